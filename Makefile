@@ -1,0 +1,32 @@
+# `make run` and `make test` make the environment when it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test lint bench clean help
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+run: $(READY) ## train and judge the default pair on the embedded model, about four minutes
+	$(BIN)/python -m alignbench run --objective tmpo --sampler dynamic_tree $(ARGS)
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## speed, by pytest-benchmark
+	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only --benchmark-group-by=group
+
+clean: ## remove the environment
+	rm -rf $(VENV)

@@ -1,0 +1,60 @@
+"""alignbench compares alignment objectives and rollout samplers on one flow-matching text-to-image backbone.
+
+What a plug-in author needs is here; everything is imported on first use, so that `import alignbench` is free.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignbench.backbone import Backbone as Backbone
+    from alignbench.errors import RunError as RunError
+    from alignbench.errors import UserError as UserError
+    from alignbench.executor import rollout as rollout
+    from alignbench.forest import RolloutForest as RolloutForest
+    from alignbench.load import load_backbone as load_backbone
+    from alignbench.load import load_objective as load_objective
+    from alignbench.load import load_sampler as load_sampler
+    from alignbench.load import load_scorer as load_scorer
+    from alignbench.objective import Needs as Needs
+    from alignbench.objective import Objective as Objective
+    from alignbench.plan import Plan as Plan
+    from alignbench.plan import Step as Step
+    from alignbench.sampler import Sampler as Sampler
+    from alignbench.scorer import Scorer as Scorer
+    from alignbench.scorer import SetMetric as SetMetric
+    from alignbench.settings import Settings as Settings
+    from alignbench.training import run as run
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backbone": "backbone",
+    "Needs": "objective",
+    "Objective": "objective",
+    "Plan": "plan",
+    "RolloutForest": "forest",
+    "RunError": "errors",
+    "Sampler": "sampler",
+    "Scorer": "scorer",
+    "SetMetric": "scorer",
+    "Settings": "settings",
+    "Step": "plan",
+    "UserError": "errors",
+    "load_backbone": "load",
+    "load_objective": "load",
+    "load_sampler": "load",
+    "load_scorer": "load",
+    "rollout": "executor",
+    "run": "training",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"alignbench.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'alignbench' has no attribute {name!r}")

@@ -1,0 +1,58 @@
+"""What a flow-matching model must offer to be aligned: the same few calls for every architecture."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alignbench.settings import Settings
+
+
+class Backbone(ABC):
+    """A text-to-image flow model with a policy to train and a frozen reference.
+
+    `velocity` is deterministic: no dropout, no dependence of one row on another.
+    """
+
+    name: str = ""
+    Settings: type[Settings] = Settings
+
+    latent_shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+    guidance: float
+    """Classifier-free guidance in force, 1 for none; the same in rollout, training and evaluation."""
+    default_steps: int
+    """Denoising steps that the model's own call arguments ask for."""
+
+    @abstractmethod
+    def sigmas(self, steps: int) -> Tensor:
+        """The model's noise schedule, float32 [steps + 1] from 1 to 0, on the CPU."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Any:
+        """Conditioning of the prompts, to be indexed by row through `velocity`'s `group`; computed once a prompt."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Any, group: Tensor) -> Tensor:
+        """Predicted x_1 - x_0 for states x [B, *latent] at sigma [B]; row b belongs to prompt group[b]."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Pictures of final latents, uint8 [B, H, W, 3]."""
+
+    @abstractmethod
+    def trainable(self) -> nn.Module:
+        """The module whose parameters with `requires_grad` are the policy."""
+
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """While entered, `velocity` answers with the frozen base model."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters to train."""
+        return (p for p in self.trainable().parameters() if p.requires_grad)

@@ -1,0 +1,1 @@
+"""Backbones: a file's name is the name that `--backbone` takes; a path opens a local diffusers folder."""

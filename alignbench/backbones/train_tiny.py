@@ -1,0 +1,527 @@
+"""Trains the embedded `tiny` backbone from nothing: `python -m alignbench train-tiny`.
+
+Three stages, each resumable, all on drawn pictures and fixed seeds:
+
+1. `autoencoder`: an `AutoencoderKL` that halves twice (64x64x3 -> 16x16x8);
+2. `transformer`: an `SD3Transformer2DModel` with two CLIP text encoders, trained jointly by flow matching with
+   logit-normal times (Esser et al. 2024, arXiv 2403.03206), prompt dropout and an exponential moving average;
+3. `export`: the folder that `StableDiffusion3Pipeline.from_pretrained` opens, in bfloat16.
+
+One text encoder reads the words of the prompt (what is quoted becomes one mark), the other the letters of the first
+quoted text: the same split of meaning and spelling as in SD3's encoders, at the smallest size.
+"""
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from alignbench.drawing import lettering, scenes
+from alignbench.drawing.palette import COLORS
+from alignbench.errors import UserError, did_you_mean
+
+SEQUENCE_LENGTH = 16
+WORD_WIDTH, LETTER_WIDTH = 96, 64
+TEXT_WIDTH = WORD_WIDTH + LETTER_WIDTH
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>", "eos_token": "<eos>"}
+EOS_ID = 3
+SHARD = 2048
+
+
+@dataclass(frozen=True)
+class TinyTraining:
+    """Settings of the training; the defaults made the folder that ships."""
+
+    seed: int = 0
+    threads: int = 2
+    autoencoder_steps: int = 1500
+    autoencoder_batch: int = 24
+    autoencoder_lr: float = 2e-3
+    kl_weight: float = 5e-4
+    steps: int = 4000
+    batch: int = 64
+    lr: float = 1e-3
+    muon_lr: float = 2e-3
+    warmup: int = 100
+    ema: float = 0.998
+    words_share: float = 0.6
+    prompt_dropout: float = 0.1
+    shards: int = 32
+    shift: float = 1.5
+    call_steps: int = 20
+    call_guidance: float = 1.0
+    save_every: int = 250
+
+
+# ---------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: str
+    picture: np.ndarray
+
+
+def held_out_words() -> frozenset[str]:
+    """Words of the OCR task (training and evaluation prompts): the base model never sees one of them."""
+    folder = Path(__file__).parent.parent / "tasks" / "ocr"
+    lines = [line for name in ("train.txt", "eval.txt") for line in (folder / name).read_text().splitlines()]
+    return frozenset(line.split('"')[1] for line in lines if '"' in line)
+
+
+def is_held_out(metadata: dict[str, Any]) -> bool:
+    """One prompt in ten, by content: scenes that the base model never sees."""
+    import hashlib
+
+    key = json.dumps([metadata["tag"], metadata["include"], metadata["prompt"]], sort_keys=True)
+    return hashlib.sha256(key.encode()).digest()[0] % 10 == 0
+
+
+def draw_examples(seed: int, shard: int, count: int, words_share: float) -> list[Example]:
+    """`count` prompts with their pictures; a pure function of its arguments."""
+    rng = np.random.default_rng([seed, shard])
+    exclude = held_out_words()
+    examples = []
+    while len(examples) < count:
+        if rng.random() < words_share:
+            text = lettering.sample_text(rng, exclude)
+            prompt, color = lettering.sample_prompt(rng, text)
+            examples.append(Example(prompt, lettering.sample_lettering(rng, text, color).draw()))
+        else:
+            metadata = scenes.sample_metadata(rng, str(rng.choice(scenes.TASK_TYPES)))
+            if not is_held_out(metadata):
+                examples.append(Example(metadata["prompt"], scenes.sample_scene(rng, metadata).draw()))
+    return examples
+
+
+def to_pixels(pictures: list[np.ndarray]) -> Tensor:
+    """float32 [N, 3, H, W] in -1..1."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of our prompts as tokens, any other word spelt letter by letter; a quoted text becomes one quote mark."""
+    wordings = [*lettering.PLAIN_WORDINGS, *lettering.COLORED_WORDINGS, *scenes.PREFIXES]
+    known = {w for text in wordings for w in text.replace('"{text}"', "").replace("{color}", "").split()}
+    known |= {*COLORS, *scenes.SHAPES, *scenes.PLURALS.values(), *scenes.NUMBERS.values(), "a", "an", "and"}
+    known |= {w for relation in scenes.RELATIONS for w in relation.split()}
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [str(d) for d in range(10)]
+    pieces = [*letters, *(f"##{c}" for c in letters), *'".,;:!?-&+', *sorted(w for w in known if len(w) > 1)]
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex('"[^"]*"?'), ' " ')])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return _fast(tokenizer, vocabulary)
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """The letters of the first quoted text, one token each; nothing where nothing is quoted."""
+    characters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [str(d) for d in range(10)] + list(" '.,;:!?-&+")
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
+    before, after = normalizers.Replace(Regex('^[^"]*("|$)'), ""), normalizers.Replace(Regex('"[^"]*'), "")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), before, after])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return _fast(tokenizer, vocabulary)
+
+
+def silent_third_encoder() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
+    """A third text encoder that answers one zero vector whatever the prompt: what SD3's pipeline puts in its place.
+
+    The pipeline can do without its third encoder, but `from_pretrained` then wants to be told so; with this one in the
+    folder it opens as it is. With `max_sequence_length=1` both ways give the same embeddings.
+    """
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(Regex(".+"), "")
+    encoder = T5EncoderModel(T5Config(vocab_size=2, d_model=TEXT_WIDTH, d_kv=8, d_ff=8, num_layers=0, num_heads=1))
+    nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder, PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=1, pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def _fast(tokenizer: Tokenizer, vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
+    ends = [(SPECIAL[t], vocabulary[SPECIAL[t]]) for t in ("bos_token", "eos_token")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=SEQUENCE_LENGTH, **SPECIAL)
+
+
+def build_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 24, 32),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.0,
+        scaling_factor=1.0,
+    )
+
+
+def build_text_encoder(vocabulary: int, width: int, layers: int) -> CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=SEQUENCE_LENGTH,
+        hidden_act="gelu",
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=EOS_ID,
+        initializer_factor=1.0,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def build_transformer(text_width: int) -> SD3Transformer2DModel:
+    return SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=text_width,
+        caption_projection_dim=128,
+        pooled_projection_dim=text_width,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+
+
+class TextAndTransformer(nn.Module):
+    """Everything that stage 2 trains: prompt ids in, velocity out, as `StableDiffusion3Pipeline` wires them."""
+
+    def __init__(self, words: int, letters: int) -> None:
+        super().__init__()
+        self.text_encoder = build_text_encoder(words, WORD_WIDTH, layers=3)
+        self.text_encoder_2 = build_text_encoder(letters, LETTER_WIDTH, layers=2)
+        self.transformer = build_transformer(TEXT_WIDTH)
+
+    def forward(self, x: Tensor, sigma: Tensor, word_ids: Tensor, letter_ids: Tensor, third: int = 1) -> Tensor:
+        """`third`: how many zero vectors stand for the third encoder, the call's `max_sequence_length`."""
+        first = self.text_encoder(word_ids, output_hidden_states=True)
+        second = self.text_encoder_2(letter_ids, output_hidden_states=True)
+        states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        states = torch.cat([states, states.new_zeros(len(states), third, states.shape[-1])], dim=1)
+        pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
+        return self.transformer(
+            x, encoder_hidden_states=states, pooled_projections=pooled, timestep=sigma * 1000, return_dict=False
+        )[0]
+
+
+# ---------------------------------------------------------------------------------------------------- stages
+
+
+def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> AutoencoderKL:
+    """Stage 1; returns the trained model with `scaling_factor` set so that latents have unit variance overall."""
+    torch.manual_seed(settings.seed)
+    model = build_autoencoder()
+    done = work / "autoencoder"
+    if done.exists():
+        return AutoencoderKL.from_pretrained(done)
+    model.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.autoencoder_lr, betas=(0.9, 0.95), weight_decay=1e-3)
+    start, history = 0, []
+    checkpoint = work / "autoencoder.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, history = state["step"], state["history"]
+    began = time.perf_counter()
+    for step in range(start, settings.autoencoder_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.autoencoder_lr * _schedule(step, settings.autoencoder_steps, settings.warmup)
+        examples = draw_examples(settings.seed + 1, step, settings.autoencoder_batch, settings.words_share)
+        pixels = to_pixels([e.picture for e in examples]).contiguous(memory_format=torch.channels_last)
+        generator = torch.Generator().manual_seed(step)
+        posterior = model.encode(pixels).latent_dist
+        restored = model.decode(posterior.sample(generator)).sample
+        squared = functional.mse_loss(restored, pixels)
+        loss = (
+            squared
+            + 0.1 * functional.l1_loss(restored, pixels)
+            + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step + 1 == settings.autoencoder_steps:
+            history.append([step, squared.item()])
+            log(
+                f"autoencoder step {step} mse {squared.item():.5f} latent std {float(posterior.mean.std()):.3f} noise {float(posterior.std.mean()):.3f} {time.perf_counter() - began:.0f} s"
+            )
+        if (step + 1) % settings.save_every == 0:
+            _save_atomically(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "history": history,
+                },
+                checkpoint,
+            )
+    model.eval()
+    pixels = to_pixels([e.picture for e in draw_examples(settings.seed + 2, 0, 512, settings.words_share)])
+    with torch.no_grad():
+        latents = torch.cat([model.encode(p).latent_dist.mode() for p in pixels.split(64)])
+        restored = torch.cat([model.decode(z).sample for z in latents.split(64)])
+    model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    log(
+        f"autoencoder held-out mse {float(functional.mse_loss(restored, pixels)):.5f}; per-channel std {[round(s, 2) for s in latents.std((0, 2, 3)).tolist()]}"
+    )
+    model.save_pretrained(done)
+    (work / "autoencoder_history.json").write_text(json.dumps(history))
+    return model
+
+
+class LatentPool:
+    """Drawn and encoded examples, shard after shard; the next shard is prepared while the current one is used."""
+
+    def __init__(self, settings: TinyTraining, autoencoder: AutoencoderKL) -> None:
+        self.settings, self.autoencoder = settings, autoencoder
+        self.words, self.letters = word_tokenizer(), letter_tokenizer()
+        self.worker = ThreadPoolExecutor(1)
+        self.shards: dict[int, Future[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def shard(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        for i in (index % self.settings.shards, (index + 1) % self.settings.shards):
+            if i not in self.shards:
+                self.shards[i] = self.worker.submit(self._make, i)
+        return self.shards[index % self.settings.shards].result()
+
+    def _make(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        torch.set_num_threads(1)
+        examples = draw_examples(self.settings.seed, index, SHARD, self.settings.words_share)
+        config = self.autoencoder.config
+        with torch.no_grad():
+            latents = torch.cat(
+                [
+                    (self.autoencoder.encode(pixels).latent_dist.mode() - config.shift_factor) * config.scaling_factor
+                    for pixels in to_pixels([e.picture for e in examples]).split(32)
+                ]
+            )
+        prompts = [e.prompt for e in examples]
+        return latents.half(), tokenize(self.words, prompts), tokenize(self.letters, prompts)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
+    """int64 [N, SEQUENCE_LENGTH], padded and truncated."""
+    return tokenizer(prompts, padding="max_length", max_length=SEQUENCE_LENGTH, truncation=True, return_tensors="pt").input_ids
+
+
+def train_transformer(settings: TinyTraining, work: Path, autoencoder: AutoencoderKL, log: Any = print) -> TextAndTransformer:
+    """Stage 2; returns the model with its averaged weights."""
+    torch.manual_seed(settings.seed)
+    pool = LatentPool(settings, autoencoder)
+    model = TextAndTransformer(len(pool.words), len(pool.letters))
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizers = _optimizers(model, settings)
+    start, history = 0, []
+    checkpoint = work / "transformer.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average, start, history = state["average"], state["step"], state["history"]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        log(f"goes on at step {start}")
+    empty = tokenize(pool.words, [""]), tokenize(pool.letters, [""])
+    per_shard = SHARD // settings.batch
+    began, running = time.perf_counter(), 0.0
+    model.train()
+    for step in range(start, settings.steps):
+        factor = _schedule(step, settings.steps, settings.warmup)
+        for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+        epoch, position = divmod(step, per_shard)
+        latents, words, letters = pool.shard(epoch)
+        order = np.random.default_rng([settings.seed, epoch]).permutation(SHARD)
+        chosen = torch.from_numpy(order[position * settings.batch : (position + 1) * settings.batch])
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        x0, word_ids, letter_ids = latents[chosen].float(), words[chosen], letters[chosen]
+        dropped = torch.rand(settings.batch, 1, generator=generator) < settings.prompt_dropout
+        word_ids, letter_ids = torch.where(dropped, empty[0], word_ids), torch.where(dropped, empty[1], letter_ids)
+        sigma = torch.sigmoid(torch.randn(settings.batch, generator=generator))
+        noise = torch.randn(x0.shape, generator=generator)
+        s = sigma.view(-1, 1, 1, 1)
+        # With and without the zero vector of the third encoder in turn, so that the model is at home in both.
+        velocity = model((1 - s) * x0 + s * noise, sigma, word_ids, letter_ids, third=step % 2)
+        loss = functional.mse_loss(velocity, noise - x0)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            live = model.state_dict()
+            for name, value in average.items():
+                value.lerp_(live[name], 1 - decay) if value.is_floating_point() else value.copy_(live[name])
+        running += loss.item()
+        if (step + 1) % 50 == 0:
+            history.append([step + 1, running / 50])
+            log(
+                f"transformer step {step + 1} loss {running / 50:.4f} {(time.perf_counter() - began) / (step + 1 - start):.2f} s a step"
+            )
+            running = 0.0
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            state = {
+                "model": model.state_dict(),
+                "average": average,
+                "optimizers": [o.state_dict() for o in optimizers],
+                "step": step + 1,
+                "history": history,
+            }
+            _save_atomically(state, checkpoint)
+    model.load_state_dict(average)
+    (work / "transformer_history.json").write_text(json.dumps(history))
+    return model.eval()
+
+
+def export(
+    settings: TinyTraining, autoencoder: AutoencoderKL, model: TextAndTransformer, out: Path
+) -> StableDiffusion3Pipeline:
+    """Stage 3: writes the diffusers folder (bfloat16) with `alignbench.json`; returns the pipeline."""
+    third, third_tokenizer = silent_third_encoder()
+    pipeline = StableDiffusion3Pipeline(
+        transformer=model.transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=settings.shift),
+        vae=autoencoder,
+        text_encoder=model.text_encoder,
+        tokenizer=word_tokenizer(),
+        text_encoder_2=model.text_encoder_2,
+        tokenizer_2=letter_tokenizer(),
+        text_encoder_3=third,
+        tokenizer_3=third_tokenizer,
+    )
+    # The large parts in bfloat16; text encoders in float32, since transformers loads them in the type they were saved in.
+    pipeline.transformer.to(torch.bfloat16)
+    pipeline.vae.to(torch.bfloat16)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    call = {
+        "height": 64,
+        "width": 64,
+        "max_sequence_length": 1,
+        "num_inference_steps": settings.call_steps,
+        "guidance_scale": settings.call_guidance,
+    }
+    (out / "alignbench.json").write_text(json.dumps({"call": call, "training": asdict(settings)}, indent=2) + "\n")
+    return pipeline
+
+
+def settings_from(assignments: list[str]) -> TinyTraining:
+    """The default settings with `key=value` changes.
+
+    Raises:
+        UserError: an unknown key, or a value that is no number.
+    """
+    known = {f.name: type(f.default) for f in fields(TinyTraining)}
+    changes = {}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key not in known:
+            raise UserError(f"train-tiny has no setting {key!r}{did_you_mean(key, known)}")
+        try:
+            changes[key] = known[key](value)
+        except ValueError:
+            raise UserError(f"train-tiny: {key} takes {known[key].__name__}, got {value!r}") from None
+    return replace(TinyTraining(), **changes)
+
+
+def train_tiny(settings: TinyTraining, work: Path, out: Path, log: Any = print) -> None:
+    """All stages; goes on where an earlier call with the same `work` folder stopped."""
+    torch.set_num_threads(settings.threads)
+    work.mkdir(parents=True, exist_ok=True)
+    autoencoder = train_autoencoder(settings, work, log).eval()
+    model = train_transformer(settings, work, autoencoder, log)
+    export(settings, autoencoder, model, out)
+    log(f"written to {out}")
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised (Jordan et al. 2024), in float32, matrices of one shape at a time.
+
+    `torch.optim.Muon` computes the same in bfloat16, which is several times slower on CPUs without bfloat16 arithmetic.
+    Updates are scaled to AdamW's usual size, 0.2 sqrt(max(m, n)), so that AdamW's learning rates and decay apply.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in by_shape.items():
+                updates = []
+                for parameter in parameters:
+                    assert parameter.grad is not None
+                    state = self.state[parameter]
+                    buffer = state.setdefault("momentum", torch.zeros_like(parameter))
+                    buffer.lerp_(parameter.grad, 1 - group["momentum"])
+                    updates.append(parameter.grad.lerp(buffer, group["momentum"]))
+                scale = 0.2 * max(shape) ** 0.5
+                for parameter, update in zip(parameters, _orthogonal(torch.stack(updates)), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest orthogonal matrices, by five quintic Newton-Schulz iterations; [N, m, n]."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if tall else x
+
+
+def _optimizers(model: TextAndTransformer, settings: TinyTraining) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the attention and feed-forward matrices of the transformer's blocks, AdamW for everything else."""
+    blocks = model.transformer.transformer_blocks.named_parameters()
+    matrices = [p for name, p in blocks if p.ndim == 2 and ("attn." in name or "ff" in name)]
+    inside = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    muon = Muon(matrices, lr=settings.muon_lr)
+    return muon, torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+def _schedule(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, constant, and a linear fall to zero over the last 40 %."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (0.4 * steps))
+
+
+def _save_atomically(state: dict[str, Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)

@@ -1,0 +1,152 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+
+Weights are safetensors; the optimizer's state is read with `weights_only`; the rest is JSON. The noise, the plans and the
+order of prompts are functions of the seed and the iteration, so that no generator's state has to be kept.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alignbench.errors import RunError, UserError
+from alignbench.objective import Objective
+
+VERSION = 1
+
+
+class Checkpoint(BaseModel):
+    """`state.json`: where the run stands and what it has measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = VERSION
+    iteration: int
+    config: dict[str, Any]
+    budget: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    ratio_deviation: float
+    started: str
+
+
+class EMA:
+    """Moving average of parameters: decay min((1 + n) / (10 + n), decay), every `every` updates."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float, every: int) -> None:
+        self.parameters, self.decay, self.every = parameters, decay, every
+        self.average = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Call after optimizer step number `step`, counted from 1."""
+        if step % self.every == 0:
+            decay = min((1 + step) / (10 + step), self.decay)
+            for average, parameter in zip(self.average, self.parameters, strict=True):
+                average.lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While entered, the parameters hold their averages; afterwards the live values are back."""
+        live = [p.detach().clone() for p in self.parameters]
+        self._write(self.average)
+        try:
+            yield
+        finally:
+            self._write(live)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def save_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    objective: Objective,
+) -> Path:
+    """Writes `folder/iteration-N`, whole or not at all, and removes older ones; returns its path.
+
+    Raises:
+        RunError: it cannot be written; older checkpoints are untouched.
+    """
+    final = folder / f"iteration-{checkpoint.iteration}"
+    partial = folder / f".{final.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_trained(model), partial / "weights.safetensors")
+        if ema:
+            save_file({str(i): a.contiguous() for i, a in enumerate(ema.average)}, partial / "ema.safetensors")
+        own = {str(i): p.detach().contiguous() for i, p in enumerate(objective.parameters())}
+        if own:
+            save_file(own, partial / "objective.safetensors")
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        (partial / "state.json").write_text(checkpoint.model_dump_json(), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
+    for old in folder.glob("iteration-*"):
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    objective: Objective,
+) -> Checkpoint:
+    """Restores the newest checkpoint in `folder` into the given objects.
+
+    Raises:
+        UserError: there is none, it is damaged, of another version, or was made with other settings.
+    """
+    found = sorted(folder.glob("iteration-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    if not found:
+        raise UserError(f"{folder.parent} has no checkpoint to resume from")
+    newest = found[-1]
+    try:
+        data = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        if data.get("version") != VERSION:
+            raise UserError(f"{newest} has checkpoint version {data.get('version')}; this alignbench reads {VERSION}")
+        checkpoint = Checkpoint.model_validate(data)
+        changed = sorted(k for k in config if config[k] != checkpoint.config.get(k))
+        if changed:
+            raise UserError(f"{newest} was made with other settings ({', '.join(changed)}); resume with the same ones")
+        model.load_state_dict(load_file(newest / "weights.safetensors"), strict=False)
+        if ema:
+            averages = load_file(newest / "ema.safetensors")
+            ema.average = [averages[str(i)].to(a.device) for i, a in enumerate(ema.average)]
+        own = list(objective.parameters())
+        if own:
+            saved = load_file(newest / "objective.safetensors")
+            with torch.no_grad():
+                for i, parameter in enumerate(own):
+                    parameter.copy_(saved[str(i)])
+        optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise UserError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error}); resume an older one") from error
+    return checkpoint
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by name."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,140 @@
+"""The command line. Nothing heavy is imported before a command needs it, so `--help` and `list` answer at once."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignbench import __version__, registry, tasks
+from alignbench.config import RunConfig, load_config
+from alignbench.errors import UserError, did_you_mean
+
+app = typer.Typer(
+    name="alignbench",
+    help="Compares alignment objectives and rollout samplers for flow-matching text-to-image models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+KINDS = (*registry.PACKAGES, "tasks")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"alignbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    objective: Annotated[str | None, typer.Option(help="Alignment objective; see `list objectives`. (default: tmpo)")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Rollout sampler; see `list samplers`. (default: dynamic_tree)")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Model: a name, or a local diffusers folder. (default: tiny)")] = None,
+    task: Annotated[str | None, typer.Option(help="Prompts, reward and judges: a name or a YAML file. (default: ocr)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of rollouts, plans and prompt order. (default: 0)")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="smoke (seconds), quick (minutes), paper (published). (default: quick)")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Rollouts, each followed by its updates.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; must not exist. (default: results/<time>-<pair>)")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any keys of the configuration.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance objective.beta=3.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
+) -> None:
+    """Trains and evaluates one objective with one sampler; a bare `run` works."""
+    options = {
+        "objective": objective,
+        "sampler": sampler,
+        "backbone": backbone,
+        "task": task,
+        "seed": seed,
+        "iterations": iterations,
+    }
+    if resume is not None:
+        given = [f"--{k}" for k, v in {**options, "preset": preset, "out": out, "config": config, "set": sets}.items() if v]
+        if given:
+            raise UserError(f"--resume continues a run with its own settings; leave out {', '.join(given)}")
+        if not (resume / "config.yaml").is_file():
+            raise UserError(f"{resume} is no folder of a run: it has no config.yaml")
+        settings, folder = load_config(file=resume / "config.yaml"), resume
+    else:
+        settings = load_config(preset=preset, file=config, options=options, sets=sets or [])
+        folder = out or _default_folder(settings)
+
+    from alignbench.console import Silent, Terminal
+    from alignbench.training import run as train
+
+    try:
+        result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume is not None)
+    except KeyboardInterrupt:
+        typer.echo(f"alignbench: interrupted; go on with: alignbench run --resume {folder}", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(result.model_dump_json(indent=2))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Names of objectives, samplers, evals, backbones and tasks, a line each."""
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}")
+    found = {k: tasks.describe() if k == "tasks" else registry.describe(k) for k in ([kind] if kind else KINDS)}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    width = max(len(name) for names in found.values() for name in names)
+    for k, described in found.items():
+        print(k)
+        for name, line in described.items():
+            print(f"  {name:<{width}}  {line}")
+
+
+@app.command()
+def plot(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Draws a run's plots again, from its record alone."""
+    from alignbench.plots import plot_run
+
+    for file in plot_run(folder):
+        print(file)
+
+
+@app.command("train-tiny")
+def train_tiny(
+    out: Annotated[Path, typer.Option(help="Where the diffusers folder is written.")],
+    work: Annotated[Path, typer.Option(help="Checkpoints; the same folder again goes on where it stopped.")] = Path(
+        "train-tiny"
+    ),
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of TinyTraining, for instance steps=500.")] = None,
+) -> None:
+    """Trains the embedded `tiny` backbone from nothing on drawn pictures; about an hour and a half on two CPU cores."""
+    from alignbench.backbones import train_tiny as training
+
+    training.train_tiny(training.settings_from(sets or []), work, out)
+
+
+def _default_folder(settings: RunConfig) -> Path:
+    pair = "-".join(p.replace("/", "_").replace(":", "_") for p in (settings.objective.name, settings.sampler.name))
+    return Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-{pair}-s{settings.seed}"
+
+
+def failure(error: BaseException) -> str:
+    """The line on stderr for an error that ends a command."""
+    return f"alignbench: error: {error}"

@@ -1,0 +1,269 @@
+"""The configuration of a run: strict, layered, and written resolved into the run's folder.
+
+Layers, later ones win: defaults < preset (common part, then the parts for the backbone, sampler and objective that were
+chosen) < config file < command-line options < `--set dotted.key=value`.
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from alignbench.errors import UserError, did_you_mean
+from alignbench.settings import Settings
+
+PLUGINS = ("objective", "sampler", "backbone")
+"""Keys that name a plug-in and hold its settings."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Plugin(Settings):
+    """A plug-in by name with its own settings, which the plug-in's class validates."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class OptimizerConfig(Settings):
+    """AdamW."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: falls to a tenth of `lr` over the run."""
+
+
+class EMAConfig(Settings):
+    """Moving average of the trained weights: decay min((1 + n) / (10 + n), decay) every `every` updates."""
+
+    decay: float = Field(0.9, gt=0, lt=1)
+    every: int = Field(8, ge=1)
+
+
+class EvaluationConfig(Settings):
+    """How base and trained model are compared: same prompts, same initial noise, deterministic sampling."""
+
+    prompts: int = Field(64, ge=1)
+    """How many of the task's evaluation prompts, from the first on."""
+    images_per_prompt: int = Field(4, ge=2)
+    """Pictures of each prompt; diversity needs two."""
+    steps: int | None = Field(None, ge=1)
+    """ODE steps; the backbone's own call arguments where it is null."""
+    seed: int = 12345
+    """Of the evaluation noise; apart from the run's seed, so that all runs are judged on the same noise."""
+
+
+class BudgetConfig(Settings):
+    """Where a run ends, if before its iterations are done."""
+
+    model_rows: int | None = Field(None, ge=1)
+    """Rollout and training rows together."""
+    reward_calls: int | None = Field(None, ge=1)
+    seconds: float | None = Field(None, gt=0)
+
+
+class RunConfig(Settings):
+    """Everything that determines a run."""
+
+    objective: Plugin = Plugin(name="tmpo")
+    sampler: Plugin = Plugin(name="dynamic_tree")
+    backbone: Plugin = Plugin(name="tiny")
+    task: str = "ocr"
+    """A task that ships, or the path of a task's YAML file."""
+    seed: int = Field(0, ge=0)
+    """Of rollout noise, plans and prompt order."""
+    preset: str = "quick"
+    iterations: int = Field(50, ge=0)
+    """Rollouts, each followed by its updates."""
+    prompts_per_iteration: int = Field(12, ge=1)
+    """Groups of one rollout."""
+    updates_per_rollout: int = Field(1, ge=1)
+    """Optimizer steps on each rollout; with more than one, all but the first are off-policy."""
+    guidance: float | None = Field(None, ge=1)
+    """Classifier-free guidance in rollout, training and evaluation alike; the backbone's own where it is null."""
+    log_prob_reduction: Literal["mean", "sum"] = "mean"
+    """How log-probs are taken over latent dimensions. Clip ranges and temperatures depend on it."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rows in one model call; null for all. Results do not depend on it."""
+    normalise_rewards: bool = True
+    """With several rewards: standardise each within its group before the weighted sum."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EMAConfig | None = None
+    """Evaluate and save an average of the weights; null for the weights themselves."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    budget: BudgetConfig = BudgetConfig()
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; null for as many as this process may use, at most eight."""
+    device: str = "auto"
+    """`auto` takes CUDA where there is one."""
+
+    @field_validator(*PLUGINS, mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """`objective: tmpo` and `objective: {name: tmpo, beta: 2}` are short for a name and its settings."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and "settings" not in value:
+            return {"name": value.get("name"), "settings": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+    def resolved(self) -> dict[str, Any]:
+        """As plain data that `RunConfig` reads back."""
+        data = self.model_dump(mode="json")
+        for kind in PLUGINS:
+            data[kind] = {"name": data[kind]["name"], **data[kind]["settings"]}
+        return data
+
+
+def validate(model: type[Model], data: Mapping[str, Any], *, where: str) -> Model:
+    """The model built from data.
+
+    Raises:
+        UserError: one sentence that names the key, what is wrong, and for an unknown key the nearest valid one.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(model, error)}") from None
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship."""
+    folder = resources.files("alignbench") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    sets: Iterable[str] = (),
+) -> RunConfig:
+    """The configuration from all layers; see the module's docstring for their order.
+
+    Args:
+        preset: a preset's name; the config file's `preset`, else `quick`, where it is None.
+        file: a YAML file with keys of `RunConfig`.
+        options: keys from the command line; None values are left out.
+        sets: `dotted.key=value`, the value read as YAML.
+    """
+    given: dict[str, Any] = {}
+    if file is not None:
+        _merge(given, _read_yaml(file))
+    _merge(given, {k: v for k, v in (options or {}).items() if v is not None})
+    for assignment in sets:
+        _merge(given, _assignment(assignment))
+    given["preset"] = preset or given.get("preset") or RunConfig.model_fields["preset"].default
+    shipped = _read_preset(given["preset"])
+    common = shipped.get("common", {})
+    merged: dict[str, Any] = {kind: {"name": _chosen(kind, given, common)} for kind in PLUGINS}
+    _merge(merged, common)
+    for kind in reversed(PLUGINS):  # what is tuned for the objective has the last word
+        _merge(merged, shipped.get(f"{kind}s", {}).get(merged[kind]["name"], {}))
+    _merge(merged, given)
+    return validate(RunConfig, merged, where=str(file) if file else "configuration")
+
+
+def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
+    """The name of the objective, sampler or backbone that the first layer with an opinion wants."""
+    for layer in layers:
+        name = _named(layer.get(kind)).get("name")
+        if name is not None:
+            return str(name)
+    return str(RunConfig.model_fields[kind].default.name)
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in presets():
+        raise UserError(f"there is no preset {name!r}{did_you_mean(str(name), presets())}")
+    data = yaml.safe_load((resources.files("alignbench") / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return dict(data)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the config file {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the config file {file} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"the config file {file} must hold keys and values, not {type(data).__name__}")
+    return data
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set takes dotted.key=value, got {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: {value!r} is no valid YAML value") from None
+    if isinstance(parsed, str):
+        parsed = _number(parsed)
+    nested: Any = parsed
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-4 as text; nobody means that."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        old = into.get(key)
+        if key in PLUGINS:
+            old, value = _named(old), _named(value)
+            if old and value.get("name") not in (None, old.get("name")):
+                old = None  # another plug-in: the settings of the former one do not apply
+            into[key] = {**(old or {}), **value}
+        elif isinstance(old, dict) and isinstance(value, Mapping):
+            _merge(old, value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _named(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    return {"name": value} if isinstance(value, str) else dict(value)
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(p) for p in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"there is no key {key!r}{did_you_mean(path[-1], _fields_at(model, path[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    given = f", got {problem['input']!r}" if key and not isinstance(problem["input"], Mapping) else ""
+    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{given}{more}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

@@ -1,0 +1,60 @@
+"""The colours of drawn pictures, and which of them can be told apart."""
+
+from functools import cache
+from math import dist
+
+import numpy as np
+
+PICTURE_SIZE = 64
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 36, 42),
+    "orange": (245, 136, 24),
+    "yellow": (250, 216, 40),
+    "green": (44, 156, 66),
+    "blue": (40, 88, 214),
+    "purple": (130, 52, 176),
+    "pink": (246, 132, 184),
+    "brown": (126, 78, 40),
+    "black": (24, 24, 26),
+    "white": (250, 250, 250),
+}
+"""GenEval's colour names, sRGB."""
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "grey": (196, 200, 206),
+    "sky": (184, 214, 238),
+    "sand": (228, 214, 180),
+    "mint": (192, 228, 206),
+    "slate": (92, 102, 116),
+    "night": (38, 46, 78),
+}
+
+
+def srgb_to_lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (D65) of sRGB values in 0..255; shape [..., 3] in and out."""
+    linear = np.asarray(rgb, dtype=np.float64) / 255.0
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    xyz = linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+@cache
+def contrast(color: str, background: str) -> float:
+    """Distance in L*a*b* (CIE76) between a colour and a background, both by name."""
+    lab = srgb_to_lab(np.array([COLORS[color], BACKGROUNDS[background]]))
+    return dist(lab[0], lab[1])
+
+
+@cache
+def backgrounds_for(colors: frozenset[str], minimum: float) -> tuple[str, ...]:
+    """Backgrounds from which each of the colours stands out by at least `minimum`."""
+    return tuple(b for b in BACKGROUNDS if all(contrast(c, b) >= minimum for c in colors))
+
+
+@cache
+def colors_for(background: str, minimum: float) -> tuple[str, ...]:
+    """Colours that stand out from the background by at least `minimum`."""
+    return tuple(c for c in COLORS if contrast(c, background) >= minimum)

@@ -1,0 +1,110 @@
+"""Back-propagates an objective through the model, with memory that does not depend on the number of rollouts.
+
+Gradient caching: the terms are computed in micro-batches without a graph; autograd gives d(loss)/d(terms) on these small
+tensors; each micro-batch is then evaluated again with a graph and receives its part of that gradient. The result is the
+exact gradient. Where all rows fit in one micro-batch, it is a plain single pass.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignbench.backbone import Backbone
+from alignbench.errors import NonFiniteError
+from alignbench.executor import predict
+from alignbench.forest import RolloutForest
+from alignbench.objective import Objective
+from alignbench.terms import Rows, Terms
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What one backward pass found.
+
+    Attributes:
+        loss: the objective's value before the update.
+        terms: all terms, detached, before the update.
+        rows: distinct model inputs.
+        forward_rows: rows that were evaluated, counting twice those that gradient caching evaluates twice, and the
+            reference's.
+    """
+
+    loss: float
+    terms: Terms
+    rows: int
+    forward_rows: int
+
+
+def backward(
+    policy: Backbone, objective: Objective, forest: RolloutForest, *, update: int = 0, micro_batch: int | None = None
+) -> Backward:
+    """Adds d(loss)/d(parameters) to the `.grad` of the policy's and the objective's parameters.
+
+    Args:
+        forest: with rewards.
+        update: how many updates this rollout has already served.
+        micro_batch: at most this many rows in one model call; None for all in one.
+
+    Raises:
+        NonFiniteError: naming the term or loss that is NaN or infinite.
+    """
+    rows = objective.rows(forest, update)
+    count = len(rows)
+    conditioning = policy.encode(forest.prompts)
+    size = min(micro_batch or count, count)
+    parts = [rows.part(i, min(i + size, count)) for i in range(0, count, size)]
+    references = [_reference_velocity(policy, part, conditioning) if objective.needs.reference else None for part in parts]
+
+    def terms_of(i: int) -> Terms:
+        velocity = predict(policy, parts[i].x, parts[i].sigma, conditioning, parts[i].group)
+        return objective.terms(parts[i], velocity, references[i])
+
+    reference_rows = count if objective.needs.reference else 0
+    if len(parts) == 1:
+        terms = terms_of(0)
+        _check_finite(terms)
+        loss = objective.loss(terms, forest)
+        _check_finite({"loss": loss})
+        loss.backward()
+        detached = {name: value.detach() for name, value in terms.items()}
+        return Backward(float(loss.detach()), detached, count, count + reference_rows)
+
+    with torch.no_grad():
+        pieces = [terms_of(i) for i in range(len(parts))]
+    terms = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    _check_finite(terms)
+    leaves = {name: value.requires_grad_() for name, value in terms.items() if value.is_floating_point()}
+    loss = objective.loss({**terms, **leaves}, forest)
+    _check_finite({"loss": loss})
+    loss.backward()
+    offsets = dict.fromkeys(leaves, 0)
+    for i in range(len(parts)):
+        outputs, gradients = [], []
+        for name, value in terms_of(i).items():
+            if name not in leaves:
+                continue
+            start = offsets[name]
+            offsets[name] = start + len(value)
+            gradient = leaves[name].grad
+            if gradient is not None and value.requires_grad:
+                outputs.append(value)
+                gradients.append(gradient[start : offsets[name]])
+        if outputs:
+            torch.autograd.backward(outputs, gradients)
+    detached = {name: value.detach() for name, value in terms.items()}
+    return Backward(float(loss.detach()), detached, count, 2 * count + reference_rows)
+
+
+@torch.no_grad()
+def _reference_velocity(policy: Backbone, rows: Rows, conditioning: Any) -> Tensor:
+    with policy.reference():
+        return predict(policy, rows.x, rows.sigma, conditioning, rows.group)
+
+
+def _check_finite(tensors: Terms) -> None:
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise NonFiniteError(f"{name} is not finite in {bad} of {value.numel()} places ({value.dtype}); the run stops here")

@@ -1,0 +1,25 @@
+"""The two kinds of failure that end a command, and the hint that goes with a misspelt name."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """The user's input is wrong: one sentence that says what, where and what to do. Exit code 2."""
+
+
+class RunError(Exception):
+    """The run itself failed: a scorer, a non-finite value, a full disk. Exit code 1."""
+
+
+class NonFiniteError(RunError):
+    """A tensor holds NaN or infinity where a run cannot go on."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with up to three near names, else `; known: ...`."""
+    names = sorted(set(known))
+    near = get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "; known: " + ", ".join(names) if names else ""

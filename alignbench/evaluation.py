@@ -1,0 +1,173 @@
+"""Judges a policy: the same prompts and the same initial noise for every model that is compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alignbench.backbone import Backbone
+from alignbench.config import EvaluationConfig
+from alignbench.errors import RunError, UserError
+from alignbench.executor import sample
+from alignbench.load import load_eval
+from alignbench.record import Estimate, MetricRecord
+from alignbench.scorer import Eval, Scorer, SetMetric, checked_scores
+from alignbench.statistics import mean_interval
+from alignbench.tasks import EvalChoice, Task
+
+
+class Judges:
+    """A task's reward scorers and judges, loaded once."""
+
+    def __init__(self, task: Task) -> None:
+        self.rewards: dict[str, tuple[Scorer, float]] = {}
+        self.evals: dict[str, Eval] = {}
+        for choice in task.config.reward:
+            scorer = self._load(choice)
+            if not isinstance(scorer, Scorer):
+                raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of pictures and cannot be a reward")
+            self.rewards[scorer.name] = (scorer, choice.weight)
+        for choice in task.config.judges:
+            self._load(choice)
+
+    def _load(self, choice: EvalChoice) -> Eval:
+        found = load_eval(choice.eval, **choice.settings)
+        found.name = choice.label or choice.eval
+        if found.name in self.evals:
+            raise UserError(f"two evals go by the name {found.name!r}; give one of them another label")
+        self.evals[found.name] = found
+        return found
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Eval -> what must be known to score again alike."""
+        return {name: found.describe() for name, found in self.evals.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's pictures and scores.
+
+    Attributes:
+        table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
+        images: uint8 [prompts * images_per_prompt, H, W, 3], prompt by prompt.
+        prompts: the evaluation prompts.
+        directions: metric -> whether higher is better, None where neither is.
+        roles: metric -> `reward` or `judge`.
+    """
+
+    table: pd.DataFrame
+    images: np.ndarray
+    prompts: list[str]
+    directions: dict[str, bool | None]
+    roles: dict[str, str]
+
+
+def evaluate(
+    policy: Backbone,
+    task: Task,
+    judges: Judges,
+    config: EvaluationConfig,
+    *,
+    micro_batch: int | None = None,
+    advance: Callable[[str], None] = lambda what: None,
+) -> Evaluation:
+    """Draws and judges pictures of the task's evaluation prompts.
+
+    Args:
+        advance: told what is being done now, for a progress display.
+
+    Raises:
+        UserError: more prompts are asked for than the task has.
+        RunError: a scorer failed, or answered one constant for all pictures.
+    """
+    if config.prompts > len(task.eval_prompts):
+        raise UserError(
+            f"evaluation.prompts={config.prompts} but task {task.name!r} has {len(task.eval_prompts)} evaluation prompts; "
+            "lower it (training prompts are never used to judge)"
+        )
+    prompts = task.eval_prompts[: config.prompts]
+    n = config.images_per_prompt
+    advance("drawing pictures")
+    latents = sample(policy, prompts, n, config.steps or policy.default_steps, config.seed, micro_batch=micro_batch)
+    images = policy.decode(latents)
+    image_prompts = [prompt for prompt in prompts for _ in range(n)]
+    rows: list[tuple[int, str, int, str, float]] = []
+    directions: dict[str, bool | None] = {}
+    roles: dict[str, str] = {}
+    for name, found in judges.evals.items():
+        advance(f"judging by {name}")
+        role = "reward" if name in judges.rewards else "judge"
+        if isinstance(found, Scorer):
+            for metric, values in found.measure(images, image_prompts).items():
+                directions[metric], roles[metric] = found.higher_is_better(metric), role
+                scores = checked_scores(values, len(images), metric)
+                rows += [(i // n, image_prompts[i], i % n, metric, float(v)) for i, v in enumerate(scores)]
+        elif isinstance(found, SetMetric):
+            for p, prompt in enumerate(prompts):
+                part = slice(p * n, (p + 1) * n)
+                for metric, value in found.measure(images[part], latents[part].cpu(), prompt).items():
+                    directions[metric], roles[metric] = found.higher_is_better(metric), role
+                    rows.append((p, prompt, -1, metric, float(value)))
+    table = pd.DataFrame(rows, columns=["prompt_index", "prompt", "image", "metric", "value"])
+    return Evaluation(table, images, prompts, directions, roles)
+
+
+def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
+    """Refuses a reward that answers one constant for everything: it would teach nothing, and hides a broken scorer.
+
+    Raises:
+        RunError: naming the reward and its constant.
+    """
+    for name in judges.rewards:
+        values = evaluation.table.loc[evaluation.table.metric == name, "value"].dropna()
+        if len(values) == 0:
+            raise RunError(f"reward {name!r} could not score a single picture of the base model")
+        if values.nunique() == 1 and len(values) > 1:
+            raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} pictures; its scorer is broken")
+
+
+def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
+    """Base, final and their difference, paired by prompt, for each metric."""
+    by_prompt = [_prompt_means(e.table) for e in (base, final)]
+    metrics = {}
+    for metric in base.directions:
+        before, after = (frame[metric].to_numpy() for frame in by_prompt)
+        metrics[metric] = MetricRecord(
+            base=Estimate.of(mean_interval(before)),
+            final=Estimate.of(mean_interval(after)),
+            difference=Estimate.of(mean_interval(after - before)),
+            higher_is_better=base.directions[metric],
+            role=base.roles[metric],
+        )
+    return metrics
+
+
+def alarms(metrics: dict[str, MetricRecord], rewards: Sequence[str]) -> list[str]:
+    """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls."""
+    found = []
+    for name in rewards:
+        change = metrics[name].difference
+        if change.upper is not None and change.upper < 0:
+            fall = f"{name} fell by {-(change.value or 0):.3f} although it was trained on"
+            found.append(f"{fall}; a lower learning rate may save the model")
+        if change.lower is None or change.lower <= 0:
+            continue
+        for metric, record in metrics.items():
+            if record.role == "judge" and record.higher_is_better is not None and _worse(record):
+                went = f"{metric} went from {record.base.value:.3f} to {record.final.value:.3f}"
+                found.append(f"{name} rose by {change.value:.3f} while {went}")
+    return found
+
+
+def _worse(record: MetricRecord) -> bool:
+    change = record.difference
+    if change.lower is None or change.upper is None:
+        return False
+    return change.upper < 0 if record.higher_is_better else change.lower > 0
+
+
+def _prompt_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Prompts x metrics; a prompt none of whose pictures could be scored is NaN."""
+    return table.pivot_table(index="prompt_index", columns="metric", values="value", aggfunc="mean", dropna=False)

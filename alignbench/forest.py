@@ -1,0 +1,99 @@
+"""The rollout forest: the one structure that samplers fill and objectives read.
+
+A forest of denoising states. Nodes are kept only where they are needed: parents and children of stochastic edges, and
+leaves. Independent rollouts are the forest whose trees are chains. Notation in shapes: G groups (prompts), K leaves of a
+group, S stochastic steps, N nodes, R distinct parents (replay rows), E edges.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from alignbench.flow import Reduction
+from alignbench.plan import Plan
+
+
+@dataclass
+class RolloutForest:
+    """States, edges and leaves of one rollout, ordered group by group; see the module's docstring for the letters.
+
+    Attributes:
+        prompts: one for each group.
+        plan: the plan that all groups share.
+        iteration, progress: when in the training it was made; progress is 0 at the start and 1 at the end.
+        reduction: how log-probabilities are taken over latent dimensions.
+        states: float32 [N, *latent].
+        rows: int64 [R], the node of each replay row, i.e. each distinct parent of a stochastic edge.
+        row_group: int64 [R], its group. row_step: int64 [R], its step. row_velocity: float32 [R, *latent], what the
+            behaviour policy answered there.
+        edge_row: int64 [E], non-decreasing: the parent of each edge as an index into `rows`.
+        edge_child: int64 [E], its child as an index into `states`.
+        edge_sigma, edge_sigma_next, edge_noise_level: float32 [E], of the edge itself.
+        old_log_prob: float32 [E], under the behaviour policy.
+        leaves: int64 [G * K], indices into `states`; leaf g * K + k belongs to group g.
+        leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
+        rewards: float32 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
+    """
+
+    prompts: list[str]
+    plan: Plan
+    iteration: int
+    reduction: Reduction
+    states: Tensor
+    rows: Tensor
+    row_group: Tensor
+    row_step: Tensor
+    row_velocity: Tensor
+    edge_row: Tensor
+    edge_child: Tensor
+    edge_sigma: Tensor
+    edge_sigma_next: Tensor
+    edge_noise_level: Tensor
+    old_log_prob: Tensor
+    leaves: Tensor
+    leaf_edges: Tensor
+    progress: float = 0.0
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def groups(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def group_size(self) -> int:
+        """K, the leaves of each group."""
+        return len(self.leaves) // self.groups
+
+    @property
+    def leaf_latents(self) -> Tensor:
+        """Final latents, float32 [G * K, *latent]."""
+        return self.states[self.leaves]
+
+    @property
+    def row_sigma(self) -> Tensor:
+        """Noise level of each replay row, float32 [R]."""
+        first_edge = torch.searchsorted(self.edge_row, torch.arange(len(self.rows), device=self.edge_row.device))
+        return self.edge_sigma[first_edge]
+
+    @property
+    def edge_group(self) -> Tensor:
+        """Group of each edge, int64 [E]."""
+        return self.row_group[self.edge_row]
+
+    @property
+    def leaf_prompts(self) -> list[str]:
+        """Prompt of each leaf, in leaf order."""
+        return [prompt for prompt in self.prompts for _ in range(self.group_size)]
+
+    def by_group(self, leaf_values: Tensor) -> Tensor:
+        """[G * K] -> [G, K]."""
+        return leaf_values.view(self.groups, self.group_size)
+
+    def path_sum(self, edge_values: Tensor) -> Tensor:
+        """Sum over the stochastic steps of each leaf's path: [E] -> [G, K]. Shared edges enter every descendant."""
+        return self.by_group(edge_values[self.leaf_edges].sum(1))
+
+    def path_mean(self, edge_values: Tensor) -> Tensor:
+        """Mean over the stochastic steps of each leaf's path: [E] -> [G, K]."""
+        return self.by_group(edge_values[self.leaf_edges].mean(1))

@@ -1,0 +1,39 @@
+"""Plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from alignbench import registry
+from alignbench.backbone import Backbone
+from alignbench.objective import Objective
+from alignbench.sampler import Sampler
+from alignbench.scorer import Eval, Scorer
+
+
+def load_objective(name: str, **settings: Any) -> Objective:
+    """The objective of that name; raises UserError for an unknown name or setting."""
+    return cast(Objective, registry.create("objectives", name, Objective, settings))
+
+
+def load_sampler(name: str, **settings: Any) -> Sampler:
+    """The sampler of that name; raises UserError for an unknown name, setting or an impossible geometry."""
+    return cast(Sampler, registry.create("samplers", name, Sampler, settings))
+
+
+def load_scorer(name: str, **settings: Any) -> Scorer:
+    """The scorer (one number for each image) of that name; raises UserError for an unknown name or setting."""
+    return cast(Scorer, registry.create("evals", name, Scorer, settings))
+
+
+def load_eval(name: str, **settings: Any) -> Eval:
+    """The scorer or set metric of that name; raises UserError for an unknown name or setting."""
+    return cast(Eval, registry.create("evals", name, Eval, settings))
+
+
+def load_backbone(name: str, **settings: Any) -> Backbone:
+    """The backbone of that name, or the local diffusers folder at that path; raises UserError for neither."""
+    if "/" in name or Path(name).is_dir():
+        backbone = registry.create("backbones", "diffusers_folder", Backbone, {"path": name, **settings})
+    else:
+        backbone = registry.create("backbones", name, Backbone, settings)
+    return cast(Backbone, backbone)

@@ -1,0 +1,40 @@
+"""Rollout and evaluation noise as a pure function of (seed, iteration, prompt, node).
+
+It does not depend on batch size, micro-batch, device or number of processes: every node's noise comes from a
+generator of its own, on the CPU, seeded by a hash of the key.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+Key = tuple[int | str, ...]
+
+
+def seed_of(*key: int | str) -> int:
+    """A 63-bit seed from the key's parts; equal keys give equal seeds on every machine."""
+    digest = blake2b("\x1f".join(f"{type(k).__name__}:{k}" for k in key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def group_keys(prompts: Sequence[str]) -> list[Key]:
+    """A key for each prompt: its text and how often that text occurred before in this call."""
+    seen: Counter[str] = Counter()
+    keys: list[Key] = []
+    for prompt in prompts:
+        keys.append((prompt, seen[prompt]))
+        seen[prompt] += 1
+    return keys
+
+
+def normal(keys: Sequence[Key], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise, one row for each key; float32 [len(keys), *shape]."""
+    rows = torch.empty(len(keys), *shape)
+    generator = torch.Generator()
+    for row, key in zip(rows, keys, strict=True):
+        generator.manual_seed(seed_of(*key))
+        torch.randn(row.shape, generator=generator, out=row)
+    return rows.to(device)

@@ -1,0 +1,65 @@
+"""The base class of objectives: pure maths on small tensors. The engine owns the model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from alignbench import settings
+from alignbench.forest import RolloutForest
+from alignbench.terms import EdgeRows, Rows, Terms, edge_terms
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks of a run beyond the policy.
+
+    Attributes:
+        training: False for an objective that never updates the policy.
+        rewards: whether the pictures must be scored.
+        reference: whether each row is also answered by the frozen base model.
+    """
+
+    training: bool = True
+    rewards: bool = True
+    reference: bool = False
+
+
+class Objective(ABC):
+    """What to minimise, given a forest with rewards.
+
+    Subclass it in `objectives/NAME.py`, implement `loss`, and `--objective NAME` finds it. `loss` must be a pure
+    function of its arguments. Options are fields of an inner class `Settings(alignbench.Settings)`.
+    """
+
+    Settings: ClassVar[type[settings.Settings]] = settings.Settings
+    name: str = ""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def rows(self, forest: RolloutForest, update: int) -> Rows:
+        """What the model is asked in update number `update` of this rollout; by default each distinct parent once."""
+        return EdgeRows.of(forest)
+
+    def terms(self, rows: Any, velocity: Tensor, reference_velocity: Tensor | None) -> Terms:
+        """Row terms of some of the rows, differentiable in `velocity` [R', *latent]; by default `edge_terms`."""
+        return edge_terms(rows, velocity, reference_velocity)
+
+    @abstractmethod
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        """A scalar to minimise, from all the terms, `forest.rewards` and the forest's incidence."""
+
+    def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
+        """Numbers for the metrics table, from the terms before the update; no gradients."""
+        return {}
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters of the objective's own (log Z, a value head), trained with the policy's."""
+        return ()

@@ -1,0 +1,78 @@
+"""What a sampler returns: for each denoising step, how it moves and into how many children each branch splits."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, get_args
+
+from alignbench.errors import UserError
+
+Rule = Literal["ode", "sde", "cps", "dance"]
+RULES: tuple[str, ...] = get_args(Rule)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step, the same for all branches of all groups.
+
+    Attributes:
+        rule: "ode" (deterministic), or the stochastic rules of `alignbench.flow`.
+        noise_level: eta or a of the rule; 0 exactly where the rule is "ode".
+        children: how many branches each live branch becomes; more than one needs a stochastic rule.
+    """
+
+    rule: Rule = "ode"
+    noise_level: float = 0.0
+    children: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise UserError(f"step rule must be one of {', '.join(RULES)}, got {self.rule!r}")
+        if self.children < 1:
+            raise UserError(f"a step needs at least one child for each branch, got {self.children}")
+        if self.rule == "ode" and (self.noise_level != 0 or self.children > 1):
+            raise UserError("an ode step draws no noise: its noise level is 0 and its branches cannot split")
+        if self.rule != "ode" and not self.noise_level > 0:
+            raise UserError(f"a {self.rule} step needs a noise level above 0, got {self.noise_level}; use rule 'ode'")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.rule != "ode"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A group's rollout: `roots` initial noises, then `steps`. Costs are known before anything runs."""
+
+    steps: tuple[Step, ...]
+    roots: int = 1
+
+    def __post_init__(self) -> None:
+        if self.roots < 1 or not self.steps:
+            raise UserError(f"a plan needs at least one root and one step, got {self.roots} and {len(self.steps)}")
+
+    def live(self, step: int) -> int:
+        """Branches of one group that are alive before `step`, which is the model rows that the step costs."""
+        return self.roots * prod(s.children for s in self.steps[:step])
+
+    @property
+    def leaves(self) -> int:
+        """Pictures of one group: K."""
+        return self.live(len(self.steps))
+
+    @property
+    def stochastic_steps(self) -> tuple[int, ...]:
+        """Indices of the steps that carry a log-density."""
+        return tuple(t for t, s in enumerate(self.steps) if s.stochastic)
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """Indices of the steps at which branches split."""
+        return tuple(t for t, s in enumerate(self.steps) if s.children > 1)
+
+    def model_rows(self, groups: int = 1) -> int:
+        """Velocity evaluations that a rollout of `groups` groups costs."""
+        return groups * sum(self.live(t) for t in range(len(self.steps)))
+
+    def replay_rows(self, groups: int = 1) -> int:
+        """Velocity evaluations of one training pass: the distinct parents of stochastic edges."""
+        return groups * sum(self.live(t) for t in self.stochastic_steps)

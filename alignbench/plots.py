@@ -1,0 +1,230 @@
+"""Plots and picture grids of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from PIL import Image
+
+from alignbench import groups
+from alignbench.forest import RolloutForest
+from alignbench.record import Result, read_result, write_atomically
+
+if TYPE_CHECKING:
+    from alignbench.evaluation import Evaluation
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE: dict[str, Any] = {
+    "figure.dpi": 150,
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+}
+
+
+def plot_run(folder: Path) -> list[Path]:
+    """Draws the plots of a run's folder from its record alone; returns the files.
+
+    Raises:
+        UserError: the folder has no readable record.
+    """
+    result = read_result(folder)
+    written = []
+    table = folder / "metrics.parquet"
+    if table.is_file():
+        frame = pd.read_parquet(table)
+        for name, figure in (("curves", curves(frame, result)), ("diagnostics", diagnostics(frame))):
+            written.append(_write(folder / "plots" / f"{name}.png", figure))
+    written.append(_write(folder / "plots" / "changes.png", changes(result)))
+    return written
+
+
+def curves(frame: pd.DataFrame, result: Result) -> Figure:
+    """Training reward and rollout diversity against model rows, and the held-out reward before and after."""
+    with plt.rc_context(STYLE):
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
+        rows = frame["model_rows"]
+        smooth = frame["reward"].rolling(8, min_periods=1).mean()
+        left.plot(rows, frame["reward"], alpha=0.35, linewidth=0.8)
+        left.plot(rows, smooth, color=COLORS[0], label="mean of 8 iterations")
+        left.set(xlabel="model rows", ylabel="training reward", title="reward of the rollouts")
+        left.legend()
+        middle.plot(rows, frame["rollout_lgmd"], color=COLORS[2])
+        middle.set(xlabel="model rows", ylabel="LGMD in a group", title="diversity of the rollouts")
+        reward = next(m for m in result.metrics.values() if m.role == "reward")
+        for x, estimate in enumerate((reward.base, reward.final)):
+            if estimate.value is not None and estimate.lower is not None and estimate.upper is not None:
+                error = [[estimate.value - estimate.lower], [estimate.upper - estimate.value]]
+                right.errorbar([x], [estimate.value], yerr=error, fmt="o", capsize=4, color=COLORS[x])
+                right.annotate(
+                    f"{estimate.value:.3f}", (x, estimate.value), xytext=(8, 0), textcoords="offset points", va="center"
+                )
+        right.set(
+            xlim=(-0.5, 1.7),
+            xticks=[0, 1],
+            xticklabels=["base", "trained"],
+            ylabel="reward",
+            title="held-out prompts, 95 %",
+        )
+    return figure
+
+
+def diagnostics(frame: pd.DataFrame) -> Figure:
+    """Every other number of the metrics table against the iteration, a small panel each."""
+    skipped = {
+        "iteration",
+        "reward",
+        "rollout_lgmd",
+        "model_rows",
+        "model_rows_rollout",
+        "model_rows_train",
+        "reward_calls",
+    }
+    numeric = [c for c in frame.columns if c not in skipped and pd.api.types.is_numeric_dtype(frame[c])]
+    columns = 4
+    height = -(-len(numeric) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(height, columns, figsize=(9, 1.5 * height), layout="constrained", squeeze=False)
+        for axis, name in zip(axes.flat, numeric, strict=False):
+            axis.plot(frame["iteration"], frame[name], linewidth=0.9)
+            axis.set_title(name)
+            axis.ticklabel_format(axis="y", useOffset=False)
+        for axis in axes.flat[len(numeric) :]:
+            axis.set_visible(False)
+        figure.supxlabel("iteration", fontsize=8)
+    return figure
+
+
+def changes(result: Result) -> Figure:
+    """Paired difference of each metric in units of the base model's half interval, so that all fit on one axis."""
+    names, values, lows, highs, colors = [], [], [], [], []
+    for name, metric in result.metrics.items():
+        d, b = metric.difference, metric.base
+        if d.value is None or d.lower is None or d.upper is None or b.lower is None or b.upper is None:
+            continue
+        unit = max((b.upper - b.lower) / 2, 1e-9)
+        names.append(f"{name}{' (reward)' if metric.role == 'reward' else ''}")
+        values.append(d.value / unit)
+        lows.append((d.value - d.lower) / unit)
+        highs.append((d.upper - d.value) / unit)
+        colors.append(COLORS[1] if metric.role == "reward" else COLORS[0])
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6, 0.35 * len(names) + 1), layout="constrained")
+        for y, (value, low, high, color) in enumerate(zip(values, lows, highs, colors, strict=True)):
+            axis.errorbar([value], [y], xerr=[[low], [high]], fmt="o", capsize=3, color=color)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(
+            yticks=range(len(names)),
+            yticklabels=names,
+            xlabel="trained minus base, in half-widths of the base's 95 % interval",
+        )
+        axis.set_title(f"{result.run.objective} x {result.run.sampler}, seed {result.run.seed}")
+        axis.invert_yaxis()
+    return figure
+
+
+def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_per_prompt: int, prompts: int = 10) -> Figure:
+    """The same prompts and noise before (left) and after (right), with each picture's reward above it."""
+    n, count = images_per_prompt, min(prompts, len(base.prompts))
+    scores = [
+        e.table[e.table.metric == reward].pivot(index="prompt_index", columns="image", values="value") for e in (base, final)
+    ]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            count, 2 * n + 1, figsize=(0.9 * (2 * n + 1), 1.05 * count), squeeze=False, layout="constrained",
+            width_ratios=[*[1] * n, 0.25, *[1] * n],
+        )  # fmt: skip
+        for p in range(count):
+            for side, found in enumerate((base, final)):
+                for i in range(n):
+                    axis = axes[p, i + side * (n + 1)]
+                    axis.imshow(found.images[p * n + i])
+                    axis.set_title(f"{scores[side].loc[p, i]:.2f}", fontsize=6, pad=1)
+            for axis in axes[p]:
+                axis.axis("off")
+            axes[p, 0].text(-0.15, 0.5, base.prompts[p], transform=axes[p, 0].transAxes, ha="right", va="center", fontsize=7)
+        figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {reward}", fontsize=8)
+    return figure
+
+
+def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
+    """All pictures, a prompt a column block; uint8 [N, H, W, 3], small pictures enlarged without smoothing."""
+    wide = columns * max(1, 16 // columns)
+    missing = -len(images) % wide
+    padded = np.concatenate([images, np.full((missing, *images.shape[1:]), 255, dtype=np.uint8)])
+    rows = padded.reshape(-1, wide, *images.shape[1:])
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    picture = Image.fromarray(sheet)
+    return (
+        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        if images.shape[1] <= 128
+        else picture
+    )
+
+
+def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float) -> Figure:
+    """The first group's rollout: branches by step, pictures at the leaves, and their p and q.
+
+    p = softmax of the path's log-probability, q = softmax(beta z) of the standardised reward.
+    """
+    k = forest.group_size
+    rewards = forest.by_group(forest.rewards.cpu())[:1]
+    here = groups.valid(rewards)
+    p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[:1], here).exp()[0]
+    q = groups.log_softmax(beta * groups.standardise(rewards), here).exp()[0]
+    steps = len(forest.plan.steps)
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, (axis, bars) = plt.subplots(
+            1, 2, figsize=(8, max(2.5, 0.42 * k)), layout="constrained", width_ratios=[3, 1], sharey=True
+        )
+        _branches(axis, forest)
+        for leaf in range(k):
+            picture = OffsetImage(images[leaf], zoom=0.36 * 64 / images.shape[1])
+            axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
+        axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
+        axis.set_title(f"{forest.prompts[0]}\n{k} leaves; splits at steps {', '.join(map(str, forest.plan.splits)) or 'none'}")
+        axis.spines["left"].set_visible(False)
+        y = np.arange(k)
+        bars.barh(y - 0.2, p, height=0.38, color=COLORS[0], label="p (policy)")
+        bars.barh(y + 0.2, q, height=0.38, color=COLORS[1], label=f"q (target, beta {beta:g})")
+        for leaf in range(k):
+            bars.text(float(max(p[leaf], q[leaf])), leaf, f" {float(forest.rewards[leaf]):.2f}", va="center", fontsize=6)
+        bars.set(xlabel="probability in the group", title=f"numbers: {reward}")
+        bars.legend(loc="lower right")
+    return figure
+
+
+def _branches(axis: Any, forest: RolloutForest) -> None:
+    """Lines of the first group's tree, from right to left: a parent stands at the mean height of its children."""
+    plan, steps = forest.plan, len(forest.plan.steps)
+    heights = torch.arange(plan.leaves, dtype=torch.float32)
+    for t in reversed(range(steps)):
+        step = plan.steps[t]
+        parents = heights.view(-1, step.children).mean(1)
+        color = COLORS[1] if step.stochastic else "#999999"
+        for parent, children in zip(parents, heights.view(-1, step.children), strict=True):
+            for child in children:
+                axis.plot([t, t + 1], [float(parent), float(child)], color=color, linewidth=1.1 if step.stochastic else 0.8)
+        heights = parents
+    axis.plot([], [], color=COLORS[1], label="stochastic")
+    axis.plot([], [], color="#999999", label="deterministic")
+    axis.legend(loc="upper left", fontsize=6)
+
+
+def _write(path: Path, figure: Figure) -> Path:
+    write_atomically(path, lambda p: figure.savefig(p))
+    plt.close(figure)
+    return path

@@ -1,0 +1,190 @@
+"""The record of a run: a typed, versioned `result.json`, and files that are there whole or not at all."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from alignbench.errors import RunError, UserError
+from alignbench.statistics import Interval
+
+SCHEMA_VERSION = 1
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr", "numpy", "scipy")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Estimate(_Part):
+    """A mean over n prompts with its 95 % interval; null where it cannot be told."""
+
+    value: float | None
+    lower: float | None
+    upper: float | None
+    n: int
+
+    @classmethod
+    def of(cls, interval: Interval) -> "Estimate":
+        numbers = (x if abs(x) < float("inf") else None for x in interval[:3])
+        value, lower, upper = numbers
+        return cls(value=value, lower=lower, upper=upper, n=interval.n)
+
+
+class MetricRecord(_Part):
+    """A metric of the base model, of the trained one, and their paired difference."""
+
+    base: Estimate
+    final: Estimate
+    difference: Estimate
+    higher_is_better: bool | None
+    """null where neither direction is better."""
+    role: str
+    """`reward` (trained on), or `judge`."""
+
+
+class RunInfo(_Part):
+    id: str
+    objective: str
+    sampler: str
+    backbone: str
+    task: str
+    seed: int
+    preset: str
+    started: str
+    iterations: int
+    """Iterations that were done."""
+    status: str
+    """`complete`, `budget spent`, or `interrupted`."""
+
+
+class Budget(_Part):
+    """What a run spent on training; evaluation is apart."""
+
+    model_rows_rollout: int = 0
+    model_rows_train: int = 0
+    """Rows evaluated in training passes, those of the reference and of gradient caching included."""
+    replay_rows: int = 0
+    """Distinct model inputs of training passes."""
+    reward_calls: int = 0
+    failed_scores: int = 0
+    optimizer_steps: int = 0
+    seconds: float = 0.0
+    seconds_by_phase: dict[str, float] = {}
+    seconds_evaluation: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+class Protocol(_Part):
+    """How base and final model were compared."""
+
+    prompts: int
+    images_per_prompt: int
+    steps: int
+    guidance: float
+    weights: str
+    """`raw`, or `ema`."""
+    noise_seed: int
+    evals: dict[str, dict[str, Any]]
+    """Eval -> model, device and settings."""
+
+
+class Result(_Part):
+    """`result.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: RunInfo
+    budget: Budget
+    metrics: dict[str, MetricRecord]
+    alarms: list[str]
+    checks: dict[str, float]
+    """`first_update_ratio_abs_dev_max`: how far the importance ratio was from 1 on the first update after a rollout."""
+    protocol: Protocol
+    environment: dict[str, Any]
+    config: dict[str, Any]
+
+
+def read_result(folder: Path) -> Result:
+    """The record of a run's folder.
+
+    Raises:
+        UserError: there is none, or it was written by another version of the schema.
+    """
+    file = folder / "result.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is no valid JSON (line {error.lineno}); it may have been altered") from None
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{file} has schema version {data.get('schema_version')}; this alignbench reads {SCHEMA_VERSION}")
+    return Result.model_validate(data)
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary path beside `path`, then moves it into place: whole, or not there.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """What the numbers depend on besides the config."""
+    libraries = {name: _version(name) for name in LIBRARIES}
+    return {
+        "python": platform.python_version(),
+        "torch": libraries.pop("torch"),
+        "alignbench": _version("alignbench"),
+        "git_revision": git_revision(),
+        "device": device,
+        "processor": platform.processor() or platform.machine(),
+        "threads": threads,
+        "platform": platform.platform(),
+        "libraries": libraries,
+        "command": " ".join(["alignbench", *sys.argv[1:]]),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that alignbench runs from, `-dirty` with local changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        revision = _git(folder, "rev-parse", "HEAD")
+        return revision + ("-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,152 @@
+"""Finds plug-ins by name: a file in one of the packages, an entry point, or `package.module:Class`.
+
+Nothing is imported before it is asked for: `describe` reads docstrings with `ast`, so that listing needs no torch.
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import UserError, did_you_mean
+
+PACKAGES = {
+    "objectives": "objectives",
+    "samplers": "samplers",
+    "evals": "evals",
+    "backbones": "alignbench.backbones",
+}
+"""Kind -> the import package in which a file's name is the plug-in's name."""
+
+ENTRY_POINT_PREFIX = "alignbench."
+
+
+def names(kind: str) -> list[str]:
+    """All names that `find` knows for a kind, without importing one."""
+    return sorted({*_files(kind), *_entry_points(kind)})
+
+
+def describe(kind: str) -> dict[str, str]:
+    """Name -> first line of the module's docstring, read without importing the module."""
+    files, points = _files(kind), _entry_points(kind)
+    described = {}
+    for name in names(kind):
+        file = files.get(name) or _entry_point_file(points[name])
+        described[name] = _first_line(file) if file else f"from {points[name].value}"
+    return described
+
+
+def find(kind: str, name: str, base: type) -> type[Any]:
+    """The class that `name` stands for.
+
+    Args:
+        kind: one of `PACKAGES`.
+        name: a file's name in the kind's package, an entry point, or `package.module:Class`.
+        base: what the class must derive from.
+
+    Raises:
+        UserError: the name is unknown, does not import, or names no single class of that base.
+    """
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        return _class_in(_import(kind, name, module_name), class_name, base, name)
+    if name in _files(kind):
+        module = _import(kind, name, f"{PACKAGES[kind]}.{name}")
+        return _only_class_in(module, base, name)
+    if name in (points := _entry_points(kind)):
+        try:
+            found = points[name].load()
+        except Exception as error:
+            raise UserError(f"{_one(kind)} {name!r} ({points[name].value}) does not import: {error}") from error
+        return _checked(found, base, name)
+    raise UserError(f"there is no {_one(kind)} {name!r}{did_you_mean(name, names(kind))}")
+
+
+def create(kind: str, name: str, base: type, settings: dict[str, Any]) -> Any:
+    """An instance of the plug-in: its class called with its validated `Settings`.
+
+    Raises:
+        UserError: unknown name, unknown setting, or a setting out of its range.
+    """
+    from alignbench.config import validate
+
+    cls = find(kind, name, base)
+    plugin = cls(validate(cls.Settings, settings, where=f"{_one(kind)} {name}"))
+    plugin.name = name
+    return plugin
+
+
+def _one(kind: str) -> str:
+    return kind.removesuffix("s")
+
+
+def _files(kind: str) -> dict[str, Path]:
+    spec = util.find_spec(PACKAGES[kind])
+    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    return {f.stem: f for folder in folders for f in sorted(folder.glob("*.py")) if _is_plugin(f)}
+
+
+def _is_plugin(file: Path) -> bool:
+    """A module whose docstring's first line is `name: what it is`; helpers beside plug-ins have none of that form."""
+    return not file.stem.startswith("_") and _docstring(file).startswith(f"{file.stem}: ")
+
+
+def _entry_points(kind: str) -> dict[str, metadata.EntryPoint]:
+    return {p.name: p for p in metadata.entry_points(group=ENTRY_POINT_PREFIX + kind)}
+
+
+def _entry_point_file(point: metadata.EntryPoint) -> Path | None:
+    try:
+        spec = util.find_spec(point.module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _docstring(file: Path) -> str:
+    try:
+        return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    except (SyntaxError, UnicodeDecodeError, OSError):
+        return ""
+
+
+def _first_line(file: Path) -> str:
+    return _docstring(file).split("\n", 1)[0].partition(": ")[2]
+
+
+def _import(kind: str, name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise UserError(f"{_one(kind)} {name!r} does not import: {type(error).__name__}: {error}") from error
+
+
+def _own_classes(module: Any, base: type) -> Iterator[type]:
+    for value in vars(module).values():
+        is_plugin = inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
+        if is_plugin and value.__module__ == module.__name__:
+            yield value
+
+
+def _only_class_in(module: Any, base: type, name: str) -> type:
+    found = list(_own_classes(module, base))
+    if len(found) != 1:
+        listed = ", ".join(c.__name__ for c in found) or "none"
+        raise UserError(f"{module.__file__} must define exactly one {base.__name__} for {name!r}; it defines {listed}")
+    return found[0]
+
+
+def _class_in(module: Any, class_name: str, base: type, name: str) -> type:
+    if not hasattr(module, class_name):
+        known = [c.__name__ for c in _own_classes(module, base)]
+        raise UserError(f"{name!r}: module {module.__name__} has no {class_name!r}{did_you_mean(class_name, known)}")
+    return _checked(getattr(module, class_name), base, name)
+
+
+def _checked(found: Any, base: type, name: str) -> type:
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise UserError(f"{name!r} is no {base.__name__} class; derive it from alignbench.{base.__name__}")
+    return found

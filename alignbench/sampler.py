@@ -1,0 +1,28 @@
+"""The base class of rollout samplers: a sampler is a plan, and the executor runs it."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from alignbench import settings
+from alignbench.plan import Plan
+
+
+class Sampler(ABC):
+    """Says how a group is drawn. Subclass it in `samplers/NAME.py`, and `--sampler NAME` finds it."""
+
+    Settings: ClassVar[type[settings.Settings]] = settings.Settings
+    name: str = ""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def plan(self, progress: float, rng: np.random.Generator) -> Plan:
+        """The plan of one iteration, shared by all its groups.
+
+        Args:
+            progress: 0 at the start of the training, 1 at its end.
+            rng: the only source of randomness.
+        """

@@ -1,0 +1,86 @@
+"""The base classes of scorers and metrics.
+
+A scorer gives one finite number an image. NaN means that this item failed: it is dropped and counted. An exception means
+that the scorer failed: it stops the run. A failure never becomes 0.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from alignbench import settings
+from alignbench.errors import RunError, UserError
+
+Images = Sequence[Image.Image] | np.ndarray
+"""PIL images, or uint8 [N, H, W, 3]."""
+
+
+class Eval:
+    """What scorers and set metrics have in common."""
+
+    Settings: ClassVar[type[settings.Settings]] = settings.Settings
+    name: str = ""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def higher_is_better(self, metric: str) -> bool | None:
+        """The direction of a metric that `measure` answers; None where neither is better."""
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """What must be known to score again alike: model, device, precision, settings."""
+        return {"settings": self.settings.model_dump()}
+
+
+class Scorer(Eval, ABC):
+    """One number for each image. Subclass it in `evals/NAME.py`; it can reward a run or judge it."""
+
+    @abstractmethod
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        """The score of each image for its prompt, float [N]; NaN where an item could not be scored."""
+
+    def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """All that this scorer can tell, metric -> float [N]; `score` under the scorer's name by default."""
+        return {self.name: self.score(images, prompts)}
+
+
+class SetMetric(Eval, ABC):
+    """Numbers for all the images of one prompt together, such as their diversity."""
+
+    @abstractmethod
+    def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
+        """Metric -> number, from uint8 images [N, H, W, 3] and final latents, tensor [N, *latent] or None."""
+
+
+def as_arrays(images: Images) -> list[np.ndarray]:
+    """Each image as uint8 [H, W, 3]; transparent pixels over white, grey ones repeated."""
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+        return list(images)
+    return [_as_array(image) for image in images]
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def checked_scores(scores: Any, count: int, name: str) -> np.ndarray:
+    """The scorer contract: float64 [count], finite or NaN.
+
+    Raises:
+        RunError: a wrong number of scores, or an infinite one.
+    """
+    array = np.asarray(scores, dtype=np.float64)
+    if array.shape != (count,):
+        raise RunError(f"scorer {name!r} answered {list(array.shape)} scores for {count} images")
+    if np.isinf(array).any():
+        raise RunError(f"scorer {name!r} answered an infinite score for image {int(np.isinf(array).argmax())}")
+    return array

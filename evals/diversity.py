@@ -1,0 +1,70 @@
+"""diversity: how different the pictures of one prompt are, in latent space and in pixels.
+
+LGMD is TMPO's measure (arXiv 2605.10983): the mean log root-mean-square distance of final latents over pairs. It is about
+0.35 for independent latents of unit variance (log sqrt 2), and negative for pairs closer than unit RMS.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench import SetMetric, UserError
+
+MIN_DISTANCE = 1e-8
+
+
+def lgmd(latents: Tensor | np.ndarray) -> float:
+    """Mean over pairs of log(|z_i - z_j| / sqrt(D)), distances floored at 1e-8; latents [N, ...], N at least 2."""
+    flat = torch.as_tensor(latents).double().flatten(1)
+    _at_least_two(len(flat))
+    return float(torch.log((torch.pdist(flat) / flat.shape[1] ** 0.5).clamp(min=MIN_DISTANCE)).mean())
+
+
+def cosine_diversity(features: Tensor | np.ndarray) -> float:
+    """Mean over pairs of 1 - cos(f_i, f_j); features [N, D], N at least 2."""
+    similarity = _cosine_similarity(features)
+    n = len(similarity)
+    return float(1.0 - (similarity.sum() - np.trace(similarity)) / (n * (n - 1)))
+
+
+def vendi_score(features: Tensor | np.ndarray) -> float:
+    """exp of the entropy of the eigenvalues of K / N, K the cosine similarities of features [N, D]; 1 to N.
+
+    Friedman and Dieng 2023 (arXiv 2210.02410).
+    """
+    similarity = _cosine_similarity(features)
+    eigenvalues = np.linalg.eigvalsh(similarity / len(similarity))
+    positive = eigenvalues[eigenvalues > 1e-12]
+    return float(np.exp(-(positive * np.log(positive)).sum()))
+
+
+def pixel_diversity(images: np.ndarray) -> float:
+    """Mean over pairs of the root-mean-square pixel difference, 0 to 1; images uint8 [N, H, W, 3], N at least 2."""
+    flat = torch.from_numpy(np.asarray(images)).double().flatten(1) / 255.0
+    _at_least_two(len(flat))
+    return float((torch.pdist(flat) / flat.shape[1] ** 0.5).mean())
+
+
+class Diversity(SetMetric):
+    def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
+        found = {"pixel_diversity": pixel_diversity(images)}
+        if latents is not None:
+            found["lgmd"] = lgmd(latents)
+        return found
+
+
+def _cosine_similarity(features: Tensor | np.ndarray) -> np.ndarray:
+    array = np.asarray(torch.as_tensor(features).double())
+    _at_least_two(len(array))
+    norms = np.linalg.norm(array, axis=1, keepdims=True)
+    if not (norms > 0).all():
+        raise UserError("cosine similarity needs features that are not all zero")
+    unit = array / norms
+    return np.asarray(unit @ unit.T)
+
+
+def _at_least_two(count: int) -> None:
+    if count < 2:
+        raise UserError(f"diversity needs at least two pictures of a prompt, got {count}")

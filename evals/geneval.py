@@ -1,0 +1,346 @@
+"""geneval: whether the picture shows the objects, counts, colours and relations that the prompt asks for.
+
+The rules of GenEval (arXiv 2310.11513 and its evaluation script). What a detector found is judged as plain data, so
+that recorded detections can be scored and detectors can be swapped. `strict` is 1 for a picture in which all holds and
+0 for others; `graded` is the share of what holds, after Flow-GRPO (arXiv 2505.05470): 1 exactly where strict is 1.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+import numpy as np
+
+from alignbench import RunError, Scorer, UserError, settings
+from alignbench.drawing.palette import COLORS
+from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS, SHAPES
+from alignbench.scorer import Images, as_arrays
+
+SHRINK = 0.1
+"""Share of both sizes by which an offset counts as none (GenEval's position threshold)."""
+CLEAR = 0.5
+"""Smallest component of the shrunk direction that makes a relation."""
+
+
+class Detection(TypedDict):
+    """One object that was found."""
+
+    box: Sequence[float]
+    """[x0, y0, x1, y1] in pixels, x to the right, y down."""
+    score: float
+    color: NotRequired[str]
+    """One of GenEval's eleven names; only colour clauses need it."""
+
+
+Detections = Mapping[str, Sequence[Detection]]
+"""Class -> what was found of it, best first."""
+
+
+class Detector(ABC):
+    """Finds objects in pictures. The answer for a picture does not depend on what it is batched with."""
+
+    classes: frozenset[str]
+    """What it can find."""
+    colors: frozenset[str]
+    """The colours that it can name."""
+
+    @abstractmethod
+    def detect(self, images: list[np.ndarray]) -> list[Detections]:
+        """What each picture shows, uint8 [h, w, 3] each."""
+
+    @abstractmethod
+    def golden(self) -> list[tuple[np.ndarray, dict[str, Any], bool]]:
+        """Pictures with metadata and whether they fulfil it: a detector set up wrongly fails on them."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]: ...
+
+
+def judge(detections: Detections, metadata: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the detections fulfil the metadata of a prompt, and if not, why: a line for each failure.
+
+    Args:
+        detections: class -> list of {box [x0, y0, x1, y1], score, color}, best first.
+        metadata: a line of GenEval's list: `include` [{class, count, color?, position? [relation, index of target]}],
+            all of which must hold, and `exclude` [{class, count}], none of which may.
+    """
+    failures, _ = _check(detections, metadata)
+    return not failures, "\n".join(failures)
+
+
+def graded(detections: Detections, metadata: Mapping[str, Any]) -> float:
+    """The share of satisfied requirements, 0..1: each clause's count, colour and position is one requirement.
+
+    A count gives 1 - |found - asked| / asked, floored at 0. More than asked is a fault only where an exclude clause
+    says so, as it does for every counting prompt.
+    """
+    _, shares = _check(detections, metadata)
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def overall(correct_by_tag: Mapping[str, Sequence[float] | np.ndarray]) -> float:
+    """GenEval's headline: the mean of the tasks' accuracies, not of all pictures.
+
+    Args:
+        correct_by_tag: task type -> correctness (0 or 1) of each of its pictures.
+    """
+    if not correct_by_tag or any(len(correct) == 0 for correct in correct_by_tag.values()):
+        raise UserError("the overall GenEval score needs at least one judged picture of each task type")
+    return float(np.mean([np.mean(np.asarray(c, dtype=np.float64)) for c in correct_by_tag.values()]))
+
+
+def relations(a: Detection, b: Detection) -> set[str]:
+    """Where `a` is relative to `b`: up to two of left of, right of, above, below.
+
+    The offset of the box centres shrinks towards 0 by 0.1 * (size a + size b) in each axis, and is then divided by the
+    length that it had before.
+    """
+    corners_a, corners_b = (np.asarray(d["box"], dtype=np.float64).reshape(2, 2) for d in (a, b))
+    offset = corners_a.mean(axis=0) - corners_b.mean(axis=0)
+    sizes = np.abs(corners_a[1] - corners_a[0]) + np.abs(corners_b[1] - corners_b[0])
+    shrunk = np.sign(offset) * np.maximum(np.abs(offset) - SHRINK * sizes, 0)
+    if (np.abs(shrunk) < 1e-3).all():
+        return set()
+    direction = shrunk / np.linalg.norm(offset)
+    return {relation for relation, axis in RELATIONS.items() if direction @ axis > CLEAR}
+
+
+def _check(detections: Detections, metadata: Mapping[str, Any]) -> tuple[list[str], list[float]]:
+    """The failures in words, and the share to which each requirement is satisfied."""
+    failures: list[str] = []
+    shares: list[float] = []
+    matched: list[Sequence[Detection] | None] = []
+    excluded = {clause["class"]: clause["count"] for clause in metadata.get("exclude", [])}
+    for clause in metadata.get("include", []):
+        name, asked = clause["class"], clause["count"]
+        found = detections.get(name, [])
+        considered = found[:asked]
+        excess = max(len(found) - max(asked, excluded.pop(name, np.inf) - 1), 0)
+        shares.append(max(1 - (max(asked - len(found), 0) + excess) / asked, 0.0))
+        clause_failures: list[str] = []
+        if len(found) < asked:
+            clause_failures.append(f"expected {name}>={asked}, found {len(found)}")
+        elif "color" in clause and (failure := _color_failure(considered, clause)):
+            clause_failures.append(failure)
+        if "color" in clause:
+            shares.append(float(not clause_failures))
+        if "position" in clause:
+            if not clause_failures and (failure := _position_failure(considered, clause, matched)):
+                clause_failures.append(failure)
+            shares.append(float(not clause_failures))
+        matched.append(None if clause_failures else considered)
+        failures += clause_failures
+    for clause in metadata.get("exclude", []):
+        name, count = clause["class"], len(detections.get(clause["class"], []))
+        if count >= clause["count"]:
+            failures.append(f"expected {name}<{clause['count']}, found {count}")
+        if name in excluded:
+            shares.append(float(count < clause["count"]))
+    return failures, shares
+
+
+def _color_failure(considered: Sequence[Detection], clause: Mapping[str, Any]) -> str:
+    colors = [d.get("color", "no colour") for d in considered]
+    if colors.count(clause["color"]) >= clause["count"]:
+        return ""
+    seen = ", ".join(f"{colors.count(c)} {c}" for c in sorted(set(colors)))
+    return f"expected {clause['color']} {clause['class']}>={clause['count']}, found {seen}"
+
+
+def _position_failure(
+    considered: Sequence[Detection], clause: Mapping[str, Any], matched: Sequence[Sequence[Detection] | None]
+) -> str:
+    relation, index = clause["position"]
+    targets = matched[index]
+    if targets is None:
+        return f"no target for {clause['class']} to be {relation}"
+    for one in considered:
+        for target in targets:
+            seen = relations(one, target)
+            if relation not in seen:
+                found = " and ".join(sorted(seen)) or "in no clear relation to"
+                return f"expected {clause['class']} {relation} target, found {found} target"
+    return ""
+
+
+_KINDS = {**{kind: kind for kind in SHAPES}, **{plural: kind for kind, plural in PLURALS.items()}}
+_COUNTS = {"one": 1, **{word: number for number, word in NUMBERS.items()}}
+
+
+def _any(words: Sequence[str]) -> str:
+    return "|".join(re.escape(w) for w in words)
+
+
+_PREFIX = re.compile(f"(?:{_any([p for p in PREFIXES if p])})?")
+_COUNTING = re.compile(f"(?P<count>{_any(list(_COUNTS))}) (?P<kind>{_any(list(PLURALS.values()))}|{_any(SHAPES)})")
+_ITEM = rf"(?:an? )?(?:(?P<color_{{0}}>{_any(list(COLORS))}) )?(?P<kind_{{0}}>{_any(SHAPES)})"
+_ITEMS = re.compile(f"{_ITEM.format('a')}(?: (?P<link>and|{_any(list(RELATIONS))}) {_ITEM.format('b')})?")
+
+
+def parse_scene_prompt(prompt: str) -> dict[str, Any] | None:
+    """The metadata of a drawn scene's prompt, as `alignbench.drawing.scenes.sample_metadata` gives it; None for others.
+
+    The prefix and the article may be missing; case and white space do not matter. A number, also `one`, asks for
+    exactly so many.
+    """
+    phrase = " ".join(prompt.lower().split()).rstrip(".")
+    phrase = phrase[_PREFIX.match(phrase).end() :]  # type: ignore[union-attr]  # an optional pattern always matches
+    exclude: list[dict[str, Any]] = []
+    if match := _COUNTING.fullmatch(phrase):
+        kind, count = _KINDS[match["kind"]], _COUNTS[match["count"]]
+        if (count == 1) == (match["kind"] in PLURALS.values()):
+            return None
+        tag, include = "counting", [{"class": kind, "count": count}]
+        exclude = [{"class": kind, "count": count + 1}]
+    elif match := _ITEMS.fullmatch(phrase):
+        link, kinds, colors = match["link"], match.group("kind_a", "kind_b"), match.group("color_a", "color_b")
+        if kinds[0] == kinds[1]:
+            # A clause sees the best of its class alone, so that two clauses of one class cannot tell two objects apart.
+            return None
+        clauses = [
+            {"class": kind, "count": 1, **({"color": color} if color else {})}
+            for kind, color in zip(kinds, colors, strict=True)
+            if kind
+        ]
+        if link in RELATIONS:
+            tag, include = "position", [clauses[1], {**clauses[0], "position": [link, 0]}]
+        elif link == "and":
+            tag, include = "color_attr" if any(colors) else "two_object", clauses
+        else:
+            tag, include = "colors" if any(colors) else "single_object", clauses
+    else:
+        return None
+    return {"tag": tag, "include": include, "exclude": exclude, "prompt": prompt}
+
+
+def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
+    """Prompt -> metadata, from a jsonl file in GenEval's layout.
+
+    Raises:
+        UserError: no such file, a line that is not of that layout, or a prompt with two different meanings.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the GenEval metadata {path}: {error}") from error
+    entries: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = _checked_entry(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}, line {number}, is no GenEval metadata: {reason}") from error
+        if entries.setdefault(entry["prompt"], entry) != entry:
+            raise UserError(f"{path}, line {number}, gives {entry['prompt']!r} a second meaning; keep one of them")
+    return entries
+
+
+def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(entry["prompt"], str):
+        raise TypeError("the prompt must be a text")
+    for index, clause in enumerate(entry["include"]):
+        if "position" in clause:
+            relation, target = clause["position"]
+            if relation not in RELATIONS or target not in range(index):
+                raise ValueError(f"position {clause['position']} must be a known relation to an earlier clause")
+    for clause in [*entry["include"], *entry.get("exclude", [])]:
+        if not isinstance(clause["class"], str) or not isinstance(clause["count"], int) or clause["count"] < 1:
+            raise ValueError(f"a clause needs a class and a count of at least 1, got {clause}")
+    return entry
+
+
+def self_test(detector: Detector) -> None:
+    """Judges the detector's golden pictures, right and wrong ones.
+
+    Raises:
+        RunError: an answer is not the known one.
+    """
+    pictures, metadata, answers = zip(*detector.golden(), strict=True)
+    found = detector.detect(list(pictures))
+    for number, (detections, entry, answer) in enumerate(zip(found, metadata, answers, strict=True), start=1):
+        correct, reason = judge(detections, entry)
+        if correct != answer:
+            raise RunError(
+                f"the detector {type(detector).__name__} fails on its golden picture {number}, {entry['prompt']!r}: "
+                f"{'right' if correct else 'wrong'} instead of {'right' if answer else 'wrong'}"
+                + (f" ({'; '.join(reason.splitlines())})" if reason else "")
+            )
+
+
+class GenEval(Scorer):
+    class Settings(settings.Settings):
+        reward: Literal["strict", "graded"] = "strict"
+        """What `score` gives: 1 where all holds, else 0; or the share of what holds."""
+        detector: Literal["shapes"] = "shapes"
+        """Who finds the objects: `shapes` knows drawn scenes."""
+        metadata: str = ""
+        """A jsonl file in GenEval's layout with each prompt's metadata; without it, drawn scenes' prompts are read."""
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._detector: Detector | None = None
+        self._metadata: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def detector(self) -> Detector:
+        """The detector, once it has passed its golden pictures."""
+        if self._detector is None:
+            detector = self._load_detector()
+            self_test(detector)
+            self._detector = detector
+        return self._detector
+
+    def _load_detector(self) -> Detector:
+        from evals._shapes import ShapesDetector
+
+        return ShapesDetector()
+
+    def metadata_of(self, prompt: str) -> dict[str, Any]:
+        """What the prompt asks for.
+
+        Raises:
+            UserError: nothing is known about this prompt, or it asks for what the detector cannot find.
+        """
+        if self.settings.metadata:
+            if self._metadata is None:
+                self._metadata = read_metadata(Path(self.settings.metadata).expanduser())
+            entry = self._metadata.get(prompt)
+        else:
+            entry = parse_scene_prompt(prompt)
+        if entry is None:
+            where = self.settings.metadata or "the wordings of drawn scenes"
+            raise UserError(f"no metadata for the prompt {prompt!r} in {where}; set geneval's metadata to a file that has it")
+        for clause in [*entry["include"], *entry.get("exclude", [])]:
+            for word, known in ((clause["class"], self.detector.classes), (clause.get("color"), self.detector.colors)):
+                if word is not None and word not in known:
+                    raise UserError(f"detector {self.settings.detector!r} knows no {word!r}, which {prompt!r} asks for")
+        return entry
+
+    def detect(self, images: Images) -> list[Detections]:
+        """What each picture shows."""
+        return self.detector.detect(as_arrays(images))
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        return self._both(images, prompts)[self.settings.reward]
+
+    def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        measured = self._both(images, prompts)
+        return {self.name: measured["strict"], f"{self.name}_graded": measured["graded"]}
+
+    def _both(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        metadata = [self.metadata_of(p) for p in prompts]
+        pairs = list(zip(self.detect(images), metadata, strict=True))
+        return {
+            "strict": np.array([float(judge(d, m)[0]) for d, m in pairs]),
+            "graded": np.array([graded(d, m) for d, m in pairs]),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **self.detector.describe()}

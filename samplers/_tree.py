@@ -1,0 +1,63 @@
+"""What the tree samplers share: settings of the geometry, and the plan of given splits."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from alignbench import Plan, settings
+from alignbench.plan import Step
+
+
+class TreeSettings(settings.Settings):
+    steps: int = Field(6, ge=2)
+    """T, denoising steps of a rollout."""
+    children: int = Field(3, ge=2)
+    """k, into how many each branch splits."""
+    levels: int = Field(3, ge=1)
+    """How many steps split; the leaves are children ** levels."""
+    max_leaves: int = Field(81, ge=2)
+    """Refuse trees with more leaves than this."""
+    rule: Literal["sde", "cps", "dance"] = "cps"
+    """Rule of the splitting steps; all others are deterministic."""
+    noise_level: float = Field(0.7, gt=0)
+    """Its noise level."""
+    first_split: int = Field(1, ge=0)
+    """The earliest step that may split."""
+    tail_guard: int = Field(1, ge=1)
+    """Steps at the end that never split, at least two where the tree leaves room: sigma stays well above 0."""
+
+    @property
+    def last_split(self) -> int:
+        """The latest step that may split."""
+        return self.steps - max(2, self.tail_guard)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        room = self.last_split - self.first_split + 1
+        if self.levels > room:
+            raise ValueError(
+                f"levels={self.levels} splits do not fit into steps {self.first_split}..{self.last_split} of {self.steps}; "
+                "raise steps or lower levels"
+            )
+        if self.children**self.levels > self.max_leaves:
+            raise ValueError(
+                f"children ** levels = {self.children}**{self.levels} = {self.children**self.levels} leaves exceed "
+                f"max_leaves={self.max_leaves}"
+            )
+        return self
+
+
+def tree_plan(settings: TreeSettings, splits: tuple[int, ...]) -> Plan:
+    """One root; the given steps split, the others are deterministic."""
+    split = Step(settings.rule, settings.noise_level, settings.children)
+    return Plan(steps=tuple(split if t in splits else Step() for t in range(settings.steps)))
+
+
+def distinct(wanted: list[int], first: int, last: int) -> tuple[int, ...]:
+    """Sorted, different from one another and inside first..last; each as near to what was wanted as its neighbours allow."""
+    splits = sorted(wanted)
+    for j in range(len(splits)):
+        splits[j] = max(splits[j], first if j == 0 else splits[j - 1] + 1)
+    for j in reversed(range(len(splits))):
+        splits[j] = min(splits[j], last if j == len(splits) - 1 else splits[j + 1] - 1)
+    return tuple(splits)
