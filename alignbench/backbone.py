@@ -3,13 +3,29 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from alignbench.settings import Settings
+from alignbench import settings
+
+
+class BackboneSettings(settings.Settings):
+    """What every backbone can be asked for."""
+
+    device: str = "auto"
+    """`auto` takes CUDA where there is one."""
+    guidance: float | None = Field(None, ge=1)
+    """Classifier-free guidance; what the model itself asks for, else 1, where it is null."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
 
 
 class Backbone(ABC):
@@ -19,7 +35,7 @@ class Backbone(ABC):
     """
 
     name: str = ""
-    Settings: type[Settings] = Settings
+    Settings: ClassVar[type[BackboneSettings]] = BackboneSettings
 
     latent_shape: tuple[int, ...]
     device: torch.device

@@ -4,6 +4,7 @@ Layers, later ones win: defaults < preset (common part, then the parts for the b
 chosen) < config file < command-line options < `--set dotted.key=value`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -110,11 +111,10 @@ class RunConfig(Settings):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         """`objective: tmpo` and `objective: {name: tmpo, beta: 2}` are short for a name and its settings."""
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, Mapping) and "settings" not in value:
-            return {"name": value.get("name"), "settings": {k: v for k, v in value.items() if k != "name"}}
-        return value
+        if isinstance(value, Plugin):
+            return value
+        flat = _named(value)
+        return {"name": flat.pop("name", None), "settings": flat}
 
     def resolved(self) -> dict[str, Any]:
         """As plain data that `RunConfig` reads back."""
@@ -197,6 +197,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the config file {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the config file {file} is no valid YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
     if not isinstance(data, dict):
         raise UserError(f"the config file {file} must hold keys and values, not {type(data).__name__}")
     return data
@@ -220,10 +222,7 @@ def _assignment(text: str) -> dict[str, Any]:
 
 def _number(text: str) -> str | float:
     """YAML 1.1 reads 1e-4 as text; nobody means that."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else text
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -241,9 +240,17 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
 
 
 def _named(value: Any) -> dict[str, Any]:
+    """A plug-in as `{name, **settings}`, from a name, from that, or from `{name, settings: {...}}`."""
     if value is None:
         return {}
-    return {"name": value} if isinstance(value, str) else dict(value)
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise UserError(f"a plug-in is a name, or a name with settings, got {value!r}")
+    inner = value.get("settings") or {}
+    if not isinstance(inner, Mapping):
+        raise UserError(f"the settings of a plug-in are keys and values, got {inner!r}")
+    return {**{k: v for k, v in value.items() if k != "settings"}, **inner}
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:

@@ -104,7 +104,7 @@ def step(
     if rule == "ode":
         result = StepResult(mean, mean.new_zeros(mean.shape[0]), mean, std)
     else:
-        if not bool((std > 0).all()):
+        if bool((std == 0).any()):
             raise NonFiniteError(
                 f"a {rule} step {_between(sigma, sigma_next)} at noise level {_shown(noise_level)} has no density "
                 f"(std 0, velocity {velocity.dtype}); use rule 'ode' for that step"

@@ -16,7 +16,7 @@ Key = tuple[int | str, ...]
 
 def seed_of(*key: int | str) -> int:
     """A 63-bit seed from the key's parts; equal keys give equal seeds on every machine."""
-    digest = blake2b("\x1f".join(f"{type(k).__name__}:{k}" for k in key).encode(), digest_size=8).digest()
+    digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -98,7 +98,8 @@ class TMPO(Objective):
             case "trajectory":
                 rho = torch.exp(s - s_old)
             case "released":
-                rho = torch.exp((s - s_old) - (s - s_old).detach().mean(1, keepdim=True))
+                drift = torch.where(counts, s - s_old, 0.0)
+                rho = torch.exp(drift - drift.detach().sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1))
                 weight = torch.exp(regulated).clamp(1 - o.clip, 1 + o.clip).detach()
             case "none":
                 return -groups.mean((s - s.detach()) * a, counts) + self.reference_term(terms, forest, counts)

@@ -17,7 +17,7 @@ class FixedTree(Sampler):
         @model_validator(mode="after")
         def _splits_fit(self) -> Self:
             inside = all(self.first_split <= s <= self.last_split for s in self.splits)
-            if len(set(self.splits)) != self.levels or not inside:
+            if not (len(self.splits) == len(set(self.splits)) == self.levels and inside):
                 raise ValueError(
                     f"splits must be {self.levels} different steps between {self.first_split} and {self.last_split}, "
                     f"got {list(self.splits)}"

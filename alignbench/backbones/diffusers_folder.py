@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignbench import Backbone, UserError, flow, settings
+from alignbench import Backbone, UserError, flow
+from alignbench.backbone import BackboneSettings
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,9 @@ class Conditioning:
 
 
 class DiffusersFolder(Backbone):
-    class Settings(settings.Settings):
+    class Settings(BackboneSettings):
         path: str
         """A folder with `model_index.json`."""
-        guidance: float | None = Field(None, ge=1)
-        """Classifier-free guidance; what the folder's `alignbench.json` says, else 1, where it is null."""
         train: Literal["full", "lora"] = "lora"
         """Train all weights of the transformer, or a LoRA."""
         lora_rank: int = Field(32, ge=1)
@@ -43,8 +42,6 @@ class DiffusersFolder(Backbone):
         """Modules that get a LoRA, by the end of their names."""
         precision: Literal["fp32", "bf16", "fp16"] = "fp32"
         """Of the frozen weights and the model's arithmetic; step maths is float32 in any case."""
-        device: str = "auto"
-        """`auto` takes CUDA where there is one."""
         decode_batch: int = Field(32, ge=1)
         """Latents that the decoder takes at a time."""
 
@@ -62,7 +59,7 @@ class DiffusersFolder(Backbone):
         if found != "StableDiffusion3Pipeline":
             raise UserError(f"{folder} holds a {found}; this backbone opens StableDiffusion3Pipeline folders")
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
-        self.device = torch.device(_device(settings.device))
+        self.device = settings.torch_device
         pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=self.dtype, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)
         scheduler = pipeline.scheduler.config
@@ -188,9 +185,3 @@ class DiffusersFolder(Backbone):
                 yield
             finally:
                 transformer.enable_adapters()
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name

@@ -251,7 +251,6 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, history = state["step"], state["history"]
-    began = time.perf_counter()
     for step in range(start, settings.autoencoder_steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.autoencoder_lr * _schedule(step, settings.autoencoder_steps, settings.warmup)
@@ -272,9 +271,8 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         optimizer.step()
         if step % 50 == 0 or step + 1 == settings.autoencoder_steps:
             history.append([step, squared.item()])
-            log(
-                f"autoencoder step {step} mse {squared.item():.5f} latent std {float(posterior.mean.std()):.3f} noise {float(posterior.std.mean()):.3f} {time.perf_counter() - began:.0f} s"
-            )
+            spread, noise = posterior.mean.std().item(), posterior.std.mean().item()
+            log(f"autoencoder step {step} mse {squared.item():.5f} latent std {spread:.3f} noise {noise:.3f}")
         if (step + 1) % settings.save_every == 0:
             _save_atomically(
                 {
@@ -291,9 +289,7 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         latents = torch.cat([model.encode(p).latent_dist.mode() for p in pixels.split(64)])
         restored = torch.cat([model.decode(z).sample for z in latents.split(64)])
     model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
-    log(
-        f"autoencoder held-out mse {float(functional.mse_loss(restored, pixels)):.5f}; per-channel std {[round(s, 2) for s in latents.std((0, 2, 3)).tolist()]}"
-    )
+    log(f"autoencoder held-out mse {functional.mse_loss(restored, pixels).item():.5f}")
     model.save_pretrained(done)
     (work / "autoencoder_history.json").write_text(json.dumps(history))
     return model
@@ -387,9 +383,8 @@ def train_transformer(settings: TinyTraining, work: Path, autoencoder: Autoencod
         running += loss.item()
         if (step + 1) % 50 == 0:
             history.append([step + 1, running / 50])
-            log(
-                f"transformer step {step + 1} loss {running / 50:.4f} {(time.perf_counter() - began) / (step + 1 - start):.2f} s a step"
-            )
+            pace = (time.perf_counter() - began) / (step + 1 - start)
+            log(f"transformer step {step + 1} loss {running / 50:.4f} {pace:.2f} s a step")
             running = 0.0
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             state = {

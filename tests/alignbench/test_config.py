@@ -1,0 +1,281 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from alignbench import UserError, config, load_objective, load_sampler
+from alignbench.config import RunConfig, load_config, presets, validate
+
+
+@pytest.fixture
+def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`quick` and `other` with a common part and parts for plug-ins, in place of those that ship."""
+    quick = {
+        "common": {"iterations": 10, "seed": 1, "optimizer": {"lr": 0.1, "eps": 0.1}},
+        "backbones": {"tiny": {"iterations": 11, "micro_batch": 5}},
+        "samplers": {
+            "dynamic_tree": {"iterations": 12, "sampler": {"kappa": 1.0, "steps": 8}},
+            "independent": {"sampler": {"group_size": 4}},
+        },
+        "objectives": {
+            "tmpo": {"iterations": 13, "optimizer": {"lr": 0.2}, "objective": {"beta": 1.5}},
+            "grpo": {"iterations": 14, "objective": {"clip": 0.01}},
+        },
+    }
+    folder = tmp_path / "presets"
+    folder.mkdir()
+    (folder / "quick.yaml").write_text(yaml.safe_dump(quick))
+    (folder / "other.yaml").write_text(yaml.safe_dump({"common": {"iterations": 99}}))
+    (folder / "notes.txt").write_text("no preset")
+    monkeypatch.setattr(config, "resources", SimpleNamespace(files=lambda _: tmp_path))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "mine.yaml"
+
+
+def chosen(**layers: Any) -> dict[str, Any]:
+    return load_config(**layers).resolved()
+
+
+def problem(**layers: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(**layers)
+    return str(caught.value)
+
+
+# --- presets that ship
+
+
+def test_the_promised_presets_ship() -> None:
+    assert {"smoke", "quick", "paper"} <= set(presets())
+
+
+def test_every_preset_fits_every_objective_and_sampler() -> None:
+    for preset in presets():
+        for objective in ("tmpo", "grpo"):
+            for sampler in ("independent", "fixed_tree", "dynamic_tree"):
+                found = load_config(preset=preset, options={"objective": objective, "sampler": sampler})
+                assert (found.preset, found.objective.name, found.sampler.name) == (preset, objective, sampler)
+                load_objective(objective, **found.objective.settings)
+                load_sampler(sampler, **found.sampler.settings)
+
+
+def test_without_anything_given_the_quick_preset_is_used() -> None:
+    assert load_config() == load_config(preset="quick")
+    assert load_config().preset == "quick"
+
+
+def test_a_misspelt_preset_is_refused_with_the_nearest_name() -> None:
+    assert problem(preset="quik") == "there is no preset 'quik'; did you mean 'quick'?"
+    assert "there is no preset 'thorough'; known: " in problem(sets=["preset=thorough"])
+
+
+# --- layers
+
+
+@pytest.mark.usefixtures("own_presets")
+class TestLayers:
+    def test_presets_are_the_yaml_files_of_their_folder(self) -> None:
+        assert presets() == ["other", "quick"]
+
+    def test_a_presets_parts_win_over_its_common_part_in_the_order_backbone_sampler_objective(self) -> None:
+        found = chosen()
+        assert found["iterations"] == 13
+        assert found["micro_batch"] == 5
+        assert found["seed"] == 1
+        assert found["objective"] == {"name": "tmpo", "beta": 1.5}
+        assert found["sampler"] == {"name": "dynamic_tree", "kappa": 1.0, "steps": 8}
+        assert found["optimizer"]["lr"] == 0.2
+
+    def test_nested_keys_are_merged_one_by_one(self) -> None:
+        found = chosen(sets=["optimizer.weight_decay=0.5"])
+        assert [found["optimizer"][k] for k in ("lr", "eps", "weight_decay")] == [0.2, 0.1, 0.5]
+        # Not given anywhere: the default.
+        assert found["optimizer"]["max_grad_norm"] == 1.0
+
+    def test_a_file_wins_over_the_preset_options_over_the_file_and_sets_over_all(self, file: Path) -> None:
+        file.write_text("iterations: 20\nseed: 20\nguidance: 2.0\nupdates_per_rollout: 2\n")
+        found = chosen(file=file, options={"seed": 30, "guidance": 3.0}, sets=["guidance=4.0"])
+        assert [found[k] for k in ("micro_batch", "iterations", "seed", "guidance")] == [5, 20, 30, 4.0]
+        assert found["updates_per_rollout"] == 2
+
+    def test_a_later_set_wins_over_an_earlier_one(self) -> None:
+        assert chosen(sets=["seed=1", "seed=2"])["seed"] == 2
+
+    def test_options_that_are_none_are_left_out(self) -> None:
+        assert chosen(options={"iterations": None, "seed": None})["iterations"] == 13
+
+    def test_the_parts_of_the_plug_ins_that_were_chosen_apply_wherever_they_were_chosen(self, file: Path) -> None:
+        file.write_text("objective: grpo\nsampler: {name: independent}\n")
+        for layers in (
+            {"options": {"objective": "grpo", "sampler": "independent"}},
+            {"sets": ["objective=grpo", "sampler.name=independent"]},
+            {"file": file},
+        ):
+            found = chosen(**layers)
+            assert found["iterations"] == 14
+            assert found["objective"] == {"name": "grpo", "clip": 0.01}
+            assert found["sampler"] == {"name": "independent", "group_size": 4}
+            assert found["optimizer"]["lr"] == 0.1
+
+    def test_settings_of_a_plug_in_can_be_set_without_its_name(self) -> None:
+        assert chosen(sets=["objective.clip=0.3"])["objective"] == {"name": "tmpo", "beta": 1.5, "clip": 0.3}
+
+    def test_settings_of_a_plug_in_that_was_replaced_do_not_apply(self, file: Path) -> None:
+        file.write_text("objective: {name: tmpo, temperature: 3}\n")
+        assert chosen(file=file, options={"objective": "grpo"})["objective"] == {"name": "grpo", "clip": 0.01}
+
+    @pytest.mark.parametrize("set_", ["sampler.settings.kappa=0", "sampler={name: dynamic_tree, settings: {kappa: 0}}"])
+    def test_settings_may_be_spelt_out_under_their_own_key(self, set_: str) -> None:
+        assert chosen(sets=[set_])["sampler"] == {"name": "dynamic_tree", "kappa": 0, "steps": 8}
+
+    def test_a_file_names_its_preset_and_an_explicit_one_wins(self, file: Path) -> None:
+        file.write_text("preset: other\n")
+        other, quick = load_config(file=file), load_config(file=file, preset="quick")
+        assert (other.iterations, other.preset) == (99, "other")
+        assert (quick.iterations, quick.preset) == (13, "quick")
+        assert chosen(sets=["preset=other"])["iterations"] == 99
+
+
+# --- --set
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    # YAML 1.1 reads 1e-4 as text.
+    [("1e-4", 1e-4), ("1.0e-4", 1e-4), ("0.5", 0.5), ("3", 3.0), ("1E-3", 1e-3), (" 2e-2 ", 2e-2)],
+)
+def test_a_number_may_be_written_in_any_usual_way(text: str, value: float) -> None:
+    assert load_config(sets=[f"optimizer.lr={text}"]).optimizer.lr == value
+
+
+def test_numbers_of_plug_in_settings_are_numbers_too() -> None:
+    assert load_config(sets=["objective.clip=1e-4"]).objective.settings["clip"] == 1e-4
+
+
+def test_sets_read_yaml_values() -> None:
+    found = load_config(
+        sets=["normalise_rewards=false", "ema={decay: 0.5, every: 2}", "optimizer.betas=[0.8, 0.9]", "task=a=b"]
+    )
+    assert found.normalise_rewards is False
+    assert found.ema is not None
+    assert (found.ema.decay, found.ema.every) == (0.5, 2)
+    assert found.optimizer.betas == (0.8, 0.9)
+    assert found.task == "a=b"
+    assert load_config(sets=["ema={decay: 0.5}", "ema=null"]).ema is None
+
+
+def test_a_whole_number_in_exponent_form_serves_as_a_count() -> None:
+    assert load_config(sets=["iterations=1e2"]).iterations == 100
+
+
+@pytest.mark.parametrize("text", ["lr", "=3", " =3", ""])
+def test_a_set_without_key_or_value_is_refused(text: str) -> None:
+    assert problem(sets=[text]) == f"--set takes dotted.key=value, got {text!r}"
+
+
+def test_a_set_whose_value_is_no_yaml_is_refused() -> None:
+    assert problem(sets=["optimizer.lr=[1"]) == "--set optimizer.lr: '[1' is no valid YAML value"
+
+
+# --- strictness
+
+
+@pytest.mark.parametrize(
+    ("set_", "sentence"),
+    [
+        ("optimiser.lr=1", "there is no key 'optimiser'; did you mean 'optimizer'?"),
+        ("optimizer.weight_deccay=1", "there is no key 'optimizer.weight_deccay'; did you mean 'weight_decay'?"),
+        ("ema.deca=0.5", "there is no key 'ema.deca'; did you mean 'decay'?"),
+        ("evaluation.step=3", "there is no key 'evaluation.step'; did you mean 'steps'"),
+        ("budget.rows=3", "there is no key 'budget.rows'; did you mean 'model_rows'?"),
+        ("iteration=3", "there is no key 'iteration'; did you mean 'iterations'"),
+        ("optimizer.zzz=1", "there is no key 'optimizer.zzz'; known: betas, eps, lr, max_grad_norm, schedule, weight"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_of_its_level(set_: str, sentence: str) -> None:
+    assert sentence in problem(sets=[set_])
+
+
+@pytest.mark.parametrize(
+    ("set_", "sentence"),
+    [
+        ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
+        ("iterations=2.5", "iterations: input should be a valid integer, got a number with a fractional part, got 2.5"),
+        ("optimizer.lr=0", "optimizer.lr: input should be greater than 0, got 0"),
+        ("optimizer.lr=nan", "optimizer.lr: input should be greater than 0, got nan"),
+        ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
+        ("optimizer.schedule=linear", "optimizer.schedule: input should be 'constant' or 'cosine', got 'linear'"),
+        ("optimizer=3", "optimizer: input should be a valid dictionary"),
+        ("ema.decay=1", "ema.decay: input should be less than 1, got 1"),
+        ("evaluation.images_per_prompt=1", "evaluation.images_per_prompt: input should be greater than or equal to 2"),
+        ("log_prob_reduction=max", "log_prob_reduction: input should be 'mean' or 'sum', got 'max'"),
+        ("prompts_per_iteration=0", "prompts_per_iteration: input should be greater than or equal to 1, got 0"),
+        ("budget.model_rows=0", "budget.model_rows: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_value_out_of_range_or_kind_is_refused_by_name(set_: str, sentence: str) -> None:
+    assert f"configuration: {sentence}" in problem(sets=[set_])
+
+
+@pytest.mark.parametrize("value", ["3", "[tmpo, grpo]"])
+@pytest.mark.parametrize("kind", ["objective", "sampler", "backbone"])
+def test_a_plug_in_that_is_neither_name_nor_settings_is_refused(kind: str, value: str) -> None:
+    assert kind in problem(sets=[f"{kind}={value}"])
+
+
+def test_several_problems_are_counted() -> None:
+    assert problem(sets=["seed=-1", "iterations=-1"]).endswith("got -1 (and 1 more)")
+
+
+def test_a_problem_in_a_file_names_the_file(file: Path) -> None:
+    file.write_text("seeed: 3\n")
+    assert problem(file=file) == f"{file}: there is no key 'seeed'; did you mean 'seed'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- 1\n", "must hold keys and values, not list"),
+        ("just words\n", "must hold keys and values, not str"),
+        ("a: [1\n", "is no valid YAML"),
+    ],
+)
+def test_a_file_that_holds_no_keys_is_refused(file: Path, text: str, sentence: str) -> None:
+    file.write_text(text)
+    assert problem(file=file).startswith(f"the config file {file} {sentence}")
+
+
+def test_a_file_that_is_missing_a_folder_or_no_text_is_refused(file: Path) -> None:
+    assert problem(file=file) == f"cannot read the config file {file}: No such file or directory"
+    assert problem(file=file.parent) == f"cannot read the config file {file.parent}: Is a directory"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert problem(file=file).startswith(f"the config file {file} is no valid YAML")
+
+
+# --- resolved
+
+
+def test_the_resolved_configuration_reads_back_as_itself_from_yaml(file: Path) -> None:
+    sets = ["objective.clip=1e-4", "ema.decay=0.5", "budget.seconds=9"]
+    found = load_config(options={"objective": "grpo"}, sets=sets)
+    file.write_text(yaml.safe_dump(found.resolved()))
+    assert load_config(file=file) == found
+    assert validate(RunConfig, found.resolved(), where="again") == found
+
+
+def test_a_plug_in_is_a_name_or_a_name_with_settings() -> None:
+    assert validate(RunConfig, {"objective": "grpo"}, where="x").objective.name == "grpo"
+    flat = validate(RunConfig, {"objective": {"name": "grpo", "clip": 0.1}}, where="x")
+    nested = validate(RunConfig, {"objective": {"name": "grpo", "settings": {"clip": 0.1}}}, where="x")
+    assert flat == nested
+    assert flat.objective.settings == {"clip": 0.1}
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config().seed = 3  # type: ignore[misc]

@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+
+from alignbench import groups
+
+NAN = math.nan
+
+
+def rows(*values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def test_the_group_standard_deviation_is_the_population_one_of_each_group() -> None:
+    z = groups.standardise(rows([0.0, 2.0], [1.0, 5.0]))
+    assert z.tolist() == [[-1.0, 1.0], [-1.0, 1.0]]
+
+
+def test_the_batch_deviation_is_one_scale_about_the_group_means() -> None:
+    z = groups.standardise(rows([0.0, 2.0], [1.0, 5.0]), std="batch")
+    # sqrt((1 + 1 + 4 + 4) / 4) = 1.581139
+    assert z.flatten().tolist() == pytest.approx([-0.632456, 0.632456, -1.264911, 1.264911], abs=2e-6)  # six decimals
+
+
+def test_without_a_deviation_rewards_are_centred_only() -> None:
+    assert groups.standardise(rows([0.0, 2.0], [1.0, 5.0]), std="none").tolist() == [[-1.0, 1.0], [-2.0, 2.0]]
+
+
+def test_a_missing_reward_counts_nowhere_and_standardises_to_zero() -> None:
+    for std, expected in (("group", [-1.0, 0.0, 1.0]), ("none", [-2.0, 0.0, 2.0]), ("batch", [-1.0, 0.0, 1.0])):
+        assert groups.standardise(rows([1.0, NAN, 5.0]), std=std).tolist() == [expected]
+
+
+@pytest.mark.parametrize("std", ["group", "batch", "none"])
+@pytest.mark.parametrize(
+    "group",
+    # The mean of three times .1 rounds, in float32, to something else than .1.
+    [[0.1, 0.1, 0.1], [0.1, NAN, 0.1], [NAN, 0.7, NAN], [NAN, NAN, NAN]],
+)
+def test_a_group_with_nothing_to_prefer_standardises_to_exact_zeros(group: list[float], std: str) -> None:
+    z = groups.standardise(rows(group, [0.0, 1.0, 2.0]), std=std)
+    assert z[0].tolist() == [0.0, 0.0, 0.0]
+    assert z[1].abs().sum() > 0
+
+
+def test_a_tiny_spread_is_not_blown_up() -> None:
+    z = groups.standardise(rows([0.0, 2e-6]))
+    # Divided by 1e-4 rather than by its deviation 1e-6.
+    assert z.flatten().tolist() == pytest.approx([-0.01, 0.01], rel=1e-5)  # float32
+
+
+def test_an_unknown_deviation_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'group', 'batch' or 'none', got 'global'"):
+        groups.standardise(rows([0.0, 1.0]), std="global")
+
+
+def test_spread_tells_whether_two_rewards_differ() -> None:
+    values = rows([1, 1, 1], [1, 1, 2], [NAN, 1, 1], [NAN, 1, 2], [NAN, NAN, 1], [NAN, NAN, NAN])
+    assert groups.spread(values).tolist() == [False, True, False, True, False, False]
+
+
+def test_mean_is_over_the_chosen_places_and_zero_without_any() -> None:
+    values = rows([1.0, 2.0], [3.0, 100.0])
+    assert groups.mean(values, torch.tensor([[True, True], [True, False]])).item() == 2.0
+    assert groups.mean(values, torch.zeros(2, 2, dtype=torch.bool)).item() == 0.0
+
+
+def test_log_softmax_is_over_the_chosen_leaves_of_each_group() -> None:
+    values = rows([0.0, math.log(3), 50.0], [math.log(2), 0.0, 0.0], [1.0, 2.0, 3.0])
+    where = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
+    logs = groups.log_softmax(values, where)
+    expected = [math.log(0.25), math.log(0.75), 0, math.log(0.5), math.log(0.25), math.log(0.25), 0, 0, 0]
+    assert logs.flatten().tolist() == pytest.approx(expected, abs=1e-6)  # float32
+
+
+def test_log_softmax_has_finite_gradients_where_leaves_are_left_out() -> None:
+    values = rows([0.0, 1.0, 2.0], [1.0, 2.0, 3.0]).requires_grad_()
+    where = torch.tensor([[True, True, False], [False, False, False]])
+    torch.autograd.backward(groups.log_softmax(values, where)[0, 0])
+    assert values.grad is not None
+    p = math.e / (1 + math.e)
+    assert values.grad.flatten().tolist() == pytest.approx([p, -p, 0, 0, 0, 0], abs=1e-6)  # float32
+
+
+def test_effective_sample_size_is_one_for_a_single_leaf_and_all_for_uniform() -> None:
+    log_p = torch.log(rows([0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 1e-12, 1e-12], [1.0, 1e-12, 1e-12, 1e-12]))
+    sizes = groups.effective_sample_size(log_p, torch.ones(3, 4, dtype=torch.bool))
+    assert sizes.tolist() == pytest.approx([4.0, 2.0, 1.0], rel=1e-5)  # float32
+
+
+def test_log_size_counts_the_chosen_leaves() -> None:
+    where = torch.tensor([[True, True, True], [True, False, False]])
+    assert groups.log_size(where).flatten().tolist() == pytest.approx([math.log(3), 0.0], abs=1e-6)  # float32

@@ -1,0 +1,78 @@
+import pytest
+
+from alignbench import Plan, Step, UserError
+from tests.toys import MIXED, chains, tree
+
+
+@pytest.mark.parametrize(
+    ("splits", "rows"),
+    # Sums of live branches by hand: (1, 3, 4) is 1 + 1 + 3 + 3 + 9 + 27.
+    [((1, 3, 4), 44), ((1, 2, 3), 68), ((1, 2, 4), 50), ((2, 3, 4), 42), ((0, 1, 2), 94)],
+)
+def test_rollout_rows_of_a_3x3x3_tree_over_six_steps(splits: tuple[int, ...], rows: int) -> None:
+    plan = tree(6, splits)
+    assert plan.model_rows() == rows
+    assert plan.model_rows(5) == 5 * rows
+
+
+@pytest.mark.parametrize("splits", [(1, 3, 4), (1, 2, 3), (2, 3, 4)])
+def test_a_3x3x3_tree_has_27_leaves_and_13_replay_rows_wherever_it_splits(splits: tuple[int, ...]) -> None:
+    plan = tree(6, splits)
+    assert plan.leaves == 27
+    assert plan.replay_rows() == 1 + 3 + 9
+    assert plan.replay_rows(4) == 52
+    assert plan.splits == plan.stochastic_steps == splits
+
+
+def test_27_independent_rollouts_of_six_steps_cost_162_rows_and_replay_all_but_the_last_step() -> None:
+    plan = chains(6, 27)
+    assert plan.leaves == 27
+    assert plan.model_rows() == 27 * 6 == 162
+    assert plan.replay_rows() == 27 * 5
+    assert plan.splits == ()
+    assert plan.stochastic_steps == (0, 1, 2, 3, 4)
+
+
+def test_live_branches_multiply_after_a_split() -> None:
+    assert [tree(6, (1, 3, 4)).live(t) for t in range(7)] == [1, 1, 3, 3, 9, 27, 27]
+
+
+def test_roots_multiply_every_cost() -> None:
+    two = Plan(tree(4, (1,)).steps, roots=2)
+    assert (two.leaves, two.model_rows(), two.replay_rows()) == (6, 2 + 2 + 6 + 6, 2)
+
+
+def test_a_stochastic_step_without_a_split_is_replayed_but_no_split() -> None:
+    assert MIXED.stochastic_steps == (0, 2, 3)
+    assert MIXED.splits == (0, 3)
+    assert MIXED.leaves == 6
+    assert MIXED.model_rows() == 1 + 2 + 2 + 2 + 6
+    assert MIXED.replay_rows() == 1 + 2 + 2
+
+
+def test_an_ode_plan_replays_nothing() -> None:
+    plan = Plan((Step(), Step()), roots=3)
+    assert (plan.leaves, plan.model_rows(2), plan.replay_rows(2)) == (3, 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"rule": "heun"}, "ode, sde, cps, dance, got 'heun'"),
+        ({"rule": "cps", "noise_level": 0.5, "children": 0}, "at least one child"),
+        ({"rule": "ode", "noise_level": 0.5}, "draws no noise"),
+        ({"rule": "ode", "children": 2}, "cannot split"),
+        ({"rule": "sde", "noise_level": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),
+        ({"rule": "cps", "noise_level": float("nan")}, "noise level above 0, got nan"),
+    ],
+)
+def test_a_step_that_cannot_be_run_is_refused(arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Step(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_plan_without_roots_or_steps_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one root and one step, got 0 and 1"):
+        Plan((Step(),), roots=0)
+    with pytest.raises(UserError, match="at least one root and one step, got 1 and 0"):
+        Plan(())

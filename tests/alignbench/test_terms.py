@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignbench import RolloutForest, rollout
+from alignbench.executor import predict
+from alignbench.flow import Reduction
+from alignbench.terms import EdgeRows, Terms, edge_terms
+from tests.by_hand import gaussian_step, leaf_values, snapshot
+from tests.toys import MIXED, PROMPTS, ToyBackbone, chains, tree
+
+PLANS = {"tree": tree(6, (1, 3, 4)), "chains": chains(4, 3, "sde"), "mixed rules": MIXED}
+every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+
+# float32 log-densities and KLs of a few units, averaged over 18 dimensions.
+ROUNDING = 1e-5
+
+
+def velocities(toy: ToyBackbone, rows: EdgeRows) -> Tensor:
+    return predict(toy, rows.x, rows.sigma, toy.encode(rows.forest.prompts), rows.group)
+
+
+def all_terms(toy: ToyBackbone, forest: RolloutForest) -> Terms:
+    rows = EdgeRows.of(forest)
+    velocity = velocities(toy, rows)
+    with toy.reference():
+        return edge_terms(rows, velocity, velocities(toy, rows).detach())
+
+
+@every_plan
+def test_under_the_policy_of_the_rollout_the_log_probs_are_the_old_ones_and_nothing_has_drifted(plan: object) -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, PROMPTS, plan, seed=0)  # type: ignore[arg-type]
+    terms = all_terms(toy, forest)
+    assert torch.allclose(terms["log_prob"], forest.old_log_prob, atol=ROUNDING)
+    assert torch.allclose(terms["drift_noise"], torch.zeros_like(forest.old_log_prob), atol=ROUNDING)
+    # The policy is still the base model.
+    assert torch.allclose(terms["kl"], torch.zeros_like(forest.old_log_prob), atol=ROUNDING)
+    assert torch.allclose(terms["log_prob_reference"], forest.old_log_prob, atol=ROUNDING)
+
+
+@every_plan
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_terms_of_a_moved_policy_equal_those_replayed_leaf_by_leaf(plan: object, reduction: Reduction) -> None:
+    toy = ToyBackbone()
+    toy.nudge(0.1, seed=1)
+    behaviour = snapshot(toy)
+    forest = rollout(toy, PROMPTS, plan, seed=0, reduction=reduction)  # type: ignore[arg-type]
+    toy.nudge(0.1, seed=2)
+    terms, expected = all_terms(toy, forest), leaf_values(toy, behaviour, forest)
+    for name in ("log_prob", "drift_noise", "log_prob_reference", "kl"):
+        on_leaves = terms[name][forest.leaf_edges]
+        assert torch.allclose(on_leaves, getattr(expected, name), rtol=1e-4, atol=ROUNDING), name
+        assert terms[name].dtype == torch.float32
+    assert terms["kl"].min() > 0
+    assert terms["drift_noise"].abs().max() > 1e-3
+
+
+def test_drift_noise_is_the_regulated_log_ratio_of_a_single_edge() -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, ["a"], chains(2, 1), seed=0, reduction="sum")
+    moved = forest.row_velocity + 0.3
+    terms = edge_terms(EdgeRows.of(forest), moved)
+    numbers = float(forest.edge_sigma[0]), float(forest.edge_sigma_next[0]), 0.7
+    x = forest.states[forest.rows[0]]
+    old, std = gaussian_step("cps", x, forest.row_velocity[0], *numbers)
+    new, _ = gaussian_step("cps", x, moved[0], *numbers)
+    # GRPO-Guard: std (log w + |mu - mu_old|^2 / (2 std^2)).
+    log_w = float(terms["log_prob"][0] - forest.old_log_prob[0])
+    regulated = std * (log_w + float(((new - old) ** 2).sum()) / (2 * std**2))
+    assert float(terms["drift_noise"][0]) == pytest.approx(regulated, abs=1e-4)  # difference of two float32 sums
+
+
+@pytest.mark.parametrize("rule", ["sde", "cps", "dance"])
+def test_kl_is_the_closed_form_of_two_gaussians_of_equal_deviation(rule: str) -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, ["a"], chains(2, 1, rule), seed=0, reduction="sum")
+    velocity = forest.row_velocity
+    terms = edge_terms(EdgeRows.of(forest), velocity + 0.3, velocity)
+    x, numbers = forest.states[forest.rows[0]], (float(forest.edge_sigma[0]), float(forest.edge_sigma_next[0]), 0.7)
+    (new, std), (ref, _) = (gaussian_step(rule, x, v, *numbers) for v in (velocity[0] + 0.3, velocity[0]))
+    normals = (torch.distributions.Normal(m, torch.tensor(std)) for m in (new, ref))
+    expected = float(torch.distributions.kl_divergence(*normals).sum())
+    assert terms["kl"].tolist() == pytest.approx([expected], rel=1e-4)  # float32 differences of means
+    assert expected > 0.01
+
+
+def test_kl_of_a_hand_computed_step() -> None:
+    # sde from sigma 1 to .5 at level .5: std_t^2 = .25 / .5 = .5, std^2 = .25; d mean / d v = -.5.
+    # Velocities 0 and 1: |.5|^2 / (2 * .25) = .5 in each dimension.
+    forest = rollout(ToyBackbone(), ["a"], chains(2, 1, "sde", 0.5), seed=0)
+    forest.edge_sigma_next = torch.tensor([0.5])
+    zero = torch.zeros_like(forest.row_velocity)
+    terms = edge_terms(EdgeRows.of(forest), zero + 1, zero)
+    assert terms["kl"].tolist() == pytest.approx([0.5], abs=1e-6)  # float32
+
+
+def test_without_a_reference_there_are_no_reference_terms() -> None:
+    forest = rollout(ToyBackbone(), ["a"], chains(3, 2), seed=0)
+    assert set(edge_terms(EdgeRows.of(forest), forest.row_velocity)) == {"log_prob", "drift_noise"}
+
+
+def test_the_reference_receives_no_gradient() -> None:
+    forest = rollout(ToyBackbone(), ["a"], chains(3, 2), seed=0)
+    velocity = forest.row_velocity.clone().requires_grad_()
+    reference = (forest.row_velocity + 0.1).requires_grad_()
+    terms = edge_terms(EdgeRows.of(forest), velocity, reference)
+    assert not terms["log_prob_reference"].requires_grad
+    torch.autograd.backward(terms["kl"].sum())
+    assert reference.grad is None
+    assert velocity.grad is not None
+    assert velocity.grad.abs().sum() > 0
+
+
+@every_plan
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_parts_of_the_rows_have_the_terms_of_the_whole_in_order(plan: object, size: int) -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, PROMPTS, plan, seed=0)  # type: ignore[arg-type]
+    toy.nudge(0.1)
+    rows = EdgeRows.of(forest)
+    parts = [rows.part(i, i + size) for i in range(0, len(rows), size)]
+    assert [len(p) for p in parts][-1] == len(rows) - size * (len(parts) - 1)
+    assert torch.equal(torch.cat([p.x for p in parts]), rows.x)
+    assert torch.equal(torch.cat([p.sigma for p in parts]), rows.sigma)
+    assert torch.equal(torch.cat([p.group for p in parts]), rows.group)
+    whole, velocity = edge_terms(rows, velocities(toy, rows)), velocities(toy, rows)
+    of_parts = [edge_terms(p, velocity[p.start : p.stop]) for p in parts]
+    for name, value in whole.items():
+        assert torch.allclose(torch.cat([t[name] for t in of_parts]), value, atol=1e-6), name  # float32
+
+
+def test_a_part_of_a_part_counts_from_the_parts_start() -> None:
+    forest = rollout(ToyBackbone(), PROMPTS, tree(6, (1, 3, 4)), seed=0)
+    inner = EdgeRows.of(forest).part(4, 20).part(2, 5)
+    assert (inner.start, inner.stop, len(inner)) == (6, 9, 3)
+    # Each row has three edges.
+    assert inner.edges == slice(18, 27)
+
+
+def test_a_log_prob_falls_with_the_squared_distance_from_the_mean() -> None:
+    forest = rollout(ToyBackbone(), ["a"], chains(2, 1), seed=0)
+    x, numbers = forest.states[forest.rows[0]], (float(forest.edge_sigma[0]), float(forest.edge_sigma_next[0]), 0.7)
+    mean, std = gaussian_step("cps", x, forest.row_velocity[0], *numbers)
+    forest.states[forest.edge_child[0]] = mean + 3 * std
+    # -9/2 - log std - log(2 pi)/2 in each dimension.
+    expected = -4.5 - math.log(std) - 0.918939
+    got = edge_terms(EdgeRows.of(forest), forest.row_velocity)["log_prob"]
+    assert got.tolist() == pytest.approx([expected], abs=ROUNDING)

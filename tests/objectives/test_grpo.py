@@ -1,0 +1,206 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from alignbench import RolloutForest, UserError, load_objective, rollout
+from alignbench.engine import backward
+from alignbench.terms import Terms
+from objectives.grpo import GRPO
+from tests.by_hand import gaussian_step
+from tests.toys import PROMPTS, ToyBackbone, chains, hand_made_forest
+
+NAN = math.nan
+LN2 = math.log(2)
+# Group means 1 and 3, group deviations 1 and 2, batch deviation sqrt((1 + 1 + 4 + 4) / 4) = 1.581139.
+TWO_GROUPS = [[0.0, 2.0], [1.0, 5.0]]
+ONE_EDGE_EACH = [[0], [1], [2], [3]]
+
+
+def grpo(**settings: object) -> GRPO:
+    objective = load_objective("grpo", **settings)
+    assert isinstance(objective, GRPO)
+    return objective
+
+
+def terms_of(log_prob: Sequence[float], kl: Sequence[float] | None = None) -> Terms:
+    terms = {"log_prob": torch.tensor(log_prob, requires_grad=True)}
+    if kl is not None:
+        terms["kl"] = torch.tensor(kl, requires_grad=True)
+    return terms
+
+
+def gradient(terms: Terms, name: str = "log_prob") -> list[float]:
+    found = terms[name].grad
+    assert found is not None
+    return list(found.tolist())
+
+
+@pytest.mark.parametrize(
+    ("std", "expected"),
+    [
+        ("group", [[-1, 1], [-1, 1]]),
+        ("batch", [[-0.632456, 0.632456], [-1.264911, 1.264911]]),
+        ("none", [[-1, 1], [-2, 2]]),
+    ],
+)
+def test_advantages_of_two_groups_of_two(std: str, expected: list[list[float]]) -> None:
+    found = grpo(std=std).advantage(hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4))
+    assert found.flatten().tolist() == pytest.approx(np.array(expected).flatten(), abs=2e-6)  # six decimals
+
+
+def test_advantages_are_clamped() -> None:
+    found = grpo(std="none", adv_clip=1.5).advantage(hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4))
+    assert found.tolist() == [[-1.0, 1.0], [-1.5, 1.5]]
+
+
+def test_the_clipped_loss_of_two_groups_of_two() -> None:
+    terms = terms_of([LN2, -LN2, 0.0, 0.0])
+    loss = grpo(std="none", clip=0.1).loss(terms, hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4))
+    # r = (2, .5, 1, 1): max(2, 1.1) = 2, max(-.5, -.9) = -.5, 2 and -2; their mean.
+    assert loss.item() == pytest.approx(1.5 / 4, abs=1e-6)  # float32
+    torch.autograd.backward(loss)
+    assert gradient(terms) == pytest.approx([2 / 4, -0.5 / 4, 2 / 4, -2 / 4], abs=1e-6)
+
+
+def test_a_ratio_that_has_gone_far_in_the_wanted_direction_gets_no_more_gradient() -> None:
+    terms = terms_of([-LN2, LN2, 0.0, 0.0])
+    loss = grpo(std="none", clip=0.1).loss(terms, hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4))
+    # max(.5, .9), max(-2, -1.1), 2, -2
+    assert loss.item() == pytest.approx((0.9 - 1.1) / 4, abs=1e-6)  # float32
+    torch.autograd.backward(loss)
+    assert gradient(terms) == pytest.approx([0.0, 0.0, 0.5, -0.5], abs=1e-6)
+
+
+def test_each_step_of_a_path_counts_and_a_shared_edge_gets_the_sum_of_its_descendants() -> None:
+    forest = hand_made_forest([[0.0, 2.0]], [[0, 1], [0, 2]], [0.0] * 3)
+    terms = terms_of([0.0, 0.0, 0.0])
+    loss = grpo().loss(terms, forest)
+    torch.autograd.backward(loss)
+    # A = (-1, 1), four (leaf, step) pairs: the shared edge's parts cancel.
+    assert loss.item() == 0.0
+    assert gradient(terms) == pytest.approx([0.0, 0.25, -0.25], abs=1e-6)  # float32
+
+
+def test_kl_is_averaged_over_paths_and_weighted() -> None:
+    forest = hand_made_forest([[0.0, 2.0]], [[0, 1], [0, 2]], [0.0] * 3)
+    loss = grpo(kl_beta=0.5).loss(terms_of([0.0] * 3, kl=[0.1, 0.2, 0.4]), forest)
+    # (.1 + .2 + .1 + .4) / 4, halved
+    assert loss.item() == pytest.approx(0.1, abs=1e-6)  # float32
+
+
+def test_a_reference_is_asked_for_only_with_a_kl_term() -> None:
+    assert grpo(kl_beta=0.01).needs.reference
+    assert not grpo().needs.reference
+
+
+def test_the_kl_part_of_the_loss_is_the_closed_form_over_a_rollout() -> None:
+    toy = ToyBackbone()
+    toy.nudge(0.2)
+    forest = rollout(toy, PROMPTS, chains(4, 3, "sde"), seed=0)
+    forest.rewards = torch.tensor([0.0, 1.0, 2.0] * 2)
+    loss = backward(toy, grpo(kl_beta=0.7), forest).loss - backward(toy, grpo(), forest).loss
+    sigma = forest.row_sigma
+    condition = toy.encode(PROMPTS)[forest.row_group]
+    x = forest.states[forest.rows]
+    policy, base = toy.net(x, sigma, condition), toy.frozen(x, sigma, condition)
+    divergences = []
+    for row in range(len(forest.rows)):
+        numbers = float(sigma[row]), float(forest.edge_sigma_next[row]), 0.7
+        (new, std), (ref, _) = (gaussian_step("sde", x[row], v[row].detach(), *numbers) for v in (policy, base))
+        pair = (torch.distributions.Normal(m, torch.tensor(std)) for m in (new, ref))
+        divergences.append(float(torch.distributions.kl_divergence(*pair).mean()))
+    assert loss == pytest.approx(0.7 * np.mean(divergences), rel=1e-4)  # difference of two float32 losses
+    assert loss > 1e-3
+
+
+def in_numpy(forest: RolloutForest, terms: Terms, std: str, clip: float, kl_beta: float, adv_clip: float) -> float:
+    """The loss once more, in float64 and numpy."""
+    r = forest.by_group(forest.rewards).numpy().astype(np.float64)
+    centred = r - np.nanmean(r, axis=1, keepdims=True)
+    scale = {
+        "group": np.sqrt(np.nanmean(centred**2, axis=1, keepdims=True)),
+        "batch": np.sqrt(np.nanmean(centred**2)),
+        "none": 1.0,
+    }[std]
+    a = np.clip(centred / scale, -adv_clip, adv_clip).reshape(-1, 1)
+    log_ratio = (terms["log_prob"] - forest.old_log_prob).detach().numpy().astype(np.float64)
+    ratio = np.exp(log_ratio)[forest.leaf_edges.numpy()]
+    surrogate = np.minimum(ratio * a, np.clip(ratio, 1 - clip, 1 + clip) * a)
+    kl = terms["kl"].detach().numpy()[forest.leaf_edges.numpy()]
+    kl = np.where(np.isnan(a), np.nan, kl)
+    return float(-np.nanmean(surrogate) + kl_beta * np.nanmean(kl))
+
+
+@pytest.mark.parametrize("std", ["group", "batch", "none"])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("kl_beta", [0.0, 0.4])
+def test_the_loss_equals_a_second_implementation_off_policy(std: str, missing: bool, kl_beta: float) -> None:
+    rng = np.random.default_rng(1)
+    paths = [[12 * g + i, 12 * g + 3 + 3 * i + j] for g in range(2) for i in range(3) for j in range(3)]
+    rewards = rng.normal(size=(2, 9))
+    if missing:
+        rewards[0, 2] = rewards[1, 5] = rewards[1, 8] = NAN
+    old = rng.normal(0, 0.5, 24)
+    forest = hand_made_forest(rewards.tolist(), paths, old.tolist())
+    terms = terms_of((old + rng.normal(0, 0.15, 24)).tolist(), np.abs(rng.normal(size=24)).tolist())
+    options = {"std": std, "clip": 0.1, "kl_beta": kl_beta, "adv_clip": 1.3}
+    loss = grpo(**options).loss(terms, forest)
+    expected = in_numpy(forest, terms, **options)  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(expected, abs=1e-5)  # float32
+    torch.autograd.backward(loss)
+    assert np.isfinite(gradient(terms)).all()
+    if missing:
+        assert [gradient(terms)[int(forest.leaf_edges[leaf, 1])] for leaf in (2, 14, 17)] == [0.0] * 3
+
+
+@pytest.mark.parametrize("std", ["group", "batch", "none"])
+@pytest.mark.parametrize("group", [[0.1, 0.1, 0.1], [0.1, NAN, 0.1], [0.7, NAN, NAN], [NAN, NAN, NAN]])
+def test_a_group_with_nothing_to_prefer_gets_exactly_no_gradient(std: str, group: list[float]) -> None:
+    forest = hand_made_forest([group, [0.0, 1.0, 2.0]], [[i] for i in range(6)], [0.0] * 6)
+    terms = terms_of([0.1, 0.2, 0.3, 0.0, 0.0, 0.0])
+    torch.autograd.backward(grpo(std=std).loss(terms, forest))
+    assert gradient(terms)[:3] == [0.0, 0.0, 0.0]
+    assert all(abs(g) > 0 for g in (gradient(terms)[3], gradient(terms)[5]))
+
+
+def test_a_batch_of_equal_or_missing_rewards_has_loss_and_gradient_zero() -> None:
+    for rewards in ([[0.3, 0.3, 0.3]], [[NAN, NAN, NAN]]):
+        terms = terms_of([0.1, 0.2, 0.3])
+        loss = grpo(std="batch").loss(terms, hand_made_forest(rewards, [[0], [1], [2]], [0.0] * 3))
+        torch.autograd.backward(loss)
+        assert loss.item() == 0.0
+        assert gradient(terms) == [0.0, 0.0, 0.0]
+
+
+def test_a_constant_added_to_rewards_and_the_order_of_leaves_change_nothing() -> None:
+    old, new = [0.0, 0.1, -0.2, 0.3], [0.1, 0.0, -0.1, 0.2]
+    loss = grpo(clip=0.15).loss(terms_of(new), hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, old))
+    shifted = hand_made_forest([[r + 8 for r in group] for group in TWO_GROUPS], ONE_EDGE_EACH, old)
+    swapped = hand_made_forest([[2.0, 0.0], [5.0, 1.0]], [[1], [0], [3], [2]], old)
+    for forest in (shifted, swapped):
+        assert grpo(clip=0.15).loss(terms_of(new), forest).item() == pytest.approx(loss.item(), abs=1e-6)  # float32
+
+
+def test_diagnostics_tell_advantages_clipped_edges_and_kl() -> None:
+    forest = hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4)
+    terms = {"log_prob": torch.tensor([LN2, 0.0, 0.05, -LN2]), "kl": torch.tensor([0.0, 1.0, 2.0, 3.0])}
+    numbers = grpo(std="none", clip=0.1, kl_beta=1.0).diagnostics(terms, forest)
+    assert numbers == pytest.approx({"advantage_abs": 1.5, "clip_share": 0.5, "kl_reference": 1.5})
+    assert "kl_reference" not in grpo().diagnostics({"log_prob": torch.zeros(4)}, forest)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"clip_range": 0.1}, "objective grpo: there is no key 'clip_range'; did you mean .*'clip'"),
+        ({"std": "global"}, "objective grpo: std: .*'group', 'batch' or 'none', got 'global'"),
+        ({"kl_beta": -1}, "kl_beta: .*greater than or equal to 0, got -1"),
+        ({"adv_clip": 0}, "adv_clip: .*greater than 0, got 0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_objective("grpo", **settings)

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from alignbench import UserError, load_sampler
+
+RNG = np.random.default_rng(0)
+
+
+def test_by_default_27_rollouts_of_six_steps_cost_162_rows() -> None:
+    plan = load_sampler("independent").plan(0.0, RNG)
+    assert (plan.roots, plan.leaves, plan.model_rows(), plan.replay_rows()) == (27, 27, 162, 135)
+
+
+def test_all_steps_but_the_last_are_stochastic_and_none_splits() -> None:
+    plan = load_sampler("independent", steps=4, group_size=5, rule="sde", noise_level=0.3).plan(0.5, RNG)
+    assert [s.rule for s in plan.steps] == ["sde", "sde", "sde", "ode"]
+    assert [s.noise_level for s in plan.steps] == [0.3, 0.3, 0.3, 0.0]
+    assert plan.splits == ()
+    assert plan.leaves == plan.roots == 5
+
+
+def test_the_plan_is_the_same_at_any_progress() -> None:
+    sampler = load_sampler("independent")
+    assert sampler.plan(0.0, np.random.default_rng(0)) == sampler.plan(1.0, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"group_size": 1}, "sampler independent: group_size: .*greater than or equal to 2, got 1"),
+        ({"steps": 1}, "sampler independent: steps: .*greater than or equal to 2, got 1"),
+        ({"noise_level": 0}, "sampler independent: noise_level: .*greater than 0, got 0"),
+        ({"rule": "ode"}, "sampler independent: rule: .*'sde', 'cps' or 'dance', got 'ode'"),
+        ({"groupsize": 4}, "there is no key 'groupsize'; did you mean 'group_size'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_sampler("independent", **settings)
