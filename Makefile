@@ -26,7 +26,7 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(READY) ## speed, by pytest-benchmark
-	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only --benchmark-group-by=group
+	$(BIN)/python -m pytest -q tests/benchmarks -o addopts=--import-mode=importlib --benchmark-only --benchmark-group-by=group
 
 clean: ## remove the environment
 	rm -rf $(VENV)

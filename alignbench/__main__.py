@@ -1,7 +1,9 @@
 """`python -m alignbench`: runs the command line and turns failures into one line and an exit code."""
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 # Two busy processes on few cores slow each other tenfold when threads wait actively; this must precede torch.
@@ -13,6 +15,7 @@ from alignbench.errors import RunError, UserError
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -22,6 +25,11 @@ def main() -> NoReturn:
         print(failure(error), file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite request to end is as good as Ctrl-C: the run leaves a checkpoint."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

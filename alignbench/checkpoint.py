@@ -32,6 +32,8 @@ class Checkpoint(BaseModel):
     config: dict[str, Any]
     budget: dict[str, Any]
     metrics: list[dict[str, Any]]
+    objective: dict[str, Any] = {}
+    """What the objective remembers of earlier rollouts."""
     ratio_deviation: float
     started: str
 
@@ -104,6 +106,11 @@ def save_checkpoint(
     return final
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run that was interrupted has anything to go on from."""
+    return any(folder.glob("iteration-*"))
+
+
 def load_checkpoint(
     folder: Path,
     config: dict[str, Any],
@@ -139,6 +146,7 @@ def load_checkpoint(
             with torch.no_grad():
                 for i, parameter in enumerate(own):
                     parameter.copy_(saved[str(i)])
+        objective.load_state(checkpoint.objective)
         optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
     except UserError:
         raise

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alignbench import __version__, registry, tasks
-from alignbench.config import RunConfig, load_config
+from alignbench.config import RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
 
 app = typer.Typer(
@@ -127,7 +127,8 @@ def train_tiny(
     """Trains the embedded `tiny` backbone from nothing on drawn pictures; about an hour and a half on two CPU cores."""
     from alignbench.backbones import train_tiny as training
 
-    training.train_tiny(training.settings_from(sets or []), work, out)
+    settings = validate(training.TinyTraining, parse_assignments(sets or []), where="train-tiny")
+    training.train_tiny(settings, work, out)
 
 
 def _default_folder(settings: RunConfig) -> Path:

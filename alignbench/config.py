@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from alignbench.errors import UserError, did_you_mean
 from alignbench.settings import Settings
@@ -102,6 +102,10 @@ class RunConfig(Settings):
     """Evaluate and save an average of the weights; null for the weights themselves."""
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
+    pictures: bool = True
+    """Draw sample sheets and plots at the end; `alignbench plot` can do the plots later."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Iterations between checkpoints; the newest is kept."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; null for as many as this process may use, at most eight."""
     device: str = "auto"
@@ -109,11 +113,11 @@ class RunConfig(Settings):
 
     @field_validator(*PLUGINS, mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
         """`objective: tmpo` and `objective: {name: tmpo, beta: 2}` are short for a name and its settings."""
         if isinstance(value, Plugin):
             return value
-        flat = _named(value)
+        flat = _named(str(info.field_name), value)
         return {"name": flat.pop("name", None), "settings": flat}
 
     def resolved(self) -> dict[str, Any]:
@@ -161,8 +165,7 @@ def load_config(
     if file is not None:
         _merge(given, _read_yaml(file))
     _merge(given, {k: v for k, v in (options or {}).items() if v is not None})
-    for assignment in sets:
-        _merge(given, _assignment(assignment))
+    _merge(given, parse_assignments(sets))
     given["preset"] = preset or given.get("preset") or RunConfig.model_fields["preset"].default
     shipped = _read_preset(given["preset"])
     common = shipped.get("common", {})
@@ -177,7 +180,7 @@ def load_config(
 def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
     """The name of the objective, sampler or backbone that the first layer with an opinion wants."""
     for layer in layers:
-        name = _named(layer.get(kind)).get("name")
+        name = _named(kind, layer.get(kind)).get("name")
         if name is not None:
             return str(name)
     return str(RunConfig.model_fields[kind].default.name)
@@ -202,6 +205,18 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"the config file {file} must hold keys and values, not {type(data).__name__}")
     return data
+
+
+def parse_assignments(sets: Iterable[str]) -> dict[str, Any]:
+    """`dotted.key=value` texts as nested data, values read as YAML; later ones win.
+
+    Raises:
+        UserError: a text without a key or with a value that is no YAML.
+    """
+    found: dict[str, Any] = {}
+    for text in sets:
+        _merge(found, _assignment(text))
+    return found
 
 
 def _assignment(text: str) -> dict[str, Any]:
@@ -229,7 +244,7 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         old = into.get(key)
         if key in PLUGINS:
-            old, value = _named(old), _named(value)
+            old, value = _named(key, old), _named(key, value)
             if old and value.get("name") not in (None, old.get("name")):
                 old = None  # another plug-in: the settings of the former one do not apply
             into[key] = {**(old or {}), **value}
@@ -239,17 +254,17 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _named(value: Any) -> dict[str, Any]:
+def _named(kind: str, value: Any) -> dict[str, Any]:
     """A plug-in as `{name, **settings}`, from a name, from that, or from `{name, settings: {...}}`."""
     if value is None:
         return {}
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
-        raise UserError(f"a plug-in is a name, or a name with settings, got {value!r}")
+        raise UserError(f"{kind} is a name, or a name with settings, got {value!r}")
     inner = value.get("settings") or {}
     if not isinstance(inner, Mapping):
-        raise UserError(f"the settings of a plug-in are keys and values, got {inner!r}")
+        raise UserError(f"the settings of the {kind} are keys and values, got {inner!r}")
     return {**{k: v for k, v in value.items() if k != "settings"}, **inner}
 
 

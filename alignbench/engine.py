@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignbench.backbone import Backbone
-from alignbench.errors import NonFiniteError, UserError
+from alignbench.errors import NonFiniteError
 from alignbench.executor import predict
 from alignbench.forest import RolloutForest
 from alignbench.objective import Objective
@@ -42,19 +42,21 @@ def backward(
 ) -> Backward:
     """Adds d(loss)/d(parameters) to the `.grad` of the policy's and the objective's parameters.
 
+    Where the objective finds nothing to learn from (no rows), nothing is added and the loss is 0.
+
     Args:
         forest: with rewards.
         update: how many updates this rollout has already served.
         micro_batch: at most this many rows in one model call; None for all in one.
 
     Raises:
-        UserError: there is no row to train on.
+        UserError: the objective needs stochastic steps and the plan has none.
         NonFiniteError: naming the term or loss that is NaN or infinite.
     """
     rows = objective.rows(forest, update)
     count = len(rows)
     if count == 0:
-        raise UserError("the plan has no stochastic step, so there is nothing to train on; choose another sampler")
+        return Backward(0.0, {}, 0, 0)
     conditioning = policy.encode(forest.prompts)
     size = min(micro_batch or count, count)
     parts = [rows.part(i, min(i + size, count)) for i in range(0, count, size)]

@@ -29,8 +29,8 @@ class Judges:
             if not isinstance(scorer, Scorer):
                 raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of pictures and cannot be a reward")
             self.rewards[scorer.name] = (scorer, choice.weight)
-        for choice in task.config.judges:
-            self._load(choice)
+        for judge in task.config.judges:
+            self._load(judge)
 
     def _load(self, choice: EvalChoice) -> Eval:
         found = load_eval(choice.eval, **choice.settings)

@@ -130,6 +130,7 @@ def rollout(
         leaves=leaves,
         leaf_edges=path,
         progress=progress,
+        seed=seed,
     )
 
 

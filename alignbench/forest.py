@@ -21,6 +21,7 @@ class RolloutForest:
     Attributes:
         prompts: one for each group.
         plan: the plan that all groups share.
+        seed: of the rollout's noise.
         iteration, progress: when in the training it was made; progress is 0 at the start and 1 at the end.
         reduction: how log-probabilities are taken over latent dimensions.
         states: float32 [N, *latent].
@@ -54,6 +55,7 @@ class RolloutForest:
     leaves: Tensor
     leaf_edges: Tensor
     progress: float = 0.0
+    seed: int = 0
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property

@@ -31,7 +31,8 @@ class Objective(ABC):
     """What to minimise, given a forest with rewards.
 
     Subclass it in `objectives/NAME.py`, implement `loss`, and `--objective NAME` finds it. `loss` must be a pure
-    function of its arguments. Options are fields of an inner class `Settings(alignbench.Settings)`.
+    function of its arguments, and of what `observe` remembers. Options are fields of an inner class
+    `Settings(alignbench.Settings)`.
     """
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
@@ -43,6 +44,16 @@ class Objective(ABC):
     @property
     def needs(self) -> Needs:
         return Needs()
+
+    def observe(self, forest: RolloutForest) -> None:  # noqa: B027 - most objectives remember nothing
+        """Called once for each rollout, with rewards and before its updates: where running statistics are kept."""
+
+    def state(self) -> dict[str, Any]:
+        """What `observe` remembers, as plain data for a checkpoint."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Takes back what `state` gave."""
 
     def rows(self, forest: RolloutForest, update: int) -> Rows:
         """What the model is asked in update number `update` of this rollout; by default each distinct parent once."""

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import torch
+from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from alignbench.evaluation import Evaluation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 150,
     "font.size": 8,
     "axes.spines.top": False,
@@ -31,7 +32,7 @@ STYLE: dict[str, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.prop_cycle": cycler(color=COLORS),
 }
 
 
@@ -47,8 +48,8 @@ def plot_run(folder: Path) -> list[Path]:
     if table.is_file():
         frame = pd.read_parquet(table)
         for name, figure in (("curves", curves(frame, result)), ("diagnostics", diagnostics(frame))):
-            written.append(_write(folder / "plots" / f"{name}.png", figure))
-    written.append(_write(folder / "plots" / "changes.png", changes(result)))
+            written.append(write_figure(folder / "plots" / f"{name}.png", figure))
+    written.append(write_figure(folder / "plots" / "changes.png", changes(result)))
     return written
 
 
@@ -97,7 +98,10 @@ def diagnostics(frame: pd.DataFrame) -> Figure:
     columns = 4
     height = -(-len(numeric) // columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(height, columns, figsize=(9, 1.5 * height), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(height, columns, figsize=(9, 1.5 * height + 0.3), squeeze=False)
+        figure.subplots_adjust(
+            hspace=0.7, wspace=0.45, left=0.07, right=0.98, top=1 - 0.35 / (1.5 * height), bottom=0.5 / (1.5 * height)
+        )
         for axis, name in zip(axes.flat, numeric, strict=False):
             axis.plot(frame["iteration"], frame[name], linewidth=0.9)
             axis.set_title(name)
@@ -143,19 +147,22 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
         e.table[e.table.metric == reward].pivot(index="prompt_index", columns="image", values="value") for e in (base, final)
     ]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            count, 2 * n + 1, figsize=(0.9 * (2 * n + 1), 1.05 * count), squeeze=False, layout="constrained",
-            width_ratios=[*[1] * n, 0.25, *[1] * n],
-        )  # fmt: skip
+        # One picture a side: a grid of axes for every single picture takes seconds to lay out.
+        size, gap = base.images.shape[1], base.images.shape[1] // 3
+        width = 2 * n * size + gap
+        sheet = np.full((count * (size + gap), width, 3), 255, dtype=np.uint8)
+        figure, axis = plt.subplots(figsize=(3 + width / 90, count * (size + gap) / 90 + 0.4))
+        figure.subplots_adjust(left=2.8 / (3 + width / 90), right=0.99, top=0.95, bottom=0.01)
         for p in range(count):
+            top = p * (size + gap) + gap
             for side, found in enumerate((base, final)):
                 for i in range(n):
-                    axis = axes[p, i + side * (n + 1)]
-                    axis.imshow(found.images[p * n + i])
-                    axis.set_title(f"{scores[side].loc[p, i]:.2f}", fontsize=6, pad=1)
-            for axis in axes[p]:
-                axis.axis("off")
-            axes[p, 0].text(-0.15, 0.5, base.prompts[p], transform=axes[p, 0].transAxes, ha="right", va="center", fontsize=7)
+                    left = i * size + side * (n * size + gap)
+                    sheet[top : top + size, left : left + size] = found.images[p * n + i]
+                    axis.text(left + size / 2, top - 2, f"{scores[side].loc[p, i]:.2f}", fontsize=6, ha="center", va="bottom")
+            axis.text(-gap / 2, top + size / 2, base.prompts[p], fontsize=7, ha="right", va="center")
+        axis.imshow(sheet)
+        axis.axis("off")
         figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {reward}", fontsize=8)
     return figure
 
@@ -186,7 +193,7 @@ def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float) ->
     p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[:1], here).exp()[0]
     q = groups.log_softmax(beta * groups.standardise(rewards), here).exp()[0]
     steps = len(forest.plan.steps)
-    with plt.rc_context({**STYLE, "axes.grid": False}):
+    with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, (axis, bars) = plt.subplots(
             1, 2, figsize=(8, max(2.5, 0.42 * k)), layout="constrained", width_ratios=[3, 1], sharey=True
         )
@@ -224,7 +231,8 @@ def _branches(axis: Any, forest: RolloutForest) -> None:
     axis.legend(loc="upper left", fontsize=6)
 
 
-def _write(path: Path, figure: Figure) -> Path:
+def write_figure(path: Path, figure: Figure) -> Path:
+    """Saves and closes the figure; the file is there whole or not at all."""
     write_atomically(path, lambda p: figure.savefig(p))
     plt.close(figure)
     return path

@@ -1,10 +1,12 @@
 """Row terms: what one model row contributes to a loss, from velocities and states.
 
 An objective asks the model about *rows*; the engine computes them in micro-batches and the objective's `terms` turns
-each micro-batch's velocities into small tensors. The stock rows here are the distinct parents of the forest's
-stochastic edges: each is evaluated once, however many children and descendants it has.
+each micro-batch's velocities into small tensors. There are two stock kinds. `EdgeRows` are the distinct parents of the forest's
+stochastic edges: each is evaluated once, however many children and descendants it has. `DenoisingRows` are final samples
+with fresh noise, for objectives that compare denoising errors.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor
 
 from alignbench import flow
+from alignbench.errors import UserError
 from alignbench.forest import RolloutForest
+from alignbench.noise import Key, normal
 from alignbench.plan import Rule
 
 Terms = dict[str, Tensor]
@@ -42,6 +46,13 @@ class EdgeRows:
 
     @classmethod
     def of(cls, forest: RolloutForest) -> "EdgeRows":
+        """All replay rows.
+
+        Raises:
+            UserError: the plan has no stochastic step, so that no edge carries a density.
+        """
+        if len(forest.rows) == 0:
+            raise UserError("the plan has no stochastic step, so there is nothing to train on; choose another sampler")
         return cls(forest, 0, len(forest.rows))
 
     def __len__(self) -> int:
@@ -111,4 +122,60 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
             reference_mean, _ = moments(reference_velocity[local])
             terms["log_prob_reference"] = flow.log_prob(child, reference_mean, std, reduction=forest.reduction)
         terms["kl"] = flow.reduce_latent((mean - reference_mean) ** 2 / (2 * std**2), forest.reduction)
+    return terms
+
+
+@dataclass(frozen=True)
+class DenoisingRows:
+    """Final samples with fresh noise: x = (1 - sigma) x_0 + sigma noise.
+
+    Attributes:
+        forest: where the samples come from.
+        leaf: int64 [R], index of each row's leaf.
+        sigma: float32 [R], noise level of each row.
+        noise: float32 [R, *latent], standard normal.
+    """
+
+    forest: RolloutForest
+    leaf: Tensor
+    sigma: Tensor
+    noise: Tensor
+
+    def __len__(self) -> int:
+        return len(self.leaf)
+
+    def part(self, start: int, stop: int) -> "DenoisingRows":
+        return DenoisingRows(self.forest, self.leaf[start:stop], self.sigma[start:stop], self.noise[start:stop])
+
+    @property
+    def x0(self) -> Tensor:
+        return self.forest.states[self.forest.leaves[self.leaf]]
+
+    @property
+    def x(self) -> Tensor:
+        sigma = self.sigma.view(-1, *[1] * (self.noise.ndim - 1))
+        return (1 - sigma) * self.x0 + sigma * self.noise
+
+    @property
+    def group(self) -> Tensor:
+        return self.leaf // self.forest.group_size
+
+
+def denoising_noise(forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Noise levels [R], logit-normal (0, 1), and noise [R, *latent], both functions of the seed, iteration, update and key.
+
+    Equal keys get equal noise: a pair that is compared must differ in its samples alone.
+    """
+    full: list[Key] = [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
+    device = forest.states.device
+    sigma = torch.sigmoid(normal([("sigma", *key) for key in full], (1,), device)[:, 0])
+    return sigma, normal(full, forest.states.shape[1:], device)
+
+
+def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
+    """error: |v - (noise - x_0)|^2 averaged over latent dimensions, float32 [R']; with a reference also error_reference."""
+    target = rows.noise - rows.x0
+    terms = {"error": flow.reduce_latent((velocity.float() - target) ** 2, "mean")}
+    if reference_velocity is not None:
+        terms["error_reference"] = flow.reduce_latent((reference_velocity.float() - target) ** 2, "mean").detach()
     return terms

@@ -7,7 +7,9 @@ One iteration:
 
 import os
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from alignbench import engine, groups, plots
 from alignbench.backbone import Backbone
-from alignbench.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
+from alignbench.checkpoint import EMA, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
 from alignbench.errors import NonFiniteError, RunError, UserError
@@ -91,7 +93,7 @@ class _Run:
     # ------------------------------------------------------------------------------------------------ whole run
 
     def run(self) -> Result:
-        if self.resume:
+        if self.resume and has_checkpoint(self.out / "checkpoints"):
             self._restore()
         self.out.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.config.resolved(), sort_keys=False, allow_unicode=True)
@@ -116,11 +118,13 @@ class _Run:
             final = self._evaluate("trained model") if self.iteration else base
             self._write_evaluation({"base": base, "final": final})
             result = self._result(base, final)
-            self._write_pictures(base, final)
+            if self.config.pictures:
+                self._write_pictures(base, final)
         content = result.model_dump_json(indent=2) + "\n"
         write_atomically(self.out / "result.json", lambda p: p.write_text(content, encoding="utf-8"))
         self._write_metrics()
-        plots.plot_run(self.out)
+        if self.config.pictures:
+            plots.plot_run(self.out)
         self.console.end(result, self.out)
         return result
 
@@ -166,40 +170,54 @@ class _Run:
                     self.status = "budget spent"
                     return
                 row = self._iterate()
-                self.metrics.append(row)
-                self.iteration += 1
                 report(row)
+                if self.iteration % config.checkpoint_every == 0 and self.iteration < config.iterations:
+                    self._save()
+                    self._write_metrics()
 
     def _iterate(self) -> dict[str, Any]:
+        """One whole iteration, or none: an interrupt comes before any weight has changed, or after all is booked."""
         config, i = self.config, self.iteration
+        budget, phases = self.budget.model_copy(), dict(self.phases)
         began = time.perf_counter()
-        progress = i / max(config.iterations - 1, 1)
-        plan = self.sampler.plan(progress, np.random.default_rng([config.seed, 1, i]))
-        prompts = self._prompts(i)
-        with self._phase("rollout"):
-            forest = rollout(
-                self.policy, prompts, plan, config.seed, i,
-                reduction=config.log_prob_reduction, micro_batch=config.micro_batch, progress=progress,
-            )  # fmt: skip
-        self.budget.model_rows_rollout += plan.model_rows(len(prompts))
-        scores = self._score(forest)
-        row: dict[str, Any] = {
-            "iteration": i,
-            "splits": ",".join(map(str, plan.splits)),
-            **self._reward_numbers(forest, scores),
-        }
-        with self._phase("train"):
-            row |= self._updates(forest)
-        seconds = time.perf_counter() - began
-        self.budget.seconds += seconds
-        self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
-        return row | {
-            "seconds": seconds,
-            "model_rows_rollout": self.budget.model_rows_rollout,
-            "model_rows_train": self.budget.model_rows_train,
-            "model_rows": self.budget.model_rows_rollout + self.budget.model_rows_train,
-            "reward_calls": self.budget.reward_calls,
-        }
+        try:
+            progress = i / max(config.iterations - 1, 1)
+            plan = self.sampler.plan(progress, np.random.default_rng([config.seed, 1, i]))
+            prompts = self._prompts(i)
+            with self._phase("rollout"):
+                forest = rollout(
+                    self.policy,
+                    prompts,
+                    plan,
+                    config.seed,
+                    i,
+                    reduction=config.log_prob_reduction,
+                    micro_batch=config.micro_batch,
+                    progress=progress,
+                )
+            self.budget.model_rows_rollout += plan.model_rows(len(prompts))
+            scores = self._score(forest)
+        except BaseException:
+            self.budget, self.phases = budget, phases
+            raise
+        with deferred_interrupt():
+            splits = ",".join(map(str, plan.splits))
+            row: dict[str, Any] = {"iteration": i, "splits": splits, **self._reward_numbers(forest, scores)}
+            with self._phase("train"):
+                row |= self._updates(forest)
+            seconds = time.perf_counter() - began
+            self.budget.seconds += seconds
+            self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
+            row |= {
+                "seconds": seconds,
+                "model_rows_rollout": self.budget.model_rows_rollout,
+                "model_rows_train": self.budget.model_rows_train,
+                "model_rows": self.budget.model_rows_rollout + self.budget.model_rows_train,
+                "reward_calls": self.budget.reward_calls,
+            }
+            self.metrics.append(row)
+            self.iteration += 1
+        return row
 
     def _prompts(self, iteration: int) -> list[str]:
         """The next prompts of an endless series of shuffles; a pure function of the seed and the iteration."""
@@ -256,6 +274,7 @@ class _Run:
     def _updates(self, forest: RolloutForest) -> dict[str, float]:
         numbers: dict[str, float] = {}
         deviation = 0.0
+        self.objective.observe(forest)
         for update in range(self.config.updates_per_rollout):
             self.optimizer.zero_grad(set_to_none=True)
             found = engine.backward(self.policy, self.objective, forest, update=update, micro_batch=self.config.micro_batch)
@@ -314,6 +333,7 @@ class _Run:
                 config=self.config.resolved(),
                 budget=self.budget.model_dump(),
                 metrics=self.metrics,
+                objective=self.objective.state(),
                 ratio_deviation=self.ratio_deviation,
                 started=self.started,
             ),
@@ -350,9 +370,7 @@ class _Run:
         write_atomically(self.out / "samples" / "base.png", _saver(plots.grid(base.images, n)))
         write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
         reward = next(iter(self.judges.rewards))
-        write_atomically(
-            self.out / "samples" / "before_after.png", lambda p: plots.before_after(base, final, reward, n).savefig(p)
-        )
+        plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
         plan = self.sampler.plan(1.0, np.random.default_rng([self.config.seed, 2]))
         forest = rollout(
             self.policy,
@@ -369,7 +387,7 @@ class _Run:
         ).float()
         beta = getattr(self.objective, "beta", None)
         figure = plots.tree(forest, images, reward, float(beta(self.iteration)) if callable(beta) else 2.0)
-        write_atomically(self.out / "plots" / "tree.png", lambda p: figure.savefig(p))
+        plots.write_figure(self.out / "plots" / "tree.png", figure)
 
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, e = self.config, self.config.evaluation
@@ -409,6 +427,23 @@ class _Run:
             environment=environment(str(self.policy.device), self.threads),
             config=config.resolved(),
         )
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Holds back Ctrl-C and SIGTERM until the block is done; raises KeyboardInterrupt then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = []
+    former = {s: signal.signal(s, lambda number, frame: pressed.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _saver(image: Image.Image) -> Callable[[Path], Any]:

@@ -207,7 +207,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_of_its_level(set_: str, sent
         ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
         ("iterations=2.5", "iterations: input should be a valid integer, got a number with a fractional part, got 2.5"),
         ("optimizer.lr=0", "optimizer.lr: input should be greater than 0, got 0"),
-        ("optimizer.lr=nan", "optimizer.lr: input should be greater than 0, got nan"),
+        ("optimizer.lr=nan", "optimizer.lr: input should be greater than 0, got 'nan'"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
         ("optimizer.schedule=linear", "optimizer.schedule: input should be 'constant' or 'cosine', got 'linear'"),
         ("optimizer=3", "optimizer: input should be a valid dictionary"),

@@ -1,0 +1,138 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.plugins import toy_config, write_task
+
+ROOT = Path(__file__).parents[2]
+
+
+def alignbench(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-m", "alignbench", *arguments],
+        capture_output=True, text=True, cwd=cwd, env=environment, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def toy_file(folder: Path) -> Path:
+    """A config file of a toy run."""
+    import yaml
+
+    file = folder / "toy-config.yaml"
+    file.write_text(yaml.safe_dump(toy_config(write_task(folder)).resolved()))
+    return file
+
+
+def test_list_names_everything_without_importing_torch() -> None:
+    code = "import sys; sys.argv = ['alignbench', 'list']; from alignbench.cli import app; app(standalone_mode=False)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules, 'torch was imported'"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("tmpo", "grpo", "dynamic_tree", "independent", "fixed_tree", "ocr", "diversity", "tiny"):
+        assert f"  {name} " in done.stdout
+
+
+def test_list_as_json_is_one_document() -> None:
+    found = json.loads(alignbench("list", "objectives", "--json").stdout)
+    assert set(found) == {"objectives"}
+    assert found["objectives"]["tmpo"].startswith("Softmax Trajectory Balance")
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["plot"], ["train-tiny"]])
+def test_every_command_has_a_help_text(command: list[str]) -> None:
+    done = alignbench(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--objective", "tmpoo"], "there is no objective 'tmpoo'; did you mean 'tmpo'?"),
+        (["run", "--sampler", "dynamictree"], "did you mean 'dynamic_tree'?"),
+        (["run", "--backbone", "tyni"], "there is no backbone 'tyni'; did you mean 'tiny'?"),
+        (["run", "--task", "ocrr"], "there is no task 'ocrr'; did you mean 'ocr'?"),
+        (["run", "--preset", "quik"], "did you mean 'quick'?"),
+        (["run", "--set", "objective.betta=3"], "objective tmpo: there is no key 'betta'; did you mean 'beta'"),
+        (["run", "--set", "optimiser.lr=3"], "there is no key 'optimiser'; did you mean 'optimizer'?"),
+        (["run", "--set", "optimizer.lr=-1"], "optimizer.lr: input should be greater than 0, got -1"),
+        (["run", "--set", "iterations"], "--set takes dotted.key=value"),
+        (["run", "--sampler", "independent", "--set", "sampler.group_size=1"], "group_size: input should be greater than"),
+        (["run", "--set", "sampler.levels=9"], "do not fit into steps"),
+        (["run", "--set", "sampler.children=10"], "leaves exceed max_leaves=81"),
+        (["run", "--set", "evaluation.prompts=1000"], "evaluation prompts"),
+        (["run", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
+        (["run", "--resume", "nowhere"], "nowhere is no folder of a run"),
+        (["list", "objektives"], "did you mean 'objectives'?"),
+        (["plot", "nowhere"], "cannot read"),
+        (["train-tiny", "--out", "x", "--set", "step=3"], "train-tiny: there is no key 'step'; did you mean 'steps'"),
+    ],
+)  # fmt: skip
+def test_wrong_input_gets_one_sentence_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = alignbench(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    message = [line for line in done.stderr.splitlines() if line.startswith("alignbench: error: ")]
+    assert len(message) == 1
+    assert says in message[0]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_yaml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("a: [1, 2")
+    done = alignbench("run", "--config", str(tmp_path / "bad.yaml"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is no valid YAML" in done.stderr
+
+
+def test_a_run_as_json_prints_one_document_and_nothing_else(tmp_path: Path) -> None:
+    done = alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"schema_version", "run", "budget", "metrics", "alarms", "environment", "config"} <= set(record)
+    again = alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_a_run_tells_a_person_what_happened(tmp_path: Path) -> None:
+    done = alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    for part in ("brightness (reward)", "difference (95 % interval)", "model rows", "peak memory", "written to"):
+        assert part in done.stderr
+
+
+def test_ctrl_c_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:
+    import yaml
+
+    file = toy_file(tmp_path)
+    data = yaml.safe_load(file.read_text())
+    write_task(tmp_path, "Interrupting")
+    done = alignbench("run", "--config", str(file), "--out", str(tmp_path / "run"), cwd=tmp_path)
+    assert done.returncode == 130
+    assert "--resume" in done.stderr
+    assert (tmp_path / "run" / "metrics.parquet").is_file()
+    write_task(tmp_path)
+    assert data["iterations"] == 3
+    resumed = alignbench("run", "--resume", str(tmp_path / "run"), cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_plots_are_drawn_again_from_the_record(tmp_path: Path) -> None:
+    alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
+    (tmp_path / "run" / "plots" / "curves.png").unlink()
+    done = alignbench("plot", str(tmp_path / "run"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "plots" / "curves.png").is_file()

@@ -1,0 +1,209 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignbench import RunError, UserError, run
+from alignbench.record import Result, read_result
+from alignbench.training import deferred_interrupt
+from tests.plugins import toy_config, write_task
+
+OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "raft", "vargrad"]
+LEARNING: dict[str, Any] = {
+    "tmpo": {"beta_warmup": 0},
+    "grpo": {"clip": 0.01},
+    "ddpo": {"clip": 0.01},
+    "dpo": {"pairs": "all", "draws": 4},
+    "raft": {"draws": 4},
+    "vargrad": {},
+}
+"""Settings under which each objective learns the toy within forty iterations."""
+SAMPLERS: list[Any] = [
+    {"name": "independent", "steps": 4, "group_size": 4},
+    {"name": "fixed_tree", "steps": 4, "levels": 2, "children": 2, "splits": [1, 2]},
+    {"name": "dynamic_tree", "steps": 6, "levels": 2, "children": 2, "early": [1, 2], "late": [2, 4]},
+]
+
+
+def table(folder: Path) -> pd.DataFrame:
+    """The metrics without wall-clock times."""
+    frame = pd.read_parquet(folder / "metrics.parquet")
+    return frame[[c for c in frame.columns if not c.startswith("seconds")]]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
+def test_every_pair_runs_and_leaves_a_whole_folder(tmp_path: Path, objective: str, sampler: Any) -> None:
+    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, pictures=True), tmp_path / "run")
+    written = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    assert {
+        "config.yaml", "result.json", "metrics.parquet", "evals.parquet", "samples/base.png", "samples/final.png",
+        "samples/before_after.png", "plots/curves.png", "plots/diagnostics.png", "plots/changes.png", "plots/tree.png",
+        "checkpoints/iteration-3/weights.safetensors", "checkpoints/iteration-3/state.json",
+    } <= written  # fmt: skip
+    assert not [f for f in written if "partial" in f]
+    assert read_result(tmp_path / "run") == result
+    assert result.run.status == "complete"
+    assert result.checks["first_update_ratio_abs_dev_max"] < 1e-5
+
+
+def test_the_record_counts_what_was_spent(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path)), tmp_path / "run")
+    # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents.
+    assert result.budget.model_rows_rollout == 3 * 2 * 8
+    assert result.budget.model_rows_train == result.budget.replay_rows == 3 * 2 * 3
+    assert result.budget.reward_calls == 3 * 2 * 4
+    assert result.budget.optimizer_steps == 3
+    assert list(table(tmp_path / "run")["model_rows"]) == [22, 44, 66]
+
+
+def test_gradient_caching_is_accounted_for(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path), micro_batch=2), tmp_path / "run")
+    assert result.budget.model_rows_train == 2 * result.budget.replay_rows
+
+
+def test_the_same_seed_gives_the_same_table_and_another_seed_another(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(toy_config(task, seed=seed), tmp_path / name)
+    pd.testing.assert_frame_equal(table(tmp_path / "a"), table(tmp_path / "b"), check_exact=True)
+    assert not table(tmp_path / "a")["reward"].equals(table(tmp_path / "c")["reward"])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
+def test_the_reward_rises_beyond_its_interval(tmp_path: Path, objective: str, sampler: Any) -> None:
+    settings: Any = {"name": objective, **LEARNING[objective]}
+    config = toy_config(
+        write_task(tmp_path), objective=settings, sampler=sampler, iterations=40, prompts_per_iteration=5,
+        optimizer={"lr": 0.02, "weight_decay": 0.0},
+    )  # fmt: skip
+    change = run(config, tmp_path / "run").metrics["brightness"].difference
+    assert change.lower is not None
+    assert change.lower > 0
+
+
+def test_without_iterations_nothing_changes(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path), iterations=0), tmp_path / "run")
+    assert all(m.difference.value == 0 for m in result.metrics.values())
+
+
+def test_a_budget_ends_the_run(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path), iterations=50, budget={"model_rows": 44}), tmp_path / "run")
+    assert result.run.status == "budget spent"
+    assert result.run.iterations == 2
+
+
+def test_averaged_weights_are_judged_and_the_live_ones_saved(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    result = run(toy_config(write_task(tmp_path), ema={"decay": 0.5, "every": 1}), tmp_path / "run")
+    assert result.protocol.weights == "ema"
+    folder = tmp_path / "run" / "checkpoints" / "iteration-3"
+    live, average = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
+    assert live["inner.weight"].shape == average["0"].shape
+    assert not np.allclose(live["inner.weight"], average["0"])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
+def test_interrupted_and_resumed_equals_never_interrupted(tmp_path: Path, objective: str, sampler: Any) -> None:
+    whole, task = tmp_path / "whole", write_task(tmp_path)
+    run(toy_config(task, objective=objective, sampler=sampler, iterations=5, ema={"decay": 0.9, "every": 2}), whole)
+    changes = {"objective": objective, "sampler": sampler, "iterations": 5, "ema": {"decay": 0.9, "every": 2}}
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting"), **changes), broken)
+    assert len(pd.read_parquet(broken / "metrics.parquet")) == 2
+    run(toy_config(write_task(tmp_path), **changes), broken, resume=True)
+    pd.testing.assert_frame_equal(table(broken), table(whole), check_exact=True)
+    first, second = ((f / "checkpoints/iteration-5/weights.safetensors").read_bytes() for f in (broken, whole))
+    assert first == second
+
+
+def test_an_interrupt_during_an_update_waits_until_it_is_booked() -> None:
+    done = []
+
+    def update() -> None:
+        with deferred_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("booked")
+        done.append("never reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        update()
+    assert done == ["booked"]
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    run(toy_config(write_task(tmp_path), checkpoint_every=1), tmp_path / "whole")
+    with pytest.raises(RunError):
+        run(toy_config(write_task(tmp_path, "Dying"), checkpoint_every=1), tmp_path / "died")
+    assert [f.name for f in (tmp_path / "died" / "checkpoints").iterdir()] == ["iteration-2"]
+    run(toy_config(write_task(tmp_path), checkpoint_every=1), tmp_path / "died", resume=True)
+    pd.testing.assert_frame_equal(table(tmp_path / "died"), table(tmp_path / "whole"), check_exact=True)
+
+
+def test_a_taken_folder_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        run(toy_config(write_task(tmp_path)), tmp_path / "run")
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_more_evaluation_prompts_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 6 evaluation prompts"):
+        run(toy_config(write_task(tmp_path), evaluation={"prompts": 7}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    run(toy_config(task), tmp_path / "run")
+    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+        run(toy_config(task, seed=9), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "state.json", "optimizer.pt"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
+    config = toy_config(write_task(tmp_path))
+    run(config, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "iteration-3" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="damaged"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_a_scorer_that_dies_stops_the_run_and_what_was_measured_stays(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"brightness.*iteration 2.*server is gone"):
+        run(toy_config(write_task(tmp_path, "Dying")), tmp_path / "run")
+    assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 2
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_scorer_that_answers_one_constant_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"0\.5 for all 18 pictures"):
+        run(toy_config(write_task(tmp_path, "Constant")), tmp_path / "run")
+
+
+def test_a_scorer_with_too_few_answers_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"17.* scores for 18 images"):
+        run(toy_config(write_task(tmp_path, "Short")), tmp_path / "run")
+
+
+def test_pictures_that_cannot_be_scored_are_dropped_and_counted(tmp_path: Path) -> None:
+    result: Result = run(toy_config(write_task(tmp_path, "Sometimes")), tmp_path / "run")
+    assert result.budget.failed_scores == 3 * 3  # each third of eight pictures, from the first on
+    assert list(table(tmp_path / "run")["failed_scores"]) == [3, 3, 3]
+
+
+def test_a_task_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    (tmp_path / "eval.txt").write_text("eval 0\ntrain 3\n")
+    with pytest.raises(UserError, match="train 3"):
+        run(toy_config(task), tmp_path / "run")

@@ -1,0 +1,64 @@
+from math import exp, log, sqrt
+
+import numpy as np
+import pytest
+import torch
+
+from alignbench import UserError
+from evals.diversity import Diversity, cosine_diversity, lgmd, pixel_diversity, vendi_score
+
+
+def test_lgmd_by_hand() -> None:
+    # Distances 5, 5, 6 over D = 4 dimensions.
+    latents = np.array([[0, 0, 0, 0], [3, 4, 0, 0], [6, 0, 0, 0]], dtype=float).reshape(3, 2, 2)
+    assert lgmd(latents) == pytest.approx((log(5 / 2) + log(5 / 2) + log(6 / 2)) / 3, abs=1e-12)
+
+
+def test_lgmd_of_independent_unit_latents_is_log_of_root_two() -> None:
+    latents = torch.randn(40, 4096, generator=torch.Generator().manual_seed(0))
+    # The squared distance of a pair has a relative deviation of sqrt(2 / 4096); the mean over pairs is tighter.
+    assert lgmd(latents) == pytest.approx(log(sqrt(2)), abs=2e-2)
+
+
+def test_equal_latents_are_floored_and_finite() -> None:
+    assert lgmd(np.ones((3, 4))) == pytest.approx(log(1e-8), abs=1e-9)
+
+
+def test_cosine_diversity_by_hand() -> None:
+    features = np.array([[2.0, 0.0], [0.0, 5.0], [1.0, 1.0]])
+    # Cosines 0, 1/sqrt 2, 1/sqrt 2.
+    assert cosine_diversity(features) == pytest.approx(1 - sqrt(2) / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize(("features", "score"), [(np.eye(4), 4.0), (np.ones((4, 3)), 1.0)])
+def test_vendi_score_counts_different_things(features: np.ndarray, score: float) -> None:
+    assert vendi_score(features) == pytest.approx(score, abs=1e-9)
+
+
+def test_vendi_score_by_hand() -> None:
+    # Two of three equal: eigenvalues 2/3 and 1/3.
+    features = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert vendi_score(features) == pytest.approx(exp(-(2 / 3) * log(2 / 3) - (1 / 3) * log(1 / 3)), abs=1e-9)
+
+
+def test_pixel_diversity_by_hand() -> None:
+    pictures = np.zeros((2, 2, 2, 3), dtype=np.uint8)
+    pictures[1] = 51  # a fifth of the range everywhere
+    assert pixel_diversity(pictures) == pytest.approx(0.2, abs=1e-12)
+
+
+def test_one_picture_has_no_diversity() -> None:
+    with pytest.raises(UserError, match="at least two"):
+        lgmd(np.ones((1, 4)))
+
+
+def test_zero_features_are_refused() -> None:
+    with pytest.raises(UserError, match="not all zero"):
+        cosine_diversity(np.zeros((2, 3)))
+
+
+def test_the_metric_needs_no_latents() -> None:
+    pictures = np.zeros((2, 2, 2, 3), dtype=np.uint8)
+    metric = Diversity(Diversity.Settings())
+    assert metric.measure(pictures, None, "x") == {"pixel_diversity": 0.0}
+    assert set(metric.measure(pictures, torch.randn(2, 4), "x")) == {"pixel_diversity", "lgmd"}

@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from alignbench import UserError, load_scorer
+from alignbench.drawing.lettering import Lettering
+from evals.ocr import OCR, contrast_image, locate, normalised, similarity, target_text
+
+
+def sign(
+    text: str, size: int = 30, canvas: tuple[int, int] = (160, 60), color: str = "black", ground: str = "white"
+) -> np.ndarray:
+    """Text drawn by Pillow in a face that the drawing package does not use."""
+    import matplotlib
+
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/STIXGeneralBol.ttf"), size)
+    image = Image.new("RGB", canvas, ground)
+    ImageDraw.Draw(image).text((10, 10), text, font=font, fill=color)
+    return np.asarray(image)
+
+
+def word(text: str, color: str = "black", background: str = "sky") -> np.ndarray:
+    return Lettering(text, color, background, "sans", 16, 24, (0, 16)).draw()
+
+
+@pytest.fixture(scope="module")
+def easyocr() -> OCR:
+    scorer = load_scorer("ocr", characters="letters")
+    assert isinstance(scorer, OCR)
+    return scorer
+
+
+@pytest.fixture(scope="module")
+def rapidocr() -> OCR:
+    scorer = load_scorer("ocr", reader="rapidocr")
+    assert isinstance(scorer, OCR)
+    return scorer
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target"),
+    [
+        ('a sign that says "STOP"', "STOP"),
+        ('"HI" in red letters', "HI"),
+        ("a sign that says \u201cOPEN\u201d", "OPEN"),
+        ('a "NEW" shop beside an "OLD" one', "NEW OLD"),
+        ('the word "\u00fcber"', "\u00fcber"),
+    ],
+)
+def test_only_what_stands_in_double_quotes_is_the_target(prompt: str, target: str) -> None:
+    assert target_text(prompt) == target
+
+
+@pytest.mark.parametrize("prompt", ["a red circle", 'an empty ""', "it's a 'dog'", 'one "quote'])
+def test_a_prompt_that_quotes_nothing_is_refused(prompt: str) -> None:
+    with pytest.raises(UserError, match="double quotes"):
+        target_text(prompt)
+
+
+def test_spaces_and_case_do_not_count() -> None:
+    assert normalised(" Co\tFf\nee ") == "coffee"
+
+
+@pytest.mark.parametrize(
+    ("read", "target", "expected"),
+    [
+        ("STOP", "stop", 1.0),
+        ("STEP", "STOP", 0.75),  # one of four letters
+        ("", "STOP", 0.0),
+        ("THE STOP SIGN", "STOP", 1.0),  # contained
+        ("ABCDEFGHIJ", "XY", 0.0),  # distance 10 counts as at most 2
+        ("ST", "STOP", 0.5),
+        ("S T O P", "STOP", 1.0),
+        ("kitten", "sitting", 4 / 7),  # the textbook pair: distance 3
+    ],
+)
+def test_similarity_by_hand(read: str, target: str, expected: float) -> None:
+    assert similarity(read, target) == pytest.approx(expected, abs=1e-12)
+
+
+def test_located_text_is_the_part_that_stands_out() -> None:
+    picture = np.full((64, 64, 3), 200, dtype=np.uint8)
+    picture[20:30, 10:50] = (10, 20, 30)
+    assert locate(picture, margin=2).shape == (14, 44, 3)
+
+
+def test_a_picture_without_contrast_is_located_whole() -> None:
+    assert locate(np.full((40, 30, 3), 77, dtype=np.uint8)).shape == (40, 30, 3)
+
+
+def test_the_contrast_image_is_dark_where_the_colour_differs_most_even_at_equal_grey() -> None:
+    picture = np.full((9, 9, 3), (100, 100, 100), dtype=np.uint8)
+    picture[4, 4] = (200, 49, 100)  # the same Rec. 601 luma to within one level
+    grey = contrast_image(picture)
+    assert grey[4, 4] == 0
+    assert grey[0, 0] == 255
+
+
+@pytest.mark.parametrize("text", ["HELLO", "ZEBRA", "QUICK"])
+@pytest.mark.parametrize("reader", ["easyocr", "rapidocr"])
+def test_both_readers_read_text_drawn_by_another_program(reader: str, text: str, request: pytest.FixtureRequest) -> None:
+    scorer: OCR = request.getfixturevalue(reader)
+    assert scorer.score([Image.fromarray(sign(text))], [f'"{text}"'])[0] == 1.0
+
+
+def test_yellow_on_light_blue_is_read(easyocr: OCR) -> None:
+    assert easyocr.score(word("MILK", color="yellow")[None], ['"MILK"'])[0] >= 0.75
+
+
+def test_the_right_word_scores_above_a_wrong_one(easyocr: OCR) -> None:
+    pictures = np.stack([word("LAMP"), word("LAMP")])
+    right, wrong = easyocr.score(pictures, ['"LAMP"', '"ZOO"'])
+    assert right == 1.0
+    assert wrong < 0.5
+
+
+def test_batch_and_single_agree_for_both_readers(easyocr: OCR, rapidocr: OCR) -> None:
+    pictures = np.stack([word(t) for t in ("HI", "CAT", "LAMP", "BEAR", "OX")])
+    for scorer in (easyocr, rapidocr):
+        assert scorer.read(pictures) == [scorer.read(p[None])[0] for p in pictures]
+
+
+def test_a_reading_does_not_depend_on_its_neighbours(easyocr: OCR) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert easyocr.read(np.stack([word("BEAR"), noise]))[0] == easyocr.read(np.stack([word("BEAR"), word("ZOO")]))[0]
+
+
+@pytest.mark.parametrize("value", [0, 255, 128])
+def test_flat_pictures_score_zero(easyocr: OCR, value: int) -> None:
+    assert easyocr.score(np.full((1, 64, 64, 3), value, dtype=np.uint8), ['"LAMP"'])[0] == 0.0
+
+
+def test_grey_transparent_and_tiny_pictures_are_taken(easyocr: OCR) -> None:
+    rgba = Image.fromarray(word("LAMP")).convert("RGBA")
+    pictures = [rgba, rgba.convert("L"), Image.new("RGB", (1, 1)), Image.new("LA", (8, 3))]
+    scores = easyocr.score(pictures, ['"LAMP"'] * 4)
+    assert scores[0] == scores[1] == 1.0
+    assert np.isfinite(scores).all()
+
+
+def test_no_pictures_give_no_scores(easyocr: OCR) -> None:
+    assert easyocr.score([], []).shape == (0,)
+
+
+def test_large_pictures_go_through_the_detector(rapidocr: OCR) -> None:
+    page = np.full((256, 320, 3), 255, dtype=np.uint8)
+    page[90:150, 60:220] = sign("LEMON", size=36)
+    assert rapidocr.score(page[None], ['"LEMON"'])[0] == 1.0
+
+
+def test_exact_match_is_reported_beside_similarity(easyocr: OCR) -> None:
+    measured = easyocr.measure(np.stack([word("LAMP"), word("LAMP")]), ['"LAMP"', '"LAMB"'])
+    assert list(measured) == ["ocr", "ocr_exact"]
+    assert measured["ocr"].tolist() == [1.0, 0.75]
+    assert measured["ocr_exact"].tolist() == [1.0, 0.0]
+
+
+def test_what_was_read_with_is_described(easyocr: OCR) -> None:
+    described = easyocr.describe()
+    assert described["reader"] == "easyocr"
+    assert described["device"] == "cpu"
+    assert described["quantised"] is False

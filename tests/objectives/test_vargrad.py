@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+import torch
+
+from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from tests.toys import ToyBackbone
+
+
+@pytest.fixture
+def forest() -> RolloutForest:
+    plan = load_sampler("fixed_tree", steps=4, levels=2, children=2, splits=(1, 2)).plan(0, np.random.default_rng(0))
+    found = rollout(ToyBackbone(), ["a", "b"], plan, seed=0)
+    found.rewards = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0])
+    return found
+
+
+def test_loss_by_hand(forest: RolloutForest) -> None:
+    # One group has no spread and has no part. In the other z = (-3, -1, 1, 3) / sqrt 5; with all log-densities equal
+    # delta = -beta z, and the mean of z^2 is 1.
+    terms = {"log_prob": torch.full_like(forest.old_log_prob, 0.7)}
+    loss = load_objective("vargrad", beta=2.0, reference="none").loss(terms, forest)
+    assert float(loss) == pytest.approx(4.0, abs=1e-5)
+
+
+def test_it_is_zero_where_the_paths_match_the_target(forest: RolloutForest) -> None:
+    objective = load_objective("vargrad", beta=1.0, reference="none")
+    z = torch.tensor([-3.0, -1.0, 1.0, 3.0]) / 5**0.5
+    log_prob = torch.zeros_like(forest.old_log_prob)
+    log_prob[forest.leaf_edges[:4, 1]] = z + 0.25  # the last edge belongs to its leaf alone; a constant does not matter
+    assert float(objective.loss({"log_prob": log_prob}, forest)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_reference_cancels_what_the_policy_shares_with_it(forest: RolloutForest) -> None:
+    torch.manual_seed(0)
+    values = torch.randn_like(forest.old_log_prob)
+    frozen = load_objective("vargrad", reference="frozen").loss({"log_prob": values, "log_prob_reference": values}, forest)
+    flat = load_objective("vargrad", reference="none").loss({"log_prob": torch.zeros_like(values)}, forest)
+    assert float(frozen) == pytest.approx(float(flat), abs=1e-6)
+
+
+def test_the_gradient_is_twice_the_deviation(forest: RolloutForest) -> None:
+    log_prob = torch.zeros_like(forest.old_log_prob).requires_grad_()
+    load_objective("vargrad", beta=1.0, reference="none").loss({"log_prob": log_prob}, forest).backward()
+    z = torch.tensor([-3.0, -1.0, 1.0, 3.0]) / 5**0.5
+    assert log_prob.grad is not None
+    # d/ds_i of (1/K) sum (delta - mean)^2 is (2/K) (delta_i - mean), K = 4 leaves that count.
+    assert torch.allclose(log_prob.grad[forest.leaf_edges[:4, 1]], -2 / 4 * z, atol=1e-6)
+    assert torch.equal(log_prob.grad[forest.leaf_edges[4:, 1]], torch.zeros(4))
