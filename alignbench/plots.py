@@ -159,7 +159,8 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
                 for i in range(n):
                     left = i * size + side * (n * size + gap)
                     sheet[top : top + size, left : left + size] = found.images[p * n + i]
-                    axis.text(left + size / 2, top - 2, f"{scores[side].loc[p, i]:.2f}", fontsize=6, ha="center", va="bottom")
+                    score = float(scores[side].to_numpy()[p, i])
+                    axis.text(left + size / 2, top - 2, f"{score:.2f}", fontsize=6, ha="center", va="bottom")
             axis.text(-gap / 2, top + size / 2, base.prompts[p], fontsize=7, ha="right", va="center")
         axis.imshow(sheet)
         axis.axis("off")

@@ -66,14 +66,16 @@ def by_autograd(toy: ToyBackbone, loss: Tensor) -> tuple[float, Tensor]:
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
 
-def check(toy: ToyBackbone, objective: Objective, forest: RolloutForest, loss: float, gradient: Tensor) -> None:
+def check(
+    toy: ToyBackbone, objective: Objective, forest: RolloutForest, loss: float, gradient: Tensor, rounding: float = ROUNDING
+) -> None:
     assert gradient.abs().max() > 1e-4
     for micro_batch in MICRO_BATCHES:
         toy.net.zero_grad()
         found = backward(toy, objective, forest, micro_batch=micro_batch)
-        assert found.loss == pytest.approx(loss, abs=ROUNDING, rel=1e-5)
+        assert found.loss == pytest.approx(loss, abs=rounding, rel=1e-5)
         difference = (toy.gradient() - gradient).abs().max().item()
-        assert difference < ROUNDING * max(1.0, gradient.abs().max().item()), f"micro-batch {micro_batch}"
+        assert difference < rounding * max(1.0, gradient.abs().max().item()), f"micro-batch {micro_batch}"
 
 
 TMPO_OPTIONS = list(
@@ -94,7 +96,7 @@ def test_tmpos_gradient_is_the_plain_one_at_any_micro_batch(
     reference: str,
 ) -> None:
     toy, forest, values = moved(sampler)
-    options = {"advantage": advantage, "ratio": ratio, "reference": reference, "clip": 0.005, "temperature": 0.5}
+    options = {"advantage": advantage, "ratio": ratio, "reference": reference, "clip": 0.01, "temperature": 0.5}
     # beta at iteration 3 of the default warm-up: .8 + 1.2 * 3 / 150.
     expected = by_autograd(toy, tmpo_loss(values, REWARDS, beta=0.824, **options))  # type: ignore[arg-type]
     check(toy, load_objective("tmpo", **options), forest, *expected)
@@ -115,7 +117,7 @@ def test_the_moved_policies_above_are_partly_clipped() -> None:
         _, _, values = moved(sampler)
         change = torch.exp(values.log_prob - values.old_log_prob).detach() - 1
         assert 0 < (change.abs() > 0.01).float().mean() < 1
-        assert 0 < (values.drift_noise.mean(1).abs() > 0.005).float().mean() < 1
+        assert 0 < (values.drift_noise.mean(1).abs() > 0.01).float().mean() < 1
 
 
 @pytest.mark.parametrize("name", ["tmpo", "grpo"])
@@ -129,7 +131,8 @@ def test_gradients_agree_for_summed_log_probs_and_mixed_step_rules(name: str) ->
         "tmpo": tmpo_loss(values, rewards, beta=0.824, temperature=20.0),
         "grpo": grpo_loss(values, rewards, clip=0.05),
     }
-    check(toy, objective, forest, *by_autograd(toy, losses[name]))
+    # Summed over 18 latent dimensions, terms and their rounding are as much larger.
+    check(toy, objective, forest, *by_autograd(toy, losses[name]), rounding=18 * ROUNDING)
 
 
 @every_sampler
