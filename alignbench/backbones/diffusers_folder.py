@@ -49,7 +49,12 @@ class DiffusersFolder(Backbone):
 
     def __init__(self, settings: Settings) -> None:
         from diffusers import StableDiffusion3Pipeline
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
+        for logging in (diffusers_logging, transformers_logging):
+            logging.disable_progress_bar()  # their bars would stand between ours
+            logging.set_verbosity_error()
         self.settings = settings
         folder = Path(settings.path)
         index = folder / "model_index.json"

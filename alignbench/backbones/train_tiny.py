@@ -39,7 +39,7 @@ SHARD = 2048
 
 
 class TinyTraining(Settings):
-    """Settings of the training; the defaults made the folder that ships."""
+    """Settings of the training. How the folder that ships came about is in its card."""
 
     seed: int = 0
     threads: int = 2
@@ -47,7 +47,7 @@ class TinyTraining(Settings):
     autoencoder_batch: int = 24
     autoencoder_lr: float = 2e-3
     kl_weight: float = 5e-4
-    steps: int = 4000
+    steps: int = 5600
     batch: int = 64
     lr: float = 1e-3
     muon_lr: float = 2e-3
@@ -60,7 +60,7 @@ class TinyTraining(Settings):
     """Location of the logit-normal times: above 0, since what letters and shapes appear is settled at high noise."""
     shift: float = 1.5
     call_steps: int = 20
-    call_guidance: float = 1.0
+    call_guidance: float = 2.0
     save_every: int = 125
 
 

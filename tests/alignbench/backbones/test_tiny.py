@@ -46,14 +46,15 @@ def test_plain_diffusers_opens_it_and_draws_what_our_ode_draws(tiny: DiffusersFo
     assert np.abs(np.round(theirs * 255) - ours).max() <= 1
 
 
-def test_guidance_of_two_is_two_answers_in_one_batch(tiny: DiffusersFolder) -> None:
-    guided = load_backbone("tiny", device="cpu", guidance=2.0)
+def test_guidance_leads_from_the_empty_prompts_answer_past_the_prompts_own(tiny: DiffusersFolder) -> None:
+    plain, guided = (load_backbone("tiny", device="cpu", guidance=g) for g in (1.0, 3.0))
     x, sigma, group = torch.randn(2, *tiny.latent_shape), torch.tensor([0.9, 0.4]), torch.tensor([0, 1])
     with torch.no_grad():
-        with_text = tiny.velocity(x, sigma, tiny.encode(PROMPTS), group)
-        without = tiny.velocity(x, sigma, tiny.encode(["", ""]), group)
+        with_text = plain.velocity(x, sigma, plain.encode(PROMPTS), group)
+        without = plain.velocity(x, sigma, plain.encode(["", ""]), group)
         found = guided.velocity(x, sigma, guided.encode(PROMPTS), group)
-    assert found == pytest.approx(2 * with_text - without, abs=1e-4)
+    # One batch of four and two of two differ in the order of float32 sums.
+    assert torch.allclose(found, 3 * with_text - 2 * without, atol=1e-4)
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
