@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: progress on stderr, and a summary at the end."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ class Terminal:
     """Live bars on a terminal, plain lines where stderr is no terminal."""
 
     def __init__(self) -> None:
-        self.rich = RichConsole(stderr=True, highlight=False)
+        self.rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
     def status(self, text: str) -> None:
         self.rich.print(f"[dim]{text} ...[/dim]")

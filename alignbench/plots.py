@@ -211,7 +211,7 @@ def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float) ->
         for leaf in range(k):
             bars.text(float(max(p[leaf], q[leaf])), leaf, f" {float(forest.rewards[leaf]):.2f}", va="center", fontsize=6)
         bars.set(xlabel="probability in the group", title=f"numbers: {reward}")
-        bars.legend(loc="lower right")
+        figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
 
