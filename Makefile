@@ -14,7 +14,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
-run: $(READY) ## train and judge the default pair on the embedded model, about four minutes
+run: $(READY) ## train and judge the default pair on the embedded model; minutes
 	$(BIN)/python -m alignbench run --objective tmpo --sampler dynamic_tree $(ARGS)
 
 test: $(READY) ## the tests
