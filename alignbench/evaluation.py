@@ -64,6 +64,20 @@ class Evaluation:
     roles: dict[str, str]
 
 
+def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
+    """The prompts that judge a model.
+
+    Raises:
+        UserError: more are asked for than the task has; training prompts are never used instead.
+    """
+    if config.prompts > len(task.eval_prompts):
+        raise UserError(
+            f"evaluation.prompts={config.prompts} but task {task.name!r} has {len(task.eval_prompts)} evaluation prompts; "
+            "lower it (training prompts are never used to judge)"
+        )
+    return task.eval_prompts[: config.prompts]
+
+
 def evaluate(
     policy: Backbone,
     task: Task,
@@ -82,12 +96,7 @@ def evaluate(
         UserError: more prompts are asked for than the task has.
         RunError: a scorer failed, or answered one constant for all pictures.
     """
-    if config.prompts > len(task.eval_prompts):
-        raise UserError(
-            f"evaluation.prompts={config.prompts} but task {task.name!r} has {len(task.eval_prompts)} evaluation prompts; "
-            "lower it (training prompts are never used to judge)"
-        )
-    prompts = task.eval_prompts[: config.prompts]
+    prompts = evaluation_prompts(task, config)
     n = config.images_per_prompt
     advance("drawing pictures")
     latents = sample(policy, prompts, n, config.steps or policy.default_steps, config.seed, micro_batch=micro_batch)

@@ -46,6 +46,11 @@ def spread(rewards: Tensor) -> Tensor:
     return high > low
 
 
+def comparable(rewards: Tensor) -> Tensor:
+    """bool [G, K]: the leaves that have a reward, in groups where it differs from another's."""
+    return valid(rewards) & spread(rewards)[:, None]
+
+
 def mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean of the values at the places `where`; 0 where there are none."""
     return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)

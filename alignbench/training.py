@@ -29,7 +29,7 @@ from alignbench.checkpoint import EMA, Checkpoint, has_checkpoint, load_checkpoi
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
 from alignbench.errors import NonFiniteError, RunError, UserError
-from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate
+from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
 from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.load import load_backbone, load_objective, load_sampler
@@ -67,11 +67,7 @@ class _Run:
         self.objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
-        if config.evaluation.prompts > len(self.task.eval_prompts):
-            raise UserError(
-                f"evaluation.prompts={config.evaluation.prompts}, but task {self.task.name!r} has "
-                f"{len(self.task.eval_prompts)} evaluation prompts"
-            )
+        evaluation_prompts(self.task, config.evaluation)  # likewise
         console.status("loading models")
         torch.manual_seed(config.seed)  # of a new adapter's weights
         self.policy: Backbone = load_backbone(

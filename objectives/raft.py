@@ -33,7 +33,7 @@ class RAFT(Objective):
     def weights(self, forest: RolloutForest) -> Tensor:
         """[G, K], summing to 1 in each group with spread, 0 in the others."""
         rewards = forest.by_group(forest.rewards)
-        counts = groups.valid(rewards) & groups.spread(rewards)[:, None]
+        counts = groups.comparable(rewards)
         if self.settings.weights == "softmax":
             return counts * groups.log_softmax(self.settings.beta * groups.standardise(rewards), counts).exp()
         ranked = torch.where(counts, rewards, -torch.inf)

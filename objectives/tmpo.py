@@ -62,7 +62,7 @@ class TMPO(Objective):
     def log_p_q(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor, Tensor]:
         """log p, log q and which leaves count; each [G, K]. Groups without spread do not count."""
         rewards = forest.by_group(forest.rewards)
-        counts = groups.valid(rewards) & groups.spread(rewards)[:, None]
+        counts = groups.comparable(rewards)
         s = forest.path_sum(terms["log_prob"])
         if self.settings.reference == "frozen":
             s = s - forest.path_sum(terms["log_prob_reference"])

@@ -36,7 +36,7 @@ class VarGrad(Objective):
     def deviation(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """delta_i minus its group mean, [G, K], and which leaves count."""
         rewards = forest.by_group(forest.rewards)
-        counts = groups.valid(rewards) & groups.spread(rewards)[:, None]
+        counts = groups.comparable(rewards)
         s = forest.path_sum(terms["log_prob"])
         if self.settings.reference == "frozen":
             s = s - forest.path_sum(terms["log_prob_reference"])

@@ -11,10 +11,12 @@ One text encoder reads the words of the prompt (what is quoted becomes one mark)
 quoted text: the same split of meaning and spelling as in SD3's encoders, at the smallest size.
 """
 
+import hashlib
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,7 @@ class Example:
     picture: np.ndarray
 
 
+@cache
 def held_out_words() -> frozenset[str]:
     """Words of the OCR task (training and evaluation prompts): the base model never sees one of them."""
     folder = Path(__file__).parent.parent / "tasks" / "ocr"
@@ -82,8 +85,6 @@ def held_out_words() -> frozenset[str]:
 
 def is_held_out(metadata: dict[str, Any]) -> bool:
     """One prompt in ten, by content: scenes that the base model never sees."""
-    import hashlib
-
     key = json.dumps([metadata["tag"], metadata["include"], metadata["prompt"]], sort_keys=True)
     return hashlib.sha256(key.encode()).digest()[0] % 10 == 0
 
