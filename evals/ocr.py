@@ -186,13 +186,14 @@ class RapidOCRReader(Reader):
         logging.getLogger("RapidOCR").setLevel(logging.WARNING)
 
     def read_line(self, crops: list[np.ndarray]) -> list[str]:
-        return [self._text(self.engine(crop[..., ::-1].copy(), use_det=False, use_cls=False, use_rec=True)) for crop in crops]
+        return [self._read(crop, detect=False) for crop in crops]
 
     def read_page(self, picture: np.ndarray) -> str:
-        return self._text(self.engine(picture[..., ::-1].copy()))
+        return self._read(picture, detect=True)
 
-    @staticmethod
-    def _text(answer: Any) -> str:
+    def _read(self, picture: np.ndarray, detect: bool) -> str:
+        # The engine keeps what one call asks for as the default of the next, so every call says all of it.
+        answer = self.engine(picture[..., ::-1].copy(), use_det=detect, use_cls=False, use_rec=True)
         return " ".join(answer.txts or ())
 
     def describe(self) -> dict[str, Any]:
