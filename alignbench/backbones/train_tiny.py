@@ -2,7 +2,7 @@
 
 Three stages, each resumable, all on drawn pictures and fixed seeds:
 
-1. `autoencoder`: an `AutoencoderKL` that halves twice (64x64x3 -> 16x16x8);
+1. `autoencoder`: an `AutoencoderKL` that halves twice (64x64x3 -> 16x16x12), pulled towards a linear projection of patches;
 2. `transformer`: an `SD3Transformer2DModel` with two CLIP text encoders, trained jointly by flow matching with
    logit-normal times (Esser et al. 2024, arXiv 2403.03206), prompt dropout and an exponential moving average;
 3. `export`: the folder that `StableDiffusion3Pipeline.from_pretrained` opens, in bfloat16.
@@ -13,16 +13,19 @@ quoted text: the same split of meaning and spelling as in SD3's encoders, at the
 
 import hashlib
 import json
+import math
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,7 +40,9 @@ WORD_WIDTH, LETTER_WIDTH = 96, 64
 TEXT_WIDTH = WORD_WIDTH + LETTER_WIDTH
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>", "eos_token": "<eos>"}
 EOS_ID = 3
-SHARD = 2048
+LATENT_CHANNELS = 12
+PATCH = 4
+"""Pixels that one latent stands for, in each direction."""
 
 
 class TinyTraining(Settings):
@@ -45,25 +50,38 @@ class TinyTraining(Settings):
 
     seed: int = 0
     threads: int = 2
-    autoencoder_steps: int = 1200
+    autoencoder_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` takes bfloat16 where the processor multiplies it in hardware: half the time for the autoencoder, while
+    the transformer, all small products, gains nothing and stays in float32."""
+    autoencoder_steps: int = 1500
     autoencoder_batch: int = 24
     autoencoder_lr: float = 2e-3
-    kl_weight: float = 5e-4
-    steps: int = 5600
+    pull: float = 0.3
+    """Weight of the squared distance between latents and the patches' principal components."""
+    latent_noise: float = 0.1
+    """Deviation of the noise under which the decoder learns; what it then smooths out of the transformer's errors."""
+    steps: int = 2800
     batch: int = 64
     lr: float = 1e-3
     muon_lr: float = 2e-3
     warmup: int = 100
     ema: float = 0.995
-    words_share: float = 0.6
+    words_share: float = 0.55
     prompt_dropout: float = 0.1
-    shards: int = 20
+    shards: int = 16
+    shard_size: int = 2048
     time_mean: float = 0.5
     """Location of the logit-normal times: above 0, since what letters and shapes appear is settled at high noise."""
     shift: float = 1.5
     call_steps: int = 20
     call_guidance: float = 2.0
     save_every: int = 125
+
+    def autoencoder_autocast(self) -> torch.autocast:
+        processor = Path("/proc/cpuinfo")
+        has_bfloat16 = processor.exists() and "avx512_bf16" in processor.read_text()
+        use = self.autoencoder_precision == "bfloat16" or (self.autoencoder_precision == "auto" and has_bfloat16)
+        return torch.autocast("cpu", torch.bfloat16, enabled=use)
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -167,8 +185,9 @@ def build_autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 24, 32),
         layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=8,
+        latent_channels=LATENT_CHANNELS,
+        # One group: with several, each has its own scale over the whole picture, and plain backgrounds lose their level.
+        norm_num_groups=1,
         sample_size=64,
         mid_block_add_attention=False,
         use_quant_conv=False,
@@ -205,8 +224,8 @@ def build_transformer(text_width: int) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
-        in_channels=8,
-        out_channels=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         num_layers=6,
         attention_head_dim=32,
         num_attention_heads=4,
@@ -242,6 +261,22 @@ class TextAndTransformer(nn.Module):
 # ---------------------------------------------------------------------------------------------------- stages
 
 
+def patch_projection(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The latents that the encoder is pulled towards: principal components of 4x4 patches, as a convolution.
+
+    Returns the kernel [C, 3, 4, 4] and the offset [C]. A component of deviation d gets the deviation sqrt(d): with equal
+    deviations (whitening) the transformer spends itself on fine detail, with d itself detail drowns in the noise. Over
+    all components the variance is 1.
+    """
+    patches = functional.pixel_unshuffle(pixels, PATCH).permute(0, 2, 3, 1).flatten(0, 2).double()
+    mean = patches.mean(0)
+    variance, basis = torch.linalg.eigh(torch.cov(patches.mT))
+    variance, basis = variance.flip(0)[:LATENT_CHANNELS], basis.flip(1)[:, :LATENT_CHANNELS]
+    basis = basis * variance.pow(-0.25) / variance.sqrt().mean().sqrt()
+    kernel = basis.mT.reshape(LATENT_CHANNELS, 3, PATCH, PATCH)
+    return kernel.float(), (-mean @ basis).float()
+
+
 def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> AutoencoderKL:
     """Stage 1; returns the trained model with `scaling_factor` set so that latents have unit variance overall."""
     torch.manual_seed(settings.seed)
@@ -249,6 +284,9 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
     done = work / "autoencoder"
     if done.exists():
         return AutoencoderKL.from_pretrained(done)
+    kernel, offset = patch_projection(
+        to_pixels([e.picture for e in draw_examples(settings.seed + 3, 0, settings.shard_size, 0.5)])
+    )
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.autoencoder_lr, betas=(0.9, 0.95), weight_decay=1e-3)
     start, history = 0, []
@@ -263,73 +301,73 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
             group["lr"] = settings.autoencoder_lr * _schedule(step, settings.autoencoder_steps, settings.warmup)
         examples = draw_examples(settings.seed + 1, step, settings.autoencoder_batch, settings.words_share)
         pixels = to_pixels([e.picture for e in examples]).contiguous(memory_format=torch.channels_last)
-        generator = torch.Generator().manual_seed(step)
-        posterior = model.encode(pixels).latent_dist
-        restored = model.decode(posterior.sample(generator)).sample
+        target = functional.conv2d(pixels, kernel, offset, stride=PATCH)
+        noise = settings.latent_noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(step))
+        with settings.autoencoder_autocast():
+            posterior = model.encode(pixels).latent_dist
+            restored = model.decode(posterior.mean + noise).sample.float()
         squared = functional.mse_loss(restored, pixels)
-        loss = (
-            squared
-            + 0.1 * functional.l1_loss(restored, pixels)
-            + settings.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
-        )
+        distance = functional.mse_loss(posterior.mean.float(), target)
+        spread = (posterior.logvar.float() - 2 * math.log(settings.latent_noise)).square().mean()
+        loss = squared + 0.1 * functional.l1_loss(restored, pixels) + settings.pull * distance + 1e-3 * spread
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step + 1 == settings.autoencoder_steps:
             history.append([step, squared.item()])
-            spread, noise = posterior.mean.std().item(), posterior.std.mean().item()
-            log(f"autoencoder step {step} mse {squared.item():.5f} latent std {spread:.3f} noise {noise:.3f}")
+            log(f"autoencoder step {step} squared error {squared.item():.5f} distance to projection {distance.item():.4f}")
         if (step + 1) % settings.save_every == 0:
-            _save_atomically(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "history": history,
-                },
-                checkpoint,
-            )
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}
+            _save_atomically(state, checkpoint)
     model.eval()
     pixels = to_pixels([e.picture for e in draw_examples(settings.seed + 2, 0, 512, settings.words_share)])
     with torch.no_grad():
         latents = torch.cat([model.encode(p).latent_dist.mode() for p in pixels.split(64)])
         restored = torch.cat([model.decode(z).sample for z in latents.split(64)])
     model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
-    log(f"autoencoder held-out mse {functional.mse_loss(restored, pixels).item():.5f}")
+    log(f"autoencoder held-out squared error {functional.mse_loss(restored, pixels).item():.5f}")
     model.save_pretrained(done)
     (work / "autoencoder_history.json").write_text(json.dumps(history))
     return model
 
 
 class LatentPool:
-    """Drawn and encoded examples, shard after shard; the next shard is prepared while the current one is used."""
+    """Drawn and encoded examples in shards, made once and kept in the work folder."""
 
-    def __init__(self, settings: TinyTraining, autoencoder: AutoencoderKL) -> None:
-        self.settings, self.autoencoder = settings, autoencoder
+    def __init__(self, settings: TinyTraining, work: Path, autoencoder: AutoencoderKL, log: Any) -> None:
         self.words, self.letters = word_tokenizer(), letter_tokenizer()
-        self.worker = ThreadPoolExecutor(1)
-        self.shards: dict[int, Future[tuple[Tensor, Tensor, Tensor]]] = {}
+        folder = work / "latents"
+        folder.mkdir(exist_ok=True)
+        paths = [folder / f"{i:03d}.safetensors" for i in range(settings.shards)]
+        missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
+        if missing:
+            log(f"drawing and encoding {len(missing)} x {settings.shard_size} pictures")
+            with ProcessPoolExecutor(settings.threads, get_context("spawn")) as workers:
+                jobs = [workers.submit(_make_shard, settings, i, work / "autoencoder", path) for i, path in missing]
+                for job in jobs:
+                    job.result()
+        self.shards = [load_file(path) for path in paths]
 
     def shard(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        for i in (index % self.settings.shards, (index + 1) % self.settings.shards):
-            if i not in self.shards:
-                self.shards[i] = self.worker.submit(self._make, i)
-        return self.shards[index % self.settings.shards].result()
+        """Latents float16 [N, C, 16, 16], word ids and letter ids int64 [N, SEQUENCE_LENGTH]."""
+        shard = self.shards[index % len(self.shards)]
+        return shard["latents"], shard["words"], shard["letters"]
 
-    def _make(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        torch.set_num_threads(1)
-        examples = draw_examples(self.settings.seed, index, SHARD, self.settings.words_share)
-        config = self.autoencoder.config
-        with torch.no_grad():
-            latents = torch.cat(
-                [
-                    (self.autoencoder.encode(pixels).latent_dist.mode() - config.shift_factor) * config.scaling_factor
-                    for pixels in to_pixels([e.picture for e in examples]).split(32)
-                ]
-            )
-        prompts = [e.prompt for e in examples]
-        return latents.half(), tokenize(self.words, prompts), tokenize(self.letters, prompts)
+
+def _make_shard(settings: TinyTraining, index: int, autoencoder: Path, path: Path) -> None:
+    torch.set_num_threads(1)
+    model = AutoencoderKL.from_pretrained(autoencoder).eval().to(memory_format=torch.channels_last)
+    examples = draw_examples(settings.seed, index, settings.shard_size, settings.words_share)
+    with torch.no_grad():
+        latents = torch.cat([model.encode(p).latent_dist.mode() for p in to_pixels([e.picture for e in examples]).split(32)])
+    latents = (latents - model.config.shift_factor) * model.config.scaling_factor
+    prompts = [e.prompt for e in examples]
+    tensors = {"latents": latents.half().contiguous()}
+    tensors |= {"words": tokenize(word_tokenizer(), prompts), "letters": tokenize(letter_tokenizer(), prompts)}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
@@ -340,7 +378,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
 def train_transformer(settings: TinyTraining, work: Path, autoencoder: AutoencoderKL, log: Any = print) -> TextAndTransformer:
     """Stage 2; returns the model with its averaged weights."""
     torch.manual_seed(settings.seed)
-    pool = LatentPool(settings, autoencoder)
+    pool = LatentPool(settings, work, autoencoder, log)
     model = TextAndTransformer(len(pool.words), len(pool.letters))
     average = {k: v.clone() for k, v in model.state_dict().items()}
     optimizers = _optimizers(model, settings)
@@ -354,7 +392,7 @@ def train_transformer(settings: TinyTraining, work: Path, autoencoder: Autoencod
             optimizer.load_state_dict(saved)
         log(f"goes on at step {start}")
     empty = tokenize(pool.words, [""]), tokenize(pool.letters, [""])
-    per_shard = SHARD // settings.batch
+    per_shard = settings.shard_size // settings.batch
     began, running = time.perf_counter(), 0.0
     model.train()
     for step in range(start, settings.steps):
@@ -364,7 +402,7 @@ def train_transformer(settings: TinyTraining, work: Path, autoencoder: Autoencod
                 group["lr"] = lr * factor
         epoch, position = divmod(step, per_shard)
         latents, words, letters = pool.shard(epoch)
-        order = np.random.default_rng([settings.seed, epoch]).permutation(SHARD)
+        order = np.random.default_rng([settings.seed, epoch]).permutation(settings.shard_size)
         chosen = torch.from_numpy(order[position * settings.batch : (position + 1) * settings.batch])
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         x0, word_ids, letter_ids = latents[chosen].float(), words[chosen], letters[chosen]

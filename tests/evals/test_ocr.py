@@ -148,7 +148,8 @@ def test_large_pictures_go_through_the_detector(rapidocr: OCR) -> None:
     page = np.full((256, 320, 3), 255, dtype=np.uint8)
     page[90:170, 60:290] = sign("LEMON", size=36, canvas=(230, 80))
     # In every order: RapidOCR keeps a call's arguments for the next one.
-    assert rapidocr.read([word("BEAR"), page, word("BEAR"), page]) == ["BEAR", "LEMON", "BEAR", "LEMON"]
+    pictures = [Image.fromarray(p) for p in (word("BEAR"), page, word("BEAR"), page)]
+    assert rapidocr.read(pictures) == ["BEAR", "LEMON", "BEAR", "LEMON"]
 
 
 def test_exact_match_is_reported_beside_similarity(easyocr: OCR) -> None:

@@ -1,0 +1,94 @@
+"""The training of the embedded model: its latents, its data and that it goes on where it stopped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from alignbench.backbones.train_tiny import (
+    TinyTraining,
+    draw_examples,
+    held_out_words,
+    patch_projection,
+    to_pixels,
+    train_tiny,
+)
+
+SMALL = TinyTraining(
+    autoencoder_steps=2, autoencoder_batch=4, steps=4, batch=8, shards=2, shard_size=16, save_every=2, warmup=2
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("tiny")
+    lines: list[str] = []
+    train_tiny(SMALL, folder / "work", folder / "out", lines.append)
+    return folder, lines
+
+
+def test_projection_has_uncorrelated_components_whose_deviations_are_roots() -> None:
+    pixels = to_pixels([e.picture for e in draw_examples(0, 0, 200, 0.5)])
+    kernel, offset = patch_projection(pixels)
+    latents = functional.conv2d(pixels, kernel, offset, stride=4).permute(0, 2, 3, 1).flatten(0, 2).double()
+    covariance = torch.cov(latents.mT)
+    # float32 kernels: a relative error of about 1e-6 of variances of order 1.
+    assert torch.allclose(covariance, torch.diag(covariance.diag()), atol=1e-4)
+    assert latents.mean(0).abs().max() < 1e-4
+    assert covariance.diag().mean().item() == pytest.approx(1.0, abs=1e-4)
+    # Independently: deviations are proportional to the square roots of the singular values of the centred patches.
+    patches = pixels.numpy().reshape(-1, 3, 16, 4, 16, 4).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 48).astype(np.float64)
+    singular = np.linalg.svd(patches - patches.mean(0), compute_uv=False)[: len(covariance)]
+    ratio = covariance.diag().sqrt().numpy() / np.sqrt(singular)
+    assert ratio == pytest.approx(ratio[0], rel=1e-4)
+
+
+def test_examples_are_a_pure_function_and_hold_no_word_of_the_task() -> None:
+    one, two = (draw_examples(3, 1, 60, 0.5) for _ in range(2))
+    assert [e.prompt for e in one] == [e.prompt for e in two]
+    assert all(np.array_equal(a.picture, b.picture) for a, b in zip(one, two, strict=True))
+    words = [e.prompt.split('"')[1] for e in draw_examples(3, 2, 400, 1.0)]
+    assert len(words) == 400
+    assert not held_out_words() & set(words)
+
+
+def test_a_training_ends_in_a_folder_that_diffusers_opens(trained: tuple[Path, list[str]]) -> None:
+    folder, lines = trained
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder / "out")
+    picture = pipeline('"HI"', height=64, width=64, num_inference_steps=2, max_sequence_length=1, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+    assert np.isfinite(picture).all()
+    assert any(line.startswith("autoencoder held-out squared error") for line in lines)
+
+
+def test_latents_have_unit_variance_over_all_components(trained: tuple[Path, list[str]]) -> None:
+    shards = [load_file(path) for path in sorted((trained[0] / "work" / "latents").glob("*.safetensors"))]
+    latents = torch.cat([shard["latents"] for shard in shards]).float()
+    assert latents.shape == (32, 12, 16, 16)
+    # The scale was measured on 512 other pictures.
+    assert latents.std().item() == pytest.approx(1.0, abs=0.25)
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def stop_at_fifty(line: str) -> None:
+        lines.append(line)
+        if line.startswith("transformer step 50"):
+            raise KeyboardInterrupt
+
+    work = tmp_path / "work"
+    longer = SMALL.model_copy(update={"steps": 52})
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(longer, work, tmp_path / "out", stop_at_fifty)
+    train_tiny(longer, work, tmp_path / "out", lines.append)
+    assert "goes on at step 48" in lines
+    train_tiny(longer, tmp_path / "whole", tmp_path / "out_whole", lines.append)
+    for name in ("transformer", "text_encoder"):
+        (one,), (two,) = (list((tmp_path / out / name).glob("*.safetensors")) for out in ("out", "out_whole"))
+        a, b = load_file(one), load_file(two)
+        assert all(torch.equal(a[key], b[key]) for key in a)
