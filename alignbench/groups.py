@@ -56,6 +56,11 @@ def mean(values: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
 
+def clipped(ratio: Tensor, advantage: Tensor, eps: float) -> Tensor:
+    """PPO's surrogate min(r A, clip(r, 1 - eps, 1 + eps) A), to be maximised (arXiv 1707.06347, equation 7)."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - eps, 1 + eps) * advantage)
+
+
 def log_softmax(values: Tensor, where: Tensor) -> Tensor:
     """log softmax over the leaves `where` of each group; 0 elsewhere."""
     masked = torch.where(where, values, -torch.inf)

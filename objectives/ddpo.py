@@ -68,11 +68,10 @@ class DDPO(Objective):
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        eps = self.settings.clip
         counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
         a = self.advantage(forest).reshape(-1, 1)
         r = torch.exp(terms["log_prob"] - forest.old_log_prob)[forest.leaf_edges]
-        return groups.mean(torch.maximum(-a * r, -a * r.clamp(1 - eps, 1 + eps)), counts)
+        return -groups.mean(groups.clipped(r, a, self.settings.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         ready = [len(self.history.get(p, [])) >= self.settings.min_count for p in forest.prompts]

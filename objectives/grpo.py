@@ -47,7 +47,7 @@ class GRPO(Objective):
         counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
         a = self.advantage(forest).reshape(-1, 1)
         r = torch.exp(terms["log_prob"] - forest.old_log_prob)[forest.leaf_edges]
-        loss = groups.mean(torch.maximum(-a * r, -a * r.clamp(1 - o.clip, 1 + o.clip)), counts)
+        loss = -groups.mean(groups.clipped(r, a, o.clip), counts)
         if o.kl_beta:
             loss = loss + o.kl_beta * groups.mean(terms["kl"][forest.leaf_edges], counts)
         return loss

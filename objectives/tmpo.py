@@ -103,8 +103,7 @@ class TMPO(Objective):
                 weight = torch.exp(regulated).clamp(1 - o.clip, 1 + o.clip).detach()
             case "none":
                 return -groups.mean((s - s.detach()) * a, counts) + self.reference_term(terms, forest, counts)
-        surrogate = torch.minimum(rho * a, rho.clamp(1 - o.clip, 1 + o.clip) * a) * weight
-        return -groups.mean(surrogate, counts) + self.reference_term(terms, forest, counts)
+        return -groups.mean(groups.clipped(rho, a, o.clip) * weight, counts) + self.reference_term(terms, forest, counts)
 
     def reference_term(self, terms: Terms, forest: RolloutForest, counts: Tensor) -> Tensor:
         """lambda_ref (1/K) sum_i ((s_i - s_i^ref) / S)^2."""

@@ -66,6 +66,16 @@ def test_mean_is_over_the_chosen_places_and_zero_without_any() -> None:
     assert groups.mean(values, torch.zeros(2, 2, dtype=torch.bool)).item() == 0.0
 
 
+def test_clipped_stops_the_gain_of_a_ratio_that_went_too_far_and_never_a_loss() -> None:
+    ratio = torch.tensor([1.5, 0.5, 1.5, 0.5, 1.1], requires_grad=True)
+    surrogate = groups.clipped(ratio, torch.tensor([2.0, 2.0, -2.0, -2.0, 2.0]), 0.2)
+    # By hand: min(3, 2.4), min(1, 1.6), min(-3, -2.4), min(-1, -1.6), min(2.2, 2.2).
+    assert surrogate.tolist() == pytest.approx([2.4, 1.0, -3.0, -1.6, 2.2])
+    surrogate[:4].sum().backward()
+    assert ratio.grad is not None
+    assert ratio.grad[:4].tolist() == [0.0, 2.0, -2.0, 0.0]
+
+
 def test_log_softmax_is_over_the_chosen_leaves_of_each_group() -> None:
     values = rows([0.0, math.log(3), 50.0], [math.log(2), 0.0, 0.0], [1.0, 2.0, 3.0])
     where = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
