@@ -60,7 +60,7 @@ class TinyTraining(Settings):
     """Weight of the squared distance between latents and the patches' principal components."""
     latent_noise: float = 0.1
     """Deviation of the noise under which the decoder learns; what it then smooths out of the transformer's errors."""
-    steps: int = 2800
+    steps: int = 6000
     batch: int = 64
     lr: float = 1e-3
     muon_lr: float = 2e-3
@@ -167,7 +167,8 @@ def silent_third_encoder() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(Regex(".+"), "")
     encoder = T5EncoderModel(T5Config(vocab_size=2, d_model=TEXT_WIDTH, d_kv=8, d_ff=8, num_layers=0, num_heads=1))
-    nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    for parameter in encoder.parameters():
+        nn.init.zeros_(parameter)
     return encoder, PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=1, pad_token="<pad>", unk_token="<unk>"
     )
