@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgrounds_for, colors_for
+from alignbench.drawing.palette import BACKGROUNDS, COLORS, GRID, PICTURE_SIZE, backgrounds_for, colors_for
 
 FONTS: dict[str, str] = {
     "sans": "DejaVuSans-Bold.ttf",
@@ -19,9 +19,6 @@ FONTS: dict[str, str] = {
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_LETTERS = 5
 MIN_CONTRAST = 45.0
-GRID = 8
-"""Letters start on multiples of this many pixels: the patches of a 64-token picture."""
-
 PLAIN_WORDINGS = (
     'the word "{text}"',
     '"{text}"',

@@ -1,4 +1,4 @@
-"""The colours of drawn pictures, and which of them can be told apart."""
+"""What drawn pictures share: their size, their grid, and their colours with which of them can be told apart."""
 
 from functools import cache
 from math import dist
@@ -6,6 +6,8 @@ from math import dist
 import numpy as np
 
 PICTURE_SIZE = 64
+GRID = 8
+"""Letters and shapes start on multiples of this many pixels: the patches of a 64-token picture."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 36, 42),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgrounds_for, colors_for
+from alignbench.drawing.palette import BACKGROUNDS, COLORS, GRID, PICTURE_SIZE, backgrounds_for, colors_for
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars", "cross": "crosses"}
@@ -18,8 +18,8 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 TASK_TYPES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 PREFIXES = ("", "a photo of ", "a picture of ", "a drawing of ")
 MIN_CONTRAST = 25.0
-SIZES = {1: (20, 40), 2: (16, 26), 3: (13, 20), 4: (12, 18)}
-"""Number of shapes -> smallest and largest diameter in pixels."""
+SIZES = {1: (24, 32, 40), 2: (16, 24), 3: (16,), 4: (16,)}
+"""Number of shapes -> their diameters in pixels."""
 GAP = 3
 SUPERSAMPLING = 4
 
@@ -105,12 +105,13 @@ def sample_scene(rng: np.random.Generator, metadata: dict[str, Any]) -> Scene:
     background = str(rng.choice(backgrounds_for(named, MIN_CONTRAST)))
     one_color = str(rng.choice(colors_for(background, MIN_CONTRAST)))
     same_color = metadata["tag"] == "counting"
-    low, high = SIZES[len(clauses)]
     while True:
-        sizes = rng.uniform(low, high, size=len(clauses))
+        sizes = rng.choice(SIZES[len(clauses)], size=len(clauses)).astype(float)
         if same_color:
             sizes[:] = sizes[0]
-        centers = [tuple(rng.uniform(s / 2 + 1, PICTURE_SIZE - s / 2 - 1, size=2)) for s in sizes]
+        # Boxes start on multiples of GRID, as letters do: on the patches of a 64-token picture.
+        corners = [GRID * rng.integers(PICTURE_SIZE // GRID - s // GRID + 1, size=2) for s in sizes]
+        centers = [tuple(corner + s / 2) for corner, s in zip(corners, sizes, strict=True)]
         if _apart(centers, sizes) and _relations_hold(metadata["include"], centers):
             break
     shapes = [
