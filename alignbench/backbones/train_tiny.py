@@ -290,6 +290,7 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
     )
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.autoencoder_lr, betas=(0.9, 0.95), weight_decay=1e-3)
+    autocast = settings.autoencoder_autocast()
     start, history = 0, []
     checkpoint = work / "autoencoder.pt"
     if checkpoint.exists():
@@ -304,7 +305,7 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         pixels = to_pixels([e.picture for e in examples]).contiguous(memory_format=torch.channels_last)
         target = functional.conv2d(pixels, kernel, offset, stride=PATCH)
         noise = settings.latent_noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(step))
-        with settings.autoencoder_autocast():
+        with autocast:
             posterior = model.encode(pixels).latent_dist
             restored = model.decode(posterior.mean + noise).sample.float()
         squared = functional.mse_loss(restored, pixels)
@@ -336,7 +337,7 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
 class LatentPool:
     """Drawn and encoded examples in shards, made once and kept in the work folder."""
 
-    def __init__(self, settings: TinyTraining, work: Path, autoencoder: AutoencoderKL, log: Any) -> None:
+    def __init__(self, settings: TinyTraining, work: Path, log: Any) -> None:
         self.words, self.letters = word_tokenizer(), letter_tokenizer()
         folder = work / "latents"
         folder.mkdir(exist_ok=True)
@@ -376,10 +377,10 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Tensor:
     return tokenizer(prompts, padding="max_length", max_length=SEQUENCE_LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
-def train_transformer(settings: TinyTraining, work: Path, autoencoder: AutoencoderKL, log: Any = print) -> TextAndTransformer:
-    """Stage 2; returns the model with its averaged weights."""
+def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> TextAndTransformer:
+    """Stage 2, on latents of stage 1's model in `work`; returns the model with its averaged weights."""
     torch.manual_seed(settings.seed)
-    pool = LatentPool(settings, work, autoencoder, log)
+    pool = LatentPool(settings, work, log)
     model = TextAndTransformer(len(pool.words), len(pool.letters))
     average = {k: v.clone() for k, v in model.state_dict().items()}
     optimizers = _optimizers(model, settings)
@@ -482,7 +483,7 @@ def train_tiny(settings: TinyTraining, work: Path, out: Path, log: Any = print) 
     torch.set_num_threads(settings.threads)
     work.mkdir(parents=True, exist_ok=True)
     autoencoder = train_autoencoder(settings, work, log).eval()
-    model = train_transformer(settings, work, autoencoder, log)
+    model = train_transformer(settings, work, log)
     export(settings, autoencoder, model, out)
     log(f"written to {out}")
 

@@ -19,6 +19,7 @@ FONTS: dict[str, str] = {
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_LETTERS = 5
 MIN_CONTRAST = 45.0
+
 PLAIN_WORDINGS = (
     'the word "{text}"',
     '"{text}"',

@@ -106,7 +106,7 @@ def sample_scene(rng: np.random.Generator, metadata: dict[str, Any]) -> Scene:
     one_color = str(rng.choice(colors_for(background, MIN_CONTRAST)))
     same_color = metadata["tag"] == "counting"
     while True:
-        sizes = rng.choice(SIZES[len(clauses)], size=len(clauses)).astype(float)
+        sizes = rng.choice(SIZES[len(clauses)], size=len(clauses))
         if same_color:
             sizes[:] = sizes[0]
         # Boxes start on multiples of GRID, as letters do: on the patches of a 64-token picture.

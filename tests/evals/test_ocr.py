@@ -147,6 +147,7 @@ def test_no_pictures_give_no_scores(easyocr: OCR) -> None:
 def test_large_pictures_go_through_the_detector(rapidocr: OCR) -> None:
     page = np.full((256, 320, 3), 255, dtype=np.uint8)
     page[90:170, 60:290] = sign("LEMON", size=36, canvas=(230, 80))
+    assert rapidocr.score(page[None], ['"LEMON"'])[0] == 1.0
     # In every order: RapidOCR keeps a call's arguments for the next one.
     pictures = [Image.fromarray(p) for p in (word("BEAR"), page, word("BEAR"), page)]
     assert rapidocr.read(pictures) == ["BEAR", "LEMON", "BEAR", "LEMON"]
