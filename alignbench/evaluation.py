@@ -19,16 +19,22 @@ from alignbench.tasks import EvalChoice, Task
 
 
 class Judges:
-    """A task's reward scorers and judges, loaded once."""
+    """A task's reward scorers and judges, loaded once.
+
+    Attributes:
+        rewards: the scorers that the task trains on, by name; `weights` are theirs.
+        evals: these and all that only judge.
+    """
 
     def __init__(self, task: Task) -> None:
-        self.rewards: dict[str, tuple[Scorer, float]] = {}
+        self.rewards: dict[str, Scorer] = {}
+        self.weights: dict[str, float] = {}
         self.evals: dict[str, Eval] = {}
         for choice in task.config.reward:
             scorer = self._load(choice)
             if not isinstance(scorer, Scorer):
                 raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of pictures and cannot be a reward")
-            self.rewards[scorer.name] = (scorer, choice.weight)
+            self.rewards[scorer.name], self.weights[scorer.name] = scorer, choice.weight
         for judge in task.config.judges:
             self._load(judge)
 
@@ -39,6 +45,23 @@ class Judges:
             raise UserError(f"two evals go by the name {found.name!r}; give one of them another label")
         self.evals[found.name] = found
         return found
+
+    def score(self, images: np.ndarray, prompts: Sequence[str], *, when: str) -> dict[str, np.ndarray]:
+        """Reward -> float64 [N], finite or NaN.
+
+        Raises:
+            RunError: a scorer failed or broke its contract; the sentence says which one, and `when`.
+        """
+        scores = {}
+        for name, scorer in self.rewards.items():
+            try:
+                answer = scorer.score(images, prompts)
+            except (UserError, RunError):
+                raise
+            except Exception as error:
+                raise RunError(f"scorer {name!r} failed {when}: {type(error).__name__}: {error}") from error
+            scores[name] = checked_scores(answer, len(images), name)
+        return scores
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Eval -> what must be known to score again alike."""

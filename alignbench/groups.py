@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 MIN_STD = 1e-4
+MIN_DISTANCE = 1e-8
 
 
 def valid(rewards: Tensor) -> Tensor:
@@ -76,3 +77,13 @@ def effective_sample_size(log_p: Tensor, where: Tensor) -> Tensor:
 def log_size(where: Tensor) -> Tensor:
     """log of the number of leaves that count; float [G, 1]."""
     return torch.log(where.sum(1, keepdim=True).clamp(min=1).float())
+
+
+def lgmd(latents: Tensor) -> Tensor:
+    """TMPO's diversity of one group (arXiv 2605.10983): the mean over pairs of log(|z_i - z_j| / sqrt(D)).
+
+    Args:
+        latents: [K, ...], K at least 2. Distances are floored at 1e-8.
+    """
+    flat = latents.flatten(1)
+    return torch.log((torch.pdist(flat) / flat.shape[1] ** 0.5).clamp(min=MIN_DISTANCE)).mean()

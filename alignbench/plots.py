@@ -183,15 +183,16 @@ def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     )
 
 
-def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float) -> Figure:
-    """The first group's rollout: branches by step, pictures at the leaves, and their p and q.
+def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float, group: int = 0) -> Figure:
+    """One group's rollout: branches by step, pictures at the leaves, and their p and q.
 
     p = softmax of the path's log-probability, q = softmax(beta z) of the standardised reward.
     """
     k = forest.group_size
-    rewards = forest.by_group(forest.rewards.cpu())[:1]
+    this = slice(group, group + 1)
+    rewards = forest.by_group(forest.rewards.cpu())[this]
     here = groups.valid(rewards)
-    p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[:1], here).exp()[0]
+    p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
     q = groups.log_softmax(beta * groups.standardise(rewards), here).exp()[0]
     steps = len(forest.plan.steps)
     with plt.rc_context(STYLE | {"axes.grid": False}):
@@ -200,23 +201,25 @@ def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float) ->
         )
         _branches(axis, forest)
         for leaf in range(k):
-            picture = OffsetImage(images[leaf], zoom=0.36 * 64 / images.shape[1])
+            picture = OffsetImage(images[group * k + leaf], zoom=0.36 * 64 / images.shape[1])
             axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
         axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
-        axis.set_title(f"{forest.prompts[0]}\n{k} leaves; splits at steps {', '.join(map(str, forest.plan.splits)) or 'none'}")
+        axis.set_title(
+            f"{forest.prompts[group]}\n{k} leaves; splits at steps {', '.join(map(str, forest.plan.splits)) or 'none'}"
+        )
         axis.spines["left"].set_visible(False)
         y = np.arange(k)
         bars.barh(y - 0.2, p, height=0.38, color=COLORS[0], label="p (policy)")
         bars.barh(y + 0.2, q, height=0.38, color=COLORS[1], label=f"q (target, beta {beta:g})")
         for leaf in range(k):
-            bars.text(float(max(p[leaf], q[leaf])), leaf, f" {float(forest.rewards[leaf]):.2f}", va="center", fontsize=6)
+            bars.text(float(max(p[leaf], q[leaf])), leaf, f" {float(rewards[0, leaf]):.2f}", va="center", fontsize=6)
         bars.set(xlabel="probability in the group", title=f"numbers: {reward}")
         figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
 
 def _branches(axis: Any, forest: RolloutForest) -> None:
-    """Lines of the first group's tree, from right to left: a parent stands at the mean height of its children."""
+    """Lines of the tree that all groups share, from right to left: a parent stands at the mean height of its children."""
     plan, steps = forest.plan, len(forest.plan.steps)
     heights = torch.arange(plan.leaves, dtype=torch.float32)
     for t in reversed(range(steps)):

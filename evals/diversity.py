@@ -10,16 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench import SetMetric, UserError
-
-MIN_DISTANCE = 1e-8
+from alignbench import SetMetric, UserError, groups
 
 
 def lgmd(latents: Tensor | np.ndarray) -> float:
     """Mean over pairs of log(|z_i - z_j| / sqrt(D)), distances floored at 1e-8; latents [N, ...], N at least 2."""
-    flat = torch.as_tensor(latents).double().flatten(1)
-    _at_least_two(len(flat))
-    return float(torch.log((torch.pdist(flat) / flat.shape[1] ** 0.5).clamp(min=MIN_DISTANCE)).mean())
+    tensor = torch.as_tensor(latents).double()
+    _at_least_two(len(tensor))
+    return float(groups.lgmd(tensor))
 
 
 def cosine_diversity(features: Tensor | np.ndarray) -> float:

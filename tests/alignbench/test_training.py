@@ -9,7 +9,7 @@ import pytest
 
 from alignbench import RunError, UserError, run
 from alignbench.record import Result, read_result
-from alignbench.training import deferred_interrupt
+from alignbench.trainer import deferred_interrupt
 from tests.plugins import toy_config, write_task
 
 OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "raft", "vargrad"]

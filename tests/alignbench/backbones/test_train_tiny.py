@@ -17,9 +17,10 @@ from alignbench.backbones.train_tiny import (
     to_pixels,
     train_tiny,
 )
+from alignbench.errors import UserError
 
 SMALL = TinyTraining(
-    autoencoder_steps=2, autoencoder_batch=4, steps=4, batch=8, shards=2, shard_size=16, save_every=2, warmup=2
+    autoencoder_steps=2, autoencoder_batch=4, compile=False, steps=4, batch=8, shards=2, shard_size=16, save_every=2, warmup=2
 )
 
 
@@ -92,3 +93,11 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) 
         (one,), (two,) = (list((tmp_path / out / name).glob("*.safetensors")) for out in ("out", "out_whole"))
         a, b = load_file(one), load_file(two)
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_folder_of_another_training_is_refused_and_left_as_it_is(trained: tuple[Path, list[str]]) -> None:
+    folder, _ = trained
+    before = {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*")}
+    with pytest.raises(UserError, match=r"other settings: steps 4 \(now 5\); choose another --work"):
+        train_tiny(SMALL.model_copy(update={"steps": 5}), folder / "work", folder / "out")
+    assert {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*")} == before
