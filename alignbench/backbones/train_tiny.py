@@ -475,6 +475,9 @@ def export(
     pipeline.transformer.to(torch.bfloat16)
     pipeline.vae.to(torch.bfloat16)
     pipeline.save_pretrained(out, safe_serialization=True)
+    # transformers 5 writes its own name of this class, which transformers 4 does not know; both know this one.
+    for path in (out / "model_index.json", *out.glob("tokenizer*/tokenizer_config.json")):
+        path.write_text(path.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
     call = {
         "height": 64,
         "width": 64,

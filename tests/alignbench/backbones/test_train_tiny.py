@@ -1,5 +1,6 @@
 """The training of the embedded model: its latents, its data and that it goes on where it stopped."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,9 @@ def test_a_training_ends_in_a_folder_that_diffusers_opens(trained: tuple[Path, l
     assert picture.shape == (64, 64, 3)
     assert np.isfinite(picture).all()
     assert any(line.startswith("autoencoder held-out squared error") for line in lines)
+    # Tokenizers go by the one name that transformers 4 and 5 both know.
+    index = json.loads((folder / "out" / "model_index.json").read_text())
+    assert {index[name][1] for name in ("tokenizer", "tokenizer_2", "tokenizer_3")} == {"PreTrainedTokenizerFast"}
 
 
 def test_latents_have_unit_variance_over_all_components(trained: tuple[Path, list[str]]) -> None:
