@@ -84,6 +84,11 @@ class RolloutForest:
         return self.row_group[self.edge_row]
 
     @property
+    def edge_step(self) -> Tensor:
+        """Step of each edge, int64 [E]."""
+        return self.row_step[self.edge_row]
+
+    @property
     def leaf_prompts(self) -> list[str]:
         """Prompt of each leaf, in leaf order."""
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
@@ -95,6 +100,15 @@ class RolloutForest:
     def path_sum(self, edge_values: Tensor) -> Tensor:
         """Sum over the stochastic steps of each leaf's path: [E] -> [G, K]. Shared edges enter every descendant."""
         return self.by_group(edge_values[self.leaf_edges].sum(1))
+
+    def descendant_mean(self, leaf_values: Tensor) -> Tensor:
+        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> [E]."""
+        values = leaf_values.flatten()[:, None].expand_as(self.leaf_edges)
+        here = ~torch.isnan(values)
+        zeros = self.old_log_prob.new_zeros(len(self.old_log_prob))
+        total = zeros.index_add(0, self.leaf_edges[here], values[here].to(zeros.dtype))
+        count = zeros.index_add(0, self.leaf_edges[here], torch.ones_like(values[here], dtype=zeros.dtype))
+        return torch.where(count > 0, total / count, torch.nan)
 
     def path_mean(self, edge_values: Tensor) -> Tensor:
         """Mean over the stochastic steps of each leaf's path: [E] -> [G, K]."""

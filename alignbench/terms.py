@@ -95,23 +95,9 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
     local = of_row - rows.start
     x = rows.x[local]
     child = forest.states[forest.edge_child[edges]]
-    sigma, sigma_next = forest.edge_sigma[edges], forest.edge_sigma_next[edges]
-    level, steps = forest.edge_noise_level[edges], forest.row_step[of_row]
-
-    def moments(edge_velocity: Tensor) -> tuple[Tensor, Tensor]:
-        rules: set[Rule] = {forest.plan.steps[t].rule for t in set(steps.tolist())}
-        if len(rules) == 1:
-            return flow.moments(x, edge_velocity, sigma, sigma_next, level, rules.pop())
-        mean, std = x.new_zeros(x.shape), x.new_zeros(len(x), *[1] * (x.ndim - 1))
-        for rule in sorted(rules):
-            of_rule = torch.tensor([forest.plan.steps[t].rule == rule for t in steps.tolist()], device=x.device).nonzero()[:, 0]
-            m, s = flow.moments(x[of_rule], edge_velocity[of_rule], sigma[of_rule], sigma_next[of_rule], level[of_rule], rule)
-            mean, std = mean.index_copy(0, of_rule, m), std.index_copy(0, of_rule, s)
-        return mean, std
-
-    mean, std = moments(velocity[local])
+    mean, std = _moments(forest, edges, x, velocity[local])
     with torch.no_grad():
-        old_mean, _ = moments(forest.row_velocity[of_row])
+        old_mean, _ = _moments(forest, edges, x, forest.row_velocity[of_row])
         noise = (child - old_mean) / std
     terms = {
         "log_prob": flow.log_prob(child, mean, std, reduction=forest.reduction),
@@ -119,10 +105,31 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
     }
     if reference_velocity is not None:
         with torch.no_grad():
-            reference_mean, _ = moments(reference_velocity[local])
+            reference_mean, _ = _moments(forest, edges, x, reference_velocity[local])
             terms["log_prob_reference"] = flow.log_prob(child, reference_mean, std, reduction=forest.reduction)
         terms["kl"] = flow.reduce_latent((mean - reference_mean) ** 2 / (2 * std**2), forest.reduction)
     return terms
+
+
+def edge_std(forest: RolloutForest) -> Tensor:
+    """Deviation of each edge's Gaussian, float32 [E]."""
+    anywhere = forest.edge_sigma.new_zeros(len(forest.edge_sigma), 1)
+    return _moments(forest, slice(None), anywhere, anywhere)[1].flatten()
+
+
+def _moments(forest: RolloutForest, edges: slice, x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of some edges, each by the rule of its step."""
+    steps = forest.edge_step[edges].tolist()
+    numbers = forest.edge_sigma[edges], forest.edge_sigma_next[edges], forest.edge_noise_level[edges]
+    rules: set[Rule] = {forest.plan.steps[t].rule for t in set(steps)}
+    if len(rules) == 1:
+        return flow.moments(x, velocity, *numbers, rules.pop())
+    mean, std = x.new_zeros(x.shape), x.new_zeros(len(x), *[1] * (x.ndim - 1))
+    for rule in sorted(rules):
+        of_rule = torch.tensor([forest.plan.steps[t].rule == rule for t in steps], device=x.device).nonzero()[:, 0]
+        m, s = flow.moments(x[of_rule], velocity[of_rule], *(n[of_rule] for n in numbers), rule)
+        mean, std = mean.index_copy(0, of_rule, m), std.index_copy(0, of_rule, s)
+    return mean, std
 
 
 @dataclass(frozen=True)

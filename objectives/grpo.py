@@ -5,7 +5,8 @@ Liu et al. 2025 (arXiv 2505.05470). For leaf i and stochastic step t on its path
     r_it = pi_theta / pi_old of the edge,   A_i = (R_i - group mean) / std, clamped to +- adv_clip
     L    = mean_it max(-A_i r_it, -A_i clip(r_it, 1 - eps, 1 + eps)) + kl_beta mean_it KL(pi_theta || pi_ref)
 
-The KL is the exact divergence of the step's two Gaussians. How this differs from the public code: docs/methods/grpo.md.
+The KL is the exact divergence of the step's two Gaussians. The settings that give DanceGRPO, MixGRPO, TreeGRPO, BranchGRPO
+and GRPO-Guard, and how all of this differs from the public code: docs/methods/grpo.md.
 """
 
 from typing import Literal
@@ -17,7 +18,7 @@ from torch import Tensor
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms
+from alignbench.terms import Terms, edge_std
 
 
 class GRPO(Objective):
@@ -28,6 +29,14 @@ class GRPO(Objective):
         """Advantages are clamped to +- this."""
         std: Literal["group", "batch", "none"] = "group"
         """Which deviation the advantage is divided by."""
+        credit: Literal["leaf", "edge", "depth"] = "leaf"
+        """Whose advantage an edge of a tree gets. leaf: each descendant's, once for each. edge: their mean (TreeGRPO).
+        depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO)."""
+        ratio: Literal["plain", "guard"] = "plain"
+        """guard: the regulated ratio exp((mu - mu_old) . eps) of GRPO-Guard, whose logarithm has mean zero."""
+        step_weight: Literal["none", "inverse_dt", "noise"] = "none"
+        """Weight of a step in the loss, 1 on average. inverse_dt: 1 / |sigma_next - sigma| (GRPO-Guard). noise: the
+        deviation that the step draws with (TempFlow-GRPO, GARDO)."""
         kl_beta: float = Field(0.0, ge=0)
         """Weight of the KL divergence to the frozen base model; 0 saves the reference's forward pass."""
 
@@ -38,19 +47,50 @@ class GRPO(Objective):
         return Needs(reference=self.settings.kl_beta > 0)
 
     def advantage(self, forest: RolloutForest) -> Tensor:
-        """[G, K], zero in groups whose rewards are all equal."""
+        """Of each leaf, [G, K]; zero in groups whose rewards are all equal."""
         z = groups.standardise(forest.by_group(forest.rewards), std=self.settings.std)
         return z.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
+    def edge_advantage(self, forest: RolloutForest) -> Tensor:
+        """Of each edge, [E], NaN where no descendant has a reward; for `credit` edge and depth."""
+        rewards = forest.by_group(forest.rewards)
+        if self.settings.credit == "edge":
+            return forest.descendant_mean(torch.where(groups.valid(rewards), self.advantage(forest), torch.nan))
+        node = forest.descendant_mean(rewards)
+        a = torch.empty_like(node)
+        for step in forest.edge_step.unique():
+            # Edges of one step are ordered by group, and each group has as many.
+            here = forest.edge_step == step
+            of_group = node[here].view(forest.groups, -1)
+            z = groups.standardise(of_group, std=self.settings.std).masked_fill(of_group.isnan(), torch.nan)
+            a[here] = z.flatten()
+        return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
+
+    def weight(self, forest: RolloutForest) -> Tensor:
+        """Of each edge, [E], 1 on average over the edges."""
+        match self.settings.step_weight:
+            case "none":
+                return torch.ones_like(forest.old_log_prob)
+            case "inverse_dt":
+                weight = 1 / (forest.edge_sigma - forest.edge_sigma_next)
+            case "noise":
+                weight = edge_std(forest)
+        return weight / weight.mean()
+
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o = self.settings
-        counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
-        a = self.advantage(forest).reshape(-1, 1)
-        r = torch.exp(terms["log_prob"] - forest.old_log_prob)[forest.leaf_edges]
-        loss = -groups.mean(groups.clipped(r, a, o.clip), counts)
-        if o.kl_beta:
-            loss = loss + o.kl_beta * groups.mean(terms["kl"][forest.leaf_edges], counts)
-        return loss
+        log_ratio = terms["drift_noise"] if o.ratio == "guard" else terms["log_prob"] - forest.old_log_prob
+        ratio, weight = torch.exp(log_ratio), self.weight(forest)
+        kl = terms["kl"] if o.kl_beta else torch.zeros_like(ratio)
+        if o.credit == "leaf":
+            a = self.advantage(forest).reshape(-1, 1)
+            counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
+            ratio, weight, kl = (values[forest.leaf_edges] for values in (ratio, weight, kl))
+        else:
+            a = self.edge_advantage(forest)
+            counts = groups.valid(a)
+            a = torch.where(counts, a, 0.0)
+        return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         ratio = torch.exp(terms["log_prob"] - forest.old_log_prob)

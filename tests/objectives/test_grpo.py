@@ -10,7 +10,7 @@ from alignbench.engine import backward
 from alignbench.terms import Terms
 from objectives.grpo import GRPO
 from tests.by_hand import gaussian_step
-from tests.toys import PROMPTS, ToyBackbone, chains, hand_made_forest
+from tests.toys import PROMPTS, ToyBackbone, chains, hand_made_forest, tree
 
 NAN = math.nan
 LN2 = math.log(2)
@@ -204,3 +204,64 @@ def test_diagnostics_tell_advantages_clipped_edges_and_kl() -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_objective("grpo", **settings)
+
+
+def drawn_tree() -> RolloutForest:
+    """Two groups of four leaves: splits in two at steps 1 and 2; edges 0-3 are of step 1, edges 4-11 of step 2."""
+    forest = rollout(ToyBackbone(), PROMPTS, tree(4, (1, 2), children=2, rule="sde"), seed=0)
+    forest.rewards = torch.tensor([0.0, 2.0, 4.0, 6.0, 1.0, 1.0, 1.0, 1.0])
+    return forest
+
+
+def test_an_edge_gets_the_mean_advantage_of_its_descendants() -> None:
+    # A of the first group is R - 3.
+    found = grpo(credit="edge", std="none").edge_advantage(drawn_tree())
+    assert found.tolist() == [-2.0, 2.0, 0.0, 0.0, -3.0, -1.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_depth_credit_standardises_the_mean_rewards_of_each_step() -> None:
+    found = grpo(credit="depth").edge_advantage(drawn_tree())
+    # Step 1: means 1 and 5. Step 2: 0, 2, 4, 6 of deviation sqrt 5.
+    expected = [-1, 1, 0, 0, *(np.array([-3, -1, 1, 3]) / math.sqrt(5)), 0, 0, 0, 0]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)  # float32
+
+
+@pytest.mark.parametrize("credit", ["edge", "depth"])
+def test_an_edge_without_any_scored_descendant_is_left_out(credit: str) -> None:
+    forest = drawn_tree()
+    forest.rewards = torch.tensor([NAN, NAN, 4.0, 6.0, NAN, 1.0, 2.0, 3.0])
+    objective = grpo(credit=credit)
+    gone = objective.edge_advantage(forest).isnan().nonzero()[:, 0].tolist()
+    assert gone == [0, 4, 5, 8]
+    terms = terms_of(forest.old_log_prob.tolist())
+    torch.autograd.backward(objective.loss(terms, forest))
+    assert [gradient(terms)[edge] for edge in gone] == [0.0] * 4
+    # Eight edges count; at ratio 1 each gets minus its advantage over eight.
+    assert gradient(terms)[7] == pytest.approx(-float(objective.edge_advantage(forest)[7]) / 8, abs=1e-6)
+
+
+def test_on_chains_edge_credit_is_leaf_credit() -> None:
+    forest = rollout(ToyBackbone(), PROMPTS, chains(4, 3, "sde"), seed=0)
+    forest.rewards = torch.tensor([0.0, 1.0, 5.0, 2.0, 2.0, 3.0])
+    moved = (forest.old_log_prob + 0.01 * torch.sin(torch.arange(len(forest.old_log_prob)))).tolist()
+    by_leaf, by_edge = (grpo(credit=c, clip=0.005).loss(terms_of(moved), forest).item() for c in ("leaf", "edge"))
+    assert by_edge == pytest.approx(by_leaf, abs=1e-6)  # float32
+
+
+def test_the_guarded_ratio_is_the_exponential_of_the_regulated_log_ratio() -> None:
+    forest = hand_made_forest([[0.0, 2.0]], [[0], [1]], [0.0] * 2)
+    terms = {"log_prob": torch.tensor([9.0, 9.0]), "drift_noise": torch.tensor([LN2, LN2])}
+    # A = (-1, 1), ratio 2: max(2, 1.1) and max(-2, -1.1).
+    assert grpo(ratio="guard", clip=0.1).loss(terms, forest).item() == pytest.approx((2 - 1.1) / 2, abs=1e-6)  # float32
+
+
+def test_step_weights_by_hand() -> None:
+    forest = hand_made_forest([[0.0, 2.0]], [[0], [1]], [0.0] * 2)
+    forest.edge_sigma, forest.edge_sigma_next = torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.3])
+    # 1 / .4 and 1 / .2 over their mean 3.75.
+    assert grpo(step_weight="inverse_dt").weight(forest).tolist() == pytest.approx([2 / 3, 4 / 3], abs=1e-6)
+    # cps draws with sigma_next sin(pi / 4): the weights are as .5 to .3.
+    assert grpo(step_weight="noise").weight(forest).tolist() == pytest.approx([1.25, 0.75], abs=1e-6)
+    terms = terms_of([0.0, 0.0])
+    torch.autograd.backward(grpo(step_weight="noise").loss(terms, forest))
+    assert gradient(terms) == pytest.approx([1.25 / 2, -0.75 / 2], abs=1e-6)
