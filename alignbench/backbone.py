@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,23 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import settings
+
+
+@contextmanager
+def holding(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """While entered, the parameters hold other values; afterwards their own are back."""
+    live = [p.detach().clone() for p in parameters]
+    try:
+        _write(parameters, values)
+        yield
+    finally:
+        _write(parameters, live)
+
+
+@torch.no_grad()
+def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 class BackboneSettings(settings.Settings):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from alignbench.backbone import holding
 from alignbench.errors import RunError, UserError
 from alignbench.objective import Objective
 
@@ -56,17 +57,8 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """While entered, the parameters hold their averages; afterwards the live values are back."""
-        live = [p.detach().clone() for p in self.parameters]
-        self._write(self.average)
-        try:
+        with holding(self.parameters, self.average):
             yield
-        finally:
-            self._write(live)
-
-    @torch.no_grad()
-    def _write(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
 
 
 def save_checkpoint(

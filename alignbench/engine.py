@@ -5,18 +5,18 @@ tensors; each micro-batch is then evaluated again with a graph and receives its 
 exact gradient. Where all rows fit in one micro-batch, it is a plain single pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, holding
 from alignbench.errors import NonFiniteError
 from alignbench.executor import predict
 from alignbench.forest import RolloutForest
 from alignbench.objective import Objective
-from alignbench.terms import Rows, Terms
+from alignbench.terms import Rows, Terms, Velocities
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Backward:
         loss: the objective's value before the update.
         terms: all terms, detached, before the update.
         rows: distinct model inputs.
-        forward_rows: rows that were evaluated, counting twice those that gradient caching evaluates twice, and the
-            reference's.
+        forward_rows: rows that were evaluated, counting twice those that gradient caching evaluates twice, and those of
+            the reference and of the old policy.
     """
 
     loss: float
@@ -38,7 +38,13 @@ class Backward:
 
 
 def backward(
-    policy: Backbone, objective: Objective, forest: RolloutForest, *, update: int = 0, micro_batch: int | None = None
+    policy: Backbone,
+    objective: Objective,
+    forest: RolloutForest,
+    *,
+    update: int = 0,
+    micro_batch: int | None = None,
+    old: Sequence[Tensor] | None = None,
 ) -> Backward:
     """Adds d(loss)/d(parameters) to the `.grad` of the policy's and the objective's parameters.
 
@@ -48,6 +54,7 @@ def backward(
         forest: with rewards.
         update: how many updates this rollout has already served.
         micro_batch: at most this many rows in one model call; None for all in one.
+        old: the policy's parameters at the rollout; None while they have not changed since.
 
     Raises:
         UserError: the objective needs stochastic steps and the plan has none.
@@ -60,13 +67,26 @@ def backward(
     conditioning = policy.encode(forest.prompts)
     size = min(micro_batch or count, count)
     parts = [rows.part(i, min(i + size, count)) for i in range(0, count, size)]
-    references = [_reference_velocity(policy, part, conditioning) if objective.needs.reference else None for part in parts]
+
+    def ask(part: Rows) -> Tensor:
+        return predict(policy, part.x, part.sigma, conditioning, part.group)
+
+    references: list[Tensor | None] = [None] * len(parts)
+    olds: list[Tensor | None] = [None] * len(parts)
+    with torch.no_grad():
+        if objective.needs.reference:
+            with policy.reference():
+                references = [ask(part) for part in parts]
+        if objective.needs.old and old is not None:
+            with holding(list(policy.parameters()), old):
+                olds = [ask(part) for part in parts]
+    other_rows = count * (objective.needs.reference + (objective.needs.old and old is not None))
 
     def terms_of(i: int) -> Terms:
-        velocity = predict(policy, parts[i].x, parts[i].sigma, conditioning, parts[i].group)
-        return objective.terms(parts[i], velocity, references[i])
+        velocity = ask(parts[i])
+        before = velocity.detach() if objective.needs.old and old is None else olds[i]
+        return objective.terms(parts[i], Velocities(velocity, references[i], before))
 
-    reference_rows = count if objective.needs.reference else 0
     if len(parts) == 1:
         terms = terms_of(0)
         _check_finite(terms)
@@ -74,7 +94,7 @@ def backward(
         _check_finite({"loss": loss})
         loss.backward()
         detached = {name: value.detach() for name, value in terms.items()}
-        return Backward(float(loss.detach()), detached, count, count + reference_rows)
+        return Backward(float(loss.detach()), detached, count, count + other_rows)
 
     with torch.no_grad():
         pieces = [terms_of(i) for i in range(len(parts))]
@@ -99,13 +119,7 @@ def backward(
         if outputs:
             torch.autograd.backward(outputs, gradients)
     detached = {name: value.detach() for name, value in terms.items()}
-    return Backward(float(loss.detach()), detached, count, 2 * count + reference_rows)
-
-
-@torch.no_grad()
-def _reference_velocity(policy: Backbone, rows: Rows, conditioning: Any) -> Tensor:
-    with policy.reference():
-        return predict(policy, rows.x, rows.sigma, conditioning, rows.group)
+    return Backward(float(loss.detach()), detached, count, 2 * count + other_rows)
 
 
 def _check_finite(tensors: Terms) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from alignbench import settings
 from alignbench.forest import RolloutForest
-from alignbench.terms import EdgeRows, Rows, Terms, edge_terms
+from alignbench.terms import EdgeRows, Rows, Terms, Velocities, edge_terms
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Needs:
         training: False for an objective that never updates the policy.
         rewards: whether the pictures must be scored.
         reference: whether each row is also answered by the frozen base model.
+        old: whether each row is also answered by the policy as it was at the rollout.
     """
 
     training: bool = True
     rewards: bool = True
     reference: bool = False
+    old: bool = False
 
 
 class Objective(ABC):
@@ -45,6 +48,9 @@ class Objective(ABC):
     def needs(self) -> Needs:
         return Needs()
 
+    def prepare(self, latent_shape: tuple[int, ...], device: torch.device) -> None:  # noqa: B027
+        """Called once before training: where parameters are made whose size depends on the model's latents."""
+
     def observe(self, forest: RolloutForest) -> None:  # noqa: B027 - most objectives remember nothing
         """Called once for each rollout, with rewards and before its updates: where running statistics are kept."""
 
@@ -59,9 +65,9 @@ class Objective(ABC):
         """What the model is asked in update number `update` of this rollout; by default each distinct parent once."""
         return EdgeRows.of(forest)
 
-    def terms(self, rows: Any, velocity: Tensor, reference_velocity: Tensor | None) -> Terms:
-        """Row terms of some of the rows, differentiable in `velocity` [R', *latent]; by default `edge_terms`."""
-        return edge_terms(rows, velocity, reference_velocity)
+    def terms(self, rows: Any, velocities: Velocities) -> Terms:
+        """Row terms of some of the rows, differentiable in the policy's velocity; by default `edge_terms`."""
+        return edge_terms(rows, velocities.policy, velocities.reference)
 
     @abstractmethod
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:

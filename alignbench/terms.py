@@ -23,6 +23,20 @@ Terms = dict[str, Tensor]
 """Name -> small tensor; micro-batches are concatenated along dimension 0."""
 
 
+@dataclass(frozen=True)
+class Velocities:
+    """What the models answer for some rows, each [R', *latent]; only `policy` carries a gradient.
+
+    Attributes:
+        reference: the frozen base model's answer, for an objective that needs it.
+        old: that of the policy as it was at the rollout, likewise.
+    """
+
+    policy: Tensor
+    reference: Tensor | None = None
+    old: Tensor | None = None
+
+
 class Rows(Protocol):
     """Model inputs, in an order in which a contiguous part of the rows gives a contiguous part of each term."""
 
@@ -127,7 +141,8 @@ def _moments(forest: RolloutForest, edges: slice, x: Tensor, velocity: Tensor) -
     mean, std = x.new_zeros(x.shape), x.new_zeros(len(x), *[1] * (x.ndim - 1))
     for rule in sorted(rules):
         of_rule = torch.tensor([forest.plan.steps[t].rule == rule for t in steps], device=x.device).nonzero()[:, 0]
-        m, s = flow.moments(x[of_rule], velocity[of_rule], *(n[of_rule] for n in numbers), rule)
+        sigma, sigma_next, level = (n[of_rule] for n in numbers)
+        m, s = flow.moments(x[of_rule], velocity[of_rule], sigma, sigma_next, level, rule)
         mean, std = mean.index_copy(0, of_rule, m), std.index_copy(0, of_rule, s)
     return mean, std
 

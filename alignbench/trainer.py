@@ -55,6 +55,7 @@ class Trainer:
     ) -> None:
         self.config, self.prompts, self.policy = config, prompts, policy
         self.objective, self.sampler, self.judges = objective, sampler, judges
+        objective.prepare(policy.latent_shape, policy.device)
         self.parameters = [*policy.parameters(), *objective.parameters()]
         o = config.optimizer
         self.optimizer = torch.optim.AdamW(self.parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
@@ -190,9 +191,18 @@ class Trainer:
         numbers: dict[str, float] = {}
         deviation = 0.0
         self.objective.observe(forest)
+        keep = self.objective.needs.old and self.config.updates_per_rollout > 1
+        at_rollout = [p.detach().clone() for p in self.policy.parameters()] if keep else None
         for update in range(self.config.updates_per_rollout):
             self.optimizer.zero_grad(set_to_none=True)
-            found = engine.backward(self.policy, self.objective, forest, update=update, micro_batch=self.config.micro_batch)
+            found = engine.backward(
+                self.policy,
+                self.objective,
+                forest,
+                update=update,
+                micro_batch=self.config.micro_batch,
+                old=at_rollout if update else None,
+            )
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows
             if "log_prob" in found.terms and len(found.terms["log_prob"]):

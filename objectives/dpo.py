@@ -18,7 +18,7 @@ from torch.nn import functional
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import DenoisingRows, Terms, denoising_noise, denoising_terms
+from alignbench.terms import DenoisingRows, Terms, Velocities, denoising_noise, denoising_terms
 
 
 class DPO(Objective):
@@ -68,8 +68,8 @@ class DPO(Objective):
         leaf = torch.cat([winners.repeat_interleave(draws), losers.repeat_interleave(draws)])
         return DenoisingRows(forest, leaf, torch.cat([sigma, sigma]), torch.cat([noise, noise]))
 
-    def terms(self, rows: Any, velocity: Tensor, reference_velocity: Tensor | None) -> Terms:
-        return denoising_terms(rows, velocity, reference_velocity)
+    def terms(self, rows: Any, velocities: Velocities) -> Terms:
+        return denoising_terms(rows, velocities.policy, velocities.reference)
 
     def margins(self, terms: Terms) -> Tensor:
         """-(beta / 2) [...], the implicit reward by which the winner leads, [P * draws]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
-from alignbench.terms import DenoisingRows, Terms, denoising_noise, denoising_terms
+from alignbench.terms import DenoisingRows, Terms, Velocities, denoising_noise, denoising_terms
 
 
 class RAFT(Objective):
@@ -47,8 +47,8 @@ class RAFT(Objective):
         keys = [(int(i), n) for n, i in enumerate(leaf)]
         return DenoisingRows(forest, leaf, *denoising_noise(forest, update, keys))
 
-    def terms(self, rows: Any, velocity: Tensor, reference_velocity: Tensor | None) -> Terms:
-        return denoising_terms(rows, velocity, reference_velocity)
+    def terms(self, rows: Any, velocities: Velocities) -> Terms:
+        return denoising_terms(rows, velocities.policy, velocities.reference)
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         weights = self.weights(forest).flatten()

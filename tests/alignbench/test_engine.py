@@ -13,7 +13,7 @@ from alignbench import Objective, Plan, RolloutForest, Settings, Step, load_obje
 from alignbench.engine import backward
 from alignbench.errors import NonFiniteError, RunError, UserError
 from alignbench.flow import Reduction
-from alignbench.terms import Terms
+from alignbench.terms import Terms, Velocities
 from tests.by_hand import LeafValues, grpo_loss, leaf_values, snapshot, tmpo_loss
 from tests.toys import MIXED, PROMPTS, ToyBackbone, ToyNet
 
@@ -225,8 +225,8 @@ class LearntScale(Objective):
         super().__init__(settings)
         self.scale = nn.Parameter(torch.tensor(2.0))
 
-    def terms(self, rows: object, velocity: Tensor, reference_velocity: Tensor | None) -> Terms:
-        found = super().terms(rows, velocity, reference_velocity)
+    def terms(self, rows: object, velocities: Velocities) -> Terms:
+        found = super().terms(rows, velocities)
         return {"scaled": self.scale * found["log_prob"], "count": torch.ones(len(found["log_prob"]), dtype=torch.long)}
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:

@@ -12,8 +12,11 @@ from alignbench.record import Result, read_result
 from alignbench.trainer import deferred_interrupt
 from tests.plugins import toy_config, write_task
 
-OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "raft", "vargrad"]
+OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "nft", "ppo", "raft", "vargrad"]
 LEARNING: dict[str, Any] = {
+    "flowrl": {},
+    "nft": {"draws": 4},
+    "ppo": {"clip": 0.01},
     "tmpo": {"beta_warmup": 0},
     "grpo": {"clip": 0.01},
     "ddpo": {"clip": 0.01},

@@ -7,6 +7,7 @@ import torch
 
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
 from alignbench.engine import backward
+from alignbench.terms import Velocities
 from objectives.dpo import DPO
 from tests.toys import ToyBackbone
 
@@ -77,7 +78,7 @@ def test_the_error_is_that_of_the_velocity(policy: ToyBackbone, forest: RolloutF
     rows = objective.rows(forest, 0)
     velocity = torch.zeros_like(rows.x)
     target = rows.noise - forest.leaf_latents[rows.leaf]
-    assert torch.allclose(objective.terms(rows, velocity, velocity)["error"], target.square().flatten(1).mean(1))
+    assert torch.allclose(objective.terms(rows, Velocities(velocity, velocity))["error"], target.square().flatten(1).mean(1))
     s = rows.sigma.view(-1, 1, 1, 1)
     assert torch.allclose(rows.x, (1 - s) * forest.leaf_latents[rows.leaf] + s * rows.noise)
 

@@ -1,0 +1,92 @@
+"""nft: DiffusionNFT, flow matching towards good pictures and away from bad ones, without log-probs.
+
+Zheng et al. 2025 (arXiv 2509.16117). For a picture x_0 with fresh noise at sigma, v the policy's velocity and v_old that
+of the policy which drew the picture:
+
+    v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v
+    r  = clip(A / (2 adv_clip) + 1/2, 0, 1),   A = group-standardised reward
+    L  = adv_clip mean[ r |x0(v+) - x_0|^2 / (b w+) + (1 - r) |x0(v-) - x_0|^2 / (b w-) ] + kl_beta mean |v - v_ref|^2
+
+where x0(v) = x - sigma v and w+- is the mean absolute value of what is squared, without gradient. The pictures need no
+stochastic step. How this differs from the paper: docs/methods/nft.md.
+"""
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from alignbench import Objective, groups, settings
+from alignbench.forest import RolloutForest
+from alignbench.objective import Needs
+from alignbench.terms import DenoisingRows, Terms, Velocities, denoising_noise
+
+MIN_WEIGHT = 1e-5
+
+
+class NFT(Objective):
+    class Settings(settings.Settings):
+        beta: float = Field(1.0, gt=0)
+        """b: how far v+ and v- lie from v_old."""
+        adv_clip: float = Field(5.0, gt=0)
+        """Advantages beyond +- this count as wholly good or wholly bad."""
+        kl_beta: float = Field(1e-4, ge=0)
+        """Weight of the squared distance to the base model's velocity; 0 saves the reference's forward pass."""
+        draws: int = Field(1, ge=1)
+        """Noises and times for each picture."""
+
+    settings: Settings
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(reference=self.settings.kl_beta > 0, old=True)
+
+    def goodness(self, forest: RolloutForest) -> Tensor:
+        """r, [G, K]; a half where a reward is missing or its group has no spread."""
+        a = groups.standardise(forest.by_group(forest.rewards))
+        return (a / (2 * self.settings.adv_clip) + 0.5).clamp(0, 1)
+
+    def chosen(self, forest: RolloutForest) -> Tensor:
+        """The leaves that a row is made of, int64 [R]: those whose reward says something."""
+        counts = groups.comparable(forest.by_group(forest.rewards)).flatten()
+        return counts.nonzero()[:, 0].repeat_interleave(self.settings.draws)
+
+    def rows(self, forest: RolloutForest, update: int) -> DenoisingRows:
+        """Each picture in a group with spread, with its own noise and time."""
+        leaf = self.chosen(forest)
+        keys = [(int(i), n) for n, i in enumerate(leaf)]
+        return DenoisingRows(forest, leaf, *denoising_noise(forest, update, keys))
+
+    def terms(self, rows: Any, velocities: Velocities) -> Terms:
+        """positive, negative: the normalised squared errors of v+ and v-; move: |v - v_ref|^2; each float32 [R']."""
+        b = self.settings.beta
+        v, old = velocities.policy.float(), velocities.old
+        assert old is not None  # the engine gives what `needs` asks for
+        old = old.float()
+        sigma = rows.sigma.view(-1, *[1] * (v.ndim - 1))
+        target = rows.noise - rows.x0
+        terms = {
+            "positive": _normalised(sigma * (target - b * v - (1 - b) * old)),
+            "negative": _normalised(sigma * (target - (1 + b) * old + b * v)),
+        }
+        if velocities.reference is not None:
+            terms["move"] = (v - velocities.reference.float()).square().flatten(1).mean(1)
+        return terms
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        o = self.settings
+        r = self.goodness(forest).flatten()[self.chosen(forest)]
+        loss = o.adv_clip / o.beta * (r * terms["positive"] + (1 - r) * terms["negative"]).mean()
+        return loss + o.kl_beta * terms["move"].mean() if o.kl_beta else loss
+
+    def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
+        if not terms:
+            return {}
+        numbers = {"positive_error": float(terms["positive"].mean()), "negative_error": float(terms["negative"].mean())}
+        return numbers | ({"distance_reference": float(terms["move"].mean())} if "move" in terms else {})
+
+
+def _normalised(error: Tensor) -> Tensor:
+    """Mean square over the mean absolute value, the latter without gradient; [R', ...] -> [R']."""
+    flat = error.flatten(1)
+    return flat.square().mean(1) / flat.detach().abs().mean(1).clamp(min=MIN_WEIGHT)

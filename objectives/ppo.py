@@ -1,0 +1,125 @@
+"""ppo: actor and critic, with a value head on the noisy state and its time.
+
+Schulman et al. 2017 (arXiv 1707.06347) with generalised advantage estimation (arXiv 1506.02438), denoising as an episode
+of S stochastic steps whose only reward comes at its end (as in DDPO and DPOK, with a critic in place of group or prompt
+statistics). For leaf i and its stochastic steps t = 1..S, states x_t, V its value head and V_{S+1} = R_i:
+
+    delta_t = V_{t+1} - V_t,   A_t = sum_l lambda^l delta_{t+l}   (no discount)
+    L = -mean_it min(r_it A_it, clip(r_it, 1 - eps, 1 + eps) A_it) + value_weight mean_it (V_t - stop_gradient(A_t + V_t))^2
+
+Advantages are standardised over the batch; R is the reward minus the mean and over the deviation of all rewards so far, so
+that the critic's scale does not depend on the scorer's. The critic is small on purpose: it reads the mean and the deviation
+of each latent channel, and sigma; not the prompt.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from alignbench import Objective, groups, settings
+from alignbench.forest import RolloutForest
+from alignbench.terms import Terms, Velocities
+
+MIN_STD = 1e-6
+
+
+class PPO(Objective):
+    class Settings(settings.Settings):
+        clip: float = Field(1e-4, gt=0)
+        """eps of the per-step ratio."""
+        adv_clip: float = Field(5.0, gt=0)
+        """Standardised advantages are clamped to +- this."""
+        gae_lambda: float = Field(0.95, ge=0, le=1)
+        """0 trusts the critic from step to step, 1 the reward at the end alone."""
+        value_weight: float = Field(0.5, gt=0)
+        """Weight of the critic's squared error."""
+        hidden: int = Field(64, ge=1)
+        """Width of the critic."""
+
+    settings: Settings
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self.critic = nn.Sequential()
+        self.count, self.mean, self.square = 0, 0.0, 0.0
+
+    def prepare(self, latent_shape: tuple[int, ...], device: torch.device) -> None:
+        features, hidden = 2 * latent_shape[0] + 1, self.settings.hidden
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.critic = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), last).to(device)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self.critic.parameters()
+
+    def observe(self, forest: RolloutForest) -> None:
+        """Takes the rollout's rewards into the running mean and deviation (Chan et al. 1979)."""
+        new = forest.rewards[groups.valid(forest.rewards)].double()
+        if len(new) == 0:
+            return
+        total, shift = self.count + len(new), float(new.mean()) - self.mean
+        self.square += float(((new - new.mean()) ** 2).sum()) + shift**2 * self.count * len(new) / total
+        self.mean += shift * len(new) / total
+        self.count = total
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "square": self.square}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.square = int(state["count"]), float(state["mean"]), float(state["square"])
+
+    def terms(self, rows: Any, velocities: Velocities) -> Terms:
+        """The stock terms of edges, and value: V of each row, float32 [R']."""
+        channels = rows.x.float().flatten(1).view(len(rows), rows.x.shape[1], -1)
+        features = torch.cat([channels.mean(2), channels.std(2, correction=0), rows.sigma[:, None]], dim=1)
+        return super().terms(rows, velocities) | {"value": self.critic(features)[:, 0]}
+
+    def returns(self, forest: RolloutForest) -> Tensor:
+        """R of each leaf, [G * K], NaN where the reward is missing."""
+        deviation = max((self.square / max(self.count, 1)) ** 0.5, MIN_STD)
+        return (forest.rewards - self.mean) / deviation
+
+    def advantage(self, values: Tensor, forest: RolloutForest) -> Tensor:
+        """A of each leaf at each of its stochastic steps, before standardisation; [G * K, S], NaN for missing rewards.
+
+        Args:
+            values: V at each leaf's states, [G * K, S].
+        """
+        following = torch.cat([values[:, 1:], self.returns(forest)[:, None]], dim=1)
+        deltas = following - values
+        a = torch.zeros_like(deltas)
+        carried = deltas.new_zeros(len(deltas))
+        for t in reversed(range(deltas.shape[1])):
+            carried = deltas[:, t] + self.settings.gae_lambda * carried
+            a[:, t] = carried
+        return a
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        o = self.settings
+        counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
+        values = terms["value"][forest.edge_row[forest.leaf_edges]]
+        a = self.advantage(values.detach(), forest)
+        target = values.detach() + a
+        here = a[counts]
+        if len(here) == 0:
+            return values.sum() * 0.0
+        z = ((a - here.mean()) / here.std(correction=0).clamp(min=MIN_STD)).clamp(-o.adv_clip, o.adv_clip)
+        ratio = torch.exp(terms["log_prob"] - forest.old_log_prob)[forest.leaf_edges]
+        surrogate = groups.clipped(ratio, torch.where(counts, z, 0.0), o.clip)
+        error = torch.where(counts, values - target, 0.0) ** 2
+        return groups.mean(o.value_weight * error - surrogate, counts)
+
+    def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
+        values = terms["value"][forest.edge_row[forest.leaf_edges]]
+        here = groups.valid(forest.rewards)
+        returns = self.returns(forest)[here, None].expand(-1, values.shape[1])
+        spread = returns.var(correction=0).clamp(min=MIN_STD)
+        return {
+            "value_mean": float(values.mean()),
+            # 1: the critic foresees every reward; 0: no better than the mean.
+            "explained_variance": float(1 - (returns - values[here]).var(correction=0) / spread),
+        }

@@ -1,0 +1,105 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from alignbench.engine import backward
+from alignbench.terms import Velocities
+from objectives.nft import NFT
+from tests.toys import ToyBackbone
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def policy() -> ToyBackbone:
+    return ToyBackbone()
+
+
+@pytest.fixture
+def forest(policy: ToyBackbone) -> RolloutForest:
+    plan = load_sampler("independent", steps=3, group_size=3).plan(0, np.random.default_rng(0))
+    found = rollout(policy, ["a", "b"], plan, seed=0)
+    found.rewards = torch.tensor([0.0, 1.0, 2.0, 0.3, 0.3, 0.3])
+    return found
+
+
+def nft(**settings: Any) -> NFT:
+    objective = load_objective("nft", **settings)
+    assert isinstance(objective, NFT)
+    return objective
+
+
+def test_goodness_by_hand(forest: RolloutForest) -> None:
+    # z = -sqrt 1.5, 0, sqrt 1.5; r = z / 2 + 1/2 at a clip of 1, which is beyond 0 and 1 at both ends.
+    assert nft(adv_clip=1.0).goodness(forest)[0].tolist() == [0.0, 0.5, 1.0]
+    assert nft().goodness(forest)[0].tolist() == pytest.approx([0.5 - 1.5**0.5 / 10, 0.5, 0.5 + 1.5**0.5 / 10], abs=1e-6)
+
+
+def test_only_pictures_whose_reward_says_something_cost_a_model_row(forest: RolloutForest) -> None:
+    assert nft(draws=2).rows(forest, 0).leaf.tolist() == [0, 0, 1, 1, 2, 2]
+    forest.rewards[1] = NAN
+    assert nft().rows(forest, 0).leaf.tolist() == [0, 2]
+    forest.rewards[:] = 1.0
+    assert len(nft().rows(forest, 0)) == 0
+
+
+def test_loss_by_hand(forest: RolloutForest) -> None:
+    terms = {"positive": torch.tensor([1.0, 2.0, 3.0]), "negative": torch.tensor([5.0, 4.0, 1.0]), "move": torch.ones(3)}
+    # r = 0, 1/2, 1 at a clip of 1: (5 + (2 + 4) / 2 + 3) / 3, over b = 2; and a tenth of the distance.
+    assert float(nft(adv_clip=1.0, beta=2.0, kl_beta=0.1).loss(terms, forest)) == pytest.approx(11 / 3 / 2 + 0.1, abs=1e-6)
+
+
+def test_terms_are_the_errors_of_the_predicted_pictures(forest: RolloutForest) -> None:
+    """The second implementation predicts x_0 from v+ and v-, as the paper writes it."""
+    rows = nft().rows(forest, 0)
+    generator = torch.Generator().manual_seed(0)
+    v, old, reference = (torch.randn(rows.x.shape, generator=generator) for _ in range(3))
+    found = nft(beta=0.3).terms(rows, Velocities(v, reference, old))
+    for n in range(len(rows)):
+        sigma = float(rows.sigma[n])
+        plus = 0.3 * v[n] + 0.7 * old[n]
+        minus = 1.3 * old[n] - 0.3 * v[n]
+        for name, velocity in (("positive", plus), ("negative", minus)):
+            error = (rows.x[n] - sigma * velocity) - rows.x0[n]
+            assert float(found[name][n]) == pytest.approx(float((error**2).mean() / error.abs().mean()), rel=1e-4)
+        assert float(found["move"][n]) == pytest.approx(float(((v[n] - reference[n]) ** 2).mean()), rel=1e-5)
+
+
+def test_on_the_first_update_a_middling_picture_teaches_nothing_and_a_good_one_is_learnt(
+    policy: ToyBackbone, forest: RolloutForest
+) -> None:
+    rows = nft().rows(forest, 0)
+    v = torch.randn(rows.x.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    terms = nft(kl_beta=0.0, adv_clip=1.0).terms(rows, Velocities(v, None, v.detach()))
+    nft(kl_beta=0.0, adv_clip=1.0).loss(terms, forest).backward()
+    assert v.grad is not None
+    towards = (v.grad * (v.detach() - (rows.noise - rows.x0))).flatten(1).sum(1)  # > 0 where a step goes to the picture
+    # Of the worst picture r = 0, of the middle one 1/2 where the two parts cancel, of the best 1.
+    assert towards[0] < 0
+    assert v.grad[1].abs().max() < 1e-7
+    assert towards[2] > 0
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, None])
+def test_later_updates_compare_with_the_policy_of_the_rollout(forest: RolloutForest, micro_batch: int | None) -> None:
+    fresh = ToyBackbone()
+    at_rollout = [p.detach().clone() for p in fresh.parameters()]
+    fresh.nudge(0.1)
+    objective = nft(beta=0.5)
+    found = backward(fresh, objective, forest, update=1, micro_batch=micro_batch, old=at_rollout)
+    rows = objective.rows(forest, 1)
+    condition = fresh.encode(["a", "b"])[rows.group]
+    nets = fresh.net, fresh.frozen, ToyBackbone().net
+    v, reference, old = (net(rows.x, rows.sigma, condition) for net in nets)
+    loss = objective.loss(objective.terms(rows, Velocities(v, reference.detach(), old.detach())), forest)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(fresh.net.parameters()))])
+    assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert torch.allclose(fresh.gradient(), expected, atol=1e-6)
+    assert found.forward_rows == 3 * ((1 if micro_batch is None else 2) + 2)
+
+
+def test_on_the_first_update_the_old_policy_costs_nothing(policy: ToyBackbone, forest: RolloutForest) -> None:
+    assert backward(policy, nft(kl_beta=0.0), forest).forward_rows == 3
