@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignbench import __version__, registry, tasks
+from alignbench import __version__, registry, scaffold, tasks
 from alignbench.config import RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
 
@@ -108,12 +108,52 @@ def list_(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(scaffold.KINDS)}.")],
+    name: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits and underscores.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of both files. (default: where it belongs in a checkout, else here)")
+    ] = None,
+) -> None:
+    """Writes a working plug-in and its test, to start from; overwrites nothing."""
+    made = scaffold.new(kind, name, out)
+    print(f"wrote {made.plugin}\nwrote {made.test}\n\n{made.next}")
+
+
+@app.command()
 def plot(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Draws a run's plots again, from its record alone."""
     from alignbench.plots import plot_run
 
     for file in plot_run(folder):
         print(file)
+
+
+@app.command()
+def check(
+    objective: Annotated[str, typer.Option(help="Alignment objective: a name or a dotted path.")] = "tmpo",
+    sampler: Annotated[str, typer.Option(help="Rollout sampler: a name or a dotted path.")] = "dynamic_tree",
+    backbone: Annotated[str, typer.Option(help="Model: a name, a dotted path, or a local diffusers folder.")] = "tiny",
+    config: Annotated[Path | None, typer.Option(help="YAML file with any keys of a run's configuration.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance sampler.steps=8.")] = None,
+    iterations: Annotated[int, typer.Option(min=0, help="Of the learning check; 0 leaves it out.")] = 20,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the learning check.")] = 3e-4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Checks a plug-in: plan, costs, importance ratio, gradients, missing rewards, learning. Exit code 1 where one fails."""
+    options = {"objective": objective, "sampler": sampler, "backbone": backbone}
+    settings = load_config(file=config, options=options, sets=sets or [])
+
+    from alignbench import checking
+    from alignbench.console import Checklist
+
+    subject = checking.subject_of(settings)
+    with Checklist(silent=as_json) as shown:
+        found = [shown.add(result) for result in checking.run_checks(subject, iterations=iterations, lr=lr)]
+    if as_json:
+        print(json.dumps([result.model_dump() for result in found], indent=2))
+    if any(result.failed for result in found):
+        raise typer.Exit(1)
 
 
 @app.command("train-tiny")

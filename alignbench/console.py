@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -22,6 +22,9 @@ from alignbench.backbone import Backbone
 from alignbench.config import RunConfig
 from alignbench.plan import Plan
 from alignbench.record import Estimate, MetricRecord, Result
+
+if TYPE_CHECKING:
+    from alignbench.checking import CheckResult
 
 Row = dict[str, Any]
 
@@ -141,6 +144,31 @@ class Terminal:
         self.rich.print(
             f"written to [bold]{out}[/bold]: result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
         )
+
+
+class Checklist:
+    """A line for each check as soon as it is done, on stdout; a count of them at the end."""
+
+    def __init__(self, silent: bool) -> None:
+        self.rich = RichConsole(quiet=silent, highlight=False, width=None if sys.stdout.isatty() else 120)
+        self.failed = self.done = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.rich.print(f"{self.done - self.failed} of {self.done} checks hold" + (", the others fail" * bool(self.failed)))
+
+    def add(self, result: "CheckResult") -> "CheckResult":
+        """Shows the result and gives it back."""
+        mark, style = {True: ("holds", "green"), None: ("does not apply", "dim"), False: ("FAILS", "bold red")}[result.holds]
+        if result.holds is False and not result.required:
+            mark, style = "does not hold", "yellow"
+        self.done += result.holds is not None and (result.required or result.holds)
+        self.failed += result.failed
+        self.rich.print(f"{result.name:<29}[{style}]{mark:<16}[/{style}]{result.detail}", soft_wrap=True)
+        return result
 
 
 def shown(estimate: Estimate) -> str:

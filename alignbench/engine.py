@@ -18,6 +18,9 @@ from alignbench.forest import RolloutForest
 from alignbench.objective import Objective
 from alignbench.terms import Rows, Terms, Velocities
 
+RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
+"""How far the importance ratio may be from 1 on the first update after a rollout."""
+
 
 @dataclass(frozen=True)
 class Backward:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from alignbench import groups, plots
+from alignbench import engine, groups, plots
 from alignbench.backbone import Backbone
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
@@ -25,8 +25,6 @@ from alignbench.record import Protocol, Result, RunInfo, environment, write_atom
 from alignbench.tasks import load_task
 from alignbench.trainer import Trainer
 
-RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
-"""How far the importance ratio may be from 1 on the first update after a rollout."""
 TREE_CANDIDATES = 4
 """Prompts that are rolled out for the tree drawing; the one whose rewards differ most is drawn."""
 
@@ -169,7 +167,7 @@ class _Run:
         config, trainer, e = self.config, self.trainer, self.config.evaluation
         metrics = compare(base, final)
         found = alarms(metrics, list(self.judges.rewards))
-        tolerance = RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
+        tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
             off = f"{trainer.ratio_deviation:.1e} on a first update (at most {tolerance:.0e} is rounding)"
             found.append(f"the importance ratio was off 1 by {off}")

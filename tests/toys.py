@@ -1,4 +1,4 @@
-"""A backbone of a few hundred parameters, small plans, and forests made by hand."""
+"""A backbone of a few hundred parameters, small plans, and forests made by hand (`hand_made_forest`)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.backbone import Backbone
-from alignbench.forest import RolloutForest
 from alignbench.plan import Plan, Step
+from alignbench.testing import hand_made_forest as hand_made_forest
 
 LATENT = (2, 3, 3)
 CONDITION = 4
@@ -114,40 +114,3 @@ def chains(steps: int, roots: int, rule: str = "cps", noise_level: float = 0.7) 
 
 MIXED = Plan((Step("sde", 0.7, 2), Step(), Step("cps", 0.5), Step("dance", 0.4, 3), Step()))
 """Every rule, starting at sigma = 1, with a stochastic step that follows another and one that follows an ODE step."""
-
-
-def hand_made_forest(
-    rewards: Sequence[Sequence[float]],
-    leaf_edges: Sequence[Sequence[int]],
-    old_log_prob: Sequence[float],
-    *,
-    iteration: int = 0,
-) -> RolloutForest:
-    """A forest for tests of losses, which read rewards, incidence and old log-probs; its states are zeros.
-
-    Args:
-        rewards: one list for each group.
-        leaf_edges: edges on the path of each leaf, group by group.
-        old_log_prob: one number for each edge.
-    """
-    groups, edges, leaves = len(rewards), len(old_log_prob), len(leaf_edges)
-    return RolloutForest(
-        prompts=[f"prompt {g}" for g in range(groups)],
-        plan=Plan((Step("cps", 0.5),) * len(leaf_edges[0]) + (Step(),), roots=leaves // groups),
-        iteration=iteration,
-        reduction="mean",
-        states=torch.zeros(edges + leaves, 1),
-        rows=torch.zeros(edges, dtype=torch.long),
-        row_group=torch.zeros(edges, dtype=torch.long),
-        row_step=torch.zeros(edges, dtype=torch.long),
-        row_velocity=torch.zeros(edges, 1),
-        edge_row=torch.arange(edges),
-        edge_child=torch.arange(edges),
-        edge_sigma=torch.ones(edges),
-        edge_sigma_next=torch.full((edges,), 0.5),
-        edge_noise_level=torch.full((edges,), 0.5),
-        old_log_prob=torch.tensor(old_log_prob, dtype=torch.float32),
-        leaves=torch.arange(edges, edges + leaves),
-        leaf_edges=torch.tensor(leaf_edges, dtype=torch.long),
-        rewards=torch.tensor(rewards, dtype=torch.float32).flatten(),
-    )
