@@ -106,6 +106,7 @@ def test_the_command_says_what_it_wrote_and_what_comes_next_without_torch(projec
         "",
         "next:",
         "  python -m pytest test_my_loss.py",
+        "  python -m alignbench check --objective my_loss:MyLoss",
         "  python -m alignbench run --preset smoke --objective my_loss:MyLoss --out results/my_loss",
     ]
 
@@ -116,6 +117,7 @@ def test_in_a_checkout_the_name_alone_is_enough() -> None:
         "next:",
         "  python -m pytest tests/samplers/test_burst.py",
         "  python -m alignbench list samplers",
+        "  python -m alignbench check --sampler burst",
         "  python -m alignbench run --preset smoke --sampler burst --out results/burst",
     ]
 
