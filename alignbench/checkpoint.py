@@ -20,7 +20,7 @@ from alignbench.backbone import holding
 from alignbench.errors import RunError, UserError
 from alignbench.objective import Objective
 
-VERSION = 1
+VERSION = 2
 
 
 class Checkpoint(BaseModel):
@@ -35,6 +35,8 @@ class Checkpoint(BaseModel):
     metrics: list[dict[str, Any]]
     objective: dict[str, Any] = {}
     """What the objective remembers of earlier rollouts."""
+    sampler: dict[str, Any] = {}
+    """What the sampler remembers of them."""
     ratio_deviation: float
     started: str
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from alignbench import settings
+from alignbench.forest import RolloutForest
 from alignbench.plan import Plan
 
 
@@ -18,11 +19,21 @@ class Sampler(ABC):
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
+    def observe(self, forest: RolloutForest) -> None:  # noqa: B027 - most samplers remember nothing
+        """Called once for each rollout, with rewards: where a schedule learns of them."""
+
+    def state(self) -> dict[str, Any]:
+        """What `observe` remembers, as plain data for a checkpoint."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Takes back what `state` gave."""
+
     @abstractmethod
     def plan(self, progress: float, rng: np.random.Generator) -> Plan:
         """The plan of one iteration, shared by all its groups.
 
         Args:
             progress: 0 at the start of the training, 1 at its end.
-            rng: the only source of randomness.
+            rng: the only source of randomness; besides it a plan may depend on what `observe` has seen.
         """

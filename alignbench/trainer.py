@@ -124,6 +124,7 @@ class Trainer:
             budget=self.budget.model_dump(),
             metrics=self.metrics,
             objective=self.objective.state(),
+            sampler=self.sampler.state(),
             ratio_deviation=self.ratio_deviation,
             started=self.started,
         )
@@ -133,6 +134,7 @@ class Trainer:
         """Goes back to the newest checkpoint; see `load_checkpoint`."""
         model = self.policy.trainable()
         checkpoint = load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
+        self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         self.budget = Budget.model_validate(checkpoint.budget)
         self.ratio_deviation, self.started = checkpoint.ratio_deviation, checkpoint.started
@@ -191,6 +193,7 @@ class Trainer:
         numbers: dict[str, float] = {}
         deviation = 0.0
         self.objective.observe(forest)
+        self.sampler.observe(forest)
         keep = self.objective.needs.old and self.config.updates_per_rollout > 1
         at_rollout = [p.detach().clone() for p in self.policy.parameters()] if keep else None
         for update in range(self.config.updates_per_rollout):

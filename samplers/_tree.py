@@ -47,17 +47,31 @@ class TreeSettings(settings.Settings):
         return self
 
 
-def tree_plan(settings: TreeSettings, splits: tuple[int, ...]) -> Plan:
-    """One root; the given steps split, the others are deterministic."""
-    split = Step(settings.rule, settings.noise_level, settings.children)
+def checked_splits(settings: TreeSettings, splits: tuple[int, ...]) -> None:
+    """Raises ValueError where the splits are not `levels` different steps that may split."""
+    inside = all(settings.first_split <= s <= settings.last_split for s in splits)
+    if not (len(splits) == len(set(splits)) == settings.levels and inside):
+        raise ValueError(
+            f"splits must be {settings.levels} different steps between {settings.first_split} and {settings.last_split}, "
+            f"got {list(splits)}"
+        )
+
+
+def tree_plan(settings: TreeSettings, splits: tuple[int, ...], noise_level: float | None = None) -> Plan:
+    """One root; the given steps split, the others are deterministic.
+
+    Args:
+        noise_level: the settings' where it is None.
+    """
+    split = Step(settings.rule, settings.noise_level if noise_level is None else noise_level, settings.children)
     return Plan(steps=tuple(split if t in splits else Step() for t in range(settings.steps)))
 
 
-def distinct(wanted: list[int], first: int, last: int) -> tuple[int, ...]:
-    """Sorted, different from one another and inside first..last; each as near to what was wanted as its neighbours allow."""
+def distinct(wanted: list[int], first: int, last: int, gap: int = 1) -> tuple[int, ...]:
+    """Sorted, at least `gap` apart and inside first..last; each as near to what was wanted as its neighbours allow."""
     splits = sorted(wanted)
     for j in range(len(splits)):
-        splits[j] = max(splits[j], first if j == 0 else splits[j - 1] + 1)
+        splits[j] = max(splits[j], first if j == 0 else splits[j - 1] + gap)
     for j in reversed(range(len(splits))):
-        splits[j] = min(splits[j], last if j == len(splits) - 1 else splits[j + 1] - 1)
+        splits[j] = min(splits[j], last if j == len(splits) - 1 else splits[j + 1] - gap)
     return tuple(splits)

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import model_validator
 
 from alignbench import Plan, Sampler
-from samplers._tree import TreeSettings, tree_plan
+from samplers._tree import TreeSettings, checked_splits, tree_plan
 
 
 class FixedTree(Sampler):
@@ -16,12 +16,7 @@ class FixedTree(Sampler):
 
         @model_validator(mode="after")
         def _splits_fit(self) -> Self:
-            inside = all(self.first_split <= s <= self.last_split for s in self.splits)
-            if not (len(self.splits) == len(set(self.splits)) == self.levels and inside):
-                raise ValueError(
-                    f"splits must be {self.levels} different steps between {self.first_split} and {self.last_split}, "
-                    f"got {list(self.splits)}"
-                )
+            checked_splits(self, self.splits)
             return self
 
     settings: Settings

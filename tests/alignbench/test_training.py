@@ -1,5 +1,6 @@
 import os
 import signal
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ SAMPLERS: list[Any] = [
     {"name": "fixed_tree", "steps": 4, "levels": 2, "children": 2, "splits": [1, 2]},
     {"name": "dynamic_tree", "steps": 6, "levels": 2, "children": 2, "early": [1, 2], "late": [2, 4]},
 ]
+REWARD_DRIVEN = {"name": "dynamic_tree", "schedule": "reward", "steps": 8, "levels": 2, "children": 2}
+"""Remembers the rewards it has seen."""
 
 
 def table(folder: Path) -> pd.DataFrame:
@@ -112,8 +115,7 @@ def test_averaged_weights_are_judged_and_the_live_ones_saved(tmp_path: Path) -> 
     assert not np.allclose(live["inner.weight"], average["0"])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
+@pytest.mark.parametrize(("objective", "sampler"), [*product(OBJECTIVES, SAMPLERS), ("tmpo", REWARD_DRIVEN)])
 def test_interrupted_and_resumed_equals_never_interrupted(tmp_path: Path, objective: str, sampler: Any) -> None:
     whole, task = tmp_path / "whole", write_task(tmp_path)
     run(toy_config(task, objective=objective, sampler=sampler, iterations=5, ema={"decay": 0.9, "every": 2}), whole)

@@ -1,7 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 
-from alignbench import Sampler, UserError, load_sampler
+from alignbench import RolloutForest, Sampler, UserError, load_sampler
+from alignbench.testing import hand_made_forest
 from samplers._tree import distinct
 
 
@@ -106,5 +109,66 @@ def test_colliding_splits_are_moved_apart_inside_the_range(wanted: list[int], sp
     ],
 )
 def test_geometries_that_cannot_work_are_refused(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_sampler("dynamic_tree", **settings)
+
+
+def noise_level(sampler: Sampler) -> float:
+    (level,) = {s.noise_level for s in sampler.plan(0.5, np.random.default_rng(0)).steps if s.stochastic}
+    return level
+
+
+def with_rewards(*rewards: float) -> RolloutForest:
+    return hand_made_forest([list(rewards)], [[i] for i in range(len(rewards))], [0.0] * len(rewards))
+
+
+def test_rewards_move_the_bounds_and_alpha_by_hand() -> None:
+    sampler = load_sampler("dynamic_tree", schedule="reward", reward_bounds=(0.0, 1.0))
+    sampler.observe(with_rewards(0.2, math.nan, 0.6))
+    # Bounds a hundredth of the way to 0.2 and 0.6; the mean 0.4 stands at (0.4 - .002) / (.996 - .002) between them.
+    place = (0.4 - 0.002) / 0.994
+    expected = {"low": 0.002, "high": 0.996, "alpha": 0.1 + 0.15 * (place - 0.1)}
+    assert sampler.state() == pytest.approx(expected, abs=1e-6)  # float32 rewards
+    sampler.observe(with_rewards(math.nan, math.nan))
+    assert sampler.state() == pytest.approx(expected, abs=1e-6)
+
+
+def test_low_rewards_branch_early_and_loudly_and_high_ones_late() -> None:
+    means, levels = [], []
+    for reward in (0.0, 1.0):
+        sampler = load_sampler("dynamic_tree", schedule="reward", steps=28, reward_bounds=(0.0, 1.0), min_gap=3)
+        for _ in range(100):
+            sampler.observe(with_rewards(reward, reward))
+        splits = draws(sampler, 0.5)
+        assert (np.diff(splits, axis=1) >= 3).all()
+        assert splits.min() >= 1
+        assert splits.max() <= 26
+        means.append(splits.mean())
+        levels.append(noise_level(sampler))
+    assert means[0] < 10
+    assert means[1] > 17
+    assert levels[0] > levels[1]
+    # alpha starts at 0.1: 0.7 (1 + 0.3 x 0.9 - 0.2 x 0.1).
+    assert noise_level(load_sampler("dynamic_tree", schedule="reward")) == pytest.approx(0.875)
+
+
+def test_what_was_observed_survives_a_checkpoint() -> None:
+    one, two = (load_sampler("dynamic_tree", schedule="reward", steps=28) for _ in range(2))
+    for reward in (0.3, 0.5, 0.9):
+        one.observe(with_rewards(reward, 0.1))
+    two.load_state(one.state())
+    assert [one.plan(0, np.random.default_rng(i)) for i in range(9)] == [
+        two.plan(0, np.random.default_rng(i)) for i in range(9)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"schedule": "reward", "reward_bounds": (0.4, 0.4)}, "reward_bounds must rise"),
+        ({"min_gap": 2}, r"levels=3 splits with min_gap=2 do not fit into steps 1\.\.4"),
+    ],
+)
+def test_settings_of_the_schedules_that_cannot_be_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_sampler("dynamic_tree", **settings)
