@@ -11,16 +11,20 @@ Trajectory Matching Policy Optimization (arXiv 2605.10983). In the paper's symbo
 How this differs from the released code, and why, is on the method's page: docs/methods/tmpo.md.
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from scipy.optimize import brentq
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
 from alignbench.terms import Terms
+
+BETA_MAX = 50.0
 
 
 class TMPO(Objective):
@@ -30,7 +34,12 @@ class TMPO(Objective):
         beta_start: float = Field(0.8, ge=0)
         """Inverse temperature at the first iteration."""
         beta_warmup: int = Field(150, ge=0)
-        """Iterations over which beta goes linearly from `beta_start` to `beta`."""
+        """Iterations over which beta goes from `beta_start` to `beta`."""
+        beta_schedule: Literal["linear", "cosine"] = "linear"
+        """How it goes there; cosine starts and ends gently."""
+        ess_target: float | None = Field(None, gt=0, lt=1)
+        """In place of a schedule: beta is what gives q, on average over the rollout's groups, an effective sample size of
+        this share of K."""
         advantage: Literal["log_ratio", "centred", "forward_kl", "squared"] = "log_ratio"
         """log_ratio: A (the paper). centred: A minus its group mean. forward_kl: K (q - p), the gradient of KL(q || p)
         (Uni-TMPO, arXiv 2609.34688). squared: 2 K (A - p sum A), the gradient of sum (log p - log q)^2."""
@@ -49,6 +58,35 @@ class TMPO(Objective):
 
     settings: Settings
 
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self.solved_beta = settings.beta_start
+
+    def observe(self, forest: RolloutForest) -> None:
+        """Solves for beta where `ess_target` asks for it."""
+        if self.settings.ess_target is not None:
+            self.solved_beta = self._solve_beta(forest.by_group(forest.rewards), self.settings.ess_target)
+
+    def state(self) -> dict[str, Any]:
+        return {"solved_beta": self.solved_beta}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.solved_beta = float(state["solved_beta"])
+
+    def _solve_beta(self, rewards: Tensor, target: float) -> float:
+        """The beta whose q has the target's mean effective sample size; `BETA_MAX` where ties forbid so small a one."""
+        counts = groups.comparable(rewards)
+        some = counts.any(1)
+        if not bool(some.any()):
+            return self.solved_beta
+        z = groups.standardise(rewards).double()
+
+        def excess(beta: float) -> float:
+            ess = groups.effective_sample_size(groups.log_softmax(beta * z, counts), counts)
+            return float((ess / counts.sum(1).clamp(min=1))[some].mean()) - target
+
+        return BETA_MAX if excess(BETA_MAX) > 0 else float(brentq(excess, 0.0, BETA_MAX, xtol=1e-6))
+
     @property
     def needs(self) -> Needs:
         return Needs(reference=self.settings.reference == "frozen")
@@ -56,7 +94,11 @@ class TMPO(Objective):
     def beta(self, iteration: int) -> float:
         """Inverse temperature at an iteration."""
         o = self.settings
+        if o.ess_target is not None:
+            return self.solved_beta
         warm = min(iteration / o.beta_warmup, 1.0) if o.beta_warmup else 1.0
+        if o.beta_schedule == "cosine":
+            warm = (1 - math.cos(math.pi * warm)) / 2
         return o.beta_start + (o.beta - o.beta_start) * warm
 
     def log_p_q(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor, Tensor]:

@@ -388,3 +388,32 @@ def test_diagnostics_of_a_batch_without_preferences_are_empty() -> None:
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_objective("tmpo", **settings)
+
+
+def test_a_cosine_warm_up_is_half_way_at_half_time_and_gentle_at_both_ends() -> None:
+    objective = tmpo(beta_start=1.0, beta=3.0, beta_warmup=10, beta_schedule="cosine")
+    assert [objective.beta(i) for i in (0, 5, 10, 99)] == pytest.approx([1.0, 2.0, 3.0, 3.0])
+    # (1 - cos 18 degrees) / 2 = 0.0244717
+    assert objective.beta(1) == pytest.approx(1 + 2 * 0.0244717, abs=1e-6)
+
+
+def test_beta_is_solved_for_an_effective_sample_size() -> None:
+    objective = tmpo(ess_target=0.6)
+    # Two leaves: q = (1, e^{2 beta}) / Z; its effective size 1 / (q1^2 + q2^2) is 1.2 at q2 = (1 + sqrt(2/3)) / 2.
+    forest = chains(PAIR, [0.0, 0.0])
+    objective.observe(forest)
+    q = (1 + math.sqrt(2 / 3)) / 2
+    assert objective.beta(7) == pytest.approx(math.log(q / (1 - q)) / 2, abs=1e-5)
+    _, log_q, counts = objective.log_p_q(terms_of([0.0, 0.0]), forest)
+    assert float(1 / (counts * log_q.exp() ** 2).sum()) == pytest.approx(1.2, abs=1e-4)
+    other = tmpo(ess_target=0.6)
+    other.load_state(objective.state())
+    assert other.beta(7) == objective.beta(7)
+
+
+def test_a_beta_that_ties_forbid_is_bounded_and_a_rollout_without_spread_keeps_the_last_one() -> None:
+    objective = tmpo(ess_target=0.4)
+    objective.observe(chains([[0.0, 1.0, 1.0]], [0.0] * 3))  # two of three are best: never below 2/3
+    assert objective.beta(0) == 50.0
+    objective.observe(chains([[1.0, 1.0, 1.0]], [0.0] * 3))
+    assert objective.beta(0) == 50.0
