@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import settings
+from alignbench.errors import UserError
 
 
 @contextmanager
@@ -77,6 +78,14 @@ class Backbone(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> np.ndarray:
         """Pictures of final latents, uint8 [B, H, W, 3]."""
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Latents of pictures, each uint8 [H, W, 3], float32 [B, *latent]; for training on pictures that were not rolled out.
+
+        Raises:
+            UserError: a picture has another size than the model's, or this model cannot encode pictures.
+        """
+        raise UserError(f"backbone {self.name!r} cannot encode pictures, which training on fixed pairs needs")
 
     @abstractmethod
     def trainable(self) -> nn.Module:

@@ -4,7 +4,6 @@ Each check asks the real executor and engine, with rewards of its own making, so
 not apply to a plug-in says so; it then neither holds nor fails.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from alignbench.config import RunConfig
 from alignbench.errors import NonFiniteError, RunError
 from alignbench.executor import rollout, sample
 from alignbench.forest import RolloutForest
-from alignbench.load import load_backbone, load_objective, load_sampler
+from alignbench.load import load_configured_backbone, load_objective, load_sampler
 from alignbench.objective import Objective
 from alignbench.plan import Plan
 from alignbench.sampler import Sampler
@@ -106,11 +105,7 @@ def subject_of(config: RunConfig) -> Subject:
     o = config.objective
     load_objective(o.name, **o.settings)
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-    torch.set_num_threads(config.threads or min(8, len(os.sched_getaffinity(0))))
-    torch.manual_seed(config.seed)
-    backbone = {"device": config.device, "guidance": config.guidance, **config.backbone.settings}
-    policy = load_backbone(config.backbone.name, **backbone)
-    return Subject(lambda: load_objective(o.name, **o.settings), sampler, policy)
+    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config))
 
 
 def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> Iterator[CheckResult]:

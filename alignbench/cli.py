@@ -156,6 +156,32 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def pairs(
+    out: Annotated[Path, typer.Option(help="Folder for pairs.jsonl and the pictures; must not exist.")],
+    backbone: Annotated[str, typer.Option(help="Model: a name, or a local diffusers folder.")] = "tiny",
+    task: Annotated[str, typer.Option(help="Its training prompts are drawn and its reward picks.")] = "ocr",
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many of them. (default: all)")] = None,
+    images: Annotated[int, typer.Option(min=2, help="Pictures of each, of which the best and the worst are kept.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value of a run's configuration.")] = None,
+) -> None:
+    """Writes pairs of a better and a worse picture, for offline DPO: `run --objective dpo --set pairs=DIR/pairs.jsonl`."""
+    settings = load_config(options={"backbone": backbone, "task": task, "seed": seed}, sets=sets or [])
+
+    from alignbench.console import counting
+    from alignbench.evaluation import Judges
+    from alignbench.load import load_configured_backbone
+    from alignbench.pairs import write_pairs
+
+    chosen = tasks.load_task(settings.task)
+    wanted = chosen.train_prompts[:prompts]
+    policy = load_configured_backbone(settings)
+    with counting(len(wanted), "prompts") as advance:
+        count = write_pairs(policy, Judges(chosen), wanted, images, seed, out, advance)
+    print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
+
+
 @app.command("train-tiny")
 def train_tiny(
     out: Annotated[Path, typer.Option(help="Where the diffusers folder is written.")],

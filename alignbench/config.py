@@ -85,6 +85,8 @@ class RunConfig(Settings):
     preset: str = "quick"
     iterations: int = Field(50, ge=0)
     """Rollouts, each followed by its updates."""
+    pairs: Path | None = None
+    """A file of fixed pairs of pictures (see `alignbench pairs`) to train on in place of rollouts, for offline DPO."""
     prompts_per_iteration: int = Field(12, ge=1)
     """Groups of one rollout."""
     updates_per_rollout: int = Field(1, ge=1)

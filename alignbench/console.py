@@ -76,6 +76,9 @@ class Terminal:
             f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}, task "
             f"{config.task}, seed {config.seed}, preset {config.preset} ({on})"
         )
+        if config.pairs:
+            self.rich.print(f"{config.iterations} iterations of {groups} pairs from {config.pairs}; nothing is rolled out")
+            return
         self.rich.print(
             f"{config.iterations} iterations of {groups} prompts x {plan.leaves} rollouts; each costs "
             f"{plan.model_rows(groups)} model rows to draw and {plan.replay_rows(groups)} to train on"
@@ -144,6 +147,26 @@ class Terminal:
         self.rich.print(
             f"written to [bold]{out}[/bold]: result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
         )
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, or a line for each tenth where it is no terminal; told how many are done and how many pairs found."""
+    rich = RichConsole(stderr=True, highlight=False)
+    if not rich.is_terminal:
+        every = max(1, total // 10)
+        yield lambda done, found: rich.print(f"{done}/{total} {what}, {found} pairs") if done % every == 0 else None
+        return
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[found]} pairs"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=rich) as progress:
+        bar = progress.add_task(what, total=total, found=0)
+        yield lambda done, found: progress.update(bar, completed=done, found=found)
 
 
 class Checklist:

@@ -1,10 +1,14 @@
 """Plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from alignbench import registry
 from alignbench.backbone import Backbone
+from alignbench.config import RunConfig
 from alignbench.objective import Objective
 from alignbench.sampler import Sampler
 from alignbench.scorer import Eval, Scorer
@@ -37,3 +41,16 @@ def load_backbone(name: str, **settings: Any) -> Backbone:
     else:
         backbone = registry.create("backbones", name, Backbone, settings)
     return cast(Backbone, backbone)
+
+
+def load_configured_backbone(config: RunConfig) -> Backbone:
+    """The backbone of a run's configuration, in as many threads; the weights of a new adapter are drawn with its seed."""
+    torch.set_num_threads(threads_of(config))
+    torch.manual_seed(config.seed)
+    settings = {"device": config.device, "guidance": config.guidance, **config.backbone.settings}
+    return load_backbone(config.backbone.name, **settings)
+
+
+def threads_of(config: RunConfig) -> int:
+    """CPU threads of a run: what is asked for, else as many as this process may use, at most eight."""
+    return config.threads or min(8, len(os.sched_getaffinity(0)))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +29,11 @@ from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.noise import seed_of
 from alignbench.objective import Objective
+from alignbench.pairs import Pair, pair_forest, read_pairs
 from alignbench.record import Budget, now
 from alignbench.sampler import Sampler
+
+Item = TypeVar("Item", str, Pair)
 
 
 class Trainer:
@@ -55,6 +58,7 @@ class Trainer:
     ) -> None:
         self.config, self.prompts, self.policy = config, prompts, policy
         self.objective, self.sampler, self.judges = objective, sampler, judges
+        self.pairs = read_pairs(config.pairs) if config.pairs else []
         objective.prepare(policy.latent_shape, policy.device)
         self.parameters = [*policy.parameters(), *objective.parameters()]
         o = config.optimizer
@@ -92,8 +96,7 @@ class Trainer:
         budget = self.budget.model_copy(deep=True)
         began = time.perf_counter()
         try:
-            forest = self._rollout()
-            scores = self._score(forest)
+            forest, scores = self._given() if self.pairs else self._rolled_out()
         except BaseException:
             self.budget = budget
             raise
@@ -141,11 +144,20 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ one iteration
 
+    def _given(self) -> tuple[RolloutForest, dict[str, Tensor]]:
+        """The next fixed pairs; nothing is rolled out or scored."""
+        chosen = self._next(self.pairs)
+        return pair_forest(self.policy, chosen, self.config.seed, self.iteration, self.config.log_prob_reduction), {}
+
+    def _rolled_out(self) -> tuple[RolloutForest, dict[str, Tensor]]:
+        forest = self._rollout()
+        return forest, self._score(forest)
+
     def _rollout(self) -> RolloutForest:
         config, i = self.config, self.iteration
         progress = i / max(config.iterations - 1, 1)
         plan = self.sampler.plan(progress, np.random.default_rng([config.seed, 1, i]))
-        prompts = self._next_prompts()
+        prompts = self._next(self.prompts)
         with self._phase("rollout"):
             forest = rollout(
                 self.policy,
@@ -160,14 +172,14 @@ class Trainer:
         self.budget.model_rows_rollout += plan.model_rows(len(prompts))
         return forest
 
-    def _next_prompts(self) -> list[str]:
-        """The next prompts of an endless series of shuffles; a pure function of the seed and the iteration."""
+    def _next(self, available: list[Item]) -> list[Item]:
+        """The next ones of an endless series of shuffles; a pure function of the seed and the iteration."""
         count = self.config.prompts_per_iteration
         chosen = []
         for position in range(self.iteration * count, (self.iteration + 1) * count):
-            epoch, place = divmod(position, len(self.prompts))
-            order = np.random.default_rng([seed_of("prompts", self.config.seed), epoch]).permutation(len(self.prompts))
-            chosen.append(self.prompts[order[place]])
+            epoch, place = divmod(position, len(available))
+            order = np.random.default_rng([seed_of("prompts", self.config.seed), epoch]).permutation(len(available))
+            chosen.append(available[order[place]])
         return chosen
 
     def _score(self, forest: RolloutForest) -> dict[str, Tensor]:
@@ -245,7 +257,7 @@ class Trainer:
 
 def _reward_numbers(forest: RolloutForest, scores: dict[str, Tensor]) -> dict[str, float]:
     rewards = forest.by_group(forest.rewards)
-    latents = forest.leaf_latents.view(forest.groups, forest.group_size, -1)
+    latents = forest.leaf_latents.reshape(forest.groups, forest.group_size, -1)
     centred = groups.standardise(rewards, std="none")
     return {
         **{f"reward_{name}": float(raw.nanmean()) for name, raw in scores.items()},

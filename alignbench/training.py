@@ -1,6 +1,5 @@
 """A run: judge the base model, train it with one (objective, sampler) pair, judge it again, write the record."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,13 @@ import yaml
 from PIL import Image
 
 from alignbench import engine, groups, plots
-from alignbench.backbone import Backbone
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
 from alignbench.errors import UserError
 from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
 from alignbench.executor import rollout
-from alignbench.load import load_backbone, load_objective, load_sampler
+from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.record import Protocol, Result, RunInfo, environment, write_atomically
 from alignbench.tasks import load_task
 from alignbench.trainer import Trainer
@@ -49,18 +47,13 @@ class _Run:
     def __init__(self, config: RunConfig, out: Path, console: Console) -> None:
         self.config, self.out, self.console = config, out, console
         self.checkpoints = out / "checkpoints"
-        self.threads = config.threads or min(8, len(os.sched_getaffinity(0)))
-        torch.set_num_threads(self.threads)
         self.task = load_task(config.task)
         objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
         evaluation_prompts(self.task, config.evaluation)  # likewise
         console.status("loading models")
-        torch.manual_seed(config.seed)  # of a new adapter's weights
-        self.policy: Backbone = load_backbone(
-            config.backbone.name, **{"device": config.device, "guidance": config.guidance, **config.backbone.settings}
-        )
+        self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task)
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
         self.status = "complete"
@@ -71,7 +64,7 @@ class _Run:
             trainer.restore(self.checkpoints)
         self.out.mkdir(parents=True, exist_ok=True)
         self._write("config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
-        self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), self.threads)
+        self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         with self.policy.reference():
             base = self._evaluate("base model")
         check_scores_vary(self.judges, base)
@@ -197,7 +190,7 @@ class _Run:
                 noise_seed=e.seed,
                 evals=self.judges.describe(),
             ),
-            environment=environment(str(self.policy.device), self.threads),
+            environment=environment(str(self.policy.device), threads_of(config)),
             config=config.resolved(),
         )
 

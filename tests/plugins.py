@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+from torch import Tensor
 
 from alignbench import Scorer
 from alignbench.backbone import BackboneSettings
@@ -21,6 +23,11 @@ class ToyPolicy(ToyBackbone):
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
         self.settings = settings
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """What `decode` put into the first two channels."""
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return pixels[:, :2]
 
 
 class Brightness(Scorer):

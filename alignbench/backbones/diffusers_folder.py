@@ -171,6 +171,17 @@ class DiffusersFolder(Backbone):
             pictures.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(pictures)
 
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        vae = self.pipeline.vae
+        side = self.latent_shape[-1] * self.pipeline.vae_scale_factor
+        for image in images:
+            if image.shape != (side, side, 3):
+                raise UserError(f"this model draws {side} x {side} pictures; got one of {image.shape[1]} x {image.shape[0]}")
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1
+        parts = [vae.encode(part.to(vae.dtype)).latent_dist.mode().float() for part in pixels.split(self.settings.decode_batch)]
+        return (torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor
+
     def trainable(self) -> nn.Module:
         module: nn.Module = self.pipeline.transformer
         return module

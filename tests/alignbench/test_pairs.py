@@ -1,0 +1,106 @@
+"""Pairs on disk: written from a model's pictures, read back, and trained on without a rollout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alignbench import UserError, load_backbone, load_objective, run
+from alignbench.engine import backward
+from alignbench.evaluation import Judges
+from alignbench.pairs import pair_forest, read_pairs, write_pairs
+from alignbench.tasks import load_task
+from objectives.dpo import DPO
+from tests.plugins import ToyPolicy, toy_config, write_task
+
+
+def written(folder: Path, images: int = 4) -> Path:
+    policy = ToyPolicy(ToyPolicy.Settings())
+    judges = Judges(load_task(str(write_task(folder))))
+    assert write_pairs(policy, judges, ["train 0", "train 1"], images, 0, folder / "pairs") == 2
+    return folder / "pairs" / "pairs.jsonl"
+
+
+def test_the_brightest_and_the_darkest_of_each_prompt_are_kept(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    pairs = read_pairs(file)
+    assert [p.prompt for p in pairs] == ["train 0", "train 1"]
+    for pair, line in zip(pairs, file.read_text().splitlines(), strict=True):
+        bright, dark = (np.asarray(Image.open(f))[..., 0].mean() / 255 for f in (pair.chosen, pair.rejected))
+        assert (json.loads(line)["chosen_reward"], json.loads(line)["rejected_reward"]) == pytest.approx((bright, dark))
+        assert bright > dark
+
+
+def test_writing_overwrites_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        write_pairs(ToyPolicy(ToyPolicy.Settings()), Judges(load_task(str(write_task(tmp_path)))), ["a"], 2, 0, file.parent)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("", "holds no pair"),
+        ("\n{}\n", "line 2, is no pair: prompt: field required"),
+        ('{"prompt": "a", "chosen": "a.png"', "line 1, is no pair: line: invalid json"),
+        ('{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}', "line 1: the chosen picture .*a.png is not there"),
+    ],
+)
+def test_files_that_are_no_pairs_are_refused(tmp_path: Path, lines: str, sentence: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(lines)
+    with pytest.raises(UserError, match=sentence):
+        read_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises(UserError, match="cannot read the pairs"):
+        read_pairs(tmp_path / "nowhere.jsonl")
+
+
+def test_dpo_prefers_the_chosen_picture(tmp_path: Path) -> None:
+    policy = ToyPolicy(ToyPolicy.Settings())
+    forest = pair_forest(policy, read_pairs(written(tmp_path)), seed=0, iteration=0, reduction="mean")
+    objective = load_objective("dpo", draws=16)
+    assert isinstance(objective, DPO)
+    winners, losers = objective.pairs(forest)
+    assert (winners.tolist(), losers.tolist()) == ([0, 2], [1, 3])
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.01)
+    for _ in range(30):
+        optimizer.zero_grad()
+        found = backward(policy, objective, forest)
+        optimizer.step()
+    assert objective.diagnostics(found.terms, forest)["implicit_accuracy"] > 0.9
+
+
+def test_a_run_on_pairs_rolls_nothing_out_and_resumes(tmp_path: Path) -> None:
+    changes = {"objective": {"name": "dpo", "draws": 4}, "pairs": str(written(tmp_path)), "pictures": True}
+    result = run(toy_config(write_task(tmp_path), **changes), tmp_path / "run")
+    assert result.budget.model_rows_rollout == result.budget.reward_calls == 0
+    assert result.budget.model_rows_train > 0
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "run", resume=True)
+
+
+def test_objectives_on_paths_refuse_pairs_in_a_sentence(tmp_path: Path) -> None:
+    config = toy_config(write_task(tmp_path), objective="grpo", pairs=str(written(tmp_path)))
+    with pytest.raises(UserError, match="no stochastic step"):
+        run(config, tmp_path / "run")
+
+
+def test_the_tiny_model_encodes_what_it_decodes() -> None:
+    policy = load_backbone("tiny", device="cpu")
+    pictures = np.full((2, 64, 64, 3), 200, dtype=np.uint8)
+    pictures[1, 16:48, 16:48] = (200, 30, 30)
+    again = policy.decode(policy.encode_images(list(pictures)))
+    # The autoencoder's own error: mean absolute deviation of a few levels of 255.
+    assert np.abs(again.astype(int) - pictures).mean() < 10
+    with pytest.raises(UserError, match="draws 64 x 64 pictures; got one of 32 x 64"):
+        policy.encode_images([pictures[0][:, :32]])
+
+
+def test_a_model_that_cannot_encode_says_so(tmp_path: Path) -> None:
+    from tests.toys import ToyBackbone
+
+    with pytest.raises(UserError, match="'toy' cannot encode pictures"):
+        pair_forest(ToyBackbone(), read_pairs(written(tmp_path)), 0, 0, "mean")
