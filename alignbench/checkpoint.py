@@ -70,6 +70,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     ema: EMA | None,
     objective: Objective,
+    reference: list[Tensor] | None = None,
 ) -> Path:
     """Writes `folder/iteration-N`, whole or not at all, and removes older ones; returns its path.
 
@@ -83,10 +84,12 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         save_file(_trained(model), partial / "weights.safetensors")
         if ema:
-            save_file({str(i): a.contiguous() for i, a in enumerate(ema.average)}, partial / "ema.safetensors")
-        own = {str(i): p.detach().contiguous() for i, p in enumerate(objective.parameters())}
+            _save_list(ema.average, partial / "ema.safetensors")
+        if reference:
+            _save_list(reference, partial / "reference.safetensors")
+        own = [p.detach() for p in objective.parameters()]
         if own:
-            save_file(own, partial / "objective.safetensors")
+            _save_list(own, partial / "objective.safetensors")
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
         (partial / "state.json").write_text(checkpoint.model_dump_json(), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
@@ -112,8 +115,11 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     ema: EMA | None,
     objective: Objective,
-) -> Checkpoint:
+) -> tuple[Checkpoint, list[Tensor] | None]:
     """Restores the newest checkpoint in `folder` into the given objects.
+
+    Returns:
+        The rest of it, and the parameters of a reference that was refreshed, if it was.
 
     Raises:
         UserError: there is none, it is damaged, of another version, or was made with other settings.
@@ -132,21 +138,32 @@ def load_checkpoint(
             raise UserError(f"{newest} was made with other settings ({', '.join(changed)}); resume with the same ones")
         model.load_state_dict(load_file(newest / "weights.safetensors"), strict=False)
         if ema:
-            averages = load_file(newest / "ema.safetensors")
-            ema.average = [averages[str(i)].to(a.device) for i, a in enumerate(ema.average)]
+            averages = _load_list(newest / "ema.safetensors")
+            ema.average = [saved.to(a.device) for saved, a in zip(averages, ema.average, strict=True)]
         own = list(objective.parameters())
         if own:
-            saved = load_file(newest / "objective.safetensors")
             with torch.no_grad():
-                for i, parameter in enumerate(own):
-                    parameter.copy_(saved[str(i)])
+                for parameter, saved in zip(own, _load_list(newest / "objective.safetensors"), strict=True):
+                    parameter.copy_(saved)
+        refreshed = newest / "reference.safetensors"
+        device = next(model.parameters()).device
+        reference = [value.to(device) for value in _load_list(refreshed)] if refreshed.exists() else None
         objective.load_state(checkpoint.objective)
         optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise UserError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error}); resume an older one") from error
-    return checkpoint
+    return checkpoint, reference
+
+
+def _save_list(values: list[Tensor], path: Path) -> None:
+    save_file({str(i): value.contiguous() for i, value in enumerate(values)}, path)
+
+
+def _load_list(path: Path) -> list[Tensor]:
+    saved = load_file(path)
+    return [saved[str(i)] for i in range(len(saved))]
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -91,6 +91,8 @@ class RunConfig(Settings):
     """Groups of one rollout."""
     updates_per_rollout: int = Field(1, ge=1)
     """Optimizer steps on each rollout; with more than one, all but the first are off-policy."""
+    reference_refresh: int | None = Field(None, ge=1)
+    """The reference becomes the current policy after every so many iterations; the base model throughout where it is null."""
     guidance: float | None = Field(None, ge=1)
     """Classifier-free guidance in rollout, training and evaluation alike; the backbone's own where it is null."""
     log_prob_reduction: Literal["mean", "sum"] = "mean"

@@ -48,6 +48,7 @@ def backward(
     update: int = 0,
     micro_batch: int | None = None,
     old: Sequence[Tensor] | None = None,
+    reference: Sequence[Tensor] | None = None,
 ) -> Backward:
     """Adds d(loss)/d(parameters) to the `.grad` of the policy's and the objective's parameters.
 
@@ -58,6 +59,7 @@ def backward(
         update: how many updates this rollout has already served.
         micro_batch: at most this many rows in one model call; None for all in one.
         old: the policy's parameters at the rollout; None while they have not changed since.
+        reference: the parameters of a reference that has been refreshed; None for the base model.
 
     Raises:
         UserError: the objective needs stochastic steps and the plan has none.
@@ -78,7 +80,7 @@ def backward(
     olds: list[Tensor | None] = [None] * len(parts)
     with torch.no_grad():
         if objective.needs.reference:
-            with policy.reference():
+            with policy.reference() if reference is None else holding(list(policy.parameters()), reference):
                 references = [ask(part) for part in parts]
         if objective.needs.old and old is not None:
             with holding(list(policy.parameters()), old):

@@ -43,6 +43,7 @@ class Trainer:
         iteration: how many iterations are done.
         budget: what they spent.
         metrics: one row of numbers for each of them.
+        reference: the parameters of a reference that has been refreshed; None while it is the base model.
         ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
         started: when the training began, across interruptions.
     """
@@ -64,6 +65,7 @@ class Trainer:
         o = config.optimizer
         self.optimizer = torch.optim.AdamW(self.parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
         self.ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
+        self.reference: list[Tensor] | None = None
         self.iteration = 0
         self.budget = Budget(seconds_by_phase=dict.fromkeys(("rollout", "decode", "score", "train"), 0.0))
         self.metrics: list[dict[str, Any]] = []
@@ -117,6 +119,9 @@ class Trainer:
             }
             self.metrics.append(row)
             self.iteration += 1
+            every = self.config.reference_refresh
+            if every is not None and self.objective.needs.reference and self.iteration % every == 0:
+                self.reference = [p.detach().clone() for p in self.policy.parameters()]
         return row
 
     def save(self, folder: Path) -> None:
@@ -131,12 +136,15 @@ class Trainer:
             ratio_deviation=self.ratio_deviation,
             started=self.started,
         )
-        save_checkpoint(folder, checkpoint, self.policy.trainable(), self.optimizer, self.ema, self.objective)
+        model = self.policy.trainable()
+        save_checkpoint(folder, checkpoint, model, self.optimizer, self.ema, self.objective, self.reference)
 
     def restore(self, folder: Path) -> None:
         """Goes back to the newest checkpoint; see `load_checkpoint`."""
         model = self.policy.trainable()
-        checkpoint = load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
+        checkpoint, self.reference = load_checkpoint(
+            folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective
+        )
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         self.budget = Budget.model_validate(checkpoint.budget)
@@ -217,6 +225,7 @@ class Trainer:
                 update=update,
                 micro_batch=self.config.micro_batch,
                 old=at_rollout if update else None,
+                reference=self.reference,
             )
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows

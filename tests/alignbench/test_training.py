@@ -212,3 +212,17 @@ def test_a_task_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> Non
     (tmp_path / "eval.txt").write_text("eval 0\ntrain 3\n")
     with pytest.raises(UserError, match="train 3"):
         run(toy_config(task), tmp_path / "run")
+
+
+def test_a_refreshed_reference_is_the_policy_of_that_iteration_and_survives_a_resume(tmp_path: Path) -> None:
+    changes: Any = {"objective": {"name": "grpo", "kl_beta": 1.0, "clip": 0.1}, "iterations": 5, "optimizer": {"lr": 0.02}}
+    run(toy_config(write_task(tmp_path), reference_refresh=2, **changes), tmp_path / "whole")
+    kl = table(tmp_path / "whole")["kl_reference"]
+    # At the start and after each refresh the policy is its own reference.
+    assert [k == 0 for k in kl] == [True, False, True, False, True]
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "base")
+    assert (table(tmp_path / "base")["kl_reference"][1:] > 0).all()
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting"), reference_refresh=1, **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), reference_refresh=1, **changes), tmp_path / "broken", resume=True)
+    assert (table(tmp_path / "broken")["kl_reference"] == 0).all()
