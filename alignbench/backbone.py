@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,14 @@ class BackboneSettings(settings.Settings):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a backbone knows about itself: one value for each prompt, and whether higher is better (None for neither)."""
+
+    values: np.ndarray
+    higher_is_better: bool | None
 
 
 class Backbone(ABC):
@@ -94,6 +103,10 @@ class Backbone(ABC):
     @abstractmethod
     def reference(self) -> AbstractContextManager[None]:
         """While entered, `velocity` answers with the frozen base model."""
+
+    def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
+        """What can be said about the model without any picture, metric -> a value for each prompt; nothing by default."""
+        return {}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters to train."""

@@ -142,6 +142,9 @@ def evaluate(
                 for metric, value in found.measure(images[part], latents[part].cpu(), prompt).items():
                     directions[metric], roles[metric] = found.higher_is_better(metric), role
                     rows.append((p, prompt, -1, metric, float(value)))
+    for metric, measured in policy.measure(prompts).items():
+        directions[metric], roles[metric] = measured.higher_is_better, "judge"
+        rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
     table = pd.DataFrame(rows, columns=["prompt_index", "prompt", "image", "metric", "value"])
     return Evaluation(table, images, prompts, directions, roles)
 

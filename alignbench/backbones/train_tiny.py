@@ -82,7 +82,7 @@ class TinyTraining(Settings):
     """Location of the logit-normal times: above 0, since what letters and shapes appear is settled at high noise."""
     shift: float = 1.5
     call_steps: int = 20
-    call_guidance: float = 2.0
+    call_guidance: float = 1.0
     save_every: int = 125
 
     def autoencoder_autocast(self) -> torch.autocast:

@@ -1,0 +1,30 @@
+"""scenario_reward: the known reward of a point of the `gaussian_mixture` backbone.
+
+`reward` is what training sees, noise and proxy included; `true_reward` is what is wanted. See `alignbench.scenarios`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from alignbench import Scorer, settings
+from alignbench.mixtures import from_pictures
+from alignbench.scenarios import scored
+from alignbench.scorer import Images, as_arrays
+
+
+class ScenarioReward(Scorer):
+    class Settings(settings.Settings):
+        which: Literal["reward", "true_reward"] = "reward"
+        """Of the two rewards; they differ where the scenario has noise or a proxy."""
+
+    settings: Settings
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        points = from_pictures(np.stack(as_arrays(images)))
+        scores = np.empty(len(points))
+        for prompt in set(prompts):
+            here = [i for i, p in enumerate(prompts) if p == prompt]
+            scores[here] = scored(points[here], prompt, true=self.settings.which == "true_reward")
+        return scores

@@ -1,0 +1,199 @@
+"""The model whose answer is known: its samples, its density and the numbers it reports, against other computations."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alignbench import UserError, load_backbone, load_scorer, run
+from alignbench.backbones.gaussian_mixture import GaussianMixture
+from alignbench.config import load_config
+from alignbench.executor import sample
+from alignbench.mixtures import as_pictures, from_pictures, noise_quadrature
+from alignbench.scenarios import SCENARIOS, world
+from alignbench.tasks import load_task
+
+PROMPT = "equal_modes 1"
+
+
+def backbone(**settings: object) -> GaussianMixture:
+    torch.manual_seed(0)
+    found = load_backbone("gaussian_mixture", device="cpu", **settings)
+    assert isinstance(found, GaussianMixture)
+    return found
+
+
+def moved(size: float = 0.3, **settings: object) -> GaussianMixture:
+    """A policy away from its base."""
+    found = backbone(**settings)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in found.residual.net[-1].parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return found
+
+
+def test_samples_of_the_base_have_the_mixtures_moments() -> None:
+    x = sample(backbone(), [PROMPT], 4000, 100, seed=0).double()
+    base = world(PROMPT).base
+    mean = (base.weights[:, None] * base.means).sum(0)
+    # Radius 3 and deviation 0.45 in two dimensions; five standard errors.
+    assert torch.allclose(x.mean(0), mean, atol=5 * 2.2 / 4000**0.5)
+    assert float(x.square().sum(1).mean()) == pytest.approx(9 + 2 * 0.45**2, abs=0.25)
+    nearest = torch.cdist(x, base.means).argmin(1)
+    assert np.bincount(nearest, minlength=6) / 4000 == pytest.approx(1 / 6, abs=0.03)
+
+
+def test_the_density_is_that_of_the_drawn_points() -> None:
+    """Probabilities of squares by the exact density at points of a quadrature, against the share of samples in them."""
+    policy = moved()
+    noise, weights = noise_quadrature(2, points=201)
+    x, log_density = policy.push_forward(PROMPT, noise)
+    drawn = sample(policy, [PROMPT], 40_000, policy.default_steps, seed=3).double()
+    for corner in ([-4.0, -4.0], [0.0, 0.0], [1.0, -3.0]):
+        low = torch.tensor(corner, dtype=torch.float64)
+        inside = ((x > low) & (x < low + 3)).all(1)
+        share = float(((drawn > low) & (drawn < low + 3)).all(1).double().mean())
+        assert float(weights[inside].sum()) == pytest.approx(share, abs=0.012)  # five standard errors of 40,000
+    # Independently of the quadrature's weights: the density integrates to one over the plane.
+    cells = torch.zeros(80, 80, dtype=torch.float64)
+    counts = torch.zeros(80, 80, dtype=torch.float64)
+    index = ((x + 8) / 0.2).long()
+    here = ((index >= 0) & (index < 80)).all(1)
+    place = index[here, 0] * 80 + index[here, 1]
+    cells.view(-1).index_add_(0, place, log_density[here].exp())
+    counts.view(-1).index_add_(0, place, torch.ones(int(here.sum()), dtype=torch.float64))
+    mean_density = cells / counts.clamp(min=1)
+    assert float(mean_density.sum() * 0.04) == pytest.approx(1.0, abs=0.03)  # cells of 0.2, means within them
+
+
+def test_the_change_of_variables_is_that_of_finite_differences() -> None:
+    policy = moved()
+    z = torch.tensor([[0.3, -0.8]], dtype=torch.float64)
+    _, log_density = policy.push_forward(PROMPT, z)
+    h = 2e-3  # float32 states: smaller steps drown in rounding
+    moves = torch.tensor([[h, 0], [-h, 0], [0, h], [0, -h]], dtype=torch.float64)
+    ends = policy.push_forward(PROMPT, z + moves)[0]
+    jacobian = torch.stack([(ends[0] - ends[1]) / (2 * h), (ends[2] - ends[3]) / (2 * h)], dim=1)
+    expected = -0.5 * float(z.square().sum()) - math.log(2 * math.pi) - float(torch.linalg.slogdet(jacobian)[1])
+    assert float(log_density[0]) == pytest.approx(expected, abs=5e-3)
+
+
+def test_the_base_is_near_its_mixture_and_nearer_with_more_steps() -> None:
+    near, nearer = (float(backbone(steps=n, quadrature=61).measure([PROMPT])["kl_base"].values[0]) for n in (8, 64))
+    assert 0 <= nearer < near / 5
+    assert nearer < 2e-2
+
+
+def test_numbers_of_the_base_model() -> None:
+    policy = backbone(steps=64, beta=2.0, quadrature=81)
+    found = {name: float(m.values[0]) for name, m in policy.measure([PROMPT]).items()}
+    w = world(PROMPT)
+    x = w.base.sample(200_000, torch.Generator().manual_seed(0))
+    reward = w.reward(x)
+    assert found["exact_reward"] == pytest.approx(float(reward.mean()), abs=0.01)  # Euler steps, and five standard errors
+    # The target's expected reward by importance weights exp(beta R), and its divergence from the base.
+    importance = torch.softmax(2.0 * reward, 0)
+    assert found["target_reward"] == pytest.approx(float((importance * reward).sum()), abs=0.01)
+    log_z = math.log(float(torch.exp(2.0 * reward).mean()))
+    assert found["kl_target_model"] == pytest.approx(2.0 * found["target_reward"] - log_z, abs=0.02)
+    assert found["kl_model_target"] == pytest.approx(log_z - 2.0 * found["exact_reward"], abs=0.02)
+    # A small divergence buys sqrt(2 KL Var R) of reward at first order; that of the Euler steps is 0.013 here.
+    bought = math.sqrt(2 * found["kl_base"] * float(reward.var()))
+    assert found["best_reward_at_kl"] == pytest.approx(float(reward.mean()) + bought, abs=0.02)
+    assert found["modes_covered"] == 1.0
+    assert found["target_reached"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_model_that_draws_one_mode_covers_one_and_is_far_from_the_target() -> None:
+    policy = backbone()
+    good = world(PROMPT).reward.centres[0].float()
+
+    class Collapsed(torch.nn.Module):
+        """Carries every noise to a small disc around one good mode."""
+
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+            c = policy.encode([PROMPT])
+            policy.active = False
+            base = policy.velocity(x, sigma, c, torch.zeros(len(x), dtype=torch.long))
+            policy.active = True
+            # Straight lines to 0.3 z + mode: v = x_1 - x_0 with x = (1 - s) (0.3 x_1 + mode) + s x_1.
+            noise = (x - (1 - sigma[:, None]) * good) / (0.3 + 0.7 * sigma[:, None])
+            return 0.7 * noise - good - base
+
+    policy.residual = Collapsed()  # type: ignore[assignment]
+    found = {name: float(m.values[0]) for name, m in policy.measure([PROMPT]).items()}
+    x, log_density = policy.push_forward(PROMPT, torch.zeros(1, 2, dtype=torch.float64))
+    assert torch.allclose(x[0].float(), good, atol=1e-4)
+    assert float(log_density[0]) == pytest.approx(-math.log(2 * math.pi * 0.09), abs=1e-3)
+    assert found["modes_covered"] == pytest.approx(1 / 3)
+    assert found["js_target"] > 0.3
+    assert found["exact_reward"] > 0.8
+    assert found["best_reward_at_kl"] > found["exact_reward"]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_is_a_task_of_four_prompts(name: str) -> None:
+    task = load_task(name)
+    assert task.train_prompts == task.eval_prompts == [f"{name} {i}" for i in range(4)]
+    mixtures = [world(prompt).base for prompt in task.train_prompts]
+    assert len({tuple(m.means.flatten().tolist()) for m in mixtures}) == 4
+    assert all(float(m.weights.sum()) == pytest.approx(1.0) for m in mixtures)
+
+
+def test_rewards_at_known_points() -> None:
+    w = world("equal_modes 0")
+    points = torch.cat([w.base.means[:2], torch.zeros(1, 2, dtype=torch.float64)])
+    scores = load_scorer("scenario_reward").score(as_pictures(points), ["equal_modes 0"] * 3)
+    # Modes 0, 2, 4 are good: at mode 0 its own bump and the tails of two others 3 sqrt 3 away; mode 1 is 3 from two of them,
+    # and 6 from the third; the origin 3 from each.
+    tail = [math.exp(-(d**2) / (2 * 0.7**2)) for d in (3 * 3**0.5, 3.0, 6.0)]
+    assert scores == pytest.approx([1 + 2 * tail[0], 2 * tail[1] + tail[2], 3 * tail[1]], abs=1e-3)  # pictures' resolution
+
+
+def test_noise_on_the_reward_is_a_function_of_the_point_and_has_its_deviation() -> None:
+    points = as_pictures(world("noisy_reward 0").base.sample(4000, torch.Generator().manual_seed(0)))
+    prompts = ["noisy_reward 0"] * 4000
+    noisy, again = (load_scorer("scenario_reward").score(points, prompts) for _ in range(2))
+    assert np.array_equal(noisy, again)
+    true = load_scorer("scenario_reward", which="true_reward").score(points, prompts)
+    assert (noisy - true).mean() == pytest.approx(0, abs=0.04)  # five standard errors of 0.5 over 4000
+    assert (noisy - true).std() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_proxy_likes_what_is_bad() -> None:
+    w = world("proxy_reward 2")
+    bad = w.base.means[3][None]
+    assert float(w.reward(bad)[0]) > 1.2
+    assert float(w.true_reward(bad)[0]) < -0.4
+
+
+@pytest.mark.parametrize("prompt", ["equal_mods 1", "equal_modes", "equal_modes 4", "equal_modes one", "equal_modes -1"])
+def test_prompts_of_no_world_are_refused(prompt: str) -> None:
+    with pytest.raises(UserError, match="equal_mod"):
+        backbone().encode([prompt])
+
+
+def test_guidance_is_refused() -> None:
+    with pytest.raises(UserError, match="guidance must be 1"):
+        backbone(guidance=2.0)
+
+
+def test_pictures_hold_the_points() -> None:
+    latents = sample(backbone(), [PROMPT], 5, 4, seed=0)
+    assert from_pictures(backbone().decode(latents)) == pytest.approx(latents.numpy(), abs=1.3e-4)
+
+
+def test_a_policy_gradient_raises_the_reward_and_leaves_the_base(tmp_path: Path) -> None:
+    config = load_config(
+        preset="quick",
+        options={"backbone": "gaussian_mixture", "objective": "grpo", "sampler": "independent", "iterations": 150},
+        sets=["objective.clip=0.2", "sampler.group_size=64", "threads=1", "backbone.quadrature=41", "task=unequal_modes"],
+    )
+    metrics = run(config, tmp_path / "run").metrics
+    for name in ("scenario_reward", "exact_reward", "kl_base"):
+        change = metrics[name].difference
+        assert change.lower is not None
+        assert change.lower > 0
