@@ -47,14 +47,21 @@ class TreeSettings(settings.Settings):
         return self
 
 
-def checked_splits(settings: TreeSettings, splits: tuple[int, ...]) -> None:
-    """Raises ValueError where the splits are not `levels` different steps that may split."""
-    inside = all(settings.first_split <= s <= settings.last_split for s in splits)
-    if not (len(splits) == len(set(splits)) == settings.levels and inside):
-        raise ValueError(
-            f"splits must be {settings.levels} different steps between {settings.first_split} and {settings.last_split}, "
-            f"got {list(splits)}"
-        )
+class FixedSplits(TreeSettings):
+    """Splits that do not change."""
+
+    splits: tuple[int, ...]
+    """Steps that split."""
+
+    @model_validator(mode="after")
+    def _splits_fit(self) -> Self:
+        inside = all(self.first_split <= s <= self.last_split for s in self.splits)
+        if not (len(self.splits) == len(set(self.splits)) == self.levels and inside):
+            raise ValueError(
+                f"splits must be {self.levels} different steps between {self.first_split} and {self.last_split}, "
+                f"got {list(self.splits)}"
+            )
+        return self
 
 
 def tree_plan(settings: TreeSettings, splits: tuple[int, ...], noise_level: float | None = None) -> Plan:

@@ -4,18 +4,16 @@ BranchGRPO (arXiv 2509.06040) without its pruning. Unlike in the other trees a b
 and each of these steps is trained on.
 """
 
-from typing import Self
-
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from alignbench import Plan, Sampler
 from alignbench.plan import Step
-from samplers._tree import TreeSettings, checked_splits
+from samplers._tree import FixedSplits
 
 
 class Branch(Sampler):
-    class Settings(TreeSettings):
+    class Settings(FixedSplits):
         levels: int = Field(2, ge=1)
         """How many steps split; the leaves are children ** levels."""
         first_split: int = Field(0, ge=0)
@@ -24,11 +22,6 @@ class Branch(Sampler):
         """Steps that split."""
         split_noise_level: float | None = Field(None, gt=0)
         """Noise level of the splitting steps; that of the others where it is null."""
-
-        @model_validator(mode="after")
-        def _splits_fit(self) -> Self:
-            checked_splits(self, self.splits)
-            return self
 
     settings: Settings
 
