@@ -137,13 +137,18 @@ def divergences(weights: Tensor, log_model: Tensor, log_target: Tensor) -> Diver
     )
 
 
+def midpoints(dimension: int, points: int, extent: float) -> tuple[Tensor, float]:
+    """Midpoints of a grid over +- extent in each direction, float64 [points ** d, d], and the size of a cell."""
+    step = 2 * extent / points
+    line = torch.arange(points, dtype=torch.float64) * step - extent + step / 2
+    return torch.cartesian_prod(*[line] * dimension).view(-1, dimension), step**dimension
+
+
 def noise_quadrature(dimension: int, points: int = 161, extent: float = 5.5) -> tuple[Tensor, Tensor]:
     """Midpoints of a grid over +- extent in each direction, float64 [N, d], and the standard normal's weight of each, [N].
 
     The weights are normalised: what lies beyond the extent, 4e-8 of the mass in each direction, is spread over the grid.
     """
-    step = 2 * extent / points
-    line = torch.arange(points, dtype=torch.float64) * step - extent + step / 2
-    grid = torch.cartesian_prod(*[line] * dimension).view(-1, dimension)
+    grid, _ = midpoints(dimension, points, extent)
     weights = torch.exp(-0.5 * grid.square().sum(1))
     return grid, weights / weights.sum()

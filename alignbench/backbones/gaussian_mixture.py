@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings, Measured
-from alignbench.mixtures import EXTENT, as_pictures, divergences, mixture_velocity, noise_quadrature
+from alignbench.mixtures import EXTENT, as_pictures, divergences, midpoints, mixture_velocity, noise_quadrature
 from alignbench.scenarios import PROMPTS_EACH, World, world
 
 FREQUENCIES = (1.0, 2.0, 4.0)
@@ -152,37 +152,11 @@ class GaussianMixture(Backbone):
     def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
         """Exact divergences, coverage and rewards of each prompt, by quadrature over the noise."""
         noise, weights = noise_quadrature(2, self.settings.quadrature)
-        found = [self._measure(world(prompt), *self.push_forward(prompt, noise), weights) for prompt in prompts]
+        plane = midpoints(2, GRID, EXTENT)
+        found = [_measure(world(p), self.settings.beta, plane, weights, *self.push_forward(p, noise)) for p in prompts]
         return {
             name: Measured(np.array([f[name] for f in found]), higher_is_better)
             for name, higher_is_better in DIRECTIONS.items()
-        }
-
-    def _measure(self, w: World, x: Tensor, log_model: Tensor, weights: Tensor) -> dict[str, float]:
-        beta = self.settings.beta
-        grid, cell = _plane()
-        log_base, reward = w.base.log_density(grid), w.reward(grid)
-        log_z = float(torch.logsumexp(log_base + beta * reward, 0)) + math.log(cell)
-        log_target = w.base.log_density(x) + beta * w.reward(x) - log_z
-        apart = divergences(weights, log_model, log_target)
-        kl_base = divergences(weights, log_model, w.base.log_density(x)).kl_model_target
-        target = torch.exp(log_base + beta * reward - log_z) * cell
-        modes = len(w.base.weights)
-        of_target = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(grid).argmax(1), target)
-        of_model = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(x).argmax(1), weights)
-        counts = of_target >= MODE_SHARE
-        covered = (of_model >= COVERED * of_target) & counts
-        return {
-            "kl_model_target": apart.kl_model_target,
-            "kl_target_model": apart.kl_target_model,
-            "js_target": apart.js,
-            "target_reached": apart.reached,
-            "kl_base": kl_base,
-            "modes_covered": float(covered.sum() / counts.sum()),
-            "exact_reward": float((weights * w.reward(x)).sum()),
-            "exact_true_reward": float((weights * w.true_reward(x)).sum()),
-            "target_reward": float((target * reward).sum()),
-            "best_reward_at_kl": _best_reward(log_base, reward, cell, kl_base),
         }
 
 
@@ -200,11 +174,35 @@ DIRECTIONS: dict[str, bool | None] = {
 }
 
 
-def _plane() -> tuple[Tensor, float]:
-    """Midpoints of a grid over the plane, float64 [GRID^2, 2], and the area of a cell."""
-    step = 2 * EXTENT / GRID
-    line = torch.arange(GRID, dtype=torch.float64) * step - EXTENT + step / 2
-    return torch.cartesian_prod(line, line), step**2
+def _measure(
+    w: World, beta: float, plane: tuple[Tensor, float], weights: Tensor, x: Tensor, log_model: Tensor
+) -> dict[str, float]:
+    """The numbers of one prompt, from a quadrature of the model: points x of weight w with their log-density."""
+    grid, cell = plane
+    log_base, reward = w.base.log_density(grid), w.reward(grid)
+    log_z = float(torch.logsumexp(log_base + beta * reward, 0)) + math.log(cell)
+    log_base_x, reward_x = w.base.log_density(x), w.reward(x)
+    log_target = log_base_x + beta * reward_x - log_z
+    apart = divergences(weights, log_model, log_target)
+    kl_base = float((weights * (log_model - log_base_x)).sum())
+    target = torch.exp(log_base + beta * reward - log_z) * cell
+    modes = len(w.base.weights)
+    of_target = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(grid).argmax(1), target)
+    of_model = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(x).argmax(1), weights)
+    counts = of_target >= MODE_SHARE
+    covered = (of_model >= COVERED * of_target) & counts
+    return {
+        "kl_model_target": apart.kl_model_target,
+        "kl_target_model": apart.kl_target_model,
+        "js_target": apart.js,
+        "target_reached": apart.reached,
+        "kl_base": kl_base,
+        "modes_covered": float(covered.sum() / counts.sum()),
+        "exact_reward": float((weights * reward_x).sum()),
+        "exact_true_reward": float((weights * w.true_reward(x)).sum()),
+        "target_reward": float((target * reward).sum()),
+        "best_reward_at_kl": _best_reward(log_base, reward, cell, kl_base),
+    }
 
 
 def _best_reward(log_base: Tensor, reward: Tensor, cell: float, kl: float) -> float:
