@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.backbone import Backbone
+from alignbench.executor import rollout
+from alignbench.forest import RolloutForest
 from alignbench.plan import Plan, Step
 from alignbench.testing import hand_made_forest as hand_made_forest
 
@@ -104,6 +106,13 @@ def tree(steps: int, splits: Sequence[int], children: int = 3, rule: str = "cps"
     """One root that splits at the given steps and is deterministic elsewhere."""
     split = Step(rule, noise_level, children)  # type: ignore[arg-type]
     return Plan(tuple(split if t in splits else Step() for t in range(steps)))
+
+
+def two_groups_of_three(policy: ToyBackbone, rewards: Sequence[float]) -> RolloutForest:
+    """Independent rollouts of the prompts a and b, three each over three steps, with their six rewards."""
+    forest = rollout(policy, ["a", "b"], chains(3, 3), seed=0)
+    forest.rewards = torch.tensor(rewards)
+    return forest
 
 
 def chains(steps: int, roots: int, rule: str = "cps", noise_level: float = 0.7) -> Plan:

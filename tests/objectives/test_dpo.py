@@ -1,15 +1,14 @@
 from math import exp, log
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from alignbench import RolloutForest, load_objective
 from alignbench.engine import backward
 from alignbench.terms import Velocities
 from objectives.dpo import DPO
-from tests.toys import ToyBackbone
+from tests.toys import ToyBackbone, two_groups_of_three
 
 
 @pytest.fixture
@@ -19,10 +18,7 @@ def policy() -> ToyBackbone:
 
 @pytest.fixture
 def forest(policy: ToyBackbone) -> RolloutForest:
-    plan = load_sampler("independent", steps=3, group_size=3).plan(0, np.random.default_rng(0))
-    found = rollout(policy, ["a", "b"], plan, seed=0)
-    found.rewards = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.3, 0.3])
-    return found
+    return two_groups_of_three(policy, [0.5, 0.1, 0.9, 0.3, 0.3, 0.3])
 
 
 def dpo(**settings: Any) -> DPO:

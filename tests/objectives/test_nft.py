@@ -1,14 +1,13 @@
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from alignbench import RolloutForest, load_objective
 from alignbench.engine import backward
 from alignbench.terms import Velocities
 from objectives.nft import NFT
-from tests.toys import ToyBackbone
+from tests.toys import ToyBackbone, two_groups_of_three
 
 NAN = float("nan")
 
@@ -20,10 +19,7 @@ def policy() -> ToyBackbone:
 
 @pytest.fixture
 def forest(policy: ToyBackbone) -> RolloutForest:
-    plan = load_sampler("independent", steps=3, group_size=3).plan(0, np.random.default_rng(0))
-    found = rollout(policy, ["a", "b"], plan, seed=0)
-    found.rewards = torch.tensor([0.0, 1.0, 2.0, 0.3, 0.3, 0.3])
-    return found
+    return two_groups_of_three(policy, [0.0, 1.0, 2.0, 0.3, 0.3, 0.3])
 
 
 def nft(**settings: Any) -> NFT:

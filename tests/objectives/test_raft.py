@@ -1,21 +1,17 @@
 from math import exp
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from alignbench import RolloutForest, load_objective
 from objectives.raft import RAFT
-from tests.toys import ToyBackbone
+from tests.toys import ToyBackbone, two_groups_of_three
 
 
 @pytest.fixture
 def forest() -> RolloutForest:
-    plan = load_sampler("independent", steps=3, group_size=3).plan(0, np.random.default_rng(0))
-    found = rollout(ToyBackbone(), ["a", "b"], plan, seed=0)
-    found.rewards = torch.tensor([0.0, 1.0, 2.0, 0.3, 0.3, 0.3])
-    return found
+    return two_groups_of_three(ToyBackbone(), [0.0, 1.0, 2.0, 0.3, 0.3, 0.3])
 
 
 def raft(**settings: Any) -> RAFT:
