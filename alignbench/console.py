@@ -133,7 +133,7 @@ class Terminal:
         self.rich.print(table)
         b, p = result.budget, result.protocol
         self.rich.print(
-            f"protocol: {p.prompts} held-out prompts x {p.images_per_prompt} pictures, {p.steps} ODE steps, "
+            f"protocol: {p.prompts} evaluation prompts x {p.images_per_prompt} pictures, {p.steps} ODE steps, "
             f"guidance {p.guidance:g}, {p.weights} weights; intervals over prompts, differences paired"
         )
         phases = ", ".join(f"{name} {seconds:.0f}" for name, seconds in b.seconds_by_phase.items())

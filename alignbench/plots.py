@@ -54,7 +54,7 @@ def plot_run(folder: Path) -> list[Path]:
 
 
 def curves(frame: pd.DataFrame, result: Result) -> Figure:
-    """Training reward and rollout diversity against model rows, and the held-out reward before and after."""
+    """Training reward and rollout diversity against model rows, and the reward of the evaluation prompts before and after."""
     with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
         rows = frame["model_rows"]
@@ -78,7 +78,7 @@ def curves(frame: pd.DataFrame, result: Result) -> Figure:
             xticks=[0, 1],
             xticklabels=["base", "trained"],
             ylabel="reward",
-            title="held-out prompts, 95 %",
+            title="evaluation prompts, 95 %",
         )
     return figure
 
