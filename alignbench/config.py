@@ -93,6 +93,8 @@ class RunConfig(Settings):
     """Optimizer steps on each rollout; with more than one, all but the first are off-policy."""
     reference_refresh: int | None = Field(None, ge=1)
     """The reference becomes the current policy after every so many iterations; the base model throughout where it is null."""
+    reference_refresh_kl: float | None = Field(None, gt=0)
+    """Likewise after an iteration at whose start the KL divergence to it was above this, for an objective that has one."""
     guidance: float | None = Field(None, ge=1)
     """Classifier-free guidance in rollout, training and evaluation alike; the backbone's own where it is null."""
     log_prob_reduction: Literal["mean", "sum"] = "mean"

@@ -22,7 +22,8 @@ class Judges:
     """A task's reward scorers and judges, loaded once.
 
     Attributes:
-        rewards: the scorers that the task trains on, by name; `weights` are theirs.
+        rewards: the scorers that judge every rollout, by name.
+        weights: of those that are trained on; the others have weight 0 and only inform the objective.
         evals: these and all that only judge.
     """
 
@@ -34,7 +35,11 @@ class Judges:
             scorer = self._load(choice)
             if not isinstance(scorer, Scorer):
                 raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of pictures and cannot be a reward")
-            self.rewards[scorer.name], self.weights[scorer.name] = scorer, choice.weight
+            self.rewards[scorer.name] = scorer
+            if choice.weight:
+                self.weights[scorer.name] = choice.weight
+        if not self.weights:
+            raise UserError(f"task {task.name!r}: every reward has weight 0, so there is nothing to train on")
         for judge in task.config.judges:
             self._load(judge)
 

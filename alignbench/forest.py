@@ -35,6 +35,7 @@ class RolloutForest:
         leaves: int64 [G * K], indices into `states`; leaf g * K + k belongs to group g.
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
         rewards: float32 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
+        scores: reward -> float32 [G * K], what the task's rewards answered before they were weighted into `rewards`.
     """
 
     prompts: list[str]
@@ -57,6 +58,7 @@ class RolloutForest:
     progress: float = 0.0
     seed: int = 0
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def groups(self) -> int:

@@ -120,7 +120,7 @@ def write_pairs(
             latents = sample(policy, [prompt], images_per_prompt, policy.default_steps, seed)
             images = policy.decode(latents)
             scores = judges.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
-            total = np.sum([judges.weights[name] * values for name, values in scores.items()], axis=0)
+            total = np.sum([weight * scores[name] for name, weight in judges.weights.items()], axis=0)
             known = np.flatnonzero(~np.isnan(total))
             if len(known) and total[known].max() > total[known].min():
                 best, worst = known[total[known].argmax()], known[total[known].argmin()]

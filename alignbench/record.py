@@ -63,7 +63,7 @@ class RunInfo(_Part):
     iterations: int
     """Iterations that were done."""
     status: str
-    """`complete`, `budget spent`, or `interrupted`."""
+    """`complete` or `budget spent`; a run that ended otherwise has no record."""
 
 
 class Budget(_Part):

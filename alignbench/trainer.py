@@ -98,13 +98,13 @@ class Trainer:
         budget = self.budget.model_copy(deep=True)
         began = time.perf_counter()
         try:
-            forest, scores = self._given() if self.pairs else self._rolled_out()
+            forest = self._given() if self.pairs else self._rolled_out()
         except BaseException:
             self.budget = budget
             raise
         with deferred_interrupt():
             splits = ",".join(map(str, forest.plan.splits))
-            row = {"iteration": self.iteration, "splits": splits, **_reward_numbers(forest, scores)}
+            row = {"iteration": self.iteration, "splits": splits, **_reward_numbers(forest)}
             with self._phase("train"):
                 row |= self._updates(forest)
             seconds = time.perf_counter() - began
@@ -119,10 +119,15 @@ class Trainer:
             }
             self.metrics.append(row)
             self.iteration += 1
-            every = self.config.reference_refresh
-            if every is not None and self.objective.needs.reference and self.iteration % every == 0:
+            if self.objective.needs.reference and self._reference_is_stale(row):
                 self.reference = [p.detach().clone() for p in self.policy.parameters()]
         return row
+
+    def _reference_is_stale(self, row: dict[str, Any]) -> bool:
+        every, limit = self.config.reference_refresh, self.config.reference_refresh_kl
+        return (every is not None and self.iteration % every == 0) or (
+            limit is not None and row.get("kl_reference", 0.0) > limit
+        )
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint; see `save_checkpoint`."""
@@ -152,14 +157,15 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ one iteration
 
-    def _given(self) -> tuple[RolloutForest, dict[str, Tensor]]:
+    def _given(self) -> RolloutForest:
         """The next fixed pairs; nothing is rolled out or scored."""
         chosen = self._next(self.pairs)
-        return pair_forest(self.policy, chosen, self.config.seed, self.iteration, self.config.log_prob_reduction), {}
+        return pair_forest(self.policy, chosen, self.config.seed, self.iteration, self.config.log_prob_reduction)
 
-    def _rolled_out(self) -> tuple[RolloutForest, dict[str, Tensor]]:
+    def _rolled_out(self) -> RolloutForest:
         forest = self._rollout()
-        return forest, self._score(forest)
+        self._score(forest)
+        return forest
 
     def _rollout(self) -> RolloutForest:
         config, i = self.config, self.iteration
@@ -190,24 +196,25 @@ class Trainer:
             chosen.append(available[order[place]])
         return chosen
 
-    def _score(self, forest: RolloutForest) -> dict[str, Tensor]:
-        """Raw scores of each reward, [G, K]; fills `forest.rewards` with their weighted sum."""
+    def _score(self, forest: RolloutForest) -> None:
+        """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
         with self._phase("decode"):
             images = self.policy.decode(forest.leaf_latents)
         with self._phase("score"):
             answers = self.judges.score(images, forest.leaf_prompts, when=f"in iteration {forest.iteration}")
         scores = {name: forest.by_group(torch.from_numpy(answer).float()) for name, answer in answers.items()}
-        several = len(scores) > 1 and self.config.normalise_rewards
+        weights = self.judges.weights
+        several = len(weights) > 1 and self.config.normalise_rewards
         total = torch.zeros(forest.groups, forest.group_size)
-        for name, raw in scores.items():
-            part = groups.standardise(raw).masked_fill(raw.isnan(), torch.nan) if several else raw
-            total = total + self.judges.weights[name] * part
+        for name, weight in weights.items():
+            raw = scores[name]
+            total = total + weight * (groups.standardise(raw).masked_fill(raw.isnan(), torch.nan) if several else raw)
         self.budget.reward_calls += len(images) * len(scores)
         self.budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):
             raise RunError(f"no picture of iteration {forest.iteration} could be scored")
         forest.rewards = total.flatten().to(self.policy.device)
-        return scores
+        forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
     def _updates(self, forest: RolloutForest) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -264,12 +271,12 @@ class Trainer:
         self.budget.seconds_by_phase[name] += time.perf_counter() - began
 
 
-def _reward_numbers(forest: RolloutForest, scores: dict[str, Tensor]) -> dict[str, float]:
+def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
     rewards = forest.by_group(forest.rewards)
     latents = forest.leaf_latents.reshape(forest.groups, forest.group_size, -1)
     centred = groups.standardise(rewards, std="none")
     return {
-        **{f"reward_{name}": float(raw.nanmean()) for name, raw in scores.items()},
+        **{f"reward_{name}": float(raw.nanmean()) for name, raw in forest.scores.items()},
         "reward": float(rewards.nanmean()),
         "reward_std_in_group": float(centred.square().mean(1).sqrt().mean()),
         "zero_std_ratio": float((~groups.spread(rewards)).float().mean()),

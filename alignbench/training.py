@@ -159,7 +159,7 @@ class _Run:
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation
         metrics = compare(base, final)
-        found = alarms(metrics, list(self.judges.rewards))
+        found = alarms(metrics, list(self.judges.weights))
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
             off = f"{trainer.ratio_deviation:.1e} on a first update (at most {tolerance:.0e} is rounding)"

@@ -77,6 +77,10 @@ class GRPO(Objective):
                 weight = edge_std(forest)
         return weight / weight.mean()
 
+    def kl_weight(self, forest: RolloutForest) -> Tensor:
+        """How much of each leaf's KL counts, [G * K]; for `credit` leaf."""
+        return torch.ones_like(forest.rewards)
+
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o = self.settings
         log_ratio = terms["drift_noise"] if o.ratio == "guard" else terms["log_prob"] - forest.old_log_prob
@@ -86,6 +90,7 @@ class GRPO(Objective):
             a = self.advantage(forest).reshape(-1, 1)
             counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
             ratio, weight, kl = (values[forest.leaf_edges] for values in (ratio, weight, kl))
+            kl = kl * self.kl_weight(forest)[:, None]
         else:
             a = self.edge_advantage(forest)
             counts = groups.valid(a)

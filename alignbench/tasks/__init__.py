@@ -23,6 +23,7 @@ class EvalChoice(Settings):
 
 class RewardChoice(EvalChoice):
     weight: float = 1.0
+    """In the sum that is trained on; one of weight 0 is scored for objectives that compare rewards (gardo)."""
 
 
 class TaskConfig(Settings):

@@ -15,7 +15,7 @@ from alignbench.checking import OF_THE_OBJECTIVE, OF_THE_ROLLOUT, CheckResult, S
 from alignbench.terms import Terms
 from tests.toys import ToyBackbone
 
-OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "nft", "ppo", "raft", "vargrad"]
+OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad"]
 PUBLISHED: dict[str, dict[str, object]] = {
     "independent": {"steps": 4, "group_size": 4},
     "fixed_tree": {"steps": 5, "children": 2, "levels": 2, "splits": (1, 2)},

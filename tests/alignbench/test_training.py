@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from alignbench import RunError, UserError, run
 from alignbench.record import Result, read_result
 from alignbench.trainer import deferred_interrupt
 from tests.plugins import toy_config, write_task
 
-OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "nft", "ppo", "raft", "vargrad"]
+OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad"]
 LEARNING: dict[str, Any] = {
     "flowrl": {},
+    "gardo": {"clip": 0.01},
     "nft": {"draws": 4},
     "ppo": {"clip": 0.01},
     "tmpo": {"beta_warmup": 0},
@@ -212,6 +214,43 @@ def test_a_task_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> Non
     (tmp_path / "eval.txt").write_text("eval 0\ntrain 3\n")
     with pytest.raises(UserError, match="train 3"):
         run(toy_config(task), tmp_path / "run")
+
+
+def test_a_reward_of_weight_zero_is_scored_and_not_trained_on(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    alone = toy_config(task, objective={"name": "gardo", "clip": 0.01}, iterations=1)
+    run(alone, tmp_path / "alone")
+    data = yaml.safe_load(task.read_text())
+    data["reward"].append({"eval": "tests.plugins:Sometimes", "label": "doubt", "weight": 0})
+    task.write_text(yaml.safe_dump(data))
+    result: Result = run(alone, tmp_path / "doubted")
+    assert result.budget.reward_calls == 2 * 2 * 4
+    assert result.budget.failed_scores == 3  # a missing doubt costs no reward
+    row, with_doubt = (table(tmp_path / name).iloc[0] for name in ("alone", "doubted"))
+    assert with_doubt["reward"] == row["reward"] == with_doubt["reward_brightness"]
+    assert with_doubt["failed_scores"] == 0
+    assert np.isfinite(with_doubt["reward_doubt"])
+
+
+def test_a_task_without_a_weighted_reward_is_refused(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    task.write_text(task.read_text().replace("label: brightness", "label: brightness\n  weight: 0"))
+    with pytest.raises(UserError, match="nothing to train on"):
+        run(toy_config(task), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_reference_is_refreshed_where_the_policy_has_gone_far(tmp_path: Path) -> None:
+    changes: Any = {"objective": {"name": "grpo", "kl_beta": 1.0, "clip": 0.1}, "iterations": 6, "optimizer": {"lr": 0.02}}
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "fixed")
+    far = table(tmp_path / "fixed")["kl_reference"]
+    limit = float(far[2] + far[3]) / 2
+    assert far[2] < limit < far[3]
+    run(toy_config(write_task(tmp_path), reference_refresh_kl=limit, **changes), tmp_path / "refreshed")
+    kl = table(tmp_path / "refreshed")["kl_reference"]
+    # Above the limit for the first time at the start of iteration 3, after which the policy is its own reference.
+    assert list(kl[:4]) == list(far[:4])
+    assert kl[4] == 0 < kl[5]
 
 
 def test_a_refreshed_reference_is_the_policy_of_that_iteration_and_survives_a_resume(tmp_path: Path) -> None:

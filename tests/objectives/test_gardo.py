@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+
+from alignbench import RolloutForest, UserError, load_objective
+from objectives.gardo import GARDO, nearest_distance
+from tests.toys import hand_made_forest
+
+NAN = math.nan
+ONE_EDGE_EACH = [[0], [1], [2], [3]]
+
+
+def gardo(**settings: object) -> GARDO:
+    objective = load_objective("gardo", **settings)
+    assert isinstance(objective, GARDO)
+    return objective
+
+
+def at_angles(rewards: list[float], degrees: list[float]) -> RolloutForest:
+    """One group of four leaves whose latents point where they are told to, at lengths that must not matter."""
+    forest = hand_made_forest([rewards], ONE_EDGE_EACH, [0.0] * 4)
+    angle = torch.deg2rad(torch.tensor(degrees))
+    length = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    forest.states = torch.zeros(len(forest.states), 2)
+    forest.states[forest.leaves] = length[:, None] * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
+    return forest
+
+
+def test_the_distance_to_the_nearest_other_leaf() -> None:
+    forest = at_angles([0.0, 1.0, 2.0, 3.0], [0, 60, 90, 180])
+    here = torch.ones(1, 4, dtype=torch.bool)
+    # Neighbours are 60, 30, 30 and 90 degrees away.
+    expected = [1 - 0.5, 1 - math.sqrt(0.75), 1 - math.sqrt(0.75), 1.0]
+    assert nearest_distance(forest.leaf_latents.view(1, 4, -1), here)[0].tolist() == pytest.approx(expected, abs=1e-6)
+    here[0, 2] = False  # without the leaf at 90 degrees
+    found = nearest_distance(forest.leaf_latents.view(1, 4, -1), here)[0]
+    assert found.tolist() == pytest.approx([0.5, 0.5, 1 - math.sqrt(0.75), 1.5], abs=1e-6)
+
+
+def test_only_good_leaves_are_scaled_by_how_far_they_are_from_others() -> None:
+    forest = at_angles([0.0, 1.0, 2.0, 5.0], [0, 60, 90, 180])
+    d = [0.5, 1 - math.sqrt(0.75), 1 - math.sqrt(0.75), 1.0]
+    # The mean is 2: the third leaf is at it and has advantage 0 either way.
+    found = gardo(adv_clip=10).advantage(forest)[0].tolist()
+    assert found == pytest.approx([-2, -1, 0, 3 * d[3] / (sum(d) / 4)], abs=1e-5)
+
+
+def test_a_missing_reward_is_nobodys_neighbour_and_gets_no_advantage() -> None:
+    forest = at_angles([0.0, 2.0, NAN, 4.0], [0, 60, 90, 180])
+    # d of the others: .5, .5 and 1.5, of mean 5 / 6.
+    assert gardo().advantage(forest)[0].tolist() == pytest.approx([-2, 0, 0, 2 * 1.5 * 6 / 5], abs=1e-5)
+
+
+def test_equal_rewards_have_no_advantage() -> None:
+    assert gardo().advantage(at_angles([1.0] * 4, [0, 60, 90, 180])).tolist() == [[0.0] * 4]
+
+
+def with_scores(**scores: list[float]) -> RolloutForest:
+    forest = hand_made_forest([scores["main"]], ONE_EDGE_EACH, [0.0] * 4)
+    forest.scores = {name: torch.tensor(values) for name, values in scores.items()}
+    return forest
+
+
+def test_the_kl_counts_for_leaves_that_the_reward_ranks_higher_than_the_auxiliary_rewards_do() -> None:
+    # Ranks: main 1, 2, 3, 4; first 4, 1, 2, 3; second 3, 1, 2, 4. Doubt: 2.5, -1, -1, -.5.
+    forest = with_scores(main=[9.0, 8.0, 7.0, 6.0], first=[0.0, 3.0, 2.0, 1.0], second=[0.2, 0.4, 0.3, 0.1])
+    assert gardo(kl_share=0.25).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]
+    # Only those of positive doubt, however many are allowed.
+    assert gardo(kl_share=1.0).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert gardo(kl_share=1.0, doubt="underrated").kl_weight(forest).tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_equal_scores_share_their_rank() -> None:
+    # Auxiliary ranks are all 2.5, so that doubt is 1.5, .5, -.5 and -1.5.
+    forest = with_scores(main=[4.0, 3.0, 2.0, 1.0], other=[0.0] * 4)
+    assert gardo(kl_share=1.0).kl_weight(forest).tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_with_one_reward_the_kl_counts_for_all() -> None:
+    assert gardo().kl_weight(with_scores(main=[1.0, 2.0, 3.0, 4.0])).tolist() == [1.0] * 4
+
+
+def test_the_loss_of_one_group_by_hand() -> None:
+    forest = at_angles([0.0, 1.0, 2.0, 5.0], [0, 60, 90, 180])
+    forest.scores = {"main": forest.rewards, "other": -forest.rewards}
+    terms = {"log_prob": torch.zeros(4, requires_grad=True), "kl": torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)}
+    loss = gardo(kl_beta=0.5, kl_share=0.25, adv_clip=10).loss(terms, forest)
+    d = [0.5, 1 - math.sqrt(0.75), 1 - math.sqrt(0.75), 1.0]
+    good = 3 * d[3] / (sum(d) / 4)
+    # Ratios are 1; the best leaf is the most overrated one (rank 1 against 4), and its KL is 4.
+    assert loss.item() == pytest.approx((2 + 1 - good) / 4 + 0.5 * 4 / 4, abs=1e-5)
+    torch.autograd.backward(loss)
+    assert terms["log_prob"].grad is not None
+    assert terms["kl"].grad is not None
+    assert terms["log_prob"].grad.tolist() == pytest.approx([0.5, 0.25, 0, -good / 4], abs=1e-5)
+    assert terms["kl"].grad.tolist() == pytest.approx([0, 0, 0, 0.125], abs=1e-7)
+
+
+def test_credit_is_the_leafs_own() -> None:
+    with pytest.raises(UserError, match="objective gardo: credit"):
+        load_objective("gardo", credit="edge")
