@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from alignbench.errors import UserError, did_you_mean
 from alignbench.settings import Settings
@@ -64,12 +64,13 @@ class EvaluationConfig(Settings):
 
 
 class BudgetConfig(Settings):
-    """Where a run ends, if before its iterations are done."""
+    """Where a run ends, if before its iterations are done: after the iteration that reaches a limit."""
 
     model_rows: int | None = Field(None, ge=1)
     """Rollout and training rows together."""
     reward_calls: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
+    """Of training, without judging."""
 
 
 class RunConfig(Settings):
@@ -83,8 +84,8 @@ class RunConfig(Settings):
     seed: int = Field(0, ge=0)
     """Of rollout noise, plans and prompt order."""
     preset: str = "quick"
-    iterations: int = Field(50, ge=0)
-    """Rollouts, each followed by its updates."""
+    iterations: int | None = Field(50, ge=0)
+    """Rollouts, each followed by its updates; null for as many as the budget allows."""
     pairs: Path | None = None
     """A file of fixed pairs of pictures (see `alignbench pairs`) to train on in place of rollouts, for offline DPO."""
     prompts_per_iteration: int = Field(12, ge=1)
@@ -125,6 +126,14 @@ class RunConfig(Settings):
             return value
         flat = _named(str(info.field_name), value)
         return {"name": flat.pop("name", None), "settings": flat}
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "RunConfig":
+        if self.iterations is None and self.budget == BudgetConfig():
+            raise ValueError(
+                "iterations is null, so a budget must end the run: set budget.model_rows, .reward_calls or .seconds"
+            )
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """As plain data that `RunConfig` reads back."""

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: progress on stderr, and a summary at the end."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -35,7 +37,7 @@ class Console(Protocol):
     def status(self, text: str) -> None: ...
     def begin(self, config: RunConfig, policy: Backbone, plan: Plan, threads: int) -> None: ...
     def activity(self, what: str) -> Any: ...
-    def training(self, iterations: int, done: int) -> Any: ...
+    def training(self, iterations: int | None, done: float) -> Any: ...
     def end(self, result: Result, out: Path) -> None: ...
 
 
@@ -53,8 +55,8 @@ class Silent:
         yield lambda part: None
 
     @contextmanager
-    def training(self, iterations: int, done: int) -> Iterator[Callable[[Row], None]]:
-        yield lambda row: None
+    def training(self, iterations: int | None, done: float) -> Iterator[Callable[[Row, float], None]]:
+        yield lambda row, progress: None
 
     def end(self, result: Result, out: Path) -> None:
         pass
@@ -76,11 +78,12 @@ class Terminal:
             f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}, task "
             f"{config.task}, seed {config.seed}, preset {config.preset} ({on})"
         )
+        length = "iterations" if config.iterations is None else f"{config.iterations} iterations"
         if config.pairs:
-            self.rich.print(f"{config.iterations} iterations of {groups} pairs from {config.pairs}; nothing is rolled out")
+            self.rich.print(f"{length} of {groups} pairs from {config.pairs}; nothing is rolled out")
             return
         self.rich.print(
-            f"{config.iterations} iterations of {groups} prompts x {plan.leaves} rollouts; each costs "
+            f"{length} of {groups} prompts x {plan.leaves} rollouts; each costs "
             f"{plan.model_rows(groups)} model rows to draw and {plan.replay_rows(groups)} to train on"
         )
 
@@ -94,34 +97,23 @@ class Terminal:
             yield lambda part: status.update(f"judging the {what}: {part}")
 
     @contextmanager
-    def training(self, iterations: int, done: int) -> Iterator[Callable[[Row], None]]:
+    def training(self, iterations: int | None, done: float) -> Iterator[Callable[[Row, float], None]]:
         if not self.rich.is_terminal:
-            yield lambda row: self._line(row, iterations)
+            yield _Lines(self.rich, iterations, done)
             return
         columns = (
             SpinnerColumn(),
             TextColumn("training"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.rich) as progress:
-            bar = progress.add_task("training", total=iterations, completed=done, numbers="")
-            yield lambda row: progress.update(bar, advance=1, numbers=self._numbers(row))
-
-    def _line(self, row: Row, iterations: int) -> None:
-        every = max(1, iterations // 20)
-        if row["iteration"] % every == 0 or row["iteration"] + 1 == iterations:
-            left = (iterations - row["iteration"] - 1) * row["seconds"]
-            self.rich.print(f"iteration {row['iteration'] + 1}/{iterations}  {self._numbers(row)}  about {left:.0f} s left")
-
-    @staticmethod
-    def _numbers(row: Row) -> str:
-        deviation = row.get("ratio_abs_dev_max", 0.0)
-        return f"reward {row['reward']:.3f}  ratio off by {deviation:.0e}  {row['seconds']:.1f} s/it"
+            bar = progress.add_task("training", total=1.0, completed=done, numbers="")
+            yield lambda row, share: progress.update(bar, completed=share, numbers=_numbers(row, iterations))
 
     def end(self, result: Result, out: Path) -> None:
         table = Table(title=f"{result.run.objective} x {result.run.sampler}: before and after", title_justify="left")
@@ -147,6 +139,27 @@ class Terminal:
         self.rich.print(
             f"written to [bold]{out}[/bold]: result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
         )
+
+
+def _numbers(row: Row, iterations: int | None) -> str:
+    deviation = row.get("ratio_abs_dev_max", 0.0)
+    of = "" if iterations is None else f"/{iterations}"
+    at = f"iteration {row['iteration'] + 1}{of}  reward {row['reward']:.3f}"
+    return f"{at}  ratio off by {deviation:.0e}  {row['seconds']:.1f} s/it"
+
+
+class _Lines:
+    """A line for each twentieth of a training."""
+
+    def __init__(self, rich: RichConsole, iterations: int | None, done: float) -> None:
+        self.rich, self.iterations = rich, iterations
+        self.began, self.done, self.shown = time.perf_counter(), done, -1
+
+    def __call__(self, row: Row, progress: float) -> None:
+        if int(20 * progress) > self.shown:
+            self.shown = int(20 * progress)
+            left = (time.perf_counter() - self.began) * (1 - progress) / (progress - self.done)
+            self.rich.print(f"{progress:4.0%}  {_numbers(row, self.iterations)}  about {left:.0f} s left")
 
 
 @contextmanager

@@ -72,13 +72,25 @@ class Trainer:
         self.ratio_deviation = 0.0
         self.started = now()
 
-    def budget_spent(self) -> bool:
+    def budget_share(self) -> float:
+        """How much of the budget is spent, of whichever limit is nearest; 0 without one, and 1 or more at the end."""
         limit, spent = self.config.budget, self.budget
-        return (
-            (limit.model_rows is not None and spent.model_rows_rollout + spent.model_rows_train >= limit.model_rows)
-            or (limit.reward_calls is not None and spent.reward_calls >= limit.reward_calls)
-            or (limit.seconds is not None and spent.seconds >= limit.seconds)
-        )
+        shares = [
+            spent_of / limit_of
+            for spent_of, limit_of in (
+                (spent.model_rows_rollout + spent.model_rows_train, limit.model_rows),
+                (spent.reward_calls, limit.reward_calls),
+                (spent.seconds, limit.seconds),
+            )
+            if limit_of is not None
+        ]
+        return max(shares, default=0.0)
+
+    def progress(self) -> float:
+        """0 at the start and 1 at the end of the run: the share of its iterations or of its budget, the larger one."""
+        wanted = self.config.iterations
+        of_iterations = 0.0 if wanted is None else self.iteration / wanted if wanted else 1.0
+        return min(max(of_iterations, self.budget_share()), 1.0)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -169,7 +181,7 @@ class Trainer:
 
     def _rollout(self) -> RolloutForest:
         config, i = self.config, self.iteration
-        progress = i / max(config.iterations - 1, 1)
+        progress = self.progress()
         plan = self.sampler.plan(progress, np.random.default_rng([config.seed, 1, i]))
         prompts = self._next(self.prompts)
         with self._phase("rollout"):
@@ -248,8 +260,7 @@ class Trainer:
 
     def _step(self) -> dict[str, float]:
         o = self.config.optimizer
-        done = self.iteration / max(self.config.iterations, 1)
-        factor = 0.1 + 0.45 * (1 + np.cos(np.pi * done)) if o.schedule == "cosine" else 1.0
+        factor = 0.1 + 0.45 * (1 + np.cos(np.pi * self.progress())) if o.schedule == "cosine" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * float(factor)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, o.max_grad_norm)

@@ -85,17 +85,16 @@ class _Run:
     def _train(self) -> None:
         """To the last iteration or the end of the budget; whatever ends it, what was measured is in the folder."""
         config, trainer = self.config, self.trainer
-        iterations = config.iterations if trainer.objective.needs.training else 0
         try:
-            with self.console.training(iterations, trainer.iteration) as report:
-                while trainer.iteration < iterations:
-                    if trainer.budget_spent():
-                        self.status = "budget spent"
-                        break
-                    report(trainer.iterate())
-                    if trainer.iteration % config.checkpoint_every == 0 and trainer.iteration < iterations:
-                        trainer.save(self.checkpoints)
-                        self._write_metrics()
+            if trainer.objective.needs.training:
+                with self.console.training(config.iterations, trainer.progress()) as report:
+                    while trainer.progress() < 1:
+                        report(trainer.iterate(), trainer.progress())
+                        if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
+                            trainer.save(self.checkpoints)
+                            self._write_metrics()
+                if config.iterations is None or trainer.iteration < config.iterations:
+                    self.status = "budget spent"
             trainer.save(self.checkpoints)
         except KeyboardInterrupt:
             trainer.save(self.checkpoints)
