@@ -73,7 +73,8 @@ def run(
             raise UserError(f"{resume} is no folder of a run: it has no config.yaml")
         settings, folder = load_config(file=resume / "config.yaml"), resume
     else:
-        settings = load_config(preset=preset, file=config, options=options, sets=sets or [])
+        chosen = {k: v for k, v in options.items() if v is not None}
+        settings = load_config(preset=preset, file=config, options=chosen, sets=sets or [])
         folder = out or _default_folder(settings)
 
     from alignbench.console import Silent, Terminal
@@ -86,6 +87,82 @@ def run(
         raise typer.Exit(130) from None
     if as_json:
         print(result.model_dump_json(indent=2))
+
+
+@app.command()
+def compare(
+    objectives: Annotated[str | None, typer.Option(help="Alignment objectives, with commas; see `list objectives`.")] = None,
+    samplers: Annotated[str | None, typer.Option(help="Rollout samplers, with commas; see `list samplers`.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, with commas. (default: the preset's)")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many seeds, from 0 on; or which ones, with commas. (default: 3)")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Model: a name, or a local diffusers folder. (default: tiny)")] = None,
+    preset: Annotated[str | None, typer.Option(help="As for `run`. (default: quick)")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="model_rows=N, reward_calls=N or seconds=N: where each cell ends. "
+            "(default: the model rows that the preset plans for the cheapest pair)"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; that of an earlier comparison goes on. (default: results/<time>)")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with keys of the configuration, shaped like a preset.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="dotted.key=value; for one name objectives.tmpo.objective.beta=3.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: a cluster at RAY_ADDRESS, else one on this machine.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Local processes that work on cells.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, budget and estimated time; run nothing.")] = False,
+) -> None:
+    """Trains a grid of pairs under one budget and reports on it; the same call goes on with an interrupted one."""
+    from alignbench import comparison
+    from alignbench.config import merged_layers, read_yaml
+
+    if not (objectives and samplers):
+        if out is None or any((objectives, samplers, tasks, seeds, backbone, preset, budget, config, sets)):
+            raise UserError("compare needs --objectives and --samplers; with --out DIR alone it goes on with what DIR compares")
+        grid = comparison.read_grid(out)
+    else:
+        former = comparison.read_grid(out) if out and (out / comparison.SETTINGS).is_file() else None
+        grid = comparison.plan_grid(
+            objectives=_names(objectives),
+            samplers=_names(samplers),
+            tasks=_names(tasks) if tasks else None,
+            seeds=_seeds(seeds or "3"),
+            backbone=backbone,
+            preset=preset,
+            budget=parse_assignments(budget or []) or (former.budget.model_dump(exclude_none=True) if former else {}),
+            settings=merged_layers({} if config is None else read_yaml(config), parse_assignments(sets or [])),
+            workers=workers,
+        )
+    folder = out or Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-comparison"
+    cells = grid.cells()
+    comparison.check_folder(cells, folder)
+
+    done = len(comparison.done(cells, folder))
+
+    from alignbench.console import GridProgress, show_grid
+    from alignbench.record import command
+
+    if dry_run:
+        show_grid(grid, folder, comparison.estimate(grid), workers, done)
+        return
+    try:
+        with GridProgress(len(cells), done) as shown:
+            record = comparison.compare(
+                grid, folder, command=command(), engine=engine, workers=workers, gpus=gpus, observer=shown
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
+        raise typer.Exit(130) from None
+    failed = [cell for cell in record.cells if cell.status == "failed"]
+    if failed:
+        typer.echo(f"alignbench: {len(failed)} of {len(cells)} cells failed; the same call tries them again", err=True)
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -195,6 +272,21 @@ def train_tiny(
 
     settings = validate(training.TinyTraining, parse_assignments(sets or []), where="train-tiny")
     training.train_tiny(settings, work, out)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _seeds(text: str) -> list[int]:
+    """`5` is the first five seeds, `3,7` are these two."""
+    try:
+        numbers = [int(part) for part in _names(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
+        raise UserError(f"--seeds takes how many, such as 5, or which ones, such as 3,7; got {text!r}")
+    return numbers if "," in text else list(range(numbers[0]))
 
 
 def _default_folder(settings: RunConfig) -> Path:

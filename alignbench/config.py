@@ -173,14 +173,10 @@ def load_config(
     Args:
         preset: a preset's name; the config file's `preset`, else `quick`, where it is None.
         file: a YAML file with keys of `RunConfig`.
-        options: keys from the command line; None values are left out.
+        options: keys from the command line.
         sets: `dotted.key=value`, the value read as YAML.
     """
-    given: dict[str, Any] = {}
-    if file is not None:
-        _merge(given, _read_yaml(file))
-    _merge(given, {k: v for k, v in (options or {}).items() if v is not None})
-    _merge(given, parse_assignments(sets))
+    given = merged_layers({} if file is None else read_yaml(file), options or {}, parse_assignments(sets))
     given["preset"] = preset or given.get("preset") or RunConfig.model_fields["preset"].default
     shipped = _read_preset(given["preset"])
     common = shipped.get("common", {})
@@ -190,6 +186,14 @@ def load_config(
         _merge(merged, shipped.get(f"{kind}s", {}).get(merged[kind]["name"], {}))
     _merge(merged, given)
     return validate(RunConfig, merged, where=str(file) if file else "configuration")
+
+
+def merged_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested keys of several layers as one; later ones win, and another plug-in's name drops the settings of the former."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    return merged
 
 
 def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
@@ -208,7 +212,8 @@ def _read_preset(name: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Keys and values of a config file; raises UserError where it holds anything else."""
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -2,17 +2,20 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import numpy as np
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -27,6 +30,7 @@ from alignbench.record import Estimate, MetricRecord, Result
 
 if TYPE_CHECKING:
     from alignbench.checking import CheckResult
+    from alignbench.comparison import CellRecord, Grid, PairCost
 
 Row = dict[str, Any]
 
@@ -60,6 +64,17 @@ class Silent:
 
     def end(self, result: Result, out: Path) -> None:
         pass
+
+
+class Reporting(Silent):
+    """Says nothing, and tells a function of each iteration: its row, and how far the training is."""
+
+    def __init__(self, report: Callable[[Row, float], None]) -> None:
+        self.report = report
+
+    @contextmanager
+    def training(self, iterations: int | None, done: float) -> Iterator[Callable[[Row, float], None]]:
+        yield self.report
 
 
 class Terminal:
@@ -112,7 +127,8 @@ class Terminal:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.rich) as progress:
-            bar = progress.add_task("training", total=1.0, completed=done, numbers="")
+            bar = progress.add_task("training", total=1.0, numbers="")
+            progress.update(bar, completed=done)
             yield lambda row, share: progress.update(bar, completed=share, numbers=_numbers(row, iterations))
 
     def end(self, result: Result, out: Path) -> None:
@@ -141,7 +157,60 @@ class Terminal:
         )
 
 
-def _numbers(row: Row, iterations: int | None) -> str:
+class GridProgress:
+    """The cells of a comparison on stderr: a bar for all, one for each at work, and a line for each that ended."""
+
+    def __init__(self, cells: int, done: int) -> None:
+        self.rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[numbers]}"))
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=self.rich, disable=not self.rich.is_terminal)
+        self.total = self.progress.add_task("cells", total=cells, completed=done, numbers=f"{done}/{cells}")
+        self.cells, self.done = cells, done
+        self.bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def began(self, cell: str) -> None:
+        self.bars[cell] = self.progress.add_task(cell, total=1.0, numbers="judging the base model")
+
+    def moved(self, cell: str, row: Mapping[str, Any], progress: float) -> None:
+        self.progress.update(self.bars[cell], completed=progress, numbers=_numbers(row, None))
+
+    def ended(self, record: "CellRecord") -> None:
+        self.done += 1
+        if record.id in self.bars:
+            self.progress.remove_task(self.bars.pop(record.id))
+        self.progress.update(self.total, completed=self.done, numbers=f"{self.done}/{self.cells}")
+        outcome = f"[bold red]failed[/bold red]: {escape(record.error)}" if record.error else "done"
+        self.rich.print(f"{self.done}/{self.cells}  {record.id}  {outcome}", soft_wrap=True)
+
+
+def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, done: int) -> None:
+    """What a comparison will run, on stdout."""
+    rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
+    limits = ", ".join(f"{name} {limit:,}" for name, limit in grid.budget.model_dump(exclude_none=True).items())
+    table = Table(title=f"budget of each cell: {limits}", title_justify="left")
+    for column in ("objective", "sampler", "rows an iteration", "iterations", "time of a cell"):
+        table.add_column(column, justify="left" if column in ("objective", "sampler") else "right")
+    for cost in costs:
+        numbers = (f"{cost.rows:,.0f}", f"{cost.iterations:,.0f}", duration(cost.seconds))
+        table.add_row(cost.objective, cost.sampler, *numbers)
+    rich.print(table)
+    cells = len(costs) * len(grid.tasks) * len(grid.seeds)
+    seconds = sum(cost.seconds for cost in costs) / len(costs) * (cells - done) / workers
+    rich.print(
+        f"{len(costs)} pairs x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {cells} cells, of which {done} are done; "
+        f"about {duration(seconds)} on this machine with {workers} worker{'s' * (workers > 1)}, from two iterations timed now"
+    )
+    rich.print(f"would be written to [bold]{out}[/bold]")
+
+
+def _numbers(row: Mapping[str, Any], iterations: int | None) -> str:
     deviation = row.get("ratio_abs_dev_max", 0.0)
     of = "" if iterations is None else f"/{iterations}"
     at = f"iteration {row['iteration'] + 1}{of}  reward {row['reward']:.3f}"
@@ -205,6 +274,14 @@ class Checklist:
         self.failed += result.failed
         self.rich.print(f"{result.name:<29}[{style}]{mark:<16}[/{style}]{result.detail}", soft_wrap=True)
         return result
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would take."""
+    for limit, size, unit in ((100, 1, "s"), (100 * 60, 60, "min"), (np.inf, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    raise ValueError(f"{seconds} s is no duration")
 
 
 def shown(estimate: Estimate) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,8 +160,13 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "platform": platform.platform(),
         "libraries": libraries,
-        "command": " ".join(["alignbench", *sys.argv[1:]]),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """The command line of this process, ready for a shell."""
+    return shlex.join(["alignbench", *sys.argv[1:]])
 
 
 def git_revision() -> str | None:

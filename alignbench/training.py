@@ -1,5 +1,6 @@
 """A run: judge the base model, train it with one (objective, sampler) pair, judge it again, write the record."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +28,19 @@ TREE_CANDIDATES = 4
 """Prompts that are rolled out for the tree drawing; the one whose rewards differ most is drawn."""
 
 
-def run(config: RunConfig, out: Path, *, console: Console | None = None, resume: bool = False) -> Result:
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    console: Console | None = None,
+    resume: bool = False,
+    bases: dict[str, Evaluation] | None = None,
+) -> Result:
     """Trains and evaluates one pair; everything lands in the folder `out`.
 
     Args:
         out: a new or empty folder; with `resume`, the folder of an interrupted run.
+        bases: evaluations of base models, kept between runs: one that is judged alike is not judged again.
 
     Raises:
         UserError: the configuration is wrong or the folder is taken; nothing has been written.
@@ -40,12 +49,12 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, resume:
     """
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another --out, or continue it with --resume {out}")
-    return _Run(config, out, console or Silent()).run(resume)
+    return _Run(config, out, console or Silent(), {} if bases is None else bases).run(resume)
 
 
 class _Run:
-    def __init__(self, config: RunConfig, out: Path, console: Console) -> None:
-        self.config, self.out, self.console = config, out, console
+    def __init__(self, config: RunConfig, out: Path, console: Console, bases: dict[str, Evaluation]) -> None:
+        self.config, self.out, self.console, self.bases = config, out, console, bases
         self.checkpoints = out / "checkpoints"
         self.task = load_task(config.task)
         objective = load_objective(config.objective.name, **config.objective.settings)
@@ -65,8 +74,7 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self._write("config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
-        with self.policy.reference():
-            base = self._evaluate("base model")
+        base = self._base()
         check_scores_vary(self.judges, base)
         self._write_evaluations(base=base)
         self._train()
@@ -101,6 +109,16 @@ class _Run:
             raise
         finally:
             self._write_metrics()
+
+    def _base(self) -> Evaluation:
+        """The base model's evaluation. It depends on nothing but what the key is made of."""
+        c = self.config
+        parts = c.model_dump(mode="json", include={"backbone", "task", "guidance", "evaluation", "threads", "device"})
+        key = json.dumps(parts, sort_keys=True)
+        if key not in self.bases:
+            with self.policy.reference():
+                self.bases[key] = self._evaluate("base model")
+        return self.bases[key]
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()

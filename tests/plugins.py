@@ -9,10 +9,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignbench import Scorer
+from alignbench import Objective, RolloutForest, Scorer
 from alignbench.backbone import BackboneSettings
 from alignbench.config import RunConfig, load_config
 from alignbench.scorer import Images
+from alignbench.terms import Terms
 from tests.toys import ToyBackbone
 
 
@@ -28,6 +29,13 @@ class ToyPolicy(ToyBackbone):
         """What `decode` put into the first two channels."""
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return pixels[:, :2]
+
+
+class Failing(Objective):
+    """A plug-in with a fault that shows at its first update."""
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        raise ZeroDivisionError("a fault of the plug-in")
 
 
 class Brightness(Scorer):

@@ -1,0 +1,279 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from filelock import FileLock
+
+from alignbench import UserError
+from alignbench.comparison import (
+    CellRecord,
+    Grid,
+    compare,
+    done,
+    estimate,
+    plan_grid,
+    planned_rows,
+    read_grid,
+    rows_per_iteration,
+)
+from alignbench.config import load_config
+from alignbench.record import read_result
+from tests.plugins import write_task
+
+ROWS = 22
+"""Of an iteration of two groups: a tree of 2 x 2 leaves over 4 steps with splits at 1 and 2 has 8 rows and 3 parents."""
+
+
+def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
+    """One tree, tmpo and grpo, one seed, three iterations' worth of rows; well under a second a cell."""
+    settings = {
+        "sampler": None,
+        "samplers": {"fixed_tree": {"sampler": {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}}},
+        "prompts_per_iteration": 2,
+        "evaluation": {"prompts": 4, "images_per_prompt": 2, "steps": 4},
+        "pictures": False,
+        "threads": 1,
+        **changes.pop("settings", {}),
+    }
+    settings.pop("sampler")
+    options: dict[str, Any] = {
+        "objectives": ["tmpo", "grpo"],
+        "samplers": ["fixed_tree"],
+        "tasks": [str(write_task(folder, scorer))],
+        "seeds": [0],
+        "backbone": "tests.plugins:ToyPolicy",
+        "preset": "smoke",
+        "budget": {"model_rows": 3 * ROWS},
+    }
+    return plan_grid(settings=settings, **{**options, **changes})
+
+
+class Log:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self.progress: dict[str, list[float]] = {}
+
+    def began(self, cell: str) -> None:
+        self.lines.append(("began", cell))
+
+    def moved(self, cell: str, row: Mapping[str, Any], progress: float) -> None:
+        self.progress.setdefault(cell, []).append(progress)
+
+    def ended(self, record: CellRecord) -> None:
+        self.lines.append((record.status, record.id))
+
+
+def table(folder: Path) -> pd.DataFrame:
+    """Metrics without wall-clock times."""
+    frame = pd.read_parquet(folder / "metrics.parquet")
+    return frame[[c for c in frame.columns if not c.startswith("seconds")]]
+
+
+def test_cells_are_ordered_by_seed_and_named_by_what_they_are(tmp_path: Path) -> None:
+    made = grid(tmp_path, seeds=[0, 3])
+    assert [cell.id for cell in made.cells()] == [f"{o}-fixed_tree-toy-s{s}" for s in (0, 3) for o in ("tmpo", "grpo")]
+    config = made.cells()[3].config
+    assert (config.objective.name, config.sampler.name, config.seed) == ("grpo", "fixed_tree", 3)
+    assert (config.iterations, config.budget.model_rows, config.threads) == (None, 66, 1)
+
+
+def test_the_rows_of_a_run_by_hand(tmp_path: Path) -> None:
+    tree = {"name": "fixed_tree", "steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}
+    options = {"sampler": tree, "iterations": 5, "prompts_per_iteration": 2, "updates_per_rollout": 3}
+    config = load_config(preset="smoke", options=options)
+    assert rows_per_iteration(config) == (16, 6)
+    assert planned_rows(config) == 5 * (16 + 3 * 6)
+
+
+def test_the_budget_is_by_default_what_the_cheapest_pair_plans(tmp_path: Path) -> None:
+    made = grid(tmp_path, samplers=["fixed_tree", "independent"], budget={}, settings={"iterations": 4})
+    # smoke's independent: 4 chains of 4 steps are 16 rows, 12 of them stochastic; the tree's 8 and 3 are fewer.
+    assert made.budget.model_rows == 4 * ROWS
+
+
+def test_a_comparison_trains_every_cell_to_the_same_budget(tmp_path: Path) -> None:
+    log = Log()
+    record = compare(grid(tmp_path, seeds=[0, 1]), tmp_path / "out", command="alignbench compare", observer=log)
+    assert [cell.status for cell in record.cells] == ["complete"] * 4
+    results = [read_result(tmp_path / "out" / "runs" / cell.id) for cell in record.cells]
+    assert [r.budget.model_rows_rollout + r.budget.model_rows_train for r in results] == [66] * 4
+    assert [r.run.status for r in results] == ["budget spent"] * 4
+    assert [r.run.seed for r in results] == [0, 0, 1, 1]
+    # The base model is judged once, and is the same row everywhere; the trained models differ.
+    assert len({r.metrics["brightness"].base.value for r in results}) == 1
+    assert results[0].budget.seconds_evaluation > results[1].budget.seconds_evaluation > 0
+    assert len({r.metrics["brightness"].final.value for r in results}) == 4
+    assert log.lines == [(what, cell.id) for cell in record.cells for what in ("began", "complete")]
+    assert log.progress[record.cells[0].id] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == record.model_dump(mode="json")
+    assert read_grid(tmp_path / "out") == record.grid
+
+
+def test_what_is_finished_is_kept_and_more_can_be_added(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compare(grid(tmp_path), out)
+    before = {f: f.stat().st_mtime_ns for f in out.glob("runs/*/result.json")}
+    log = Log()
+    record = compare(grid(tmp_path, objectives=["tmpo", "grpo", "vargrad"], seeds=[0, 1]), out, observer=log)
+    assert [cell for what, cell in log.lines if what == "began"] == [
+        f"{o}-fixed_tree-toy-s{s}" for o, s in (("vargrad", 0), ("tmpo", 1), ("grpo", 1), ("vargrad", 1))
+    ]
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+    assert {cell.status for cell in record.cells} == {"complete"}
+
+
+def test_a_failed_cell_is_told_and_does_not_sink_the_others(tmp_path: Path) -> None:
+    objectives = ["tests.plugins:Failing", "grpo"]
+    record = compare(grid(tmp_path, objectives=objectives), tmp_path / "out")
+    assert [cell.status for cell in record.cells] == ["failed", "complete"]
+    assert record.cells[0].error == "ZeroDivisionError: a fault of the plug-in"
+    assert record.cells[0].id == "tests.plugins_Failing-fixed_tree-toy-s0"
+    log = Log()
+    compare(grid(tmp_path, objectives=objectives), tmp_path / "out", observer=log)
+    assert [what for what, _ in log.lines] == ["began", "failed"]
+
+
+def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    made = grid(tmp_path, "Interrupting", objectives=["grpo"])
+    with pytest.raises(KeyboardInterrupt):
+        compare(made, tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [cell["status"] for cell in kept["cells"]] == ["pending"]
+    assert done(made.cells(), tmp_path / "out") == []
+    record = compare(made, tmp_path / "out")
+    assert record.cells[0].status == "complete"
+    compare(grid(tmp_path, objectives=["grpo"]), tmp_path / "whole")
+    whole, resumed = (table(tmp_path / name / "runs" / record.cells[0].id) for name in ("whole", "out"))
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}], ids=["two processes", "ray"])
+def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> None:
+    if "engine" in options:
+        pytest.importorskip("ray")
+    settings = {"evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4}, "threads": 1, "samplers": {}}
+    choice: dict[str, Any] = {"backbone": "gaussian_mixture", "tasks": ["equal_modes"], "settings": settings, "budget": {}}
+    made = grid(tmp_path, **choice)
+    here, there = compare(made, tmp_path / "here"), compare(made, tmp_path / "there", **options)
+    assert [cell.status for cell in there.cells] == ["complete"] * 2 == [cell.status for cell in here.cells]
+    for cell in here.cells:
+        one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))
+        pd.testing.assert_frame_equal(table(one), table(other), check_exact=True)
+        assert read_result(one).metrics == read_result(other).metrics
+
+
+def test_a_worker_that_dies_is_a_failed_cell(tmp_path: Path) -> None:
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+
+    from alignbench.comparison import _outcome
+
+    died: Future[str | None] = Future()
+    died.set_exception(BrokenProcessPool("a child was killed"))
+    assert _outcome(died) == "its process died (BrokenProcessPool: a child was killed)"
+
+
+def test_settings_of_one_name_reach_its_cells_alone(tmp_path: Path) -> None:
+    made = grid(tmp_path, settings={"objectives": {"grpo": {"objective": {"clip": 0.2}, "optimizer": {"lr": 0.5}}}})
+    tmpo, grpo = (cell.config for cell in made.cells())
+    assert grpo.objective.settings["clip"] == 0.2
+    assert "clip" not in tmpo.objective.settings
+    assert (tmpo.optimizer.lr, grpo.optimizer.lr) == (1e-4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"settings": {"objectives": {"gpro": {}}}}, r"objectives\.gpro has settings but is not compared; did you mean 'grpo'"),
+        ({"settings": {"objective": {"beta": 1}}}, r"objectives from --objectives, and settings from objectives\.NAME"),
+        ({"settings": {"seed": 3}}, "seeds from --seeds"),
+        ({"settings": {"iterations": 3}}, "by its budget; leave out iterations"),
+        ({"settings": {"prompts_per_iterations": 3}}, "did you mean 'prompts_per_iteration'"),
+        ({"budget": {"model_row": 3}}, "did you mean .*'model_rows'"),
+        ({"objectives": ["tmpo", "gpro"]}, "did you mean 'grpo'"),
+        ({"samplers": ["fixed_tree", "fixed_three"]}, "did you mean 'fixed_tree'"),
+        ({"tasks": ["orc"]}, "did you mean 'ocr'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(tmp_path: Path, changes: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        grid(tmp_path, **changes)
+
+
+def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_path: Path) -> None:
+    compare(grid(tmp_path), tmp_path / "out")
+    with pytest.raises(UserError, match=r"tmpo-fixed_tree-toy-s0 was run with other settings: budget .*66.*now .*88"):
+        compare(grid(tmp_path, budget={"model_rows": 88}), tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="mine exists and holds no comparison"):
+        compare(grid(tmp_path), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
+
+
+def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    compare(grid(tmp_path), tmp_path / "out")
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="another process is at work"):
+        compare(grid(tmp_path), tmp_path / "out")
+
+
+def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
+    costs = estimate(grid(tmp_path))
+    assert [(c.objective, c.rows, c.iterations) for c in costs] == [("tmpo", ROWS, 3), ("grpo", ROWS, 3)]
+    assert all(np.isfinite(c.seconds) and c.seconds > 0 for c in costs)
+
+
+def alignbench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "alignbench", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"evaluation": {"prompts": 4, "images_per_prompt": 2}, "pictures": False, "threads": 1})
+    )
+    words = [
+        "compare", "--objectives", "grpo", "--samplers", "independent", "--tasks", str(task), "--seeds", "4,2",
+        "--preset", "smoke", "--backbone", "tests.plugins:ToyPolicy", "--config", "config.yaml", "--out", "out",
+    ]  # fmt: skip
+    planned = alignbench(*words, "--dry-run", folder=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    # 2 iterations of two prompts: 4 chains of 4 steps, 3 of them stochastic.
+    assert "model_rows 112" in planned.stdout
+    assert "1 pairs x 1 tasks x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
+    assert not (tmp_path / "out").exists()
+    ran = alignbench(*words, folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "2/2  grpo-independent-toy-s2  done" in ran.stderr
+    again = alignbench("compare", "--out", "out", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "s2  done" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--objectives", "grpo"], "compare needs --objectives and --samplers"),
+        (["--objectives", "grpo", "--samplers", "independent", "--seeds", "many"], "--seeds takes how many"),
+        (["--objectives", "grpo", "--samplers", "independent", "--out", "out", "--engine", "rai"], "did you mean 'ray'"),
+        (["--out", "nowhere"], "cannot read nowhere/comparison.yaml"),
+    ],
+)
+def test_slips_on_the_command_line_are_one_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
+    found = alignbench("compare", *words, folder=tmp_path)
+    assert found.returncode == 2
+    assert sentence in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
