@@ -198,7 +198,8 @@ def compare(
         gpus: what each cell asks of Ray.
 
     Raises:
-        UserError: there is no such engine, or the folder holds something else, cells with other settings, or another process is at work in it.
+        UserError: there is no such engine; the folder holds something else, or cells with other settings; or another
+            process is at work in it.
         KeyboardInterrupt: the cells at work have left a checkpoint; the same call goes on.
     """
     if engine not in ENGINES:

@@ -18,8 +18,9 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 TASK_TYPES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 PREFIXES = ("", "a photo of ", "a picture of ", "a drawing of ")
 MIN_CONTRAST = 25.0
-SIZES = {1: (24, 32, 40), 2: (16, 24), 3: (16,), 4: (16,)}
-"""Number of shapes -> their diameters in pixels."""
+SIZES = {1: (32, 48), 2: (16, 32), 3: (16,), 4: (16,)}
+"""Number of shapes -> their diameters in pixels: whole cells."""
+CELL = 2 * GRID
 GAP = 3
 SUPERSAMPLING = 4
 
@@ -109,8 +110,8 @@ def sample_scene(rng: np.random.Generator, metadata: dict[str, Any]) -> Scene:
         sizes = rng.choice(SIZES[len(clauses)], size=len(clauses))
         if same_color:
             sizes[:] = sizes[0]
-        # Boxes start on multiples of GRID, as letters do: on the patches of a 64-token picture.
-        corners = [GRID * rng.integers(PICTURE_SIZE // GRID - s // GRID + 1, size=2) for s in sizes]
+        # On whole cells, each 2x2 patches of a 64-token picture: a small model learns a shape once, not at each offset.
+        corners = [CELL * rng.integers((PICTURE_SIZE - s) // CELL + 1, size=2) for s in sizes]
         centers = [tuple(corner + s / 2) for corner, s in zip(corners, sizes, strict=True)]
         if _apart(centers, sizes) and _relations_hold(metadata["include"], centers):
             break
