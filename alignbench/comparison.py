@@ -6,9 +6,8 @@ with a record are not repeated, an interrupted one resumes from its checkpoint, 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import yaml
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignbench.config import BudgetConfig, RunConfig, load_config, merged_layers, validate
 from alignbench.errors import RunError, UserError, did_you_mean
 from alignbench.load import load_sampler, threads_of
-from alignbench.record import read_result, write_atomically
+from alignbench.record import exclusive, read_result, write_atomically
 from alignbench.settings import Settings
 
 SCHEMA_VERSION = 1
@@ -206,8 +204,7 @@ def compare(
         raise UserError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}")
     cells = grid.cells()
     check_folder(cells, out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _exclusive(out):
+    with exclusive(out):
         write_atomically(out / SETTINGS, lambda p: p.write_text(_as_yaml(grid), encoding="utf-8"))
         state = _State(grid, cells, out, command, observer)
         waiting = [cell for cell in cells if state.records[cell.id].status == "pending"]
@@ -486,13 +483,3 @@ def _safe(name: str) -> str:
 
 def _as_yaml(grid: Grid) -> str:
     return yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-@contextmanager
-def _exclusive(out: Path) -> Iterator[None]:
-    """Only one comparison at a time works in a folder; the lock goes with its process, however that ends."""
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another process is at work in {out}; wait for it, or choose another --out") from None

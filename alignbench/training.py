@@ -20,7 +20,7 @@ from alignbench.errors import UserError
 from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
 from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
-from alignbench.record import Protocol, Result, RunInfo, environment, write_atomically
+from alignbench.record import Protocol, Result, RunInfo, environment, exclusive, write_atomically
 from alignbench.tasks import load_task
 from alignbench.trainer import Trainer
 
@@ -43,7 +43,7 @@ def run(
         bases: evaluations of base models, kept between runs: one that is judged alike is not judged again.
 
     Raises:
-        UserError: the configuration is wrong or the folder is taken; nothing has been written.
+        UserError: the configuration is wrong or the folder is taken, also by another process; nothing has been written.
         RunError: the run failed; what was measured until then is in the folder.
         KeyboardInterrupt: after a checkpoint has been written.
     """
@@ -68,10 +68,13 @@ class _Run:
         self.status = "complete"
 
     def run(self, resume: bool) -> Result:
+        with exclusive(self.out):
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> Result:
         config, trainer = self.config, self.trainer
         if resume and has_checkpoint(self.checkpoints):
             trainer.restore(self.checkpoints)
-        self.out.mkdir(parents=True, exist_ok=True)
         self._write("config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         base = self._base()

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
 from alignbench import RunError, UserError, run
 from alignbench.record import Result, read_result
@@ -207,6 +210,18 @@ def test_pictures_that_cannot_be_scored_are_dropped_and_counted(tmp_path: Path) 
     result: Result = run(toy_config(write_task(tmp_path, "Sometimes")), tmp_path / "run")
     assert result.budget.failed_scores == 3 * 3  # each third of eight pictures, from the first on
     assert list(table(tmp_path / "run")["failed_scores"]) == [3, 3, 3]
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting")), tmp_path / "run")
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
+    resume = [sys.executable, "-m", "alignbench", "run", "--resume", str(tmp_path / "run")]
+    with FileLock(tmp_path / "run" / ".lock"):
+        found = subprocess.run(resume, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 2
+    assert "another process is at work in" in found.stderr
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")} == before
 
 
 def test_a_task_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> None:
