@@ -44,7 +44,7 @@ def rollout(
     if not prompts:
         raise UserError("a rollout needs at least one prompt")
     keys = group_keys(prompts) if keys is None else keys
-    sigmas = policy.sigmas(len(plan.steps))
+    sigmas = policy.sigmas(plan.stops[-1])[list(plan.stops)]
     conditioning = policy.encode(list(prompts))
     groups = len(prompts)
 

@@ -50,6 +50,13 @@ def test_a_stochastic_step_without_a_split_is_replayed_but_no_split() -> None:
     assert MIXED.replay_rows() == 1 + 2 + 2
 
 
+def test_strides_change_where_steps_stop_and_not_what_they_cost() -> None:
+    plan = Plan((Step(stride=2), Step("cps", 0.5, 3), Step(stride=4)), roots=2)
+    assert plan.stops == (0, 2, 3, 7)
+    assert (plan.model_rows(), plan.replay_rows()) == (2 + 2 + 6, 2)
+    assert tree(4, (1,)).stops == (0, 1, 2, 3, 4)
+
+
 def test_an_ode_plan_replays_nothing() -> None:
     plan = Plan((Step(), Step()), roots=3)
     assert (plan.leaves, plan.model_rows(2), plan.replay_rows(2)) == (3, 12, 0)
@@ -60,6 +67,7 @@ def test_an_ode_plan_replays_nothing() -> None:
     [
         ({"rule": "heun"}, "ode, sde, cps, dance, got 'heun'"),
         ({"rule": "cps", "noise_level": 0.5, "children": 0}, "at least one child"),
+        ({"stride": 0}, "at least one step of the schedule, got stride 0"),
         ({"rule": "ode", "noise_level": 0.5}, "draws no noise"),
         ({"rule": "ode", "children": 2}, "cannot split"),
         ({"rule": "sde", "noise_level": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),
