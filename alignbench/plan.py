@@ -1,6 +1,6 @@
 """What a sampler returns: for each denoising step, how it moves and into how many children each branch splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Literal, get_args
@@ -78,6 +78,15 @@ class Plan:
     def splits(self) -> tuple[int, ...]:
         """Indices of the steps at which branches split."""
         return tuple(t for t, s in enumerate(self.steps) if s.children > 1)
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Branches of one group at the noise and after each split; the last is K."""
+        return (self.roots, *(self.live(t + 1) for t in self.splits))
+
+    def unshared(self) -> "Plan":
+        """Of as many leaves, each with a root and a path of its own: every single leaf has the same law as in this plan."""
+        return Plan(tuple(replace(s, children=1) for s in self.steps), roots=self.leaves)
 
     def model_rows(self, groups: int = 1) -> int:
         """Velocity evaluations that a rollout of `groups` groups costs."""

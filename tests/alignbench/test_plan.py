@@ -37,6 +37,19 @@ def test_live_branches_multiply_after_a_split() -> None:
     assert [tree(6, (1, 3, 4)).live(t) for t in range(7)] == [1, 1, 3, 3, 9, 27, 27]
 
 
+def test_prefixes_count_branches_after_each_split() -> None:
+    assert tree(6, (1, 3, 4)).prefixes == (1, 3, 9, 27)
+    assert Plan(MIXED.steps, roots=2).prefixes == (2, 4, 12)
+    assert chains(4, 5).prefixes == (5,)
+
+
+def test_unshared_leaves_take_the_same_steps_from_roots_of_their_own() -> None:
+    plan = Plan(MIXED.steps, roots=2).unshared()
+    assert (plan.roots, plan.leaves, plan.splits) == (12, 12, ())
+    assert [(s.rule, s.noise_level) for s in plan.steps] == [(s.rule, s.noise_level) for s in MIXED.steps]
+    assert chains(4, 5).unshared() == chains(4, 5)
+
+
 def test_roots_multiply_every_cost() -> None:
     two = Plan(tree(4, (1,)).steps, roots=2)
     assert (two.leaves, two.model_rows(), two.replay_rows()) == (6, 2 + 2 + 6 + 6, 2)
