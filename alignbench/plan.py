@@ -20,12 +20,15 @@ class Step:
         noise_level: eta or a of the rule; 0 exactly where the rule is "ode".
         children: how many branches each live branch becomes; more than one needs a stochastic rule.
         stride: how many steps of the model's schedule it takes at once.
+        scored: whether a stochastic step's densities enter the loss. One that is not scored draws noise all the same, but
+            costs no training row.
     """
 
     rule: Rule = "ode"
     noise_level: float = 0.0
     children: int = 1
     stride: int = 1
+    scored: bool = True
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -71,8 +74,8 @@ class Plan:
 
     @property
     def stochastic_steps(self) -> tuple[int, ...]:
-        """Indices of the steps that carry a log-density."""
-        return tuple(t for t, s in enumerate(self.steps) if s.stochastic)
+        """Indices of the steps that carry a log-density: stochastic, and scored."""
+        return tuple(t for t, s in enumerate(self.steps) if s.stochastic and s.scored)
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -93,5 +96,5 @@ class Plan:
         return groups * sum(self.live(t) for t in range(len(self.steps)))
 
     def replay_rows(self, groups: int = 1) -> int:
-        """Velocity evaluations of one training pass: the distinct parents of stochastic edges."""
+        """Velocity evaluations of one training pass: the distinct parents of scored edges."""
         return groups * sum(self.live(t) for t in self.stochastic_steps)

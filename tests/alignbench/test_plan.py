@@ -70,6 +70,12 @@ def test_strides_change_where_steps_stop_and_not_what_they_cost() -> None:
     assert tree(4, (1,)).stops == (0, 1, 2, 3, 4)
 
 
+def test_a_step_that_is_not_scored_costs_no_training_row_but_its_leaves() -> None:
+    plan = Plan((Step("cps", 0.5, 2), Step("cps", 0.5, 3, scored=False), Step("cps", 0.5), Step()))
+    assert (plan.stochastic_steps, plan.splits, plan.leaves) == ((0, 2), (0, 1), 6)
+    assert (plan.model_rows(), plan.replay_rows()) == (1 + 2 + 6 + 6, 1 + 6)
+
+
 def test_an_ode_plan_replays_nothing() -> None:
     plan = Plan((Step(), Step()), roots=3)
     assert (plan.leaves, plan.model_rows(2), plan.replay_rows(2)) == (3, 12, 0)
