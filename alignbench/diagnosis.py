@@ -241,7 +241,7 @@ def draw(
     """One group of each prompt in each round; a round has a plan of its own, the same for all its groups.
 
     Raises:
-        UserError: the sampler's plans differ in how many leaves and prefixes they have.
+        UserError: the sampler's plans differ in how many leaves and prefixes they have, or have a single leaf.
         RunError: a scorer failed, or gave up on all pictures of a prompt.
     """
     rows = 0
@@ -251,6 +251,8 @@ def draw(
         plan = sampler.plan(progress, np.random.default_rng([seed, 1, i]))
         if i and plan.prefixes != prefixes:
             raise UserError(f"plans of one sampler must have equal groups to be compared, got {prefixes} and {plan.prefixes}")
+        if plan.leaves < 2:
+            raise UserError("a group of one rollout has nothing to be compared with")
         prefixes = plan.prefixes
         for kind, made in forests.items():
             its_plan = plan if kind == "shared" else plan.unshared()

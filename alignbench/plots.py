@@ -15,6 +15,7 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
 from alignbench import groups
@@ -265,22 +266,24 @@ def diagnosis(found: "Diagnosis") -> Figure:
                 _estimates(axes[axis], sizes, values, label, color, linestyle="-")
         axes["D"].axhline(0, color="black", linewidth=0.8)
         axes["D"].set(xscale="log", ylabel="E log Z_hat - log Z", title="bias of log Z_hat")
-        axes["E"].set(xscale="log", yscale="log", ylabel="deviation", title="standard deviation of log Z_hat")
+        axes["E"].set(xscale="log", ylabel="deviation", title="standard deviation of log Z_hat")
         first = found.partition[0].unshared_deviation.value
         if first:
+            axes["E"].set_yscale("log")
+            for formatted in (axes["E"].yaxis.set_major_formatter, axes["E"].yaxis.set_minor_formatter):
+                formatted(ScalarFormatter())
             guide = [first * (size / sizes[0]) ** -0.5 for size in sizes]
             axes["E"].plot(sizes, guide, color="#999999", linestyle=":", label="1 / sqrt(K)")
         for axis in ("D", "E"):
             axes[axis].axvline(found.group_size, color="#999999", linewidth=0.8)
             axes[axis].set(
-                xticks=sizes, xticklabels=[str(size) for size in sizes], xlabel="K; right of the line several groups"
+                xticks=sizes, xticklabels=[str(size) for size in sizes], xlabel="K (behind the line: several groups)"
             )
-            axes[axis].minorticks_off()
+            axes[axis].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         for axis in "ABDE":
             axes[axis].legend()
-        figure.suptitle(
-            f"{found.sampler} on {found.backbone}, {len(found.prompts)} prompts x {found.groups} groups", fontsize=9
-        )
+        of = f"{len(found.prompts)} prompts x {found.groups} groups of {found.group_size}"
+        figure.suptitle(f"{found.sampler} on {found.backbone}, {of}", fontsize=9)
     return figure
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 2000
+AT_ONCE = 100
+"""Resamples of groups that are in memory together."""
 CONFIDENCE = 0.95
 
 
@@ -61,11 +63,11 @@ def interval_over_groups(statistic: Callable[..., np.ndarray], *samples: np.ndar
 
     def resampled(sample: np.ndarray) -> np.ndarray:
         prompts, groups = sample.shape[:2]
-        chosen = rng.integers(groups, size=(RESAMPLES, prompts, groups))
+        chosen = rng.integers(groups, size=(AT_ONCE, prompts, groups))
         return sample[np.arange(prompts)[:, None], chosen]
 
     value = float(statistic(*(sample[None] for sample in samples))[0])
-    found = statistic(*(resampled(sample) for sample in samples))
+    found = np.concatenate([statistic(*map(resampled, samples)) for _ in range(RESAMPLES // AT_ONCE)])
     known = found[~np.isnan(found)]
     n = samples[0].shape[0] * samples[0].shape[1]
     if np.isnan(value) or len(known) == 0:

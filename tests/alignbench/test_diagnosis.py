@@ -198,6 +198,15 @@ def test_missing_scores_are_counted_and_a_prompt_without_any_stops_it(tmp_path: 
     assert all(p.sampler_bias.value is not None for p in found.partition)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_constant_reward_is_told_and_drawn_without_a_slope(tmp_path: Path) -> None:
+    config = toy_config(write_task(tmp_path, "Constant"), sampler={"name": "independent", "steps": 3, "group_size": 3})
+    found = diagnose(config, tmp_path / "out", prompts=2, rounds=8)
+    assert {p.unshared_bias.value for p in found.partition} == {0.0}
+    assert all(s.slope.value is None for s in found.slopes)
+    assert (tmp_path / "out" / "diagnosis.png").is_file()
+
+
 class Fickle(Sampler):
     """A group of two or of three."""
 
@@ -205,6 +214,15 @@ class Fickle(Sampler):
 
     def plan(self, progress: float, rng: np.random.Generator) -> Plan:
         return Plan((Step("cps", 0.5), Step()), roots=int(rng.integers(2, 4)))
+
+
+class Lonely(Sampler):
+    """A group of one."""
+
+    Settings = Settings
+
+    def plan(self, progress: float, rng: np.random.Generator) -> Plan:
+        return Plan((Step("cps", 0.5), Step()))
 
 
 class Mute:
@@ -220,6 +238,11 @@ def test_groups_of_different_sizes_are_refused(tmp_path: Path) -> None:
     judges = Judges(load_task(str(write_task(tmp_path))))
     with pytest.raises(UserError, match=r"must have equal groups to be compared, got \(.,\) and \(.,\)"):
         draw(ToyBackbone(), Fickle(Settings()), judges, ["a"], 8)
+
+
+def test_groups_of_one_are_refused() -> None:
+    with pytest.raises(UserError, match="a group of one rollout has nothing to be compared with"):
+        draw(ToyBackbone(), Lonely(Settings()), Mute(), ["a"], 8)  # type: ignore[arg-type]
 
 
 def test_a_prompt_without_a_single_score_is_named() -> None:
