@@ -25,8 +25,13 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## speed, by pytest-benchmark
-	$(BIN)/python -m pytest -q tests/benchmarks -o addopts=--import-mode=importlib --benchmark-only --benchmark-group-by=group
+BENCH := results/benchmarks/benchmarks.json
+
+bench: $(READY) ## speed, by pytest-benchmark; a table and a plot in results/benchmarks/
+	@mkdir -p $(dir $(BENCH))
+	$(BIN)/python -m pytest -q tests/benchmarks -o addopts=--import-mode=importlib --benchmark-only --benchmark-quiet \
+		--benchmark-json=$(BENCH) $(ARGS)
+	$(BIN)/python -m tests.benchmarks.table $(BENCH)
 
 clean: ## remove the environment
 	rm -rf $(VENV)

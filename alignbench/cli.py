@@ -139,7 +139,7 @@ def compare(
             settings=merged_layers({} if config is None else read_yaml(config), parse_assignments(sets or [])),
             workers=workers,
         )
-    folder = out or Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-comparison"
+    folder = out or _results_folder("comparison")
     cells = grid.cells()
     comparison.check_folder(cells, folder)
 
@@ -234,6 +234,41 @@ def check(
 
 
 @app.command()
+def diagnose(
+    sampler: Annotated[str, typer.Option(help="Rollout sampler: a name or a dotted path.")] = "dynamic_tree",
+    backbone: Annotated[str, typer.Option(help="Model: a name, a dotted path, or a local diffusers folder.")] = "tiny",
+    task: Annotated[str | None, typer.Option(help="Its prompts are drawn and its reward scores. (default: ocr)")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="How many of the training prompts.")] = 4,
+    groups: Annotated[
+        int | None, typer.Option(min=8, help="Of each prompt. (default: 24; 400 of points in the plane, which cost nothing)")
+    ] = None,
+    beta: Annotated[float, typer.Option(min=0, help="Inverse temperature, on standardised rewards.")] = 2.0,
+    progress: Annotated[float, typer.Option(min=0, max=1, help="Of the training that the plans are drawn for.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and plans.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder; must not exist. (default: results/<time>-diagnose-NAME)")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any keys of a run's configuration.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance sampler.levels=3.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
+) -> None:
+    """Measures how alike a group's rollouts are, how far from independent ones, and how biased an average over them is."""
+    options = {"sampler": sampler, "backbone": backbone, "task": task, "seed": seed}
+    settings = load_config(file=config, options=options, sets=sets or [])
+    folder = out or _results_folder("diagnose", settings.sampler.name)
+
+    from alignbench import diagnosis
+    from alignbench.console import counting, show_diagnosis
+
+    with counting("rounds of groups") as advance:
+        found = diagnosis.diagnose(
+            settings, folder, prompts=prompts, rounds=groups, beta=beta, progress=progress, advance=advance
+        )
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        show_diagnosis(found, folder)
+
+
+@app.command()
 def pairs(
     out: Annotated[Path, typer.Option(help="Folder for pairs.jsonl and the pictures; must not exist.")],
     backbone: Annotated[str, typer.Option(help="Model: a name, or a local diffusers folder.")] = "tiny",
@@ -254,8 +289,10 @@ def pairs(
     chosen = tasks.load_task(settings.task)
     wanted = chosen.train_prompts[:prompts]
     policy = load_configured_backbone(settings)
-    with counting(len(wanted), "prompts") as advance:
-        count = write_pairs(policy, Judges(chosen), wanted, images, seed, out, advance)
+    with counting("prompts") as advance:
+        count = write_pairs(
+            policy, Judges(chosen), wanted, images, seed, out, lambda done, found: advance(done, len(wanted), f"{found} pairs")
+        )
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
 
 
@@ -290,8 +327,12 @@ def _seeds(text: str) -> list[int]:
 
 
 def _default_folder(settings: RunConfig) -> Path:
-    pair = "-".join(p.replace("/", "_").replace(":", "_") for p in (settings.objective.name, settings.sampler.name))
-    return Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-{pair}-s{settings.seed}"
+    return _results_folder(settings.objective.name, settings.sampler.name, f"s{settings.seed}")
+
+
+def _results_folder(*parts: str) -> Path:
+    name = "-".join(registry.file_name(part) for part in parts)
+    return Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
 def failure(error: BaseException) -> str:

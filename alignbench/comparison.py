@@ -21,6 +21,7 @@ from alignbench.config import BudgetConfig, RunConfig, load_config, merged_layer
 from alignbench.errors import RunError, UserError, did_you_mean
 from alignbench.load import load_sampler, threads_of
 from alignbench.record import exclusive, read_result, write_atomically
+from alignbench.registry import file_name
 from alignbench.settings import Settings
 
 SCHEMA_VERSION = 1
@@ -63,7 +64,7 @@ class Cell:
 
     def __init__(self, grid: Grid, objective: str, sampler: str, task: str, seed: int) -> None:
         self.objective, self.sampler, self.task, self.seed = objective, sampler, task, seed
-        parts = [_safe(objective), _safe(sampler), _safe(Path(task).stem if "/" in task else task)]
+        parts = [file_name(objective), file_name(sampler), file_name(Path(task).stem if "/" in task else task)]
         self.id = "-".join([*parts, f"s{seed}"])
         ends = {"iterations": None, "budget": grid.budget.model_dump(), "threads": grid.threads}
         names = {"backbone": grid.backbone, "task": task, "seed": seed}
@@ -475,10 +476,6 @@ def _configured(
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
-
-
-def _safe(name: str) -> str:
-    return name.replace("/", "_").replace(":", "_")
 
 
 def _as_yaml(grid: Grid) -> str:

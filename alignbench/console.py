@@ -31,6 +31,7 @@ from alignbench.record import Estimate, MetricRecord, Result
 if TYPE_CHECKING:
     from alignbench.checking import CheckResult
     from alignbench.comparison import CellRecord, Grid, PairCost
+    from alignbench.diagnosis import Diagnosis
 
 Row = dict[str, Any]
 
@@ -231,24 +232,32 @@ class _Lines:
             self.rich.print(f"{progress:4.0%}  {_numbers(row, self.iterations)}  about {left:.0f} s left")
 
 
+class Count(Protocol):
+    """Told how many of how many are done, with a note to show beside them."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def counting(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, or a line for each tenth where it is no terminal; told how many are done and how many pairs found."""
+def counting(what: str) -> Iterator[Count]:
+    """A bar on stderr, or a line for each tenth where it is no terminal."""
     rich = RichConsole(stderr=True, highlight=False)
+
+    def line(done: int, total: int, note: str = "") -> None:
+        if done % max(1, total // 10) == 0:
+            rich.print(f"{done}/{total} {what}{note and ', ' + note}")
+
     if not rich.is_terminal:
-        every = max(1, total // 10)
-        yield lambda done, found: rich.print(f"{done}/{total} {what}, {found} pairs") if done % every == 0 else None
+        yield line
         return
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[found]} pairs"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
     with Progress(*columns, console=rich) as progress:
-        bar = progress.add_task(what, total=total, found=0)
-        yield lambda done, found: progress.update(bar, completed=done, found=found)
+        bar = progress.add_task(what, total=None, note="")
+
+        def shown_on_bar(done: int, total: int, note: str = "") -> None:
+            progress.update(bar, completed=done, total=total, note=note)
+
+        yield shown_on_bar
 
 
 class Checklist:
@@ -284,18 +293,54 @@ def duration(seconds: float) -> str:
     raise ValueError(f"{seconds} s is no duration")
 
 
+def show_diagnosis(found: "Diagnosis", out: Path) -> None:
+    """The numbers of a diagnosis as tables on stdout, with 95 % intervals over groups."""
+
+    def plain(estimate: Estimate) -> str:
+        return with_interval(estimate, sign="")
+
+    rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 132)
+    rich.print(
+        f"[bold]{found.sampler}[/bold] on {found.backbone}: {len(found.prompts)} prompts x {found.groups} groups of "
+        f"{found.group_size}; unshared: the same steps, each leaf with a root of its own; 95 % intervals over groups"
+    )
+    table = Table("two leaves that part at", found.sampler, "unshared", title="distance", title_justify="left")
+    for d in found.distances:
+        table.add_row(d.apart_since, plain(d.sampler), plain(d.unshared))
+    rich.print(table)
+    table = Table("prefixes", "p (policy)", f"q (beta {found.beta:g})", title="entropy / maximum", title_justify="left")
+    for e in found.prefix_entropy:
+        table.add_row(str(e.prefixes), plain(e.policy), plain(e.target))
+    rich.print(table)
+    v = found.total_variation
+    rich.print(f"total variation to unshared, at least: single leaves {plain(v.leaf)}, groups {plain(v.group)}")
+    columns = ("K", "groups", f"bias, {found.sampler}", "bias, unshared", f"deviation, {found.sampler}", "deviation, unshared")
+    table = Table(*columns, title="log Z_hat of K leaves", title_justify="left")
+    for p in found.partition:
+        estimates = (p.sampler_bias, p.unshared_bias, p.sampler_deviation, p.unshared_deviation)
+        table.add_row(str(p.k), str(p.pooled_groups), *(plain(e) for e in estimates))
+    rich.print(table)
+    for s in found.slopes:
+        of = found.sampler if s.of == "sampler" else s.of
+        rich.print(f"{s.quantity} of {of} ~ K^a over K = {', '.join(map(str, s.sizes)) or 'none'}: a = {plain(s.slope)}")
+    rich.print(
+        f"{found.model_rows} model rows, {found.reward_calls} scores of which {found.failed_scores} failed, "
+        f"{found.seconds:.0f} s; written to {out}"
+    )
+
+
 def shown(estimate: Estimate) -> str:
     """The mean with enough digits, or a dash."""
     return "-" if estimate.value is None else f"{estimate.value:.4g}"
 
 
-def with_interval(estimate: Estimate) -> str:
-    """`+0.12 (0.08 to 0.16)`."""
+def with_interval(estimate: Estimate, sign: str = "+") -> str:
+    """`+0.12 (+0.08 to +0.16)`; without plus signs where `sign` is empty."""
     if estimate.value is None:
         return "-"
-    lower = "-inf" if estimate.lower is None else f"{estimate.lower:+.3g}"
-    upper = "inf" if estimate.upper is None else f"{estimate.upper:+.3g}"
-    return f"{estimate.value:+.3g} ({lower} to {upper})"
+    lower = "-inf" if estimate.lower is None else f"{estimate.lower:{sign}.3g}"
+    upper = "inf" if estimate.upper is None else f"{estimate.upper:{sign}.3g}"
+    return f"{estimate.value:{sign}.3g} ({lower} to {upper})"
 
 
 def verdict(metric: MetricRecord) -> str:

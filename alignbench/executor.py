@@ -44,7 +44,7 @@ def rollout(
     if not prompts:
         raise UserError("a rollout needs at least one prompt")
     keys = group_keys(prompts) if keys is None else keys
-    sigmas = policy.sigmas(len(plan.steps))
+    sigmas = policy.sigmas(plan.stops[-1])[list(plan.stops)]
     conditioning = policy.encode(list(prompts))
     groups = len(prompts)
 
@@ -54,7 +54,7 @@ def rollout(
 
     x = noise("root", plan.roots)
     group = torch.arange(groups, device=policy.device).repeat_interleave(plan.roots)
-    # Which edges lead to each live branch, one column for each stochastic step so far.
+    # Which edges lead to each live branch, one column for each scored step so far.
     path = torch.empty(len(x), 0, dtype=torch.long, device=policy.device)
     kept: list[Tensor] = []
     kept_count = 0
@@ -80,15 +80,7 @@ def rollout(
             x = flow.step(x, velocity, sigma, sigma_next, rule="ode").x_next
             node = None
             continue
-        parent = keep(x) if node is None else node
         children = plan_step.children
-        rows.append(parent)
-        row_groups.append(group)
-        row_steps.append(torch.full_like(group, t))
-        velocities.append(velocity.float())
-        of_row = torch.arange(row_count, row_count + len(x), device=x.device).repeat_interleave(children)
-        row_count += len(x)
-        group = group.repeat_interleave(children)
         drawn = flow.step(
             x.repeat_interleave(children, 0),
             velocity.repeat_interleave(children, 0),
@@ -99,6 +91,17 @@ def rollout(
             noise=noise(f"step {t}", plan.live(t + 1)),
             reduction=reduction,
         )
+        row_group, path = group, path.repeat_interleave(children, 0)
+        group = group.repeat_interleave(children)
+        if not plan_step.scored:
+            x, node = drawn.x_next, None
+            continue
+        rows.append(keep(x) if node is None else node)
+        row_groups.append(row_group)
+        row_steps.append(torch.full_like(row_group, t))
+        velocities.append(velocity.float())
+        of_row = torch.arange(row_count, row_count + len(x), device=x.device).repeat_interleave(children)
+        row_count += len(x)
         x = drawn.x_next
         node = keep(x)
         edge_rows.append(of_row)
@@ -107,7 +110,7 @@ def rollout(
         log_probs.append(drawn.log_prob)
         new_edges = torch.arange(edge_count, edge_count + len(x), device=x.device)
         edge_count += len(x)
-        path = torch.cat([path.repeat_interleave(children, 0), new_edges[:, None]], dim=1)
+        path = torch.cat([path, new_edges[:, None]], dim=1)
     leaves = keep(x) if node is None else node
     none = path.new_empty(0)
     numbers = torch.cat(edge_numbers) if edge_numbers else x.new_empty(0, 3)

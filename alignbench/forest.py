@@ -2,7 +2,7 @@
 
 A forest of denoising states. Nodes are kept only where they are needed: parents and children of stochastic edges, and
 leaves. Independent rollouts are the forest whose trees are chains. Notation in shapes: G groups (prompts), K leaves of a
-group, S stochastic steps, N nodes, R distinct parents (replay rows), E edges.
+group, S stochastic steps that are scored, N nodes, R distinct parents (replay rows), E edges.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,7 @@
 """What a sampler returns: for each denoising step, how it moves and into how many children each branch splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 from typing import Literal, get_args
 
@@ -18,17 +19,24 @@ class Step:
         rule: "ode" (deterministic), or the stochastic rules of `alignbench.flow`.
         noise_level: eta or a of the rule; 0 exactly where the rule is "ode".
         children: how many branches each live branch becomes; more than one needs a stochastic rule.
+        stride: how many steps of the model's schedule it takes at once.
+        scored: whether a stochastic step's densities enter the loss. One that is not scored draws noise all the same, but
+            costs no training row.
     """
 
     rule: Rule = "ode"
     noise_level: float = 0.0
     children: int = 1
+    stride: int = 1
+    scored: bool = True
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise UserError(f"step rule must be one of {', '.join(RULES)}, got {self.rule!r}")
         if self.children < 1:
             raise UserError(f"a step needs at least one child for each branch, got {self.children}")
+        if self.stride < 1:
+            raise UserError(f"a step takes at least one step of the schedule, got stride {self.stride}")
         if self.rule == "ode" and (self.noise_level != 0 or self.children > 1):
             raise UserError("an ode step draws no noise: its noise level is 0 and its branches cannot split")
         if self.rule != "ode" and not self.noise_level > 0:
@@ -50,6 +58,11 @@ class Plan:
         if self.roots < 1 or not self.steps:
             raise UserError(f"a plan needs at least one root and one step, got {self.roots} and {len(self.steps)}")
 
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Places in the schedule between the steps, from 0 to the schedule's number of steps; [len(steps) + 1]."""
+        return tuple(accumulate((s.stride for s in self.steps), initial=0))
+
     def live(self, step: int) -> int:
         """Branches of one group that are alive before `step`, which is the model rows that the step costs."""
         return self.roots * prod(s.children for s in self.steps[:step])
@@ -61,18 +74,27 @@ class Plan:
 
     @property
     def stochastic_steps(self) -> tuple[int, ...]:
-        """Indices of the steps that carry a log-density."""
-        return tuple(t for t, s in enumerate(self.steps) if s.stochastic)
+        """Indices of the steps that carry a log-density: stochastic, and scored."""
+        return tuple(t for t, s in enumerate(self.steps) if s.stochastic and s.scored)
 
     @property
     def splits(self) -> tuple[int, ...]:
         """Indices of the steps at which branches split."""
         return tuple(t for t, s in enumerate(self.steps) if s.children > 1)
 
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Branches of one group at the noise and after each split; the last is K."""
+        return (self.roots, *(self.live(t + 1) for t in self.splits))
+
+    def unshared(self) -> "Plan":
+        """Of as many leaves, each with a root and a path of its own: every single leaf has the same law as in this plan."""
+        return Plan(tuple(replace(s, children=1) for s in self.steps), roots=self.leaves)
+
     def model_rows(self, groups: int = 1) -> int:
         """Velocity evaluations that a rollout of `groups` groups costs."""
         return groups * sum(self.live(t) for t in range(len(self.steps)))
 
     def replay_rows(self, groups: int = 1) -> int:
-        """Velocity evaluations of one training pass: the distinct parents of stochastic edges."""
+        """Velocity evaluations of one training pass: the distinct parents of scored edges."""
         return groups * sum(self.live(t) for t in self.stochastic_steps)

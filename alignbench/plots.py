@@ -1,5 +1,6 @@
 """Plots and picture grids of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,15 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
 from alignbench import groups
 from alignbench.forest import RolloutForest
-from alignbench.record import Result, read_result, write_atomically
+from alignbench.record import Estimate, Result, read_result, write_atomically
 
 if TYPE_CHECKING:
+    from alignbench.diagnosis import Diagnosis
     from alignbench.evaluation import Evaluation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -233,6 +236,70 @@ def _branches(axis: Any, forest: RolloutForest) -> None:
     axis.plot([], [], color=COLORS[1], label="stochastic")
     axis.plot([], [], color="#999999", label="deterministic")
     axis.legend(loc="upper left", fontsize=6)
+
+
+def diagnosis(found: "Diagnosis") -> Figure:
+    """Everything that `diagnose` measured, with 95 % intervals."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplot_mosaic("AABBCC;DDDEEE", figsize=(9, 5), layout="constrained")
+        places = range(len(found.distances))
+        _estimates(axes["A"], places, [d.sampler for d in found.distances], found.sampler, COLORS[0])
+        _estimates(axes["A"], places, [d.unshared for d in found.distances], "unshared", COLORS[1])
+        axes["A"].set(xticks=places, xticklabels=[d.apart_since for d in found.distances], xlim=(-0.5, len(places) - 0.5))
+        axes["A"].set(ylim=(0, None), ylabel="|z - z'| / sqrt(D)", title="distance of two leaves, by where they part")
+        prefixes = [str(e.prefixes) for e in found.prefix_entropy]
+        places = range(len(prefixes))
+        _estimates(axes["B"], places, [e.policy for e in found.prefix_entropy], "p (policy)", COLORS[0])
+        label = f"q (target, beta {found.beta:g})"
+        _estimates(axes["B"], places, [e.target for e in found.prefix_entropy], label, COLORS[1])
+        axes["B"].set(xticks=places, xticklabels=prefixes, xlim=(-0.5, len(places) - 0.5), ylim=(0, 1.05))
+        axes["B"].set(xlabel="prefixes", ylabel="entropy / maximum", title="prefix entropy")
+        variation = found.total_variation
+        _estimates(axes["C"], [0, 1], [variation.leaf, variation.group], None, COLORS[0])
+        axes["C"].axhline(0, color="black", linewidth=0.8)
+        axes["C"].set(xticks=[0, 1], xticklabels=["single leaves", "groups"], xlim=(-0.5, 1.5), ylim=(-0.15, 1.05))
+        axes["C"].set_title("total variation to unshared, at least")
+        sizes = [p.k for p in found.partition]
+        for name, label, color in (("sampler", found.sampler, COLORS[0]), ("unshared", "unshared", COLORS[1])):
+            for axis, quantity in (("D", "bias"), ("E", "deviation")):
+                values = [getattr(p, f"{name}_{quantity}") for p in found.partition]
+                _estimates(axes[axis], sizes, values, label, color, linestyle="-")
+        axes["D"].axhline(0, color="black", linewidth=0.8)
+        axes["D"].set(xscale="log", ylabel="E log Z_hat - log Z", title="bias of log Z_hat")
+        axes["E"].set(xscale="log", ylabel="deviation", title="standard deviation of log Z_hat")
+        first = found.partition[0].unshared_deviation.value
+        if first:
+            axes["E"].set_yscale("log")
+            for formatted in (axes["E"].yaxis.set_major_formatter, axes["E"].yaxis.set_minor_formatter):
+                formatted(ScalarFormatter())
+            guide = [first * (size / sizes[0]) ** -0.5 for size in sizes]
+            axes["E"].plot(sizes, guide, color="#999999", linestyle=":", label="1 / sqrt(K)")
+        for axis in ("D", "E"):
+            axes[axis].axvline(found.group_size, color="#999999", linewidth=0.8)
+            axes[axis].set(
+                xticks=sizes, xticklabels=[str(size) for size in sizes], xlabel="K (behind the line: several groups)"
+            )
+            axes[axis].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        for axis in "ABDE":
+            axes[axis].legend()
+        of = f"{len(found.prompts)} prompts x {found.groups} groups of {found.group_size}"
+        figure.suptitle(f"{found.sampler} on {found.backbone}, {of}", fontsize=9)
+    return figure
+
+
+def _estimates(
+    axis: Any, x: Iterable[float], estimates: Sequence[Estimate], label: str | None, color: str, linestyle: str = ""
+) -> None:
+    """Points with their intervals; those that cannot be told are left out."""
+    known = [
+        (at, e.value, e.value - e.lower, e.upper - e.value)
+        for at, e in zip(x, estimates, strict=True)
+        if e.value is not None and e.lower is not None and e.upper is not None
+    ]
+    if known:
+        at, value, below, above = (list(column) for column in zip(*known, strict=True))
+        style: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 3, "linewidth": 1, "linestyle": linestyle}
+        axis.errorbar(at, value, yerr=[below, above], label=label, color=color, **style)
 
 
 def write_figure(path: Path, figure: Figure) -> Path:

@@ -79,6 +79,11 @@ def create(kind: str, name: str, base: type, settings: dict[str, Any]) -> Any:
     return plugin
 
 
+def file_name(name: str) -> str:
+    """A plug-in's name as part of a file's: dotted paths and folders have signs that a file name must not."""
+    return name.replace("/", "_").replace(":", "_")
+
+
 def _one(kind: str) -> str:
     return kind.removesuffix("s")
 

@@ -1,11 +1,14 @@
 """branch: one root, stochastic at every step but the last, that splits at a few fixed steps.
 
-BranchGRPO (arXiv 2509.06040) without its pruning. Unlike in the other trees a branch also draws noise between its splits,
-and each of these steps is trained on.
+BranchGRPO (arXiv 2509.06040). Unlike in the other trees a branch also draws noise between its splits, and each of these
+steps is trained on. With depth pruning a window of steps is not: it stands at the picture at first, where the tree is widest
+and a step costs most, and moves towards the noise as the training goes on.
 """
 
+from typing import Self
+
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alignbench import Plan, Sampler
 from alignbench.plan import Step
@@ -22,11 +25,35 @@ class Branch(Sampler):
         """Steps that split."""
         split_noise_level: float | None = Field(None, gt=0)
         """Noise level of the splitting steps; that of the others where it is null."""
+        depth_pruning: int = Field(0, ge=0)
+        """How many stochastic steps in a row are not trained on."""
+        pruning_stop: int = Field(0, ge=0)
+        """The step at which their window has come to at the end of the training."""
+
+        @model_validator(mode="after")
+        def _leaves_steps_to_train_on(self) -> Self:
+            stochastic = self.steps - 1
+            if self.depth_pruning and self.pruning_stop + self.depth_pruning > stochastic:
+                raise ValueError(
+                    f"depth_pruning={self.depth_pruning} steps from pruning_stop={self.pruning_stop} on do not fit into "
+                    f"the {stochastic} stochastic ones"
+                )
+            if self.depth_pruning == stochastic:
+                raise ValueError(f"depth_pruning={self.depth_pruning} leaves no step to train on; lower it")
+            return self
 
     settings: Settings
 
     def plan(self, progress: float, rng: np.random.Generator) -> Plan:
         o = self.settings
-        between = Step(o.rule, o.noise_level)
-        split = Step(o.rule, o.split_noise_level or o.noise_level, o.children)
-        return Plan(steps=(*(split if t in o.splits else between for t in range(o.steps - 1)), Step()))
+        first = o.steps - 1 - o.depth_pruning  # of the window, at the picture
+        places = first - o.pruning_stop + 1
+        start = first - min(int(min(max(progress, 0.0), 1.0) * places), places - 1)
+        pruned = range(start, start + o.depth_pruning)
+
+        def step(t: int) -> Step:
+            splits = t in o.splits
+            level = o.split_noise_level if splits and o.split_noise_level else o.noise_level
+            return Step(o.rule, level, o.children if splits else 1, scored=t not in pruned)
+
+        return Plan(steps=(*(step(t) for t in range(o.steps - 1)), Step()))

@@ -40,10 +40,19 @@ class SlidingWindow(Sampler):
 
     def plan(self, progress: float, rng: np.random.Generator) -> Plan:
         o = self.settings
+        start = self.start(progress, rng)
+        inside = [Step(o.rule, o.noise_level)] * o.window
+        return Plan((*[Step()] * start, *inside, *self.after(o.steps - start - o.window)), roots=o.group_size)
+
+    def start(self, progress: float, rng: np.random.Generator) -> int:
+        """The window's first step."""
+        o = self.settings
         places = o.steps - o.window
+        if o.order == "random":
+            return int(rng.integers(places))
         u = min(max(progress, 0.0), 1.0)
-        start = int(rng.integers(places)) if o.order == "random" else min(int(u * o.passes * places), o.passes * places - 1)
-        start %= places
-        inside = range(start, start + o.window)
-        stochastic = Step(o.rule, o.noise_level)
-        return Plan(steps=tuple(stochastic if t in inside else Step() for t in range(o.steps)), roots=o.group_size)
+        return min(int(u * o.passes * places), o.passes * places - 1) % places
+
+    def after(self, left: int) -> list[Step]:
+        """The steps behind the window, where that many of the schedule are left."""
+        return [Step()] * left

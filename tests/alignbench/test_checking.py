@@ -23,8 +23,9 @@ PUBLISHED: dict[str, dict[str, object]] = {
 }
 OTHERS: dict[str, dict[str, object]] = {
     "sliding_window": {"steps": 5, "group_size": 4, "window": 2},
+    "flash": {"steps": 7, "group_size": 4, "window": 2},
     "tree_window": {"steps": 6, "children": 2, "levels": 2},
-    "branch": {"steps": 5, "children": 2, "splits": (0, 2)},
+    "branch": {"steps": 5, "children": 2, "splits": (0, 2), "depth_pruning": 1},
 }
 
 

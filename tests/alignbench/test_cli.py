@@ -47,7 +47,9 @@ def test_list_as_json_is_one_document() -> None:
     assert found["objectives"]["tmpo"].startswith("Softmax Trajectory Balance")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["check"], ["new"], ["pairs"], ["plot"], ["train-tiny"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["list"], ["check"], ["diagnose"], ["new"], ["pairs"], ["plot"], ["train-tiny"]]
+)
 def test_every_command_has_a_help_text(command: list[str]) -> None:
     done = alignbench(*command, "--help")
     assert done.returncode == 0
@@ -72,6 +74,8 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["run", "--set", "evaluation.prompts=1000"], "evaluation prompts"),
         (["run", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
         (["run", "--resume", "nowhere"], "nowhere is no folder of a run"),
+        (["diagnose", "--sampler", "dynamictree"], "did you mean 'dynamic_tree'?"),
+        (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "5 prompts are asked for, but task 'equal_modes'"),
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["plot", "nowhere"], "cannot read"),
         (["train-tiny", "--out", "x", "--set", "step=3"], "train-tiny: there is no key 'step'; did you mean 'steps'"),
@@ -136,3 +140,17 @@ def test_plots_are_drawn_again_from_the_record(tmp_path: Path) -> None:
     done = alignbench("plot", str(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "plots" / "curves.png").is_file()
+
+
+def test_a_diagnosis_shows_tables_or_one_json_document(tmp_path: Path) -> None:
+    arguments = ["diagnose", "--sampler", "fixed_tree", "--backbone", "gaussian_mixture", "--groups", "8", "--prompts", "2"]
+    done = alignbench(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in ("split 2", "entropy / maximum", "total variation", "log Z_hat", "deviation of unshared ~ K^a", "model rows"):
+        assert part in done.stdout
+    again = alignbench(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    as_json = alignbench(*arguments, "--out", str(tmp_path / "two"), "--json", cwd=tmp_path)
+    assert json.loads(as_json.stdout) == json.loads((tmp_path / "two" / "diagnosis.json").read_text())
+    assert (tmp_path / "two" / "diagnosis.png").stat().st_size > 10_000

@@ -19,6 +19,11 @@ PLANS = {
     "mixed rules, two roots": Plan(MIXED.steps, roots=2),
     "ode": Plan((Step(),) * 3, roots=2),
     "noise in the last step": Plan((Step(), Step("sde", 0.5, 2))),
+    "not all scored": Plan(
+        (Step("cps", 0.5, 2), Step("sde", 0.7, 2, scored=False), Step("dance", 0.3), Step(), Step("sde", 0.4, 2))
+    ),
+    "none scored": Plan((Step("cps", 0.5, 2, scored=False), Step())),
+    "strides": Plan((Step(stride=2), Step("cps", 0.5, 2), Step("sde", 0.6, 2, stride=2), Step(stride=3))),
 }
 every_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 
@@ -46,14 +51,16 @@ def test_a_rollout_costs_one_call_a_step_and_the_rows_its_plan_says(plan: Plan, 
 def test_every_leaf_is_reached_by_the_path_that_its_edges_tell(plan: Plan) -> None:
     toy = ToyBackbone()
     forest = rollout(toy, PROMPTS, plan, seed=3)
-    sigmas, conditioning = toy.sigmas(len(plan.steps)).tolist(), toy.encode(PROMPTS)
+    sigmas, conditioning = toy.sigmas(plan.stops[-1])[list(plan.stops)].tolist(), toy.encode(PROMPTS)
     assert forest.leaf_edges.shape == (2 * plan.leaves, len(plan.stochastic_steps))
     for leaf, edges in enumerate(forest.leaf_edges.tolist()):
         group = leaf // plan.leaves
         x: Tensor | None = None
         left = list(edges)
         for t, step in enumerate(plan.steps):
-            if step.stochastic:
+            if step.stochastic and not step.scored:
+                x = None  # its noise is not kept; the path goes on at the next parent
+            elif step.stochastic:
                 edge = left.pop(0)
                 row = int(forest.edge_row[edge])
                 parent = forest.states[forest.rows[row]]

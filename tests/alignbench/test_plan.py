@@ -37,6 +37,19 @@ def test_live_branches_multiply_after_a_split() -> None:
     assert [tree(6, (1, 3, 4)).live(t) for t in range(7)] == [1, 1, 3, 3, 9, 27, 27]
 
 
+def test_prefixes_count_branches_after_each_split() -> None:
+    assert tree(6, (1, 3, 4)).prefixes == (1, 3, 9, 27)
+    assert Plan(MIXED.steps, roots=2).prefixes == (2, 4, 12)
+    assert chains(4, 5).prefixes == (5,)
+
+
+def test_unshared_leaves_take_the_same_steps_from_roots_of_their_own() -> None:
+    plan = Plan(MIXED.steps, roots=2).unshared()
+    assert (plan.roots, plan.leaves, plan.splits) == (12, 12, ())
+    assert [(s.rule, s.noise_level) for s in plan.steps] == [(s.rule, s.noise_level) for s in MIXED.steps]
+    assert chains(4, 5).unshared() == chains(4, 5)
+
+
 def test_roots_multiply_every_cost() -> None:
     two = Plan(tree(4, (1,)).steps, roots=2)
     assert (two.leaves, two.model_rows(), two.replay_rows()) == (6, 2 + 2 + 6 + 6, 2)
@@ -50,6 +63,19 @@ def test_a_stochastic_step_without_a_split_is_replayed_but_no_split() -> None:
     assert MIXED.replay_rows() == 1 + 2 + 2
 
 
+def test_strides_change_where_steps_stop_and_not_what_they_cost() -> None:
+    plan = Plan((Step(stride=2), Step("cps", 0.5, 3), Step(stride=4)), roots=2)
+    assert plan.stops == (0, 2, 3, 7)
+    assert (plan.model_rows(), plan.replay_rows()) == (2 + 2 + 6, 2)
+    assert tree(4, (1,)).stops == (0, 1, 2, 3, 4)
+
+
+def test_a_step_that_is_not_scored_costs_no_training_row_but_its_leaves() -> None:
+    plan = Plan((Step("cps", 0.5, 2), Step("cps", 0.5, 3, scored=False), Step("cps", 0.5), Step()))
+    assert (plan.stochastic_steps, plan.splits, plan.leaves) == ((0, 2), (0, 1), 6)
+    assert (plan.model_rows(), plan.replay_rows()) == (1 + 2 + 6 + 6, 1 + 6)
+
+
 def test_an_ode_plan_replays_nothing() -> None:
     plan = Plan((Step(), Step()), roots=3)
     assert (plan.leaves, plan.model_rows(2), plan.replay_rows(2)) == (3, 12, 0)
@@ -60,6 +86,7 @@ def test_an_ode_plan_replays_nothing() -> None:
     [
         ({"rule": "heun"}, "ode, sde, cps, dance, got 'heun'"),
         ({"rule": "cps", "noise_level": 0.5, "children": 0}, "at least one child"),
+        ({"stride": 0}, "at least one step of the schedule, got stride 0"),
         ({"rule": "ode", "noise_level": 0.5}, "draws no noise"),
         ({"rule": "ode", "children": 2}, "cannot split"),
         ({"rule": "sde", "noise_level": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
-from alignbench import UserError, load_sampler
+from alignbench import UserError, load_sampler, rollout
+from tests.toys import PROMPTS, ToyBackbone
 
 RNG = np.random.default_rng(0)
 
@@ -27,3 +29,40 @@ def test_the_published_geometry() -> None:
 def test_splits_that_do_not_fit_are_refused(splits: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"splits must be 2 different steps between 0 and 4, got"):
         load_sampler("branch", splits=splits)
+
+
+def test_depth_pruning_leaves_a_window_untrained_that_moves_from_the_picture_to_its_stop() -> None:
+    sampler = load_sampler("branch", steps=8, children=2, splits=(0, 2), depth_pruning=3, pruning_stop=2)
+    whole = load_sampler("branch", steps=8, children=2, splits=(0, 2)).plan(0.0, RNG)
+    trained = [sampler.plan(u, RNG).stochastic_steps for u in (0.0, 0.4, 1.0)]
+    # Seven stochastic steps; windows start at 4, 3 and 2.
+    assert trained == [(0, 1, 2, 3), (0, 1, 2, 6), (0, 1, 5, 6)]
+    plan = sampler.plan(0.0, RNG)
+    # 1 + 2 + 2 + 4 x 4 parents without pruning, of which three steps of four branches each are left out.
+    assert (whole.replay_rows(), plan.replay_rows()) == (21, 9)
+    assert (plan.model_rows(), plan.leaves, plan.splits) == (whole.model_rows(), 4, (0, 2))
+
+
+def test_pruning_does_not_change_what_is_drawn() -> None:
+    toy, settings = ToyBackbone(), {"steps": 6, "children": 2, "splits": (0, 2)}
+    whole, pruned = (
+        rollout(toy, PROMPTS, load_sampler("branch", **settings, depth_pruning=n).plan(0.5, RNG), seed=0) for n in (0, 2)
+    )
+    assert torch.equal(whole.leaf_latents, pruned.leaf_latents)
+    kept = torch.isin(whole.edge_step, torch.tensor(pruned.plan.stochastic_steps))
+    assert torch.equal(whole.old_log_prob[kept], pruned.old_log_prob)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"depth_pruning": 5}, "depth_pruning=5 leaves no step to train on"),
+        (
+            {"depth_pruning": 3, "pruning_stop": 3},
+            "depth_pruning=3 steps from pruning_stop=3 on do not fit into the 5 stochastic",
+        ),
+    ],
+)
+def test_pruning_without_room_is_refused(settings: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_sampler("branch", **settings)

@@ -1,0 +1,75 @@
+"""Makes a table and a plot of what `pytest --benchmark-json FILE` wrote: python -m tests.benchmarks.table FILE."""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+Benchmark = dict[str, Any]
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown. Medians; with a contender named `ours` in its group, how many times as long as that each takes, and how
+    much of its own time is not the model's."""
+    machine, lines = report["machine_info"], []
+    cpu = machine.get("cpu", {})
+    lines += [f"{report['datetime']}, {cpu.get('brand_raw', machine.get('machine'))}, {cpu.get('count', '?')} cores", ""]
+    for group, members in _groups(report).items():
+        by_name = {_contender(b): b for b in members}
+        ours = by_name.get("ours")
+        lines += [f"### {group}", "", "| | median ms | rows | ms a row | times ours |", "|---|---|---|---|---|"]
+        for name, b in by_name.items():
+            ms, rows = 1000 * b["stats"]["median"], b["extra_info"]["rows"]
+            times = f"{b['stats']['median'] / ours['stats']['median']:.2f}" if ours else ""
+            lines.append(f"| {name} | {ms:.1f} | {rows} | {ms / rows:.2f} | {times} |")
+        if ours and "model alone" in by_name:
+            share = 1 - by_name["model alone"]["stats"]["median"] / ours["stats"]["median"]
+            lines += ["", f"Not the model's: {100 * share:.1f} % of ours."]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot(report: dict[str, Any], file: Path) -> None:
+    """Measured time of the `against` groups, and what it would be if it grew as the rows do."""
+    groups = {g: members for g, members in _groups(report).items() if " against " in g}
+    figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 2.8), layout="constrained", squeeze=False)
+    for axis, (group, members) in zip(axes.flat, groups.items(), strict=True):
+        at = [b["extra_info"]["at"] for b in members]
+        ms = [1000 * b["stats"]["median"] for b in members]
+        rows = [b["extra_info"]["rows"] for b in members]
+        axis.plot(at, ms, marker="o", label="measured")
+        axis.plot(at, [ms[0] * r / rows[0] for r in rows], linestyle=":", color="gray", label="as the rows")
+        what, _, rest = group.partition(" against ")
+        axis.set(title=what, xlabel=rest, ylabel="ms", xticks=at, ylim=(0, None))
+        axis.legend(fontsize=7, frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def _groups(report: dict[str, Any]) -> dict[str, list[Benchmark]]:
+    found: dict[str, list[Benchmark]] = defaultdict(list)
+    for b in report["benchmarks"]:
+        found[b["group"]].append(b)
+    return found
+
+
+def _contender(b: Benchmark) -> str:
+    """`test_per_leaf[...]` is `per leaf`; in a group that grows, where it stands."""
+    at = b["extra_info"].get("at")
+    return str(at) if at is not None else b["name"].partition("[")[0].removeprefix("test_").replace("_", " ")
+
+
+def main(file: Path) -> None:
+    report = json.loads(file.read_text(encoding="utf-8"))
+    text = table(report)
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    plot(report, file.with_suffix(".png"))
+    print(text)
+    print(f"written to {file.with_suffix('.md')} and {file.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
