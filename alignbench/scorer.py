@@ -31,6 +31,10 @@ class Eval:
         """The direction of a metric that `measure` answers; None where neither is better."""
         return True
 
+    def overall(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Metric -> those of `measure` for these prompts whose mean it is, whatever the number of pictures behind each."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """What must be known to score again alike: model, device, precision, settings."""
         return {"settings": self.settings.model_dump()}

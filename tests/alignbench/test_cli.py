@@ -47,7 +47,7 @@ def test_list_as_json_is_one_document() -> None:
     assert found["objectives"]["tmpo"].startswith("Softmax Trajectory Balance")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["check"], ["new"], ["pairs"], ["plot"], ["train-tiny"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["check"], ["new"], ["pairs"], ["plot"], ["eval"], ["train-tiny"]])
 def test_every_command_has_a_help_text(command: list[str]) -> None:
     done = alignbench(*command, "--help")
     assert done.returncode == 0
