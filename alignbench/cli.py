@@ -43,6 +43,9 @@ def run(
     sampler: Annotated[str | None, typer.Option(help="Rollout sampler; see `list samplers`. (default: dynamic_tree)")] = None,
     backbone: Annotated[str | None, typer.Option(help="Model: a name, or a local diffusers folder. (default: tiny)")] = None,
     task: Annotated[str | None, typer.Option(help="Prompts, reward and judges: a name or a YAML file. (default: ocr)")] = None,
+    scorer_url: Annotated[
+        str | None, typer.Option(help="A scorer service that rewards in place of the task's rewards; see `serve-scorer`.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of rollouts, plans and prompt order. (default: 0)")] = None,
     preset: Annotated[
         str | None, typer.Option(help="smoke (seconds), quick (minutes), paper (published). (default: quick)")
@@ -62,6 +65,7 @@ def run(
         "sampler": sampler,
         "backbone": backbone,
         "task": task,
+        "scorer_url": scorer_url,
         "seed": seed,
         "iterations": iterations,
     }
@@ -233,6 +237,21 @@ def pairs(
     with counting(len(wanted), "prompts") as advance:
         count = write_pairs(policy, Judges(chosen), wanted, images, seed, out, advance)
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
+
+
+@app.command("serve-scorer")
+def serve_scorer(
+    name: Annotated[str, typer.Argument(help="A scorer: a name or a dotted path; see `list evals`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on. Whoever can reach it can use it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of the scorer's settings.")] = None,
+    max_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 64,
+) -> None:
+    """Offers a scorer over HTTP, for `run --scorer-url` or the eval `remote`; Ctrl-C ends it."""
+    from alignbench.load import load_scorer
+    from alignbench.serving import serve
+
+    serve(load_scorer(name, **parse_assignments(sets or [])), host, port, max_mb * 2**20)
 
 
 @app.command("train-tiny")

@@ -1,6 +1,7 @@
 """Judges a policy: the same prompts and the same initial noise for every model that is compared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from alignbench.backbone import Backbone
 from alignbench.config import EvaluationConfig
-from alignbench.errors import RunError, UserError
+from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.executor import sample
 from alignbench.load import load_eval
 from alignbench.record import Estimate, MetricRecord
@@ -19,6 +20,19 @@ from alignbench.statistics import mean_interval, mean_of_means_interval
 from alignbench.tasks import EvalChoice, Task
 
 COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
+
+
+@contextmanager
+def named_failure(name: str, when: str) -> Iterator[None]:
+    """Whatever an eval raises as one sentence that names it; what its user did wrong stays what it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except RunError as error:
+        raise ScorerError(str(error)) from error
+    except Exception as error:
+        raise ScorerError(f"scorer {name!r} failed {when}: {type(error).__name__}: {error}") from error
 
 
 class Judges:
@@ -53,17 +67,12 @@ class Judges:
         """Reward -> float64 [N], finite or NaN.
 
         Raises:
-            RunError: a scorer failed or broke its contract; the sentence says which one, and `when`.
+            ScorerError: a scorer failed or broke its contract; the sentence says which one, and `when`.
         """
         scores = {}
         for name, scorer in self.rewards.items():
-            try:
-                answer = scorer.score(images, prompts)
-            except (UserError, RunError):
-                raise
-            except Exception as error:
-                raise RunError(f"scorer {name!r} failed {when}: {type(error).__name__}: {error}") from error
-            scores[name] = checked_scores(answer, len(images), name)
+            with named_failure(name, when):
+                scores[name] = checked_scores(scorer.score(images, prompts), len(images), name)
         return scores
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -167,14 +176,18 @@ def judge(
     overall: dict[str, tuple[str, ...]] = {}
     for name, found in judges.evals.items():
         advance(f"judging by {name}")
+        of_overall = found.overall(image_prompts)
         role = "reward" if name in judges.rewards else "judge"
-        overall |= found.overall(image_prompts)
-        parts = {part for several in overall.values() for part in several}
+        overall |= of_overall
+        parts = {part for several in of_overall.values() for part in several}
         if isinstance(found, Scorer):
-            measured = found.measure(images, image_prompts)
-            for metric, values in measured.items():
+            with named_failure(name, "in the evaluation"):
+                measured = {
+                    metric: checked_scores(values, len(owners), metric)
+                    for metric, values in found.measure(images, image_prompts).items()
+                }
+            for metric, scores in measured.items():
                 directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
-                scores = checked_scores(values, len(owners), metric)
                 rows += [(owners[i], image_prompts[i], number[i], metric, float(v)) for i, v in enumerate(scores)]
         elif isinstance(found, SetMetric):
             for p, prompt in enumerate(prompts):
@@ -185,7 +198,7 @@ def judge(
                 for metric, value in found.measure(np.stack(mine), own_latents, prompt).items():
                     directions[metric], roles[metric] = found.higher_is_better(metric), role
                     rows.append((p, prompt, -1, metric, float(value)))
-        for metric in found.overall(image_prompts):
+        for metric in of_overall:
             directions[metric], roles[metric] = found.higher_is_better(metric), role
     return Evaluation(pd.DataFrame(rows, columns=COLUMNS), arrays, list(prompts), directions, roles, overall)
 

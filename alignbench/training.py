@@ -15,12 +15,12 @@ from alignbench import engine, groups, plots
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
-from alignbench.errors import UserError
+from alignbench.errors import ScorerError, UserError
 from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
 from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.record import Protocol, Result, RunInfo, environment, write_atomically
-from alignbench.tasks import load_task
+from alignbench.tasks import RewardChoice, load_task
 from alignbench.trainer import Trainer
 
 TREE_CANDIDATES = 4
@@ -40,7 +40,10 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, resume:
     """
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another --out, or continue it with --resume {out}")
-    return _Run(config, out, console or Silent()).run(resume)
+    try:
+        return _Run(config, out, console or Silent()).run(resume)
+    except ScorerError as error:
+        raise ScorerError(f"{error}; once it works, go on with: alignbench run --resume {out}") from error
 
 
 class _Run:
@@ -48,6 +51,8 @@ class _Run:
         self.config, self.out, self.console = config, out, console
         self.checkpoints = out / "checkpoints"
         self.task = load_task(config.task)
+        if config.scorer_url:
+            self.task = self.task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url}))
         objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
@@ -97,7 +102,7 @@ class _Run:
                         trainer.save(self.checkpoints)
                         self._write_metrics()
             trainer.save(self.checkpoints)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ScorerError):
             trainer.save(self.checkpoints)
             raise
         finally:

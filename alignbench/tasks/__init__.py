@@ -56,6 +56,13 @@ class Task:
                 "take them out of one of the two files"
             )
 
+    def rewarded_by(self, choice: RewardChoice) -> "Task":
+        """The same prompts with another reward; the former ones judge, before the judges."""
+        other = copy.copy(self)
+        former = [EvalChoice(eval=c.eval, label=c.label, settings=c.settings) for c in self.config.reward]
+        other.config = self.config.model_copy(update={"reward": [choice], "judges": [*former, *self.config.judges]})
+        return other
+
     def judged_by(self, choices: list[EvalChoice]) -> "Task":
         """The same prompts with other judges, and nothing to train on."""
         other = copy.copy(self)

@@ -47,7 +47,22 @@ def test_list_as_json_is_one_document() -> None:
     assert found["objectives"]["tmpo"].startswith("Softmax Trajectory Balance")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["check"], ["new"], ["pairs"], ["plot"], ["eval"], ["train-tiny"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["run"],
+        ["list"],
+        ["check"],
+        ["new"],
+        ["pairs"],
+        ["plot"],
+        ["eval"],
+        ["train-tiny"],
+        ["train-pickscore"],
+        ["serve-scorer"],
+    ],
+)
 def test_every_command_has_a_help_text(command: list[str]) -> None:
     done = alignbench(*command, "--help")
     assert done.returncode == 0

@@ -9,9 +9,14 @@ from alignbench.backbones.train_pickscore import (
     IGNORE,
     KINDS,
     READING,
+    Inputs,
     PickScoreTraining,
+    against_each_other,
     broken,
+    build_model,
+    build_processor,
     draw_pairs,
+    embed,
     fulfils,
     preference_loss,
     reading_of,
@@ -31,6 +36,15 @@ def test_drawn_pairs_differ_as_their_kind_says() -> None:
         assert fulfils(wrong, pair.wanted) == (pair.kind == "broken")
         assert (pair.right != pair.wrong).any()
         assert isinstance(right, Lettering) or pair.kind != "word"
+
+
+def test_pairs_against_each_other_show_the_picture_of_another_prompt() -> None:
+    pairs = draw_pairs(np.random.default_rng(0), 30, held_out=True)
+    others = against_each_other(pairs)
+    assert 20 <= len(others) <= 27
+    for other in others:
+        assert not fulfils(other.contents[1], other.wanted)
+        assert (other.wrong == other.contents[1].draw()).all()
 
 
 def test_held_out_pairs_have_words_and_scenes_that_training_never_has() -> None:
@@ -101,7 +115,7 @@ def test_a_short_training_writes_a_folder_that_opens_and_repeats_itself(tmp_path
     said: list[str] = []
     first = train_pickscore(settings, tmp_path / "a", said.append)
     assert first == train_pickscore(settings, tmp_path / "b", said.append)
-    assert set(first) == {"overall", *KINDS}
+    assert set(first) == {"overall", "other", *KINDS}
     weights = [CLIPModel.from_pretrained(tmp_path / name).state_dict() for name in "ab"]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     processor = CLIPProcessor.from_pretrained(tmp_path / "a")
@@ -110,3 +124,14 @@ def test_a_short_training_writes_a_folder_that_opens_and_repeats_itself(tmp_path
     assert any("held-out pairs ordered rightly" in line for line in said)
     with pytest.raises(UserError, match="exists already"):
         train_pickscore(settings, tmp_path / "a", said.append)
+
+
+def test_a_prompt_is_read_to_its_end() -> None:
+    """CLIPModel looks for the token of the highest id where the end token has id 2; a quoted word then goes unread."""
+    settings = PickScoreTraining(vision_width=32, vision_layers=1, text_width=32, text_layers=1)
+    torch.manual_seed(0)
+    processor = build_processor()
+    model = build_model(settings, processor.tokenizer).eval()
+    with torch.no_grad():
+        text, _ = embed(model, Inputs(processor), ['the word "CUBE"', 'the word "CUBA"'], [np.zeros((64, 64, 3), np.uint8)])
+    assert not torch.allclose(text[0], text[1], atol=1e-3)
