@@ -86,7 +86,7 @@ class Evaluation:
 
     Attributes:
         table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
-        images: uint8 [N, H, W, 3], prompt by prompt; a list where pictures made elsewhere differ in size.
+        images: uint8 [N, H, W, 3], prompt by prompt; an array of objects [N] where pictures made elsewhere differ in size.
         prompts: the evaluation prompts.
         directions: metric -> whether higher is better, None where neither is.
         roles: metric -> `reward`, `judge`, or `part` of another metric.
@@ -94,7 +94,7 @@ class Evaluation:
     """
 
     table: pd.DataFrame
-    images: Sequence[np.ndarray] | np.ndarray
+    images: np.ndarray
     prompts: list[str]
     directions: dict[str, bool | None]
     roles: dict[str, str]
@@ -169,7 +169,7 @@ def judge(
     image_prompts = [prompts[p] for p in owners]
     of_prompt = [[i for i, owner in enumerate(owners) if owner == p] for p in range(len(prompts))]
     number = {i: k for mine in of_prompt for k, i in enumerate(mine)}
-    arrays = images if isinstance(images, np.ndarray) else as_arrays(images)
+    arrays = images if isinstance(images, np.ndarray) else _together(as_arrays(images))
     rows: list[tuple[int, str, int, str, float]] = []
     directions: dict[str, bool | None] = {}
     roles: dict[str, str] = {}
@@ -191,7 +191,7 @@ def judge(
                 rows += [(owners[i], image_prompts[i], number[i], metric, float(v)) for i, v in enumerate(scores)]
         elif isinstance(found, SetMetric):
             for p, prompt in enumerate(prompts):
-                mine = [arrays[i] for i in of_prompt[p]]
+                mine = list(arrays[of_prompt[p]])
                 if len({picture.shape for picture in mine}) > 1:
                     raise UserError(f"{name} compares the pictures of one prompt, but those of {prompt!r} differ in size")
                 own_latents = None if latents is None else latents[of_prompt[p]].cpu()
@@ -201,6 +201,16 @@ def judge(
         for metric in of_overall:
             directions[metric], roles[metric] = found.higher_is_better(metric), role
     return Evaluation(pd.DataFrame(rows, columns=COLUMNS), arrays, list(prompts), directions, roles, overall)
+
+
+def _together(pictures: list[np.ndarray]) -> np.ndarray:
+    """[N, H, W, 3], or an array of objects [N] where sizes differ."""
+    if len({picture.shape for picture in pictures}) == 1:
+        return np.stack(pictures)
+    together = np.empty(len(pictures), dtype=object)
+    for i, picture in enumerate(pictures):
+        together[i] = picture
+    return together
 
 
 def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:

@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from alignbench import plots
 from alignbench.backbone import Backbone, holding
 from alignbench.checkpoint import PolicyWeights, policy_weights
@@ -66,7 +64,7 @@ def score_model(
         noise_seed=e.seed,
         evals=judges.describe(),
     )
-    if out is not None and isinstance(found.images, np.ndarray):
+    if out is not None:
         sheet = plots.grid(found.images, e.images_per_prompt)
         write_atomically(out / "samples.png", lambda p: sheet.save(p))
     return _recorded(found, protocol, environment(str(policy.device), threads_of(config)), out)

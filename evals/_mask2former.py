@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from alignbench import UserError
@@ -40,7 +40,7 @@ ALIASES = {
 class ColorNamer:
     """Names the colour of an object in a crop, zero-shot over GenEval's templates."""
 
-    def __init__(self, model: nn.Module, preprocess: Any, tokenizer: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, preprocess: Any, tokenizer: Any, device: torch.device) -> None:
         self.model, self.preprocess, self.tokenizer = model.eval().to(device), preprocess, tokenizer
         self.device = device
         self._weights: dict[str, Tensor] = {}

@@ -92,6 +92,7 @@ def draw_pairs(rng: np.random.Generator, count: int, *, held_out: bool) -> list[
 
 def draw_pair(rng: np.random.Generator, kind: str, *, held_out: bool) -> DrawnPair:
     """One pair of a kind of `KINDS`."""
+    right: Content
     if kind == "word" or (kind == "broken" and rng.random() < 0.5):
         prompt, wanted, right = _draw_word(rng, held_out)
     else:

@@ -351,3 +351,22 @@ def test_a_batch_scores_as_its_pictures_do() -> None:
     shuffled = np.roll(pictures, 1, axis=0)
     single = [scorer.score(p[None], [q])[0] for p, q in zip(shuffled, prompts, strict=True)]
     assert scorer.score(shuffled, prompts).tolist() == single
+
+
+def test_pictures_of_any_kind_are_judged() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    scene = Image.fromarray(RIGHT)
+    pictures = [
+        Image.new("RGB", (64, 64), "black"),
+        Image.new("RGB", (64, 64), "white"),
+        Image.new("RGBA", (64, 64), (255, 0, 0, 0)),
+        Image.new("L", (64, 64), 90),
+        Image.fromarray(noise),
+        Image.new("RGB", (1, 1), "red"),
+        Image.new("RGB", (3, 50), "red"),
+        scene.resize((1024, 1024), Image.Resampling.NEAREST),
+        scene,
+    ]
+    scores = load_scorer("geneval").score(pictures, ["a red circle"] * len(pictures))
+    assert scores.tolist() == [0] * 7 + [1, 1]
+    assert load_scorer("geneval").score([], []).shape == (0,)

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +31,7 @@ def noise(count: int, side: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3)).astype(np.uint8)
 
 
-def by_the_models_own_call(folder: Path, images: Sequence[np.ndarray], prompts: list[str]) -> np.ndarray:
+def by_the_models_own_call(folder: Path, images: np.ndarray, prompts: list[str]) -> np.ndarray:
     """logits_per_text of a plain CLIPModel call."""
     from transformers import CLIPModel, CLIPProcessor
 
