@@ -8,8 +8,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -108,6 +109,48 @@ def has_checkpoint(folder: Path) -> bool:
     return any(folder.glob("iteration-*"))
 
 
+@dataclass(frozen=True)
+class PolicyWeights:
+    """The weights that a checkpoint's model is judged with: `ema` where the run keeps an average, else `raw`."""
+
+    kind: Literal["raw", "ema"]
+    iteration: int
+    values: dict[str, Tensor] | list[Tensor]
+    """By name (raw), or in the order of the policy's parameters (ema)."""
+
+    def in_order(self, model: nn.Module) -> list[Tensor]:
+        """One for each parameter of the model that is trained.
+
+        Raises:
+            UserError: they are of another model.
+        """
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        values = self.values if isinstance(self.values, list) else [self.values.get(name) for name in trained]
+        same = len(values) == len(trained) and all(
+            v is not None and v.shape == p.shape for v, p in zip(values, trained.values(), strict=True)
+        )
+        if not same:
+            raise UserError("the checkpoint's weights are of another model than the run's configuration names")
+        return [v.to(p.device, p.dtype) for v, p in zip(values, trained.values(), strict=True) if v is not None]
+
+
+def policy_weights(folder: Path) -> PolicyWeights:
+    """The newest checkpoint's weights alone, for judging.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    newest = _newest(folder)
+    iteration = int(newest.name.rpartition("-")[2])
+    average = newest / "ema.safetensors"
+    try:
+        if average.exists():
+            return PolicyWeights("ema", iteration, _load_list(average))
+        return PolicyWeights("raw", iteration, load_file(newest / "weights.safetensors"))
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise UserError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error})") from error
+
+
 def load_checkpoint(
     folder: Path,
     config: dict[str, Any],
@@ -124,10 +167,7 @@ def load_checkpoint(
     Raises:
         UserError: there is none, it is damaged, of another version, or was made with other settings.
     """
-    found = sorted(folder.glob("iteration-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    if not found:
-        raise UserError(f"{folder.parent} has no checkpoint to resume from")
-    newest = found[-1]
+    newest = _newest(folder)
     try:
         data = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         if data.get("version") != VERSION:
@@ -155,6 +195,13 @@ def load_checkpoint(
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise UserError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error}); resume an older one") from error
     return checkpoint, reference
+
+
+def _newest(folder: Path) -> Path:
+    found = sorted(folder.glob("iteration-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    if not found:
+        raise UserError(f"{folder.parent} has no checkpoint")
+    return found[-1]
 
 
 def _save_list(values: list[Tensor], path: Path) -> None:

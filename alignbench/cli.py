@@ -43,6 +43,9 @@ def run(
     sampler: Annotated[str | None, typer.Option(help="Rollout sampler; see `list samplers`. (default: dynamic_tree)")] = None,
     backbone: Annotated[str | None, typer.Option(help="Model: a name, or a local diffusers folder. (default: tiny)")] = None,
     task: Annotated[str | None, typer.Option(help="Prompts, reward and judges: a name or a YAML file. (default: ocr)")] = None,
+    scorer_url: Annotated[
+        str | None, typer.Option(help="A scorer service that rewards in place of the task's rewards; see `serve-scorer`.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of rollouts, plans and prompt order. (default: 0)")] = None,
     preset: Annotated[
         str | None, typer.Option(help="smoke (seconds), quick (minutes), paper (published). (default: quick)")
@@ -62,6 +65,7 @@ def run(
         "sampler": sampler,
         "backbone": backbone,
         "task": task,
+        "scorer_url": scorer_url,
         "seed": seed,
         "iterations": iterations,
     }
@@ -197,6 +201,59 @@ def new(
     print(f"wrote {made.plugin}\nwrote {made.test}\n\n{made.next}")
 
 
+@app.command("eval")
+def eval_(
+    pipeline: Annotated[str | None, typer.Option(help="A local diffusers folder, or a backbone's name.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a run, finished or interrupted.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures that were made elsewhere; needs --prompts.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Their prompts: txt, jsonl, csv or parquet. A column `image` names each row's file; otherwise the pictures, "
+            "sorted by name, are dealt out in order, an equal number to each prompt."
+        ),
+    ] = None,
+    evals: Annotated[
+        str | None, typer.Option(help="Names, separated by commas; see `list evals`. (default: those of the task)")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Prompts and evals: a name or a YAML file. (default: ocr)")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="dotted.key=value of a run's configuration, or evals.NAME.key=value of an eval."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for eval.json and evals.parquet; must not exist.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
+) -> None:
+    """Scores a pipeline, a run's checkpoint, or pictures made elsewhere, in the way that a run does."""
+    if sum(source is not None for source in (pipeline, checkpoint, images)) != 1:
+        raise UserError("say what to score: one of --pipeline, --checkpoint, --images")
+    if (images is None) != (prompts is None):
+        raise UserError("--images and --prompts go together")
+    if checkpoint is not None and not (checkpoint / "config.yaml").is_file():
+        raise UserError(f"{checkpoint} is no folder of a run: it has no config.yaml")
+    given = parse_assignments(sets or [])
+    settings = given.pop("evals", {})
+    if not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
+        raise UserError("--set evals takes evals.NAME.key=value")
+    options = {"backbone": pipeline, "task": task}
+    file = checkpoint / "config.yaml" if checkpoint else None
+    config = load_config(file=file, options=options, sets=[s for s in sets or [] if not s.startswith("evals.")])
+    names = [name.strip() for name in (evals or "").split(",") if name.strip()]
+
+    from alignbench import scoring
+    from alignbench.console import Judgement
+
+    with Judgement(silent=as_json) as shown:
+        if images is not None and prompts is not None:
+            record = scoring.score_pictures(images, prompts, config, out, evals=names, settings=settings, advance=shown.advance)
+        else:
+            record = scoring.score_model(config, out, run=checkpoint, evals=names, settings=settings, advance=shown.advance)
+    if as_json:
+        print(record.model_dump_json(indent=2))
+    else:
+        shown.end(record, out)
+
+
 @app.command()
 def plot(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Draws a run's plots again, from its record alone."""
@@ -296,6 +353,21 @@ def pairs(
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
 
 
+@app.command("serve-scorer")
+def serve_scorer(
+    name: Annotated[str, typer.Argument(help="A scorer: a name or a dotted path; see `list evals`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on. Whoever can reach it can use it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of the scorer's settings.")] = None,
+    max_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 64,
+) -> None:
+    """Offers a scorer over HTTP, for `run --scorer-url` or the eval `remote`; Ctrl-C ends it."""
+    from alignbench.load import load_scorer
+    from alignbench.serving import serve
+
+    serve(load_scorer(name, **parse_assignments(sets or [])), host, port, max_mb * 2**20)
+
+
 @app.command("train-tiny")
 def train_tiny(
     out: Annotated[Path, typer.Option(help="Where the diffusers folder is written.")],
@@ -309,6 +381,20 @@ def train_tiny(
 
     settings = validate(training.TinyTraining, parse_assignments(sets or []), where="train-tiny")
     training.train_tiny(settings, work, out)
+
+
+@app.command("train-pickscore")
+def train_pickscore(
+    out: Annotated[Path, typer.Option(help="Where the folder is written that CLIPModel opens; must not exist.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of PickScoreTraining, for instance steps=500.")
+    ] = None,
+) -> None:
+    """Trains the small CLIP that scores `tiny` pictures on drawn pairs; minutes on one CPU core."""
+    from alignbench.backbones import train_pickscore as training
+
+    settings = validate(training.PickScoreTraining, parse_assignments(sets or []), where="train-pickscore")
+    training.train_pickscore(settings, out)
 
 
 def _names(text: str) -> list[str]:

@@ -81,6 +81,8 @@ class RunConfig(Settings):
     backbone: Plugin = Plugin(name="tiny")
     task: str = "ocr"
     """A task that ships, or the path of a task's YAML file."""
+    scorer_url: str | None = None
+    """A scorer service (see `alignbench serve-scorer`) that rewards in place of the task's rewards, which then only judge."""
     seed: int = Field(0, ge=0)
     """Of rollout noise, plans and prompt order."""
     preset: str = "quick"

@@ -26,7 +26,7 @@ from rich.table import Table
 from alignbench.backbone import Backbone
 from alignbench.config import RunConfig
 from alignbench.plan import Plan
-from alignbench.record import Estimate, MetricRecord, Result
+from alignbench.record import Estimate, EvalRecord, MetricRecord, Result
 
 if TYPE_CHECKING:
     from alignbench.checking import CheckResult
@@ -327,6 +327,41 @@ def show_diagnosis(found: "Diagnosis", out: Path) -> None:
         f"{found.model_rows} model rows, {found.reward_calls} scores of which {found.failed_scores} failed, "
         f"{found.seconds:.0f} s; written to {out}"
     )
+
+
+class Judgement:
+    """What `eval` is doing, on stderr, and its table on stdout."""
+
+    def __init__(self, silent: bool) -> None:
+        self.rich = RichConsole(quiet=silent, highlight=False, width=None if sys.stdout.isatty() else 120)
+        self.status = RichConsole(stderr=True, quiet=silent, highlight=False).status("starting")
+
+    def __enter__(self) -> Self:
+        self.status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.status.stop()
+
+    def advance(self, what: str) -> None:
+        self.status.update(what)
+
+    def end(self, record: EvalRecord, out: Path | None) -> None:
+        p = record.protocol
+        table = Table(title=f"{p.source} {p.path}", title_justify="left")
+        for column in ("metric", "mean", "95 % interval", "prompts", "better"):
+            table.add_column(column, justify="left" if column in ("metric", "better") else "right")
+        for name, metric in record.metrics.items():
+            lower, upper = ("-" if bound is None else f"{bound:.4g}" for bound in (metric.lower, metric.upper))
+            better = {True: "higher", False: "lower", None: ""}[metric.higher_is_better]
+            table.add_row(name, shown(metric), f"{lower} to {upper}", str(metric.n), better)
+        self.rich.print(table)
+        drawn = "" if p.steps is None else f", {p.steps} ODE steps, guidance {p.guidance:g}, {p.weights} weights"
+        self.rich.print(f"{p.pictures} pictures of {p.prompts} prompts{drawn}; intervals over prompts")
+        if record.failed_scores:
+            self.rich.print(f"[yellow]{record.failed_scores} scores are missing: their scorers gave up on the item[/yellow]")
+        if out is not None:
+            self.rich.print(f"written to [bold]{out}[/bold]")
 
 
 def shown(estimate: Estimate) -> str:

@@ -12,6 +12,10 @@ class RunError(Exception):
     """The run itself failed: a scorer, a non-finite value, a full disk. Exit code 1."""
 
 
+class ScorerError(RunError):
+    """A scorer failed or cannot be reached. No weight has changed since the last iteration, so that the run can go on."""
+
+
 class NonFiniteError(RunError):
     """A tensor holds NaN or infinity where a run cannot go on."""
 

@@ -1,21 +1,38 @@
 """Judges a policy: the same prompts and the same initial noise for every model that is compared."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from alignbench.backbone import Backbone
 from alignbench.config import EvaluationConfig
-from alignbench.errors import RunError, UserError
+from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.executor import sample
 from alignbench.load import load_eval
 from alignbench.record import Estimate, MetricRecord
-from alignbench.scorer import Eval, Scorer, SetMetric, checked_scores
-from alignbench.statistics import mean_interval
+from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
+from alignbench.statistics import mean_interval, mean_of_means_interval
 from alignbench.tasks import EvalChoice, Task
+
+COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
+
+
+@contextmanager
+def named_failure(name: str, when: str) -> Iterator[None]:
+    """Whatever an eval raises as one sentence that names it; what its user did wrong stays what it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except RunError as error:
+        raise ScorerError(str(error)) from error
+    except Exception as error:
+        raise ScorerError(f"scorer {name!r} failed {when}: {type(error).__name__}: {error}") from error
 
 
 class Judges:
@@ -55,17 +72,12 @@ class Judges:
         """Reward -> float64 [N], finite or NaN.
 
         Raises:
-            RunError: a scorer failed or broke its contract; the sentence says which one, and `when`.
+            ScorerError: a scorer failed or broke its contract; the sentence says which one, and `when`.
         """
         scores = {}
         for name, scorer in self.rewards.items():
-            try:
-                answer = scorer.score(images, prompts)
-            except (UserError, RunError):
-                raise
-            except Exception as error:
-                raise RunError(f"scorer {name!r} failed {when}: {type(error).__name__}: {error}") from error
-            scores[name] = checked_scores(answer, len(images), name)
+            with named_failure(name, when):
+                scores[name] = checked_scores(scorer.score(images, prompts), len(images), name)
         return scores
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -79,10 +91,11 @@ class Evaluation:
 
     Attributes:
         table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
-        images: uint8 [prompts * images_per_prompt, H, W, 3], prompt by prompt.
+        images: uint8 [N, H, W, 3], prompt by prompt; an array of objects [N] where pictures made elsewhere differ in size.
         prompts: the evaluation prompts.
         directions: metric -> whether higher is better, None where neither is.
-        roles: metric -> `reward` or `judge`.
+        roles: metric -> `reward`, `judge`, or `part` of another metric.
+        overall: metric -> the metrics whose mean it is; it has no rows of its own.
     """
 
     table: pd.DataFrame
@@ -90,6 +103,7 @@ class Evaluation:
     prompts: list[str]
     directions: dict[str, bool | None]
     roles: dict[str, str]
+    overall: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
@@ -128,30 +142,80 @@ def evaluate(
     n = config.images_per_prompt
     advance("drawing pictures")
     latents = sample(policy, prompts, n, config.steps or policy.default_steps, config.seed, micro_batch=micro_batch)
-    images = policy.decode(latents)
-    image_prompts = [prompt for prompt in prompts for _ in range(n)]
+    owners = [p for p in range(len(prompts)) for _ in range(n)]
+    found = judge(policy.decode(latents), latents, prompts, owners, judges, advance=advance)
+    rows = []
+    for metric, measured in policy.measure(prompts).items():
+        found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
+        rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
+    return replace(found, table=pd.concat([found.table, pd.DataFrame(rows, columns=COLUMNS)])) if rows else found
+
+
+def judge(
+    images: Images,
+    latents: Tensor | None,
+    prompts: Sequence[str],
+    owners: Sequence[int],
+    judges: Judges,
+    *,
+    advance: Callable[[str], None] = lambda what: None,
+) -> Evaluation:
+    """Judges pictures, wherever they come from.
+
+    Args:
+        images: uint8 [N, H, W, 3], or PIL images.
+        latents: final latents [N, *latent]; None for pictures made elsewhere.
+        owners: index into `prompts` for each picture.
+
+    Raises:
+        UserError: a metric of the pictures of one prompt cannot be had from these pictures.
+        RunError: a scorer failed.
+    """
+    image_prompts = [prompts[p] for p in owners]
+    of_prompt = [[i for i, owner in enumerate(owners) if owner == p] for p in range(len(prompts))]
+    number = {i: k for mine in of_prompt for k, i in enumerate(mine)}
+    arrays = images if isinstance(images, np.ndarray) else _together(as_arrays(images))
     rows: list[tuple[int, str, int, str, float]] = []
     directions: dict[str, bool | None] = {}
     roles: dict[str, str] = {}
+    overall: dict[str, tuple[str, ...]] = {}
     for name, found in judges.evals.items():
         advance(f"judging by {name}")
+        of_overall = found.overall(image_prompts)
         role = "reward" if name in judges.rewards else "judge"
+        overall |= of_overall
+        parts = {part for several in of_overall.values() for part in several}
         if isinstance(found, Scorer):
-            for metric, values in found.measure(images, image_prompts).items():
-                directions[metric], roles[metric] = found.higher_is_better(metric), role
-                scores = checked_scores(values, len(images), metric)
-                rows += [(i // n, image_prompts[i], i % n, metric, float(v)) for i, v in enumerate(scores)]
+            with named_failure(name, "in the evaluation"):
+                measured = {
+                    metric: checked_scores(values, len(owners), metric)
+                    for metric, values in found.measure(images, image_prompts).items()
+                }
+            for metric, scores in measured.items():
+                directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
+                rows += [(owners[i], image_prompts[i], number[i], metric, float(v)) for i, v in enumerate(scores)]
         elif isinstance(found, SetMetric):
             for p, prompt in enumerate(prompts):
-                part = slice(p * n, (p + 1) * n)
-                for metric, value in found.measure(images[part], latents[part].cpu(), prompt).items():
+                mine = list(arrays[of_prompt[p]])
+                if len({picture.shape for picture in mine}) > 1:
+                    raise UserError(f"{name} compares the pictures of one prompt, but those of {prompt!r} differ in size")
+                own_latents = None if latents is None else latents[of_prompt[p]].cpu()
+                for metric, value in found.measure(np.stack(mine), own_latents, prompt).items():
                     directions[metric], roles[metric] = found.higher_is_better(metric), role
                     rows.append((p, prompt, -1, metric, float(value)))
-    for metric, measured in policy.measure(prompts).items():
-        directions[metric], roles[metric] = measured.higher_is_better, "judge"
-        rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
-    table = pd.DataFrame(rows, columns=["prompt_index", "prompt", "image", "metric", "value"])
-    return Evaluation(table, images, prompts, directions, roles)
+        for metric in of_overall:
+            directions[metric], roles[metric] = found.higher_is_better(metric), role
+    return Evaluation(pd.DataFrame(rows, columns=COLUMNS), arrays, list(prompts), directions, roles, overall)
+
+
+def _together(pictures: list[np.ndarray]) -> np.ndarray:
+    """[N, H, W, 3], or an array of objects [N] where sizes differ."""
+    if len({picture.shape for picture in pictures}) == 1:
+        return np.stack(pictures)
+    together = np.empty(len(pictures), dtype=object)
+    for i, picture in enumerate(pictures):
+        together[i] = picture
+    return together
 
 
 def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
@@ -168,20 +232,34 @@ def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
             raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} pictures; its scorer is broken")
 
 
+def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
+    """Each metric's mean over prompts with its interval."""
+    return _estimates(_prompt_means(evaluation.table), evaluation)
+
+
 def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
     """Base, final and their difference, paired by prompt, for each metric."""
-    by_prompt = [_prompt_means(e.table) for e in (base, final)]
-    metrics = {}
-    for metric in base.directions:
-        before, after = (frame[metric].to_numpy() for frame in by_prompt)
-        metrics[metric] = MetricRecord(
-            base=Estimate.of(mean_interval(before)),
-            final=Estimate.of(mean_interval(after)),
-            difference=Estimate.of(mean_interval(after - before)),
-            higher_is_better=base.directions[metric],
+    before, after = (_prompt_means(e.table) for e in (base, final))
+    found = [_estimates(frame, base) for frame in (before, after, after - before)]
+    return {
+        metric: MetricRecord(
+            base=found[0][metric],
+            final=found[1][metric],
+            difference=found[2][metric],
+            higher_is_better=direction,
             role=base.roles[metric],
         )
-    return metrics
+        for metric, direction in base.directions.items()
+    }
+
+
+def _estimates(by_prompt: pd.DataFrame, evaluation: Evaluation) -> dict[str, Estimate]:
+    """From prompts x metrics; the mean of several metrics is taken over their means."""
+    found = {}
+    for metric in evaluation.directions:
+        strata = [by_prompt[part].to_numpy() for part in evaluation.overall.get(metric, (metric,))]
+        found[metric] = Estimate.of(mean_interval(strata[0]) if len(strata) == 1 else mean_of_means_interval(strata))
+    return found
 
 
 def alarms(metrics: dict[str, MetricRecord], rewards: Sequence[str]) -> list[str]:

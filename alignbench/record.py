@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
@@ -51,7 +51,7 @@ class MetricRecord(_Part):
     higher_is_better: bool | None
     """null where neither direction is better."""
     role: str
-    """`reward` (trained on), or `judge`."""
+    """`reward` (trained on), `judge`, or `part` of another metric."""
 
 
 class RunInfo(_Part):
@@ -113,6 +113,45 @@ class Result(_Part):
     protocol: Protocol
     environment: dict[str, Any]
     config: dict[str, Any]
+
+
+class ScoredMetric(Estimate):
+    """A metric of one set of pictures."""
+
+    higher_is_better: bool | None
+    role: str
+    """`reward`, `judge`, or `part` of another metric."""
+
+
+class EvalProtocol(_Part):
+    """What was judged, and how; null for what is not known of pictures made elsewhere."""
+
+    source: Literal["pipeline", "checkpoint", "images"]
+    path: str
+    iteration: int | None = None
+    """Of the checkpoint."""
+    task: str
+    prompts: int
+    pictures: int
+    steps: int | None = None
+    guidance: float | None = None
+    weights: str | None = None
+    """`raw`, or `ema`."""
+    noise_seed: int | None = None
+    evals: dict[str, dict[str, Any]]
+    """Eval -> model, device and settings."""
+
+
+class EvalRecord(_Part):
+    """`eval.json`: what `alignbench eval` found."""
+
+    schema_version: int = SCHEMA_VERSION
+    judged: str
+    metrics: dict[str, ScoredMetric]
+    failed_scores: int
+    """Scores that are missing because a scorer gave up on an item."""
+    protocol: EvalProtocol
+    environment: dict[str, Any]
 
 
 def read_result(folder: Path) -> Result:

@@ -14,8 +14,8 @@ from PIL import Image
 from alignbench import settings
 from alignbench.errors import RunError, UserError
 
-Images = Sequence[Image.Image] | np.ndarray
-"""PIL images, or uint8 [N, H, W, 3]."""
+Images = Sequence[Image.Image | np.ndarray] | np.ndarray
+"""PIL images, uint8 arrays [H, W, 3], or all in one array [N, H, W, 3]."""
 
 
 class Eval:
@@ -30,6 +30,10 @@ class Eval:
     def higher_is_better(self, metric: str) -> bool | None:
         """The direction of a metric that `measure` answers; None where neither is better."""
         return True
+
+    def overall(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Metric -> those of `measure` for these prompts whose mean it is, whatever the number of pictures behind each."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """What must be known to score again alike: model, device, precision, settings."""
@@ -58,14 +62,16 @@ class SetMetric(Eval, ABC):
 
 def as_arrays(images: Images) -> list[np.ndarray]:
     """Each image as uint8 [H, W, 3]; transparent pixels over white, grey ones repeated."""
-    if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
-        return list(images)
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
     return [_as_array(image) for image in images]
 
 
-def _as_array(image: Image.Image) -> np.ndarray:
+def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got one of {image.dtype} {list(image.shape)}")
+        return image
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)

@@ -1,6 +1,6 @@
 """Means with intervals. Prompts are the units: pictures of one prompt are not independent of one another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,15 +35,34 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
         return Interval(mean, -np.inf, np.inf, 1)
     if np.ptp(known) == 0:
         return Interval(mean, mean, mean, len(known))
+    return Interval(mean, *_bootstrap([known], seed), len(known))
+
+
+def mean_of_means_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Interval:
+    """Mean of the strata's means, each stratum resampled by itself; NaN values and strata without any other are left out."""
+    known = [values[~np.isnan(values)] for values in (np.asarray(s, dtype=np.float64) for s in strata)]
+    known = [values for values in known if len(values)]
+    count = sum(map(len, known))
+    if not known:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    mean = float(np.mean([values.mean() for values in known]))
+    if any(len(values) == 1 for values in known):
+        return Interval(mean, -np.inf, np.inf, count)
+    if all(np.ptp(values) == 0 for values in known):
+        return Interval(mean, mean, mean, count)
+    return Interval(mean, *_bootstrap(known, seed), count)
+
+
+def _bootstrap(strata: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
     found = stats.bootstrap(
-        (known,),
-        np.mean,
+        strata,
+        lambda *samples, axis: np.mean([sample.mean(axis=axis) for sample in samples], axis=0),
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(known))
+    return float(found.low), float(found.high)
 
 
 def interval_over_groups(statistic: Callable[..., np.ndarray], *samples: np.ndarray, seed: int = 0) -> Interval:

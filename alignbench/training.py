@@ -16,12 +16,12 @@ from alignbench import engine, groups, plots
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
-from alignbench.errors import UserError
+from alignbench.errors import ScorerError, UserError
 from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
 from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.record import Protocol, Result, RunInfo, environment, exclusive, write_atomically
-from alignbench.tasks import load_task
+from alignbench.tasks import RewardChoice, load_task
 from alignbench.trainer import Trainer
 
 TREE_CANDIDATES = 4
@@ -49,7 +49,10 @@ def run(
     """
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another --out, or continue it with --resume {out}")
-    return _Run(config, out, console or Silent(), {} if bases is None else bases).run(resume)
+    try:
+        return _Run(config, out, console or Silent(), {} if bases is None else bases).run(resume)
+    except ScorerError as error:
+        raise ScorerError(f"{error}; once it works, go on with: alignbench run --resume {out}") from error
 
 
 class _Run:
@@ -57,6 +60,8 @@ class _Run:
         self.config, self.out, self.console, self.bases = config, out, console, bases
         self.checkpoints = out / "checkpoints"
         self.task = load_task(config.task)
+        if config.scorer_url:
+            self.task = self.task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url}))
         objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
@@ -107,7 +112,7 @@ class _Run:
                 if config.iterations is None or trainer.iteration < config.iterations:
                     self.status = "budget spent"
             trainer.save(self.checkpoints)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ScorerError):
             trainer.save(self.checkpoints)
             raise
         finally:
@@ -116,7 +121,9 @@ class _Run:
     def _base(self) -> Evaluation:
         """The base model's evaluation. It depends on nothing but what the key is made of."""
         c = self.config
-        parts = c.model_dump(mode="json", include={"backbone", "task", "guidance", "evaluation", "threads", "device"})
+        parts = c.model_dump(
+            mode="json", include={"backbone", "task", "scorer_url", "guidance", "evaluation", "threads", "device"}
+        )
         key = json.dumps(parts, sort_keys=True)
         if key not in self.bases:
             with self.policy.reference():

@@ -5,6 +5,7 @@ share of ink is known from its colour alone; areas and centres from these shares
 that overlaps best when drawn with that area and centre; how well it overlaps is the score.
 """
 
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any
 
@@ -41,7 +42,7 @@ class ShapesDetector(Detector):
     classes = frozenset(SHAPES)
     colors = frozenset(COLORS)
 
-    def detect(self, images: list[np.ndarray]) -> list[Detections]:
+    def detect(self, images: list[np.ndarray], colored: Sequence[Collection[str]] | None = None) -> list[Detections]:
         return [_detect(image) for image in images]
 
     def golden(self) -> list[tuple[np.ndarray, dict[str, Any], bool]]:

@@ -1,4 +1,4 @@
-"""diversity: how different the pictures of one prompt are, in latent space and in pixels.
+"""diversity: how different the pictures of one prompt are, in latent space, in pixels and in features.
 
 LGMD is TMPO's measure (arXiv 2605.10983): the mean log root-mean-square distance of final latents over pairs. It is about
 0.35 for independent latents of unit variance (log sqrt 2), and negative for pairs closer than unit RMS.
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from alignbench import SetMetric, UserError, groups
+from alignbench import SetMetric, UserError, groups, settings
+from evals._features import load_features
 
 
 def lgmd(latents: Tensor | np.ndarray) -> float:
@@ -46,10 +48,22 @@ def pixel_diversity(images: np.ndarray) -> float:
 
 
 class Diversity(SetMetric):
+    class Settings(settings.Settings):
+        features: str = ""
+        """Of cosine diversity and Vendi score: `clip:tiny`, `clip:NAME`, `dinov2:NAME`, `open_clip:MODEL/WEIGHTS` (see
+        `evals._features`); without it neither is measured."""
+        device: str = "auto"
+        batch: int = Field(64, ge=1)
+
+    settings: Settings
+
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         found = {"pixel_diversity": pixel_diversity(images)}
         if latents is not None:
             found["lgmd"] = lgmd(latents)
+        if self.settings.features:
+            embedded = load_features(self.settings.features, self.settings.device, self.settings.batch)(list(images))
+            found |= {"cosine_diversity": cosine_diversity(embedded), "vendi": vendi_score(embedded)}
         return found
 
 

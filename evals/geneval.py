@@ -8,7 +8,7 @@ that recorded detections can be scored and detectors can be swapped. `strict` is
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -48,8 +48,18 @@ class Detector(ABC):
     """The colours that it can name."""
 
     @abstractmethod
-    def detect(self, images: list[np.ndarray]) -> list[Detections]:
-        """What each picture shows, uint8 [h, w, 3] each."""
+    def detect(self, images: list[np.ndarray], colored: Sequence[Collection[str]] | None = None) -> list[Detections]:
+        """What each picture shows.
+
+        Args:
+            images: uint8 [h, w, 3] each.
+            colored: for each picture the classes whose colours will be asked for; None for all. A detector to which
+                colours cost nothing gives them all.
+        """
+
+    def considered(self, detections: Detections, metadata: Mapping[str, Any]) -> Detections:
+        """Those of the detections that count for this prompt; all of them by default."""
+        return detections
 
     @abstractmethod
     def golden(self) -> list[tuple[np.ndarray, dict[str, Any], bool]]:
@@ -276,10 +286,18 @@ class GenEval(Scorer):
     class Settings(settings.Settings):
         reward: Literal["strict", "graded"] = "strict"
         """What `score` gives: 1 where all holds, else 0; or the share of what holds."""
-        detector: Literal["shapes"] = "shapes"
-        """Who finds the objects: `shapes` knows drawn scenes."""
+        detector: Literal["shapes", "mask2former"] = "shapes"
+        """Who finds the objects: `shapes` knows drawn scenes, `mask2former` COCO's 80 classes in photographs."""
+        model: str = "facebook/mask2former-swin-small-coco-instance"
+        """Of `mask2former`: a local folder or a hub id."""
+        colors: str = "openai"
+        """Of `mask2former`: weights of open_clip's ViT-L-14 that name colours, a tag or a local file."""
+        device: str = "auto"
+        """Of `mask2former`."""
         metadata: str = ""
         """A jsonl file in GenEval's layout with each prompt's metadata; without it, drawn scenes' prompts are read."""
+        others: Literal["refuse", "skip"] = "refuse"
+        """What becomes of a prompt without metadata: an error, or no score, for tasks where only some prompts are scenes."""
 
     settings: Settings
 
@@ -298,12 +316,16 @@ class GenEval(Scorer):
         return self._detector
 
     def _load_detector(self) -> Detector:
+        if self.settings.detector == "mask2former":
+            from evals._mask2former import Mask2FormerDetector
+
+            return Mask2FormerDetector(self.settings.model, self.settings.colors, self.settings.device)
         from evals._shapes import ShapesDetector
 
         return ShapesDetector()
 
-    def metadata_of(self, prompt: str) -> dict[str, Any]:
-        """What the prompt asks for.
+    def metadata_of(self, prompt: str) -> dict[str, Any] | None:
+        """What the prompt asks for; None where nothing is known about it and `others` says to skip it.
 
         Raises:
             UserError: nothing is known about this prompt, or it asks for what the detector cannot find.
@@ -314,6 +336,8 @@ class GenEval(Scorer):
             entry = self._metadata.get(prompt)
         else:
             entry = parse_scene_prompt(prompt)
+        if entry is None and self.settings.others == "skip":
+            return None
         if entry is None:
             where = self.settings.metadata or "the wordings of drawn scenes"
             raise UserError(f"no metadata for the prompt {prompt!r} in {where}; set geneval's metadata to a file that has it")
@@ -332,15 +356,29 @@ class GenEval(Scorer):
 
     def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         measured = self._both(images, prompts)
-        return {self.name: measured["strict"], f"{self.name}_graded": measured["graded"]}
+        tags = np.array(self._tags(prompts))
+        by_tag = {f"{self.name}_{tag}": np.where(tags == tag, measured["strict"], np.nan) for tag in sorted({*tags} - {""})}
+        return {self.name: measured["strict"], f"{self.name}_graded": measured["graded"], **by_tag}
+
+    def overall(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """GenEval's headline: the mean of the accuracies of the task types that the prompts have."""
+        tags = sorted({*self._tags(prompts)} - {""})
+        return {f"{self.name}_overall": tuple(f"{self.name}_{tag}" for tag in tags)} if tags else {}
+
+    def _tags(self, prompts: Sequence[str]) -> list[str]:
+        """The task type of each prompt; empty where it is skipped or its metadata names none."""
+        return [str((self.metadata_of(prompt) or {}).get("tag", "")) for prompt in prompts]
 
     def _both(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        metadata = [self.metadata_of(p) for p in prompts]
-        pairs = list(zip(self.detect(images), metadata, strict=True))
-        return {
-            "strict": np.array([float(judge(d, m)[0]) for d, m in pairs]),
-            "graded": np.array([graded(d, m) for d, m in pairs]),
-        }
+        pictures, metadata = as_arrays(images), [self.metadata_of(p) for p in prompts]
+        asked = [(i, entry) for i, entry in enumerate(metadata) if entry is not None]
+        found = {reward: np.full(len(prompts), np.nan) for reward in ("strict", "graded")}
+        colored = [{clause["class"] for clause in entry["include"] if "color" in clause} for _, entry in asked]
+        detected = self.detector.detect([pictures[i] for i, _ in asked], colored)
+        for (i, entry), detections in zip(asked, detected, strict=True):
+            kept = self.detector.considered(detections, entry)
+            found["strict"][i], found["graded"][i] = float(judge(kept, entry)[0]), graded(kept, entry)
+        return found
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), **self.detector.describe()}

@@ -34,11 +34,16 @@ def target_text(prompt: str) -> str:
     Raises:
         UserError: the prompt quotes nothing.
     """
-    spans = [span.strip() for span in QUOTED.findall(prompt)]
-    text = " ".join(span for span in spans if span)
+    text = quoted_text(prompt)
     if not text:
         raise UserError(f"the OCR task needs a text in double quotes in each prompt; {prompt!r} has none")
     return text
+
+
+def quoted_text(prompt: str) -> str:
+    """What stands in double quotes, several spans joined by a space; empty where nothing does."""
+    spans = [span.strip() for span in QUOTED.findall(prompt)]
+    return " ".join(span for span in spans if span)
 
 
 def normalised(text: str) -> str:
@@ -211,6 +216,8 @@ class OCR(Scorer):
         """What EasyOCR may answer: all that it knows, or letters alone. RapidOCR always answers with all."""
         device: str = "cpu"
         """Of EasyOCR. The CPU by default: CPU and GPU can read differently."""
+        unquoted: Literal["refuse", "skip"] = "refuse"
+        """What becomes of a prompt without a quoted text: an error, or no score, for tasks where only some prompts have one."""
         batch: int = Field(64, ge=1)
         """Crops that EasyOCR reads at a time; the readings do not depend on it."""
 
@@ -238,16 +245,17 @@ class OCR(Scorer):
         return self.settings.locate == "contrast" or (self.settings.locate == "auto" and max(picture.shape[:2]) <= SMALL)
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        targets = [target_text(p) for p in prompts]
-        return np.array([similarity(r, t) for r, t in zip(self.read(images), targets, strict=True)])
+        return self.measure(images, prompts)[self.name]
 
     def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        targets = [target_text(p) for p in prompts]
-        pairs = list(zip(self.read(images), targets, strict=True))
-        return {
-            self.name: np.array([similarity(r, t) for r, t in pairs]),
-            f"{self.name}_exact": np.array([float(normalised(r) == normalised(t)) for r, t in pairs]),
-        }
+        pictures = as_arrays(images)
+        asked = [i for i, prompt in enumerate(prompts) if self.settings.unquoted == "refuse" or quoted_text(prompt)]
+        targets = [target_text(prompts[i]) for i in asked]
+        found = {self.name: np.full(len(prompts), np.nan), f"{self.name}_exact": np.full(len(prompts), np.nan)}
+        for i, read, target in zip(asked, self.read([pictures[i] for i in asked]), targets, strict=True):
+            found[self.name][i] = similarity(read, target)
+            found[f"{self.name}_exact"][i] = float(normalised(read) == normalised(target))
+        return found
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), **self.reader.describe()}

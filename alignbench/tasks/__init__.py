@@ -1,5 +1,7 @@
 """Tasks: prompts to train on, other prompts to judge on, the reward and the judges. One YAML file each."""
 
+import copy
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from pydantic import Field
 
 from alignbench.config import validate
 from alignbench.errors import UserError, did_you_mean
+from alignbench.prompts import interleaved, read_prompts
 from alignbench.settings import Settings
 
 
@@ -30,9 +33,9 @@ class TaskConfig(Settings):
     """The content of a task's YAML file."""
 
     description: str
-    train_prompts: str
-    """A text file with a prompt a line, relative to the YAML file."""
-    eval_prompts: str
+    train_prompts: str | list[str]
+    """A file of prompts (txt, jsonl, csv, parquet; see `alignbench.prompts`), relative to the YAML file; several take turns."""
+    eval_prompts: str | list[str]
     """Prompts that no run trains on."""
     same_prompts: bool = False
     """Judge on the training prompts: for a task whose question is the law of these very prompts' pictures."""
@@ -45,8 +48,8 @@ class Task:
 
     def __init__(self, name: str, config: TaskConfig, folder: Path) -> None:
         self.name, self.config = name, config
-        self.train_prompts = read_prompts(folder / config.train_prompts)
-        self.eval_prompts = read_prompts(folder / config.eval_prompts)
+        self.train_prompts = _prompts(folder, config.train_prompts)
+        self.eval_prompts = _prompts(folder, config.eval_prompts)
         shared = set(self.train_prompts) & set(self.eval_prompts)
         if shared and not config.same_prompts:
             raise UserError(
@@ -54,21 +57,39 @@ class Task:
                 "take them out of one of the two files"
             )
 
+    def rewarded_by(self, choice: RewardChoice) -> "Task":
+        """The same prompts with another reward; the former ones judge, before the judges."""
+        other = copy.copy(self)
+        former = [EvalChoice(eval=c.eval, label=c.label, settings=c.settings) for c in self.config.reward]
+        other.config = self.config.model_copy(update={"reward": [choice], "judges": [*former, *self.config.judges]})
+        return other
 
-def read_prompts(file: Path) -> list[str]:
-    """Non-empty lines of a text file.
+    def judged_by(self, choices: list[EvalChoice]) -> "Task":
+        """The same prompts with other judges, and nothing to train on."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"reward": [], "judges": choices})
+        return other
 
-    Raises:
-        UserError: the file cannot be read or holds no prompt.
-    """
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {file}: {getattr(error, 'strerror', None) or error}") from None
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise UserError(f"{file} holds no prompt")
-    return prompts
+    def choices(self, names: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> list[EvalChoice]:
+        """Evals by name, set as this task sets them where it has them (by label or name), and then by `settings`.
+
+        Raises:
+            UserError: settings of an eval that is not among the names.
+        """
+        for name in settings:
+            if name not in names:
+                raise UserError(f"there are settings for the eval {name!r}, which is not asked for{did_you_mean(name, names)}")
+        known = {c.label or c.eval: c for c in reversed([*self.config.reward, *self.config.judges])}
+        found = []
+        for name in names:
+            choice = known.get(name, EvalChoice(eval=name))
+            merged = {**choice.settings, **settings.get(name, {})}
+            found.append(EvalChoice(eval=choice.eval, label=choice.label, settings=merged))
+        return found
+
+
+def _prompts(folder: Path, files: str | list[str]) -> list[str]:
+    return interleaved([read_prompts(folder / file) for file in ([files] if isinstance(files, str) else files)])
 
 
 def names() -> list[str]:

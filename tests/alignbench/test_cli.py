@@ -48,7 +48,22 @@ def test_list_as_json_is_one_document() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["list"], ["check"], ["diagnose"], ["new"], ["pairs"], ["plot"], ["train-tiny"]]
+    "command",
+    [
+        [],
+        ["run"],
+        ["compare"],
+        ["list"],
+        ["check"],
+        ["diagnose"],
+        ["new"],
+        ["pairs"],
+        ["plot"],
+        ["eval"],
+        ["train-tiny"],
+        ["train-pickscore"],
+        ["serve-scorer"],
+    ],
 )
 def test_every_command_has_a_help_text(command: list[str]) -> None:
     done = alignbench(*command, "--help")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from alignbench import UserError
+from evals._features import load_features
 from evals.diversity import Diversity, cosine_diversity, lgmd, pixel_diversity, vendi_score
 
 
@@ -62,3 +63,49 @@ def test_the_metric_needs_no_latents() -> None:
     metric = Diversity(Diversity.Settings())
     assert metric.measure(pictures, None, "x") == {"pixel_diversity": 0.0}
     assert set(metric.measure(pictures, torch.randn(2, 4), "x")) == {"pixel_diversity", "lgmd"}
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A DINOv2 with random weights."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dino")
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
+    side = {"height": 28, "width": 28}
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size=side).save_pretrained(folder)
+    return str(folder)
+
+
+def test_features_give_cosine_diversity_and_vendi_score(dino: str) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
+    metric = Diversity(Diversity.Settings(features=f"dinov2:{dino}", batch=2))
+    found = metric.measure(pictures, None, "x")
+    features = load_features(f"dinov2:{dino}", "auto", 2)(list(pictures))
+    assert features.shape == (3, 16)
+    assert found["cosine_diversity"] == cosine_diversity(features)
+    assert found["vendi"] == vendi_score(features)
+    same = metric.measure(np.stack([pictures[0]] * 3), None, "x")
+    # Equal pictures in batches of two and one: float32 features.
+    assert same["cosine_diversity"] == pytest.approx(0, abs=1e-5)
+    assert same["vendi"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("tiny", "are none of clip:NAME"),
+        ("clip:", "are none of clip:NAME"),
+        ("vgg:16", "are none of clip:NAME"),
+        ("open_clip:ViT-L-14", "must be open_clip:MODEL/WEIGHTS"),
+        ("open_clip:ViT-X/openai", "must be open_clip:MODEL/WEIGHTS"),
+        ("open_clip:ViT-B-32/nowhere.pt", "does not load the weights"),
+        ("dinov2:./nowhere", "opens as no DINOv2"),
+    ],
+)
+def test_features_that_do_not_open_are_refused(source: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=says):
+        load_features(source, "cpu", 1)

@@ -11,6 +11,9 @@ from PIL import Image
 
 from alignbench import RunError, UserError, load_scorer
 from alignbench.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
+from alignbench.evaluation import Judges, estimates
+from alignbench.evaluation import judge as judge_pictures
+from alignbench.tasks import EvalChoice, load_task
 from evals._shapes import ShapesDetector
 from evals.geneval import (
     Detection,
@@ -226,13 +229,35 @@ RIGHT = Scene("grey", (Shape("circle", "red", (16.0, 30.0), 20.0), Shape("star",
 def test_the_scorer_measures_strict_and_graded() -> None:
     prompts = ["a photo of a red circle", "a red circle and a green star", "two stars"]
     measured = load_scorer("geneval").measure(np.stack([RIGHT] * 3), prompts)
-    assert {k: v.tolist() for k, v in measured.items()} == {
-        "geneval": [1.0, 0.0, 0.0],
-        "geneval_graded": [1.0, 0.75, 0.5],
-    }
+    assert measured["geneval"].tolist() == [1.0, 0.0, 0.0]
+    assert measured["geneval_graded"].tolist() == [1.0, 0.75, 0.5]
     pictures = [Image.fromarray(RIGHT)] * 3
     assert load_scorer("geneval").score(pictures, prompts).tolist() == [1.0, 0.0, 0.0]
     assert load_scorer("geneval", reward="graded").score(pictures, prompts).tolist() == [1.0, 0.75, 0.5]
+
+
+def test_each_task_type_is_measured_and_the_overall_score_is_their_mean() -> None:
+    scorer = load_scorer("geneval")
+    prompts = ["a red circle", "a blue star", "a blue circle", "two stars"]
+    measured = scorer.measure(np.stack([RIGHT] * 4), prompts)
+    assert measured["geneval_colors"] == pytest.approx([1, 1, 0, np.nan], nan_ok=True)
+    assert measured["geneval_counting"] == pytest.approx([np.nan, np.nan, np.nan, 0], nan_ok=True)
+    assert scorer.overall(prompts) == {"geneval_overall": ("geneval_colors", "geneval_counting")}
+    judges = Judges(load_task("geneval").judged_by([EvalChoice(eval="geneval")]))
+    found = judge_pictures(np.stack([RIGHT] * 4), None, prompts, range(4), judges)
+    record = estimates(found)["geneval_overall"]
+    # Two of three colours, and no counting prompt: (2/3 + 0) / 2, where the mean over pictures is a half.
+    assert record.value == pytest.approx(1 / 3)
+    assert estimates(found)["geneval"].value == 0.5
+    assert (found.roles["geneval_overall"], found.roles["geneval_colors"]) == ("judge", "part")
+
+
+def test_prompts_that_are_no_scenes_can_be_skipped() -> None:
+    scorer = load_scorer("geneval", others="skip")
+    prompts = ['the word "CAT"', "a red circle"]
+    assert scorer.score(np.stack([RIGHT] * 2), prompts) == pytest.approx([np.nan, 1.0], nan_ok=True)
+    assert scorer.overall(prompts) == {"geneval_overall": ("geneval_colors",)}
+    assert scorer.score(RIGHT[None], ['the word "CAT"']) == pytest.approx([np.nan], nan_ok=True)
 
 
 def test_metadata_comes_from_a_file(tmp_path: Path) -> None:
@@ -286,12 +311,12 @@ def test_a_prompt_with_two_meanings_is_refused(tmp_path: Path) -> None:
 
 
 class Blind(ShapesDetector):
-    def detect(self, images: list[np.ndarray]) -> list[Detections]:
+    def detect(self, images: list[np.ndarray], colored: Any = None) -> list[Detections]:
         return [{} for _ in images]
 
 
 class SeesCirclesEverywhere(ShapesDetector):
-    def detect(self, images: list[np.ndarray]) -> list[Detections]:
+    def detect(self, images: list[np.ndarray], colored: Any = None) -> list[Detections]:
         return [{**d, "circle": [found(0, color="red")]} for d in super().detect(images)]
 
 
@@ -326,3 +351,22 @@ def test_a_batch_scores_as_its_pictures_do() -> None:
     shuffled = np.roll(pictures, 1, axis=0)
     single = [scorer.score(p[None], [q])[0] for p, q in zip(shuffled, prompts, strict=True)]
     assert scorer.score(shuffled, prompts).tolist() == single
+
+
+def test_pictures_of_any_kind_are_judged() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    scene = Image.fromarray(RIGHT)
+    pictures = [
+        Image.new("RGB", (64, 64), "black"),
+        Image.new("RGB", (64, 64), "white"),
+        Image.new("RGBA", (64, 64), (255, 0, 0, 0)),
+        Image.new("L", (64, 64), 90),
+        Image.fromarray(noise),
+        Image.new("RGB", (1, 1), "red"),
+        Image.new("RGB", (3, 50), "red"),
+        scene.resize((1024, 1024), Image.Resampling.NEAREST),
+        scene,
+    ]
+    scores = load_scorer("geneval").score(pictures, ["a red circle"] * len(pictures))
+    assert scores.tolist() == [0] * 7 + [1, 1]
+    assert load_scorer("geneval").score([], []).shape == (0,)

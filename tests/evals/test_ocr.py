@@ -165,3 +165,17 @@ def test_what_was_read_with_is_described(easyocr: OCR) -> None:
     assert described["reader"] == "easyocr"
     assert described["device"] == "cpu"
     assert described["quantised"] is False
+
+
+def test_prompts_without_quotes_can_be_skipped(rapidocr: OCR) -> None:
+    scorer = load_scorer("ocr", reader="rapidocr", unquoted="skip")
+    pictures = np.full((3, 64, 64, 3), 200, dtype=np.uint8)
+    scores = scorer.score(pictures, ["a red circle", 'the word "CAT"', 'the word ""'])
+    assert np.isnan(scores).tolist() == [True, False, True]
+    with pytest.raises(UserError, match="'a red circle' has none"):
+        rapidocr.score(pictures[:1], ["a red circle"])
+
+
+def test_words_beyond_ascii_are_targets_too() -> None:
+    assert target_text("ein Schild mit “GRÜN”") == "GRÜN"
+    assert similarity("grün", "GRÜN") == 1.0

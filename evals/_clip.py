@@ -1,0 +1,93 @@
+"""A CLIP through transformers: unit features of pictures and prompts, for scores and for diversity."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+import alignbench
+from alignbench import UserError
+
+TINY = "tiny"
+"""The name of the small CLIP that ships, for the pictures of the `tiny` backbone."""
+FOLDERS = {TINY: Path(alignbench.__file__).parent / "backbones" / "weights" / "pickscore"}
+PROCESSORS = {"yuvalkirstain/PickScore_v1": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
+"""Models whose processor is that of another one."""
+MAX_TOKENS = 77
+
+
+class Clip:
+    """Features in float32; those of a picture or prompt do not depend on what it is batched with, within rounding.
+
+    Attributes:
+        scale: exp(logit_scale).
+    """
+
+    def __init__(self, name: str, device: str, batch: int) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        source = str(FOLDERS.get(name, Path(name).expanduser() if Path(name).expanduser().is_dir() else name))
+        try:
+            self.model = CLIPModel.from_pretrained(source).float().eval().requires_grad_(False)
+            self.processor = CLIPProcessor.from_pretrained(PROCESSORS.get(name, source))
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{name!r} opens as no CLIP model, neither as a local folder nor from the hub: {reason}") from error
+        self.name, self.batch = name, batch
+        self.device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+        self.model.to(self.device)
+        self.scale = float(self.model.logit_scale.exp())
+        self.tokens = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
+
+    @torch.no_grad()
+    def pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Unit features [N, D] of pictures, each uint8 [h, w, 3]."""
+        parts = [torch.empty(0, self.model.config.projection_dim)]
+        for start in range(0, len(pictures), self.batch):
+            # As PIL images: of an array three pixels high it is not plain which side holds the colours.
+            images = [Image.fromarray(picture) for picture in pictures[start : start + self.batch]]
+            pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+            parts.append(_unit(self.model.get_image_features(pixel_values=pixels.to(self.device))))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit features [N, D]; each distinct prompt is encoded once."""
+        distinct = list(dict.fromkeys(prompts))
+        parts = [torch.empty(0, self.model.config.projection_dim)]
+        for start in range(0, len(distinct), self.batch):
+            part = distinct[start : start + self.batch]
+            found = self.processor.tokenizer(part, padding=True, truncation=True, max_length=self.tokens, return_tensors="pt")
+            ids, mask = found["input_ids"].to(self.device), found["attention_mask"].to(self.device)
+            parts.append(_unit(self.model.get_text_features(input_ids=ids, attention_mask=mask)))
+        index = {prompt: i for i, prompt in enumerate(distinct)}
+        return torch.cat(parts)[[index[prompt] for prompt in prompts]]
+
+    def describe(self) -> dict[str, Any]:
+        import transformers
+
+        return {"model": self.name, "device": str(self.device), "transformers": transformers.__version__}
+
+
+@cache
+def load_clip(name: str, device: str, batch: int) -> Clip:
+    """The model of that name, once for all evals that use it.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    return Clip(name, device, batch)
+
+
+def _unit(answer: Any) -> Tensor:
+    """The projected features: transformers 4 answers with them, 5 with an object that holds them."""
+    features = answer if isinstance(answer, Tensor) else answer.pooler_output
+    return functional.normalize(features.float().cpu(), dim=-1)

@@ -1,0 +1,73 @@
+"""Features of pictures for diversity: CLIP through transformers, CLIP through open_clip, or DINOv2."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignbench import UserError
+from evals._clip import load_clip
+
+Features = Callable[[Sequence[np.ndarray]], Tensor]
+"""Pictures, each uint8 [h, w, 3], to features [N, D]."""
+
+KINDS = ("clip", "open_clip", "dinov2")
+
+
+@cache
+def load_features(source: str, device: str, batch: int) -> Features:
+    """The features that `source` names.
+
+    Args:
+        source: `clip:tiny` for the small CLIP that ships, `clip:NAME`, `dinov2:NAME` (its CLS token) with a local folder or
+            a hub id, or `open_clip:MODEL/WEIGHTS` with a tag or a local file.
+
+    Raises:
+        UserError: it names nothing that opens.
+    """
+    kind, _, name = source.partition(":")
+    if kind not in KINDS or not name:
+        raise UserError(f"features {source!r} are none of {', '.join(f'{k}:NAME' for k in KINDS)}")
+    if kind == "clip":
+        return load_clip(name, device, batch).pictures
+    on = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    embed = _open_clip(name, on) if kind == "open_clip" else _dinov2(name, on)
+
+    @torch.no_grad()
+    def features(pictures: Sequence[np.ndarray]) -> Tensor:
+        images = [Image.fromarray(picture) for picture in pictures]
+        return torch.cat([embed(images[i : i + batch]).float().cpu() for i in range(0, len(images), batch)])
+
+    return features
+
+
+def _open_clip(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
+    import open_clip
+
+    model_name, _, weights = name.partition("/")
+    if not weights or model_name not in open_clip.list_models():
+        raise UserError(f"open_clip:{name} must be open_clip:MODEL/WEIGHTS, for instance open_clip:ViT-L-14/openai")
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(model_name, pretrained=weights)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"open_clip's {model_name} does not load the weights {weights!r}: {error}") from error
+    model.eval().to(device)
+    return lambda images: model.encode_image(torch.stack([preprocess(image) for image in images]).to(device))
+
+
+def _dinov2(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
+    from transformers import AutoImageProcessor, Dinov2Model
+
+    source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(source)
+        model = Dinov2Model.from_pretrained(source).float().eval().to(device)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name!r} opens as no DINOv2, neither as a local folder nor from the hub: {reason}") from error
+    return lambda images: model(**processor(images=images, return_tensors="pt").to(device)).last_hidden_state[:, 0]
