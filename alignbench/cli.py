@@ -1,9 +1,10 @@
 """The command line. Nothing heavy is imported before a command needs it, so `--help` and `list` answer at once."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,8 +78,7 @@ def run(
             raise UserError(f"{resume} is no folder of a run: it has no config.yaml")
         settings, folder = load_config(file=resume / "config.yaml"), resume
     else:
-        chosen = {k: v for k, v in options.items() if v is not None}
-        settings = load_config(preset=preset, file=config, options=chosen, sets=sets or [])
+        settings = load_config(preset=preset, file=config, options=_given(options), sets=sets or [])
         folder = out or _default_folder(settings)
 
     from alignbench.console import Silent, Terminal
@@ -235,10 +235,10 @@ def eval_(
     settings = given.pop("evals", {})
     if not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
         raise UserError("--set evals takes evals.NAME.key=value")
-    options = {"backbone": pipeline, "task": task}
+    options = _given({"backbone": pipeline, "task": task})
     file = checkpoint / "config.yaml" if checkpoint else None
     config = load_config(file=file, options=options, sets=[s for s in sets or [] if not s.startswith("evals.")])
-    names = [name.strip() for name in (evals or "").split(",") if name.strip()]
+    names = _names(evals or "")
 
     from alignbench import scoring
     from alignbench.console import Judgement
@@ -308,7 +308,7 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
 ) -> None:
     """Measures how alike a group's rollouts are, how far from independent ones, and how biased an average over them is."""
-    options = {"sampler": sampler, "backbone": backbone, "task": task, "seed": seed}
+    options = _given({"sampler": sampler, "backbone": backbone, "task": task, "seed": seed})
     settings = load_config(file=config, options=options, sets=sets or [])
     folder = out or _results_folder("diagnose", settings.sampler.name)
 
@@ -410,6 +410,11 @@ def _seeds(text: str) -> list[int]:
     if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
         raise UserError(f"--seeds takes how many, such as 5, or which ones, such as 3,7; got {text!r}")
     return numbers if "," in text else list(range(numbers[0]))
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were typed."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _default_folder(settings: RunConfig) -> Path:
