@@ -23,7 +23,7 @@ from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
 from alignbench.noise import seed_of
-from alignbench.record import Estimate, environment, write_atomically
+from alignbench.record import Estimate, environment, refuse_taken, write_atomically
 from alignbench.sampler import Sampler
 from alignbench.statistics import interval_over_groups
 from alignbench.tasks import load_task
@@ -146,8 +146,7 @@ def diagnose(
         UserError: a wrong setting, or a folder that is taken; nothing has been written.
         RunError: a scorer failed.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out")
+    refuse_taken(out)
     task = load_task(config.task)
     if prompts > len(task.train_prompts):
         raise UserError(f"{prompts} prompts are asked for, but task {task.name!r} has {len(task.train_prompts)}")

@@ -19,6 +19,7 @@ from alignbench.executor import sample
 from alignbench.flow import Reduction
 from alignbench.forest import RolloutForest
 from alignbench.plan import Plan, Step
+from alignbench.record import refuse_taken
 
 
 class Pair(BaseModel):
@@ -111,8 +112,7 @@ def write_pairs(
     Raises:
         UserError: the folder exists and is not empty.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists already; choose another --out")
+    refuse_taken(out)
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     count = 0
     with (out / "pairs.jsonl").open("w", encoding="utf-8") as file:

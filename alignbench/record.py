@@ -188,6 +188,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def refuse_taken(out: Path, instead: str = "choose another --out") -> None:
+    """Raises UserError where something is at `out` already: nothing is overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; {instead}")
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """While entered, no other process works in the folder, which is made where it is missing; the lock ends with its process.

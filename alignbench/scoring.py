@@ -9,11 +9,10 @@ from alignbench import plots
 from alignbench.backbone import Backbone, holding
 from alignbench.checkpoint import PolicyWeights, policy_weights
 from alignbench.config import RunConfig
-from alignbench.errors import UserError
 from alignbench.evaluation import Evaluation, Judges, estimates, evaluate, evaluation_prompts, judge
 from alignbench.load import load_configured_backbone, threads_of
 from alignbench.prompts import read_pictures
-from alignbench.record import EvalProtocol, EvalRecord, ScoredMetric, environment, now, write_atomically
+from alignbench.record import EvalProtocol, EvalRecord, ScoredMetric, environment, now, refuse_taken, write_atomically
 from alignbench.tasks import Task, load_task
 
 Advance = Callable[[str], None]
@@ -41,7 +40,8 @@ def score_model(
         UserError: an unknown name or setting, no checkpoint, too few prompts, or a folder that is taken.
         RunError: a scorer failed.
     """
-    _refuse_taken(out)
+    if out is not None:
+        refuse_taken(out)
     task = _task(config, evals, settings or {})
     evaluation_prompts(task, config.evaluation)
     weights = policy_weights(run / "checkpoints") if run else None
@@ -86,7 +86,8 @@ def score_pictures(
         UserError: pictures and prompts do not fit, or an eval cannot take them.
         RunError: a scorer failed.
     """
-    _refuse_taken(out)
+    if out is not None:
+        refuse_taken(out)
     task = _task(config, evals, settings or {})
     advance("reading pictures")
     pictures = read_pictures(folder, prompts)
@@ -116,11 +117,6 @@ def _judged_weights(policy: Backbone, weights: PolicyWeights | None) -> Abstract
     if weights is None:
         return policy.reference()
     return holding(list(policy.parameters()), weights.in_order(policy.trainable()))
-
-
-def _refuse_taken(out: Path | None) -> None:
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out")
 
 
 def _recorded(found: Evaluation, protocol: EvalProtocol, surroundings: dict[str, Any], out: Path | None) -> EvalRecord:

@@ -16,11 +16,11 @@ from alignbench import engine, groups, plots
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
-from alignbench.errors import ScorerError, UserError
+from alignbench.errors import ScorerError
 from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
 from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
-from alignbench.record import Protocol, Result, RunInfo, environment, exclusive, write_atomically
+from alignbench.record import Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
 from alignbench.trainer import Trainer
 
@@ -47,8 +47,8 @@ def run(
         RunError: the run failed; what was measured until then is in the folder.
         KeyboardInterrupt: after a checkpoint has been written.
     """
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out, or continue it with --resume {out}")
+    if not resume:
+        refuse_taken(out, f"choose another --out, or continue it with --resume {out}")
     try:
         return _Run(config, out, console or Silent(), {} if bases is None else bases).run(resume)
     except ScorerError as error:

@@ -31,7 +31,7 @@ from alignbench.drawing import lettering, scenes
 from alignbench.drawing.lettering import Lettering
 from alignbench.drawing.palette import COLORS, PICTURE_SIZE, colors_for
 from alignbench.drawing.scenes import NUMBERS, RELATIONS, SHAPES, Scene
-from alignbench.errors import UserError
+from alignbench.record import refuse_taken
 from alignbench.settings import Settings
 
 MAX_TOKENS = 77
@@ -392,8 +392,7 @@ def train_pickscore(settings: PickScoreTraining, out: Path, log: Any = print) ->
     Raises:
         UserError: the folder is taken.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out")
+    refuse_taken(out)
     torch.set_num_threads(settings.threads)
     model, processor, history = train(settings, log)
     model.to(torch.bfloat16).save_pretrained(out)
