@@ -162,19 +162,24 @@ class Results:
         """
         rows = []
         for setup in self.setups:
-            for metric in dict.fromkeys(self.runs_frame.query("setup == @setup")["metric"]):
-                family = self._pair_rows(setup, str(metric))
+            for metric in self.of(setup)[0].result.metrics:
+                family = self._pair_rows(setup, metric)
                 for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
                     rows.append({**row, "p_holm": p, "tests": len(family)})
         return pd.DataFrame(rows)
 
     def scores(self, setup: str, cell: str, metric: str, column: str = "final") -> np.ndarray:
         """[seeds, prompts] of one cell; without per-prompt records, the seeds' means as [seeds, 1]."""
-        table = self.prompts_frame.query("setup == @setup and cell == @cell and metric == @metric")
-        if len(table):
+        table = self._by_metric["prompts"].get((setup, cell, metric))
+        if table is not None:
             return np.asarray(table.pivot(index="seed", columns="prompt_index", values=column), dtype=np.float64)
-        means = self.runs_frame.query("setup == @setup and cell == @cell and metric == @metric")[column]
-        return means.to_numpy(dtype=np.float64)[:, None]
+        return self._by_metric["runs"][setup, cell, metric][column].to_numpy(dtype=np.float64)[:, None]
+
+    @cached_property
+    def _by_metric(self) -> dict[str, dict[Any, pd.DataFrame]]:
+        """The rows of one setup, cell and metric; found once, for they are asked for again and again."""
+        frames, keys = {"runs": self.runs_frame, "prompts": self.prompts_frame}, ["setup", "cell", "metric"]
+        return {name: dict(iter(frame.groupby(keys, sort=False))) for name, frame in frames.items()}
 
     def _base_rows(self, setup: str) -> list[dict[str, Any]]:
         """The base model is the same for all runs, up to rounding; the first run's record is taken."""
@@ -222,13 +227,14 @@ class Results:
         return stratified_interval(scores, shared_runs=True)
 
     def _pair_rows(self, setup: str, metric: str) -> list[dict[str, Any]]:
-        frame = self.runs_frame.query("setup == @setup and metric == @metric")
+        of_runs = self._by_metric["runs"]
+        cells = dict.fromkeys(run.cell for run in self.of(setup))
+        frame = of_runs[setup, next(iter(cells)), metric]
         higher = frame["higher_is_better"].iloc[0]
-        means = {str(cell): part["final"].to_numpy(dtype=np.float64) for cell, part in frame.groupby("cell", sort=False)}
+        means = {cell: of_runs[setup, cell, metric]["final"].to_numpy(dtype=np.float64) for cell in cells}
         prompts = {cell: _mean_over_seeds(self.scores(setup, cell, metric)) for cell in means}
-        any_cell = next(iter(means))
         means[BASE] = np.full(max(map(len, means.values())), frame["base"].iloc[0], dtype=np.float64)
-        prompts[BASE] = _mean_over_seeds(self.scores(setup, any_cell, metric, "base"))
+        prompts[BASE] = _mean_over_seeds(self.scores(setup, next(iter(cells)), metric, "base"))
         rows = []
         for first, second in combinations(means, 2):
             a, b = means[first], means[second]

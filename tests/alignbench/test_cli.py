@@ -47,7 +47,9 @@ def test_list_as_json_is_one_document() -> None:
     assert found["objectives"]["tmpo"].startswith("Softmax Trajectory Balance")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["check"], ["new"], ["pairs"], ["plot"], ["train-tiny"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["list"], ["check"], ["new"], ["pairs"], ["plot"], ["report"], ["train-tiny"]]
+)
 def test_every_command_has_a_help_text(command: list[str]) -> None:
     done = alignbench(*command, "--help")
     assert done.returncode == 0
@@ -74,6 +76,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["run", "--resume", "nowhere"], "nowhere is no folder of a run"),
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["plot", "nowhere"], "cannot read"),
+        (["report", "nowhere"], "there is no folder nowhere"),
         (["train-tiny", "--out", "x", "--set", "step=3"], "train-tiny: there is no key 'step'; did you mean 'steps'"),
     ],
 )  # fmt: skip
