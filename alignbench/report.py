@@ -23,6 +23,20 @@ TEMPLATES = Path(__file__).parent / "templates"
 PUBLISHED = Path(__file__).parent / "published.yaml"
 FRAME = (70.0, 12.0, 480.0, 300.0)
 """Left, top, width and height of the trade-off plot's axes, in its own units."""
+PATHS = {
+    "o": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0",
+    "s": "M-5.5-5.5h11v11h-11z",
+    "^": "M0-7L7 5.5H-7z",
+    "D": "M0-7.5L7.5 0 0 7.5-7.5 0z",
+    "v": "M0 7L7-5.5H-7z",
+    "P": "M-2-7h4v5h5v4h-5v5h-4v-5h-5v-4h5z",
+    "X": "M-6-3L-3-6 0-3 3-6 6-3 3 0 6 3 3 6 0 3-3 6-6 3-3 0z",
+    "<": "M-7 0L5.5-7V7z",
+    ">": "M7 0L-5.5-7V7z",
+    "h": "M0-7L6-3.5V3.5L0 7-6 3.5V-3.5z",
+    "*": "M0-8L2-2.5 8-2.5 3 1 5 7 0 3.5-5 7-3 1-8-2.5-2-2.5z",
+}
+"""Matplotlib's markers as SVG paths."""
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -90,7 +104,7 @@ def _differences(results: Results, setup: str, metric: str) -> list[str]:
         return [f"{metric}: nothing can be said about chance from training to training ({why})."]
     clear = tested[tested["p_holm"] < LEVEL]
     if clear.empty:
-        return [f"{metric}: none of {len(tested)} tested differences is beyond chance (Welch, Holm-corrected)."]
+        return [f"{metric}: no difference is beyond chance ({len(tested)} tested, Welch, Holm-corrected)."]
     said = [f"{metric}: {len(clear)} of {len(tested)} tested differences are beyond chance (Welch, Holm-corrected)."]
     for row in clear.itertuples():
         high, low = (row.first, row.second) if row.difference > 0 else (row.second, row.first)
@@ -151,8 +165,8 @@ def scatter(cells: pd.DataFrame, reward: str, diversity: str) -> dict[str, Any]:
     marks = [
         {
             "cell": str(cell),
-            "color": look[str(cell)].color,
-            "shape": drawing.MARKERS.index(look[str(cell)].marker) % 4 if cell != BASE else 4,
+            "color": look[str(cell)].color if cell != BASE else "currentColor",  # black is not seen in the dark
+            "path": PATHS[look[str(cell)].marker],
             "front": bool(p["front"]),
             **{f"{c}{end}": place(c, float(p[f"{c}{end}"])) for c in ("x", "y") for end in ("", "_lower", "_upper")},
         }
