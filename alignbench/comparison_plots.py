@@ -102,10 +102,10 @@ def hypervolumes(runs: pd.DataFrame, reward: str, diversity: str) -> Figure:
     with plt.rc_context(PAPER | {"axes.grid": False}):
         figure, axis = plt.subplots(figsize=(COLUMN, 0.22 * len(table) + 0.7), layout="constrained")
         look = looks(list(table["cell"]))
-        for y, row in enumerate(table.itertuples()):
-            bounded = np.isfinite([row.lower, row.upper]).all() and row.cell != BASE
-            error = [[row.value - row.lower], [row.upper - row.value]] if bounded else None
-            axis.barh(y, row.value, color=look[str(row.cell)].color, xerr=error, capsize=2, error_kw={"linewidth": 0.8})
+        for y, row in enumerate(table.to_dict("records")):
+            bounded = np.isfinite([row["lower"], row["upper"]]).all() and row["cell"] != BASE
+            error = [[row["value"] - row["lower"]], [row["upper"] - row["value"]]] if bounded else None
+            axis.barh(y, row["value"], color=look[row["cell"]].color, xerr=error, capsize=2, error_kw={"linewidth": 0.8})
         axis.set(
             yticks=range(len(table)), yticklabels=[f"{c}, n = {n}" for c, n in zip(table["cell"], table["n"], strict=True)]
         )
@@ -192,7 +192,7 @@ def profiles(prompts: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def picture_grid(rows: dict[str, Sequence[Image.Image]], prompts: Sequence[str]) -> Figure:
+def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> Figure:
     """One row of pictures a method, one column a prompt; all of one column were drawn from the same noise."""
     with plt.rc_context(PAPER | {"axes.grid": False}):
         size = COLUMN / (len(prompts) + 1)
@@ -331,7 +331,7 @@ def _panels(curves: pd.DataFrame, x: str, panels: Sequence[str], columns: int, h
 
 def _cross(axis: Axes, point: pd.Series, look: Look) -> None:
     """A point with its intervals; an unbounded one has no bar."""
-    errors = {}
+    errors: dict[str, Any] = {}
     for c in ("x", "y"):
         low, high = point[c] - point[f"{c}_lower"], point[f"{c}_upper"] - point[c]
         if np.isfinite([low, high]).all():

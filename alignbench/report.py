@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def write_report(folder: Path) -> list[Path]:
     written = []
     for name in ("report.html", "report.md"):
         text = render(f"{name}.jinja", values)
-        write_atomically(folder / name, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+        _write(folder / name, text)
         written.append(folder / name)
     return written + _write_tables(results, folder / "tables") + drawing.plot_comparison(results, folder / "plots")
 
@@ -106,9 +107,10 @@ def _differences(results: Results, setup: str, metric: str) -> list[str]:
     if clear.empty:
         return [f"{metric}: no difference is beyond chance ({len(tested)} tested, Welch, Holm-corrected)."]
     said = [f"{metric}: {len(clear)} of {len(tested)} tested differences are beyond chance (Welch, Holm-corrected)."]
-    for row in clear.itertuples():
-        high, low = (row.first, row.second) if row.difference > 0 else (row.second, row.first)
-        said.append(f"{metric} of {high} is higher than that of {low} by {number(abs(row.difference))} (p = {row.p_holm:.2g}).")
+    for row in clear.to_dict("records"):
+        high, low = (row["first"], row["second"]) if row["difference"] > 0 else (row["second"], row["first"])
+        by, p = number(abs(row["difference"])), row["p_holm"]
+        said.append(f"{metric} of {high} is higher than that of {low} by {by} (p = {p:.2g}).")
     return said
 
 
@@ -228,17 +230,21 @@ def _write_tables(results: Results, folder: Path) -> list[Path]:
     frames = {"runs": results.runs_frame, "cells": results.cells_frame, "pairs": results.pairs_frame}
     frames |= {"prompts": results.prompts_frame, "curves": results.curves_frame}
     for name, frame in frames.items():
-        write_atomically(folder / f"{name}.csv", lambda p, frame=frame: frame.to_csv(p, index=False))
-        write_atomically(folder / f"{name}.parquet", lambda p, frame=frame: frame.to_parquet(p, index=False))
+        write_atomically(folder / f"{name}.csv", partial(frame.to_csv, index=False))
+        write_atomically(folder / f"{name}.parquet", partial(frame.to_parquet, index=False))
         written += [folder / f"{name}.csv", folder / f"{name}.parquet"]
     for setup in results.setups:
         cells = results.cells_frame[results.cells_frame["setup"] == setup]
         rows = [_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])]
         text = latex_table(rows, [m for m in (results.reward(setup), results.diversity(setup)) if m])
         file = folder / f"{drawing.slug(setup)}.tex"
-        write_atomically(file, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+        _write(file, text)
         written.append(file)
     return written
+
+
+def _write(file: Path, text: str) -> None:
+    write_atomically(file, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def _svg_uri(figure: Figure) -> str:

@@ -196,7 +196,8 @@ class Results:
         ]
 
     def _cell_rows(self, runs: list[Run]) -> list[dict[str, Any]]:
-        first, rows = runs[0], []
+        first = runs[0]
+        rows: list[dict[str, Any]] = []
         budgets = [run.result.budget for run in runs]
         spent = {
             "model_rows": float(np.mean([b.model_rows_rollout + b.model_rows_train for b in budgets])),
@@ -209,7 +210,7 @@ class Results:
             difference = np.array([_interval(r.difference).value for r in records])
             several = int((~np.isnan(final)).sum()) > 1
             rows.append(
-                {"setup": first.setup, "cell": first.cell, "objective": first.result.run.objective}
+                dict[str, Any](setup=first.setup, cell=first.cell, objective=first.result.run.objective)
                 | {"sampler": first.result.run.sampler, "metric": name, "role": record.role}
                 | {"higher_is_better": record.higher_is_better, "seeds": len(runs), "over": "seeds" if several else "prompts"}
                 | {"sd": float(np.nanstd(final, ddof=1)) if several else np.nan}
@@ -235,7 +236,7 @@ class Results:
         prompts = {cell: _mean_over_seeds(self.scores(setup, cell, metric)) for cell in means}
         means[BASE] = np.full(max(map(len, means.values())), frame["base"].iloc[0], dtype=np.float64)
         prompts[BASE] = _mean_over_seeds(self.scores(setup, next(iter(cells)), metric, "base"))
-        rows = []
+        rows: list[dict[str, Any]] = []
         for first, second in combinations(means, 2):
             a, b = means[first], means[second]
             same_prompts = len(prompts[first]) == len(prompts[second])

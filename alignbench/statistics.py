@@ -165,8 +165,8 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
     Points with a NaN are not on the front, and beat none.
     """
     p = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    better = (p[None] >= p[:, None]).all(2) & (p[None] > p[:, None]).any(2)
-    return np.asarray(~better.any(1) & ~np.isnan(p).any(1))
+    better = np.all(p[None] >= p[:, None], axis=2) & np.any(p[None] > p[:, None], axis=2)
+    return np.asarray(~np.any(better, axis=1) & ~np.any(np.isnan(p), axis=1))
 
 
 def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:

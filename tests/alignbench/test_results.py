@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.alignbench.record_folders import write_run
 def test_a_cell_is_the_mean_over_its_seeds_with_students_interval(tmp_path: Path) -> None:
     for seed, reward in enumerate([(0.5, 0.7), (0.6, 0.8), (0.7, 0.9)], start=1):
         write_run(tmp_path / "deep" / f"r{seed}", seed=seed, reward=reward)
-    frame = read_results(tmp_path).cells_frame.set_index(["cell", "metric"])
+    frame: Any = read_results(tmp_path).cells_frame.set_index(["cell", "metric"])
     cell = frame.loc[("tmpo x independent", "ocr")]
     # Means 0.6, 0.7, 0.8: deviation 0.1, standard error 0.1 / sqrt 3, t(0.975, 2) = 4.302653
     assert cell["mean"] == pytest.approx(0.7)
@@ -31,7 +32,7 @@ def test_a_cell_is_the_mean_over_its_seeds_with_students_interval(tmp_path: Path
 def test_the_interval_of_one_seed_is_over_prompts_and_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "r")
     results = read_results(tmp_path)
-    cell = results.cells_frame.set_index(["cell", "metric"]).loc[("tmpo x independent", "ocr")]
+    cell: Any = results.cells_frame.set_index(["cell", "metric"]).loc[("tmpo x independent", "ocr")]
     assert (cell["mean_n"], cell["over"]) == (2, "prompts")
     assert np.isnan(cell["sd"])
     assert results.pairs_frame["p"].isna().all()
@@ -42,7 +43,7 @@ def test_pairs_are_welchs_corrected_within_setup_and_metric(tmp_path: Path) -> N
     for objective, means in values.items():
         for seed, mean in enumerate(means):
             write_run(tmp_path / f"{objective}{seed}", objective=objective, seed=seed, reward=(mean, mean))
-    pairs = read_results(tmp_path).pairs_frame.query("metric == 'ocr'").set_index(["first", "second"])
+    pairs: Any = read_results(tmp_path).pairs_frame.query("metric == 'ocr'").set_index(["first", "second"])
     assert len(pairs) == 3  # two cells and the base model
     pair = pairs.loc[("grpo x independent", "tmpo x independent")]
     assert pair["p"] == pytest.approx(stats.ttest_ind(values["grpo"], values["tmpo"], equal_var=False).pvalue)

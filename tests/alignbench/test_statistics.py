@@ -78,7 +78,7 @@ def test_interquartile_mean_is_the_mean_of_the_middle_half() -> None:
 
 def test_the_stratified_interval_of_one_stratum_is_the_bootstrap_of_scipy() -> None:
     values = np.random.default_rng(3).normal(size=25)
-    found = stratified_interval(values[:, None], np.mean)  # type: ignore[arg-type]
+    found = stratified_interval(values[:, None], np.mean)
     other = mean_interval(values, seed=1)
     # 2,000 resamples place each quantile to within about 5 % of the interval's width, twice.
     assert found.lower == pytest.approx(other.lower, abs=0.1 * (other.upper - other.lower))
@@ -88,11 +88,11 @@ def test_the_stratified_interval_of_one_stratum_is_the_bootstrap_of_scipy() -> N
 def test_strata_are_not_mixed_and_shared_runs_stay_whole() -> None:
     # Strata differ, runs do not: drawing within strata leaves nothing to vary.
     constant = np.tile([0.0, 10.0, 20.0], (6, 1))
-    assert stratified_interval(constant, np.mean)[:3] == (10.0, 10.0, 10.0)  # type: ignore[arg-type]
+    assert stratified_interval(constant, np.mean)[:3] == (10.0, 10.0, 10.0)
     # Rows differ as wholes: drawn apart, the strata average out, so the interval is 1/sqrt(100) of the honest one.
     rows = np.tile(np.arange(6.0)[:, None], (1, 100))
-    apart = stratified_interval(rows, np.mean)  # type: ignore[arg-type]
-    whole = stratified_interval(rows, np.mean, shared_runs=True)  # type: ignore[arg-type]
+    apart = stratified_interval(rows, np.mean)
+    whole = stratified_interval(rows, np.mean, shared_runs=True)
     assert (apart.upper - apart.lower) / (whole.upper - whole.lower) == pytest.approx(0.1, rel=0.15)
 
 
