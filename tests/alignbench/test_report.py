@@ -2,13 +2,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from alignbench import comparison_plots, report
+from alignbench import comparison_plots, plots, report
 from alignbench.results import BASE, Results, read_results
-from tests.alignbench.record_folders import write_run
+from tests.alignbench.record_folders import PROMPTS, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -95,6 +96,21 @@ def test_hypervolume_by_hand(results: Results) -> None:
     assert table.loc["tmpo x independent", "value"] == pytest.approx(0.44 * 0.05 / (0.44 * 0.55))
     assert table.loc["grpo x independent", "value"] == pytest.approx(0.14 * 0.55 / (0.44 * 0.55))
     assert table.loc[BASE, "value"] == pytest.approx(0.04 * 0.35 / (0.44 * 0.55))
+
+
+def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    (run / "samples").mkdir()
+    for name, shades in (("base", (10, 20)), ("final", (30, 40))):
+        images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
+        plots.grid(images, 1).save(run / "samples" / f"{name}.png")
+    rows, prompts = comparison_plots.gallery(read_results(tmp_path), "ocr on tiny")
+    shades = {cell: [picture.getpixel((9, 9)) for picture in pictures] for cell, pictures in rows.items()}
+    assert shades == {BASE: [(10,) * 3, (20,) * 3], "tmpo x independent": [(30,) * 3, (40,) * 3]}
+    assert prompts == list(PROMPTS)
+    report.write_report(tmp_path)
+    assert (tmp_path / "plots" / "pictures.svg").is_file()
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 8  # gallery and cards
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
