@@ -164,6 +164,11 @@ def compare(
         typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
         raise typer.Exit(130) from None
     failed = [cell for cell in record.cells if cell.status == "failed"]
+    if len(failed) < len(cells):
+        from alignbench.report import write_report
+
+        write_report(folder)
+        typer.echo(f"report: {folder / 'report.html'}", err=True)
     if failed:
         typer.echo(f"alignbench: {len(failed)} of {len(cells)} cells failed; the same call tries them again", err=True)
         raise typer.Exit(1)
@@ -255,11 +260,27 @@ def eval_(
 
 
 @app.command()
-def plot(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """Draws a run's plots again, from its record alone."""
-    from alignbench.plots import plot_run
+def plot(folder: Annotated[Path, typer.Argument(help="Folder of a run, or of many.")]) -> None:
+    """Draws the plots of a run, or of the comparison of all runs below a folder, again from the records alone."""
+    if (folder / "result.json").exists() or not folder.is_dir():
+        from alignbench.plots import plot_run
 
-    for file in plot_run(folder):
+        written = plot_run(folder)
+    else:
+        from alignbench.comparison_plots import plot_comparison
+        from alignbench.results import read_results
+
+        written = plot_comparison(read_results(folder), folder / "plots")
+    for file in written:
+        print(file)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a comparison, or any that has runs below it.")]) -> None:
+    """Writes report.html, report.md, tables and plots of all finished runs below a folder, from the records alone."""
+    from alignbench.report import write_report
+
+    for file in write_report(folder):
         print(file)
 
 

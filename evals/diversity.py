@@ -49,6 +49,8 @@ def pixel_diversity(images: np.ndarray) -> float:
 
 class Diversity(SetMetric):
     class Settings(settings.Settings):
+        pixels: bool = True
+        """Measure it in pixels too, which says nothing where pictures stand for something else."""
         features: str = ""
         """Of cosine diversity and Vendi score: `clip:tiny`, `clip:NAME`, `dinov2:NAME`, `open_clip:MODEL/WEIGHTS` (see
         `evals._features`); without it neither is measured."""
@@ -58,7 +60,7 @@ class Diversity(SetMetric):
     settings: Settings
 
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
-        found = {"pixel_diversity": pixel_diversity(images)}
+        found = {"pixel_diversity": pixel_diversity(images)} if self.settings.pixels else {}
         if latents is not None:
             found["lgmd"] = lgmd(latents)
         if self.settings.features:

@@ -59,6 +59,7 @@ def test_list_as_json_is_one_document() -> None:
         ["new"],
         ["pairs"],
         ["plot"],
+        ["report"],
         ["eval"],
         ["train-tiny"],
         ["train-pickscore"],
@@ -93,6 +94,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "5 prompts are asked for, but task 'equal_modes'"),
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["plot", "nowhere"], "cannot read"),
+        (["report", "nowhere"], "there is no folder nowhere"),
         (["train-tiny", "--out", "x", "--set", "step=3"], "train-tiny: there is no key 'step'; did you mean 'steps'"),
     ],
 )  # fmt: skip

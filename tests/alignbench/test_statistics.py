@@ -2,7 +2,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignbench.statistics import interval_over_groups, mean_interval
+from alignbench.statistics import (
+    holm,
+    hypervolume,
+    interquartile_mean,
+    interval_over_groups,
+    mean_interval,
+    non_dominated,
+    paired_interval,
+    performance_profile,
+    probability_of_improvement,
+    seed_interval,
+    stratified_interval,
+    welch,
+)
 
 
 def test_the_interval_agrees_with_the_t_interval_on_normal_values() -> None:
@@ -77,3 +90,104 @@ def test_groups_may_hold_several_numbers_that_stay_together() -> None:
 
 def test_a_statistic_that_is_not_a_number_has_no_interval() -> None:
     assert np.isnan(interval_over_groups(lambda x: np.full(len(x), np.nan), np.ones((1, 3)))[:3]).all()
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    values = np.array([1.0, 2.0, 4.0, 5.0, 8.0])
+    # mean 4, variance (9 + 4 + 0 + 1 + 16) / 4 = 7.5, standard error sqrt(1.5), t(0.975, 4) = 2.776445
+    found = seed_interval(values)
+    assert found.value == 4.0
+    assert found.upper - 4.0 == pytest.approx(2.776445 * 1.5**0.5, rel=1e-6)
+    assert found.n == 5
+    assert seed_interval(np.array([3.0])) == (3.0, -np.inf, np.inf, 1)
+
+
+def test_interquartile_mean_is_the_mean_of_the_middle_half() -> None:
+    assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, -50])) == 3.5  # of 2, 3, 4, 5
+    values = np.random.default_rng(0).normal(size=(5, 7))
+    assert interquartile_mean(values) == stats.trim_mean(values.ravel(), 0.25)
+    assert interquartile_mean(np.array([1.0, np.nan, 3.0])) == 2.0
+
+
+def test_the_stratified_interval_of_one_stratum_is_the_bootstrap_of_scipy() -> None:
+    values = np.random.default_rng(3).normal(size=25)
+    found = stratified_interval(values[:, None], np.mean)
+    other = mean_interval(values, seed=1)
+    # 2,000 resamples place each quantile to within about 5 % of the interval's width, twice.
+    assert found.lower == pytest.approx(other.lower, abs=0.1 * (other.upper - other.lower))
+    assert found.upper == pytest.approx(other.upper, abs=0.1 * (other.upper - other.lower))
+
+
+def test_strata_are_not_mixed_and_shared_runs_stay_whole() -> None:
+    # Strata differ, runs do not: drawing within strata leaves nothing to vary.
+    constant = np.tile([0.0, 10.0, 20.0], (6, 1))
+    assert stratified_interval(constant, np.mean)[:3] == (10.0, 10.0, 10.0)
+    # Rows differ as wholes: drawn apart, the strata average out, so the interval is 1/sqrt(100) of the honest one.
+    rows = np.tile(np.arange(6.0)[:, None], (1, 100))
+    apart = stratified_interval(rows, np.mean)
+    whole = stratified_interval(rows, np.mean, shared_runs=True)
+    assert (apart.upper - apart.lower) / (whole.upper - whole.lower) == pytest.approx(0.1, rel=0.15)
+
+
+def test_one_run_has_an_unbounded_stratified_interval() -> None:
+    assert stratified_interval(np.array([[1.0, 3.0]])) == (2.0, -np.inf, np.inf, 1)
+    with pytest.raises(ValueError, match="runs, strata"):
+        stratified_interval(np.zeros(3))
+
+
+def test_welch_agrees_with_the_formula() -> None:
+    a, b = np.array([3.0, 4, 1, 2.1]), np.array([490.2, 340.0, 433.9])  # unequal sizes and variances
+    va, vb = a.var(ddof=1) / 4, b.var(ddof=1) / 3
+    t = (a.mean() - b.mean()) / (va + vb) ** 0.5
+    degrees = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 2)
+    assert welch(a, b) == pytest.approx(2 * stats.t.sf(abs(t), degrees), rel=1e-9)
+
+
+def test_welch_against_a_base_model_without_spread_is_the_one_sample_test() -> None:
+    values = np.array([0.3, 0.5, 0.45, 0.6])
+    # One-sample t: mean 0.4625, standard error sqrt(0.01562500 / 4) = 0.0625, t = 4.2 with 3 degrees of freedom.
+    assert welch(values, np.full(4, 0.2)) == pytest.approx(2 * stats.t.sf(4.2, 3))
+    assert welch(np.full(4, 0.2), values) == pytest.approx(2 * stats.t.sf(4.2, 3))
+
+
+def test_welch_says_nothing_where_nothing_can_be_told() -> None:
+    assert np.isnan(welch(np.array([1.0]), np.array([2.0, 3.0])))
+    assert np.isnan(welch(np.array([1.0, 1.0]), np.array([2.0, 2.0])))
+
+
+def test_holm_by_hand() -> None:
+    # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, and never below the one before: .06 for the last
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    found = holm([0.02, np.nan, 0.5])
+    assert found[0] == pytest.approx(0.04)
+    assert np.isnan(found[1])
+    assert len(holm([])) == 0
+
+
+def test_probability_of_improvement_is_the_mann_whitney_statistic() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(0, 5, (6, 3)).astype(float), rng.integers(0, 5, (4, 3)).astype(float)
+    expected = np.mean([stats.mannwhitneyu(a[:, s], b[:, s]).statistic / 24 for s in range(3)])
+    assert probability_of_improvement(a, b) == pytest.approx(expected)
+    assert probability_of_improvement(a, a) == pytest.approx(0.5)
+
+
+def test_performance_profile_counts_what_is_above() -> None:
+    found = performance_profile(np.array([[0.1, 0.5], [0.9, np.nan]]), np.array([0.0, 0.1, 0.5, 1.0]))
+    assert found == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
+
+
+def test_paired_differences_leave_out_what_has_no_partner() -> None:
+    found = paired_interval(np.array([1.0, 2.0, np.nan]), np.array([0.5, 1.5, 1.0]))
+    assert found == (0.5, 0.5, 0.5, 2)
+
+
+def test_front_and_hypervolume_by_hand() -> None:
+    points = np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [1.0, 1.0], [2.0, 2.0], [np.nan, 9.0]])
+    assert non_dominated(points).tolist() == [True, True, True, False, True, False]
+    # A staircase of 3 + 2 + 1 unit squares; above (1, 1) only one square is left.
+    assert hypervolume(points, (0, 0)) == 6.0
+    assert hypervolume(points, (1, 1)) == 1.0
+    assert hypervolume(points, (5, 5)) == 0.0
+    assert hypervolume(np.empty((0, 2)), (0, 0)) == 0.0

@@ -1,0 +1,386 @@
+"""Plots of a comparison, a function each, from the frames of `results`. They fit one column of a two-column paper.
+
+Colour tells the objective and marker or line the sampler; the palette is that of `plots`. Every interval is a 95 % one.
+"""
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from alignbench.plots import COLORS, STYLE, write_figure
+from alignbench.record import Protocol
+from alignbench.results import BASE, Results, Run
+from alignbench.statistics import (
+    hypervolume,
+    mean_interval,
+    non_dominated,
+    performance_profile,
+    seed_interval,
+)
+
+COLUMN = 3.3
+"""Inches: the width of one column."""
+PAPER: Any = {**STYLE, "font.size": 7, "legend.fontsize": 6, "xtick.labelsize": 6, "ytick.labelsize": 6, "savefig.dpi": 300}
+PAPER |= {"svg.hashsalt": "alignbench", "lines.markersize": 4.5, "lines.linewidth": 1.0}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+DIAGNOSTICS = ("ratio_abs_dev_max", "grad_norm", "policy_update_norm", "zero_std_ratio", "ess_target", "ess_policy")
+SMOOTHED = 8
+"""Iterations of which curves show the mean."""
+PICTURE_PROMPTS = 6
+BOX_MARGIN = 0.1
+"""The hypervolume's reference point lies this share of the range below the worst of all runs."""
+
+
+class Look(NamedTuple):
+    color: str
+    marker: str
+    line: Any
+
+
+def looks(cells: Sequence[str]) -> dict[str, Look]:
+    """A look for each cell `objective x sampler`; the base model is a black star."""
+    objectives = list(dict.fromkeys(_objective(c) for c in cells if c != BASE))
+    samplers = list(dict.fromkeys(_sampler(c) for c in cells if c != BASE))
+    found = {BASE: Look("#000000", "*", (0, (1, 1)))}
+    for cell in cells:
+        if cell != BASE:
+            i, j = objectives.index(_objective(cell)), samplers.index(_sampler(cell))
+            found[cell] = Look(COLORS[i % (len(COLORS) - 1)], MARKERS[j % len(MARKERS)], LINES[j % len(LINES)])
+    return found
+
+
+def trade_off(cells: pd.DataFrame, reward: str, diversity: str) -> Figure:
+    """Reward against diversity of each cell with both intervals, and the non-dominated front.
+
+    Args:
+        cells: rows of `Results.cells_frame` of one setup.
+    """
+    points = metric_pairs(cells, diversity, reward)
+    with plt.rc_context(PAPER):
+        figure, axis = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
+        look = looks(list(points.index))
+        for cell, point in points.iterrows():
+            _cross(axis, point, look[str(cell)])
+        front = points[points["front"]].sort_values("x")
+        axis.step(front["x"], front["y"], where="pre" if _sign(cells, diversity) > 0 else "post", color="#777777", zorder=0)
+        axis.set(xlabel=f"diversity: {_arrow(cells, diversity)}", ylabel=f"reward: {_arrow(cells, reward)}")
+        _legend(figure, look, front=True)
+    return figure
+
+
+def against(cells: pd.DataFrame, x: str, metrics: Sequence[str]) -> Figure:
+    """Metrics of the trained models, a panel each, against another metric (such as `kl_base`) or what was spent.
+
+    Args:
+        x: a metric, or a column of the frame: `model_rows`, `seconds`, `reward_calls`.
+    """
+    with plt.rc_context(PAPER):
+        figure, axes = plt.subplots(1, len(metrics), figsize=(COLUMN, 2.2), layout="constrained", squeeze=False)
+        look = looks(list(dict.fromkeys(cells["cell"])))
+        for axis, metric in zip(axes[0], metrics, strict=True):
+            for cell, point in metric_pairs(cells, x, metric).iterrows():
+                _cross(axis, point, look[str(cell)])
+            axis.set(xlabel=x.replace("_", " "), ylabel=_arrow(cells, metric))
+        _legend(figure, look)
+    return figure
+
+
+def hypervolumes(runs: pd.DataFrame, reward: str, diversity: str) -> Figure:
+    """Bars of `hypervolume_table`: how much of the box below the best reward and diversity each cell dominates."""
+    table = hypervolume_table(runs, reward, diversity)
+    with plt.rc_context(PAPER | {"axes.grid": False}):
+        figure, axis = plt.subplots(figsize=(COLUMN, 0.22 * len(table) + 0.7), layout="constrained")
+        look = looks(list(table["cell"]))
+        for y, row in enumerate(table.to_dict("records")):
+            bounded = np.isfinite([row["lower"], row["upper"]]).all() and row["cell"] != BASE
+            error = [[row["value"] - row["lower"]], [row["upper"] - row["value"]]] if bounded else None
+            axis.barh(y, row["value"], color=look[row["cell"]].color, xerr=error, capsize=2, error_kw={"linewidth": 0.8})
+        axis.set(
+            yticks=range(len(table)), yticklabels=[f"{c}, n = {n}" for c, n in zip(table["cell"], table["n"], strict=True)]
+        )
+        axis.set(xlabel="hypervolume, share of the box", xlim=(0, 1.05))
+        axis.invert_yaxis()
+    return figure
+
+
+def hypervolume_table(runs: pd.DataFrame, reward: str, diversity: str) -> pd.DataFrame:
+    """Cell, value with lower and upper over seeds, n: the area that one trained model dominates, as a share of a box.
+
+    The box goes from a tenth of the range below the worst of all runs (the base model included) to the best, in each
+    coordinate; a model that were best in both has 1.
+    """
+    wide = runs[runs["metric"].isin([reward, diversity])].copy()
+    sign = {m: _sign(runs, m) for m in (reward, diversity)}
+    for column in ("final", "base"):
+        wide[column] *= wide["metric"].map(sign)
+    final = wide.pivot(index=["cell", "seed"], columns="metric", values="final")[[reward, diversity]].dropna()
+    base = wide.drop_duplicates("metric").set_index("metric")["base"].reindex([reward, diversity]).to_numpy(dtype=np.float64)
+    points = np.vstack([final.to_numpy(), base])
+    low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
+    low = low - BOX_MARGIN * np.where(high > low, high - low, 1.0)
+    area = [hypervolume(p, low) / float(np.prod(high - low)) for p in points]
+    rows = [{"cell": BASE, "value": area[-1], "lower": area[-1], "upper": area[-1], "n": 1}]
+    shares = pd.Series(area[:-1], index=final.index)
+    for cell in dict.fromkeys(runs["cell"]):
+        if cell in final.index.get_level_values("cell"):
+            rows.append({"cell": cell, **seed_interval(shares.loc[cell].to_numpy(dtype=np.float64))._asdict()})
+    return pd.DataFrame(rows)
+
+
+def learning_curves(curves: pd.DataFrame, x: str = "model_rows") -> Figure:
+    """Training reward and diversity of the rollouts, means over seeds of running means; the band is from seed to seed.
+
+    Args:
+        x: `model_rows`, `training_seconds`, `reward_calls` or `iteration`.
+    """
+    panels = [m for m in ("reward", "rollout_lgmd") if m in curves]
+    return _panels(curves, x, panels, columns=2, height=2.2, smooth=SMOOTHED)
+
+
+def diagnostics(curves: pd.DataFrame, columns: Sequence[str] = DIAGNOSTICS) -> Figure:
+    """What tells that a method is broken, against the iteration; of several seeds the mean and the range."""
+    panels = [c for c in columns if c in curves and curves[c].notna().any()]
+    return _panels(curves, "iteration", panels, columns=2, height=1.3, smooth=1)
+
+
+def prompt_differences(prompts: pd.DataFrame, metric: str) -> Figure:
+    """Trained minus base model for every prompt, seeds averaged, and the mean with its interval over prompts."""
+    table = prompts[prompts["metric"] == metric]
+    with plt.rc_context(PAPER):
+        cells = list(dict.fromkeys(table["cell"]))
+        figure, axis = plt.subplots(figsize=(COLUMN, 0.26 * len(cells) + 0.8), layout="constrained")
+        look = looks(cells)
+        for y, cell in enumerate(cells):
+            values = table[table["cell"] == cell].groupby("prompt_index")["difference"].mean().to_numpy(dtype=np.float64)
+            shifts = np.random.default_rng(0).uniform(-0.22, 0.22, len(values))  # so that equal values do not hide
+            axis.plot(values, y + shifts, ".", color=look[cell].color, markersize=3, alpha=0.6)
+            mean = mean_interval(values)
+            if np.isfinite(mean[:3]).all():
+                axis.errorbar(mean.value, y, xerr=[[mean.value - mean.lower], [mean.upper - mean.value]], fmt="k|", capsize=2)
+        axis.axvline(0, color="black", linewidth=0.6)
+        axis.set(yticks=range(len(cells)), yticklabels=cells, xlabel=f"{metric}, trained minus base")
+        axis.invert_yaxis()
+    return figure
+
+
+def profiles(prompts: pd.DataFrame, metric: str) -> Figure:
+    """Performance profiles (Agarwal et al. 2021): the share of (seed, prompt) scores above each threshold."""
+    table = prompts[prompts["metric"] == metric]
+    scores = {BASE: table.drop_duplicates("prompt_index")["base"].to_numpy(dtype=np.float64)}
+    scores |= {str(cell): part["final"].to_numpy(dtype=np.float64) for cell, part in table.groupby("cell", sort=False)}
+    everything = np.concatenate(list(scores.values()))
+    thresholds = np.linspace(np.nanmin(everything), np.nanmax(everything), 201)
+    with plt.rc_context(PAPER):
+        figure, axis = plt.subplots(figsize=(COLUMN, 2.4), layout="constrained")
+        look = looks(list(scores))
+        for cell, values in scores.items():
+            shares = performance_profile(values, thresholds)
+            axis.step(thresholds, shares, where="post", color=look[cell].color, linestyle=look[cell].line)
+        axis.set(xlabel=f"threshold of {metric}", ylabel="share of prompts above", ylim=(-0.02, 1.02))
+        _legend(figure, look, lines=True)
+    return figure
+
+
+def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> Figure:
+    """One row of pictures a method, one column a prompt; all of one column were drawn from the same noise."""
+    with plt.rc_context(PAPER | {"axes.grid": False}):
+        size = COLUMN / (len(prompts) + 1)
+        figure, axes = plt.subplots(len(rows), len(prompts), figsize=(COLUMN, size * len(rows) + 0.45), squeeze=False)
+        figure.subplots_adjust(
+            left=0.26, right=0.995, top=1 - 0.4 / (size * len(rows) + 0.45), bottom=0.01, wspace=0.04, hspace=0.06
+        )
+        for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+            for axis, picture in zip(line, pictures, strict=True):
+                axis.imshow(np.asarray(picture), interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+            line[0].set_ylabel(name.replace(" x ", "\n"), rotation=0, ha="right", va="center", fontsize=6)
+        for axis, prompt in zip(axes[0], prompts, strict=True):
+            axis.set_title(_wrapped(prompt), fontsize=6, pad=2)
+    return figure
+
+
+def sample_pictures(run: Run, name: str, prompts: int = PICTURE_PROMPTS) -> list[Image.Image]:
+    """The first picture of each of the first prompts, cut from `samples/<name>.png`; empty without that file.
+
+    Args:
+        name: `base` or `final`.
+    """
+    file = run.folder / "samples" / f"{name}.png"
+    if not file.is_file():
+        return []
+    with Image.open(file) as opened:
+        sheet = opened.convert("RGB")
+    protocol: Protocol = run.result.protocol
+    wide = protocol.images_per_prompt * max(1, 16 // protocol.images_per_prompt)  # as plots.grid lays them out
+    size = sheet.width // wide
+    found = []
+    for p in range(min(prompts, protocol.prompts)):
+        row, column = divmod(p * protocol.images_per_prompt, wide)
+        found.append(sheet.crop((column * size, row * size, (column + 1) * size, (row + 1) * size)))
+    return found
+
+
+def metric_pairs(cells: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """A row a cell: x and y with lower and upper, and whether it is on the front; cells that lack one are left out."""
+    table = cells[cells["metric"] == y].set_index("cell")
+    if x in cells.columns:
+        across = table[[x]].rename(columns={x: "x"}).assign(x_lower=np.nan, x_upper=np.nan)
+        directions = np.array([-1.0, _sign(cells, y)])  # less spent is better
+    else:
+        other = cells[cells["metric"] == x].set_index("cell")
+        across = other[["mean", "mean_lower", "mean_upper"]].set_axis(["x", "x_lower", "x_upper"], axis=1)
+        directions = np.array([_sign(cells, x), _sign(cells, y)])
+    up = table[["mean", "mean_lower", "mean_upper"]].set_axis(["y", "y_lower", "y_upper"], axis=1)
+    points = across.join(up, how="inner").dropna(subset=["x", "y"])
+    return points.assign(front=non_dominated(points[["x", "y"]].to_numpy(dtype=np.float64) * directions))
+
+
+def comparison_figures(results: Results, setup: str, diversity: str | None = None) -> dict[str, Figure]:
+    """Every plot that the records of a setup allow, by name."""
+    reward, diversity = results.reward(setup), diversity or results.diversity(setup)
+    cells, runs, curves, prompts = (
+        frame[frame["setup"] == setup]
+        for frame in (results.cells_frame, results.runs_frame, results.curves_frame, results.prompts_frame)
+    )
+    metrics = [reward, *([diversity] if diversity else [])]
+    found = {}
+    if diversity:
+        found["trade_off"] = trade_off(cells, reward, diversity)
+        found["hypervolume"] = hypervolumes(runs, reward, diversity)
+    if "kl_base" in set(cells["metric"]):
+        found["against_kl_base"] = against(cells, "kl_base", metrics)
+    for spent in ("model_rows", "seconds"):
+        found[f"against_{spent}"] = against(cells, spent, metrics)
+    if len(curves):
+        found["curves_by_model_rows"] = learning_curves(curves)
+        found["curves_by_seconds"] = learning_curves(curves, "training_seconds")
+        if any(c in curves and curves[c].notna().any() for c in DIAGNOSTICS):
+            found["diagnostics"] = diagnostics(curves)
+    for metric in metrics:
+        if prompts.loc[prompts["metric"] == metric, "final"].nunique() > 1:
+            found[f"prompts_{slug(metric)}"] = prompt_differences(prompts, metric)
+            found[f"profile_{slug(metric)}"] = profiles(prompts, metric)
+    rows, texts = gallery(results, setup)
+    if rows:
+        found["pictures"] = picture_grid(rows, texts)
+    return found
+
+
+def gallery(results: Results, setup: str) -> tuple[dict[str, list[Image.Image]], list[str]]:
+    """Pictures of the base model and of the first seed of each cell that kept any, and the prompts."""
+    rows: dict[str, list[Image.Image]] = {}
+    texts: list[str] = []
+    for run in results.of(setup):
+        pictures = sample_pictures(run, "final") if run.cell not in rows else []
+        if pictures:
+            if not rows:
+                rows[BASE] = sample_pictures(run, "base")
+                texts = _prompts_of(run, len(pictures))
+            rows[run.cell] = pictures
+    return {name: pictures for name, pictures in rows.items() if len(pictures) == len(texts)}, texts
+
+
+def plot_comparison(results: Results, folder: Path) -> list[Path]:
+    """Writes every plot of every setup as PNG and SVG into `folder`; returns the files."""
+    written = []
+    for setup in results.setups:
+        below = folder / slug(setup) if len(results.setups) > 1 else folder
+        for name, figure in comparison_figures(results, setup).items():
+            with plt.rc_context(PAPER):
+                written += [write_figure(below / f"{name}{suffix}", figure) for suffix in (".png", ".svg")]
+    return written
+
+
+def _prompts_of(run: Run, count: int) -> list[str]:
+    if run.evals is None:
+        return [f"prompt {i}" for i in range(count)]
+    return [str(p) for p in run.evals.drop_duplicates("prompt_index").sort_values("prompt_index")["prompt"][:count]]
+
+
+def _panels(curves: pd.DataFrame, x: str, panels: Sequence[str], columns: int, height: float, smooth: int) -> Figure:
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(PAPER):
+        figure, axes = plt.subplots(rows, columns, figsize=(COLUMN, height * rows + 0.3), layout="constrained", squeeze=False)
+        look = looks([BASE, *dict.fromkeys(curves["cell"])])
+        for axis, metric in zip(axes.flat, panels, strict=False):
+            for cell, part in curves.groupby("cell", sort=False):
+                style = look[str(cell)]
+                wide = part.pivot(index="iteration", columns="seed", values=metric).rolling(smooth, min_periods=1).mean()
+                across = part["iteration"].drop_duplicates() if x == "iteration" else part.groupby("iteration")[x].mean()
+                axis.plot(across, wide.mean(axis=1), color=style.color, linestyle=style.line)
+                axis.fill_between(across, wide.min(axis=1), wide.max(axis=1), color=style.color, alpha=0.12, linewidth=0)
+            axis.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        del look[BASE]
+        _legend(figure, look, lines=True)
+    return figure
+
+
+def _cross(axis: Axes, point: pd.Series, look: Look) -> None:
+    """A point with its intervals; an unbounded one has no bar."""
+    errors: dict[str, Any] = {}
+    for c in ("x", "y"):
+        low, high = point[c] - point[f"{c}_lower"], point[f"{c}_upper"] - point[c]
+        if np.isfinite([low, high]).all():
+            errors[f"{c}err"] = [[low], [high]]
+    size = 8 if look.marker == "*" else None
+    axis.errorbar(point["x"], point["y"], **errors, color=look.color, marker=look.marker, markersize=size, elinewidth=0.7)
+
+
+def _legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front: bool = False) -> None:
+    """Colours of objectives and markers (or lines) of samplers below the plot, not their product."""
+    cells = [c for c in look if c != BASE]
+    entries = {_objective(c): Line2D([], [], color=look[c].color, linewidth=3, label=_objective(c)) for c in reversed(cells)}
+    handles = list(reversed(entries.values()))
+    shapes = {}
+    for cell in reversed(cells):
+        style: dict[str, Any] = {"linestyle": look[cell].line} if lines else {"linestyle": "", "marker": look[cell].marker}
+        shapes[_sampler(cell)] = Line2D([], [], color="#555555", label=_sampler(cell), **style)
+    handles += reversed(shapes.values())
+    if BASE in look:
+        style = {"linestyle": look[BASE].line} if lines else {"linestyle": "", "marker": "*"}
+        handles.append(Line2D([], [], color="black", label=BASE, **style))
+    if front:
+        handles.append(Line2D([], [], color="#777777", label="front"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=1.8, columnspacing=1.0)
+
+
+def _objective(cell: str) -> str:
+    return cell.partition(" x ")[0]
+
+
+def _sampler(cell: str) -> str:
+    return cell.partition(" x ")[2]
+
+
+def _sign(frame: pd.DataFrame, metric: str) -> float:
+    """-1 where lower is better, so that higher is better after multiplying."""
+    return -1.0 if (frame.loc[frame["metric"] == metric, "higher_is_better"] == False).any() else 1.0  # noqa: E712
+
+
+def _arrow(frame: pd.DataFrame, metric: str) -> str:
+    """The metric's name, and where better is."""
+    higher = frame.loc[frame["metric"] == metric, "higher_is_better"]
+    mark = "" if higher.isna().all() else (" (lower is better)" if _sign(frame, metric) < 0 else "")
+    return metric.replace("_", " ") + mark
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
+
+
+def _wrapped(text: str, width: int = 13, lines: int = 3) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
