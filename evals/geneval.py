@@ -91,17 +91,6 @@ def graded(detections: Detections, metadata: Mapping[str, Any]) -> float:
     return sum(shares) / len(shares) if shares else 1.0
 
 
-def overall(correct_by_tag: Mapping[str, Sequence[float] | np.ndarray]) -> float:
-    """GenEval's headline: the mean of the tasks' accuracies, not of all pictures.
-
-    Args:
-        correct_by_tag: task type -> correctness (0 or 1) of each of its pictures.
-    """
-    if not correct_by_tag or any(len(correct) == 0 for correct in correct_by_tag.values()):
-        raise UserError("the overall GenEval score needs at least one judged picture of each task type")
-    return float(np.mean([np.mean(np.asarray(c, dtype=np.float64)) for c in correct_by_tag.values()]))
-
-
 def relations(a: Detection, b: Detection) -> set[str]:
     """Where `a` is relative to `b`: up to two of left of, right of, above, below.
 

@@ -21,7 +21,6 @@ from evals.geneval import (
     GenEval,
     graded,
     judge,
-    overall,
     parse_scene_prompt,
     read_metadata,
     relations,
@@ -160,14 +159,6 @@ def test_graded_is_one_exactly_where_the_judge_says_correct() -> None:
         }
         answers.add((judge(detections, metadata)[0], graded(detections, metadata) == 1.0))
     assert answers == {(True, True), (False, False)}
-
-
-def test_overall_is_the_mean_of_tasks_not_of_pictures() -> None:
-    assert overall({"colors": [1, 1, 1, 1], "counting": [0, 1]}) == 0.75
-    with pytest.raises(UserError, match="at least one"):
-        overall({"colors": []})
-    with pytest.raises(UserError, match="at least one"):
-        overall({})
 
 
 @pytest.mark.skipif(not OFFICIAL.is_file(), reason="GenEval's list is not beside the repository")
