@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,10 @@ class DiffusersFolder(Backbone):
             raise UserError(f"{folder} holds a {found}; this backbone opens StableDiffusion3Pipeline folders")
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
         self.device = settings.torch_device
-        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=self.dtype, local_files_only=True)
+        with warnings.catch_warnings():
+            # Its new name, dtype, is not known to older versions.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=self.dtype, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)
         scheduler = pipeline.scheduler.config
         if scheduler.get("prediction_type", "flow_prediction") not in ("flow_prediction", None) or "shift" not in scheduler:

@@ -4,7 +4,8 @@ Three stages, each resumable, all on drawn pictures and fixed seeds:
 
 1. `autoencoder`: an `AutoencoderKL` that halves twice (64x64x3 -> 16x16x12), pulled towards a linear projection of patches;
 2. `transformer`: an `SD3Transformer2DModel` with two CLIP text encoders, trained jointly by flow matching with
-   logit-normal times (Esser et al. 2024, arXiv 2403.03206), prompt dropout and an exponential moving average;
+   logit-normal times (Esser et al. 2024, arXiv 2403.03206), prompt dropout and an exponential moving average; the last
+   part of it sees mostly scenes;
 3. `export`: the folder that `StableDiffusion3Pipeline.from_pretrained` opens, in bfloat16.
 
 One text encoder reads the words of the prompt (what is quoted becomes one mark), the other the letters of the first
@@ -75,6 +76,15 @@ class TinyTraining(Settings):
     warmup: int = 100
     ema: float = 0.995
     words_share: float = 0.4
+    single_sizes: tuple[int, ...] = (32, 48)
+    """Diameters of a scene's only shape, in pixels."""
+    finish_steps: int = 2000
+    """Further steps, once the rate has fallen to zero, on pictures as they are judged: scenes take longer than words."""
+    finish_lr: float = 0.5
+    """The share of the rate at which they start; it falls to zero again."""
+    finish_words_share: float = 0.15
+    finish_single_sizes: tuple[int, ...] = scenes.SIZES[1]
+    finish_shards: int = 8
     prompt_dropout: float = 0.1
     shards: int = 16
     shard_size: int = 2048
@@ -115,7 +125,9 @@ def is_held_out(metadata: dict[str, Any]) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % 10 == 0
 
 
-def draw_examples(seed: int, shard: int, count: int, words_share: float) -> list[Example]:
+def draw_examples(
+    seed: int, shard: int, count: int, words_share: float, single_sizes: tuple[int, ...] = scenes.SIZES[1]
+) -> list[Example]:
     """`count` prompts with their pictures; a pure function of its arguments."""
     rng = np.random.default_rng([seed, shard])
     exclude = held_out_words()
@@ -128,7 +140,7 @@ def draw_examples(seed: int, shard: int, count: int, words_share: float) -> list
         else:
             metadata = scenes.sample_metadata(rng, str(rng.choice(scenes.TASK_TYPES)))
             if not is_held_out(metadata):
-                examples.append(Example(metadata["prompt"], scenes.sample_scene(rng, metadata).draw()))
+                examples.append(Example(metadata["prompt"], scenes.sample_scene(rng, metadata, single_sizes).draw()))
     return examples
 
 
@@ -294,7 +306,7 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
     if done.exists():
         return AutoencoderKL.from_pretrained(done)
     kernel, offset = patch_projection(
-        to_pixels([e.picture for e in draw_examples(settings.seed + 3, 0, settings.shard_size, 0.5)])
+        to_pixels([e.picture for e in draw_examples(settings.seed + 3, 0, settings.shard_size, 0.5, settings.single_sizes)])
     )
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.autoencoder_lr, betas=(0.9, 0.95), weight_decay=1e-3)
@@ -309,7 +321,9 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
     for step in range(start, settings.autoencoder_steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.autoencoder_lr * _schedule(step, settings.autoencoder_steps, settings.warmup)
-        examples = draw_examples(settings.seed + 1, step, settings.autoencoder_batch, settings.words_share)
+        examples = draw_examples(
+            settings.seed + 1, step, settings.autoencoder_batch, settings.words_share, settings.single_sizes
+        )
         pixels = to_pixels([e.picture for e in examples]).contiguous(memory_format=torch.channels_last)
         target = functional.conv2d(pixels, kernel, offset, stride=PATCH)
         noise = settings.latent_noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(step))
@@ -331,7 +345,8 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}
             _save_atomically(state, checkpoint)
     model.eval()
-    pixels = to_pixels([e.picture for e in draw_examples(settings.seed + 2, 0, 512, settings.words_share)])
+    held_out = draw_examples(settings.seed + 2, 0, 512, settings.words_share, settings.single_sizes)
+    pixels = to_pixels([e.picture for e in held_out])
     with torch.no_grad():
         latents = torch.cat([model.encode(p).latent_dist.mode() for p in pixels.split(64)])
         restored = torch.cat([model.decode(z).sample for z in latents.split(64)])
@@ -343,13 +358,14 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
 
 
 class LatentPool:
-    """Drawn and encoded examples in shards, made once and kept in the work folder."""
+    """Drawn and encoded examples in shards, made once and kept in the work folder; those of the finish come last."""
 
     def __init__(self, settings: TinyTraining, work: Path, log: Any) -> None:
         self.words, self.letters = word_tokenizer(), letter_tokenizer()
         folder = work / "latents"
         folder.mkdir(exist_ok=True)
-        paths = [folder / f"{i:03d}.safetensors" for i in range(settings.shards)]
+        self.settings = settings
+        paths = [folder / f"{i:03d}.safetensors" for i in range(settings.shards + settings.finish_shards)]
         missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
         if missing:
             log(f"drawing and encoding {len(missing)} x {settings.shard_size} pictures")
@@ -359,16 +375,21 @@ class LatentPool:
                     job.result()
         self.shards = [load_file(path) for path in paths]
 
-    def shard(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def shard(self, epoch: int, *, finish: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Latents float16 [N, C, 16, 16], word ids and letter ids int64 [N, SEQUENCE_LENGTH]."""
-        shard = self.shards[index % len(self.shards)]
+        o = self.settings
+        shard = self.shards[o.shards + epoch % o.finish_shards if finish else epoch % o.shards]
         return shard["latents"], shard["words"], shard["letters"]
 
 
 def _make_shard(settings: TinyTraining, index: int, autoencoder: Path, path: Path) -> None:
     torch.set_num_threads(1)
     model = AutoencoderKL.from_pretrained(autoencoder).eval().to(memory_format=torch.channels_last)
-    examples = draw_examples(settings.seed, index, settings.shard_size, settings.words_share)
+    finish = index >= settings.shards
+    mix = (
+        (settings.finish_words_share, settings.finish_single_sizes) if finish else (settings.words_share, settings.single_sizes)
+    )
+    examples = draw_examples(settings.seed, index, settings.shard_size, *mix)
     with torch.no_grad():
         latents = torch.cat([model.encode(p).latent_dist.mode() for p in to_pixels([e.picture for e in examples]).split(32)])
     latents = (latents - model.config.shift_factor) * model.config.scaling_factor
@@ -406,13 +427,14 @@ def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> T
     per_shard = settings.shard_size // settings.batch
     began, losses = time.perf_counter(), []
     model.train()
-    for step in range(start, settings.steps):
-        factor = _schedule(step, settings.steps, settings.warmup)
+    total = settings.steps + settings.finish_steps
+    for step in range(start, total):
+        factor = _transformer_schedule(step, settings)
         for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
         epoch, position = divmod(step, per_shard)
-        latents, words, letters = pool.shard(epoch)
+        latents, words, letters = pool.shard(epoch, finish=step >= settings.steps)
         order = np.random.default_rng([settings.seed, epoch]).permutation(settings.shard_size)
         chosen = torch.from_numpy(order[position * settings.batch : (position + 1) * settings.batch])
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
@@ -439,7 +461,7 @@ def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> T
             pace = (time.perf_counter() - began) / (step + 1 - start)
             log(f"transformer step {step + 1} loss {history[-1][1]:.4f} {pace:.2f} s a step")
             losses.clear()
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+        if (step + 1) % settings.save_every == 0 or step + 1 == total:
             state = {
                 "model": model.state_dict(),
                 "average": average,
@@ -502,7 +524,7 @@ def train_tiny(settings: TinyTraining, work: Path, out: Path, log: Any = print) 
 
 def _keep_settings(settings: TinyTraining, work: Path) -> None:
     """Raises UserError where `work` holds the stages of another training: they would end up under these settings' name."""
-    path, now = work / "settings.json", settings.model_dump()
+    path, now = work / "settings.json", settings.model_dump(mode="json")
     kept = json.loads(path.read_text()) if path.exists() else now
     changed = [k for k, v in now.items() if kept.get(k) != v and k not in FREE_TO_CHANGE]
     if changed:
@@ -572,6 +594,13 @@ def _compiled(model: nn.Module, log: Any) -> Any:
 def _schedule(step: int, steps: int, warmup: int) -> float:
     """Linear warm-up, constant, and a linear fall to zero over the last 40 %."""
     return min(1.0, (step + 1) / warmup, (steps - step) / (0.4 * steps))
+
+
+def _transformer_schedule(step: int, settings: TinyTraining) -> float:
+    """`_schedule`, and a second linear fall to zero in the finish."""
+    if step < settings.steps:
+        return _schedule(step, settings.steps, settings.warmup)
+    return settings.finish_lr * (1 - (step - settings.steps) / settings.finish_steps)
 
 
 def _save_atomically(state: dict[str, Any], path: Path) -> None:

@@ -18,7 +18,7 @@ RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": 
 TASK_TYPES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 PREFIXES = ("", "a photo of ", "a picture of ", "a drawing of ")
 MIN_CONTRAST = 25.0
-SIZES = {1: (32, 48), 2: (16, 32), 3: (16,), 4: (16,)}
+SIZES = {1: (16, 32), 2: (16, 32), 3: (16,), 4: (16,)}
 """Number of shapes -> their diameters in pixels: whole cells."""
 CELL = 2 * GRID
 GAP = 3
@@ -99,15 +99,19 @@ def sample_metadata(rng: np.random.Generator, tag: str) -> dict[str, Any]:
     return {"tag": tag, "include": include, "exclude": exclude, "prompt": str(rng.choice(PREFIXES)) + phrase}
 
 
-def sample_scene(rng: np.random.Generator, metadata: dict[str, Any]) -> Scene:
-    """A picture that fulfils the metadata; colours, places, sizes and background that it leaves open are random."""
+def sample_scene(rng: np.random.Generator, metadata: dict[str, Any], single_sizes: Sequence[int] = SIZES[1]) -> Scene:
+    """A picture that fulfils the metadata; colours, places, sizes and background that it leaves open are random.
+
+    Args:
+        single_sizes: diameters of a scene's only shape.
+    """
     clauses = [c for c in metadata["include"] for _ in range(c["count"])]
     named = frozenset(c["color"] for c in clauses if "color" in c)
     background = str(rng.choice(backgrounds_for(named, MIN_CONTRAST)))
     one_color = str(rng.choice(colors_for(background, MIN_CONTRAST)))
     same_color = metadata["tag"] == "counting"
     while True:
-        sizes = rng.choice(SIZES[len(clauses)], size=len(clauses))
+        sizes = rng.choice(single_sizes if len(clauses) == 1 else SIZES[len(clauses)], size=len(clauses))
         if same_color:
             sizes[:] = sizes[0]
         # On whole cells, each 2x2 patches of a 64-token picture: a small model learns a shape once, not at each offset.

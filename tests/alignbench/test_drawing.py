@@ -86,12 +86,12 @@ def test_drawing_is_a_function_of_its_seed() -> None:
     assert not np.array_equal(first(1), first(2))
 
 
-def test_boxes_of_shapes_stand_on_the_patch_grid() -> None:
+def test_boxes_of_shapes_stand_on_whole_cells() -> None:
     rng = np.random.default_rng(4)
     for tag in scenes.TASK_TYPES:
         for _ in range(50):
             scene = scenes.sample_scene(rng, scenes.sample_metadata(rng, tag))
             for shape in scene.shapes:
                 for center in shape.center:
-                    assert (center - shape.size / 2) % 8 == 0
+                    assert (center - shape.size / 2) % 16 == 0
                     assert shape.size / 2 <= center <= 64 - shape.size / 2

@@ -11,18 +11,24 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from alignbench.backbones.train_tiny import (
+    LatentPool,
     TinyTraining,
+    _transformer_schedule,
     draw_examples,
     held_out_words,
+    letter_tokenizer,
     patch_projection,
     to_pixels,
+    tokenize,
     train_tiny,
 )
+from alignbench.drawing.scenes import sample_scene
 from alignbench.errors import UserError
 
 SMALL = TinyTraining(
-    autoencoder_steps=2, autoencoder_batch=4, compile=False, steps=4, batch=8, shards=2, shard_size=16, save_every=2, warmup=2
-)
+    autoencoder_steps=2, autoencoder_batch=4, compile=False, steps=4, batch=8, shards=2, shard_size=16, save_every=2, warmup=2,
+    finish_steps=2, finish_shards=1, finish_words_share=0.0,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_a_training_ends_in_a_folder_that_diffusers_opens(trained: tuple[Path, l
 def test_latents_have_unit_variance_over_all_components(trained: tuple[Path, list[str]]) -> None:
     shards = [load_file(path) for path in sorted((trained[0] / "work" / "latents").glob("*.safetensors"))]
     latents = torch.cat([shard["latents"] for shard in shards]).float()
-    assert latents.shape == (32, 12, 16, 16)
+    assert latents.shape == (48, 12, 16, 16)
     # The scale was measured on 512 other pictures.
     assert latents.std().item() == pytest.approx(1.0, abs=0.25)
 
@@ -87,7 +93,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) 
             raise KeyboardInterrupt
 
     work = tmp_path / "work"
-    longer = SMALL.model_copy(update={"steps": 52})
+    longer = SMALL.model_copy(update={"steps": 47, "finish_steps": 5})
     with pytest.raises(KeyboardInterrupt):
         train_tiny(longer, work, tmp_path / "out", stop_at_fifty)
     train_tiny(longer, work, tmp_path / "out", lines.append)
@@ -97,6 +103,23 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) 
         (one,), (two,) = (list((tmp_path / out / name).glob("*.safetensors")) for out in ("out", "out_whole"))
         a, b = load_file(one), load_file(two)
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_finish_has_pictures_and_a_rate_of_its_own(trained: tuple[Path, list[str]]) -> None:
+    pool = LatentPool(SMALL, trained[0] / "work", print)
+    unquoted = tokenize(letter_tokenizer(), [""])
+    assert all((pool.shard(epoch, finish=True)[2] == unquoted).all() for epoch in range(3))
+    assert any((pool.shard(epoch, finish=False)[2] != unquoted).any() for epoch in range(2))
+    rates = [_transformer_schedule(step, SMALL) for step in range(6)]
+    # Four steps with a warm-up of two, falling to zero over the last 40 %, 1.6 steps; then from a half to zero in two.
+    assert rates == pytest.approx([0.5, 1, 1, 1 / 1.6, 0.5, 0.25])
+
+
+def test_a_single_shape_has_one_of_the_given_sizes() -> None:
+    metadata = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "exclude": []}
+    rng = np.random.default_rng(0)
+    assert {sample_scene(rng, metadata, (32, 48)).shapes[0].size for _ in range(40)} == {32, 48}
+    assert {sample_scene(rng, metadata).shapes[0].size for _ in range(40)} == {16, 32}
 
 
 def test_a_folder_of_another_training_is_refused_and_left_as_it_is(trained: tuple[Path, list[str]]) -> None:
