@@ -359,7 +359,8 @@ class Judgement:
         drawn = "" if p.steps is None else f", {p.steps} ODE steps, guidance {p.guidance:g}, {p.weights} weights"
         self.rich.print(f"{p.pictures} pictures of {p.prompts} prompts{drawn}; intervals over prompts")
         if record.failed_scores:
-            self.rich.print(f"[yellow]{record.failed_scores} scores are missing: their scorers gave up on the item[/yellow]")
+            missing = f"{record.failed_scores} values are missing: a scorer gave up, or the metric says nothing of that item"
+            self.rich.print(f"[yellow]{missing}[/yellow]")
         if out is not None:
             self.rich.print(f"written to [bold]{out}[/bold]")
 

@@ -55,7 +55,7 @@ class Judges:
             self.rewards[scorer.name] = scorer
             if choice.weight:
                 self.weights[scorer.name] = choice.weight
-        if not self.weights:
+        if self.rewards and not self.weights:
             raise UserError(f"task {task.name!r}: every reward has weight 0, so there is nothing to train on")
         for judge in task.config.judges:
             self._load(judge)

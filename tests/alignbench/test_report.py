@@ -105,8 +105,8 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
         images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
         plots.grid(images, 1).save(run / "samples" / f"{name}.png")
     rows, prompts = comparison_plots.gallery(read_results(tmp_path), "ocr on tiny")
-    shades = {cell: [picture.getpixel((9, 9)) for picture in pictures] for cell, pictures in rows.items()}
-    assert shades == {BASE: [(10,) * 3, (20,) * 3], "tmpo x independent": [(30,) * 3, (40,) * 3]}
+    found = {cell: [picture.getpixel((9, 9)) for picture in pictures] for cell, pictures in rows.items()}
+    assert found == {BASE: [(10,) * 3, (20,) * 3], "tmpo x independent": [(30,) * 3, (40,) * 3]}
     assert prompts == list(PROMPTS)
     report.write_report(tmp_path)
     assert (tmp_path / "plots" / "pictures.svg").is_file()
