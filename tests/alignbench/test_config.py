@@ -106,8 +106,10 @@ class TestLayers:
     def test_a_later_set_wins_over_an_earlier_one(self) -> None:
         assert chosen(sets=["seed=1", "seed=2"])["seed"] == 2
 
-    def test_options_that_are_none_are_left_out(self) -> None:
-        assert chosen(options={"iterations": None, "seed": None})["iterations"] == 13
+    def test_a_run_without_iterations_needs_a_budget(self) -> None:
+        assert chosen(options={"iterations": None, "budget": {"model_rows": 9}})["iterations"] is None
+        with pytest.raises(UserError, match="so a budget must end the run"):
+            chosen(options={"iterations": None})
 
     def test_the_parts_of_the_plug_ins_that_were_chosen_apply_wherever_they_were_chosen(self, file: Path) -> None:
         file.write_text("objective: grpo\nsampler: {name: independent}\n")

@@ -206,5 +206,5 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_mend(project: Path) -> Non
 
 def test_there_is_a_template_and_a_test_for_every_kind_of_plug_in() -> None:
     assert set(scaffold.KINDS.values()) == set(registry.PACKAGES)
-    found = {f.name for f in scaffold.TEMPLATES.iterdir()}
+    found = {f.name for f in scaffold.TEMPLATES.glob("*.py.jinja")}
     assert found == {f"{prefix}{kind}.py.jinja" for kind in scaffold.KINDS for prefix in ("", "test_")}
