@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignbench.config import BudgetConfig, RunConfig, load_config, merged_layers, validate
+from alignbench.config import BudgetConfig, RunConfig, load_config, merged_layers, read_yaml, validate
 from alignbench.errors import RunError, UserError, did_you_mean
 from alignbench.load import load_sampler, threads_of
 from alignbench.record import exclusive, read_result, write_atomically
@@ -230,13 +230,7 @@ def read_grid(folder: Path) -> Grid:
         UserError: there is none, or its file has been altered beyond reading.
     """
     file = folder / SETTINGS
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
-    return validate(Grid, data if isinstance(data, dict) else {}, where=str(file))
+    return validate(Grid, read_yaml(file), where=str(file))
 
 
 def check_folder(cells: Iterable[Cell], out: Path) -> None:

@@ -268,7 +268,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
         (["--objectives", "grpo"], "compare needs --objectives and --samplers"),
         (["--objectives", "grpo", "--samplers", "independent", "--seeds", "many"], "--seeds takes how many"),
         (["--objectives", "grpo", "--samplers", "independent", "--out", "out", "--engine", "rai"], "did you mean 'ray'"),
-        (["--out", "nowhere"], "cannot read nowhere/comparison.yaml"),
+        (["--out", "nowhere"], "cannot read the config file nowhere/comparison.yaml"),
     ],
 )
 def test_slips_on_the_command_line_are_one_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
