@@ -32,6 +32,13 @@ def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None
         parameter.copy_(value)
 
 
+def device_named(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
 class BackboneSettings(settings.Settings):
     """What every backbone can be asked for."""
 
@@ -42,9 +49,7 @@ class BackboneSettings(settings.Settings):
 
     @property
     def torch_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return device_named(self.device)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,6 @@ def compare(
     folder = out or _results_folder("comparison")
     cells = grid.cells()
     comparison.check_folder(cells, folder)
-
     done = len(comparison.done(cells, folder))
 
     from alignbench.console import GridProgress, show_grid

@@ -20,6 +20,7 @@ from alignbench.flow import Reduction
 from alignbench.forest import RolloutForest
 from alignbench.plan import Plan, Step
 from alignbench.record import refuse_taken
+from alignbench.settings import first_problem
 
 
 class Pair(BaseModel):
@@ -49,9 +50,7 @@ def read_pairs(file: Path) -> list[Pair]:
         try:
             pair = Pair.model_validate_json(line)
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"])) or "line"
-            raise UserError(f"{file}, line {number}, is no pair: {where}: {problem['msg'].lower()}") from None
+            raise UserError(f"{file}, line {number}, is no pair: {first_problem(error, 'line')}") from None
         for role in ("chosen", "rejected"):
             picture = file.parent / getattr(pair, role)
             if not picture.is_file():

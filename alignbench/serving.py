@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from alignbench import __version__
 from alignbench.errors import RunError, UserError
 from alignbench.scorer import Scorer, checked_scores
+from alignbench.settings import first_problem
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -122,9 +123,7 @@ def _request(body: bytes) -> tuple[Sequence[Image.Image], list[str]]:
     try:
         request = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the body"
-        raise UserError(f"{where}: {problem['msg'].lower()}") from None
+        raise UserError(first_problem(error, "the body")) from None
     if len(request.images) != len(request.prompts):
         raise UserError(f"there are {len(request.images)} images for {len(request.prompts)} prompts")
     return [_picture(text, number) for number, text in enumerate(request.images)], request.prompts

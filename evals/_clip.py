@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import alignbench
 from alignbench import UserError
+from alignbench.backbone import device_named
 
 TINY = "tiny"
 """The name of the small CLIP that ships, for the pictures of the `tiny` backbone."""
@@ -42,7 +43,7 @@ class Clip:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{name!r} opens as no CLIP model, neither as a local folder nor from the hub: {reason}") from error
         self.name, self.batch = name, batch
-        self.device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+        self.device = device_named(device)
         self.model.to(self.device)
         self.scale = float(self.model.logit_scale.exp())
         self.tokens = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)

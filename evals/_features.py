@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench import UserError
+from alignbench.backbone import device_named
 from evals._clip import load_clip
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
@@ -35,7 +36,7 @@ def load_features(source: str, device: str, batch: int) -> Features:
         raise UserError(f"features {source!r} are none of {', '.join(f'{k}:NAME' for k in KINDS)}")
     if kind == "clip":
         return load_clip(name, device, batch).pictures
-    on = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    on = device_named(device)
     embed = _open_clip(name, on) if kind == "open_clip" else _dinov2(name, on)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench import UserError
+from alignbench.backbone import device_named
 from evals.geneval import Detection, Detections, Detector
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
@@ -82,7 +83,7 @@ class Mask2FormerDetector(Detector):
     def __init__(self, model: str, colors: str | ColorNamer, device: str = "auto") -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-        self.device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+        self.device = device_named(device)
         self.source, self._colors = model, colors
         try:
             self.processor = AutoImageProcessor.from_pretrained(model)
