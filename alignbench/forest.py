@@ -34,6 +34,8 @@ class RolloutForest:
         old_log_prob: float32 [E], under the behaviour policy.
         leaves: int64 [G * K], indices into `states`; leaf g * K + k belongs to group g.
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
+        trained: bool [R], the replay rows that the policy is asked about again; None for all. The others keep
+            `row_velocity`, as constants: they cost no training row and teach nothing.
         rewards: float32 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
         scores: reward -> float32 [G * K], what the task's rewards answered before they were weighted into `rewards`.
     """
@@ -57,6 +59,7 @@ class RolloutForest:
     leaf_edges: Tensor
     progress: float = 0.0
     seed: int = 0
+    trained: Tensor | None = None
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
 
@@ -94,6 +97,11 @@ class RolloutForest:
     def leaf_prompts(self) -> list[str]:
         """Prompt of each leaf, in leaf order."""
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
+
+    def train_only(self, leaves: Tensor) -> None:
+        """Trains on the paths to some leaves, bool [G * K]; edges to other leaves count where they leave the same row."""
+        self.trained = torch.zeros(len(self.rows), dtype=torch.bool, device=self.rows.device)
+        self.trained[self.edge_row[self.leaf_edges[leaves]]] = True
 
     def by_group(self, leaf_values: Tensor) -> Tensor:
         """[G * K] -> [G, K]."""

@@ -177,6 +177,9 @@ class Trainer:
     def _rolled_out(self) -> RolloutForest:
         forest = self._rollout()
         self._score(forest)
+        kept = self.sampler.trained_leaves(forest)
+        if kept is not None:
+            forest.train_only(kept)
         return forest
 
     def _rollout(self) -> RolloutForest:
