@@ -5,7 +5,9 @@ leaves. Independent rollouts are the forest whose trees are chains. Notation in 
 group, S stochastic steps that are scored, N nodes, R distinct parents (replay rows), E edges.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -62,6 +64,30 @@ class RolloutForest:
     trained: Tensor | None = None
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[RolloutForest]") -> "RolloutForest":
+        """One forest of the groups of several rollouts that differ in nothing but their prompts."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def shifted(name: str, counts: Sequence[int]) -> Tensor:
+            offsets = accumulate(counts, initial=0)
+            return torch.cat([getattr(part, name) + offset for part, offset in zip(parts, offsets, strict=False)])
+
+        states, rows = [len(p.states) for p in parts], [len(p.rows) for p in parts]
+        plain = ("states", "row_step", "row_velocity", "edge_sigma", "edge_sigma_next", "edge_noise_level", "old_log_prob")
+        return replace(
+            parts[0],
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            rows=shifted("rows", states),
+            row_group=shifted("row_group", [part.groups for part in parts]),
+            edge_row=shifted("edge_row", rows),
+            edge_child=shifted("edge_child", states),
+            leaves=shifted("leaves", states),
+            leaf_edges=shifted("leaf_edges", [len(part.old_log_prob) for part in parts]),
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in plain},
+        )
 
     @property
     def groups(self) -> int:
