@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, contrast, nearest, srgb_to_lab
 from alignbench.drawing.scenes import MIN_CONTRAST, SHAPES, Scene, Shape
-from evals.geneval import Detection, Detections, Detector, parse_scene_prompt
+from evals.geneval import SCENES, Detection, Detections, Detector
 
 MIN_OVERLAP = {"circle": 0.85, "square": 0.85, "triangle": 0.8, "star": 0.75, "cross": 0.8}
 """Smallest overlap (soft intersection over union) that makes an object of a patch. A diamond and a circle of one area
@@ -40,6 +40,7 @@ class ShapesDetector(Detector):
 
     classes = frozenset(SHAPES)
     colors = frozenset(COLORS)
+    grammar = SCENES
 
     def detect(self, images: list[np.ndarray], colored: Sequence[Collection[str]] | None = None) -> list[Detections]:
         return [_detect(image) for image in images]
@@ -61,7 +62,7 @@ class ShapesDetector(Detector):
             (tower, "a star", False),
             (Scene("mint", ()), "a circle", False),
         ]
-        return [(scene.draw(), parse_scene_prompt(prompt) or {}, answer) for scene, prompt, answer in cases]
+        return [(scene.draw(), SCENES.parse(prompt) or {}, answer) for scene, prompt, answer in cases]
 
     def describe(self) -> dict[str, Any]:
         return {"detector": "shapes", "device": "cpu", "min_overlap": MIN_OVERLAP, "min_area": MIN_AREA}

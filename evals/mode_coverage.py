@@ -24,7 +24,7 @@ from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgr
 from alignbench.drawing.scenes import SIZES, Scene, Shape
 from evals._lettering import background_of, find_lettering
 from evals._shapes import ShapesDetector
-from evals.geneval import Detection, parse_scene_prompt
+from evals.geneval import SCENES, Detection
 from evals.ocr import QUOTED, quoted_text
 
 ASPECTS = ("color", "place", "size", "background")
@@ -93,7 +93,7 @@ class ModeCoverage(SetMetric):
 
 def subject_of(images: np.ndarray, prompt: str) -> Subject | None:
     """The first shape of a drawn scene's prompt, or the word of one that quotes a text; None for other prompts."""
-    if (metadata := parse_scene_prompt(prompt)) is not None:
+    if (metadata := SCENES.parse(prompt)) is not None:
         clauses = metadata["include"]
         kind = clauses[0]["class"]
         named = frozenset(c["color"] for c in clauses if "color" in c)
