@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it, so `--help` and `list` answer at once."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -376,6 +377,28 @@ def pairs(
             policy, Judges(chosen), wanted, images, seed, out, lambda done, found: advance(done, len(wanted), f"{found} pairs")
         )
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
+
+
+@app.command()
+def prompts(
+    out: Annotated[Path, typer.Option(help="The .jsonl file to write; must not exist.")],
+    objects: Annotated[str, typer.Option(help="coco: its 80 classes; drawn: the shapes of the `geneval` task.")] = "coco",
+    each: Annotated[int | None, typer.Option(min=1, help="Of each task type. (default: as many as GenEval's list has)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is asked for.")] = 0,
+    exclude: Annotated[
+        list[Path] | None, typer.Option(help="A file whose prompts are not made again; can be repeated.")
+    ] = None,
+) -> None:
+    """Writes prompts in GenEval's six task types with what must be seen, in the layout of its own list."""
+    from alignbench import geneval_prompts
+    from alignbench.prompts import read_prompts
+
+    counts = dict.fromkeys(geneval_prompts.OFFICIAL_COUNTS, each) if each else geneval_prompts.OFFICIAL_COUNTS
+    known = {prompt for file in exclude or [] for prompt in read_prompts(file)}
+    entries = geneval_prompts.generate(objects, counts, seed, known)
+    geneval_prompts.write(entries, out)
+    made = Counter(entry["tag"] for entry in entries)
+    print(f"wrote {len(entries)} prompts to {out}: {', '.join(f'{count} {tag}' for tag, count in made.items())}")
 
 
 @app.command("serve-scorer")
