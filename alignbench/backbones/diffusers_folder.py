@@ -193,7 +193,7 @@ class DiffusersFolder(Backbone):
             raise UserError(f"{self.folder} draws pictures whose side is a multiple of {token} pixels; resolution is {side}")
         return side
 
-    def _add_lora(self, transformer: nn.Module) -> None:
+    def _add_lora(self, transformer: Any) -> None:
         from peft import LoraConfig
 
         s = self.settings
@@ -351,8 +351,14 @@ def _shift(folder: Path, scheduler: Mapping[str, Any], tokens: int) -> float:
             raise UserError(f"{folder}/scheduler sets {option}, which alignbench does not follow")
     if not scheduler.get("use_dynamic_shifting"):
         return float(scheduler["shift"])
-    numbers = (scheduler[k] for k in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"))
-    return flow.dynamic_shift(tokens, *numbers, exponential=scheduler.get("time_shift_type", "exponential") == "exponential")
+    return flow.dynamic_shift(
+        tokens,
+        base_shift=scheduler["base_shift"],
+        max_shift=scheduler["max_shift"],
+        base_tokens=scheduler["base_image_seq_len"],
+        max_tokens=scheduler["max_image_seq_len"],
+        exponential=scheduler.get("time_shift_type", "exponential") == "exponential",
+    )
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def most_allocated(policy: Backbone, prompt: str, count: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
     now = most = 0
-    for event in found.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in found.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)
@@ -113,7 +113,7 @@ def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
     told = memory(config, hollow, "a", Rows(4, 3, 4, 4)).training
     seen = most_allocated(real, "a", 3)
     # Kernels have work space of their own, and some write in place what is told as two tensors.
-    assert told == pytest.approx(seen, rel=0.15)
+    assert told == pytest.approx(seen, rel=0.05)
     assert told > 100_000
 
 

@@ -79,7 +79,7 @@ def test_our_ode_draws_what_the_pipeline_draws_from_the_same_noise(
     noise = normal([("evaluation", 5, *key, 0) for key in group_keys(PROMPTS)], policy.latent_shape)
     # Everything else is what a call takes where nothing is given. SD3's own schedule ends at a sigma above 0, since the shift
     # is applied to its end twice; ours is equally spaced before the shift, as FLUX's own is.
-    own = {} if family == "flux" else {"sigmas": [1 - i / STEPS for i in range(STEPS)]}
+    own: dict[str, Any] = {} if family == "flux" else {"sigmas": [1 - i / STEPS for i in range(STEPS)]}
     if guidance is not None:
         own["guidance_scale"] = guidance
     theirs = pipeline(folders[family], policy.PIPELINE)(
@@ -112,7 +112,7 @@ def test_half_precision_answers_in_float32_near_to_the_full_one(folders: dict[st
     full, half = (opened(folders[family], precision=p, guidance=1.0) for p in ("fp32", "bf16"))
     found = velocities(half)
     assert found.dtype == torch.float32
-    assert half.trainable().dtype == torch.bfloat16  # type: ignore[comparison-overlap]
+    assert half.trainable().dtype == torch.bfloat16
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     # bfloat16 has eight bits; errors of a few roundings a layer add up to some hundredths of the norm.
     assert (found - velocities(full)).norm() / found.norm() < 0.1
@@ -339,7 +339,12 @@ def test_text_encoders_go_once_all_prompts_are_encoded_and_come_back_for_a_new_o
     assert kept._text is not None
     assert released._text is None
     opening = []
-    monkeypatch.setattr(released, "_open", lambda given: opening.append(given) or DiffusersFolder._open(released, given))
+
+    def open_(given: dict[str, Any]) -> Any:
+        opening.append(given)
+        return DiffusersFolder._open(released, given)
+
+    monkeypatch.setattr(released, "_open", open_)
     assert torch.equal(velocities(released), velocities(kept))
     released.prepare(PROMPTS)
     assert opening == []
