@@ -59,6 +59,9 @@ def run(
     config: Annotated[Path | None, typer.Option(help="YAML file with any keys of the configuration.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance objective.beta=3.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print rows, parameters, estimated memory and time; train and write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
 ) -> None:
     """Trains and evaluates one objective with one sampler; a bare `run` works."""
@@ -72,13 +75,17 @@ def run(
         "iterations": iterations,
     }
     if resume is not None:
-        given = [f"--{k}" for k, v in {**options, "preset": preset, "out": out, "config": config, "set": sets}.items() if v]
+        others = {"preset": preset, "out": out, "config": config, "set": sets, "dry-run": dry_run}
+        given = [f"--{k}" for k, v in {**options, **others}.items() if v]
         if given:
             raise UserError(f"--resume continues a run with its own settings; leave out {', '.join(given)}")
         settings, folder = load_config(file=_config_of(resume)), resume
     else:
         settings = load_config(preset=preset, file=config, options=_given(options), sets=sets or [])
         folder = out or _default_folder(settings)
+    if dry_run:
+        _show_forecast(settings, folder, as_json)
+        return
 
     from alignbench.console import Silent, Terminal
     from alignbench.training import run as train
@@ -90,6 +97,19 @@ def run(
         raise typer.Exit(130) from None
     if as_json:
         print(result.model_dump_json(indent=2))
+
+
+def _show_forecast(settings: RunConfig, folder: Path, as_json: bool) -> None:
+    from alignbench.console import show_forecast
+    from alignbench.costs import forecast
+    from alignbench.record import refuse_taken
+
+    refuse_taken(folder, "choose another --out")
+    found = forecast(settings)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        show_forecast(found, settings, folder)
 
 
 @app.command()

@@ -31,9 +31,11 @@ from alignbench.record import Estimate, EvalRecord, MetricRecord, Result
 if TYPE_CHECKING:
     from alignbench.checking import CheckResult
     from alignbench.comparison import CellRecord, Grid, PairCost
+    from alignbench.costs import Forecast
     from alignbench.diagnosis import Diagnosis
 
 Row = dict[str, Any]
+TIMED_NOW = "from model rows and pictures timed now"
 
 
 class Console(Protocol):
@@ -206,8 +208,58 @@ def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, do
     seconds = sum(cost.seconds for cost in costs) / len(costs) * (cells - done) / workers
     rich.print(
         f"{len(costs)} pairs x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {cells} cells, of which {done} are done; "
-        f"about {duration(seconds)} on this machine with {workers} worker{'s' * (workers > 1)}, from two iterations timed now"
+        f"about {duration(seconds)} on this machine with {workers} worker{'s' * (workers > 1)}, {TIMED_NOW}"
     )
+    rich.print(f"would be written to [bold]{out}[/bold]")
+
+
+def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
+    """What a run will do, on stdout."""
+    rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
+    length = "iterations until the budget is spent" if found.iterations is None else f"{found.iterations} iterations"
+    rich.print(
+        f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}: {length} of "
+        f"{config.prompts_per_iteration} prompts, {found.pictures:,} pictures and {found.rows:,.0f} model rows each"
+    )
+    extra = {"gradient caching": found.cached, "the reference": found.reference, "the old policy": found.old}
+    besides = " and ".join(name for name, wanted in extra.items() if wanted)
+    table = Table(title="an iteration", title_justify="left")
+    for column in ("", "rows", ""):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("rollout", f"{found.rollout_rows:,.0f}", f"at most {found.call_rows:,} in one call")
+    passes = f"{found.updates} update{'s' * (found.updates > 1)}"
+    table.add_row("replay, one pass", f"{found.replay_rows:,.0f}", passes + (besides and f"; more rows for {besides}"))
+    table.add_row("decode and score", f"{found.pictures:,}", "pictures")
+    rich.print(table)
+    total = sum(found.parameters.values())
+    parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
+    rich.print(f"{total:,} parameters ({parts}), of which {found.trained:,} are trained")
+    m = found.memory
+    table = Table(title=f"memory on {found.device}, estimated", title_justify="left")
+    for column in ("", "GiB"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, size in (
+        ("weights", m.weights),
+        ("text encoders, only before the training", m.text_encoders),
+        ("gradients", m.gradients),
+        ("optimizer", m.optimizer),
+        ("averaged weights", m.ema),
+        ("one model call of the rollout", m.rollout),
+        ("one micro-batch there and back", m.training),
+        ("decoding", m.decoding),
+        ("most at one time", m.peak),
+    ):
+        table.add_row(name, f"{size / 2**30:,.3f}")
+    rich.print(table)
+    rich.print("scorers, libraries and gaps between tensors come on top")
+    if found.seconds_iteration is None or found.seconds_judging is None:
+        rich.print(f"time: not measured ({found.not_measured})")
+    else:
+        whole = "" if found.iterations is None else f", {duration(found.iterations * found.seconds_iteration)} in all"
+        rich.print(
+            f"about {duration(found.seconds_iteration)} an iteration{whole}, and {duration(found.seconds_judging)} of judging "
+            f"on this machine, {TIMED_NOW}"
+        )
     rich.print(f"would be written to [bold]{out}[/bold]")
 
 

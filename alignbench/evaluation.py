@@ -141,6 +141,7 @@ def evaluate(
     prompts = evaluation_prompts(task, config)
     n = config.images_per_prompt
     advance("drawing pictures")
+    policy.prepare(prompts)
     latents = sample(policy, prompts, n, config.steps or policy.default_steps, config.seed, micro_batch=micro_batch)
     owners = [p for p in range(len(prompts)) for _ in range(n)]
     found = judge(policy.decode(latents), latents, prompts, owners, judges, advance=advance)

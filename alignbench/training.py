@@ -65,11 +65,12 @@ class _Run:
         objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
-        evaluation_prompts(self.task, config.evaluation)  # likewise
+        judged = evaluation_prompts(self.task, config.evaluation)  # likewise
         console.status("loading models")
         self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task)
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
+        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or self.task.train_prompts), *judged])
         self.status = "complete"
 
     def run(self, resume: bool) -> Result:
