@@ -157,7 +157,16 @@ def diagnose(
     wanted = rounds or (ROUNDS_OF_SMALL_LATENTS if small else ROUNDS)
     chosen = task.train_prompts[:prompts]
     began = time.perf_counter()
-    drawn = draw(policy, sampler, Judges(task), chosen, wanted, progress=progress, seed=config.seed, advance=advance)
+    drawn = draw(
+        policy,
+        sampler,
+        Judges(task, config.scorer_timeout),
+        chosen,
+        wanted,
+        progress=progress,
+        seed=config.seed,
+        advance=advance,
+    )
     partition, slopes = partition_function(drawn, beta)
     rewards = np.stack([part.rewards for part in (drawn.shared, drawn.unshared, drawn.reference)])
     found = Diagnosis(

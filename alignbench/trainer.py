@@ -5,10 +5,9 @@ One iteration:
     prompts -> sampler.plan -> rollout -> decode -> scorer -> forest.rewards -> engine.backward -> optimizer step
 """
 
+import copy
 import resource
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,15 +22,17 @@ from alignbench import engine, groups
 from alignbench.backbone import Backbone
 from alignbench.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
 from alignbench.config import RunConfig
-from alignbench.errors import NonFiniteError, RunError
+from alignbench.errors import NonFiniteError, ScorerError
 from alignbench.evaluation import Judges
-from alignbench.executor import rollout
+from alignbench.executor import decode, rollout
 from alignbench.forest import RolloutForest
-from alignbench.noise import seed_of
+from alignbench.micro_batch import MicroBatch
+from alignbench.noise import seed_generators, seed_of
 from alignbench.objective import Objective
 from alignbench.pairs import Pair, pair_forest, read_pairs
 from alignbench.record import Budget, now
 from alignbench.sampler import Sampler
+from alignbench.signals import deferred_interrupt
 
 Item = TypeVar("Item", str, Pair)
 
@@ -46,6 +47,9 @@ class Trainer:
         reference: the parameters of a reference that has been refreshed; None while it is the base model.
         ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
         started: when the training began, across interruptions.
+        micro_batch: rows in one model call.
+        saved: the iteration of the newest checkpoint; None before there is one.
+        torn: an iteration failed after it had changed weights; there is nothing to save until a checkpoint is restored.
     """
 
     def __init__(
@@ -71,6 +75,9 @@ class Trainer:
         self.metrics: list[dict[str, Any]] = []
         self.ratio_deviation = 0.0
         self.started = now()
+        self.micro_batch = MicroBatch(config.micro_batch)
+        self.saved: int | None = None
+        self.torn = False
 
     def budget_share(self) -> float:
         """How much of the budget is spent, of whichever limit is nearest; 0 without one, and 1 or more at the end."""
@@ -104,68 +111,99 @@ class Trainer:
     def iterate(self) -> dict[str, Any]:
         """One whole iteration, or none: an interrupt comes before any weight has changed, or after all is booked.
 
+        What fails before that leaves everything as it was; what fails later leaves the trainer `torn`.
+
         Returns:
             The row of numbers that went to `metrics`.
         """
-        budget = self.budget.model_copy(deep=True)
+        number, budget = self.iteration, self.budget.model_copy(deep=True)
+        memories = copy.deepcopy((self.objective.state(), self.sampler.state()))
         began = time.perf_counter()
+        seed_generators(self.config.seed, number)
         try:
             forest = self._given() if self.pairs else self._rolled_out()
+            with deferred_interrupt():
+                row = self._learn(forest, began)
         except BaseException:
-            self.budget = budget
+            if self.iteration == number:
+                self.budget = budget
+                self.objective.load_state(memories[0])
+                self.sampler.load_state(memories[1])
             raise
-        with deferred_interrupt():
-            splits = ",".join(map(str, forest.plan.splits))
-            row = {"iteration": self.iteration, "splits": splits, **_reward_numbers(forest)}
-            with self._phase("train"):
-                row |= self._updates(forest)
-            seconds = time.perf_counter() - began
-            self.budget.seconds += seconds
-            self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
-            row |= {
-                "seconds": seconds,
-                "model_rows_rollout": self.budget.model_rows_rollout,
-                "model_rows_train": self.budget.model_rows_train,
-                "model_rows": self.budget.model_rows_rollout + self.budget.model_rows_train,
-                "reward_calls": self.budget.reward_calls,
-            }
-            self.metrics.append(row)
-            self.iteration += 1
-            if self.objective.needs.reference and self._reference_is_stale(row):
-                self.reference = [p.detach().clone() for p in self.policy.parameters()]
+        return row
+
+    def _learn(self, forest: RolloutForest, began: float) -> dict[str, Any]:
+        """All updates on a rollout, and what they were like; after it the iteration is done."""
+        splits = ",".join(map(str, forest.plan.splits))
+        row = {"iteration": self.iteration, "splits": splits, **_reward_numbers(forest)}
+        with self._phase("train"):
+            row |= self._updates(forest)
+        if self.objective.needs.reference and self._reference_is_stale(row):
+            self.reference = [p.detach().clone() for p in self.policy.parameters()]
+        seconds = time.perf_counter() - began
+        self.budget.seconds += seconds
+        self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
+        row |= {
+            "seconds": seconds,
+            "model_rows_rollout": self.budget.model_rows_rollout,
+            "model_rows_train": self.budget.model_rows_train,
+            "model_rows": self.budget.model_rows_rollout + self.budget.model_rows_train,
+            "reward_calls": self.budget.reward_calls,
+        }
+        self.metrics.append(row)
+        self.iteration += 1
+        self.torn = False
         return row
 
     def _reference_is_stale(self, row: dict[str, Any]) -> bool:
         every, limit = self.config.reference_refresh, self.config.reference_refresh_kl
-        return (every is not None and self.iteration % every == 0) or (
+        return (every is not None and (self.iteration + 1) % every == 0) or (
             limit is not None and row.get("kl_reference", 0.0) > limit
         )
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint; see `save_checkpoint`."""
+        """Writes a checkpoint, which a request to end waits for; see `save_checkpoint`."""
+        config = self.config
         checkpoint = Checkpoint(
             iteration=self.iteration,
-            config=self.config.resolved(),
+            config=config.resolved(),
             budget=self.budget.model_dump(),
             metrics=self.metrics,
             objective=self.objective.state(),
             sampler=self.sampler.state(),
             ratio_deviation=self.ratio_deviation,
             started=self.started,
+            micro_batch=self.micro_batch.rows,
+            micro_batch_halvings=self.micro_batch.halvings,
         )
-        model = self.policy.trainable()
-        save_checkpoint(folder, checkpoint, model, self.optimizer, self.ema, self.objective, self.reference)
+        with deferred_interrupt():
+            save_checkpoint(
+                folder,
+                checkpoint,
+                self.policy.trainable(),
+                self.optimizer,
+                self.ema,
+                self.objective,
+                self.reference,
+                keep=config.checkpoints_kept,
+                best_window=config.best_window,
+            )
+            self.saved = self.iteration
 
-    def restore(self, folder: Path) -> None:
-        """Goes back to the newest checkpoint; see `load_checkpoint`."""
+    def restore(self, folder: Path) -> list[str]:
+        """Goes back to the newest checkpoint that is whole; returns a sentence for each damaged one. See `load_checkpoint`."""
         model = self.policy.trainable()
-        checkpoint, self.reference = load_checkpoint(
-            folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective
-        )
+        found = load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
+        checkpoint, self.reference = found.checkpoint, found.reference
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         self.budget = Budget.model_validate(checkpoint.budget)
         self.ratio_deviation, self.started = checkpoint.ratio_deviation, checkpoint.started
+        if checkpoint.config.get("micro_batch") == self.config.micro_batch:
+            self.micro_batch.rows = checkpoint.micro_batch
+        self.micro_batch.halvings = checkpoint.micro_batch_halvings
+        self.saved, self.torn = checkpoint.iteration, False
+        return found.passed_over
 
     # ------------------------------------------------------------------------------------------------ one iteration
 
@@ -184,17 +222,21 @@ class Trainer:
         progress = self.progress()
         plan = self.sampler.plan(progress, np.random.default_rng([config.seed, 1, i]))
         prompts = self._next(self.prompts)
-        with self._phase("rollout"):
-            forest = rollout(
+
+        def drawn(micro_batch: int | None) -> RolloutForest:
+            return rollout(
                 self.policy,
                 prompts,
                 plan,
                 config.seed,
                 i,
                 reduction=config.log_prob_reduction,
-                micro_batch=config.micro_batch,
+                micro_batch=micro_batch,
                 progress=progress,
             )
+
+        with self._phase("rollout"):
+            forest = self.micro_batch.fit(drawn, lambda: len(prompts) * plan.live(len(plan.steps) - 1))
         self.budget.model_rows_rollout += plan.model_rows(len(prompts))
         return forest
 
@@ -211,7 +253,8 @@ class Trainer:
     def _score(self, forest: RolloutForest) -> None:
         """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
         with self._phase("decode"):
-            images = self.policy.decode(forest.leaf_latents)
+            latents = forest.leaf_latents
+            images = self.micro_batch.fit(lambda rows: decode(self.policy, latents, rows), lambda: len(latents))
         with self._phase("score"):
             answers = self.judges.score(images, forest.leaf_prompts, when=f"in iteration {forest.iteration}")
         scores = {name: forest.by_group(torch.from_numpy(answer).float()) for name, answer in answers.items()}
@@ -224,7 +267,7 @@ class Trainer:
         self.budget.reward_calls += len(images) * len(scores)
         self.budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):
-            raise RunError(f"no picture of iteration {forest.iteration} could be scored")
+            raise ScorerError(f"no picture of iteration {forest.iteration} could be scored")
         forest.rewards = total.flatten().to(self.policy.device)
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
@@ -236,16 +279,7 @@ class Trainer:
         keep = self.objective.needs.old and self.config.updates_per_rollout > 1
         at_rollout = [p.detach().clone() for p in self.policy.parameters()] if keep else None
         for update in range(self.config.updates_per_rollout):
-            self.optimizer.zero_grad(set_to_none=True)
-            found = engine.backward(
-                self.policy,
-                self.objective,
-                forest,
-                update=update,
-                micro_batch=self.config.micro_batch,
-                old=at_rollout if update else None,
-                reference=self.reference,
-            )
+            found = self._backward(forest, update, at_rollout if update else None)
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows
             if "log_prob" in found.terms and len(found.terms["log_prob"]):
@@ -258,6 +292,21 @@ class Trainer:
         updates = self.config.updates_per_rollout
         return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
 
+    def _backward(self, forest: RolloutForest, update: int, old: list[Tensor] | None) -> engine.Backward:
+        def passed(micro_batch: int | None) -> engine.Backward:
+            self.optimizer.zero_grad(set_to_none=True)
+            return engine.backward(
+                self.policy,
+                self.objective,
+                forest,
+                update=update,
+                micro_batch=micro_batch,
+                old=old,
+                reference=self.reference,
+            )
+
+        return self.micro_batch.fit(passed, lambda: len(self.objective.rows(forest, update)))
+
     def _step(self) -> dict[str, float]:
         o = self.config.optimizer
         factor = 0.1 + 0.45 * (1 + np.cos(np.pi * self.progress())) if o.schedule == "cosine" else 1.0
@@ -267,10 +316,17 @@ class Trainer:
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"the gradient is not finite in iteration {self.iteration} ({self.policy.dtype})")
         before = [p.detach().clone() for p in self.parameters]
+        self.torn = True  # until the iteration is booked
         self.optimizer.step()
         self.budget.optimizer_steps += 1
         with torch.no_grad():
             moved = torch.stack([(p - b).square().sum() for p, b in zip(self.parameters, before, strict=True)]).sum().sqrt()
+            finite = torch.stack([torch.isfinite(p).all() for p in self.parameters]).all()
+        if not bool(finite):
+            raise NonFiniteError(
+                f"the weights are not finite after the update of iteration {self.iteration}; lower optimizer.lr. "
+                "They were not saved: the last checkpoint is from before"
+            )
         if self.ema:
             self.ema.update(self.budget.optimizer_steps)
         return {"grad_norm": float(norm), "policy_update_norm": float(moved), "lr": o.lr * float(factor)}
@@ -294,23 +350,6 @@ def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
         "failed_scores": int(rewards.isnan().sum()),
         "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),
     }
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[None]:
-    """Holds back Ctrl-C and SIGTERM until the block is done; raises KeyboardInterrupt then."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    former = {s: signal.signal(s, lambda number, frame: pressed.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings
+from alignbench.backbones.trust import refuse_code
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class DiffusersFolder(Backbone):
         index = folder / "model_index.json"
         if not index.is_file():
             raise UserError(f"{folder} is no diffusers folder: it has no model_index.json")
+        refuse_code(folder)
         found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
         if found != "StableDiffusion3Pipeline":
             raise UserError(f"{folder} holds a {found}; this backbone opens StableDiffusion3Pipeline folders")
@@ -69,7 +71,9 @@ class DiffusersFolder(Backbone):
         with warnings.catch_warnings():
             # Its new name, dtype, is not known to older versions.
             warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=self.dtype, local_files_only=True)
+            pipeline = StableDiffusion3Pipeline.from_pretrained(
+                folder, torch_dtype=self.dtype, local_files_only=True, use_safetensors=True
+            )
         pipeline.set_progress_bar_config(disable=True)
         scheduler = pipeline.scheduler.config
         if scheduler.get("prediction_type", "flow_prediction") not in ("flow_prediction", None) or "shift" not in scheduler:
