@@ -207,7 +207,7 @@ def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> 
                 axis.spines[:].set_visible(False)
             line[0].set_ylabel(name.replace(" x ", "\n"), rotation=0, ha="right", va="center", fontsize=6)
         for axis, prompt in zip(axes[0], prompts, strict=True):
-            axis.set_title(_wrapped(prompt), fontsize=6, pad=2)
+            axis.set_title(_wrapped(prompt), fontsize=6, pad=2, parse_math=False)
     return figure
 
 
@@ -379,7 +379,7 @@ def _arrow(frame: pd.DataFrame, metric: str) -> str:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.")
 
 
 def _wrapped(text: str, width: int = 13, lines: int = 3) -> str:

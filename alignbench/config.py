@@ -25,6 +25,9 @@ from alignbench.settings import Settings
 PLUGINS = ("objective", "sampler", "backbone")
 """Keys that name a plug-in and hold its settings."""
 
+WITHOUT_EFFECT = ("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout")
+"""Keys that change no number of a run beyond rounding: it may go on with others."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -109,7 +112,7 @@ class RunConfig(Settings):
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """How log-probs are taken over latent dimensions. Clip ranges and temperatures depend on it."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rows in one model call; null for all. Results do not depend on it."""
+    """Rows in one model call, halved where memory runs out; null for all. Results do not depend on it, within rounding."""
     overlap: int = Field(1, ge=1)
     """Parts that an iteration's prompts are rolled out in, each scored while the next is rolled out. More than one helps where
     scorers wait or run elsewhere than the model; it costs larger batches. Results do not depend on it."""
@@ -123,7 +126,13 @@ class RunConfig(Settings):
     pictures: bool = True
     """Draw sample sheets and plots at the end; `alignbench plot` can do the plots later."""
     checkpoint_every: int = Field(10, ge=1)
-    """Iterations between checkpoints; the newest is kept."""
+    """Iterations between checkpoints."""
+    checkpoints_kept: int = Field(2, ge=1)
+    """How many of the newest are kept: where the last is damaged, the one before it serves."""
+    best_window: int | None = Field(10, ge=1)
+    """The checkpoint with the highest training reward, averaged over this many iterations, is kept as well; null for none."""
+    scorer_timeout: float | None = Field(1800, gt=0)
+    """Seconds that one scorer may take for the pictures of a rollout or of an evaluation; null waits for ever."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; null for as many as this process may use, at most eight."""
     device: str = "auto"

@@ -42,6 +42,7 @@ class Console(Protocol):
     """What a run tells; `Silent` says nothing, `Terminal` shows it to a person."""
 
     def status(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
     def begin(self, config: RunConfig, policy: Backbone, plan: Plan, threads: int) -> None: ...
     def activity(self, what: str) -> Any: ...
     def training(self, iterations: int | None, done: float) -> Any: ...
@@ -52,6 +53,9 @@ class Silent:
     """For tests and notebooks."""
 
     def status(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
         pass
 
     def begin(self, config: RunConfig, policy: Backbone, plan: Plan, threads: int) -> None:
@@ -87,18 +91,21 @@ class Terminal:
         self.rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
     def status(self, text: str) -> None:
-        self.rich.print(f"[dim]{text} ...[/dim]")
+        self.rich.print(f"[dim]{escape(text)} ...[/dim]")
+
+    def warn(self, text: str) -> None:
+        self.rich.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
     def begin(self, config: RunConfig, policy: Backbone, plan: Plan, threads: int) -> None:
         groups = config.prompts_per_iteration
         on = f"{policy.device}, {threads} threads" if policy.device.type == "cpu" else str(policy.device)
         self.rich.print(
-            f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}, task "
-            f"{config.task}, seed {config.seed}, preset {config.preset} ({on})"
+            f"[bold]{escape(config.objective.name)}[/bold] x [bold]{escape(config.sampler.name)}[/bold] on "
+            f"{escape(config.backbone.name)}, task {escape(config.task)}, seed {config.seed}, preset {config.preset} ({on})"
         )
         length = "iterations" if config.iterations is None else f"{config.iterations} iterations"
         if config.pairs:
-            self.rich.print(f"{length} of {groups} pairs from {config.pairs}; nothing is rolled out")
+            self.rich.print(f"{length} of {groups} pairs from {escape(str(config.pairs))}; nothing is rolled out")
             return
         self.rich.print(
             f"{length} of {groups} prompts x {plan.leaves} rollouts; each costs "
@@ -135,11 +142,12 @@ class Terminal:
             yield lambda row, share: progress.update(bar, completed=share, numbers=_numbers(row, iterations))
 
     def end(self, result: Result, out: Path) -> None:
-        table = Table(title=f"{result.run.objective} x {result.run.sampler}: before and after", title_justify="left")
+        pair = escape(f"{result.run.objective} x {result.run.sampler}")
+        table = Table(title=f"{pair}: before and after", title_justify="left")
         for column in ("metric", "base", "trained", "difference (95 % interval)", ""):
             table.add_column(column, justify="left" if column in ("metric", "") else "right")
         for name, metric in result.metrics.items():
-            label = f"[bold]{name}[/bold] (reward)" if metric.role == "reward" else name
+            label = f"[bold]{escape(name)}[/bold] (reward)" if metric.role == "reward" else escape(name)
             table.add_row(label, shown(metric.base), shown(metric.final), with_interval(metric.difference), verdict(metric))
         self.rich.print(table)
         b, p = result.budget, result.protocol
@@ -154,9 +162,12 @@ class Terminal:
             f"{b.seconds_evaluation:.0f} s of judging, {b.peak_memory_bytes / 2**30:.1f} GiB peak memory"
         )
         for alarm in result.alarms:
-            self.rich.print(f"[bold red]alarm:[/bold red] {alarm}")
+            self.rich.print(f"[bold red]alarm:[/bold red] {escape(alarm)}")
+        if b.micro_batch_halvings:
+            self.rich.print(f"memory ran out {b.micro_batch_halvings} times; model calls ended with {b.micro_batch} rows")
         self.rich.print(
-            f"written to [bold]{out}[/bold]: result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
+            f"written to [bold]{escape(str(out))}[/bold]: "
+            "result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
         )
 
 
@@ -190,7 +201,7 @@ class GridProgress:
             self.progress.remove_task(self.bars.pop(record.id))
         self.progress.update(self.total, completed=self.done, numbers=f"{self.done}/{self.cells}")
         outcome = f"[bold red]failed[/bold red]: {escape(record.error)}" if record.error else "done"
-        self.rich.print(f"{self.done}/{self.cells}  {record.id}  {outcome}", soft_wrap=True)
+        self.rich.print(f"{self.done}/{self.cells}  {escape(record.id)}  {outcome}", soft_wrap=True)
 
 
 def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, done: int) -> None:
@@ -210,7 +221,7 @@ def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, do
         f"{len(costs)} pairs x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {cells} cells, of which {done} are done; "
         f"about {duration(seconds)} on this machine with {workers} worker{'s' * (workers > 1)}, {TIMED_NOW}"
     )
-    rich.print(f"would be written to [bold]{out}[/bold]")
+    rich.print(f"would be written to [bold]{escape(str(out))}[/bold]")
 
 
 def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
@@ -401,13 +412,13 @@ class Judgement:
 
     def end(self, record: EvalRecord, out: Path | None) -> None:
         p = record.protocol
-        table = Table(title=f"{p.source} {p.path}", title_justify="left")
+        table = Table(title=escape(f"{p.source} {p.path}"), title_justify="left")
         for column in ("metric", "mean", "95 % interval", "prompts", "better"):
             table.add_column(column, justify="left" if column in ("metric", "better") else "right")
         for name, metric in record.metrics.items():
             lower, upper = ("-" if bound is None else f"{bound:.4g}" for bound in (metric.lower, metric.upper))
             better = {True: "higher", False: "lower", None: ""}[metric.higher_is_better]
-            table.add_row(name, shown(metric), f"{lower} to {upper}", str(metric.n), better)
+            table.add_row(escape(name), shown(metric), f"{lower} to {upper}", str(metric.n), better)
         self.rich.print(table)
         drawn = "" if p.steps is None else f", {p.steps} ODE steps, guidance {p.guidance:g}, {p.weights} weights"
         self.rich.print(f"{p.pictures} pictures of {p.prompts} prompts{drawn}; intervals over prompts")
@@ -415,7 +426,7 @@ class Judgement:
             missing = f"{record.failed_scores} values are missing: a scorer gave up, or the metric says nothing of that item"
             self.rich.print(f"[yellow]{missing}[/yellow]")
         if out is not None:
-            self.rich.print(f"written to [bold]{out}[/bold]")
+            self.rich.print(f"written to [bold]{escape(str(out))}[/bold]")
 
 
 def shown(estimate: Estimate) -> str:

@@ -164,7 +164,8 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
                     sheet[top : top + size, left : left + size] = found.images[p * n + i]
                     score = float(scores[side].to_numpy()[p, i])
                     axis.text(left + size / 2, top - 2, f"{score:.2f}", fontsize=6, ha="center", va="bottom")
-            axis.text(-gap / 2, top + size / 2, base.prompts[p], fontsize=7, ha="right", va="center")
+            at = (-gap / 2, top + size / 2)
+            axis.text(*at, base.prompts[p], fontsize=7, ha="right", va="center", parse_math=False)  # a price is no formula
         axis.imshow(sheet)
         axis.axis("off")
         figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {reward}", fontsize=8)
@@ -208,7 +209,8 @@ def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float, gr
             axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
         axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
         axis.set_title(
-            f"{forest.prompts[group]}\n{k} leaves; splits at steps {', '.join(map(str, forest.plan.splits)) or 'none'}"
+            f"{forest.prompts[group]}\n{k} leaves; splits at steps {', '.join(map(str, forest.plan.splits)) or 'none'}",
+            parse_math=False,
         )
         axis.spines["left"].set_visible(False)
         y = np.arange(k)

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -74,8 +75,13 @@ def render(template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "estimate": estimate}
+    environment.filters |= {"number": number, "estimate": estimate, "plain": plain}
     return environment.get_template(template).render(values)
+
+
+def plain(text: Any) -> str:
+    """A name or a sentence as one line of Markdown text, which can open no tag, link or column of a table."""
+    return re.sub(r"([\\`\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
 def verdict(results: Results, setup: str) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import UserError
 from alignbench.record import Estimate, Result, read_result
 from alignbench.statistics import (
@@ -34,7 +35,7 @@ DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_divers
 
 _NOT_OF_THE_METHOD = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
-    *("pictures", "checkpoint_every", "threads", "device"),
+    *("threads", "device", *WITHOUT_EFFECT),
 }
 """Keys of a configuration in which two runs of one cell may differ; task, backbone and budget are the setup's."""
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings, Component
 from alignbench.backbones import families
+from alignbench.backbones.trust import refuse_code
 
 ENCODE_BATCH = 64
 """Prompts that the text encoders take at a time."""
@@ -94,6 +95,7 @@ class DiffusersFolder(Backbone):
         self.settings = settings
         self.folder = Path(settings.path)
         self.index = families.read_index(self.folder)
+        refuse_code(self.folder)
         if self.index["_class_name"] != self.PIPELINE:
             raise UserError(f"{self.folder} holds a {self.index['_class_name']}; this backbone opens {self.PIPELINE} folders")
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]

@@ -330,7 +330,7 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
     model = build_autoencoder()
     done = work / "autoencoder"
     if done.exists():
-        return AutoencoderKL.from_pretrained(done)
+        return AutoencoderKL.from_pretrained(done, use_safetensors=True)
     kernel, offset = patch_projection(
         to_pixels([e.picture for e in draw_examples(settings.seed + 3, 0, settings.shard_size, 0.5, pictures.single_sizes)])
     )
