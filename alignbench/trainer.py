@@ -384,7 +384,7 @@ def _begun(work: Callable[[], Answers], *, beside: bool) -> "Future[Answers]":
     def go() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+        except BaseException as error:
             future.set_exception(error)
 
     if beside:
