@@ -8,6 +8,7 @@ import copy
 import importlib
 import inspect
 import json
+import shutil
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +69,10 @@ class DiffusersFolder(Backbone):
         lora_targets: tuple[str, ...]
         """Modules that get a LoRA, by the end of their names."""
         precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-        """Of the frozen weights and the model's arithmetic; a LoRA and step maths are float32 in any case."""
+        """Of the model's arithmetic and of frozen weights. Weights that are trained, and step maths, are float32 in any case:
+        train=full with bf16 is autocast."""
+        compile: bool = False
+        """torch.compile the transformer: minutes before the first step, fewer seconds a row after it."""
         gradient_checkpointing: bool = False
         """Keep only each block's input for the way back, and compute the rest again; the gradient is the same."""
         keep_text_encoders: bool = False
@@ -77,12 +81,9 @@ class DiffusersFolder(Backbone):
         """Latents that the decoder takes at a time."""
 
         @model_validator(mode="after")
-        def _updates_are_not_rounded_away(self) -> Self:
-            if self.train == "full" and self.precision != "fp32":
-                raise ValueError(
-                    f"train=full needs precision=fp32: {self.precision} weights would round small updates away; "
-                    "or train a LoRA, whose weights are float32"
-                )
+        def _gradients_do_not_underflow(self) -> Self:
+            if self.train == "full" and self.precision == "fp16":
+                raise ValueError("train=full takes precision fp32 or bf16: small gradients underflow in fp16")
             return self
 
     settings: Settings
@@ -99,6 +100,7 @@ class DiffusersFolder(Backbone):
         if self.index["_class_name"] != self.PIPELINE:
             raise UserError(f"{self.folder} holds a {self.index['_class_name']}; this backbone opens {self.PIPELINE} folders")
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
+        self.mixed = settings.train == "full" and self.dtype != torch.float32
         self.device = settings.torch_device
         self.pipeline = self._open(dict.fromkeys(self._components("text_encoder", "tokenizer")))
         # Its convolutions take half the time so on a CPU; pictures differ by rounding.
@@ -118,6 +120,8 @@ class DiffusersFolder(Backbone):
             self._add_lora(transformer)
         if settings.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
+        if settings.compile:
+            self._compile(*filter(None, (transformer, self._base)))
         self._active: nn.Module = transformer
         self._text: Any = None
         self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
@@ -158,7 +162,7 @@ class DiffusersFolder(Backbone):
                 if self.device.type == "meta":
                     pipeline = cls(**{name: self._hollow(name) for name in self._components("") if name not in given}, **given)
                 else:
-                    options = {"torch_dtype": self.dtype, "local_files_only": True, "use_safetensors": True}
+                    options = {"torch_dtype": self.weights_dtype, "local_files_only": True, "use_safetensors": True}
                     pipeline = cls.from_pretrained(self.folder, **options, **given).to(self.device)
         except UserError:
             raise
@@ -186,7 +190,7 @@ class DiffusersFolder(Backbone):
                 module = cls.from_config(cls.load_config(self.folder / name, local_files_only=True))
             else:
                 module = cls(cls.config_class.from_pretrained(self.folder / name, local_files_only=True))
-        return module.to("meta", self.dtype)  # buffers that were computed have values
+        return module.to("meta", self.weights_dtype)  # buffers that were computed have values
 
     def _side(self) -> int:
         """Of a picture, in pixels."""
@@ -266,6 +270,24 @@ class DiffusersFolder(Backbone):
         return self._text
 
     # ------------------------------------------------------------------------------------------------ the model
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """In which the folder is opened."""
+        return torch.float32 if self.mixed else self.dtype
+
+    def ask(self, **inputs: Any) -> Tensor:
+        """What the transformer answers, float32: the policy, or within `reference` the base model."""
+        mixed = self.mixed and self.device.type != "meta"
+        with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
+            answer: Tensor = self._active(**inputs, return_dict=False)[0]
+        return answer.float()
+
+    def _compile(self, *transformers: nn.Module) -> None:
+        if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+            raise UserError("compile=true needs a C++ compiler (g++ or clang++) on a CPU; install one or leave it out")
+        for transformer in transformers:
+            transformer.compile(dynamic=True)  # in place, so that names of parameters stay; batches differ step by step
 
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps, self.shift)

@@ -56,17 +56,16 @@ class Flux(DiffusersFolder):
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
         texts = conditioning.prompts[group]
         distilled = self.pipeline.transformer.config.guidance_embeds
-        answer: Tensor = self._active(
-            hidden_states=pack(x.to(self.dtype)),
+        answer = self.ask(
+            hidden_states=pack(x.to(self.weights_dtype)),
             timestep=sigma,
             guidance=torch.full_like(sigma, self.guidance) if distilled else None,
             encoder_hidden_states=texts.states,
             pooled_projections=texts.pooled,
             txt_ids=x.new_zeros(texts.states.shape[1], 3),
             img_ids=self._places,
-            return_dict=False,
-        )[0]
-        return unpack(answer, *x.shape[2:]).float()
+        )
+        return unpack(answer, *x.shape[2:])
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -69,11 +69,9 @@ class SD3(DiffusersFolder):
         return unguided + self.guidance * (guided - unguided)
 
     def _answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
-        answer: Tensor = self._active(
-            hidden_states=x.to(self.dtype),
+        return self.ask(
+            hidden_states=x.to(self.weights_dtype),
             timestep=sigma * 1000,
             encoder_hidden_states=texts.states,
             pooled_projections=texts.pooled,
-            return_dict=False,
-        )[0]
-        return answer.float()
+        )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,39 @@ def test_half_precision_answers_in_float32_near_to_the_full_one(folders: dict[st
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     # bfloat16 has eight bits; errors of a few roundings a layer add up to some hundredths of the norm.
     assert (found - velocities(full)).norm() / found.norm() < 0.1
+
+
+@every_family
+def test_all_weights_are_trained_in_float32_with_half_arithmetic(folders: dict[str, Path], family: str) -> None:
+    mixed = opened(folders[family], train="full", precision="bf16", guidance=1.0)
+    found, full = velocities(mixed), velocities(opened(folders[family], train="full", guidance=1.0))
+    assert found.dtype == torch.float32
+    assert mixed.dtype == torch.bfloat16
+    assert {p.dtype for p in mixed.parameters()} == {torch.float32}
+    assert 1e-4 < (found - full).norm() / full.norm() < 0.1
+    found = gradients(mixed)
+    assert found.dtype == torch.float32
+    assert found.norm() > 0
+
+
+@pytest.mark.parametrize(("family", "train"), [("sd3", "lora"), ("flux", "full")])
+def test_a_compiled_transformer_answers_alike_and_keeps_its_names(
+    folders: dict[str, Path], family: str, train: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Inductor takes minutes; which graphs are made, and that they are the policy's, the eager backend shows as well.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = (alike(folders[family], train=train, compile=on) for on in (False, True))
+    names = [name for name, _ in plain.trainable().named_parameters()]
+    assert [name for name, _ in compiled.trainable().named_parameters()] == names
+    assert torch.allclose(velocities(compiled), velocities(plain), atol=1e-5)
+    assert torch.allclose(gradients(compiled), gradients(plain), rtol=1e-4, atol=1e-6)
+    with compiled.reference():
+        assert torch.allclose(velocities(compiled), velocities(opened(folders[family], guidance=1.0)), atol=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "compile=true needs a C++ compiler" in refused(folders["sd3"], compile=True)
 
 
 @every_family
@@ -420,7 +454,7 @@ def test_settings_that_cannot_be_had_are_refused(folders: dict[str, Path], tmp_p
     assert "multiple of 4 pixels; resolution is 18" in refused(folders["flux"], resolution=18)
     assert "at most 32 x 32 pixels; lower resolution" in refused(folders["sd3"], resolution=36)
     assert "the name of no module" in refused(folders["sd3"], lora_targets=("to_q", "to_w"))
-    assert "train=full needs precision=fp32" in refused(folders["sd3"], train="full", precision="bf16")
+    assert "train=full takes precision fp32 or bf16" in refused(folders["sd3"], train="full", precision="fp16")
     schnell = tmp_path / "schnell"
     transformer = diffusers.FluxTransformer2DModel.from_pretrained(folders["flux"] / "transformer")
     shutil.copytree(folders["flux"], schnell)
