@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignbench.backbone import holding
+from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import RunError, UserError
 from alignbench.objective import Objective
 
@@ -173,7 +174,7 @@ def load_checkpoint(
         if data.get("version") != VERSION:
             raise UserError(f"{newest} has checkpoint version {data.get('version')}; this alignbench reads {VERSION}")
         checkpoint = Checkpoint.model_validate(data)
-        changed = sorted(k for k in config if config[k] != checkpoint.config.get(k))
+        changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
         if changed:
             raise UserError(f"{newest} was made with other settings ({', '.join(changed)}); resume with the same ones")
         model.load_state_dict(load_file(newest / "weights.safetensors"), strict=False)

@@ -95,8 +95,16 @@ def run(
 
 @app.command()
 def compare(
-    objectives: Annotated[str | None, typer.Option(help="Alignment objectives, with commas; see `list objectives`.")] = None,
-    samplers: Annotated[str | None, typer.Option(help="Rollout samplers, with commas; see `list samplers`.")] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="Alignment objectives, with commas; see `list objectives`. LABEL=NAME compares one under several settings, "
+            "which --set objectives.LABEL.objective.KEY=VALUE gives it."
+        ),
+    ] = None,
+    samplers: Annotated[
+        str | None, typer.Option(help="Rollout samplers, with commas, or LABEL=NAME; see `list samplers`.")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, with commas. (default: the preset's)")] = None,
     seeds: Annotated[
         str | None, typer.Option(help="How many seeds, from 0 on; or which ones, with commas. (default: 3)")
@@ -145,20 +153,17 @@ def compare(
         )
     folder = out or _results_folder("comparison")
     cells = grid.cells()
-    comparison.check_folder(cells, folder)
     done = len(comparison.done(cells, folder))
 
     from alignbench.console import GridProgress, show_grid
-    from alignbench.record import command
 
     if dry_run:
+        comparison.check_folder(cells, folder)
         show_grid(grid, folder, comparison.estimate(grid), workers, done)
         return
     try:
         with GridProgress(len(cells), done) as shown:
-            record = comparison.compare(
-                grid, folder, command=command(), engine=engine, workers=workers, gpus=gpus, observer=shown
-            )
+            record = comparison.compare(grid, folder, engine=engine, workers=workers, gpus=gpus, observer=shown)
     except KeyboardInterrupt:
         typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
         raise typer.Exit(130) from None
@@ -438,7 +443,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _default_folder(settings: RunConfig) -> Path:
-    return _results_folder(settings.objective.name, settings.sampler.name, f"s{settings.seed}")
+    return _results_folder(settings.objective.title, settings.sampler.title, f"s{settings.seed}")
 
 
 def _results_folder(*parts: str) -> Path:

@@ -91,7 +91,7 @@ class Terminal:
         groups = config.prompts_per_iteration
         on = f"{policy.device}, {threads} threads" if policy.device.type == "cpu" else str(policy.device)
         self.rich.print(
-            f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}, task "
+            f"[bold]{config.objective.title}[/bold] x [bold]{config.sampler.title}[/bold] on {config.backbone.name}, task "
             f"{config.task}, seed {config.seed}, preset {config.preset} ({on})"
         )
         length = "iterations" if config.iterations is None else f"{config.iterations} iterations"
@@ -133,7 +133,7 @@ class Terminal:
             yield lambda row, share: progress.update(bar, completed=share, numbers=_numbers(row, iterations))
 
     def end(self, result: Result, out: Path) -> None:
-        table = Table(title=f"{result.run.objective} x {result.run.sampler}: before and after", title_justify="left")
+        table = Table(title=f"{' x '.join(result.pair)}: before and after", title_justify="left")
         for column in ("metric", "base", "trained", "difference (95 % interval)", ""):
             table.add_column(column, justify="left" if column in ("metric", "") else "right")
         for name, metric in result.metrics.items():

@@ -138,7 +138,7 @@ def changes(result: Result) -> Figure:
             yticklabels=names,
             xlabel="trained minus base, in half-widths of the base's 95 % interval",
         )
-        axis.set_title(f"{result.run.objective} x {result.run.sampler}, seed {result.run.seed}")
+        axis.set_title(f"{' x '.join(result.pair)}, seed {result.run.seed}")
         axis.invert_yaxis()
     return figure
 

@@ -114,6 +114,12 @@ class Result(_Part):
     environment: dict[str, Any]
     config: dict[str, Any]
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """What the objective and the sampler are called: their labels, else their names."""
+        objective, sampler = (self.config.get(kind, {}).get("label") for kind in ("objective", "sampler"))
+        return objective or self.run.objective, sampler or self.run.sampler
+
 
 class ScoredMetric(Estimate):
     """A metric of one set of pictures."""

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import UserError
 from alignbench.record import Estimate, Result, read_result
 from alignbench.statistics import (
@@ -34,7 +35,7 @@ DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "pixel_diversity", "mode_entro
 
 _NOT_OF_THE_METHOD = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
-    *("pictures", "checkpoint_every", "threads", "device"),
+    *("threads", "device", *WITHOUT_EFFECT),
 }
 """Keys of a configuration in which two runs of one cell may differ; task, backbone and budget are the setup's."""
 
@@ -93,8 +94,9 @@ class Results:
         rows = []
         for run in self.runs:
             info, budget = run.result.run, run.result.budget
+            objective, sampler = run.result.pair
             for metric, record in run.result.metrics.items():
-                row: dict[str, Any] = {**_keys(run), "objective": info.objective, "sampler": info.sampler, "run": info.id}
+                row: dict[str, Any] = {**_keys(run), "objective": objective, "sampler": sampler, "run": info.id}
                 row |= {"metric": metric, "role": record.role, "higher_is_better": record.higher_is_better}
                 for name, estimate in (("base", record.base), ("final", record.final), ("difference", record.difference)):
                     row |= _columns(name, _interval(estimate))
@@ -210,8 +212,8 @@ class Results:
             difference = np.array([_interval(r.difference).value for r in records])
             several = int((~np.isnan(final)).sum()) > 1
             rows.append(
-                dict[str, Any](setup=first.setup, cell=first.cell, objective=first.result.run.objective)
-                | {"sampler": first.result.run.sampler, "metric": name, "role": record.role}
+                dict[str, Any](setup=first.setup, cell=first.cell, objective=first.result.pair[0])
+                | {"sampler": first.result.pair[1], "metric": name, "role": record.role}
                 | {"higher_is_better": record.higher_is_better, "seeds": len(runs), "over": "seeds" if several else "prompts"}
                 | {"sd": float(np.nanstd(final, ddof=1)) if several else np.nan}
                 | _columns("mean", seed_interval(final) if several else _interval(record.final))
@@ -303,7 +305,7 @@ def _name(found: list[tuple[Path, Result]], results: Results) -> None:
         info = result.run
         setup = setups.of(f"{info.task} on {info.backbone}", _setup_settings(result))
         method = {k: v for k, v in result.config.items() if k not in _NOT_OF_THE_METHOD}
-        cell = cells.of(f"{info.objective} x {info.sampler}", method, within=setup)
+        cell = cells.of(" x ".join(result.pair), method, within=setup)
         first = seen.setdefault((setup, cell, info.seed), folder)
         if first != folder:
             results.notes.append(f"{folder} repeats cell and seed of {first} and is left out")

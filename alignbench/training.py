@@ -22,6 +22,7 @@ from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.record import Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
+from alignbench.tracking import Tracking, check_trackers
 from alignbench.trainer import Trainer
 
 TREE_CANDIDATES = 4
@@ -66,6 +67,7 @@ class _Run:
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
         evaluation_prompts(self.task, config.evaluation)  # likewise
+        check_trackers(config.trackers)
         console.status("loading models")
         self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task)
@@ -85,27 +87,31 @@ class _Run:
         base = self._base()
         check_scores_vary(self.judges, base)
         self._write_evaluations(base=base)
-        self._train()
-        with trainer.averaged_weights():
-            final = self._evaluate("trained model") if trainer.iteration else base
-            self._write_evaluations(base=base, final=final)
-            result = self._result(base, final)
-            if config.pictures:
-                self._write_pictures(base, final)
+        with Tracking(config, self.out, trainer.iteration) as tracking:
+            self._train(tracking)
+            with trainer.averaged_weights():
+                final = self._evaluate("trained model") if trainer.iteration else base
+                self._write_evaluations(base=base, final=final)
+                result = self._result(base, final)
+                if config.pictures:
+                    self._write_pictures(base, final)
+            tracking.log_result(result)
         self._write("result.json", result.model_dump_json(indent=2) + "\n")
         if config.pictures:
             plots.plot_run(self.out)
         self.console.end(result, self.out)
         return result
 
-    def _train(self) -> None:
+    def _train(self, tracking: Tracking) -> None:
         """To the last iteration or the end of the budget; whatever ends it, what was measured is in the folder."""
         config, trainer = self.config, self.trainer
         try:
             if trainer.objective.needs.training:
                 with self.console.training(config.iterations, trainer.progress()) as report:
                     while trainer.progress() < 1:
-                        report(trainer.iterate(), trainer.progress())
+                        row = trainer.iterate()
+                        tracking.log(row)
+                        report(row, trainer.progress())
                         if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
                             trainer.save(self.checkpoints)
                             self._write_metrics()

@@ -1,5 +1,8 @@
 """Plug-ins that runs in tests name by dotted path: a toy policy and scorers that behave in one chosen way."""
 
+import os
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,14 @@ class Failing(Objective):
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         raise ZeroDivisionError("a fault of the plug-in")
+
+
+class Killing(Objective):
+    """Ends its process at its first update, as the system does when memory runs out."""
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
 
 
 class Brightness(Scorer):
@@ -85,6 +96,14 @@ class Interrupting(Brightness):
         self.calls += 1
         if self.calls == 4:
             raise KeyboardInterrupt
+        return super().score(images, prompts)
+
+
+class Slow(Brightness):
+    """A tenth of a second a call, in which a process can be killed."""
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        time.sleep(0.1)
         return super().score(images, prompts)
 
 
