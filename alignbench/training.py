@@ -17,7 +17,17 @@ from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
 from alignbench.errors import ScorerError
-from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
+from alignbench.evaluation import (
+    Evaluation,
+    Judges,
+    alarms,
+    check_scores_vary,
+    compare,
+    evaluate,
+    evaluation_prompts,
+    path_kl,
+    with_measured,
+)
 from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.record import Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
@@ -90,7 +100,7 @@ class _Run:
         with Tracking(config, self.out, trainer.iteration) as tracking:
             self._train(tracking)
             with trainer.averaged_weights():
-                final = self._evaluate("trained model") if trainer.iteration else base
+                final = self._final() if trainer.iteration else base
                 self._write_evaluations(base=base, final=final)
                 result = self._result(base, final)
                 if config.pictures:
@@ -133,8 +143,17 @@ class _Run:
         key = json.dumps(parts, sort_keys=True)
         if key not in self.bases:
             with self.policy.reference():
-                self.bases[key] = self._evaluate("base model")
+                found = self._evaluate("base model")
+            self.bases[key] = with_measured(found, "path_kl", np.zeros(len(found.prompts)))
         return self.bases[key]
+
+    def _final(self) -> Evaluation:
+        found = self._evaluate("trained model")
+        began = time.perf_counter()
+        config = self.config
+        distance = path_kl(self.policy, found.prompts, config.evaluation.seed, micro_batch=config.micro_batch or 64)
+        self.trainer.budget.seconds_evaluation += time.perf_counter() - began
+        return with_measured(found, "path_kl", distance)
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()
