@@ -270,10 +270,17 @@ def read_grid(folder: Path) -> Grid:
     return validate(Grid, read_yaml(file), where=str(file))
 
 
-def check_folder(cells: Iterable[Cell], out: Path) -> None:
-    """Refuses a folder of something else, and cells that were run with other settings: they could not be compared."""
+def check_folder(cells: list[Cell], out: Path) -> None:
+    """Refuses a folder of something else, one whose finished cells would be left out, and cells that were run with other
+    settings: they could not be compared."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SETTINGS).is_file())):
         raise UserError(f"{out} exists and holds no comparison; choose another --out")
+    if (out / SETTINGS).is_file():
+        kept = {cell.id for cell in cells}
+        lost = [cell.id for cell in done(read_grid(out).cells(), out) if cell.id not in kept]
+        if lost:
+            listed = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            raise UserError(f"{out} also compares {listed}: name these too, or choose another --out")
     for cell in cells:
         file = out / RUNS / cell.id / "config.yaml"
         if file.is_file():

@@ -1,6 +1,6 @@
 """Plots of a comparison, a function each, from the frames of `results`. They fit one column of a two-column paper.
 
-Colour tells the objective and marker or line the sampler; the palette is that of `plots`. Every interval is a 95 % one.
+Colour tells the objective and marker or line the sampler. Every interval is a 95 % one.
 """
 
 import re
@@ -33,6 +33,8 @@ COLUMN = 3.3
 """Inches: the width of one column."""
 PAPER: Any = {**STYLE, "font.size": 7, "legend.fontsize": 6, "xtick.labelsize": 6, "ytick.labelsize": 6, "savefig.dpi": 300}
 PAPER |= {"svg.hashsalt": "alignbench", "lines.markersize": 4.5, "lines.linewidth": 1.0}
+PALETTE = (*COLORS[:-1], "#882255", "#999933", "#332288")
+"""That of `plots` without black, and three of Paul Tol's muted colours."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 DIAGNOSTICS = ("ratio_abs_dev_max", "grad_norm", "policy_update_norm", "zero_std_ratio", "ess_target", "ess_policy")
@@ -78,7 +80,7 @@ def looks(cells: Sequence[str]) -> dict[str, Look]:
     for cell in cells:
         if cell != BASE:
             i, j = objectives.index(_objective(cell)), samplers.index(_sampler(cell))
-            found[cell] = Look(COLORS[i % (len(COLORS) - 1)], MARKERS[j % len(MARKERS)], LINES[j % len(LINES)])
+            found[cell] = Look(PALETTE[i % len(PALETTE)], MARKERS[j % len(MARKERS)], LINES[j % len(LINES)])
     return found
 
 
@@ -224,19 +226,21 @@ def profiles(prompts: pd.DataFrame, metric: str) -> Figure:
 def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> Figure:
     """One row of pictures a method, one column a prompt; all of one column were drawn from the same noise."""
     with plt.rc_context(PAPER | {"axes.grid": False}):
-        size = COLUMN / (len(prompts) + 1)
-        figure, axes = plt.subplots(len(rows), len(prompts), figsize=(COLUMN, size * len(rows) + 0.45), squeeze=False)
-        figure.subplots_adjust(
-            left=0.26, right=0.995, top=1 - 0.4 / (size * len(rows) + 0.45), bottom=0.01, wspace=0.04, hspace=0.06
-        )
+        left, gap = 0.26, 0.04  # shares of the width, and of a picture
+        size = COLUMN * (0.995 - left) / (len(prompts) + gap * (len(prompts) - 1))
+        titles = [_wrapped(prompt, int(size * 72 / 3.5)) for prompt in prompts]  # points; a letter takes about 3.5
+        head = 0.06 + 0.1 * max(title.count("\n") + 1 for title in titles)
+        height = size * (len(rows) + gap * (len(rows) - 1)) + head
+        figure, axes = plt.subplots(len(rows), len(prompts), figsize=(COLUMN, height), squeeze=False)
+        figure.subplots_adjust(left=left, right=0.995, top=1 - head / height, bottom=0, wspace=gap, hspace=gap)
         for line, (name, pictures) in zip(axes, rows.items(), strict=True):
             for axis, picture in zip(line, pictures, strict=True):
                 axis.imshow(np.asarray(picture), interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
             line[0].set_ylabel(name.replace(" x ", "\n"), rotation=0, ha="right", va="center", fontsize=6)
-        for axis, prompt in zip(axes[0], prompts, strict=True):
-            axis.set_title(_wrapped(prompt), fontsize=6, pad=2)
+        for axis, title in zip(axes[0], titles, strict=True):
+            axis.set_title(title, fontsize=6, pad=2)
     return figure
 
 
@@ -381,14 +385,16 @@ def _panels(curves: pd.DataFrame, x: str, panels: Sequence[str], height: float, 
             for cell, part in curves.groupby("cell", sort=False):
                 style = look[str(cell)]
                 across, wide = _over_seeds(part, x, metric, smooth)
-                axis.plot(across, wide.mean(axis=0), color=style.color, linestyle=style.line)
+                marker = "." if len(across) == 1 else ""
+                axis.plot(across, wide.mean(axis=0), color=style.color, linestyle=style.line, marker=marker)
                 axis.fill_between(across, wide.min(axis=0), wide.max(axis=0), color=style.color, alpha=0.1, linewidth=0)
             axis.set_title(_name(metric), fontsize=7)
-            _few_ticks(axis)
+            _few_ticks(axis, whole=x == "iteration")
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        for axis in axes[-1]:
+        for axis in axes.flat[max(0, len(panels) - 2) : len(panels)]:  # the lowest of each column
             axis.set_xlabel(_name(x))
+            axis.tick_params(labelbottom=True)
         if note:
             figure.suptitle(note, fontsize=6)
         del look[BASE]
@@ -478,9 +484,9 @@ def _titled(frame: pd.DataFrame, metric: str) -> str:
     return _name(metric) + (" (lower is better)" if sign(frame, metric) < 0 else "")
 
 
-def _few_ticks(axis: Axes) -> None:
+def _few_ticks(axis: Axes, whole: bool = False) -> None:
     """Labels that do not touch in half a column: `50k` for 50000."""
-    axis.xaxis.set_major_locator(MaxNLocator(4))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
     if axis.get_xlim()[1] >= 1e4:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
@@ -489,5 +495,5 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
 
 
-def _wrapped(text: str, width: int = 13, lines: int = 3) -> str:
+def _wrapped(text: str, width: int, lines: int = 5) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))

@@ -161,7 +161,9 @@ def _differences(results: Results, setup: str, metric: str) -> list[str]:
 
 
 def _by(row: dict[Any, Any]) -> str:
-    return f"by {number(abs(row['difference']))}, p = {row['p_holm']:.2g}"
+    size, ends = abs(row["difference"]), sorted(row[f"difference_{end}"] for end in ("lower", "upper"))
+    low, high = ends if row["difference"] > 0 else (-ends[1], -ends[0])
+    return f"by {number(size)} [{number(low)}, {number(high)}], p = {row['p_holm']:.2g}"
 
 
 def _count(seeds: pd.Series) -> str:
@@ -289,8 +291,8 @@ def estimate(row: dict[str, Any], name: str = "mean") -> str:
     value, lower, upper, n = (row[name + end] for end in ("", "_lower", "_upper", "_n"))
     if math.isnan(value):
         return "-"
-    over = "seeds" if name == "iqm" or row["over"] == "seeds" else "prompts"
-    return f"{number(value)} [{number(lower)}, {number(upper)}] (n = {n:.0f} {over})"
+    over = row.get("over", "seeds") if name != "iqm" else "seeds"
+    return f"{number(value)} [{number(lower)}, {number(upper)}] (n = {n:.0f} {over if n != 1 else over.removesuffix('s')})"
 
 
 def listed(value: Any) -> str:

@@ -28,6 +28,7 @@ from alignbench.statistics import (
     seed_interval,
     stratified_interval,
     welch,
+    welch_interval,
 )
 
 BASE = "base model"
@@ -185,8 +186,9 @@ class Results:
     def pairs_frame(self) -> pd.DataFrame:
         """A row a setup, metric and two cells: what they differ in.
 
-        `difference`: first minus second, of means over seeds. `p`: Welch's, over seeds; `p_holm`: corrected for all pairs of
-        the setup and metric. `paired_*`: per prompt, seeds averaged, which holds for these trained models only.
+        `difference`: first minus second, of means over seeds, with Welch's interval and the smaller number of seeds.
+        `p`: Welch's; `p_holm`: corrected for all pairs of the setup and metric.
+        `paired_*`: per prompt, seeds averaged, which holds for these trained models only.
         `probability`: that a run of the first is better than one of the second.
         """
         rows = []
@@ -273,7 +275,7 @@ class Results:
             sign = -1.0 if higher is False else 1.0
             rows.append(
                 {"setup": setup, "metric": metric, "first": first, "second": second, "higher_is_better": higher}
-                | {"difference": float(np.nanmean(a) - np.nanmean(b)) if _known(a) and _known(b) else np.nan}
+                | _columns("difference", welch_interval(a, b))
                 | {"p": welch(a, b), "probability": probability_of_improvement(sign * a[:, None], sign * b[:, None])}
                 | _columns("paired", paired)
             )
@@ -455,7 +457,3 @@ def _mean_over_seeds(scores: np.ndarray) -> np.ndarray:
     known = ~np.isnan(scores)
     total, count = np.where(known, scores, 0.0).sum(0), known.sum(0)
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-
-
-def _known(values: np.ndarray) -> bool:
-    return bool((~np.isnan(values)).any())

@@ -189,9 +189,9 @@ class _Run:
         write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
         reward = next(iter(self.judges.rewards))
         plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
-        self._draw_tree(base.prompts[:TREE_CANDIDATES], reward)
+        self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
 
-    def _draw_tree(self, prompts: list[str], reward: str) -> None:
+    def _write_tree(self, prompts: list[str], reward: str) -> None:
         """One rollout of the trained model, with the pictures at its leaves."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
@@ -203,10 +203,8 @@ class _Run:
         forest.rewards = torch.from_numpy(scores).float().to(forest.leaf_latents.device)
         spread = groups.standardise(forest.by_group(forest.rewards), std="none").square().sum(1)
         beta = getattr(trainer.objective, "beta", None)
-        figure = plots.tree(
-            forest, images, reward, float(beta(trainer.iteration)) if callable(beta) else 2.0, group=int(spread.argmax())
-        )
-        plots.write_figure(self.out / "plots" / "tree.png", figure)
+        at = float(beta(trainer.iteration)) if callable(beta) else 2.0
+        plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)
 
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation

@@ -53,11 +53,14 @@ def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results)
     between = 3 * p["between"]
     tmpo = max(2 * p["tmpo"], between)
     grpo = max(p["grpo"], tmpo)
+    # Standard errors .01 / sqrt 3 and .005 / sqrt 3; t(0.975, 2) = 4.302653, and 4.302653 * .005 / sqrt 3 = 0.01242.
     assert said[3] == (
-        f"ocr is above the base model's for grpo x independent (by 0.105, p = {grpo:.2g}), "
-        f"tmpo x independent (by 0.41, p = {tmpo:.2g})."
+        f"ocr is above the base model's for grpo x independent (by 0.105 [0.09258, 0.1174], p = {grpo:.2g}), "
+        f"tmpo x independent (by 0.41 [0.3852, 0.4348], p = {tmpo:.2g})."
     )
-    assert said[4] == f"ocr between methods: tmpo x independent above grpo x independent (by 0.305, p = {between:.2g})."
+    low, high = stats.ttest_ind(rewards["tmpo"], rewards["grpo"], equal_var=False).confidence_interval()
+    by = f"by 0.305 [{low:.4g}, {high:.4g}], p = {between:.2g}"
+    assert said[4] == f"ocr between methods: tmpo x independent above grpo x independent ({by})."
     assert "3 seeds a method: a difference that is not beyond chance here may still be there." in said
     assert said[-1] == "No run raised an alarm."
 

@@ -16,6 +16,7 @@ from alignbench.statistics import (
     seed_interval,
     stratified_interval,
     welch,
+    welch_interval,
 )
 
 
@@ -111,6 +112,7 @@ DRUG_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
 def test_students_own_example() -> None:
     # As R documents it: t.test(extra ~ group, data = sleep), and with paired = TRUE.
     assert welch(DRUG_1, DRUG_2) == pytest.approx(0.07939, abs=5e-6)
+    assert welch_interval(DRUG_1, DRUG_2)[1:3] == pytest.approx((-3.3654832, 0.2054832), abs=5e-8)
     assert seed_interval(DRUG_1 - DRUG_2)[:3] == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=5e-8)
     low, high = stats.ttest_1samp(DRUG_1 - DRUG_2, 0).confidence_interval()
     assert seed_interval(DRUG_1 - DRUG_2)[1:3] == pytest.approx((low, high))
@@ -182,6 +184,18 @@ def test_welch_against_a_base_model_without_spread_is_the_one_sample_test() -> N
     # One-sample t: mean 0.4625, standard error sqrt(0.01562500 / 4) = 0.0625, t = 4.2 with 3 degrees of freedom.
     assert welch(values, np.full(4, 0.2)) == pytest.approx(2 * stats.t.sf(4.2, 3))
     assert welch(np.full(4, 0.2), values) == pytest.approx(2 * stats.t.sf(4.2, 3))
+
+
+def test_the_interval_of_a_difference_belongs_to_the_test() -> None:
+    a, b = np.array([3.0, 4, 1, 2.1]), np.array([490.2, 340.0, 433.9, np.nan])
+    low, high = stats.ttest_ind(a, b[:3], equal_var=False).confidence_interval()
+    assert welch_interval(a, b) == pytest.approx((a.mean() - b[:3].mean(), low, high, 3))
+    base = np.full(4, 0.2)
+    low, high = stats.ttest_1samp(a, 0.2).confidence_interval()
+    assert welch_interval(a, base)[1:3] == pytest.approx((low - 0.2, high - 0.2))
+    assert welch_interval(base, base + 1) == (-1.0, -np.inf, np.inf, 4)
+    assert welch_interval(a[:1], b) == pytest.approx((3.0 - b[:3].mean(), -np.inf, np.inf, 1))
+    assert np.isnan(welch_interval(a, np.array([np.nan])).value)
 
 
 def test_welch_says_nothing_where_nothing_can_be_told() -> None:
