@@ -276,8 +276,8 @@ def check_folder(cells: list[Cell], out: Path) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SETTINGS).is_file())):
         raise UserError(f"{out} exists and holds no comparison; choose another --out")
     if (out / SETTINGS).is_file():
-        kept = {cell.id for cell in cells}
-        lost = [cell.id for cell in done(read_grid(out).cells(), out) if cell.id not in kept]
+        named = {cell.id for cell in cells}
+        lost = [cell.id for cell in done(read_grid(out).cells(), out) if cell.id not in named]
         if lost:
             listed = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
             raise UserError(f"{out} also compares {listed}: name these too, or choose another --out")
@@ -438,19 +438,20 @@ def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int) -> 
             while len(at_work) < workers and (cell := next(waiting, None)) is not None:
                 state.began(cell)
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_cell_process, args=(cell.config, out / RUNS / cell.id, theirs))
-                process.start()
+                started = context.Process(target=_cell_process, args=(cell.config, out / RUNS / cell.id, theirs))
+                started.start()
                 theirs.close()  # so that the end of the process ends the pipe
-                at_work[ours] = (process, cell, [])
+                at_work[ours] = (started, cell, [])
             if not at_work:
                 return
-            for ours in connection.wait(list(at_work)):
-                process, cell, outcome = at_work[ours]
+            ready: list[Any] = connection.wait(list(at_work))
+            for answer in ready:
+                process, cell, outcome = at_work[answer]
                 try:
-                    message = ours.recv()
+                    message = answer.recv()
                 except EOFError:
                     process.join()
-                    del at_work[ours]
+                    del at_work[answer]
                     state.ended(cell, outcome[0] if outcome else f"its process died (exit code {process.exitcode})")
                     continue
                 if isinstance(message, tuple):
@@ -525,7 +526,8 @@ def _with_labels(kind: str, settings: Any, items: list[str]) -> dict[str, Any]:
     Raises:
         UserError: something has settings that is not compared, or a label would be taken for something else.
     """
-    one, named = kind.removesuffix("s"), {}
+    one = kind.removesuffix("s")
+    named: dict[str, str] = {}
     for item in items:
         label, equals, name = item.partition("=")
         if not label or (equals and not name):

@@ -176,7 +176,7 @@ def _moved(cells: pd.DataFrame) -> list[str]:
     for metric in drawing.DISTANCES:
         rows = cells[(cells["metric"] == metric) & (cells["cell"] != BASE)].dropna(subset=["mean"])
         if len(rows) > 1:
-            near, far = rows.loc[rows["mean"].idxmin()], rows.loc[rows["mean"].idxmax()]
+            near, *_, far = rows.sort_values("mean").to_dict("records")
             span = f"from {number(near['mean'])} ({near['cell']}) to {number(far['mean'])} ({far['cell']})"
             return [f"{metric} goes {span}, by means: what moved less keeps diversity for free, so compare at equal distance."]
     return []

@@ -329,7 +329,8 @@ def _read_comparisons(folder: Path, found: list[tuple[Path, Result]], results: R
         The runs that belong to none.
     """
     runs = [run for run, _ in found]
-    alone, order = set(runs), {}
+    alone = set(runs)
+    order: dict[Path, int] = {}
     for home in sorted({folder, *(run.parent.parent for run in runs)}):
         file = home / "comparison.json"
         if not file.is_file():

@@ -35,9 +35,9 @@ def test_a_drawn_tree_is_one_group() -> None:
 
 def test_the_branches_of_a_tree_by_hand() -> None:
     axis = plots.tree(drawn()).axes[0]
-    lines = [line.get_xydata().tolist() for line in axis.get_lines() if len(line.get_xydata())]
+    lines = [np.asarray(line.get_xydata()).tolist() for line in axis.get_lines() if np.size(line.get_xydata())]
     # Leaves stand at 0, 1, 2, 3; their parents at 0.5 and 2.5; the root at 1.5.
-    expected = [[[3, y], [4, y]] for y in (0, 1, 2, 3)]
+    expected: list[list[list[float]]] = [[[3, y], [4, y]] for y in (0, 1, 2, 3)]
     expected += [[[2, parent], [3, child]] for parent, child in ((0.5, 0), (0.5, 1), (2.5, 2), (2.5, 3))]
     expected += [[[1, 1.5], [2, 0.5]], [[1, 1.5], [2, 2.5]], [[0, 1.5], [1, 1.5]]]
     assert sorted(lines) == sorted(expected)
