@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -175,6 +176,15 @@ def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
     expected = [5, 5, 5, 3, 3, 7, 7, 7, *(len(t["columns"]) for t in published for _ in range(len(t["rows"]) + 1))]
     assert rows == expected
     assert not any("<i>" in t.content for t in tokens if t.type == "html_block")
+
+
+def test_markdown_links_to_plots_that_are_there(tmp_path: Path) -> None:
+    for steps in (8, 16):  # two setups, so that plots are in folders of their own
+        write_run(tmp_path / str(steps), steps=steps)
+    report.write_report(tmp_path)
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", (tmp_path / "report.md").read_text())
+    assert {Path(link).parts[:2] for link in linked} == {("plots", "ocr_on_tiny"), ("plots", "ocr_on_tiny_2")}
+    assert all((tmp_path / link).is_file() for link in linked)
 
 
 def test_the_plots_of_a_run_stay_when_it_is_reported_on(tmp_path: Path) -> None:
