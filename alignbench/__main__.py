@@ -1,9 +1,7 @@
 """`python -m alignbench`: runs the command line and turns failures into one line and an exit code."""
 
 import os
-import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 # Two busy processes on few cores slow each other sevenfold when threads wait actively, as they do by default; a short
@@ -13,11 +11,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from alignbench.cli import app, failure
 from alignbench.errors import RunError, UserError
+from alignbench.signals import interrupt_on_every_end
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted, by whichever signal."""
+    interrupt_on_every_end()
     try:
         app(standalone_mode=True)
     except UserError as error:
@@ -27,11 +26,6 @@ def main() -> NoReturn:
         print(failure(error), file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A polite request to end is as good as Ctrl-C: the run leaves a checkpoint."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class BackboneSettings(settings.Settings):
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
     guidance: float | None = Field(None, ge=1)
-    """Classifier-free guidance; what the model itself asks for, else 1, where it is null."""
+    """Guidance, classifier-free or distilled; what the model itself asks for, else 1, where it is null."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -60,6 +60,18 @@ class Measured:
     higher_is_better: bool | None
 
 
+@dataclass(frozen=True)
+class Component:
+    """A part of a model that holds weights.
+
+    Attributes:
+        training: whether it is in memory while the policy is trained, and not only while prompts are encoded.
+    """
+
+    module: nn.Module
+    training: bool = True
+
+
 class Backbone(ABC):
     """A text-to-image flow model with a policy to train and a frozen reference.
 
@@ -68,18 +80,23 @@ class Backbone(ABC):
 
     name: str = ""
     Settings: ClassVar[type[BackboneSettings]] = BackboneSettings
+    hollow: ClassVar[bool] = False
+    """Whether the device `meta` opens it without its weights, to tell what it would need."""
 
     latent_shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
     guidance: float
-    """Classifier-free guidance in force, 1 for none; the same in rollout, training and evaluation."""
+    """Guidance in force, 1 for none; the same in rollout, training and evaluation."""
     default_steps: int
     """Denoising steps that the model's own call arguments ask for."""
 
     @abstractmethod
     def sigmas(self, steps: int) -> Tensor:
         """The model's noise schedule, float32 [steps + 1] from 1 to 0, on the CPU."""
+
+    def prepare(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most have nothing to prepare
+        """Told all prompts that are to come, so that what only encodes prompts need not stay in memory."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Any:
@@ -112,6 +129,10 @@ class Backbone(ABC):
     def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
         """What can be said about the model without any picture, metric -> a value for each prompt; nothing by default."""
         return {}
+
+    def components(self) -> dict[str, Component]:
+        """All parts that hold weights, by name."""
+        return {"model": Component(self.trainable())}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters to train."""

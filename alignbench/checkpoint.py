@@ -1,13 +1,17 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
-Weights are safetensors; the optimizer's state is read with `weights_only`; the rest is JSON. The noise, the plans and the
-order of prompts are functions of the seed and the iteration, so that no generator's state has to be kept.
+A checkpoint is a folder `iteration-N` that is there whole or not at all: tensors as safetensors, the rest in `state.json`, and
+the SHA-256 of each file in `SHA256SUMS`, which `sha256sum -c` reads. Noise, plans, the order of prompts and what the global
+generators give are functions of the seed and the iteration, so that no generator's state has to be kept.
 """
 
+import hashlib
 import json
+import math
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +23,21 @@ from torch import Tensor, nn
 
 from alignbench.backbone import Backbone, holding
 from alignbench.config import WITHOUT_EFFECT
-from alignbench.errors import RunError, UserError
+from alignbench.errors import UserError
 from alignbench.objective import Objective
+from alignbench.record import write_folder
 
-VERSION = 2
+VERSION = 3
+STATE, SUMS = "state.json", "SHA256SUMS"
+WEIGHTS, AVERAGE, REFERENCE, OWN, OPTIMIZER = (
+    f"{name}.safetensors" for name in ("weights", "ema", "reference", "objective", "optimizer")
+)
 
 
 class Checkpoint(BaseModel):
     """`state.json`: where the run stands and what it has measured."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     version: int = VERSION
     iteration: int
@@ -41,6 +50,9 @@ class Checkpoint(BaseModel):
     """What the sampler remembers of them."""
     ratio_deviation: float
     started: str
+    micro_batch: int | None = None
+    """Rows in one model call, after memory ran out as often as the next number says."""
+    micro_batch_halvings: int = 0
 
 
 class EMA:
@@ -73,41 +85,61 @@ def save_checkpoint(
     ema: EMA | None,
     objective: Objective,
     reference: list[Tensor] | None = None,
+    *,
+    keep: int = 1,
+    best_window: int | None = None,
 ) -> Path:
-    """Writes `folder/iteration-N`, whole or not at all, and removes older ones; returns its path.
+    """Writes `folder/iteration-N`, whole or not at all, and removes those that are not kept; returns its path.
+
+    One of the same iteration that is whole stays as it is.
+
+    Args:
+        keep: how many of the newest are kept.
+        best_window: the best is kept as well, see `best_iteration`; None for none.
 
     Raises:
-        RunError: it cannot be written; older checkpoints are untouched.
+        DiskError: it cannot be written; older checkpoints are untouched.
     """
     final = folder / f"iteration-{checkpoint.iteration}"
-    partial = folder / f".{final.name}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(_trained(model), partial / "weights.safetensors")
-        if ema:
-            _save_list(ema.average, partial / "ema.safetensors")
-        if reference:
-            _save_list(reference, partial / "reference.safetensors")
-        own = [p.detach() for p in objective.parameters()]
-        if own:
-            _save_list(own, partial / "objective.safetensors")
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        (partial / "state.json").write_text(checkpoint.model_dump_json(), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
-    for old in folder.glob("iteration-*"):
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+
+    def write(partial: Path) -> None:
+        save_file(_trained(model), partial / WEIGHTS)
+        save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
+        lists = {AVERAGE: ema.average if ema else [], REFERENCE: reference or [], OWN: [*objective.parameters()]}
+        for name, values in lists.items():
+            if values:
+                save_file({str(i): value.detach().contiguous() for i, value in enumerate(values)}, partial / name)
+        (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
+        sums = [f"{_digest(file)}  {file.name}\n" for file in sorted(partial.iterdir())]
+        (partial / SUMS).write_text("".join(sums), encoding="utf-8")
+
+    if _fault(final):
+        write_folder(final, write)
+    _remove_others(folder, checkpoint, keep, best_window)
     return final
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run that was interrupted has anything to go on from."""
-    return any(folder.glob("iteration-*"))
+    return bool(_saved(folder))
+
+
+def best_iteration(iterations: Iterable[int], metrics: Sequence[Mapping[str, Any]], window: int) -> int | None:
+    """The iteration whose checkpoint has the highest training reward, averaged over the `window` iterations before it.
+
+    The newest of equals; None where none has so many behind it. The reward is that of rollouts on training prompts: it costs
+    nothing, and leaves the evaluation prompts unseen. If these chose what they judge, the chosen model's score would be the
+    maximum of several noisy ones, and too high. For the same reason a run's record is about its last weights, never its best.
+
+    Args:
+        metrics: a row an iteration, from the first on.
+    """
+    scores = {}
+    for n in iterations:
+        known = [row["reward"] for row in metrics[max(n - window, 0) : n] if not math.isnan(row["reward"])]
+        if n >= window and known:
+            scores[n] = sum(known) / len(known)
+    return max(scores, key=lambda n: (scores[n], n)) if scores else None
 
 
 @dataclass(frozen=True)
@@ -126,30 +158,49 @@ class PolicyWeights:
             UserError: they are of another model.
         """
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        values = self.values if isinstance(self.values, list) else [self.values.get(name) for name in trained]
-        same = len(values) == len(trained) and all(
-            v is not None and v.shape == p.shape for v, p in zip(values, trained.values(), strict=True)
-        )
+        values = self.values
+        if isinstance(values, dict):
+            values = [values[name] for name in trained if name in values] if len(values) == len(trained) else []
+        same = len(values) == len(trained) and all(v.shape == p.shape for v, p in zip(values, trained.values(), strict=True))
         if not same:
             raise UserError("the checkpoint's weights are of another model than the run's configuration names")
-        return [v.to(p.device, p.dtype) for v, p in zip(values, trained.values(), strict=True) if v is not None]
+        return [v.to(p.device, p.dtype) for v, p in zip(values, trained.values(), strict=True)]
 
 
-def policy_weights(folder: Path) -> PolicyWeights:
-    """The newest checkpoint's weights alone, for judging.
+def policy_weights(folder: Path, best_window: int | None = None) -> PolicyWeights:
+    """The weights alone, for judging and exporting: of the newest checkpoint, or of the best, see `best_iteration`.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    newest = _newest(folder)
-    iteration = int(newest.name.rpartition("-")[2])
-    average = newest / "ema.safetensors"
-    try:
-        if average.exists():
-            return PolicyWeights("ema", iteration, _load_list(average))
-        return PolicyWeights("raw", iteration, load_file(newest / "weights.safetensors"))
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error})") from error
+    saved = _saved(folder)
+    if not saved:
+        raise UserError(f"{folder.parent} has no checkpoint")
+    chosen: int | None = max(saved)
+    if best_window is not None:
+        chosen = best_iteration(saved, _read_state(saved[max(saved)]).metrics, best_window)
+        if chosen is None:
+            raise UserError(f"no checkpoint of {folder.parent} has best_window={best_window} iterations behind it")
+    path = saved[chosen]
+    _read_state(path)
+    if (path / AVERAGE).exists():
+        return PolicyWeights("ema", chosen, _load_list(path / AVERAGE))
+    return PolicyWeights("raw", chosen, load_file(path / WEIGHTS))
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `load_checkpoint` found beside what it put into the given objects.
+
+    Attributes:
+        checkpoint: the rest of the state.
+        reference: the parameters of a reference that was refreshed, if it was.
+        passed_over: a sentence for each newer checkpoint that is damaged.
+    """
+
+    checkpoint: Checkpoint
+    reference: list[Tensor] | None
+    passed_over: list[str]
 
 
 def judged_weights(policy: Backbone, weights: PolicyWeights | None) -> AbstractContextManager[None]:
@@ -166,54 +217,106 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     ema: EMA | None,
     objective: Objective,
-) -> tuple[Checkpoint, list[Tensor] | None]:
-    """Restores the newest checkpoint in `folder` into the given objects.
+) -> Restored:
+    """Restores the newest checkpoint in `folder` that is as it was written into the given objects.
 
-    Returns:
-        The rest of it, and the parameters of a reference that was refreshed, if it was.
+    A damaged one is passed over: from an older one the run comes to the same place again.
 
     Raises:
-        UserError: there is none, it is damaged, of another version, or was made with other settings.
+        UserError: there is none, all are damaged, or it is of another version or model, or was made with other settings.
     """
-    newest = _newest(folder)
+    passed_over = []
+    for path in reversed(_saved(folder).values()):
+        try:
+            checkpoint = _read_state(path)
+            break
+        except DamagedCheckpointError as error:
+            passed_over.append(str(error))
+    else:
+        raise UserError("; ".join(passed_over) or f"{folder.parent} has no checkpoint")
+    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
+    if changed:
+        raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
+    weights = PolicyWeights("raw", checkpoint.iteration, load_file(path / WEIGHTS)).in_order(model)
+    _copy([p for p in model.parameters() if p.requires_grad], weights)
+    if ema:
+        _copy(ema.average, _load_list(path / AVERAGE))
+    own = list(objective.parameters())
+    if own:
+        _copy(own, _load_list(path / OWN))
+    device = next(model.parameters()).device
+    refreshed = path / REFERENCE
+    reference = [value.to(device) for value in _load_list(refreshed)] if refreshed.exists() else None
+    objective.load_state(checkpoint.objective)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": _optimizer_state(load_file(path / OPTIMIZER))})
+    return Restored(checkpoint, reference, passed_over)
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint's files are not those that were written."""
+
+
+def _read_state(path: Path) -> Checkpoint:
+    """The state of a checkpoint whose files are all as they were written.
+
+    Raises:
+        UserError: it is of another version.
+        DamagedCheckpointError: it is not as it was written.
+    """
     try:
-        data = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        if data.get("version") != VERSION:
-            raise UserError(f"{newest} has checkpoint version {data.get('version')}; this alignbench reads {VERSION}")
-        checkpoint = Checkpoint.model_validate(data)
-        changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
-        if changed:
-            raise UserError(f"{newest} was made with other settings ({', '.join(changed)}); resume with the same ones")
-        model.load_state_dict(load_file(newest / "weights.safetensors"), strict=False)
-        if ema:
-            averages = _load_list(newest / "ema.safetensors")
-            ema.average = [saved.to(a.device) for saved, a in zip(averages, ema.average, strict=True)]
-        own = list(objective.parameters())
-        if own:
-            with torch.no_grad():
-                for parameter, saved in zip(own, _load_list(newest / "objective.safetensors"), strict=True):
-                    parameter.copy_(saved)
-        refreshed = newest / "reference.safetensors"
-        device = next(model.parameters()).device
-        reference = [value.to(device) for value in _load_list(refreshed)] if refreshed.exists() else None
-        objective.load_state(checkpoint.objective)
-        optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error}); resume an older one") from error
-    return checkpoint, reference
+        data = json.loads((path / STATE).read_text(encoding="utf-8"))
+        version = data["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {_fault(path) or f'{STATE} is unreadable'}") from None
+    if version != VERSION:
+        raise UserError(f"{path} has checkpoint version {version}; this alignbench reads {VERSION}")
+    fault = _fault(path)
+    if fault:
+        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {fault}")
+    return Checkpoint.model_validate(data)
 
 
-def _newest(folder: Path) -> Path:
-    found = sorted(folder.glob("iteration-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    if not found:
-        raise UserError(f"{folder.parent} has no checkpoint")
-    return found[-1]
+def _fault(path: Path) -> str | None:
+    """How a checkpoint differs from what was written; None where it does not."""
+    try:
+        listed = dict(line.split("  ", 1)[::-1] for line in (path / SUMS).read_text(encoding="utf-8").splitlines())
+        there = {file.name for file in path.iterdir()} - {SUMS}
+        for name in sorted({*listed, *there}):
+            if name not in there:
+                return f"{name} is missing"
+            if name not in listed:
+                return f"{name} does not belong to it"
+            if _digest(path / name) != listed[name]:
+                return f"{name} is not what was written"
+    except (OSError, ValueError):
+        return f"{SUMS} is missing or unreadable"
+    return None
 
 
-def _save_list(values: list[Tensor], path: Path) -> None:
-    save_file({str(i): value.contiguous() for i, value in enumerate(values)}, path)
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _saved(folder: Path) -> dict[int, Path]:
+    """Iteration -> checkpoint, from the oldest on."""
+    found = ((re.fullmatch(r"iteration-(\d+)", path.name), path) for path in folder.glob("iteration-*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def _remove_others(folder: Path, checkpoint: Checkpoint, keep: int, best_window: int | None) -> None:
+    """Later ones go as well: the run would have gone on from there if they were whole."""
+    saved = _saved(folder)
+    past = [n for n in saved if n <= checkpoint.iteration]
+    kept: set[int | None] = {*past[-keep:]}
+    if best_window is not None:
+        kept.add(best_iteration(past, checkpoint.metrics, best_window))
+    for n, path in saved.items():
+        if n not in kept:
+            with suppress(OSError):
+                path.rename(folder / f".{path.name}.removed")  # gone at once, not file by file
+    for rest in folder.glob(".iteration-*"):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 def _load_list(path: Path) -> list[Tensor]:
@@ -221,6 +324,26 @@ def _load_list(path: Path) -> list[Tensor]:
     return [saved[str(i)] for i in range(len(saved))]
 
 
+@torch.no_grad()
+def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)
+
+
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained, by name."""
     return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, `parameter.name` -> tensor; its settings are those of the configuration."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value.contiguous() for i, of_one in state.items() for name, value in of_one.items()}
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    return state

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from alignbench import __version__, registry, scaffold, tasks
-from alignbench.config import RunConfig, load_config, parse_assignments, validate
+from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
 
 app = typer.Typer(
@@ -64,7 +64,13 @@ def run(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any keys of the configuration.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance objective.beta=3.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help=f"Continue the interrupted run in this folder; --set may change {', '.join(WITHOUT_EFFECT)}."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print rows, parameters, estimated memory and time; train and write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
 ) -> None:
     """Trains and evaluates one objective with one sampler; a bare `run` works."""
@@ -78,24 +84,44 @@ def run(
         "iterations": iterations,
     }
     if resume is not None:
-        given = [f"--{k}" for k, v in {**options, "preset": preset, "out": out, "config": config, "set": sets}.items() if v]
+        others = {"preset": preset, "out": out, "config": config, "dry-run": dry_run or None}
+        given = [f"--{k}" for k, v in {**options, **others}.items() if v is not None]
+        given += [f"--set {key}" for key in parse_assignments(sets or []) if key not in WITHOUT_EFFECT]
         if given:
             raise UserError(f"--resume continues a run with its own settings; leave out {', '.join(given)}")
-        settings, folder = load_config(file=_config_of(resume)), resume
+        settings, folder = load_config(file=_config_of(resume), sets=sets or []), resume
     else:
         settings = load_config(preset=preset, file=config, options=_given(options), sets=sets or [])
         folder = out or _default_folder(settings)
-
-    from alignbench.console import Silent, Terminal
-    from alignbench.training import run as train
+    if dry_run:
+        _show_forecast(settings, folder, as_json)
+        return
 
     try:
+        from alignbench.console import Silent, Terminal
+        from alignbench.training import run as train
+
         result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume is not None)
     except KeyboardInterrupt:
-        typer.echo(f"alignbench: interrupted; go on with: alignbench run --resume {folder}", err=True)
+        begun = (folder / "config.yaml").is_file()
+        after = f"go on with: alignbench run --resume {folder}" if begun else "nothing has been written"
+        typer.echo(f"alignbench: interrupted; {after}", err=True)
         raise typer.Exit(130) from None
     if as_json:
         print(result.model_dump_json(indent=2))
+
+
+def _show_forecast(settings: RunConfig, folder: Path, as_json: bool) -> None:
+    from alignbench.console import show_forecast
+    from alignbench.costs import forecast
+    from alignbench.record import refuse_taken
+
+    refuse_taken(folder, "choose another --out")
+    found = forecast(settings)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        show_forecast(found, settings, folder)
 
 
 @app.command()
@@ -269,6 +295,23 @@ def eval_(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or interrupted.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist. (default: RUN/export)")] = None,
+    which: Annotated[
+        str, typer.Option(help="last, the weights that the record is about; or best, by the training reward (best_window).")
+    ] = "last",
+) -> None:
+    """Writes a run's weights for plain diffusers: a LoRA's file for load_lora_weights, or the whole pipeline's folder."""
+    config = load_config(file=_config_of(run))
+    folder = out or run / "export"
+
+    from alignbench import exporting
+
+    print(exporting.export(config, run, folder, which))
+
+
+@app.command()
 def plot(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, or of many.")],
     reward: REWARD = None,
@@ -397,7 +440,13 @@ def pairs(
     policy = load_configured_backbone(settings)
     with counting("prompts") as advance:
         count = write_pairs(
-            policy, Judges(chosen), wanted, images, seed, out, lambda done, found: advance(done, len(wanted), f"{found} pairs")
+            policy,
+            Judges(chosen, settings.scorer_timeout),
+            wanted,
+            images,
+            seed,
+            out,
+            lambda done, found: advance(done, len(wanted), f"{found} pairs"),
         )
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
 
@@ -466,6 +515,14 @@ def train_pickscore(
 
     settings = validate(training.PickScoreTraining, parse_assignments(sets or []), where="train-pickscore")
     training.train_pickscore(settings, out)
+
+
+def _config_of(run: Path) -> Path:
+    """The configuration of a run's folder; raises UserError where it has none."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run} is no folder of a run: it has no config.yaml")
+    return file
 
 
 def _names(text: str) -> list[str]:

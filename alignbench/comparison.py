@@ -21,10 +21,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from alignbench import costs
 from alignbench.config import (
     WITHOUT_EFFECT,
     BudgetConfig,
@@ -37,7 +37,7 @@ from alignbench.config import (
     validate,
 )
 from alignbench.errors import RunError, UserError, did_you_mean
-from alignbench.load import load_sampler, threads_of
+from alignbench.load import load_configured_backbone, load_objective, threads_of
 from alignbench.record import exclusive, read_result, write_atomically
 from alignbench.registry import file_name, names
 from alignbench.settings import Settings
@@ -45,8 +45,6 @@ from alignbench.settings import Settings
 SCHEMA_VERSION = 1
 SETTINGS, RECORD, RUNS = "comparison.yaml", "comparison.json", "runs"
 ENGINES = ("local", "ray")
-PROGRESS_POINTS = 25
-"""Points of a training at which a sampler's plans are drawn to tell what its rollouts cost on average."""
 
 
 class Grid(Settings):
@@ -201,18 +199,8 @@ def planned_rows(config: RunConfig) -> int:
     """
     if config.iterations is None:
         raise UserError("iterations is null; say what each cell may spend with --budget model_rows=N")
-    rollout, replay = rows_per_iteration(config)
-    return round(config.iterations * (rollout + config.updates_per_rollout * replay))
-
-
-def rows_per_iteration(config: RunConfig) -> tuple[float, float]:
-    """Rows of a rollout and of one training pass, on average over the training, for samplers that learn as at its start."""
-    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-    groups = config.prompts_per_iteration
-    drawn = [
-        sampler.plan(i / (PROGRESS_POINTS - 1), np.random.default_rng([config.seed, 1, i])) for i in range(PROGRESS_POINTS)
-    ]
-    return float(np.mean([p.model_rows(groups) for p in drawn])), float(np.mean([p.replay_rows(groups) for p in drawn]))
+    rows = costs.rows_per_iteration(config)
+    return round(config.iterations * (rows.rollout + config.updates_per_rollout * rows.replay))
 
 
 def compare(
@@ -313,78 +301,35 @@ class PairCost(NamedTuple):
     objective: str
     sampler: str
     rows: float
-    """Model rows of one iteration: rollout, and one pass for each update."""
+    """Model rows of one iteration."""
     iterations: float
     seconds: float
     """Of training and judging."""
 
 
 def estimate(grid: Grid) -> list[PairCost]:
-    """Costs from two real iterations of the first pair on this machine, of which the second is timed.
-
-    A pair's seconds follow from its rows and pictures. Objectives that need a reference or an old policy cost more rows
-    than are counted here, and so end after fewer iterations; their time is the same.
-    """
+    """Costs from rows and pictures of the first cell's model that are timed now, on this machine."""
     first = grid.cells()[0].config
-    pace = _pace(first)
-    costs = []
+    pace = costs.measure_pace(first, load_configured_backbone(first))
+    found = []
     for objective, sampler in product(grid.objectives, grid.samplers):
         config = Cell(grid, objective, sampler, grid.tasks[0], grid.seeds[0]).config
-        rollout, replay = rows_per_iteration(config)
-        replay *= config.updates_per_rollout
-        pictures = config.prompts_per_iteration * _leaves(config)
-        seconds = rollout * pace.rollout_row + replay * pace.train_row + pictures * pace.picture
+        made = load_objective(config.objective.name, **config.objective.settings)
+        rows = costs.rows_per_iteration(config, made)
+        counted = costs.model_rows(config, rows, made.needs)
+        seconds = costs.seconds_per_iteration(config, rows, pace, made.needs)
         limits = [
             limit / each
             for limit, each in (
-                (grid.budget.model_rows, rollout + replay),
-                (grid.budget.reward_calls, pictures * pace.rewards),
+                (grid.budget.model_rows, counted),
+                (grid.budget.reward_calls, rows.pictures * pace.rewards),
                 (grid.budget.seconds, seconds),
             )
             if limit is not None
         ]
-        judged = config.evaluation.prompts * config.evaluation.images_per_prompt
-        judging = judged * ((config.evaluation.steps or pace.steps) * pace.rollout_row + pace.picture)
-        costs.append(PairCost(objective, sampler, rollout + replay, min(limits), min(limits) * seconds + judging))
-    return costs
-
-
-class _Pace(NamedTuple):
-    rollout_row: float
-    train_row: float
-    picture: float
-    """Decoding and scoring."""
-    rewards: int
-    steps: int
-
-
-def _pace(config: RunConfig) -> _Pace:
-    from alignbench.evaluation import Judges
-    from alignbench.load import load_configured_backbone, load_objective
-    from alignbench.tasks import load_task
-    from alignbench.trainer import Trainer
-
-    task = load_task(config.task)
-    policy, judges = load_configured_backbone(config), Judges(task)
-    objective = load_objective(config.objective.name, **config.objective.settings)
-    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-    trainer = Trainer(config, task.train_prompts, policy, objective, sampler, judges)
-    trainer.iterate()
-    before = trainer.budget.model_copy(deep=True)
-    trainer.iterate()
-    now = trainer.budget
-    seconds = {phase: now.seconds_by_phase[phase] - before.seconds_by_phase[phase] for phase in now.seconds_by_phase}
-    return _Pace(
-        seconds["rollout"] / max(now.model_rows_rollout - before.model_rows_rollout, 1),
-        seconds["train"] / max(now.model_rows_train - before.model_rows_train, 1),
-        (seconds["decode"] + seconds["score"]) * len(judges.rewards) / max(now.reward_calls - before.reward_calls, 1),
-        len(judges.rewards),
-        policy.default_steps,
-    )
-
-
-def _leaves(config: RunConfig) -> int:
-    return load_sampler(config.sampler.name, **config.sampler.settings).plan(0.0, np.random.default_rng(0)).leaves
+        whole = min(limits) * seconds + costs.seconds_of_judging(config, pace)
+        found.append(PairCost(objective, sampler, counted, min(limits), whole))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- engines
@@ -549,7 +494,6 @@ def _with_labels(kind: str, settings: Any, items: list[str]) -> dict[str, Any]:
 
 def _check(grid: Grid) -> None:
     """Every pair with its settings, so that a slip shows before hours are spent."""
-    from alignbench.load import load_objective
     from alignbench.tasks import load_task
     from alignbench.tracking import check_trackers
 
@@ -558,7 +502,7 @@ def _check(grid: Grid) -> None:
     cells = [Cell(grid, *pair, grid.tasks[0], grid.seeds[0]) for pair in product(grid.objectives, grid.samplers)]
     for cell in cells:
         load_objective(cell.config.objective.name, **cell.config.objective.settings)
-        rows_per_iteration(cell.config)
+        costs.rows_per_iteration(cell.config)
         check_trackers(cell.config.trackers)
     for one, other in combinations(cells, 2):
         if _unlabelled(one.config) == _unlabelled(other.config):

@@ -240,7 +240,7 @@ def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> 
                 axis.spines[:].set_visible(False)
             line[0].set_ylabel(name.replace(" x ", "\n"), rotation=0, ha="right", va="center", fontsize=6)
         for axis, title in zip(axes[0], titles, strict=True):
-            axis.set_title(title, fontsize=6, pad=2)
+            axis.set_title(title, fontsize=6, pad=2, parse_math=False)
     return figure
 
 
@@ -492,7 +492,7 @@ def _few_ticks(axis: Axes, whole: bool = False) -> None:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.")
 
 
 def _wrapped(text: str, width: int, lines: int = 5) -> str:

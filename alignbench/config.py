@@ -1,7 +1,12 @@
 """The configuration of a run: strict, layered, and written resolved into the run's folder.
 
-Layers, later ones win: defaults < preset (common part, then the parts for the backbone, sampler and objective that were
-chosen) < config file < command-line options < `--set dotted.key=value`.
+Layers, later ones win: defaults < preset < config file < command-line options < `--set dotted.key=value`.
+
+A preset has a `common` part, and parts for some names under `backbones`, `samplers` and `objectives`. Those of the chosen
+names apply in this order. A part can have parts of the same kinds inside, for one name together with another
+(`backbones.flux.objectives.grpo`); they win over all that are about one name alone. A part of the backbone or objective may
+name the sampler (or one of the backbone the objective) that is taken where nobody asks for another. A local diffusers folder
+goes by the name of its family: sd3, flux.
 """
 
 import re
@@ -13,15 +18,18 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from alignbench.backbones import families
 from alignbench.errors import UserError, did_you_mean
 from alignbench.settings import Settings
 
 PLUGINS = ("objective", "sampler", "backbone")
 """Keys that name a plug-in and hold its settings."""
 
-WITHOUT_EFFECT = ("pictures", "checkpoint_every", "trackers")
-"""Keys that change no number of a run: it may go on with others."""
-
+WITHOUT_EFFECT = (
+    *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
+    "trackers",
+)
+"""Keys that change no number of a run beyond rounding: it may go on with others."""
 Tracker = Literal["tensorboard", "wandb"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -110,11 +118,11 @@ class RunConfig(Settings):
     reference_refresh_kl: float | None = Field(None, gt=0)
     """Likewise after an iteration at whose start the KL divergence to it was above this, for an objective that has one."""
     guidance: float | None = Field(None, ge=1)
-    """Classifier-free guidance in rollout, training and evaluation alike; the backbone's own where it is null."""
+    """Guidance in rollout, training and evaluation alike; the backbone's own where it is null."""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """How log-probs are taken over latent dimensions. Clip ranges and temperatures depend on it."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rows in one model call; null for all. Results do not depend on it."""
+    """Rows in one model call, halved where memory runs out; null for all. Results do not depend on it, within rounding."""
     overlap: int = Field(1, ge=1)
     """Parts that an iteration's prompts are rolled out in, each scored while the next is rolled out. More than one helps where
     scorers wait or run elsewhere than the model; it costs larger batches. Results do not depend on it."""
@@ -128,9 +136,15 @@ class RunConfig(Settings):
     pictures: bool = True
     """Draw sample sheets and plots at the end; `alignbench plot` can do the plots later."""
     checkpoint_every: int = Field(10, ge=1)
-    """Iterations between checkpoints; the newest is kept."""
+    """Iterations between checkpoints."""
     trackers: tuple[Tracker, ...] = ()
     """Where its numbers also go while it runs; see `alignbench.tracking`."""
+    checkpoints_kept: int = Field(2, ge=1)
+    """How many of the newest are kept: where the last is damaged, the one before it serves."""
+    best_window: int | None = Field(10, ge=1)
+    """The checkpoint with the highest training reward, averaged over this many iterations, is kept as well; null for none."""
+    scorer_timeout: float | None = Field(1800, gt=0)
+    """Seconds that one scorer may take for the pictures of a rollout or of an evaluation; null waits for ever."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; null for as many as this process may use, at most eight."""
     device: str = "auto"
@@ -203,11 +217,13 @@ def load_config(
     given = merged_layers({} if file is None else read_yaml(file), options or {}, parse_assignments(sets))
     given["preset"] = preset or given.get("preset") or RunConfig.model_fields["preset"].default
     shipped = _read_preset(given["preset"])
-    common = shipped.get("common", {})
-    merged: dict[str, Any] = {kind: {"name": _chosen(kind, given, common)} for kind in PLUGINS}
-    _merge(merged, common)
-    for kind in reversed(PLUGINS):  # what is tuned for the objective has the last word
-        _merge(merged, shipped.get(f"{kind}s", {}).get(merged[kind]["name"], {}))
+    names: dict[str, str] = {}
+    for kind in ("backbone", "objective", "sampler"):
+        names[kind] = _chosen(kind, given, *reversed(_parts(shipped, names)))
+    merged: dict[str, Any] = {kind: {"name": name} for kind, name in names.items()}
+    for part in _parts(shipped, names):
+        others = [kind for kind in PLUGINS if plugin_data(kind, part.get(kind)).get("name") not in (None, names[kind])]
+        _merge(merged, {key: value for key, value in part.items() if key not in others})
     _merge(merged, given)
     return validate(RunConfig, merged, where=str(file) if file else "configuration")
 
@@ -227,6 +243,22 @@ def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
         if name is not None:
             return str(name)
     return str(RunConfig.model_fields[kind].default.name)
+
+
+def _parts(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The parts of a preset that apply to the chosen names, the general ones first."""
+    wanted = {kind: families.backbone_of(name) if kind == "backbone" else name for kind, name in names.items()}
+    sections = {kind: f"{kind}s" for kind in reversed(PLUGINS)}  # what is tuned for the objective has the last word
+    level, found = [{**preset, **preset.get("common", {})}], []
+    while level:
+        found += [{key: value for key, value in part.items() if key not in ("common", *sections.values())} for part in level]
+        level = [
+            part[section][wanted[kind]]
+            for part in level
+            for kind, section in sections.items()
+            if wanted.get(kind) in part.get(section, {})
+        ]
+    return found
 
 
 def _read_preset(name: str) -> dict[str, Any]:

@@ -31,15 +31,18 @@ from alignbench.record import Estimate, EvalRecord, MetricRecord, Result
 if TYPE_CHECKING:
     from alignbench.checking import CheckResult
     from alignbench.comparison import CellRecord, Grid, PairCost
+    from alignbench.costs import Forecast
     from alignbench.diagnosis import Diagnosis
 
 Row = dict[str, Any]
+TIMED_NOW = "from model rows and pictures timed now"
 
 
 class Console(Protocol):
     """What a run tells; `Silent` says nothing, `Terminal` shows it to a person."""
 
     def status(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
     def begin(self, config: RunConfig, policy: Backbone, plan: Plan, threads: int) -> None: ...
     def activity(self, what: str) -> Any: ...
     def training(self, iterations: int | None, done: float) -> Any: ...
@@ -50,6 +53,9 @@ class Silent:
     """For tests and notebooks."""
 
     def status(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
         pass
 
     def begin(self, config: RunConfig, policy: Backbone, plan: Plan, threads: int) -> None:
@@ -85,18 +91,21 @@ class Terminal:
         self.rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
     def status(self, text: str) -> None:
-        self.rich.print(f"[dim]{text} ...[/dim]")
+        self.rich.print(f"[dim]{escape(text)} ...[/dim]")
+
+    def warn(self, text: str) -> None:
+        self.rich.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
     def begin(self, config: RunConfig, policy: Backbone, plan: Plan, threads: int) -> None:
         groups = config.prompts_per_iteration
         on = f"{policy.device}, {threads} threads" if policy.device.type == "cpu" else str(policy.device)
         self.rich.print(
-            f"[bold]{config.objective.title}[/bold] x [bold]{config.sampler.title}[/bold] on {config.backbone.name}, task "
-            f"{config.task}, seed {config.seed}, preset {config.preset} ({on})"
+            f"[bold]{escape(config.objective.title)}[/bold] x [bold]{escape(config.sampler.title)}[/bold] on "
+            f"{escape(config.backbone.name)}, task {escape(config.task)}, seed {config.seed}, preset {config.preset} ({on})"
         )
         length = "iterations" if config.iterations is None else f"{config.iterations} iterations"
         if config.pairs:
-            self.rich.print(f"{length} of {groups} pairs from {config.pairs}; nothing is rolled out")
+            self.rich.print(f"{length} of {groups} pairs from {escape(str(config.pairs))}; nothing is rolled out")
             return
         self.rich.print(
             f"{length} of {groups} prompts x {plan.leaves} rollouts; each costs "
@@ -133,11 +142,12 @@ class Terminal:
             yield lambda row, share: progress.update(bar, completed=share, numbers=_numbers(row, iterations))
 
     def end(self, result: Result, out: Path) -> None:
-        table = Table(title=f"{' x '.join(result.pair)}: before and after", title_justify="left")
+        pair = escape(" x ".join(result.pair))
+        table = Table(title=f"{pair}: before and after", title_justify="left")
         for column in ("metric", "base", "trained", "difference (95 % interval)", ""):
             table.add_column(column, justify="left" if column in ("metric", "") else "right")
         for name, metric in result.metrics.items():
-            label = f"[bold]{name}[/bold] (reward)" if metric.role == "reward" else name
+            label = f"[bold]{escape(name)}[/bold] (reward)" if metric.role == "reward" else escape(name)
             table.add_row(label, shown(metric.base), shown(metric.final), with_interval(metric.difference), verdict(metric))
         self.rich.print(table)
         b, p = result.budget, result.protocol
@@ -152,9 +162,12 @@ class Terminal:
             f"{b.seconds_evaluation:.0f} s of judging, {b.peak_memory_bytes / 2**30:.1f} GiB peak memory"
         )
         for alarm in result.alarms:
-            self.rich.print(f"[bold red]alarm:[/bold red] {alarm}")
+            self.rich.print(f"[bold red]alarm:[/bold red] {escape(alarm)}")
+        if b.micro_batch_halvings:
+            self.rich.print(f"memory ran out {b.micro_batch_halvings} times; model calls ended with {b.micro_batch} rows")
         self.rich.print(
-            f"written to [bold]{out}[/bold]: result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
+            f"written to [bold]{escape(str(out))}[/bold]: "
+            "result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
         )
 
 
@@ -188,7 +201,7 @@ class GridProgress:
             self.progress.remove_task(self.bars.pop(record.id))
         self.progress.update(self.total, completed=self.done, numbers=f"{self.done}/{self.cells}")
         outcome = f"[bold red]failed[/bold red]: {escape(record.error)}" if record.error else "done"
-        self.rich.print(f"{self.done}/{self.cells}  {record.id}  {outcome}", soft_wrap=True)
+        self.rich.print(f"{self.done}/{self.cells}  {escape(record.id)}  {outcome}", soft_wrap=True)
 
 
 def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, done: int) -> None:
@@ -206,8 +219,58 @@ def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, do
     seconds = sum(cost.seconds for cost in costs) / len(costs) * (cells - done) / workers
     rich.print(
         f"{len(costs)} pairs x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {cells} cells, of which {done} are done; "
-        f"about {duration(seconds)} on this machine with {workers} worker{'s' * (workers > 1)}, from two iterations timed now"
+        f"about {duration(seconds)} on this machine with {workers} worker{'s' * (workers > 1)}, {TIMED_NOW}"
     )
+    rich.print(f"would be written to [bold]{escape(str(out))}[/bold]")
+
+
+def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
+    """What a run will do, on stdout."""
+    rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
+    length = "iterations until the budget is spent" if found.iterations is None else f"{found.iterations} iterations"
+    rich.print(
+        f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}: {length} of "
+        f"{config.prompts_per_iteration} prompts, {found.pictures:,} pictures and {found.rows:,.0f} model rows each"
+    )
+    extra = {"gradient caching": found.cached, "the reference": found.reference, "the old policy": found.old}
+    besides = " and ".join(name for name, wanted in extra.items() if wanted)
+    table = Table(title="an iteration", title_justify="left")
+    for column in ("", "rows", ""):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("rollout", f"{found.rollout_rows:,.0f}", f"at most {found.call_rows:,} in one call")
+    passes = f"{found.updates} update{'s' * (found.updates > 1)}"
+    table.add_row("replay, one pass", f"{found.replay_rows:,.0f}", passes + (besides and f"; more rows for {besides}"))
+    table.add_row("decode and score", f"{found.pictures:,}", "pictures")
+    rich.print(table)
+    total = sum(found.parameters.values())
+    parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
+    rich.print(f"{total:,} parameters ({parts}), of which {found.trained:,} are trained")
+    m = found.memory
+    table = Table(title=f"memory on {found.device}, estimated", title_justify="left")
+    for column in ("", "GiB"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, size in (
+        ("weights", m.weights),
+        ("text encoders, only before the training", m.text_encoders),
+        ("gradients", m.gradients),
+        ("optimizer", m.optimizer),
+        ("averaged weights", m.ema),
+        ("one model call of the rollout", m.rollout),
+        ("one micro-batch there and back", m.training),
+        ("decoding", m.decoding),
+        ("most at one time", m.peak),
+    ):
+        table.add_row(name, f"{size / 2**30:,.3f}")
+    rich.print(table)
+    rich.print("scorers, libraries and gaps between tensors come on top")
+    if found.seconds_iteration is None or found.seconds_judging is None:
+        rich.print(f"time: not measured ({found.not_measured})")
+    else:
+        whole = "" if found.iterations is None else f", {duration(found.iterations * found.seconds_iteration)} in all"
+        rich.print(
+            f"about {duration(found.seconds_iteration)} an iteration{whole}, and {duration(found.seconds_judging)} of judging "
+            f"on this machine, {TIMED_NOW}"
+        )
     rich.print(f"would be written to [bold]{out}[/bold]")
 
 
@@ -349,13 +412,13 @@ class Judgement:
 
     def end(self, record: EvalRecord, out: Path | None) -> None:
         p = record.protocol
-        table = Table(title=f"{p.source} {p.path}", title_justify="left")
+        table = Table(title=escape(f"{p.source} {p.path}"), title_justify="left")
         for column in ("metric", "mean", "95 % interval", "prompts", "better"):
             table.add_column(column, justify="left" if column in ("metric", "better") else "right")
         for name, metric in record.metrics.items():
             lower, upper = ("-" if bound is None else f"{bound:.4g}" for bound in (metric.lower, metric.upper))
             better = {True: "higher", False: "lower", None: ""}[metric.higher_is_better]
-            table.add_row(name, shown(metric), f"{lower} to {upper}", str(metric.n), better)
+            table.add_row(escape(name), shown(metric), f"{lower} to {upper}", str(metric.n), better)
         self.rich.print(table)
         drawn = "" if p.steps is None else f", {p.steps} ODE steps, guidance {p.guidance:g}, {p.weights} weights"
         self.rich.print(f"{p.pictures} pictures of {p.prompts} prompts{drawn}; intervals over prompts")
@@ -363,7 +426,7 @@ class Judgement:
             missing = f"{record.failed_scores} values are missing: a scorer gave up, or the metric says nothing of that item"
             self.rich.print(f"[yellow]{missing}[/yellow]")
         if out is not None:
-            self.rich.print(f"written to [bold]{out}[/bold]")
+            self.rich.print(f"written to [bold]{escape(str(out))}[/bold]")
 
 
 def shown(estimate: Estimate) -> str:

@@ -165,8 +165,9 @@ def diagnose(
     wanted = rounds or (ROUNDS_OF_SMALL_LATENTS if small else ROUNDS)
     chosen = task.train_prompts[:prompts]
     began = time.perf_counter()
+    judges = Judges(task, config.scorer_timeout)
     with judged_weights(policy, weights):
-        drawn = draw(policy, sampler, Judges(task), chosen, wanted, progress=progress, seed=config.seed, advance=advance)
+        drawn = draw(policy, sampler, judges, chosen, wanted, progress=progress, seed=config.seed, advance=advance)
     partition, slopes = partition_function(drawn, beta)
     rewards = np.stack([part.rewards for part in (drawn.shared, drawn.unshared, drawn.reference)])
     found = Diagnosis(

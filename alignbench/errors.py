@@ -16,6 +16,10 @@ class ScorerError(RunError):
     """A scorer failed or cannot be reached. No weight has changed since the last iteration, so that the run can go on."""
 
 
+class DiskError(RunError):
+    """A file cannot be written: the disk is full, or the folder is read-only. What was there before is still there."""
+
+
 class NonFiniteError(RunError):
     """A tensor holds NaN or infinity where a run cannot go on."""
 

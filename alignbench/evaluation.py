@@ -13,11 +13,12 @@ from torch import Tensor
 from alignbench.backbone import Backbone
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
-from alignbench.executor import predict, rollout, sample
+from alignbench.executor import decode, predict, rollout, sample
 from alignbench.load import load_eval
 from alignbench.plan import Plan, Step
 from alignbench.record import Estimate, MetricRecord
 from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
+from alignbench.signals import TimeLimitError, time_limit
 from alignbench.statistics import mean_interval, mean_of_means_interval
 from alignbench.tasks import EvalChoice, Task
 from alignbench.terms import EdgeRows, edge_terms
@@ -28,12 +29,20 @@ PATH_STEPS, PATH_NOISE, PATHS = 8, 0.7, 64
 
 
 @contextmanager
-def named_failure(name: str, when: str) -> Iterator[None]:
-    """Whatever an eval raises as one sentence that names it; what its user did wrong stays what it is."""
+def named_failure(name: str, when: str, seconds: float | None = None) -> Iterator[None]:
+    """Whatever an eval raises as one sentence that names it; what its user did wrong stays what it is.
+
+    Args:
+        seconds: that it may take; None for any time.
+    """
     try:
-        yield
+        with time_limit(seconds):
+            yield
     except UserError:
         raise
+    except TimeLimitError:
+        late = f"scorer {name!r} did not answer within {seconds:g} s {when}"
+        raise ScorerError(f"{late}; if it only needs longer, raise scorer_timeout") from None
     except RunError as error:
         raise ScorerError(str(error)) from error
     except Exception as error:
@@ -47,9 +56,11 @@ class Judges:
         rewards: the scorers that judge every rollout, by name.
         weights: of those that are trained on; the others have weight 0 and only inform the objective.
         evals: these and all that only judge.
+        timeout: seconds that one of them may take for one call; None for any time.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, timeout: float | None = None) -> None:
+        self.timeout = timeout
         self.rewards: dict[str, Scorer] = {}
         self.weights: dict[str, float] = {}
         self.evals: dict[str, Eval] = {}
@@ -81,7 +92,7 @@ class Judges:
         """
         scores = {}
         for name, scorer in self.rewards.items():
-            with named_failure(name, when):
+            with named_failure(name, when, self.timeout):
                 scores[name] = checked_scores(scorer.score(images, prompts), len(images), name)
         return scores
 
@@ -146,9 +157,10 @@ def evaluate(
     prompts = evaluation_prompts(task, config)
     n = config.images_per_prompt
     advance("drawing pictures")
+    policy.prepare(prompts)
     latents = sample(policy, prompts, n, config.steps or policy.default_steps, config.seed, micro_batch=micro_batch)
     owners = [p for p in range(len(prompts)) for _ in range(n)]
-    found = judge(policy.decode(latents), latents, prompts, owners, judges, advance=advance)
+    found = judge(decode(policy, latents, micro_batch), latents, prompts, owners, judges, advance=advance)
     rows = []
     for metric, measured in policy.measure(prompts).items():
         found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
@@ -191,7 +203,7 @@ def judge(
         overall |= of_overall
         parts = {part for several in of_overall.values() for part in several}
         if isinstance(found, Scorer):
-            with named_failure(name, "in the evaluation"):
+            with named_failure(name, "in the evaluation", judges.timeout):
                 measured = {
                     metric: checked_scores(values, len(owners), metric)
                     for metric, values in found.measure(images, image_prompts).items()
@@ -205,9 +217,12 @@ def judge(
                 if len({picture.shape for picture in mine}) > 1:
                     raise UserError(f"{name} compares the pictures of one prompt, but those of {prompt!r} differ in size")
                 own_latents = None if latents is None else latents[of_prompt[p]].cpu()
-                for metric, value in found.measure(np.stack(mine), own_latents, prompt).items():
+                with named_failure(name, "in the evaluation", judges.timeout):
+                    of_set = found.measure(np.stack(mine), own_latents, prompt)
+                    values = [float(checked_scores([value], 1, metric)[0]) for metric, value in of_set.items()]
+                for metric, value in zip(of_set, values, strict=True):
                     directions[metric], roles[metric] = found.higher_is_better(metric), role
-                    rows.append((p, prompt, -1, metric, float(value)))
+                    rows.append((p, prompt, -1, metric, value))
         for metric in of_overall:
             directions[metric], roles[metric] = found.higher_is_better(metric), role
     return Evaluation(pd.DataFrame(rows, columns=COLUMNS), arrays, list(prompts), directions, roles, overall)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,6 +153,11 @@ def predict(
         for i in range(0, len(x), size)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def decode(policy: Backbone, latents: Tensor, micro_batch: int | None = None) -> np.ndarray:
+    """Pictures of final latents, uint8 [B, H, W, 3], at most `micro_batch` at a time."""
+    return np.concatenate([policy.decode(part) for part in latents.split(micro_batch or len(latents))])
 
 
 @torch.no_grad()

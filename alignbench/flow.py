@@ -5,7 +5,7 @@ velocity v = x_1 - x_0, so x_0 = x - sigma v and x_1 = x + (1 - sigma) v. Everyt
 the model's dtype.
 """
 
-from math import pi
+from math import exp, pi
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,6 +33,25 @@ def sigmas(steps: int, shift: float = 1.0) -> Tensor:
     """
     t = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
     return (shift * t / (1 + (shift - 1) * t)).float()
+
+
+def dynamic_shift(
+    tokens: int,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+    base_tokens: int = 256,
+    max_tokens: int = 4096,
+    exponential: bool = True,
+) -> float:
+    """`shift` of a schedule that follows the picture's size: exp(mu), mu linear in its tokens (FLUX.1).
+
+    Args:
+        tokens: of the picture, as the transformer sees it.
+        base_shift, max_shift: mu at `base_tokens` and at `max_tokens`.
+        exponential: False for mu itself.
+    """
+    mu = base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
+    return exp(mu) if exponential else mu
 
 
 def moments(

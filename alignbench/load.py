@@ -8,6 +8,7 @@ import torch
 
 from alignbench import registry
 from alignbench.backbone import Backbone
+from alignbench.backbones import families
 from alignbench.config import RunConfig
 from alignbench.objective import Objective
 from alignbench.sampler import Sampler
@@ -36,19 +37,29 @@ def load_eval(name: str, **settings: Any) -> Eval:
 
 def load_backbone(name: str, **settings: Any) -> Backbone:
     """The backbone of that name, or the local diffusers folder at that path; raises UserError for neither."""
-    if "/" in name or Path(name).is_dir():
-        backbone = registry.create("backbones", "diffusers_folder", Backbone, {"path": name, **settings})
+    if families.is_folder(name):
+        backbone = registry.create("backbones", families.family(Path(name)), Backbone, {"path": name, **settings})
     else:
         backbone = registry.create("backbones", name, Backbone, settings)
     return cast(Backbone, backbone)
 
 
-def load_configured_backbone(config: RunConfig) -> Backbone:
-    """The backbone of a run's configuration, in as many threads; the weights of a new adapter are drawn with its seed."""
+def load_configured_backbone(config: RunConfig, *, device: str | None = None) -> Backbone:
+    """The backbone of a run's configuration, in as many threads; the weights of a new adapter are drawn with its seed.
+
+    Args:
+        device: in place of the configuration's.
+    """
     torch.set_num_threads(threads_of(config))
     torch.manual_seed(config.seed)
-    settings = {"device": config.device, "guidance": config.guidance, **config.backbone.settings}
+    settings = {"device": device or config.device, "guidance": config.guidance, **config.backbone.settings}
     return load_backbone(config.backbone.name, **settings)
+
+
+def opens_hollow(config: RunConfig) -> bool:
+    """Whether the configuration's backbone opens without weights, on the device `meta`."""
+    cls = registry.find("backbones", families.backbone_of(config.backbone.name), Backbone)
+    return bool(cls.hollow)
 
 
 def threads_of(config: RunConfig) -> int:

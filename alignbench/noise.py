@@ -4,10 +4,12 @@ It does not depend on batch size, micro-batch, device or number of processes: ev
 generator of its own, on the CPU, seeded by a hash of the key.
 """
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,14 @@ def seed_of(*key: int | str) -> int:
     """A 63-bit seed from the key's parts; equal keys give equal seeds on every machine."""
     digest = blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def seed_generators(*key: int | str) -> None:
+    """Seeds the global generators of torch, numpy and Python: what a plug-in draws from them is a function of the key then."""
+    seed = seed_of("global", *key)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def group_keys(prompts: Sequence[str]) -> list[Key]:

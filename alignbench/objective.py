@@ -55,7 +55,7 @@ class Objective(ABC):
         """Called once for each rollout, with rewards and before its updates: where running statistics are kept."""
 
     def state(self) -> dict[str, Any]:
-        """What `observe` remembers, as plain data for a checkpoint."""
+        """What `observe` remembers, as plain data: for a checkpoint, and to forget an iteration that failed."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027

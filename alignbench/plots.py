@@ -169,7 +169,8 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
                     sheet[top : top + size, left : left + size] = found.images[p * n + i]
                     score = float(scores[side].to_numpy()[p, i])
                     axis.text(left + size / 2, top - 2, f"{score:.2f}", fontsize=6, ha="center", va="bottom")
-            axis.text(-gap / 2, top + size / 2, base.prompts[p], fontsize=7, ha="right", va="center")
+            at = (-gap / 2, top + size / 2)
+            axis.text(*at, base.prompts[p], fontsize=7, ha="right", va="center", parse_math=False)  # a price is no formula
         axis.imshow(sheet)
         axis.axis("off")
         figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {reward}", fontsize=8)
@@ -253,7 +254,7 @@ def tree(drawn: RolloutTree) -> Figure:
             axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
         axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
         splits = ", ".join(str(t) for t in np.flatnonzero(drawn.children > 1)) or "none"
-        axis.set_title(f"{drawn.prompt}\n{k} leaves; splits at steps {splits}")
+        axis.set_title(f"{drawn.prompt}\n{k} leaves; splits at steps {splits}", parse_math=False)
         axis.spines["left"].set_visible(False)
         y = np.arange(k)
         bars.barh(y - 0.2, drawn.p, height=0.38, color=COLORS[0], label="p (policy)")

@@ -4,10 +4,11 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 
-from alignbench.errors import RunError, UserError
+from alignbench.errors import DiskError, UserError
 from alignbench.statistics import Interval
 
 SCHEMA_VERSION = 1
+CONFIG, LOCK = "config.yaml", ".lock"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr", "numpy", "scipy")
 
 
@@ -84,6 +87,10 @@ class Budget(_Part):
     seconds_by_phase: dict[str, float] = {}
     seconds_evaluation: float = 0.0
     peak_memory_bytes: int = 0
+    micro_batch: int | None = None
+    """Rows in one model call at the end of the run; null for all."""
+    micro_batch_halvings: int = 0
+    """How often memory ran out, and the rows of a model call were halved."""
 
 
 class Protocol(_Part):
@@ -182,21 +189,61 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary path beside `path`, then moves it into place: whole, or not there.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written.
+        DiskError: the disk is full, or the folder cannot be written; what was at `path` is still there.
     """
     partial = path.with_name(f".{path.name}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        _flush(partial)
         os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise _disk_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a new folder beside `path`, then moves it into place: whole, or not there; a folder there is replaced.
+
+    Raises:
+        DiskError: the disk is full, or the parent folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise _disk_error(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    """Has the system put a file on the disk now: after a power cut, what a rename shows must be whole."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _disk_error(path: Path, error: Exception) -> DiskError:
+    return DiskError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def refuse_taken(out: Path, instead: str = "choose another --out") -> None:
-    """Raises UserError where something is at `out` already: nothing is overwritten."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raises UserError where something is at `out` already: nothing is overwritten. An empty folder is free."""
+    try:
+        taken = out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir()))
+    except OSError as error:
+        raise UserError(f"cannot look into {out}: {error.strerror or error}; {instead}") from None
+    if taken:
         raise UserError(f"{out} exists already; {instead}")
 
 
@@ -206,16 +253,16 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: another process does.
-        RunError: the folder cannot be made or written.
+        DiskError: the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise UserError(f"another process is at work in {folder}; wait for it, or choose another --out") from None
     except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise _disk_error(folder, error) from error
     try:
         yield
     finally:

@@ -88,6 +88,11 @@ def render(template: str, values: dict[str, Any]) -> str:
     return environment.get_template(template).render(values)
 
 
+def plain(text: Any) -> str:
+    """A name or a sentence as one line of Markdown text, which can open no tag, link or column of a table."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
 def verdict(results: Results, setup: str) -> list[str]:
     """What the setup's records show, in sentences: the front, what is beyond chance, alarms."""
     reward, diversity = results.reward(setup), results.diversity(setup)
@@ -279,11 +284,6 @@ def number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:,.0f}" if 1e4 <= abs(value) < math.inf else f"{value:.4g}"
-
-
-def plain(text: Any) -> str:
-    """Text that Markdown shows as it is, in one line, also in a table."""
-    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
 def estimate(row: dict[str, Any], name: str = "mean") -> str:

@@ -28,7 +28,7 @@ class Sampler(ABC):
         return None
 
     def state(self) -> dict[str, Any]:
-        """What `observe` remembers, as plain data for a checkpoint."""
+        """What `observe` remembers, as plain data: for a checkpoint, and to forget an iteration that failed."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027

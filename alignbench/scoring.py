@@ -43,7 +43,7 @@ def score_model(
     task = _task(config, evals, settings or {})
     evaluation_prompts(task, config.evaluation)
     weights = policy_weights(run / "checkpoints") if run else None
-    judges = Judges(task)
+    judges = Judges(task, config.scorer_timeout)
     advance("loading the model")
     policy = load_configured_backbone(config)
     e = config.evaluation
@@ -89,7 +89,7 @@ def score_pictures(
     task = _task(config, evals, settings or {})
     advance("reading pictures")
     pictures = read_pictures(folder, prompts)
-    judges = Judges(task)
+    judges = Judges(task, config.scorer_timeout)
     found = judge(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
     protocol = EvalProtocol(
         source="images",

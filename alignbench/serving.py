@@ -10,7 +10,8 @@ that the scorer gave up on this item; a scorer that fails answers with status 50
 import base64
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 PROTOCOL = 1
-MAX_PIXELS = 64_000_000
-"""Of one picture: what a small PNG may unfold to."""
+MAX_PIXELS = 256_000_000
+"""Of all pictures of a request: what small PNGs may unfold to."""
 
 
 class _Message(BaseModel):
@@ -118,7 +119,7 @@ def _request(body: bytes) -> tuple[Sequence[Image.Image], list[str]]:
     """The pictures and prompts of a request.
 
     Raises:
-        UserError: it is no such request, or a picture is no PNG or too large.
+        UserError: it is no such request, or a picture is no PNG, or they are too large.
     """
     try:
         request = ScoreRequest.model_validate_json(body)
@@ -126,15 +127,22 @@ def _request(body: bytes) -> tuple[Sequence[Image.Image], list[str]]:
         raise UserError(first_problem(error, "the body")) from None
     if len(request.images) != len(request.prompts):
         raise UserError(f"there are {len(request.images)} images for {len(request.prompts)} prompts")
-    return [_picture(text, number) for number, text in enumerate(request.images)], request.prompts
+    images, pixels = [], 0
+    for number, text in enumerate(request.images):
+        with _no_png(number):
+            image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
+        pixels += image.width * image.height  # known from its head, before anything is unfolded
+        if pixels > MAX_PIXELS:
+            raise UserError(f"the pictures have more than {MAX_PIXELS} pixels; ask for fewer at a time")
+        with _no_png(number):
+            image.load()
+        images.append(image)
+    return images, request.prompts
 
 
-def _picture(text: str, number: int) -> Image.Image:
+@contextmanager
+def _no_png(number: int) -> Iterator[None]:
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
-        if image.width * image.height > MAX_PIXELS:
-            raise UserError(f"image {number} has more than {MAX_PIXELS} pixels")
-        image.load()
+        yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {number} is no PNG in base64: {error}") from None
-    return image

@@ -5,13 +5,13 @@ One iteration:
     prompts -> sampler.plan -> rollout -> decode -> scorer -> forest.rewards -> engine.backward -> optimizer step
 """
 
+import copy
 import resource
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,17 +25,22 @@ from alignbench import engine, groups
 from alignbench.backbone import Backbone
 from alignbench.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
 from alignbench.config import RunConfig
-from alignbench.errors import NonFiniteError, RunError
+from alignbench.errors import NonFiniteError, ScorerError
 from alignbench.evaluation import Judges
-from alignbench.executor import rollout
+from alignbench.executor import decode, rollout
 from alignbench.forest import RolloutForest
-from alignbench.noise import group_keys, seed_of
+from alignbench.micro_batch import MicroBatch
+from alignbench.noise import Key, group_keys, seed_generators, seed_of
 from alignbench.objective import Objective
 from alignbench.pairs import Pair, pair_forest, read_pairs
+from alignbench.plan import Plan
 from alignbench.record import Budget, now
 from alignbench.sampler import Sampler
+from alignbench.signals import deferred_interrupt
 
 Item = TypeVar("Item", str, Pair)
+Answers = dict[str, np.ndarray]
+"""Reward -> what it answers for each picture, float64 [N]."""
 
 
 class Trainer:
@@ -48,6 +53,9 @@ class Trainer:
         reference: the parameters of a reference that has been refreshed; None while it is the base model.
         ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
         started: when the training began, across interruptions.
+        micro_batch: rows in one model call.
+        saved: the iteration of the newest checkpoint; None before there is one.
+        torn: an iteration failed after it had changed weights; there is nothing to save until a checkpoint is restored.
     """
 
     def __init__(
@@ -73,6 +81,9 @@ class Trainer:
         self.metrics: list[dict[str, Any]] = []
         self.ratio_deviation = 0.0
         self.started = now()
+        self.micro_batch = MicroBatch(config.micro_batch)
+        self.saved: int | None = None
+        self.torn = False
 
     def budget_share(self) -> float:
         """How much of the budget is spent, of whichever limit is nearest; 0 without one, and 1 or more at the end."""
@@ -106,68 +117,99 @@ class Trainer:
     def iterate(self) -> dict[str, Any]:
         """One whole iteration, or none: an interrupt comes before any weight has changed, or after all is booked.
 
+        What fails before that leaves everything as it was; what fails later leaves the trainer `torn`.
+
         Returns:
             The row of numbers that went to `metrics`.
         """
-        budget = self.budget.model_copy(deep=True)
+        number, budget = self.iteration, self.budget.model_copy(deep=True)
+        memories = copy.deepcopy((self.objective.state(), self.sampler.state()))
         began = time.perf_counter()
+        seed_generators(self.config.seed, number)
         try:
             forest = self._given() if self.pairs else self._rolled_out()
+            with deferred_interrupt():
+                row = self._learn(forest, began)
         except BaseException:
-            self.budget = budget
+            if self.iteration == number:
+                self.budget = budget
+                self.objective.load_state(memories[0])
+                self.sampler.load_state(memories[1])
             raise
-        with deferred_interrupt():
-            splits = ",".join(map(str, forest.plan.splits))
-            row = {"iteration": self.iteration, "splits": splits, **_reward_numbers(forest)}
-            with self._phase("train"):
-                row |= self._updates(forest)
-            seconds = time.perf_counter() - began
-            self.budget.seconds += seconds
-            self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
-            row |= {
-                "seconds": seconds,
-                "model_rows_rollout": self.budget.model_rows_rollout,
-                "model_rows_train": self.budget.model_rows_train,
-                "model_rows": self.budget.model_rows_rollout + self.budget.model_rows_train,
-                "reward_calls": self.budget.reward_calls,
-            }
-            self.metrics.append(row)
-            self.iteration += 1
-            if self.objective.needs.reference and self._reference_is_stale(row):
-                self.reference = [p.detach().clone() for p in self.policy.parameters()]
+        return row
+
+    def _learn(self, forest: RolloutForest, began: float) -> dict[str, Any]:
+        """All updates on a rollout, and what they were like; after it the iteration is done."""
+        splits = ",".join(map(str, forest.plan.splits))
+        row = {"iteration": self.iteration, "splits": splits, **_reward_numbers(forest)}
+        with self._phase("train"):
+            row |= self._updates(forest)
+        if self.objective.needs.reference and self._reference_is_stale(row):
+            self.reference = [p.detach().clone() for p in self.policy.parameters()]
+        seconds = time.perf_counter() - began
+        self.budget.seconds += seconds
+        self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
+        row |= {
+            "seconds": seconds,
+            "model_rows_rollout": self.budget.model_rows_rollout,
+            "model_rows_train": self.budget.model_rows_train,
+            "model_rows": self.budget.model_rows_rollout + self.budget.model_rows_train,
+            "reward_calls": self.budget.reward_calls,
+        }
+        self.metrics.append(row)
+        self.iteration += 1
+        self.torn = False
         return row
 
     def _reference_is_stale(self, row: dict[str, Any]) -> bool:
         every, limit = self.config.reference_refresh, self.config.reference_refresh_kl
-        return (every is not None and self.iteration % every == 0) or (
+        return (every is not None and (self.iteration + 1) % every == 0) or (
             limit is not None and row.get("kl_reference", 0.0) > limit
         )
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint; see `save_checkpoint`."""
+        """Writes a checkpoint, which a request to end waits for; see `save_checkpoint`."""
+        config = self.config
         checkpoint = Checkpoint(
             iteration=self.iteration,
-            config=self.config.resolved(),
+            config=config.resolved(),
             budget=self.budget.model_dump(),
             metrics=self.metrics,
             objective=self.objective.state(),
             sampler=self.sampler.state(),
             ratio_deviation=self.ratio_deviation,
             started=self.started,
+            micro_batch=self.micro_batch.rows,
+            micro_batch_halvings=self.micro_batch.halvings,
         )
-        model = self.policy.trainable()
-        save_checkpoint(folder, checkpoint, model, self.optimizer, self.ema, self.objective, self.reference)
+        with deferred_interrupt():
+            save_checkpoint(
+                folder,
+                checkpoint,
+                self.policy.trainable(),
+                self.optimizer,
+                self.ema,
+                self.objective,
+                self.reference,
+                keep=config.checkpoints_kept,
+                best_window=config.best_window,
+            )
+            self.saved = self.iteration
 
-    def restore(self, folder: Path) -> None:
-        """Goes back to the newest checkpoint; see `load_checkpoint`."""
+    def restore(self, folder: Path) -> list[str]:
+        """Goes back to the newest checkpoint that is whole; returns a sentence for each damaged one. See `load_checkpoint`."""
         model = self.policy.trainable()
-        checkpoint, self.reference = load_checkpoint(
-            folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective
-        )
+        found = load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
+        checkpoint, self.reference = found.checkpoint, found.reference
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         self.budget = Budget.model_validate(checkpoint.budget)
         self.ratio_deviation, self.started = checkpoint.ratio_deviation, checkpoint.started
+        if checkpoint.config.get("micro_batch") == self.config.micro_batch:
+            self.micro_batch.rows = checkpoint.micro_batch
+        self.micro_batch.halvings = checkpoint.micro_batch_halvings
+        self.saved, self.torn = checkpoint.iteration, False
+        return found.passed_over
 
     # ------------------------------------------------------------------------------------------------ one iteration
 
@@ -184,43 +226,63 @@ class Trainer:
             forest.train_only(kept)
         return forest
 
-    def _scored(self) -> tuple[RolloutForest, dict[str, np.ndarray]]:
+    def _scored(self) -> tuple[RolloutForest, Answers]:
         """A rollout of the next prompts, and what each reward answers, float64 [G * K].
 
         With `overlap` parts, one part's pictures are scored while the next is rolled out.
         """
         config, i = self.config, self.iteration
-        progress = self.progress()
-        plan = self.sampler.plan(progress, np.random.default_rng([config.seed, 1, i]))
+        plan = self.sampler.plan(self.progress(), np.random.default_rng([config.seed, 1, i]))
         prompts = self._next(self.prompts)
         keys = group_keys(prompts)
         parts = np.array_split(np.arange(len(prompts)), min(config.overlap, len(prompts)))
         forests: list[RolloutForest] = []
-        pending: list[Future[dict[str, np.ndarray]]] = []
-        with ThreadPoolExecutor(1) as scoring:
-            for part in parts:
-                with self._phase("rollout"):
-                    forest = rollout(
-                        self.policy,
-                        [prompts[g] for g in part],
-                        plan,
-                        config.seed,
-                        i,
-                        reduction=config.log_prob_reduction,
-                        micro_batch=config.micro_batch,
-                        progress=progress,
-                        keys=[keys[g] for g in part],
-                    )
-                with self._phase("decode"):
-                    images = self.policy.decode(forest.leaf_latents)
-                forests.append(forest)
-                score = partial(self.judges.score, images, forest.leaf_prompts, when=f"in iteration {i}")
-                with self._phase("score"):
-                    pending.append(scoring.submit(score) if len(parts) > 1 else _done(score()))
+        pending: list[Future[Answers]] = []
+        for part in parts:
+            with self._phase("rollout"):
+                forest = self._drawn(plan, [prompts[g] for g in part], [keys[g] for g in part])
+            with self._phase("decode"):
+                images = self._decoded(forest)
+            score = partial(self.judges.score, images, forest.leaf_prompts, when=f"in iteration {i}")
             with self._phase("score"):
-                answers = [answer.result() for answer in pending]
+                if pending:
+                    self._answer(pending[-1])  # a scorer is asked one thing at a time
+                pending.append(_begun(score, beside=len(parts) > 1))
+            forests.append(forest)
+        with self._phase("score"):
+            answers = [self._answer(future) for future in pending]
         self.budget.model_rows_rollout += plan.model_rows(len(prompts))
         return RolloutForest.joined(forests), {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
+
+    def _answer(self, future: "Future[Answers]") -> Answers:
+        limit = self.config.scorer_timeout
+        try:
+            return future.result(limit)
+        except TimeoutError:
+            raise ScorerError(
+                f"the rewards took more than {limit:g} s in iteration {self.iteration}; if they only need longer, raise "
+                "scorer_timeout"
+            ) from None
+
+    def _drawn(self, plan: Plan, prompts: list[str], keys: list[Key]) -> RolloutForest:
+        def drawn(micro_batch: int | None) -> RolloutForest:
+            return rollout(
+                self.policy,
+                prompts,
+                plan,
+                self.config.seed,
+                self.iteration,
+                reduction=self.config.log_prob_reduction,
+                micro_batch=micro_batch,
+                progress=self.progress(),
+                keys=keys,
+            )
+
+        return self.micro_batch.fit(drawn, lambda: len(prompts) * plan.live(len(plan.steps) - 1))
+
+    def _decoded(self, forest: RolloutForest) -> np.ndarray:
+        latents = forest.leaf_latents
+        return self.micro_batch.fit(lambda rows: decode(self.policy, latents, rows), lambda: len(latents))
 
     def _next(self, available: list[Item]) -> list[Item]:
         """The next ones of an endless series of shuffles; a pure function of the seed and the iteration."""
@@ -232,7 +294,7 @@ class Trainer:
             chosen.append(available[order[place]])
         return chosen
 
-    def _reward(self, forest: RolloutForest, answers: dict[str, np.ndarray]) -> None:
+    def _reward(self, forest: RolloutForest, answers: Answers) -> None:
         """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
         scores = {name: forest.by_group(torch.from_numpy(answer).float()) for name, answer in answers.items()}
         weights = self.judges.weights
@@ -244,7 +306,7 @@ class Trainer:
         self.budget.reward_calls += len(forest.leaves) * len(scores)
         self.budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):
-            raise RunError(f"no picture of iteration {forest.iteration} could be scored")
+            raise ScorerError(f"no picture of iteration {forest.iteration} could be scored")
         forest.rewards = total.flatten().to(self.policy.device)
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
@@ -256,16 +318,7 @@ class Trainer:
         keep = self.objective.needs.old and self.config.updates_per_rollout > 1
         at_rollout = [p.detach().clone() for p in self.policy.parameters()] if keep else None
         for update in range(self.config.updates_per_rollout):
-            self.optimizer.zero_grad(set_to_none=True)
-            found = engine.backward(
-                self.policy,
-                self.objective,
-                forest,
-                update=update,
-                micro_batch=self.config.micro_batch,
-                old=at_rollout if update else None,
-                reference=self.reference,
-            )
+            found = self._backward(forest, update, at_rollout if update else None)
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows
             if "log_prob" in found.terms and len(found.terms["log_prob"]):
@@ -278,6 +331,21 @@ class Trainer:
         updates = self.config.updates_per_rollout
         return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
 
+    def _backward(self, forest: RolloutForest, update: int, old: list[Tensor] | None) -> engine.Backward:
+        def passed(micro_batch: int | None) -> engine.Backward:
+            self.optimizer.zero_grad(set_to_none=True)
+            return engine.backward(
+                self.policy,
+                self.objective,
+                forest,
+                update=update,
+                micro_batch=micro_batch,
+                old=old,
+                reference=self.reference,
+            )
+
+        return self.micro_batch.fit(passed, lambda: len(self.objective.rows(forest, update)))
+
     def _step(self) -> dict[str, float]:
         o = self.config.optimizer
         factor = 0.1 + 0.45 * (1 + np.cos(np.pi * self.progress())) if o.schedule == "cosine" else 1.0
@@ -287,10 +355,17 @@ class Trainer:
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"the gradient is not finite in iteration {self.iteration} ({self.policy.dtype})")
         before = [p.detach().clone() for p in self.parameters]
+        self.torn = True  # until the iteration is booked
         self.optimizer.step()
         self.budget.optimizer_steps += 1
         with torch.no_grad():
             moved = torch.stack([(p - b).square().sum() for p, b in zip(self.parameters, before, strict=True)]).sum().sqrt()
+            finite = torch.stack([torch.isfinite(p).all() for p in self.parameters]).all()
+        if not bool(finite):
+            raise NonFiniteError(
+                f"the weights are not finite after the update of iteration {self.iteration}; lower optimizer.lr. "
+                "They were not saved: the last checkpoint is from before"
+            )
         if self.ema:
             self.ema.update(self.budget.optimizer_steps)
         return {"grad_norm": float(norm), "policy_update_norm": float(moved), "lr": o.lr * float(factor)}
@@ -302,10 +377,20 @@ class Trainer:
         self.budget.seconds_by_phase[name] += time.perf_counter() - began
 
 
-def _done(answer: dict[str, np.ndarray]) -> Future[dict[str, np.ndarray]]:
-    """Without a thread, which would have arithmetic threads of its own beside the model's."""
-    future: Future[dict[str, np.ndarray]] = Future()
-    future.set_result(answer)
+def _begun(work: Callable[[], Answers], *, beside: bool) -> "Future[Answers]":
+    """Done at once, or in a thread; a thread costs arithmetic threads of its own beside the model's, and has no time limit."""
+    future: Future[Answers] = Future()
+
+    def go() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    if beside:
+        threading.Thread(target=go, daemon=True).start()  # one that hangs must not keep the process from ending
+    else:
+        future.set_result(work())
     return future
 
 
@@ -321,23 +406,6 @@ def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
         "failed_scores": int(rewards.isnan().sum()),
         "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),
     }
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[None]:
-    """Holds back Ctrl-C and SIGTERM until the block is done; raises KeyboardInterrupt then."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    former = {s: signal.signal(s, lambda number, frame: pressed.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from alignbench import engine, groups, plots
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
-from alignbench.errors import ScorerError
+from alignbench.errors import DiskError, RunError, ScorerError
 from alignbench.evaluation import (
     Evaluation,
     Judges,
@@ -30,11 +30,14 @@ from alignbench.evaluation import (
 )
 from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
-from alignbench.record import Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
+from alignbench.micro_batch import first_line
+from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
 from alignbench.tracking import Tracking, check_trackers
 from alignbench.trainer import Trainer
 
+EVALUATION_ROWS = 64
+"""Rows in one model call of an evaluation, where `micro_batch` does not say."""
 TREE_CANDIDATES = 4
 """Prompts that are rolled out for the tree drawing; the one whose rewards differ most is drawn."""
 
@@ -59,11 +62,19 @@ def run(
         KeyboardInterrupt: after a checkpoint has been written.
     """
     if not resume:
-        refuse_taken(out, f"choose another --out, or continue it with --resume {out}")
+        _refuse_taken(out)
     try:
         return _Run(config, out, console or Silent(), {} if bases is None else bases).run(resume)
-    except ScorerError as error:
-        raise ScorerError(f"{error}; once it works, go on with: alignbench run --resume {out}") from error
+    except (ScorerError, DiskError) as error:
+        if not (out / CONFIG).is_file():
+            raise
+        raise type(error)(f"{error}; once it works, go on with: alignbench run --resume {out}") from error
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"out of memory: {first_line(error)}") from error
+
+
+def _refuse_taken(out: Path) -> None:
+    refuse_taken(out, f"choose another --out, or continue it with --resume {out}")
 
 
 class _Run:
@@ -76,23 +87,27 @@ class _Run:
         objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
-        evaluation_prompts(self.task, config.evaluation)  # likewise
+        judged = evaluation_prompts(self.task, config.evaluation)  # likewise
         check_trackers(config.trackers)
         console.status("loading models")
         self.policy = load_configured_backbone(config)
-        self.judges = Judges(self.task)
+        self.judges = Judges(self.task, config.scorer_timeout)
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
+        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or self.task.train_prompts), *judged])
         self.status = "complete"
 
     def run(self, resume: bool) -> Result:
         with exclusive(self.out):
+            if not resume:
+                _refuse_taken(self.out)  # while the models were loaded another process may have come and gone
             return self._run(resume)
 
     def _run(self, resume: bool) -> Result:
         config, trainer = self.config, self.trainer
         if resume and has_checkpoint(self.checkpoints):
-            trainer.restore(self.checkpoints)
-        self._write("config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
+            for damage in trainer.restore(self.checkpoints):
+                self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
+        self._write(CONFIG, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         base = self._base()
         check_scores_vary(self.judges, base)
@@ -128,8 +143,9 @@ class _Run:
                 if config.iterations is None or trainer.iteration < config.iterations:
                     self.status = "budget spent"
             trainer.save(self.checkpoints)
-        except (KeyboardInterrupt, ScorerError):
-            trainer.save(self.checkpoints)
+        except BaseException:
+            if not trainer.torn and trainer.saved != trainer.iteration:
+                trainer.save(self.checkpoints)
             raise
         finally:
             self._write_metrics()
@@ -150,22 +166,24 @@ class _Run:
     def _final(self) -> Evaluation:
         found = self._evaluate("trained model")
         began = time.perf_counter()
-        config = self.config
-        distance = path_kl(self.policy, found.prompts, config.evaluation.seed, micro_batch=config.micro_batch or 64)
+
+        def measured(micro_batch: int | None) -> np.ndarray:
+            rows = micro_batch or EVALUATION_ROWS
+            return path_kl(self.policy, found.prompts, self.config.evaluation.seed, micro_batch=rows)
+
+        distance = self.trainer.micro_batch.fit(measured, lambda: EVALUATION_ROWS)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
         return with_measured(found, "path_kl", distance)
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()
         with self.console.activity(what) as advance:
-            found = evaluate(
-                self.policy,
-                self.task,
-                self.judges,
-                self.config.evaluation,
-                micro_batch=self.config.micro_batch or 64,
-                advance=advance,
-            )
+
+            def judged(micro_batch: int | None) -> Evaluation:
+                rows = micro_batch or EVALUATION_ROWS
+                return evaluate(self.policy, self.task, self.judges, self.config.evaluation, micro_batch=rows, advance=advance)
+
+            found = self.trainer.micro_batch.fit(judged, lambda: EVALUATION_ROWS)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
         return found
 
@@ -196,7 +214,14 @@ class _Run:
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
         forest = rollout(
-            self.policy, prompts, plan, config.seed, trainer.iteration, reduction=config.log_prob_reduction, progress=1.0
+            self.policy,
+            prompts,
+            plan,
+            config.seed,
+            trainer.iteration,
+            reduction=config.log_prob_reduction,
+            micro_batch=trainer.micro_batch.rows,
+            progress=1.0,
         )
         images = self.policy.decode(forest.leaf_latents)
         scores = self.judges.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
@@ -227,7 +252,9 @@ class _Run:
                 iterations=trainer.iteration,
                 status=self.status,
             ),
-            budget=trainer.budget,
+            budget=trainer.budget.model_copy(
+                update={"micro_batch": trainer.micro_batch.rows, "micro_batch_halvings": trainer.micro_batch.halvings}
+            ),
             metrics=metrics,
             alarms=found,
             checks={"first_update_ratio_abs_dev_max": trainer.ratio_deviation},

@@ -37,7 +37,7 @@ class Clip:
         logging.disable_progress_bar()
         source = str(FOLDERS.get(name, Path(name).expanduser() if Path(name).expanduser().is_dir() else name))
         try:
-            self.model = CLIPModel.from_pretrained(source).float().eval().requires_grad_(False)
+            self.model = CLIPModel.from_pretrained(source, use_safetensors=True).float().eval().requires_grad_(False)
             self.processor = CLIPProcessor.from_pretrained(PROCESSORS.get(name, source))
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

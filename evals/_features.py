@@ -66,8 +66,8 @@ def _dinov2(name: str, device: torch.device) -> Callable[[list[Image.Image]], Te
 
     source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(source)
-        model = Dinov2Model.from_pretrained(source).float().eval().to(device)
+        processor: Any = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        model = Dinov2Model.from_pretrained(source, use_safetensors=True).float().eval().to(device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name!r} opens as no DINOv2, neither as a local folder nor from the hub: {reason}") from error

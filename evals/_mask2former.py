@@ -87,8 +87,9 @@ class Mask2FormerDetector(Detector):
         self.device = device_named(device)
         self.source, self._colors = model, colors
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model)
-            self.model = Mask2FormerForUniversalSegmentation.from_pretrained(model).float().eval().to(self.device)
+            self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+            opened = Mask2FormerForUniversalSegmentation.from_pretrained(model, use_safetensors=True)
+            self.model = opened.float().eval().to(self.device)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

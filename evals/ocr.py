@@ -122,6 +122,8 @@ class EasyOCRReader(Reader):
             quantize=False,
             verbose=False,
         )
+        # A quarter less time on a CPU; scores differ by rounding.
+        self.reader.recognizer.to(memory_format=torch.channels_last)
         # Class 0 is the blank of the CTC alphabet.
         allowed = [i + 1 for i, c in enumerate(self.reader.character) if characters == "all" or c.isalpha()]
         self.allowed = [0, *allowed]

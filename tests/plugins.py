@@ -1,11 +1,12 @@
 """Plug-ins that runs in tests name by dotted path: a toy policy and scorers that behave in one chosen way."""
 
 import os
+import random
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,32 @@ class ToyPolicy(ToyBackbone):
         """What `decode` put into the first two channels."""
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return pixels[:, :2]
+
+
+class Cramped(ToyPolicy):
+    """Runs out of memory with more than `room` rows in a model call."""
+
+    room: ClassVar[int] = 5
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Tensor, group: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.\nMore about it.")
+        return super().velocity(x, sigma, conditioning, group)
+
+
+class Drawing(Objective):
+    """A plug-in that draws from the global generators, as it should not."""
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        drawn = torch.rand(len(terms["log_prob"])) + float(np.random.rand()) + random.random()
+        return (terms["log_prob"] * drawn).mean()
+
+
+class Bursting(Objective):
+    """Its loss is infinite at the third iteration."""
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        return terms["log_prob"].mean() / (0.0 if forest.iteration == 2 else 1.0)
 
 
 class Failing(Objective):
@@ -70,16 +97,53 @@ class Sometimes(Brightness):
         return scores
 
 
-class Dying(Brightness):
-    """Fails at its fourth call, as a server does that goes away."""
+class AtFourthCall(Brightness):
+    """Answers rightly but at its fourth call, which is in the third iteration."""
 
     calls = 0
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         self.calls += 1
-        if self.calls == 4:
-            raise ConnectionError("the server is gone")
-        return super().score(images, prompts)
+        right = super().score(images, prompts)
+        return self.answer(right) if self.calls == 4 else right
+
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Dying(AtFourthCall):
+    """As a server does that goes away."""
+
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        raise ConnectionError("the server is gone")
+
+
+class Hanging(AtFourthCall):
+    """And takes whatever stops it for a failure of one picture."""
+
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        try:
+            time.sleep(60)
+        except Exception:
+            return np.full_like(right, np.nan)
+        return right
+
+
+class Knowing(AtFourthCall):
+    """Nothing at all."""
+
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        return np.full_like(right, np.nan)
+
+
+class Boundless(AtFourthCall):
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        return right / 0.0
+
+
+class Shortened(AtFourthCall):
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        return right[:-1]
 
 
 class Short(Brightness):
@@ -87,16 +151,11 @@ class Short(Brightness):
         return super().score(images, prompts)[:-1]
 
 
-class Interrupting(Brightness):
-    """Presses Ctrl-C at its fourth call."""
+class Interrupting(AtFourthCall):
+    """Presses Ctrl-C."""
 
-    calls = 0
-
-    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        self.calls += 1
-        if self.calls == 4:
-            raise KeyboardInterrupt
-        return super().score(images, prompts)
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        raise KeyboardInterrupt
 
 
 class Slow(Brightness):

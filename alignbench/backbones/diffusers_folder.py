@@ -1,168 +1,274 @@
-"""diffusers_folder: any local `StableDiffusion3Pipeline` folder (SD3, SD3.5), trained in full or through LoRA."""
+"""What local diffusers folders have in common, whatever architecture they hold; `sd3` and `flux` say how they differ.
+
+On the device `meta` a folder opens from its config files alone: nothing of it has values, but every shape, type and count
+of parameters is that of the real model.
+"""
 
 import copy
+import importlib
+import inspect
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings
+from alignbench.backbone import BackboneSettings, Component
+from alignbench.backbones import families
+from alignbench.backbones.trust import refuse_code
+
+ENCODE_BATCH = 64
+"""Prompts that the text encoders take at a time."""
+CACHED_PROMPTS = 4000
+"""Prompts whose embeddings are kept, in the main memory; 17 GB of FLUX.1's."""
+UNSUPPORTED = ("shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Options of a flow-matching schedule that change it in ways we do not follow."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What text encoders answer for P prompts: states [P, tokens, width] and pooled [P, width]."""
+
+    states: Tensor
+    pooled: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Embeddings":
+        return Embeddings(self.states[rows], self.pooled[rows])
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Text embeddings of P prompts, [P, tokens, width] and [P, width], and of the empty prompt where guidance is on."""
+    """Embeddings of the prompts, and of the empty prompt (P = 1) where the model needs it for guidance."""
 
-    states: Tensor
-    pooled: Tensor
-    empty_states: Tensor | None
-    empty_pooled: Tensor | None
+    prompts: Embeddings
+    empty: Embeddings | None
 
 
 class DiffusersFolder(Backbone):
+    """A folder that `DiffusionPipeline.from_pretrained` opens; latents are [C, H, W] whatever the transformer takes."""
+
     class Settings(BackboneSettings):
         path: str
         """A folder with `model_index.json`."""
+        resolution: int | None = Field(None, ge=1)
+        """Side of the pictures in pixels; what the model's own call takes where it is null."""
         train: Literal["full", "lora"] = "lora"
         """Train all weights of the transformer, or a LoRA."""
-        lora_rank: int = Field(32, ge=1)
-        lora_alpha: float = Field(64, gt=0)
-        lora_targets: tuple[str, ...] = (
-            "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-            "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-        )  # fmt: skip
+        lora_rank: int = Field(ge=1)
+        lora_alpha: float = Field(gt=0)
+        lora_targets: tuple[str, ...]
         """Modules that get a LoRA, by the end of their names."""
         precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-        """Of the frozen weights and the model's arithmetic; step maths is float32 in any case."""
+        """Of the frozen weights and the model's arithmetic; a LoRA and step maths are float32 in any case."""
+        gradient_checkpointing: bool = False
+        """Keep only each block's input for the way back, and compute the rest again; the gradient is the same."""
+        keep_text_encoders: bool = False
+        """Keep them in memory once all prompts are encoded."""
         decode_batch: int = Field(32, ge=1)
         """Latents that the decoder takes at a time."""
 
+        @model_validator(mode="after")
+        def _updates_are_not_rounded_away(self) -> Self:
+            if self.train == "full" and self.precision != "fp32":
+                raise ValueError(
+                    f"train=full needs precision=fp32: {self.precision} weights would round small updates away; "
+                    "or train a LoRA, whose weights are float32"
+                )
+            return self
+
     settings: Settings
+    hollow = True
+    PIPELINE: ClassVar[str]
+    """Class of the pipeline that the folder must hold."""
 
     def __init__(self, settings: Settings) -> None:
-        from diffusers import StableDiffusion3Pipeline
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        for logging in (diffusers_logging, transformers_logging):
-            logging.disable_progress_bar()  # their bars would stand between ours
-            logging.set_verbosity_error()
+        _silence()
         self.settings = settings
-        folder = Path(settings.path)
-        index = folder / "model_index.json"
-        if not index.is_file():
-            raise UserError(f"{folder} is no diffusers folder: it has no model_index.json")
-        found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-        if found != "StableDiffusion3Pipeline":
-            raise UserError(f"{folder} holds a {found}; this backbone opens StableDiffusion3Pipeline folders")
+        self.folder = Path(settings.path)
+        self.index = families.read_index(self.folder)
+        refuse_code(self.folder)
+        if self.index["_class_name"] != self.PIPELINE:
+            raise UserError(f"{self.folder} holds a {self.index['_class_name']}; this backbone opens {self.PIPELINE} folders")
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
         self.device = settings.torch_device
-        with warnings.catch_warnings():
-            # Its new name, dtype, is not known to older versions.
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=self.dtype, local_files_only=True)
-        pipeline.set_progress_bar_config(disable=True)
-        scheduler = pipeline.scheduler.config
-        if scheduler.get("prediction_type", "flow_prediction") not in ("flow_prediction", None) or "shift" not in scheduler:
-            raise UserError(
-                f"{folder}/scheduler is no flow-matching schedule; alignbench needs FlowMatchEulerDiscreteScheduler"
-            )
-        self.pipeline = pipeline.to(self.device)
-        self.shift = float(scheduler["shift"])
-        call_file = folder / "alignbench.json"
-        self.call: dict[str, Any] = json.loads(call_file.read_text(encoding="utf-8"))["call"] if call_file.is_file() else {}
-        self.guidance = settings.guidance or float(self.call.get("guidance_scale", 1.0))
-        self.default_steps = int(self.call.get("num_inference_steps", 28))
-        transformer = pipeline.transformer
-        size = transformer.config.sample_size
-        self.latent_shape = (transformer.config.in_channels, size, size)
-        for module in (
-            pipeline.vae,
-            pipeline.text_encoder,
-            pipeline.text_encoder_2,
-            pipeline.text_encoder_3,
-            transformer,
-        ):
-            if module is not None:
-                module.requires_grad_(False).eval()
+        self.pipeline = self._open(dict.fromkeys(self._components("text_encoder", "tokenizer")))
+        # Its convolutions take half the time so on a CPU; pictures differ by rounding.
+        self.pipeline.vae.to(memory_format=torch.channels_last)
+        self.call = {**_defaults(type(self.pipeline).__call__), **_own_call(self.folder)}
+        self.guidance = self._guidance()
+        self.default_steps = int(self.call["num_inference_steps"])
+        side, token = self._side(), self.pipeline.vae_scale_factor * self.patch
+        self.latent_shape = (self.pipeline.vae.config.latent_channels, *[side // self.pipeline.vae_scale_factor] * 2)
+        self.shift = _shift(self.folder, self.pipeline.scheduler.config, (side // token) ** 2)
+        transformer = self.pipeline.transformer
         self._base: nn.Module | None = None
         if settings.train == "full":
             self._base = copy.deepcopy(transformer)
             transformer.requires_grad_(True)
         else:
-            from peft import LoraConfig
+            self._add_lora(transformer)
+        if settings.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        self._active: nn.Module = transformer
+        self._text: Any = None
+        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
 
+    @property
+    @abstractmethod
+    def patch(self) -> int:
+        """Latents along the side of one of the transformer's tokens."""
+
+    @property
+    @abstractmethod
+    def text_tokens(self) -> int:
+        """Tokens of a prompt's states, told without encoding one."""
+
+    @abstractmethod
+    def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
+        """What the text encoders of `pipeline` answer."""
+
+    def _guidance(self) -> float:
+        return self.settings.guidance or float(self.call["guidance_scale"])
+
+    # ------------------------------------------------------------------------------------------------ opening
+
+    def _components(self, *kinds: str) -> list[str]:
+        return [name for name in self.index if name.startswith(kinds) and not name.startswith("_")]
+
+    def _open(self, given: dict[str, Any]) -> Any:
+        """The folder's pipeline on its device, with some components given in place of its own, or None to leave them out."""
+        import diffusers
+
+        cls = getattr(diffusers, self.PIPELINE)
+        # A component that the folder itself leaves out has to be left out by an argument.
+        given = {name: None for name, entry in self.index.items() if entry == [None, None]} | given
+        try:
+            with warnings.catch_warnings():
+                # Its new name, dtype, is not known to older versions.
+                warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+                if self.device.type == "meta":
+                    pipeline = cls(**{name: self._hollow(name) for name in self._components("") if name not in given}, **given)
+                else:
+                    options = {"torch_dtype": self.dtype, "local_files_only": True, "use_safetensors": True}
+                    pipeline = cls.from_pretrained(self.folder, **options, **given).to(self.device)
+        except UserError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{self.folder} does not fit into the memory of {self.device}") from error
+        except Exception as error:  # whatever a folder that lacks something makes its reader raise
+            first = str(error).strip().split("\n", 1)[0]
+            raise UserError(f"{self.folder} does not open as a {self.PIPELINE}: {first}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        for name, module in pipeline.components.items():
+            if isinstance(module, nn.Module) and name not in given:
+                module.requires_grad_(False).eval()
+        return pipeline
+
+    def _hollow(self, name: str) -> Any:
+        """A component made from its config; a module of it has shapes and types, but no values."""
+        library, class_name = self.index[name]
+        if library not in ("diffusers", "transformers"):
+            raise UserError(f"{self.folder} has a {name} from {library!r}, which only opens with its weights")
+        cls = getattr(importlib.import_module(library), class_name)
+        if not issubclass(cls, nn.Module):
+            return cls.from_pretrained(self.folder / name, local_files_only=True)
+        with torch.device("meta"):
+            if library == "diffusers":
+                module = cls.from_config(cls.load_config(self.folder / name, local_files_only=True))
+            else:
+                module = cls(cls.config_class.from_pretrained(self.folder / name, local_files_only=True))
+        return module.to("meta", self.dtype)  # buffers that were computed have values
+
+    def _side(self) -> int:
+        """Of a picture, in pixels."""
+        scale = self.pipeline.vae_scale_factor
+        wanted = self.settings.resolution or self.call["height"] or self.pipeline.default_sample_size * scale
+        side, token = int(wanted), scale * self.patch
+        if side % token:
+            raise UserError(f"{self.folder} draws pictures whose side is a multiple of {token} pixels; resolution is {side}")
+        return side
+
+    def _add_lora(self, transformer: Any) -> None:
+        from peft import LoraConfig
+
+        s = self.settings
+        names = [f".{name}" for name, _ in transformer.named_modules()]
+        for target in s.lora_targets:
+            if not any(name.endswith(f".{target}") for name in names):
+                raise UserError(f"lora_targets: the name of no module of {self.folder}/transformer ends in {target!r}")
+        with torch.device("meta") if self.device.type == "meta" else nullcontext():
             transformer.add_adapter(
                 LoraConfig(
-                    r=settings.lora_rank,
-                    lora_alpha=settings.lora_alpha,
+                    r=s.lora_rank,
+                    lora_alpha=s.lora_alpha,
                     init_lora_weights="gaussian",
-                    target_modules=list(settings.lora_targets),
+                    target_modules=list(s.lora_targets),
                 )
             )
-            for parameter in self.parameters():
-                parameter.data = parameter.data.float()
-        self._active: nn.Module = transformer
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+        for parameter in self.parameters():
+            parameter.data = parameter.data.float()
+
+    # ------------------------------------------------------------------------------------------------ prompts
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Encodes all prompts and lets go of the text encoders; more than can be kept are encoded when they are asked for."""
+        if self.settings.keep_text_encoders or len(set(prompts)) > CACHED_PROMPTS:
+            return
+        self._encode(prompts)
+        self._text = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        self._encode(prompts)
+        return Conditioning(self._embeddings(prompts), self._embeddings([""]) if self.needs_empty_prompt else None)
+
+    @property
+    def needs_empty_prompt(self) -> bool:
+        """Whether guidance compares with the answer for the empty prompt."""
+        return False
+
+    def _embeddings(self, prompts: Sequence[str]) -> Embeddings:
+        states, pooled = zip(*(self._encoded[p] for p in prompts), strict=True)
+        return Embeddings(torch.stack(states).to(self.device), torch.stack(pooled).to(self.device))
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str]) -> None:
+        """Makes sure that the embeddings of these prompts are at hand."""
+        wanted = dict.fromkeys([*prompts, ""] if self.needs_empty_prompt else prompts)
+        new = [p for p in wanted if p not in self._encoded]
+        others = [p for p in self._encoded if p not in wanted]
+        for prompt in others[: max(0, len(self._encoded) + len(new) - CACHED_PROMPTS)]:
+            del self._encoded[prompt]
+        for i in range(0, len(new), ENCODE_BATCH):
+            part = new[i : i + ENCODE_BATCH]
+            found = self._shapes(len(part)) if self.device.type == "meta" else self.embed(self._text_pipeline(), part)
+            rows = zip(_on_cpu(found.states), _on_cpu(found.pooled), strict=True)
+            self._encoded.update(zip(part, rows, strict=True))
+
+    def _shapes(self, prompts: int) -> Embeddings:
+        config = self.pipeline.transformer.config
+        states = torch.empty(prompts, self.text_tokens, config.joint_attention_dim, device="meta", dtype=self.dtype)
+        return Embeddings(states, states.new_empty(prompts, config.pooled_projection_dim))
+
+    def _text_pipeline(self) -> Any:
+        if self._text is None:
+            self._text = self._open({"transformer": self.pipeline.transformer, "vae": None})
+        return self._text
+
+    # ------------------------------------------------------------------------------------------------ the model
 
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps, self.shift)
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        wanted = [*prompts, ""] if self.guidance > 1 else list(prompts)
-        new = [p for p in dict.fromkeys(wanted) if p not in self._encoded]
-        if new:
-            states, _, pooled, _ = self.pipeline.encode_prompt(
-                prompt=new,
-                prompt_2=new,
-                prompt_3=new,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.call.get("max_sequence_length", 256),
-                device=self.device,
-            )
-            self._encoded.update(zip(new, zip(states, pooled, strict=True), strict=True))
-        empty = self._encoded.get("") if self.guidance > 1 else None
-        return Conditioning(
-            torch.stack([self._encoded[p][0] for p in prompts]),
-            torch.stack([self._encoded[p][1] for p in prompts]),
-            empty[0] if empty else None,
-            empty[1] if empty else None,
-        )
-
-    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
-        states, pooled = conditioning.states[group], conditioning.pooled[group]
-        if conditioning.empty_states is None or conditioning.empty_pooled is None:
-            return self._answer(x, sigma, states, pooled)
-        empty_states = conditioning.empty_states.expand_as(states)
-        empty_pooled = conditioning.empty_pooled.expand_as(pooled)
-        both = self._answer(
-            torch.cat([x, x]),
-            torch.cat([sigma, sigma]),
-            torch.cat([empty_states, states]),
-            torch.cat([empty_pooled, pooled]),
-        )
-        unguided, guided = both.chunk(2)
-        return unguided + self.guidance * (guided - unguided)
-
-    def _answer(self, x: Tensor, sigma: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
-        answer: Tensor = self._active(
-            hidden_states=x.to(self.dtype),
-            timestep=sigma * 1000,
-            encoder_hidden_states=states,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
-        return answer.float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -172,7 +278,7 @@ class DiffusersFolder(Backbone):
             scaled = part / vae.config.scaling_factor + vae.config.shift_factor
             decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
             pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            pictures.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+            pictures.append(_on_cpu(pixels.permute(0, 2, 3, 1)).numpy())
         return np.concatenate(pictures)
 
     @torch.no_grad()
@@ -190,6 +296,15 @@ class DiffusersFolder(Backbone):
         module: nn.Module = self.pipeline.transformer
         return module
 
+    def components(self) -> dict[str, Component]:
+        found = {name: Component(getattr(self.pipeline, name)) for name in ("transformer", "vae")}
+        if self._base is not None:
+            found["reference"] = Component(self._base)
+        for name in self._components("text_encoder"):
+            if self.index[name] != [None, None]:
+                found[name] = Component(self._hollow(name), training=self.settings.keep_text_encoders)
+        return found
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         if self._base is not None:
@@ -205,3 +320,51 @@ class DiffusersFolder(Backbone):
                 yield
             finally:
                 transformer.enable_adapters()
+
+
+def _silence() -> None:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()  # their bars would stand between ours
+        logging.set_verbosity_error()
+
+
+def _defaults(call: Any) -> dict[str, Any]:
+    """The arguments that a pipeline's call takes where none are given."""
+    return {name: p.default for name, p in inspect.signature(call).parameters.items() if p.default is not p.empty}
+
+
+def _own_call(folder: Path) -> dict[str, Any]:
+    """The arguments that a folder of ours asks a plain pipeline's call to be given."""
+    file = folder / "alignbench.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))["call"]) if file.is_file() else {}
+
+
+def _shift(folder: Path, scheduler: Mapping[str, Any], tokens: int) -> float:
+    """Of the sigma schedule, for pictures of that many tokens.
+
+    Raises:
+        UserError: the folder's scheduler is of another kind.
+    """
+    if scheduler.get("prediction_type", "flow_prediction") not in ("flow_prediction", None) or "shift" not in scheduler:
+        raise UserError(f"{folder}/scheduler is no flow-matching schedule; alignbench needs FlowMatchEulerDiscreteScheduler")
+    for option in UNSUPPORTED:
+        if scheduler.get(option):
+            raise UserError(f"{folder}/scheduler sets {option}, which alignbench does not follow")
+    if not scheduler.get("use_dynamic_shifting"):
+        return float(scheduler["shift"])
+    return flow.dynamic_shift(
+        tokens,
+        base_shift=scheduler["base_shift"],
+        max_shift=scheduler["max_shift"],
+        base_tokens=scheduler["base_image_seq_len"],
+        max_tokens=scheduler["max_image_seq_len"],
+        exponential=scheduler.get("time_shift_type", "exponential") == "exponential",
+    )
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Its values on the CPU; a tensor without values stays without."""
+    return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.cpu()

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-from alignbench.backbones.diffusers_folder import DiffusersFolder
+from alignbench.backbones.sd3 import SD3
 
 FOLDER = Path(__file__).parent / "weights" / "tiny"
 
 
-class Tiny(DiffusersFolder):
-    class Settings(DiffusersFolder.Settings):
+class Tiny(SD3):
+    class Settings(SD3.Settings):
         path: str = str(FOLDER)
         train: Literal["full", "lora"] = "full"
+        keep_text_encoders: bool = True

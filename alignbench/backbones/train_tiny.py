@@ -4,8 +4,8 @@ Three stages, each resumable, all on drawn pictures and fixed seeds:
 
 1. `autoencoder`: an `AutoencoderKL` that halves twice (64x64x3 -> 16x16x12), pulled towards a linear projection of patches;
 2. `transformer`: an `SD3Transformer2DModel` with two CLIP text encoders, trained jointly by flow matching with
-   logit-normal times (Esser et al. 2024, arXiv 2403.03206), prompt dropout and an exponential moving average; the last
-   part of it sees mostly scenes;
+   logit-normal times (Esser et al. 2024, arXiv 2403.03206), prompt dropout and an exponential moving average, in phases
+   that see more and more scenes;
 3. `export`: the folder that `StableDiffusion3Pipeline.from_pretrained` opens, in bfloat16.
 
 One text encoder reads the words of the prompt (what is quoted becomes one mark), the other the letters of the first
@@ -17,9 +17,12 @@ import json
 import math
 import shutil
 import time
+from bisect import bisect_right
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -52,6 +56,26 @@ FREE_TO_CHANGE = {"threads", "compile", "save_every", "call_steps", "call_guidan
 """Settings that a stopped training may go on with otherwise."""
 
 
+class Phase(Settings):
+    """A part of the transformer's training with its own pictures, whose rate ends at zero."""
+
+    steps: int = Field(gt=0)
+    rate: float = 1.0
+    """The share of the learning rates at which it starts."""
+    fall: float = Field(default=1.0, gt=0, le=1)
+    """The share of the steps, at the end, over which the rate falls linearly to zero."""
+    shards: int = Field(default=8, gt=0)
+    """Pictures drawn for it, in units of `shard_size`."""
+    words_share: float = Field(default=0.1, ge=0, le=1)
+    single_sizes: tuple[int, ...] = scenes.SIZES[1]
+    """Diameters of a scene's only shape, in pixels."""
+    types: dict[str, float] = Field(default_factory=dict)
+    """How often a task type is drawn, in proportion to the others; 1 where it is not given."""
+
+    def draw(self, seed: int, shard: int, count: int) -> "list[Example]":
+        return draw_examples(seed, shard, count, self.words_share, self.single_sizes, self.types)
+
+
 class TinyTraining(Settings):
     """Settings of the training. How the folder that ships came about is in its card."""
 
@@ -69,24 +93,18 @@ class TinyTraining(Settings):
     """Deviation of the noise under which the decoder learns; what it then smooths out of the transformer's errors."""
     compile: bool = True
     """Compile the transformer where there is a C++ compiler: a fifth less time a step, after some 90 s of compiling."""
-    steps: int = 10000
     batch: int = 64
     lr: float = 1e-3
     muon_lr: float = 2e-3
     warmup: int = 100
     ema: float = 0.995
-    words_share: float = 0.4
-    single_sizes: tuple[int, ...] = (32, 48)
-    """Diameters of a scene's only shape, in pixels."""
-    finish_steps: int = 2000
-    """Further steps, once the rate has fallen to zero, on pictures as they are judged: scenes take longer than words."""
-    finish_lr: float = 0.5
-    """The share of the rate at which they start; it falls to zero again."""
-    finish_words_share: float = 0.15
-    finish_single_sizes: tuple[int, ...] = scenes.SIZES[1]
-    finish_shards: int = 8
+    phases: tuple[Phase, ...] = (
+        Phase(steps=10000, fall=0.4, shards=16, words_share=0.4, single_sizes=(32, 48)),
+        Phase(steps=2000, rate=0.5, words_share=0.15),
+        Phase(steps=5000, rate=0.7, words_share=0.1, types={"two_object": 2, "counting": 2, "position": 3, "color_attr": 3}),
+    )
+    """Scenes take longer than words, and of scenes those with two shapes that must not be confused."""
     prompt_dropout: float = 0.1
-    shards: int = 16
     shard_size: int = 2048
     time_mean: float = 0.5
     """Location of the logit-normal times: above 0, since what letters and shapes appear is settled at high noise."""
@@ -126,11 +144,18 @@ def is_held_out(metadata: dict[str, Any]) -> bool:
 
 
 def draw_examples(
-    seed: int, shard: int, count: int, words_share: float, single_sizes: tuple[int, ...] = scenes.SIZES[1]
+    seed: int,
+    shard: int,
+    count: int,
+    words_share: float,
+    single_sizes: tuple[int, ...] = scenes.SIZES[1],
+    types: Mapping[str, float] | None = None,
 ) -> list[Example]:
-    """`count` prompts with their pictures; a pure function of its arguments."""
+    """`count` prompts with their pictures; a pure function of its arguments, which `Phase` explains."""
     rng = np.random.default_rng([seed, shard])
     exclude = held_out_words()
+    frequencies = np.array([(types or {}).get(name, 1.0) for name in scenes.TASK_TYPES])
+    chances = frequencies / frequencies.sum() if types else None
     examples: list[Example] = []
     while len(examples) < count:
         if rng.random() < words_share:
@@ -138,7 +163,7 @@ def draw_examples(
             prompt, color = lettering.sample_prompt(rng, text)
             examples.append(Example(prompt, lettering.sample_lettering(rng, text, color).draw()))
         else:
-            metadata = scenes.sample_metadata(rng, str(rng.choice(scenes.TASK_TYPES)))
+            metadata = scenes.sample_metadata(rng, str(rng.choice(scenes.TASK_TYPES, p=chances)))
             if not is_held_out(metadata):
                 examples.append(Example(metadata["prompt"], scenes.sample_scene(rng, metadata, single_sizes).draw()))
     return examples
@@ -299,14 +324,15 @@ def patch_projection(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> AutoencoderKL:
-    """Stage 1; returns the trained model with `scaling_factor` set so that latents have unit variance overall."""
+    """Stage 1, on the first phase's pictures; sets the model's `scaling_factor` so that latents have unit variance overall."""
     torch.manual_seed(settings.seed)
+    pictures, total = settings.phases[0], settings.autoencoder_steps
     model = build_autoencoder()
     done = work / "autoencoder"
     if done.exists():
-        return AutoencoderKL.from_pretrained(done)
+        return AutoencoderKL.from_pretrained(done, use_safetensors=True)
     kernel, offset = patch_projection(
-        to_pixels([e.picture for e in draw_examples(settings.seed + 3, 0, settings.shard_size, 0.5, settings.single_sizes)])
+        to_pixels([e.picture for e in draw_examples(settings.seed + 3, 0, settings.shard_size, 0.5, pictures.single_sizes)])
     )
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.autoencoder_lr, betas=(0.9, 0.95), weight_decay=1e-3)
@@ -318,12 +344,10 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, history = state["step"], state["history"]
-    for step in range(start, settings.autoencoder_steps):
+    for step in range(start, total):
         for group in optimizer.param_groups:
-            group["lr"] = settings.autoencoder_lr * _schedule(step, settings.autoencoder_steps, settings.warmup)
-        examples = draw_examples(
-            settings.seed + 1, step, settings.autoencoder_batch, settings.words_share, settings.single_sizes
-        )
+            group["lr"] = settings.autoencoder_lr * min(1.0, (step + 1) / settings.warmup, (total - step) / (0.4 * total))
+        examples = pictures.draw(settings.seed + 1, step, settings.autoencoder_batch)
         pixels = to_pixels([e.picture for e in examples]).contiguous(memory_format=torch.channels_last)
         target = functional.conv2d(pixels, kernel, offset, stride=PATCH)
         noise = settings.latent_noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(step))
@@ -338,14 +362,14 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0 or step + 1 == settings.autoencoder_steps:
+        if step % 50 == 0 or step + 1 == total:
             history.append([step, squared.item()])
             log(f"autoencoder step {step} squared error {squared.item():.5f} distance to projection {distance.item():.4f}")
         if (step + 1) % settings.save_every == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}
             _save_atomically(state, checkpoint)
     model.eval()
-    held_out = draw_examples(settings.seed + 2, 0, 512, settings.words_share, settings.single_sizes)
+    held_out = pictures.draw(settings.seed + 2, 0, 512)
     pixels = to_pixels([e.picture for e in held_out])
     with torch.no_grad():
         latents = torch.cat([model.encode(p).latent_dist.mode() for p in pixels.split(64)])
@@ -358,38 +382,35 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
 
 
 class LatentPool:
-    """Drawn and encoded examples in shards, made once and kept in the work folder; those of the finish come last."""
+    """Drawn and encoded examples in shards, made once and kept in the work folder, phase after phase."""
 
     def __init__(self, settings: TinyTraining, work: Path, log: Any) -> None:
         self.words, self.letters = word_tokenizer(), letter_tokenizer()
         folder = work / "latents"
         folder.mkdir(exist_ok=True)
-        self.settings = settings
-        paths = [folder / f"{i:03d}.safetensors" for i in range(settings.shards + settings.finish_shards)]
+        phases = [phase for phase in settings.phases for _ in range(phase.shards)]
+        paths = [folder / f"{i:03d}.safetensors" for i in range(len(phases))]
         missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
         if missing:
             log(f"drawing and encoding {len(missing)} x {settings.shard_size} pictures")
             with ProcessPoolExecutor(settings.threads, get_context("spawn")) as workers:
-                jobs = [workers.submit(_make_shard, settings, i, work / "autoencoder", path) for i, path in missing]
+                jobs = [workers.submit(_make_shard, settings, phases[i], i, work / "autoencoder", path) for i, path in missing]
                 for job in jobs:
                     job.result()
-        self.shards = [load_file(path) for path in paths]
+        shards = iter([load_file(path) for path in paths])
+        self.shards = [list(islice(shards, phase.shards)) for phase in settings.phases]
 
-    def shard(self, epoch: int, *, finish: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def shard(self, phase: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Latents float16 [N, C, 16, 16], word ids and letter ids int64 [N, SEQUENCE_LENGTH]."""
-        o = self.settings
-        shard = self.shards[o.shards + epoch % o.finish_shards if finish else epoch % o.shards]
+        shards = self.shards[phase]
+        shard = shards[epoch % len(shards)]
         return shard["latents"], shard["words"], shard["letters"]
 
 
-def _make_shard(settings: TinyTraining, index: int, autoencoder: Path, path: Path) -> None:
+def _make_shard(settings: TinyTraining, phase: Phase, index: int, autoencoder: Path, path: Path) -> None:
     torch.set_num_threads(1)
     model = AutoencoderKL.from_pretrained(autoencoder).eval().to(memory_format=torch.channels_last)
-    finish = index >= settings.shards
-    mix = (
-        (settings.finish_words_share, settings.finish_single_sizes) if finish else (settings.words_share, settings.single_sizes)
-    )
-    examples = draw_examples(settings.seed, index, settings.shard_size, *mix)
+    examples = phase.draw(settings.seed, index, settings.shard_size)
     with torch.no_grad():
         latents = torch.cat([model.encode(p).latent_dist.mode() for p in to_pixels([e.picture for e in examples]).split(32)])
     latents = (latents - model.config.shift_factor) * model.config.scaling_factor
@@ -427,14 +448,14 @@ def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> T
     per_shard = settings.shard_size // settings.batch
     began, losses = time.perf_counter(), []
     model.train()
-    total = settings.steps + settings.finish_steps
+    total = sum(phase.steps for phase in settings.phases)
     for step in range(start, total):
-        factor = _transformer_schedule(step, settings)
+        phase, factor = schedule(settings, step)
         for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
         epoch, position = divmod(step, per_shard)
-        latents, words, letters = pool.shard(epoch, finish=step >= settings.steps)
+        latents, words, letters = pool.shard(phase, epoch)
         order = np.random.default_rng([settings.seed, epoch]).permutation(settings.shard_size)
         chosen = torch.from_numpy(order[position * settings.batch : (position + 1) * settings.batch])
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
@@ -523,10 +544,14 @@ def train_tiny(settings: TinyTraining, work: Path, out: Path, log: Any = print) 
 
 
 def _keep_settings(settings: TinyTraining, work: Path) -> None:
-    """Raises UserError where `work` holds the stages of another training: they would end up under these settings' name."""
+    """Raises UserError where `work` holds the stages of another training: they would end up under these settings' name.
+
+    Phases may be added to those that it holds.
+    """
     path, now = work / "settings.json", settings.model_dump(mode="json")
     kept = json.loads(path.read_text()) if path.exists() else now
-    changed = [k for k, v in now.items() if kept.get(k) != v and k not in FREE_TO_CHANGE]
+    compared = now | {"phases": now["phases"][: len(kept.get("phases", []))]}
+    changed = [k for k, v in compared.items() if kept.get(k) != v and k not in FREE_TO_CHANGE]
     if changed:
         differences = ", ".join(f"{k} {kept.get(k)} (now {now[k]})" for k in changed)
         raise UserError(f"{work} holds a training with other settings: {differences}; choose another --work folder")
@@ -591,16 +616,12 @@ def _compiled(model: nn.Module, log: Any) -> Any:
     return torch.compile(model, dynamic=False)
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, constant, and a linear fall to zero over the last 40 %."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / (0.4 * steps))
-
-
-def _transformer_schedule(step: int, settings: TinyTraining) -> float:
-    """`_schedule`, and a second linear fall to zero in the finish."""
-    if step < settings.steps:
-        return _schedule(step, settings.steps, settings.warmup)
-    return settings.finish_lr * (1 - (step - settings.steps) / settings.finish_steps)
+def schedule(settings: TinyTraining, step: int) -> tuple[int, float]:
+    """Index of the phase that a step of the transformer's training falls into, and the factor on its learning rates."""
+    ends = list(accumulate(phase.steps for phase in settings.phases))
+    index = bisect_right(ends, step)
+    phase = settings.phases[index]
+    return index, phase.rate * min(1.0, (step + 1) / settings.warmup, (ends[index] - step) / (phase.fall * phase.steps))
 
 
 def _save_atomically(state: dict[str, Any], path: Path) -> None:

@@ -28,7 +28,6 @@ from alignbench.comparison import (
     plan_grid,
     planned_rows,
     read_grid,
-    rows_per_iteration,
 )
 from alignbench.config import load_config
 from alignbench.record import read_result
@@ -98,7 +97,6 @@ def test_the_rows_of_a_run_by_hand(tmp_path: Path) -> None:
     tree = {"name": "fixed_tree", "steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}
     options = {"sampler": tree, "iterations": 5, "prompts_per_iteration": 2, "updates_per_rollout": 3}
     config = load_config(preset="smoke", options=options)
-    assert rows_per_iteration(config) == (16, 6)
     assert planned_rows(config) == 5 * (16 + 3 * 6)
 
 

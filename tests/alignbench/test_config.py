@@ -2,6 +2,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,7 +15,17 @@ def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`quick` and `other` with a common part and parts for plug-ins, in place of those that ship."""
     quick = {
         "common": {"iterations": 10, "seed": 1, "optimizer": {"lr": 0.1, "eps": 0.1}},
-        "backbones": {"tiny": {"iterations": 11, "micro_batch": 5}},
+        "backbones": {
+            "tiny": {"iterations": 11, "micro_batch": 5},
+            "flux": {
+                "guidance": 3.5,
+                "optimizer": {"eps": 0.5},
+                "objectives": {
+                    "tmpo": {"optimizer": {"lr": 0.3}, "samplers": {"dynamic_tree": {"sampler": {"steps": 9}}}},
+                    "dpo": {"sampler": {"group_size": 7}},
+                },
+            },
+        },
         "samplers": {
             "dynamic_tree": {"iterations": 12, "sampler": {"kappa": 1.0, "steps": 8}},
             "independent": {"sampler": {"group_size": 4}},
@@ -22,6 +33,7 @@ def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "objectives": {
             "tmpo": {"iterations": 13, "optimizer": {"lr": 0.2}, "objective": {"beta": 1.5}},
             "grpo": {"iterations": 14, "objective": {"clip": 0.01}},
+            "dpo": {"sampler": {"name": "independent", "steps": 3}},
         },
     }
     folder = tmp_path / "presets"
@@ -62,6 +74,62 @@ def test_every_preset_fits_every_objective_and_sampler() -> None:
                 assert (found.preset, found.objective.name, found.sampler.name) == (preset, objective, sampler)
                 load_objective(objective, **found.objective.settings)
                 load_sampler(sampler, **found.sampler.settings)
+
+
+PAPER: dict[tuple[str, str], dict[str, Any]] = {
+    ("sd3", "tmpo"): {
+        "iterations": 300, "prompts_per_iteration": 8, "updates_per_rollout": 4, "lr": 1e-5, "max_grad_norm": 1.0,
+        "lr_schedule": "cosine", "sampler": "dynamic_tree", "schedule": "reward", "steps": 28, "levels": 3,
+        "children": 3, "min_gap": 3, "beta_start": 15, "beta": 15, "lambda_ref": 0.1, "clip": 0.2,
+        "lora_rank": 32, "lora_alpha": 32,
+    },
+    ("sd3", "grpo"): {
+        "iterations": 250, "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "max_grad_norm": 1.0,
+        "lr_schedule": "constant", "sampler": "independent", "steps": 10, "group_size": 24, "rule": "sde", "noise_level": 0.7,
+        "clip": 1e-4, "kl_beta": 0.04, "std": "batch",
+    },
+    ("sd3", "ddpo"): {
+        "prompts_per_iteration": 32, "updates_per_rollout": 4, "lr": 3e-4, "sampler": "independent", "steps": 10,
+        "group_size": 8, "clip": 1e-4, "buffer": 32, "min_count": 16,
+    },
+    ("sd3", "dpo"): {
+        "prompts_per_iteration": 48, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 40,
+        "group_size": 24, "beta": 100, "pairs": "best_worst",
+    },
+    ("flux", "tmpo"): {
+        "iterations": 250, "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-5, "max_grad_norm": 0.5,
+        "lr_schedule": "cosine", "sampler": "dynamic_tree", "steps": 6, "early": [1, 2, 3], "late": [1, 3, 5], "kappa": 6,
+        "noise_level": 0.7, "beta_start": 0.8, "beta": 2, "beta_warmup": 100, "lambda_ref": 0.05, "clip": 0.2,
+    },
+    ("flux", "grpo"): {
+        "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 6,
+        "group_size": 27, "rule": "sde", "noise_level": 0.9, "clip": 1e-4, "kl_beta": 0.0,
+    },
+    ("flux", "ddpo"): {
+        "prompts_per_iteration": 32, "updates_per_rollout": 4, "lr": 3e-4, "sampler": "independent", "steps": 6,
+        "group_size": 8, "noise_level": 0.9, "clip": 1e-4,
+    },
+    ("flux", "dpo"): {
+        "prompts_per_iteration": 48, "lr": 3e-4, "sampler": "independent", "steps": 40, "group_size": 24, "beta": 100,
+    },
+}  # fmt: skip
+"""(family, objective) -> what its sources say, wherever it stands in the configuration."""
+
+
+@pytest.mark.parametrize(("family", "objective"), PAPER)
+def test_the_paper_preset_has_the_published_settings_of_each_family(family: str, objective: str) -> None:
+    found = load_config(preset="paper", options={"backbone": family, "objective": objective})
+    data = found.resolved()
+    plugins = {**data["objective"], **data["backbone"], **data["sampler"]}
+    flat = {**data, **data["optimizer"], **plugins}
+    flat |= {"sampler": found.sampler.name, "lr_schedule": found.optimizer.schedule}
+    wanted = PAPER[family, objective]
+    assert {key: flat[key] for key in wanted} == wanted
+    assert (data["optimizer"]["weight_decay"], data["ema"]) == (1e-4, {"decay": 0.9, "every": 8})
+    assert (found.guidance, found.evaluation.steps) == {"sd3": (4.5, 40), "flux": (3.5, 28)}[family]
+    assert {key: plugins[key] for key in ("resolution", "precision")} == {"resolution": 512, "precision": "bf16"}
+    load_objective(objective, **found.objective.settings)
+    load_sampler(found.sampler.name, **found.sampler.settings).plan(0.5, np.random.default_rng(0))
 
 
 def test_without_anything_given_the_quick_preset_is_used() -> None:
@@ -123,6 +191,32 @@ class TestLayers:
             assert found["objective"] == {"name": "grpo", "clip": 0.01}
             assert found["sampler"] == {"name": "independent", "group_size": 4}
             assert found["optimizer"]["lr"] == 0.1
+
+    def test_a_part_for_two_names_wins_over_those_for_one_and_one_for_three_over_all(self) -> None:
+        found = chosen(options={"backbone": "flux"})
+        assert found["guidance"] == 3.5
+        assert found["iterations"] == 13
+        assert (found["optimizer"]["lr"], found["optimizer"]["eps"]) == (0.3, 0.5)
+        assert found["sampler"] == {"name": "dynamic_tree", "kappa": 1.0, "steps": 9}
+        assert chosen(options={"backbone": "flux", "objective": "grpo"})["optimizer"]["lr"] == 0.1
+
+    def test_an_objective_may_bring_its_sampler_where_nobody_asks_for_another(self, file: Path) -> None:
+        assert chosen(options={"objective": "dpo"})["sampler"] == {"name": "independent", "group_size": 4, "steps": 3}
+        flux = {"objective": "dpo", "backbone": "flux"}
+        assert chosen(options=flux)["sampler"] == {"name": "independent", "group_size": 7, "steps": 3}
+        other = chosen(options={"objective": "dpo", "sampler": "dynamic_tree"})
+        assert other["sampler"] == {"name": "dynamic_tree", "kappa": 1.0, "steps": 8}
+
+    def test_a_local_folder_goes_by_its_family(self, tmp_path: Path) -> None:
+        model = tmp_path / "model"
+        model.mkdir()
+        (model / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+        found = chosen(options={"backbone": str(model)})
+        assert found["backbone"] == {"name": str(model)}
+        assert found["guidance"] == 3.5
+        # What it is no folder of is told where it is opened.
+        (model / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
+        assert chosen(options={"backbone": str(model)})["guidance"] is None
 
     def test_settings_of_a_plug_in_can_be_set_without_its_name(self) -> None:
         assert chosen(sets=["objective.clip=0.3"])["objective"] == {"name": "tmpo", "beta": 1.5, "clip": 0.3}

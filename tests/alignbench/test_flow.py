@@ -170,8 +170,15 @@ def test_the_mean_importance_ratio_is_one_for_summed_log_probs_and_below_one_for
     assert float(ratio["mean"].mean()) < 0.98
 
 
+@pytest.mark.parametrize(("tokens", "mu"), [(256, 0.5), (1024, 0.63), (4096, 1.15)])
+def test_flux_shifts_by_the_exponential_of_a_line_through_its_tokens(tokens: int, mu: float) -> None:
+    # 0.65 / 3840 for each token: a fifth of the way at 1024.
+    assert flow.dynamic_shift(tokens) == pytest.approx(math.exp(mu))
+    assert flow.dynamic_shift(tokens, exponential=False) == pytest.approx(mu)
+
+
 def test_the_shifted_schedule_has_the_published_values_for_flux_at_512_pixels() -> None:
-    shifted = flow.sigmas(6, shift=math.exp(0.63))
+    shifted = flow.sigmas(6, shift=flow.dynamic_shift(1024))
     # Four decimals are published.
     assert shifted.tolist() == pytest.approx([1, 0.9037, 0.7897, 0.6525, 0.4842, 0.2730, 0], abs=6e-5)
 

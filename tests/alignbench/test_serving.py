@@ -16,7 +16,7 @@ import requests
 import uvicorn
 from PIL import Image
 
-from alignbench import RunError, Scorer, UserError, load_scorer, run
+from alignbench import RunError, Scorer, UserError, load_scorer, run, serving
 from alignbench.record import read_result
 from alignbench.scorer import Images, as_arrays
 from alignbench.serving import ScoreRequest, application, png
@@ -86,13 +86,15 @@ def test_a_failing_scorer_and_a_refused_request_are_told_apart() -> None:
         assert scorer.score([picture(3)], ["x"]).tolist() == [3]  # the service goes on
 
 
-def test_what_the_service_does_not_take() -> None:
+def test_what_the_service_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MAX_PIXELS", 90)  # of all together: 16 and 81
     text = base64.b64encode(b"no png").decode()
     with served(max_bytes=2000) as url:
         for body, status, says in [
             ("{", 422, "invalid json"),
             (json.dumps({"prompts": ["a"], "images": []}), 422, "0 images for 1 prompts"),
             (json.dumps({"prompts": ["a"], "images": [text]}), 422, "image 0 is no PNG"),
+            (json.dumps({"prompts": ["a", "b"], "images": [png(picture(1)), png(picture(1, 9))]}), 422, "more than 90 pixels"),
             (json.dumps({"prompts": ["a"], "images": [png(picture(1))], "pickle": "x"}), 422, "extra inputs"),
             (ScoreRequest(prompts=["x" * 3000], images=[png(picture(1))]).model_dump_json(), 413, "larger than 2000 bytes"),
         ]:

@@ -1,5 +1,3 @@
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,12 +12,12 @@ import torch
 import yaml
 from filelock import FileLock
 
-from alignbench import RunError, UserError, load_objective, load_sampler, run
+from alignbench import RunError, UserError, load_objective, load_sampler, registry, run
 from alignbench.backbone import BackboneSettings
 from alignbench.evaluation import Judges
 from alignbench.record import Result, read_result
 from alignbench.tasks import load_task
-from alignbench.trainer import Trainer, deferred_interrupt
+from alignbench.trainer import Trainer
 from tests.plugins import ToyPolicy, toy_config, write_task
 
 OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad"]
@@ -126,40 +124,70 @@ def test_averaged_weights_are_judged_and_the_live_ones_saved(tmp_path: Path) -> 
     assert not np.allclose(live["inner.weight"], average["0"])
 
 
-@pytest.mark.parametrize(("objective", "sampler"), [*product(OBJECTIVES, SAMPLERS), ("tmpo", REWARD_DRIVEN)])
+@pytest.mark.parametrize(
+    ("objective", "sampler"),
+    [*product(registry.names("objectives"), registry.names("samplers")), ("tmpo", REWARD_DRIVEN)],
+)
 def test_interrupted_and_resumed_equals_never_interrupted(tmp_path: Path, objective: str, sampler: Any) -> None:
-    whole, task = tmp_path / "whole", write_task(tmp_path)
-    run(toy_config(task, objective=objective, sampler=sampler, iterations=5, ema={"decay": 0.9, "every": 2}), whole)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     changes = {"objective": objective, "sampler": sampler, "iterations": 5, "ema": {"decay": 0.9, "every": 2}}
-    broken = tmp_path / "broken"
+    run(toy_config(write_task(tmp_path), **changes), whole)
+    interrupting = toy_config(write_task(tmp_path, "Interrupting"), **changes)
+    if objective == "none":  # it never asks for a reward again
+        run(interrupting, broken)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupting, broken)
+        assert len(pd.read_parquet(broken / "metrics.parquet")) == 2
+        run(toy_config(write_task(tmp_path), **changes), broken, resume=True)
+        pd.testing.assert_frame_equal(table(broken), table(whole), check_exact=True)
+    assert weights(broken) == weights(whole)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The tensors of the newest checkpoint, file by file."""
+    newest = max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name.rpartition("-")[2]))
+    return {f"{newest.name}/{file.name}": file.read_bytes() for file in newest.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("objective", ["tmpo", "dpo", "ppo"])
+def test_resumed_with_other_micro_batches_it_is_the_same_within_rounding(tmp_path: Path, objective: str) -> None:
+    changes: Any = {"objective": objective, "iterations": 5}
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(toy_config(write_task(tmp_path, "Interrupting"), **changes), broken)
-    assert len(pd.read_parquet(broken / "metrics.parquet")) == 2
-    run(toy_config(write_task(tmp_path), **changes), broken, resume=True)
-    pd.testing.assert_frame_equal(table(broken), table(whole), check_exact=True)
-    first, second = ((f / "checkpoints/iteration-5/weights.safetensors").read_bytes() for f in (broken, whole))
-    assert first == second
+        run(toy_config(write_task(tmp_path, "Interrupting"), **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), micro_batch=3, checkpoint_every=2, **changes), tmp_path / "broken", resume=True)
+    # Gradient caching evaluates rows twice, and sums them in another order.
+    counted = ["model_rows", "model_rows_train"]
+    broken, whole = (table(tmp_path / name).drop(columns=counted) for name in ("broken", "whole"))
+    pd.testing.assert_frame_equal(broken, whole, rtol=1e-3, atol=1e-5)
 
 
-def test_an_interrupt_during_an_update_waits_until_it_is_booked() -> None:
-    done = []
-
-    def update() -> None:
-        with deferred_interrupt():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("booked")
-        done.append("never reached")
-
+def test_what_a_plugin_draws_from_global_generators_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    changes: Any = {"objective": "tests.plugins:Drawing", "iterations": 5}
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        update()
-    assert done == ["booked"]
+        run(toy_config(write_task(tmp_path, "Interrupting"), **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "broken", resume=True)
+    assert table(tmp_path / "whole")["loss"].nunique() == 5
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_the_newest_checkpoints_are_kept_and_the_best(tmp_path: Path) -> None:
+    changes: Any = {"iterations": 9, "checkpoint_every": 1, "checkpoints_kept": 3, "best_window": 2}
+    run(toy_config(write_task(tmp_path), optimizer={"lr": 0.2}, **changes), tmp_path / "run")
+    reward = table(tmp_path / "run")["reward"]
+    best = max(range(2, 10), key=lambda n: reward[n - 2 : n].mean())
+    kept = {int(f.name.rpartition("-")[2]) for f in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {7, 8, 9, best}
+    assert best < 7  # or the test would not show it
 
 
 def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     run(toy_config(write_task(tmp_path), checkpoint_every=1), tmp_path / "whole")
     with pytest.raises(RunError):
         run(toy_config(write_task(tmp_path, "Dying"), checkpoint_every=1), tmp_path / "died")
-    assert [f.name for f in (tmp_path / "died" / "checkpoints").iterdir()] == ["iteration-2"]
+    assert sorted(f.name for f in (tmp_path / "died" / "checkpoints").iterdir()) == ["iteration-1", "iteration-2"]
     run(toy_config(write_task(tmp_path), checkpoint_every=1), tmp_path / "died", resume=True)
     pd.testing.assert_frame_equal(table(tmp_path / "died"), table(tmp_path / "whole"), check_exact=True)
 
@@ -183,16 +211,6 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     run(toy_config(task), tmp_path / "run")
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         run(toy_config(task, seed=9), tmp_path / "run", resume=True)
-
-
-@pytest.mark.parametrize("file", ["weights.safetensors", "state.json", "optimizer.pt"])
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, file: str) -> None:
-    config = toy_config(write_task(tmp_path))
-    run(config, tmp_path / "run")
-    path = tmp_path / "run" / "checkpoints" / "iteration-3" / file
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match="damaged"):
-        run(config, tmp_path / "run", resume=True)
 
 
 def test_a_scorer_that_dies_stops_the_run_and_what_was_measured_stays(tmp_path: Path) -> None:
@@ -235,6 +253,14 @@ def test_a_part_is_scored_while_the_next_is_rolled_out(tmp_path: Path, monkeypat
     monkeypatch.setattr(policy, "velocity", watched_velocity)
     monkeypatch.setattr(judges.rewards["brightness"], "score", watched_score)
     assert trainer.iterate()["reward"] == pytest.approx(0.5)
+
+
+def test_a_scorer_that_hangs_beside_a_rollout_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(Judges, "score", lambda *arguments, **named: never.wait(60))
+    with pytest.raises(RunError, match=r"took more than 0.2 s in iteration 0; .* raise scorer_timeout"):
+        run(toy_config(write_task(tmp_path), overlap=2, scorer_timeout=0.2), tmp_path / "run")
+    never.set()
 
 
 def test_a_scorer_that_dies_beside_a_rollout_stops_the_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from alignbench import flow
 from alignbench.backbone import Backbone
+from alignbench.backbones.flux import places
 from alignbench.noise import seed_of
 
 CHANNELS, WIDTH, TEXT = 16, 64, 16
@@ -51,11 +52,10 @@ class TinyFlux(Backbone):
                 axes_dims_rope=(8, 12, 12),
             )
         self.latent_shape = (side * side, CHANNELS)
-        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-        self.places = torch.stack([torch.zeros(side * side), rows.flatten().float(), columns.flatten().float()], dim=1)
+        self.places = places(side, side)
 
     def sigmas(self, steps: int) -> Tensor:
-        return flow.sigmas(steps, shift=1.878)  # FLUX's at 512 x 512
+        return flow.sigmas(steps, flow.dynamic_shift(1024))  # FLUX's at 512 x 512
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         generators = [torch.Generator().manual_seed(seed_of(prompt)) for prompt in prompts]

@@ -1,6 +1,7 @@
 """The training of the embedded model: its latents, its data and that it goes on where it stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,29 @@ from torch.nn import functional
 
 from alignbench.backbones.train_tiny import (
     LatentPool,
+    Phase,
     TinyTraining,
-    _transformer_schedule,
     draw_examples,
     held_out_words,
     letter_tokenizer,
     patch_projection,
+    schedule,
     to_pixels,
     tokenize,
     train_tiny,
 )
-from alignbench.drawing.scenes import sample_scene
+from alignbench.drawing.scenes import NUMBERS, RELATIONS, TASK_TYPES, sample_scene
 from alignbench.errors import UserError
 
+PHASES = (Phase(steps=4, fall=0.4, shards=2, words_share=0.4), Phase(steps=2, rate=0.5, shards=1, words_share=0))
 SMALL = TinyTraining(
-    autoencoder_steps=2, autoencoder_batch=4, compile=False, steps=4, batch=8, shards=2, shard_size=16, save_every=2, warmup=2,
-    finish_steps=2, finish_shards=1, finish_words_share=0.0,
+    autoencoder_steps=2, autoencoder_batch=4, compile=False, batch=8, shard_size=16, save_every=2, warmup=2, phases=PHASES
 )  # fmt: skip
+
+
+def with_steps(*steps: int) -> TinyTraining:
+    phases = [phase.model_copy(update={"steps": n}) for phase, n in zip(PHASES, steps, strict=True)]
+    return SMALL.model_copy(update={"phases": tuple(phases)})
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) 
             raise KeyboardInterrupt
 
     work = tmp_path / "work"
-    longer = SMALL.model_copy(update={"steps": 47, "finish_steps": 5})
+    longer = with_steps(47, 5)
     with pytest.raises(KeyboardInterrupt):
         train_tiny(longer, work, tmp_path / "out", stop_at_fifty)
     train_tiny(longer, work, tmp_path / "out", lines.append)
@@ -105,14 +112,24 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) 
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_the_finish_has_pictures_and_a_rate_of_its_own(trained: tuple[Path, list[str]]) -> None:
+def test_each_phase_has_pictures_and_a_rate_of_its_own(trained: tuple[Path, list[str]]) -> None:
     pool = LatentPool(SMALL, trained[0] / "work", print)
     unquoted = tokenize(letter_tokenizer(), [""])
-    assert all((pool.shard(epoch, finish=True)[2] == unquoted).all() for epoch in range(3))
-    assert any((pool.shard(epoch, finish=False)[2] != unquoted).any() for epoch in range(2))
-    rates = [_transformer_schedule(step, SMALL) for step in range(6)]
+    assert all((pool.shard(1, epoch)[2] == unquoted).all() for epoch in range(3))
+    assert any((pool.shard(0, epoch)[2] != unquoted).any() for epoch in range(2))
     # Four steps with a warm-up of two, falling to zero over the last 40 %, 1.6 steps; then from a half to zero in two.
-    assert rates == pytest.approx([0.5, 1, 1, 1 / 1.6, 0.5, 0.25])
+    assert [schedule(SMALL, step)[0] for step in range(6)] == [0, 0, 0, 0, 1, 1]
+    assert [schedule(SMALL, step)[1] for step in range(6)] == pytest.approx([0.5, 1, 1, 1 / 1.6, 0.5, 0.25])
+
+
+def test_task_types_are_drawn_as_often_as_asked() -> None:
+    types = dict.fromkeys(TASK_TYPES, 0.0) | {"position": 3.0, "counting": 1.0}
+    prompts = [e.prompt for e in draw_examples(0, 0, 400, words_share=0, types=types)]
+    asked = [any(f" {relation} " in prompt for relation in RELATIONS) for prompt in prompts]
+    counted = [any(f"{number} " in prompt for number in NUMBERS.values()) for prompt in prompts]
+    assert all(a != c for a, c in zip(asked, counted, strict=True))
+    # 300 of 400 expected, with a deviation of 9.
+    assert 260 < sum(asked) < 340
 
 
 def test_a_single_shape_has_one_of_the_given_sizes() -> None:
@@ -125,6 +142,16 @@ def test_a_single_shape_has_one_of_the_given_sizes() -> None:
 def test_a_folder_of_another_training_is_refused_and_left_as_it_is(trained: tuple[Path, list[str]]) -> None:
     folder, _ = trained
     before = {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*")}
-    with pytest.raises(UserError, match=r"other settings: steps 4 \(now 5\); choose another --work"):
-        train_tiny(SMALL.model_copy(update={"steps": 5}), folder / "work", folder / "out")
+    with pytest.raises(UserError, match=r"other settings: batch 8 \(now 9\); choose another --work"):
+        train_tiny(SMALL.model_copy(update={"batch": 9}), folder / "work", folder / "out")
+    with pytest.raises(UserError, match="other settings: phases"):
+        train_tiny(with_steps(5, 2), folder / "work", folder / "out")
     assert {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*")} == before
+
+
+def test_phases_can_be_added_to_a_training_that_has_ended(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    work = shutil.copytree(trained[0] / "work", tmp_path / "work")
+    lines: list[str] = []
+    train_tiny(SMALL.model_copy(update={"phases": (*PHASES, Phase(steps=2, shards=1))}), work, tmp_path / "out", lines.append)
+    assert {"drawing and encoding 1 x 16 pictures", "goes on at step 6"} <= set(lines)
+    assert torch.load(work / "transformer.pt", weights_only=True)["step"] == 8

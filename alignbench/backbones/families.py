@@ -1,0 +1,53 @@
+"""Which backbone opens a local diffusers folder, told by its `model_index.json` alone; imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import UserError
+
+INDEX = "model_index.json"
+FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
+"""Class of a pipeline -> the backbone that opens it."""
+
+
+def is_folder(name: str) -> bool:
+    """Whether the name of a backbone is that of a local folder."""
+    return "/" in name or Path(name).is_dir()
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """A diffusers folder's `model_index.json`: the pipeline's class, and component -> [library, class].
+
+    Raises:
+        UserError: it has none, or one that cannot be read.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{folder} is no diffusers folder: it has no {INDEX}") from None
+    except ValueError:
+        raise UserError(f"{folder / INDEX} is no valid JSON") from None
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise UserError(f"{folder / INDEX} names no pipeline")
+    return index
+
+
+def family(folder: Path) -> str:
+    """Name of the backbone that opens this folder.
+
+    Raises:
+        UserError: it is no diffusers folder, or one of another pipeline.
+    """
+    found = read_index(folder)["_class_name"]
+    if found not in FAMILIES:
+        raise UserError(f"{folder} holds a {found}; alignbench opens folders of {' and '.join(FAMILIES)}")
+    return FAMILIES[found]
+
+
+def backbone_of(name: str) -> str:
+    """The backbone that a name stands for: that of a folder's family, else the name itself."""
+    try:
+        return family(Path(name)) if is_folder(name) else name
+    except UserError:  # told where the folder is opened
+        return name

@@ -1,0 +1,79 @@
+"""sd3: a local `StableDiffusion3Pipeline` folder (SD3, SD3.5), trained in full or through LoRA."""
+
+import json
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alignbench import UserError
+from alignbench.backbones.diffusers_folder import Conditioning, DiffusersFolder, Embeddings
+
+
+class SD3(DiffusersFolder):
+    class Settings(DiffusersFolder.Settings):
+        lora_rank: int = Field(32, ge=1)
+        lora_alpha: float = Field(64, gt=0)
+        lora_targets: tuple[str, ...] = (
+            "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+            "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+        )  # fmt: skip
+        """Modules that get a LoRA, by the end of their names; these are Flow-GRPO's."""
+
+    settings: Settings
+    PIPELINE = "StableDiffusion3Pipeline"
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        most = self.pipeline.transformer.config.pos_embed_max_size * self.patch
+        if self.latent_shape[-1] > most:
+            pixels = most * self.pipeline.vae_scale_factor
+            raise UserError(f"{self.folder} knows the places of at most {pixels} x {pixels} pixels; lower resolution")
+
+    @property
+    def patch(self) -> int:
+        return int(self.pipeline.transformer.config.patch_size)
+
+    @property
+    def text_tokens(self) -> int:
+        """Of the CLIP encoders, and after them those of T5."""
+        clip = json.loads((self.folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+        return int(clip["max_position_embeddings"] + self.call["max_sequence_length"])
+
+    @property
+    def needs_empty_prompt(self) -> bool:
+        return self.guidance > 1
+
+    def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
+        states, _, pooled, _ = pipeline.encode_prompt(
+            prompt=prompts,
+            prompt_2=prompts,
+            prompt_3=prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.call["max_sequence_length"],
+            device=self.device,
+        )
+        return Embeddings(states, pooled)
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
+        texts = conditioning.prompts[group]
+        if conditioning.empty is None:
+            return self._answer(x, sigma, texts)
+        empty = conditioning.empty
+        both = Embeddings(
+            torch.cat([empty.states.expand_as(texts.states), texts.states]),
+            torch.cat([empty.pooled.expand_as(texts.pooled), texts.pooled]),
+        )
+        unguided, guided = self._answer(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return unguided + self.guidance * (guided - unguided)
+
+    def _answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
+        answer: Tensor = self._active(
+            hidden_states=x.to(self.dtype),
+            timestep=sigma * 1000,
+            encoder_hidden_states=texts.states,
+            pooled_projections=texts.pooled,
+            return_dict=False,
+        )[0]
+        return answer.float()

@@ -1,0 +1,479 @@
+"""Both families through complete random pipelines: against diffusers' own, trained by everything, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout
+from alignbench.backbones.diffusers_folder import DiffusersFolder
+from alignbench.backbones.flux import Flux, pack, places, unpack
+from alignbench.backbones.sd3 import SD3
+from alignbench.config import load_config
+from alignbench.costs import LiveBytes
+from alignbench.engine import RATIO_TOLERANCE, backward
+from alignbench.evaluation import Judges, evaluate
+from alignbench.executor import predict, sample
+from alignbench.noise import group_keys, normal
+from alignbench.tasks import load_task
+from alignbench.trainer import Trainer
+from tests.pipelines import FAMILIES, SIDE, save_pipeline
+from tests.plugins import write_task
+
+PROMPTS = ['the word "TULIP" in red', "a blue square"]
+STEPS = 4
+OBJECTIVES = [name for name in registry.names("objectives") if name != "none"]
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "independent": {"group_size": 4},
+    "fixed_tree": {"levels": 2, "children": 2, "splits": [1, 2]},
+    "dynamic_tree": {"levels": 2, "children": 2, "early": [1, 2], "late": [1, 2]},
+    "sliding_window": {"group_size": 4, "window": 2},
+    "flash": {"group_size": 4, "window": 2},
+    "tree_window": {"levels": 2, "children": 2},
+    "branch": {"levels": 2, "children": 2, "splits": [0, 2]},
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: save_pipeline(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+def opened(folder: Path, **settings: Any) -> DiffusersFolder:
+    # The guidance and text length of the pipelines' own calls would only make the tests slower.
+    backbone = load_backbone(str(folder), **{"device": "cpu", "resolution": SIDE, **settings})
+    assert isinstance(backbone, DiffusersFolder)
+    backbone.call["max_sequence_length"] = 8
+    return backbone
+
+
+def pipeline(folder: Path, cls: str, dtype: torch.dtype = torch.float32) -> Any:
+    made = getattr(diffusers, cls).from_pretrained(folder, torch_dtype=dtype)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def velocities(policy: DiffusersFolder) -> Tensor:
+    x = normal([("x", i) for i in range(3)], policy.latent_shape)
+    with torch.no_grad():
+        return policy.velocity(x, torch.tensor([0.9, 0.5, 0.1]), policy.encode(PROMPTS), torch.tensor([0, 1, 1]))
+
+
+# --- the same as diffusers
+
+
+@pytest.mark.parametrize(("guidance", "output"), [(None, "latent"), (None, "np"), (3.0, "latent")])
+@every_family
+def test_our_ode_draws_what_the_pipeline_draws_from_the_same_noise(
+    folders: dict[str, Path], family: str, guidance: float | None, output: str
+) -> None:
+    policy = load_backbone(str(folders[family]), device="cpu", resolution=SIDE, guidance=guidance)
+    assert isinstance(policy, DiffusersFolder)
+    noise = normal([("evaluation", 5, *key, 0) for key in group_keys(PROMPTS)], policy.latent_shape)
+    # Everything else is what a call takes where nothing is given. SD3's own schedule ends at a sigma above 0, since the shift
+    # is applied to its end twice; ours is equally spaced before the shift, as FLUX's own is.
+    own: dict[str, Any] = {} if family == "flux" else {"sigmas": [1 - i / STEPS for i in range(STEPS)]}
+    if guidance is not None:
+        own["guidance_scale"] = guidance
+    theirs = pipeline(folders[family], policy.PIPELINE)(
+        PROMPTS,
+        latents=pack(noise) if family == "flux" else noise,
+        num_inference_steps=STEPS,
+        height=SIDE,
+        width=SIDE,
+        output_type=output,
+        **own,
+    ).images
+    ours = sample(policy, PROMPTS, 1, STEPS, seed=5)
+    if output == "latent":
+        # float32 sums in another order, over four steps; values are of order 1 to 5.
+        assert torch.allclose(pack(ours) if family == "flux" else ours, theirs, atol=1e-5)
+        assert (theirs[0] - theirs[1]).abs().max() > 0.1
+    else:
+        # One grey level is the rounding of either side.
+        assert np.abs(np.round(theirs * 255) - policy.decode(ours)).max() <= 1
+
+
+def test_guidance_changes_what_each_family_answers(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        weak, strong = (velocities(opened(folder, guidance=g)) for g in (1.0, 6.0))
+        assert (weak - strong).abs().max() > 1e-3
+
+
+@every_family
+def test_half_precision_answers_in_float32_near_to_the_full_one(folders: dict[str, Path], family: str) -> None:
+    full, half = (opened(folders[family], precision=p, guidance=1.0) for p in ("fp32", "bf16"))
+    found = velocities(half)
+    assert found.dtype == torch.float32
+    assert half.trainable().dtype == torch.bfloat16
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    # bfloat16 has eight bits; errors of a few roundings a layer add up to some hundredths of the norm.
+    assert (found - velocities(full)).norm() / found.norm() < 0.1
+
+
+@every_family
+def test_pictures_that_were_decoded_encode_to_latents_of_the_models_shape(folders: dict[str, Path], family: str) -> None:
+    policy = opened(folders[family])
+    pictures = policy.decode(normal([("z", i) for i in range(3)], policy.latent_shape))
+    assert pictures.shape == (3, SIDE, SIDE, 3)
+    vae = policy.pipeline.vae
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        expected = (vae.encode(pixels).latent_dist.mean - 0.1) * 1.5
+    assert torch.allclose(policy.encode_images(list(pictures)), expected, atol=1e-5)
+
+
+@every_family
+def test_decoding_in_slices_changes_nothing(folders: dict[str, Path], family: str) -> None:
+    whole, sliced = (opened(folders[family], decode_batch=n) for n in (32, 2))
+    latents = normal([("z", i) for i in range(5)], whole.latent_shape)
+    # Other batch sizes may round a value to the next grey level.
+    assert np.abs(whole.decode(latents).astype(int) - sliced.decode(latents)).max() <= 1
+
+
+# --- FLUX's layout and schedule
+
+
+def test_packing_goes_there_and_back_and_is_diffusers_own() -> None:
+    latents = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6).float()
+    packed = pack(latents)
+    assert packed.shape == (2, 6, 12)
+    # The first token: the top left 2 x 2 latents of the first channel, then of the second.
+    assert packed[0, 0, :8].tolist() == [0, 1, 6, 7, 24, 25, 30, 31]
+    assert torch.equal(packed, diffusers.FluxPipeline._pack_latents(latents, 2, 3, 4, 6))
+    assert torch.equal(unpack(packed, 4, 6), latents)
+
+
+def test_tokens_stand_row_by_row() -> None:
+    assert places(2, 3).tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
+    theirs = diffusers.FluxPipeline._prepare_latent_image_ids(1, 2, 3, "cpu", torch.float32)
+    assert torch.equal(places(2, 3), theirs)
+
+
+def test_the_shift_follows_the_pictures_tokens(folders: dict[str, Path]) -> None:
+    # 16 tokens between 4 (mu 0.5) and 64 (mu 1.15): mu = 0.5 + 0.65 * 12 / 60 = 0.63; 64 tokens have mu = 1.15.
+    assert opened(folders["flux"]).shift == pytest.approx(np.exp(0.63))
+    assert opened(folders["flux"], resolution=32).shift == pytest.approx(np.exp(1.15))
+    assert opened(folders["sd3"]).shift == 3.0
+
+
+def test_a_linear_time_shift_is_mu_itself(tmp_path: Path) -> None:
+    assert opened(save_pipeline("flux", tmp_path, time_shift_type="linear")).shift == pytest.approx(0.63)
+
+
+def test_a_folder_without_dynamic_shifting_has_the_shift_it_names(tmp_path: Path) -> None:
+    assert opened(save_pipeline("flux", tmp_path, use_dynamic_shifting=False, shift=1.0)).shift == 1.0
+
+
+# --- training
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="module")
+def policies(folders: dict[str, Path]) -> dict[str, DiffusersFolder]:
+    return {family: opened(folder, guidance=2.0, lora_rank=2) for family, folder in folders.items()}
+
+
+def test_all_samplers_are_tried() -> None:
+    assert set(SAMPLERS) == set(registry.names("samplers"))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@every_family
+def test_every_pair_takes_a_step_and_is_judged(
+    policies: dict[str, DiffusersFolder], task: Path, family: str, objective: str, sampler: str
+) -> None:
+    policy, chosen = policies[family], load_task(str(task))
+    config = load_config(
+        preset="smoke",
+        options={
+            "objective": objective,
+            "sampler": {"name": sampler, "steps": STEPS, **SAMPLERS[sampler]},
+            "prompts_per_iteration": 2,
+            "iterations": 1,
+            "evaluation": {"prompts": 2, "images_per_prompt": 2, "steps": 2},
+        },
+    )
+    made = load_objective(objective, **config.objective.settings), load_sampler(sampler, **config.sampler.settings)
+    judges = Judges(chosen)
+    trainer = Trainer(config, chosen.train_prompts, policy, *made, judges)
+    row = trainer.iterate()
+    assert row["policy_update_norm"] > 0
+    assert np.isfinite(row["loss"])
+    assert row["ratio_abs_dev_max"] < RATIO_TOLERANCE[torch.float32]
+    found = evaluate(policy, chosen, judges, config.evaluation)
+    assert found.images.shape == (4, SIDE, SIDE, 3)
+    assert np.isfinite(found.table.value).all()
+
+
+def gradients(policy: DiffusersFolder, micro_batch: int | None = None) -> Tensor:
+    forest = rollout(policy, PROMPTS, load_sampler("independent", steps=3, group_size=2).plan(0, np.random.default_rng(0)), 0)
+    forest.rewards = torch.arange(4.0)
+    policy.trainable().zero_grad()
+    backward(policy, load_objective("grpo"), forest, micro_batch=micro_batch)
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+def moved(policy: DiffusersFolder) -> DiffusersFolder:
+    """With a LoRA that does something."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def alike(folder: Path, **settings: Any) -> DiffusersFolder:
+    torch.manual_seed(0)
+    return moved(opened(folder, guidance=1.0, lora_rank=2, **settings))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+@every_family
+def test_gradient_checkpointing_gives_the_same_gradient_and_keeps_less(
+    folders: dict[str, Path], family: str, micro_batch: int | None
+) -> None:
+    plain, checkpointed = (alike(folders[family], gradient_checkpointing=on) for on in (False, True))
+    expected = gradients(plain, micro_batch)
+    assert expected.norm() > 0
+    # The same operations on the same numbers.
+    assert torch.allclose(gradients(checkpointed, micro_batch), expected, rtol=1e-5, atol=1e-8)
+    kept = []
+    for policy in (plain, checkpointed):
+        x, conditioning = torch.zeros(2, *policy.latent_shape), policy.encode(PROMPTS)
+        with LiveBytes(policy.device) as live:
+            answer = predict(policy, x, 0.5, conditioning, torch.tensor([0, 1]))
+            kept.append(live.now)
+        del answer
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@every_family
+def test_the_first_ratio_is_one_at_any_micro_batch(folders: dict[str, Path], family: str, precision: str) -> None:
+    policy = alike(folders[family], precision=precision)
+    plan = load_sampler("fixed_tree", steps=STEPS, levels=2, children=2, splits=(1, 2)).plan(0, np.random.default_rng(0))
+    forest = rollout(policy, PROMPTS, plan, 0)
+    assert forest.old_log_prob.dtype == torch.float32
+    forest.rewards = torch.arange(8.0)
+    for micro_batch in (1, 3, None):
+        found = backward(policy, load_objective("grpo"), forest, micro_batch=micro_batch)
+        ratio = torch.exp(found.terms["log_prob"] - forest.old_log_prob)
+        assert float((ratio - 1).abs().max()) < RATIO_TOLERANCE[policy.dtype]
+
+
+@every_family
+def test_a_lora_starts_at_the_base_model_and_the_reference_stays_there(folders: dict[str, Path], family: str) -> None:
+    policy = opened(folders[family])
+    base = velocities(opened(folders[family], train="full"))
+    assert torch.allclose(velocities(policy), base, atol=1e-5)
+    moved(policy)
+    assert (velocities(policy) - base).abs().max() > 1e-2
+    with policy.reference():
+        assert torch.allclose(velocities(policy), base, atol=1e-5)
+
+
+@every_family
+def test_trained_in_full_the_reference_is_a_copy_that_stays(folders: dict[str, Path], family: str) -> None:
+    policy = opened(folders[family], train="full")
+    base = velocities(policy)
+    assert sum(p.numel() for p in policy.parameters()) == sum(p.numel() for p in policy.trainable().parameters())
+    moved(policy)
+    assert (velocities(policy) - base).abs().max() > 1e-2
+    with policy.reference():
+        assert torch.equal(velocities(policy), base)
+
+
+@pytest.mark.parametrize(
+    ("family", "ends", "rank", "alpha"),
+    [
+        ("sd3", {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}, 32, 64),
+        (
+            "flux",
+            {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"}
+            | {"ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"},
+            64,
+            128,
+        ),
+    ],
+)
+def test_a_lora_has_the_published_places_and_size(
+    folders: dict[str, Path], family: str, ends: set[str], rank: int, alpha: int
+) -> None:
+    transformer = opened(folders[family]).trainable()
+    adapted = {name: m for name, m in transformer.named_modules() if hasattr(m, "lora_A")}
+    assert {end for end in ends for name in adapted if name.endswith("." + end)} == ends
+    assert all(any(name.endswith("." + end) for end in ends) for name in adapted)
+    # The scale of a LoRA is alpha over rank.
+    assert {(m.r["default"], m.scaling["default"]) for m in adapted.values()} == {(rank, alpha / rank)}
+    # Of the blocks with a text stream and of those without, none is left out.
+    assert {name.split(".")[0] for name in adapted} == {
+        name for name, _ in transformer.named_children() if name.endswith("transformer_blocks")
+    }
+
+
+# --- prompts
+
+
+@every_family
+def test_text_encoders_go_once_all_prompts_are_encoded_and_come_back_for_a_new_one(
+    folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, released = opened(folders[family], keep_text_encoders=True), opened(folders[family])
+    for policy in (kept, released):
+        policy.encode(PROMPTS)
+        assert policy._text is not None
+        policy.prepare(PROMPTS)
+    assert kept._text is not None
+    assert released._text is None
+    opening = []
+
+    def open_(given: dict[str, Any]) -> Any:
+        opening.append(given)
+        return DiffusersFolder._open(released, given)
+
+    monkeypatch.setattr(released, "_open", open_)
+    assert torch.equal(velocities(released), velocities(kept))
+    released.prepare(PROMPTS)
+    assert opening == []
+    assert released.encode(["a new prompt"]).prompts.states.shape[0] == 1
+    assert len(opening) == 1
+
+
+def test_embeddings_that_are_not_asked_for_make_room_for_new_ones(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignbench.backbones.diffusers_folder.CACHED_PROMPTS", 2)
+    policy = opened(folders["flux"])
+    policy.prepare(["a", "b", "c"])  # more than can be kept: nothing is encoded ahead
+    assert not policy._encoded
+    policy.encode(["a", "b"])
+    policy.encode(["b", "c"])
+    assert set(policy._encoded) == {"b", "c"}
+    assert len(policy.encode(["a", "b", "c"]).prompts.pooled) == 3
+
+
+# --- what is refused
+
+
+def refused(folder: Path | str, **settings: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        opened(Path(folder), **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def changed(source: Path, to: Path, file: str, **changes: Any) -> Path:
+    shutil.copytree(source, to, dirs_exist_ok=True)
+    data = json.loads((to / file).read_text())
+    (to / file).write_text(json.dumps({**data, **changes}))
+    return to
+
+
+def test_a_folder_opens_as_its_family(folders: dict[str, Path]) -> None:
+    assert [type(opened(folders[family])) for family in FAMILIES] == [SD3, Flux]
+
+
+def test_other_pipelines_and_other_folders_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = changed(folders["sd3"], tmp_path / "other", "model_index.json", _class_name="StableDiffusionXLPipeline")
+    assert "holds a StableDiffusionXLPipeline; alignbench opens folders of StableDiffusion3Pipeline and" in refused(other)
+    assert "is no diffusers folder: it has no model_index.json" in refused(tmp_path)
+    (tmp_path / "model_index.json").write_text("{")
+    assert refused(tmp_path).endswith("model_index.json is no valid JSON")
+    (tmp_path / "model_index.json").write_text("[]")
+    assert refused(tmp_path).endswith("model_index.json names no pipeline")
+    with pytest.raises(UserError, match="holds a FluxPipeline; this backbone opens StableDiffusion3Pipeline folders"):
+        load_backbone("sd3", path=str(folders["flux"]), device="cpu")
+
+
+def test_a_folder_without_weights_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["flux"], tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert "does not open as a FluxPipeline: " in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "changes", "sentence"),
+    [
+        ("sd3", "scheduler/scheduler_config.json", {"use_karras_sigmas": True}, "sets use_karras_sigmas, which"),
+        ("flux", "scheduler/scheduler_config.json", {"shift_terminal": 0.02}, "sets shift_terminal, which"),
+    ],
+)
+def test_schedules_that_are_not_followed_are_refused(
+    folders: dict[str, Path], tmp_path: Path, family: str, file: str, changes: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in refused(changed(folders[family], tmp_path, file, **changes))
+
+
+def test_settings_that_cannot_be_had_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    assert "multiple of 4 pixels; resolution is 18" in refused(folders["flux"], resolution=18)
+    assert "at most 32 x 32 pixels; lower resolution" in refused(folders["sd3"], resolution=36)
+    assert "the name of no module" in refused(folders["sd3"], lora_targets=("to_q", "to_w"))
+    assert "train=full needs precision=fp32" in refused(folders["sd3"], train="full", precision="bf16")
+    schnell = tmp_path / "schnell"
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(folders["flux"] / "transformer")
+    shutil.copytree(folders["flux"], schnell)
+    config = {**transformer.config, "guidance_embeds": False}
+    diffusers.FluxTransformer2DModel.from_config(config).save_pretrained(schnell / "transformer")
+    assert opened(schnell).guidance == 1.0
+    assert "takes no guidance" in refused(schnell, guidance=3.5)
+
+
+# --- without weights
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@every_family
+def test_on_the_meta_device_config_files_are_enough(folders: dict[str, Path], tmp_path: Path, family: str, train: str) -> None:
+    bare = shutil.copytree(folders[family], tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    real, hollow = opened(folders[family], train=train, guidance=2.0), opened(bare, train=train, device="meta", guidance=2.0)
+    shapes = [
+        {f"{part}.{name}": p.shape for part, c in policy.components().items() for name, p in c.module.named_parameters()}
+        for policy in (real, hollow)
+    ]
+    assert shapes[0] == shapes[1]
+    assert hollow.encode(PROMPTS).prompts.states.shape == real.encode(PROMPTS).prompts.states.shape
+    x = torch.zeros(2, *hollow.latent_shape, device="meta")
+    answer = predict(hollow, x, 0.5, hollow.encode(PROMPTS), torch.tensor([0, 1], device="meta"))
+    assert answer.shape == (2, *real.latent_shape)
+    assert hollow.decode(x).shape == (2, SIDE, SIDE, 3)
+
+
+REAL_SIZE = {
+    "flux": {"in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128}
+    | {"num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "axes_dims_rope": [16, 56, 56]},
+    "sd3": {"num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24, "caption_projection_dim": 1536}
+    | {"in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096, "pooled_projection_dim": 2048}
+    | {"pos_embed_max_size": 384, "dual_attention_layers": list(range(13))},
+}
+"""The transformers of FLUX.1-dev and SD3.5-Medium."""
+
+
+@pytest.mark.parametrize(
+    ("family", "frozen", "trained"),
+    [
+        # Rank 64 on (in + out) features. A block with text: 8 matrices of 3072 + 3072 and 4 of 3072 + 12288, 19 times; one
+        # without: 3 of 3072 + 3072, 38 times.
+        ("flux", 11_901_408_320, 64 * (19 * (8 * 6144 + 4 * 15360) + 38 * 3 * 6144)),
+        # Rank 32 on 8 matrices of 1536 + 1536 in 24 blocks, of which the last has no output for the text.
+        ("sd3", 2_243_171_520, 32 * (24 * 8 - 1) * 3072),
+    ],
+)
+def test_at_real_size_a_folder_has_as_many_parameters_as_the_published_model(
+    folders: dict[str, Path], tmp_path: Path, family: str, frozen: int, trained: int
+) -> None:
+    real = changed(folders[family], tmp_path / family, "transformer/config.json", **REAL_SIZE[family])
+    policy = opened(real, device="meta", precision="bf16")
+    assert sum(p.numel() for p in policy.parameters()) == trained
+    assert sum(p.numel() for p in policy.trainable().parameters()) == frozen + trained

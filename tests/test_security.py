@@ -1,0 +1,229 @@
+"""Nothing that is read runs, no name leaves its folder, nothing that is shown is markup, nothing listens to everybody."""
+
+import ast
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer.testing
+import uvicorn
+import yaml
+from PIL import Image
+
+import alignbench
+from alignbench import UserError, plots, report, run
+from alignbench.backbones.tiny import FOLDER as TINY
+from alignbench.cli import _results_folder, app
+from alignbench.comparison import Grid
+from alignbench.comparison_plots import picture_grid, slug
+from alignbench.config import BudgetConfig, load_config, read_yaml
+from alignbench.load import load_backbone
+from alignbench.results import read_results
+from evals._clip import FOLDERS
+from tests.alignbench.record_folders import write_run
+from tests.plugins import toy_config, write_task
+
+ROOT = Path(alignbench.__file__).parents[1]
+SOURCES = sorted(f for package in ("alignbench", "objectives", "samplers", "evals") for f in (ROOT / package).rglob("*.py"))
+
+
+class Payload:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def poisoned(file: Path) -> Path:
+    """Writes weights that make the folder which is returned."""
+    ran = file.with_name("it ran")
+    torch.save({"weight": Payload(ran)}, file)
+    pickle.loads(pickle.dumps(Payload(ran)))
+    ran.rmdir()  # which shows that it does; a payload that does nothing would prove nothing
+    return ran
+
+
+# ---------------------------------------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_no_code_reads_what_can_run(file: Path) -> None:
+    """pickle in its forms, torch.load of more than weights, unsafe YAML, remote code, code from text, a shell."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} & {m.split(".")[0] for m in modules}
+        if not isinstance(node, ast.Call):
+            continue
+        called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        assert called not in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "pd.read_pickle")
+        assert given.get("trust_remote_code", "False") == "False"
+        assert given.get("allow_pickle", "False") == given.get("shell", "False") == "False"
+        if called.endswith("torch.load"):
+            assert given["weights_only"] == "True"
+
+
+def test_weights_that_are_pickled_are_refused_unread(tmp_path: Path) -> None:
+    """A CLIP, an open_clip and a pipeline whose weights would run code."""
+    from evals._clip import load_clip
+    from evals._features import load_features
+
+    clip = tmp_path / "clip"
+    shutil.copytree(FOLDERS["tiny"], clip, ignore=shutil.ignore_patterns("*.safetensors"))
+    ran = [poisoned(clip / "pytorch_model.bin")]
+    with pytest.raises(UserError, match="opens as no CLIP"):
+        load_clip(str(clip), "cpu", 1)
+    ran.append(poisoned(tmp_path / "weights.pt"))
+    with pytest.raises(Exception, match=r"(?i)does not load|weights.only"):
+        load_features(f"open_clip:ViT-B-32/{tmp_path / 'weights.pt'}", "cpu", 1)
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(TINY, pipeline)
+    for file in (pipeline / "transformer").glob("*.safetensors"):
+        file.unlink()
+    ran.append(poisoned(pipeline / "transformer" / "diffusion_pytorch_model.bin"))
+    with pytest.raises((UserError, OSError), match="safetensors"):
+        load_backbone(str(pipeline), device="cpu")
+    assert not any(folder.exists() for folder in ran)
+
+
+@pytest.mark.parametrize("place", ["pipeline.py", "transformer/mine.py"])
+def test_code_in_a_models_folder_is_refused(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / place).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "transformer": ["mine", "Mine"]}))
+    with pytest.raises(UserError, match=rf"holds code \({place}\); alignbench runs none from a model's folder"):
+        load_backbone(str(folder), device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_yaml_file_that_asks_for_an_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "evil.yaml").write_text("seed: !!python/object/apply:os.mkdir [made]")
+    with pytest.raises(UserError, match="no valid YAML"):
+        read_yaml(tmp_path / "evil.yaml")
+
+
+def test_a_checkpoint_holds_nothing_but_tensors_and_json(tmp_path: Path) -> None:
+    run(toy_config(write_task(tmp_path), objective="ppo", ema={"decay": 0.9, "every": 1}), tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert {f.suffix for f in folder.iterdir()} == {".safetensors", ".json", ""}
+    assert {f.name for f in folder.iterdir() if not f.suffix} == {"SHA256SUMS"}
+
+
+# ---------------------------------------------------------------------------------------------------- what is named
+
+EVIL = ("../../escaped", "..", "/etc/cron.d/x", "a/b", 'q"<script>alert(1)</script>', "x\ny", "a|b")
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_names_stay_inside_the_results_folder(name: str) -> None:
+    inside = _results_folder(name, name)
+    assert inside.parent == Path("results")
+    assert inside.name not in ("", ".", "..")
+    assert "/" not in slug(name)
+    assert slug(name) not in (".", "..")
+    budget = BudgetConfig(model_rows=1)
+    grid = Grid(
+        objectives=["tmpo"], samplers=["fixed_tree"], tasks=[name], seeds=[0], backbone="tiny", preset="smoke", budget=budget,
+        threads=1,
+    )  # fmt: skip
+    (cell,) = grid.cells()
+    assert Path("runs", cell.id).parent == Path("runs")
+    assert cell.id not in ("", ".", "..")
+
+
+def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
+    """Prompts with paths, formulas, markup and line ends, on toy pictures, up to the plots of the run."""
+    prompts = [*(f"{name} {i}" for i, name in enumerate(EVIL) if "\n" not in name), "costs $5_{ and $6^", "{}%s\\x00 [/bold]"]
+    task = write_task(tmp_path)
+    (tmp_path / "train.txt").write_text("\n".join(f"train {p}" for p in prompts))
+    (tmp_path / "eval.txt").write_text("\n".join(prompts))
+    before = {f for f in tmp_path.parent.rglob("*") if tmp_path / "run" not in f.parents}
+    run(toy_config(task, pictures=True), tmp_path / "run")
+    assert {f for f in tmp_path.parent.rglob("*") if tmp_path / "run" not in f.parents} - before == {tmp_path / "run"}
+    names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    assert all(all(c.isalnum() or c in "._-" for c in name) for name in names)
+    picture = Image.new("RGB", (4, 4))
+    plots.write_figure(tmp_path / "grid.png", picture_grid({"tmpo x $y_{": [picture]}, ["costs $5_{ and $6^"]))
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_no_name_of_a_record_is_markup_in_a_report(tmp_path: Path) -> None:
+    """Objective, sampler, task, metrics, alarms, prompts, versions and commands that would be tags, columns or links."""
+    evil = "<img src=x onerror=alert(1)>|`](javascript:alert(2))"
+    folder = write_run(tmp_path / "results" / "r", objective=evil, prompts=(evil, "plain"))
+    text = (folder / "result.json").read_text()
+    data = json.loads(text)
+    data["run"] |= {"sampler": evil, "task": evil, "backbone": evil, "id": evil}
+    data["alarms"] = [evil]
+    data["environment"] = {"python": evil, "command": evil}
+    data["protocol"]["evals"] = {evil: {"settings": evil}}
+    data["metrics"][evil] = data["metrics"]["ocr"]
+    (folder / "result.json").write_text(json.dumps(data))
+    assert read_results(tmp_path / "results").runs[0].result.alarms == [evil]
+    report.write_report(tmp_path / "results")
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "<img src=x" not in page
+    assert "onerror=alert(1)&gt;" in page  # it is there, as text
+    lines = (tmp_path / "results" / "report.md").read_text().splitlines()
+    prose = [line for line in lines if not line.startswith("    ")]  # indented lines are code, where nothing is markup
+    assert not any("<img" in line.replace("\\<", "") or "](" in line.replace("\\]", "") for line in prose)
+    (head,) = [line for line in prose if line.startswith("| method")]
+    (row,) = [line for line in prose if line.startswith("| \\<img")]
+    columns = [line.replace("\\|", "").count("|") for line in (head, row)]
+    assert columns[0] == columns[1]
+
+
+def test_the_terminal_shows_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets are no styles: a folder called `[/red]` ends no run with an error."""
+    from alignbench.console import Terminal
+
+    out = tmp_path / "[/red] [bold]"
+    run(toy_config(write_task(tmp_path)), out, console=Terminal())
+    assert "[/red]" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- what listens
+
+
+def test_the_scorer_service_listens_to_this_machine_alone_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: seen.append(options))
+    for arguments in ([], ["--host", "0.0.0.0"]):
+        done = typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness", *arguments])
+        assert done.exit_code == 0, done.output
+    assert [options["host"] for options in seen] == ["127.0.0.1", "0.0.0.0"]
+
+
+def test_the_scorer_service_limits_a_request_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignbench import serving
+
+    seen: list[int] = []
+    monkeypatch.setattr(serving, "application", lambda scorer, *, max_bytes: seen.append(max_bytes))
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: None)
+    for arguments in ([], ["--max-mb", "1"]):
+        typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness", *arguments])
+    assert seen == [64 * 2**20, 2**20]
+
+
+def test_a_config_with_an_absolute_or_relative_path_of_a_task_reads_it_and_writes_nothing_there(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    task = write_task(folder)
+    before = sorted(folder.iterdir())
+    config = load_config(options=yaml.safe_load(yaml.safe_dump(toy_config(task).resolved())))
+    run(config, tmp_path / "run")
+    assert sorted(folder.iterdir()) == before
+    assert np.isfinite(read_results(tmp_path / "run").runs[0].result.budget.seconds)
