@@ -22,6 +22,12 @@ app = typer.Typer(
 )
 
 KINDS = (*registry.PACKAGES, "tasks")
+REWARD = Annotated[
+    str | None, typer.Option(help="Metric on the report's reward axis. (default: the first that was trained on)")
+]
+DIVERSITY = Annotated[
+    str | None, typer.Option(help="Metric on its diversity axis. (default: the first recorded; see reading-a-report.md)")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -120,8 +126,16 @@ def _show_forecast(settings: RunConfig, folder: Path, as_json: bool) -> None:
 
 @app.command()
 def compare(
-    objectives: Annotated[str | None, typer.Option(help="Alignment objectives, with commas; see `list objectives`.")] = None,
-    samplers: Annotated[str | None, typer.Option(help="Rollout samplers, with commas; see `list samplers`.")] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="Alignment objectives, with commas; see `list objectives`. LABEL=NAME compares one under several settings, "
+            "which --set objectives.LABEL.objective.KEY=VALUE gives it."
+        ),
+    ] = None,
+    samplers: Annotated[
+        str | None, typer.Option(help="Rollout samplers, with commas, or LABEL=NAME; see `list samplers`.")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, with commas. (default: the preset's)")] = None,
     seeds: Annotated[
         str | None, typer.Option(help="How many seeds, from 0 on; or which ones, with commas. (default: 3)")
@@ -145,6 +159,8 @@ def compare(
     engine: Annotated[str, typer.Option(help="local, or ray: a cluster at RAY_ADDRESS, else one on this machine.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Local processes that work on cells.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
+    reward: REWARD = None,
+    diversity: DIVERSITY = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, budget and estimated time; run nothing.")] = False,
 ) -> None:
     """Trains a grid of pairs under one budget and reports on it; the same call goes on with an interrupted one."""
@@ -170,20 +186,17 @@ def compare(
         )
     folder = out or _results_folder("comparison")
     cells = grid.cells()
-    comparison.check_folder(cells, folder)
     done = len(comparison.done(cells, folder))
 
     from alignbench.console import GridProgress, show_grid
-    from alignbench.record import command
 
     if dry_run:
+        comparison.check_folder(cells, folder)
         show_grid(grid, folder, comparison.estimate(grid), workers, done)
         return
     try:
         with GridProgress(len(cells), done) as shown:
-            record = comparison.compare(
-                grid, folder, command=command(), engine=engine, workers=workers, gpus=gpus, observer=shown
-            )
+            record = comparison.compare(grid, folder, engine=engine, workers=workers, gpus=gpus, observer=shown)
     except KeyboardInterrupt:
         typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
         raise typer.Exit(130) from None
@@ -191,7 +204,7 @@ def compare(
     if len(failed) < len(cells):
         from alignbench.report import write_report
 
-        write_report(folder)
+        write_report(folder, reward=reward, diversity=diversity)
         typer.echo(f"report: {folder / 'report.html'}", err=True)
     if failed:
         typer.echo(f"alignbench: {len(failed)} of {len(cells)} cells failed; the same call tries them again", err=True)
@@ -299,27 +312,37 @@ def export(
 
 
 @app.command()
-def plot(folder: Annotated[Path, typer.Argument(help="Folder of a run, or of many.")]) -> None:
+def plot(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, or of many.")],
+    reward: REWARD = None,
+    diversity: DIVERSITY = None,
+) -> None:
     """Draws the plots of a run, or of the comparison of all runs below a folder, again from the records alone."""
     if (folder / "result.json").exists() or not folder.is_dir():
         from alignbench.plots import plot_run
 
+        if reward or diversity:
+            raise UserError("--reward and --diversity choose the axes of a comparison's plots; a single run has no such plot")
         written = plot_run(folder)
     else:
         from alignbench.comparison_plots import plot_comparison
         from alignbench.results import read_results
 
-        written = plot_comparison(read_results(folder), folder / "plots")
+        written = plot_comparison(read_results(folder, reward=reward, diversity=diversity), folder / "plots")
     for file in written:
         print(file)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a comparison, or any that has runs below it.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison, of a run, or any that has runs below it.")],
+    reward: REWARD = None,
+    diversity: DIVERSITY = None,
+) -> None:
     """Writes report.html, report.md, tables and plots of all finished runs below a folder, from the records alone."""
     from alignbench.report import write_report
 
-    for file in write_report(folder):
+    for file in write_report(folder, reward=reward, diversity=diversity):
         print(file)
 
 
@@ -530,7 +553,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _default_folder(settings: RunConfig) -> Path:
-    return _results_folder(settings.objective.name, settings.sampler.name, f"s{settings.seed}")
+    return _results_folder(settings.objective.title, settings.sampler.title, f"s{settings.seed}")
 
 
 def _results_folder(*parts: str) -> Path:

@@ -3,13 +3,21 @@
 A cell is a run with its own folder. Its configuration is that of `run` for the same names, except that no cell ends by a
 number of iterations: all end by the budget, in model rows unless told otherwise. A comparison goes on where it was: cells
 with a record are not repeated, an interrupted one resumes from its checkpoint, and names or seeds can be added later.
+
+An objective or a sampler goes by its name, or by a label under which its settings name it, so that one can be compared with
+itself under other settings.
 """
 
 import logging
+import os
+import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from itertools import product
-from multiprocessing import get_context
+from contextlib import suppress
+from itertools import combinations, product
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,11 +25,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignbench import costs
-from alignbench.config import BudgetConfig, RunConfig, load_config, merged_layers, read_yaml, validate
+from alignbench.config import (
+    WITHOUT_EFFECT,
+    BudgetConfig,
+    RunConfig,
+    assignments,
+    load_config,
+    merged_layers,
+    plugin_data,
+    read_yaml,
+    validate,
+)
 from alignbench.errors import RunError, UserError, did_you_mean
 from alignbench.load import load_configured_backbone, load_objective, threads_of
 from alignbench.record import exclusive, read_result, write_atomically
-from alignbench.registry import file_name
+from alignbench.registry import file_name, names
 from alignbench.settings import Settings
 
 SCHEMA_VERSION = 1
@@ -33,6 +51,7 @@ class Grid(Settings):
     """What is compared: `comparison.yaml`."""
 
     objectives: list[str] = Field(min_length=1)
+    """Names, or labels whose settings name one."""
     samplers: list[str] = Field(min_length=1)
     tasks: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
@@ -44,7 +63,7 @@ class Grid(Settings):
     """CPU threads of each cell: part of what a result depends on, to the last bit."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Other keys of the configuration, for all cells; below `samplers.NAME` and `objectives.NAME` for those of one name,
-    as in a preset."""
+    as in a preset. `objectives.LABEL.objective.name` says what a label stands for: it has the settings of that name too."""
 
     def cells(self) -> list["Cell"]:
         """Seed by seed, so that a comparison that is stopped early has few seeds of everything."""
@@ -57,6 +76,7 @@ class Cell:
 
     Attributes:
         id: the name of its folder.
+        objective, sampler: their names, or labels.
         config: what it runs with.
     """
 
@@ -117,6 +137,7 @@ def plan_grid(
     """The grid from what a user asked for; all names, settings and plans are checked before anything is loaded.
 
     Args:
+        objectives, samplers: names, or `label=name`.
         budget: limits of `BudgetConfig`; without any, all cells get the model rows that the cheapest pair's preset plans.
         settings: further keys of the configuration, from a file and `--set`.
 
@@ -128,15 +149,15 @@ def plan_grid(
         if key in given:
             instead = f"--{key}s" if key == "seed" else f"--{key}s, and settings from {key}s.NAME.{key}.KEY=VALUE"
             raise UserError(f"a comparison takes its {key}s from {instead}; leave out {key}")
-    for kind, compared in (("objectives", objectives), ("samplers", samplers)):
-        for name in given.get(kind) or {}:
-            if name not in compared:
-                raise UserError(f"{kind}.{name} has settings but is not compared{did_you_mean(name, compared)}")
+    for kind, items in (("objectives", objectives), ("samplers", samplers)):
+        given[kind] = _with_labels(kind, given.get(kind) or {}, items)
+    objectives, samplers = ([item.partition("=")[0] for item in items] for items in (objectives, samplers))
     own_budget = given.pop("budget", None) or {}
     if (budget or own_budget) and given.get("iterations") is not None:
         raise UserError("a comparison ends each cell by its budget; leave out iterations")
     named = {} if backbone is None else {"backbone": backbone}
     first = _configured(preset, given, objectives[0], samplers[0], named)
+    apart = ("task", "seed", "preset", "threads", "iterations")
     grid: dict[str, Any] = {
         "objectives": _unique(objectives),
         "samplers": _unique(samplers),
@@ -145,7 +166,7 @@ def plan_grid(
         "backbone": first.backbone.name,
         "preset": first.preset,
         "threads": first.threads or max(1, threads_of(first) // workers),
-        "settings": {k: v for k, v in given.items() if k not in ("task", "seed", "preset", "threads", "iterations")},
+        "settings": {k: v for k, v in given.items() if k not in apart and v != {}},
         "budget": {**own_budget, **budget},
     }
     if not any(grid["budget"].values()):
@@ -154,6 +175,21 @@ def plan_grid(
     made = validate(Grid, grid, where="comparison")
     _check(made)
     return made
+
+
+def command_of(grid: Grid) -> str:
+    """The call that makes the comparison anew, ready for a shell; from where it is run, paths must mean the same."""
+    lists = {"objectives": grid.objectives, "samplers": grid.samplers, "tasks": grid.tasks, "seeds": map(str, grid.seeds)}
+    words = ["alignbench", "compare"]
+    for option, values in lists.items():
+        words += [f"--{option}", ",".join(values)]
+    words[-1] += "," * (len(grid.seeds) == 1)  # `--seeds 3` would be three of them
+    words += ["--backbone", grid.backbone, "--preset", grid.preset]
+    for text in assignments(grid.budget.model_dump(exclude_none=True)):
+        words += ["--budget", text]
+    for text in assignments({"threads": grid.threads, **grid.settings}):
+        words += ["--set", text]
+    return shlex.join(words)
 
 
 def planned_rows(config: RunConfig) -> int:
@@ -171,7 +207,7 @@ def compare(
     grid: Grid,
     out: Path,
     *,
-    command: str = "",
+    command: str | None = None,
     engine: str = "local",
     workers: int = 1,
     gpus: float = 0.0,
@@ -181,6 +217,7 @@ def compare(
 
     Args:
         out: a new folder, or that of an earlier comparison, which goes on.
+        command: what the record says makes this comparison; `command_of(grid)` by default.
         workers: local processes; 1 runs the cells in this one.
         gpus: what each cell asks of Ray.
 
@@ -195,7 +232,7 @@ def compare(
     check_folder(cells, out)
     with exclusive(out):
         write_atomically(out / SETTINGS, lambda p: p.write_text(_as_yaml(grid), encoding="utf-8"))
-        state = _State(grid, cells, out, command, observer)
+        state = _State(grid, cells, out, command or command_of(grid), observer)
         waiting = [cell for cell in cells if state.records[cell.id].status == "pending"]
         if engine == "ray":
             _with_ray(waiting, out, state, gpus)
@@ -208,7 +245,7 @@ def compare(
 
 def done(cells: Iterable[Cell], out: Path) -> list[Cell]:
     """Those that have a record."""
-    return [cell for cell in cells if _standing(cell, out).status == "complete"]
+    return [cell for cell in cells if (out / RUNS / cell.id / "result.json").is_file()]
 
 
 def read_grid(folder: Path) -> Grid:
@@ -221,15 +258,22 @@ def read_grid(folder: Path) -> Grid:
     return validate(Grid, read_yaml(file), where=str(file))
 
 
-def check_folder(cells: Iterable[Cell], out: Path) -> None:
-    """Refuses a folder of something else, and cells that were run with other settings: they could not be compared."""
+def check_folder(cells: list[Cell], out: Path) -> None:
+    """Refuses a folder of something else, one whose finished cells would be left out, and cells that were run with other
+    settings: they could not be compared."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SETTINGS).is_file())):
         raise UserError(f"{out} exists and holds no comparison; choose another --out")
+    if (out / SETTINGS).is_file():
+        named = {cell.id for cell in cells}
+        lost = [cell.id for cell in done(read_grid(out).cells(), out) if cell.id not in named]
+        if lost:
+            listed = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            raise UserError(f"{out} also compares {listed}: name these too, or choose another --out")
     for cell in cells:
         file = out / RUNS / cell.id / "config.yaml"
         if file.is_file():
             kept, wanted = load_config(file=file).resolved(), cell.config.resolved()
-            changed = sorted(k for k in wanted if wanted[k] != kept.get(k))
+            changed = sorted(k for k in wanted if k not in WITHOUT_EFFECT and wanted[k] != kept.get(k))
             if changed:
                 differences = ", ".join(f"{k} {kept.get(k)} (now {wanted[k]})" for k in changed)
                 raise UserError(f"{file.parent} was run with other settings: {differences}; choose another --out")
@@ -270,7 +314,7 @@ def estimate(grid: Grid) -> list[PairCost]:
     found = []
     for objective, sampler in product(grid.objectives, grid.samplers):
         config = Cell(grid, objective, sampler, grid.tasks[0], grid.seeds[0]).config
-        made = load_objective(objective, **config.objective.settings)
+        made = load_objective(config.objective.name, **config.objective.settings)
         rows = costs.rows_per_iteration(config, made)
         counted = costs.model_rows(config, rows, made.needs)
         seconds = costs.seconds_per_iteration(config, rows, pace, made.needs)
@@ -330,31 +374,62 @@ def _in_this_process(cells: list[Cell], out: Path, state: _State) -> None:
 
 
 def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int) -> None:
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        at_work: dict[Future[str | None], Cell] = {}
-        waiting = iter(cells)
-        try:
-            while True:
-                while len(at_work) < workers and (cell := next(waiting, None)) is not None:
-                    state.began(cell)
-                    at_work[pool.submit(run_cell, cell.config, out / RUNS / cell.id)] = cell
-                if not at_work:
-                    return
-                for done in wait(at_work, return_when=FIRST_COMPLETED).done:
-                    cell = at_work.pop(done)
-                    state.ended(cell, _outcome(done))
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _outcome(done: "Future[str | None]") -> str | None:
+    """A process for each cell, so that one that dies takes no other with it, and each has a peak memory of its own."""
+    context = get_context("spawn")
+    waiting = iter(cells)
+    at_work: dict[Any, tuple[BaseProcess, Cell, list[str | None]]] = {}
     try:
-        return done.result()
+        while True:
+            while len(at_work) < workers and (cell := next(waiting, None)) is not None:
+                state.began(cell)
+                ours, theirs = context.Pipe(duplex=False)
+                started = context.Process(target=_cell_process, args=(cell.config, out / RUNS / cell.id, theirs))
+                started.start()
+                theirs.close()  # so that the end of the process ends the pipe
+                at_work[ours] = (started, cell, [])
+            if not at_work:
+                return
+            ready: list[Any] = connection.wait(list(at_work))
+            for answer in ready:
+                process, cell, outcome = at_work[answer]
+                try:
+                    message = answer.recv()
+                except EOFError:
+                    process.join()
+                    del at_work[answer]
+                    state.ended(cell, outcome[0] if outcome else f"its process died (exit code {process.exitcode})")
+                    continue
+                if isinstance(message, tuple):
+                    state.reporter(cell)(*message)
+                else:
+                    outcome.append(message)
     except KeyboardInterrupt:
+        for process, *_ in at_work.values():
+            process.terminate()
+        for process, *_ in at_work.values():
+            process.join()
         raise
-    except Exception as error:  # the process died: killed, out of memory
-        return f"its process died ({type(error).__name__}: {error})"
+
+
+def _cell_process(config: RunConfig, folder: Path, answer: Any) -> None:
+    """Sends a tuple for each iteration, and in the end what `run_cell` returns; leaves a checkpoint if its parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def send(message: Any) -> None:
+        with suppress(OSError):  # nobody listens any more
+            answer.send(message)
+
+    with suppress(KeyboardInterrupt):
+        send(run_cell(config, folder, report=lambda *progress: send(progress)))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _with_ray(cells: list[Cell], out: Path, state: _State, gpus: float) -> None:
@@ -390,16 +465,60 @@ def _standing(cell: Cell, out: Path) -> CellRecord:
     return CellRecord(id=cell.id, objective=cell.objective, sampler=cell.sampler, task=cell.task, seed=cell.seed, status=status)
 
 
+def _with_labels(kind: str, settings: Any, items: list[str]) -> dict[str, Any]:
+    """The settings below `objectives` or `samplers`, with what the labels of `label=name` stand for.
+
+    Raises:
+        UserError: something has settings that is not compared, or a label would be taken for something else.
+    """
+    one = kind.removesuffix("s")
+    named: dict[str, str] = {}
+    for item in items:
+        label, equals, name = item.partition("=")
+        if not label or (equals and not name):
+            raise UserError(f"--{kind} takes names, or label=name, with commas; got {item!r}")
+        if named.setdefault(label, name) != name:
+            raise UserError(f"--{kind} has {label} twice; choose another label for one of them")
+    if not isinstance(settings, Mapping) or not all(below is None or isinstance(below, Mapping) for below in settings.values()):
+        raise UserError(f"{kind} holds settings by name, such as {kind}.{items[0]}.optimizer.lr, got {settings!r}")
+    found = merged_layers(settings, {label: {one: {"name": name}} for label, name in named.items() if name})
+    stands_for = {label: _plugin(one, found, label) for label in named}
+    for label in found:
+        if label not in stands_for and label not in stands_for.values():
+            raise UserError(f"{kind}.{label} has settings but is not compared{did_you_mean(label, named)}")
+    for label, name in stands_for.items():
+        if name != label and label in names(kind):
+            raise UserError(f"{kind}.{label} names {name}, but there is {label} itself; choose another label")
+    return found
+
+
 def _check(grid: Grid) -> None:
     """Every pair with its settings, so that a slip shows before hours are spent."""
     from alignbench.tasks import load_task
+    from alignbench.tracking import check_trackers
 
     for task in grid.tasks:
         load_task(task)
-    for objective, sampler in product(grid.objectives, grid.samplers):
-        config = Cell(grid, objective, sampler, grid.tasks[0], grid.seeds[0]).config
-        load_objective(config.objective.name, **config.objective.settings)
-        costs.rows_per_iteration(config)
+    cells = [Cell(grid, *pair, grid.tasks[0], grid.seeds[0]) for pair in product(grid.objectives, grid.samplers)]
+    for cell in cells:
+        load_objective(cell.config.objective.name, **cell.config.objective.settings)
+        costs.rows_per_iteration(cell.config)
+        check_trackers(cell.config.trackers)
+    for one, other in combinations(cells, 2):
+        if _unlabelled(one.config) == _unlabelled(other.config):
+            kind = "objective" if one.objective != other.objective else "sampler"
+            label = getattr(other, kind)
+            raise UserError(
+                f"{one.objective} x {one.sampler} and {other.objective} x {other.sampler} differ in nothing but their label; "
+                f"say how with --set {kind}s.{label}.{kind}.KEY=VALUE"
+            )
+    ids = [cell.id for cell in grid.cells()]
+    for twice in (id for i, id in enumerate(ids) if id in ids[:i]):
+        raise UserError(f"two cells would share the folder {twice}; give one of their tasks or plug-ins another name")
+
+
+def _unlabelled(config: RunConfig) -> dict[str, Any]:
+    return {k: {**v, "label": None} if k in ("objective", "sampler") else v for k, v in config.resolved().items()}
 
 
 def _configured(
@@ -407,9 +526,19 @@ def _configured(
 ) -> RunConfig:
     """As `run` is configured, with the settings for all cells, then those of the sampler, then those of the objective."""
     common = {k: v for k, v in settings.items() if k not in ("objectives", "samplers")}
-    of_name = [settings.get(kind, {}).get(name) or {} for kind, name in (("samplers", sampler), ("objectives", objective))]
-    layers = merged_layers({"objective": objective, "sampler": sampler}, common, *of_name, options)
-    return load_config(preset=preset, options=layers)
+    chosen: dict[str, Any] = {}
+    of_label = []
+    for kind, label in (("sampler", sampler), ("objective", objective)):
+        below = settings.get(f"{kind}s") or {}
+        name = _plugin(kind, below, label)
+        chosen[kind] = {"name": name} if name == label else {"name": name, "label": label}
+        of_label += [below.get(key) or {} for key in dict.fromkeys((name, label))]
+    return load_config(preset=preset, options=merged_layers(chosen, common, *of_label, options))
+
+
+def _plugin(kind: str, settings: Mapping[str, Any], label: str) -> str:
+    """The name that a label stands for: the one in its settings, else itself."""
+    return str(plugin_data(kind, (settings.get(label) or {}).get(kind)).get("name") or label)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:

@@ -1,6 +1,6 @@
 """Plots of a comparison, a function each, from the frames of `results`. They fit one column of a two-column paper.
 
-Colour tells the objective and marker or line the sampler; the palette is that of `plots`. Every interval is a 95 % one.
+Colour tells the objective and marker or line the sampler. Every interval is a 95 % one.
 """
 
 import re
@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from alignbench.plots import COLORS, STYLE, write_figure
@@ -32,12 +33,35 @@ COLUMN = 3.3
 """Inches: the width of one column."""
 PAPER: Any = {**STYLE, "font.size": 7, "legend.fontsize": 6, "xtick.labelsize": 6, "ytick.labelsize": 6, "savefig.dpi": 300}
 PAPER |= {"svg.hashsalt": "alignbench", "lines.markersize": 4.5, "lines.linewidth": 1.0}
+PALETTE = (*COLORS[:-1], "#882255", "#999933", "#332288")
+"""That of `plots` without black, and three of Paul Tol's muted colours."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 DIAGNOSTICS = ("ratio_abs_dev_max", "grad_norm", "policy_update_norm", "zero_std_ratio", "ess_target", "ess_policy")
 SMOOTHED = 8
 """Iterations of which curves show the mean."""
+NAMES = {
+    "lgmd": "LGMD",
+    "rollout_lgmd": "LGMD of rollouts",
+    "vendi": "Vendi score",
+    "kl_base": "KL to the base model",
+    "path_kl": "path KL to the base model",
+    "reward": "training reward",
+    "seconds": "seconds of training",
+    "training_seconds": "seconds of training",
+    "ratio_abs_dev_max": "max |ratio - 1|",
+    "grad_norm": "gradient norm",
+    "policy_update_norm": "update norm",
+    "zero_std_ratio": "groups of equal rewards",
+    "ess_target": "ESS of target q",
+    "ess_policy": "ESS of policy p",
+}
+"""What axes call a metric or a column; others by their own name."""
+ALIKE = 0.1
+"""Cells whose costs are within this share of one another cost the same: the budget's quantity makes no plot of its own."""
 PICTURE_PROMPTS = 6
+DISTANCES = ("kl_base", "path_kl")
+"""Metrics that say how far a model is from the base."""
 BOX_MARGIN = 0.1
 """The hypervolume's reference point lies this share of the range below the worst of all runs."""
 
@@ -56,7 +80,7 @@ def looks(cells: Sequence[str]) -> dict[str, Look]:
     for cell in cells:
         if cell != BASE:
             i, j = objectives.index(_objective(cell)), samplers.index(_sampler(cell))
-            found[cell] = Look(COLORS[i % (len(COLORS) - 1)], MARKERS[j % len(MARKERS)], LINES[j % len(LINES)])
+            found[cell] = Look(PALETTE[i % len(PALETTE)], MARKERS[j % len(MARKERS)], LINES[j % len(LINES)])
     return found
 
 
@@ -73,8 +97,8 @@ def trade_off(cells: pd.DataFrame, reward: str, diversity: str) -> Figure:
         for cell, point in points.iterrows():
             _cross(axis, point, look[str(cell)])
         front = points[points["front"]].sort_values("x")
-        axis.step(front["x"], front["y"], where="pre" if _sign(cells, diversity) > 0 else "post", color="#777777", zorder=0)
-        axis.set(xlabel=f"diversity: {_arrow(cells, diversity)}", ylabel=f"reward: {_arrow(cells, reward)}")
+        axis.step(front["x"], front["y"], where="pre" if sign(cells, diversity) > 0 else "post", color="#777777", zorder=0)
+        axis.set(xlabel=f"diversity: {_titled(cells, diversity)}", ylabel=f"reward: {_titled(cells, reward)}")
         _legend(figure, look, front=True)
     return figure
 
@@ -91,7 +115,8 @@ def against(cells: pd.DataFrame, x: str, metrics: Sequence[str]) -> Figure:
         for axis, metric in zip(axes[0], metrics, strict=True):
             for cell, point in metric_pairs(cells, x, metric).iterrows():
                 _cross(axis, point, look[str(cell)])
-            axis.set(xlabel=x.replace("_", " "), ylabel=_arrow(cells, metric))
+            axis.set(xlabel=_name(x), ylabel=_titled(cells, metric))
+            _few_ticks(axis)
         _legend(figure, look)
     return figure
 
@@ -106,10 +131,8 @@ def hypervolumes(runs: pd.DataFrame, reward: str, diversity: str) -> Figure:
             bounded = np.isfinite([row["lower"], row["upper"]]).all() and row["cell"] != BASE
             error = [[row["value"] - row["lower"]], [row["upper"] - row["value"]]] if bounded else None
             axis.barh(y, row["value"], color=look[row["cell"]].color, xerr=error, capsize=2, error_kw={"linewidth": 0.8})
-        axis.set(
-            yticks=range(len(table)), yticklabels=[f"{c}, n = {n}" for c, n in zip(table["cell"], table["n"], strict=True)]
-        )
-        axis.set(xlabel="hypervolume, share of the box", xlim=(0, 1.05))
+        counted = [c if c == BASE else f"{c}, n = {n}" for c, n in zip(table["cell"], table["n"], strict=True)]
+        axis.set(yticks=range(len(table)), yticklabels=counted, xlabel="hypervolume, share of the box", xlim=(0, 1.05))
         axis.invert_yaxis()
     return figure
 
@@ -121,9 +144,9 @@ def hypervolume_table(runs: pd.DataFrame, reward: str, diversity: str) -> pd.Dat
     coordinate; a model that were best in both has 1.
     """
     wide = runs[runs["metric"].isin([reward, diversity])].copy()
-    sign = {m: _sign(runs, m) for m in (reward, diversity)}
+    signs = {m: sign(runs, m) for m in (reward, diversity)}
     for column in ("final", "base"):
-        wide[column] *= wide["metric"].map(sign)
+        wide[column] *= wide["metric"].map(signs)
     final = wide.pivot(index=["cell", "seed"], columns="metric", values="final")[[reward, diversity]].dropna()
     base = wide.drop_duplicates("metric").set_index("metric")["base"].reindex([reward, diversity]).to_numpy(dtype=np.float64)
     points = np.vstack([final.to_numpy(), base])
@@ -145,13 +168,20 @@ def learning_curves(curves: pd.DataFrame, x: str = "model_rows") -> Figure:
         x: `model_rows`, `training_seconds`, `reward_calls` or `iteration`.
     """
     panels = [m for m in ("reward", "rollout_lgmd") if m in curves]
-    return _panels(curves, x, panels, columns=2, height=2.2, smooth=SMOOTHED)
+    return _panels(curves, x, panels, height=1.9, smooth=SMOOTHED)
 
 
 def diagnostics(curves: pd.DataFrame, columns: Sequence[str] = DIAGNOSTICS) -> Figure:
-    """What tells that a method is broken, against the iteration; of several seeds the mean and the range."""
-    panels = [c for c in columns if c in curves and curves[c].notna().any()]
-    return _panels(curves, "iteration", panels, columns=2, height=1.3, smooth=1)
+    """What tells that a method is broken, against the iteration; of several seeds the mean and the range.
+
+    What is 0 throughout is said in words.
+    """
+    known = [c for c in columns if c in curves and curves[c].notna().any()]
+    panels = [c for c in known if (curves[c].fillna(0) != 0).any()]
+    silent = [_name(c) for c in known if c not in panels]
+    return _panels(
+        curves, "iteration", panels, height=1.1, smooth=1, note=f"0 throughout: {', '.join(silent)}" if silent else ""
+    )
 
 
 def prompt_differences(prompts: pd.DataFrame, metric: str) -> Figure:
@@ -169,7 +199,8 @@ def prompt_differences(prompts: pd.DataFrame, metric: str) -> Figure:
             if np.isfinite(mean[:3]).all():
                 axis.errorbar(mean.value, y, xerr=[[mean.value - mean.lower], [mean.upper - mean.value]], fmt="k|", capsize=2)
         axis.axvline(0, color="black", linewidth=0.6)
-        axis.set(yticks=range(len(cells)), yticklabels=cells, xlabel=f"{metric}, trained minus base")
+        axis.set(yticks=range(len(cells)), yticklabels=cells, xlabel=f"{_name(metric)}, trained minus base")
+        _few_ticks(axis)
         axis.invert_yaxis()
     return figure
 
@@ -187,7 +218,7 @@ def profiles(prompts: pd.DataFrame, metric: str) -> Figure:
         for cell, values in scores.items():
             shares = performance_profile(values, thresholds)
             axis.step(thresholds, shares, where="post", color=look[cell].color, linestyle=look[cell].line)
-        axis.set(xlabel=f"threshold of {metric}", ylabel="share of prompts above", ylim=(-0.02, 1.02))
+        axis.set(xlabel=f"threshold of {_name(metric)}", ylabel="share of prompts above", ylim=(-0.02, 1.02))
         _legend(figure, look, lines=True)
     return figure
 
@@ -195,19 +226,21 @@ def profiles(prompts: pd.DataFrame, metric: str) -> Figure:
 def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> Figure:
     """One row of pictures a method, one column a prompt; all of one column were drawn from the same noise."""
     with plt.rc_context(PAPER | {"axes.grid": False}):
-        size = COLUMN / (len(prompts) + 1)
-        figure, axes = plt.subplots(len(rows), len(prompts), figsize=(COLUMN, size * len(rows) + 0.45), squeeze=False)
-        figure.subplots_adjust(
-            left=0.26, right=0.995, top=1 - 0.4 / (size * len(rows) + 0.45), bottom=0.01, wspace=0.04, hspace=0.06
-        )
+        left, gap = 0.26, 0.04  # shares of the width, and of a picture
+        size = COLUMN * (0.995 - left) / (len(prompts) + gap * (len(prompts) - 1))
+        titles = [_wrapped(prompt, int(size * 72 / 3.5)) for prompt in prompts]  # points; a letter takes about 3.5
+        head = 0.06 + 0.1 * max(title.count("\n") + 1 for title in titles)
+        height = size * (len(rows) + gap * (len(rows) - 1)) + head
+        figure, axes = plt.subplots(len(rows), len(prompts), figsize=(COLUMN, height), squeeze=False)
+        figure.subplots_adjust(left=left, right=0.995, top=1 - head / height, bottom=0, wspace=gap, hspace=gap)
         for line, (name, pictures) in zip(axes, rows.items(), strict=True):
             for axis, picture in zip(line, pictures, strict=True):
                 axis.imshow(np.asarray(picture), interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
             line[0].set_ylabel(name.replace(" x ", "\n"), rotation=0, ha="right", va="center", fontsize=6)
-        for axis, prompt in zip(axes[0], prompts, strict=True):
-            axis.set_title(_wrapped(prompt), fontsize=6, pad=2, parse_math=False)
+        for axis, title in zip(axes[0], titles, strict=True):
+            axis.set_title(title, fontsize=6, pad=2, parse_math=False)
     return figure
 
 
@@ -237,11 +270,11 @@ def metric_pairs(cells: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     table = cells[cells["metric"] == y].set_index("cell")
     if x in cells.columns:
         across = table[[x]].rename(columns={x: "x"}).assign(x_lower=np.nan, x_upper=np.nan)
-        directions = np.array([-1.0, _sign(cells, y)])  # less spent is better
+        directions = np.array([-1.0, sign(cells, y)])  # less spent is better
     else:
         other = cells[cells["metric"] == x].set_index("cell")
         across = other[["mean", "mean_lower", "mean_upper"]].set_axis(["x", "x_lower", "x_upper"], axis=1)
-        directions = np.array([_sign(cells, x), _sign(cells, y)])
+        directions = np.array([sign(cells, x), sign(cells, y)])
     up = table[["mean", "mean_lower", "mean_upper"]].set_axis(["y", "y_lower", "y_upper"], axis=1)
     points = across.join(up, how="inner").dropna(subset=["x", "y"])
     return points.assign(front=non_dominated(points[["x", "y"]].to_numpy(dtype=np.float64) * directions))
@@ -259,10 +292,13 @@ def comparison_figures(results: Results, setup: str, diversity: str | None = Non
     if diversity:
         found["trade_off"] = trade_off(cells, reward, diversity)
         found["hypervolume"] = hypervolumes(runs, reward, diversity)
-    if "kl_base" in set(cells["metric"]):
-        found["against_kl_base"] = against(cells, "kl_base", metrics)
-    for spent in ("model_rows", "seconds"):
-        found[f"against_{spent}"] = against(cells, spent, metrics)
+    for distance in DISTANCES:
+        if distance in set(cells["metric"]):
+            found[f"against_{distance}"] = against(cells, distance, metrics)
+    for spent in ("model_rows", "reward_calls", "seconds"):
+        of_cells = cells.loc[cells["cell"] != BASE, spent]
+        if of_cells.max() - of_cells.min() > ALIKE * of_cells.max():
+            found[f"against_{spent}"] = against(cells, spent, metrics)
     if len(curves):
         found["curves_by_model_rows"] = learning_curves(curves)
         found["curves_by_seconds"] = learning_curves(curves, "training_seconds")
@@ -292,11 +328,40 @@ def gallery(results: Results, setup: str) -> tuple[dict[str, list[Image.Image]],
     return {name: pictures for name, pictures in rows.items() if len(pictures) == len(texts)}, texts
 
 
+def tree_drawings(results: Results, setup: str, width: int = 900) -> dict[str, Image.Image]:
+    """The drawing of a rollout tree that the first seed of each cell left, at most so many pixels wide."""
+    found: dict[str, Image.Image] = {}
+    for run in results.of(setup):
+        file = run.folder / "plots" / "tree.png"
+        if run.cell not in found and file.is_file():
+            with Image.open(file) as opened:
+                picture = opened.convert("RGB")
+            picture.thumbnail((width, picture.height))
+            found[run.cell] = picture.quantize(64)  # a quarter of the bytes; the drawing has few colours
+    return found
+
+
+def setup_hypervolumes(results: Results, setup: str) -> pd.DataFrame:
+    """`hypervolume_table` of a setup that has a diversity metric."""
+    runs = results.runs_frame[results.runs_frame["setup"] == setup]
+    return hypervolume_table(runs, results.reward(setup), str(results.diversity(setup)))
+
+
+def figure_title(name: str) -> str:
+    """A plot's file name in words."""
+    return name.replace("_", " ")
+
+
+def plots_folder(results: Results, setup: str, folder: Path) -> Path:
+    """Where the plots of a setup are below the folder of all: a folder of its own where there are several."""
+    return folder / slug(setup) if len(results.setups) > 1 else folder
+
+
 def plot_comparison(results: Results, folder: Path) -> list[Path]:
     """Writes every plot of every setup as PNG and SVG into `folder`; returns the files."""
     written = []
     for setup in results.setups:
-        below = folder / slug(setup) if len(results.setups) > 1 else folder
+        below = plots_folder(results, setup, folder)
         for name, figure in comparison_figures(results, setup).items():
             with plt.rc_context(PAPER):
                 written += [write_figure(below / f"{name}{suffix}", figure) for suffix in (".png", ".svg")]
@@ -309,24 +374,50 @@ def _prompts_of(run: Run, count: int) -> list[str]:
     return [str(p) for p in run.evals.drop_duplicates("prompt_index").sort_values("prompt_index")["prompt"][:count]]
 
 
-def _panels(curves: pd.DataFrame, x: str, panels: Sequence[str], columns: int, height: float, smooth: int) -> Figure:
-    rows = -(-len(panels) // columns)
+def _panels(curves: pd.DataFrame, x: str, panels: Sequence[str], height: float, smooth: int, note: str = "") -> Figure:
+    """Two panels a row, each below its name, over one axis."""
+    rows = max(1, -(-len(panels) // 2))
     with plt.rc_context(PAPER):
-        figure, axes = plt.subplots(rows, columns, figsize=(COLUMN, height * rows + 0.3), layout="constrained", squeeze=False)
+        size = (COLUMN, height * rows + 0.7)
+        figure, axes = plt.subplots(rows, 2, figsize=size, layout="constrained", squeeze=False, sharex=True)
         look = looks([BASE, *dict.fromkeys(curves["cell"])])
         for axis, metric in zip(axes.flat, panels, strict=False):
             for cell, part in curves.groupby("cell", sort=False):
                 style = look[str(cell)]
-                wide = part.pivot(index="iteration", columns="seed", values=metric).rolling(smooth, min_periods=1).mean()
-                across = part["iteration"].drop_duplicates() if x == "iteration" else part.groupby("iteration")[x].mean()
-                axis.plot(across, wide.mean(axis=1), color=style.color, linestyle=style.line)
-                axis.fill_between(across, wide.min(axis=1), wide.max(axis=1), color=style.color, alpha=0.12, linewidth=0)
-            axis.set(xlabel=x.replace("_", " "), ylabel=metric.replace("_", " "))
+                across, wide = _over_seeds(part, x, metric, smooth)
+                marker = "." if len(across) == 1 else ""
+                axis.plot(across, wide.mean(axis=0), color=style.color, linestyle=style.line, marker=marker)
+                axis.fill_between(across, wide.min(axis=0), wide.max(axis=0), color=style.color, alpha=0.1, linewidth=0)
+            axis.set_title(_name(metric), fontsize=7)
+            _few_ticks(axis, whole=x == "iteration")
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
+        for axis in axes.flat[max(0, len(panels) - 2) : len(panels)]:  # the lowest of each column
+            axis.set_xlabel(_name(x))
+            axis.tick_params(labelbottom=True)
+        if note:
+            figure.suptitle(note, fontsize=6)
         del look[BASE]
         _legend(figure, look, lines=True)
     return figure
+
+
+def _over_seeds(part: pd.DataFrame, x: str, metric: str, smooth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Running means of each seed's curve where all seeds have one: x [N] and values [seeds, N].
+
+    Seeds reach the same x after different numbers of iterations, so that between them only x can be shared.
+    """
+    curves = []
+    for _, of_seed in part.dropna(subset=[metric]).groupby("seed", sort=False):
+        in_order = of_seed.sort_values("iteration")
+        enough = max(1, smooth // 2) if len(in_order) > smooth else 1
+        mean = in_order[metric].rolling(smooth, min_periods=enough).mean()
+        curves.append((in_order[x].to_numpy(dtype=np.float64)[enough - 1 :], mean.to_numpy(dtype=np.float64)[enough - 1 :]))
+    if not curves:
+        return np.empty(0), np.empty((1, 0))
+    first, last = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)
+    across = np.unique(np.clip(np.concatenate([c[0] for c in curves]), first, last)) if last >= first else np.empty(0)
+    return across, np.stack([np.interp(across, *curve) for curve in curves])
 
 
 def _cross(axis: Axes, point: pd.Series, look: Look) -> None:
@@ -336,26 +427,39 @@ def _cross(axis: Axes, point: pd.Series, look: Look) -> None:
         low, high = point[c] - point[f"{c}_lower"], point[f"{c}_upper"] - point[c]
         if np.isfinite([low, high]).all():
             errors[f"{c}err"] = [[low], [high]]
-    size = 8 if look.marker == "*" else None
-    axis.errorbar(point["x"], point["y"], **errors, color=look.color, marker=look.marker, markersize=size, elinewidth=0.7)
+    # The base model's interval is over prompts, the others' over seeds: it must not look like theirs.
+    base: dict[str, Any] = {"markersize": 8, "ecolor": "#bbbbbb", "zorder": 1}
+    style = base if look.marker == "*" else {}
+    style |= {"markeredgecolor": "white", "markeredgewidth": 0.4}  # parts marks that lie on one another
+    axis.errorbar(point["x"], point["y"], **errors, color=look.color, marker=look.marker, elinewidth=0.7, **style)
 
 
 def _legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front: bool = False) -> None:
-    """Colours of objectives and markers (or lines) of samplers below the plot, not their product."""
-    cells = [c for c in look if c != BASE]
-    entries = {_objective(c): Line2D([], [], color=look[c].color, linewidth=3, label=_objective(c)) for c in reversed(cells)}
-    handles = list(reversed(entries.values()))
-    shapes = {}
-    for cell in reversed(cells):
+    """Below the plot, a line with the colours of objectives, and one with the markers (or lines) of samplers."""
+    colors: dict[str, Line2D] = {}
+    shapes: dict[str, Line2D] = {}
+    for cell in (c for c in look if c != BASE):
         style: dict[str, Any] = {"linestyle": look[cell].line} if lines else {"linestyle": "", "marker": look[cell].marker}
-        shapes[_sampler(cell)] = Line2D([], [], color="#555555", label=_sampler(cell), **style)
-    handles += reversed(shapes.values())
+        colors.setdefault(_objective(cell), Line2D([], [], color=look[cell].color, linewidth=3, label=_objective(cell)))
+        shapes.setdefault(_sampler(cell), Line2D([], [], color="#555555", label=_sampler(cell), **style))
     if BASE in look:
-        style = {"linestyle": look[BASE].line} if lines else {"linestyle": "", "marker": "*"}
-        handles.append(Line2D([], [], color="black", label=BASE, **style))
+        style = {"linestyle": look[BASE].line} if lines else {"linestyle": "", "marker": "*", "markersize": 6}
+        shapes[BASE] = Line2D([], [], color="black", label=BASE, **style)
     if front:
-        handles.append(Line2D([], [], color="#777777", label="front"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=1.8, columnspacing=1.0)
+        shapes["front"] = Line2D([], [], color="#777777", label="front")
+    wide = min(4, max(len(colors), len(shapes)))
+    lines_of_legend = [
+        several[i : i + wide]
+        for several in (list(colors.values()), list(shapes.values()))
+        for i in range(0, len(several), wide)
+    ]
+    # Matplotlib fills a legend column by column.
+    handles = [
+        line[column] if column < len(line) else Line2D([], [], linestyle="", label="")
+        for column in range(wide)
+        for line in lines_of_legend
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=wide, handlelength=1.8, columnspacing=1.0)
 
 
 def _objective(cell: str) -> str:
@@ -366,21 +470,30 @@ def _sampler(cell: str) -> str:
     return cell.partition(" x ")[2]
 
 
-def _sign(frame: pd.DataFrame, metric: str) -> float:
-    """-1 where lower is better, so that higher is better after multiplying."""
+def sign(frame: pd.DataFrame, metric: str) -> float:
+    """1, or -1 where lower is better, so that higher is better after multiplying."""
     return -1.0 if (frame.loc[frame["metric"] == metric, "higher_is_better"] == False).any() else 1.0  # noqa: E712
 
 
-def _arrow(frame: pd.DataFrame, metric: str) -> str:
-    """The metric's name, and where better is."""
-    higher = frame.loc[frame["metric"] == metric, "higher_is_better"]
-    mark = "" if higher.isna().all() else (" (lower is better)" if _sign(frame, metric) < 0 else "")
-    return metric.replace("_", " ") + mark
+def _name(column: str) -> str:
+    return NAMES.get(column, column.replace("_", " "))
+
+
+def _titled(frame: pd.DataFrame, metric: str) -> str:
+    """The metric's name, and where better is if that is below."""
+    return _name(metric) + (" (lower is better)" if sign(frame, metric) < 0 else "")
+
+
+def _few_ticks(axis: Axes, whole: bool = False) -> None:
+    """Labels that do not touch in half a column: `50k` for 50000."""
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
+    if axis.get_xlim()[1] >= 1e4:
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.")
 
 
-def _wrapped(text: str, width: int = 13, lines: int = 3) -> str:
+def _wrapped(text: str, width: int, lines: int = 5) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))

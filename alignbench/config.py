@@ -25,8 +25,12 @@ from alignbench.settings import Settings
 PLUGINS = ("objective", "sampler", "backbone")
 """Keys that name a plug-in and hold its settings."""
 
-WITHOUT_EFFECT = ("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout")
+WITHOUT_EFFECT = (
+    *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
+    "trackers",
+)
 """Keys that change no number of a run beyond rounding: it may go on with others."""
+Tracker = Literal["tensorboard", "wandb"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -35,7 +39,13 @@ class Plugin(Settings):
     """A plug-in by name with its own settings, which the plug-in's class validates."""
 
     name: str
+    label: str | None = Field(None, pattern=r"^[\w.+-]+$")
+    """What tables and plots call it, so that one plug-in can be compared under several settings; its name where it is null."""
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
 
 
 class OptimizerConfig(Settings):
@@ -127,6 +137,8 @@ class RunConfig(Settings):
     """Draw sample sheets and plots at the end; `alignbench plot` can do the plots later."""
     checkpoint_every: int = Field(10, ge=1)
     """Iterations between checkpoints."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where its numbers also go while it runs; see `alignbench.tracking`."""
     checkpoints_kept: int = Field(2, ge=1)
     """How many of the newest are kept: where the last is damaged, the one before it serves."""
     best_window: int | None = Field(10, ge=1)
@@ -144,8 +156,13 @@ class RunConfig(Settings):
         """`objective: tmpo` and `objective: {name: tmpo, beta: 2}` are short for a name and its settings."""
         if isinstance(value, Plugin):
             return value
-        flat = _named(str(info.field_name), value)
-        return {"name": flat.pop("name", None), "settings": flat}
+        flat = plugin_data(str(info.field_name), value)
+        return {"name": flat.pop("name", None), "label": flat.pop("label", None), "settings": flat}
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "RunConfig":
@@ -159,7 +176,8 @@ class RunConfig(Settings):
         """As plain data that `RunConfig` reads back."""
         data = self.model_dump(mode="json")
         for kind in PLUGINS:
-            data[kind] = {"name": data[kind]["name"], **data[kind]["settings"]}
+            settings = data[kind].pop("settings")
+            data[kind] = {key: value for key, value in data[kind].items() if value is not None} | settings
         return data
 
 
@@ -204,7 +222,7 @@ def load_config(
         names[kind] = _chosen(kind, given, *reversed(_parts(shipped, names)))
     merged: dict[str, Any] = {kind: {"name": name} for kind, name in names.items()}
     for part in _parts(shipped, names):
-        others = [kind for kind in PLUGINS if _named(kind, part.get(kind)).get("name") not in (None, names[kind])]
+        others = [kind for kind in PLUGINS if plugin_data(kind, part.get(kind)).get("name") not in (None, names[kind])]
         _merge(merged, {key: value for key, value in part.items() if key not in others})
     _merge(merged, given)
     return validate(RunConfig, merged, where=str(file) if file else "configuration")
@@ -221,7 +239,7 @@ def merged_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
     """The name of the objective, sampler or backbone that the first layer with an opinion wants."""
     for layer in layers:
-        name = _named(kind, layer.get(kind)).get("name")
+        name = plugin_data(kind, layer.get(kind)).get("name")
         if name is not None:
             return str(name)
     return str(RunConfig.model_fields[kind].default.name)
@@ -293,6 +311,19 @@ def _assignment(text: str) -> dict[str, Any]:
     return dict(nested)
 
 
+def assignments(data: Mapping[str, Any], path: str = "") -> list[str]:
+    """The `dotted.key=value` texts from which `parse_assignments` makes the data again."""
+    found = []
+    for key, value in data.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value and not any(set(".=") & set(str(inner)) for inner in value):
+            found += assignments(value, dotted)
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+            found.append(f"{dotted}={text.removesuffix('...' + chr(10)).strip()}")
+    return found
+
+
 def _number(text: str) -> str | float:
     """YAML 1.1 reads 1e-4 as text; nobody means that."""
     return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else text
@@ -302,17 +333,17 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         old = into.get(key)
         if key in PLUGINS:
-            old, value = _named(key, old), _named(key, value)
-            if old and value.get("name") not in (None, old.get("name")):
-                old = None  # another plug-in: the settings of the former one do not apply
-            into[key] = {**(old or {}), **value}
+            old, value = plugin_data(key, old), plugin_data(key, value)
+            if old.get("name") and value.get("name") not in (None, old["name"]):
+                old = {}  # another plug-in: the settings of the former one do not apply
+            into[key] = {**old, **value}
         elif isinstance(old, dict) and isinstance(value, Mapping):
             _merge(old, value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _named(kind: str, value: Any) -> dict[str, Any]:
+def plugin_data(kind: str, value: Any) -> dict[str, Any]:
     """A plug-in as `{name, **settings}`, from a name, from that, or from `{name, settings: {...}}`."""
     if value is None:
         return {}

@@ -100,7 +100,7 @@ class Terminal:
         groups = config.prompts_per_iteration
         on = f"{policy.device}, {threads} threads" if policy.device.type == "cpu" else str(policy.device)
         self.rich.print(
-            f"[bold]{escape(config.objective.name)}[/bold] x [bold]{escape(config.sampler.name)}[/bold] on "
+            f"[bold]{escape(config.objective.title)}[/bold] x [bold]{escape(config.sampler.title)}[/bold] on "
             f"{escape(config.backbone.name)}, task {escape(config.task)}, seed {config.seed}, preset {config.preset} ({on})"
         )
         length = "iterations" if config.iterations is None else f"{config.iterations} iterations"
@@ -142,7 +142,7 @@ class Terminal:
             yield lambda row, share: progress.update(bar, completed=share, numbers=_numbers(row, iterations))
 
     def end(self, result: Result, out: Path) -> None:
-        pair = escape(f"{result.run.objective} x {result.run.sampler}")
+        pair = escape(" x ".join(result.pair))
         table = Table(title=f"{pair}: before and after", title_justify="left")
         for column in ("metric", "base", "trained", "difference (95 % interval)", ""):
             table.add_column(column, justify="left" if column in ("metric", "") else "right")

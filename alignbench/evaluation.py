@@ -7,20 +7,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from alignbench.backbone import Backbone
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
-from alignbench.executor import decode, sample
+from alignbench.executor import decode, predict, rollout, sample
 from alignbench.load import load_eval
+from alignbench.plan import Plan, Step
 from alignbench.record import Estimate, MetricRecord
 from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
 from alignbench.signals import TimeLimitError, time_limit
 from alignbench.statistics import mean_interval, mean_of_means_interval
 from alignbench.tasks import EvalChoice, Task
+from alignbench.terms import EdgeRows, edge_terms
 
 COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
+PATH_STEPS, PATH_NOISE, PATHS = 8, 0.7, 64
+"""Of `path_kl`: denoising steps, their noise level, and how many rollouts over all prompts, but one of each at least."""
 
 
 @contextmanager
@@ -221,6 +226,31 @@ def judge(
         for metric in of_overall:
             directions[metric], roles[metric] = found.higher_is_better(metric), role
     return Evaluation(pd.DataFrame(rows, columns=COLUMNS), arrays, list(prompts), directions, roles, overall)
+
+
+@torch.no_grad()
+def path_kl(policy: Backbone, prompts: Sequence[str], seed: int, *, micro_batch: int | None = None) -> np.ndarray:
+    """How far the policy's denoising paths are from the base model's, for each prompt: KL divergence in nats, float64 [P].
+
+    The sum over stochastic steps of |mu - mu_ref|^2 / (2 std^2), summed over latent dimensions, on fresh rollouts of the
+    policy by rule sde. The last step is deterministic and left out. Comparable between models at equal PATH_STEPS and
+    PATH_NOISE alone.
+    """
+    plan = Plan((*[Step("sde", PATH_NOISE)] * (PATH_STEPS - 1), Step()), roots=max(1, PATHS // len(prompts)))
+    forest = rollout(policy, prompts, plan, seed, reduction="sum", micro_batch=micro_batch)
+    rows = EdgeRows.of(forest)
+    with policy.reference():
+        reference = predict(policy, rows.x, rows.sigma, policy.encode(list(prompts)), rows.group, micro_batch)
+    kl = edge_terms(rows, forest.row_velocity, reference)["kl"]
+    return np.asarray(forest.path_sum(kl).double().mean(1).cpu())
+
+
+def with_measured(evaluation: Evaluation, metric: str, values: np.ndarray) -> Evaluation:
+    """The evaluation with one more metric of the model itself, neither direction of which is better; `values` [prompts]."""
+    rows = [(p, evaluation.prompts[p], -1, metric, float(value)) for p, value in enumerate(values)]
+    table = pd.concat([evaluation.table, pd.DataFrame(rows, columns=COLUMNS)])
+    directions, roles = {**evaluation.directions, metric: None}, {**evaluation.roles, metric: "judge"}
+    return replace(evaluation, table=table, directions=directions, roles=roles)
 
 
 def _together(pictures: list[np.ndarray]) -> np.ndarray:

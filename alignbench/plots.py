@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
 
 import matplotlib
 
@@ -10,7 +11,6 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pandas as pd
-import torch
 from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
 from alignbench import groups
+from alignbench.errors import UserError
 from alignbench.forest import RolloutForest
 from alignbench.record import Estimate, Result, read_result, write_atomically
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from alignbench.evaluation import Evaluation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TREE = Path("samples") / "tree.npz"
+"""In a run's folder, the tree that is drawn."""
 STYLE: Any = {
     "figure.dpi": 150,
     "font.size": 8,
@@ -53,6 +56,8 @@ def plot_run(folder: Path) -> list[Path]:
         for name, figure in (("curves", curves(frame, result)), ("diagnostics", diagnostics(frame))):
             written.append(write_figure(folder / "plots" / f"{name}.png", figure))
     written.append(write_figure(folder / "plots" / "changes.png", changes(result)))
+    if (folder / TREE).is_file():
+        written.append(write_figure(folder / "plots" / "tree.png", tree(RolloutTree.read(folder / TREE))))
     return written
 
 
@@ -138,7 +143,7 @@ def changes(result: Result) -> Figure:
             yticklabels=names,
             xlabel="trained minus base, in half-widths of the base's 95 % interval",
         )
-        axis.set_title(f"{result.run.objective} x {result.run.sampler}, seed {result.run.seed}")
+        axis.set_title(f"{' x '.join(result.pair)}, seed {result.run.seed}")
         axis.invert_yaxis()
     return figure
 
@@ -187,54 +192,90 @@ def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     )
 
 
-def tree(forest: RolloutForest, images: np.ndarray, reward: str, beta: float, group: int = 0) -> Figure:
-    """One group's rollout: branches by step, pictures at the leaves, and their p and q.
+class RolloutTree(NamedTuple):
+    """One group's rollout as it is drawn: K leaves over T steps.
 
-    p = softmax of the path's log-probability, q = softmax(beta z) of the standardised reward.
+    Attributes:
+        prompt: of the group. reward: the name of its reward.
+        beta: the inverse temperature of q.
+        stochastic: bool [T]. children: int [T], of each branch that is alive before the step.
+        images: uint8 [K, H, W, 3].
+        rewards: float [K], NaN where a scorer gave up.
+        p: softmax of the path's log-probability, [K]. q: softmax(beta z) of the standardised reward, [K].
     """
-    k = forest.group_size
-    this = slice(group, group + 1)
-    rewards = forest.by_group(forest.rewards.cpu())[this]
-    here = groups.valid(rewards)
-    p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
-    q = groups.log_softmax(beta * groups.standardise(rewards), here).exp()[0]
-    steps = len(forest.plan.steps)
+
+    prompt: str
+    reward: str
+    beta: float
+    stochastic: np.ndarray
+    children: np.ndarray
+    images: np.ndarray
+    rewards: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+
+    @classmethod
+    def of(cls, forest: RolloutForest, images: np.ndarray, reward: str, beta: float, group: int = 0) -> "RolloutTree":
+        """A group of a forest whose rewards are known, with the pictures of all its leaves."""
+        k, this = forest.group_size, slice(group, group + 1)
+        rewards = forest.by_group(forest.rewards.cpu())[this]
+        here = groups.valid(rewards)
+        p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
+        q = groups.log_softmax(beta * groups.standardise(rewards), here).exp()[0]
+        steps = forest.plan.steps
+        plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
+        pictures = np.asarray(images[group * k : (group + 1) * k])
+        return cls(forest.prompts[group], reward, beta, *plan, pictures, rewards[0].numpy(), p.numpy(), q.numpy())
+
+    def write(self, file: Path) -> None:
+        write_atomically(file, lambda p: np.savez_compressed(p, **self._asdict()))
+
+    @classmethod
+    def read(cls, file: Path) -> "RolloutTree":
+        """What `write` wrote; raises UserError where the file is anything else."""
+        try:
+            with np.load(file) as found:
+                kept = {name: found[name] for name in cls._fields}
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(f"{file} is no drawing of a rollout tree ({type(error).__name__}: {error})") from error
+        return cls(**{name: value.item() if value.ndim == 0 else value for name, value in kept.items()})
+
+
+def tree(drawn: RolloutTree) -> Figure:
+    """Branches by step, pictures at the leaves with their rewards, and p and q."""
+    k, steps = len(drawn.images), len(drawn.children)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, (axis, bars) = plt.subplots(
             1, 2, figsize=(8, max(2.5, 0.42 * k)), layout="constrained", width_ratios=[3, 1], sharey=True
         )
-        _branches(axis, forest)
-        for leaf in range(k):
-            picture = OffsetImage(images[group * k + leaf], zoom=0.36 * 64 / images.shape[1])
+        _branches(axis, drawn)
+        for leaf, image in enumerate(drawn.images):
+            picture = OffsetImage(image, zoom=0.36 * 64 / drawn.images.shape[1])
             axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
         axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
-        axis.set_title(
-            f"{forest.prompts[group]}\n{k} leaves; splits at steps {', '.join(map(str, forest.plan.splits)) or 'none'}",
-            parse_math=False,
-        )
+        splits = ", ".join(str(t) for t in np.flatnonzero(drawn.children > 1)) or "none"
+        axis.set_title(f"{drawn.prompt}\n{k} leaves; splits at steps {splits}", parse_math=False)
         axis.spines["left"].set_visible(False)
         y = np.arange(k)
-        bars.barh(y - 0.2, p, height=0.38, color=COLORS[0], label="p (policy)")
-        bars.barh(y + 0.2, q, height=0.38, color=COLORS[1], label=f"q (target, beta {beta:g})")
-        for leaf in range(k):
-            bars.text(float(max(p[leaf], q[leaf])), leaf, f" {float(rewards[0, leaf]):.2f}", va="center", fontsize=6)
-        bars.set(xlabel="probability in the group", title=f"numbers: {reward}")
+        bars.barh(y - 0.2, drawn.p, height=0.38, color=COLORS[0], label="p (policy)")
+        bars.barh(y + 0.2, drawn.q, height=0.38, color=COLORS[1], label=f"q (target, beta {drawn.beta:.3g})")
+        for leaf, (p, q, reward) in enumerate(zip(drawn.p, drawn.q, drawn.rewards, strict=True)):
+            bars.text(float(max(p, q)), leaf, f" {reward:.2f}", va="center", fontsize=6)
+        bars.set(xlabel="probability in the group", title=f"numbers: {drawn.reward}")
         figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
 
-def _branches(axis: Any, forest: RolloutForest) -> None:
-    """Lines of the tree that all groups share, from right to left: a parent stands at the mean height of its children."""
-    plan, steps = forest.plan, len(forest.plan.steps)
-    heights = torch.arange(plan.leaves, dtype=torch.float32)
-    for t in reversed(range(steps)):
-        step = plan.steps[t]
-        parents = heights.view(-1, step.children).mean(1)
-        color = COLORS[1] if step.stochastic else "#999999"
-        for parent, children in zip(parents, heights.view(-1, step.children), strict=True):
+def _branches(axis: Any, drawn: RolloutTree) -> None:
+    """Lines from right to left: a parent stands at the mean height of its children."""
+    heights = np.arange(len(drawn.images), dtype=np.float64)
+    for t in reversed(range(len(drawn.children))):
+        of_parent = heights.reshape(-1, int(drawn.children[t]))
+        heights = of_parent.mean(1)
+        color, width = (COLORS[1], 1.1) if drawn.stochastic[t] else ("#999999", 0.8)
+        for parent, children in zip(heights, of_parent, strict=True):
             for child in children:
-                axis.plot([t, t + 1], [float(parent), float(child)], color=color, linewidth=1.1 if step.stochastic else 0.8)
-        heights = parents
+                axis.plot([t, t + 1], [parent, child], color=color, linewidth=width)
     axis.plot([], [], color=COLORS[1], label="stochastic")
     axis.plot([], [], color="#999999", label="deterministic")
     axis.legend(loc="upper left", fontsize=6)

@@ -121,6 +121,12 @@ class Result(_Part):
     environment: dict[str, Any]
     config: dict[str, Any]
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """What the objective and the sampler are called: their labels, else their names."""
+        objective, sampler = (self.config.get(kind, {}).get("label") for kind in ("objective", "sampler"))
+        return objective or self.run.objective, sampler or self.run.sampler
+
 
 class ScoredMetric(Estimate):
     """A metric of one set of pictures."""
@@ -280,9 +286,11 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def command() -> str:
-    """The command line of this process, ready for a shell."""
-    return shlex.join(["alignbench", *sys.argv[1:]])
+def command() -> str | None:
+    """The command line of this process, ready for a shell; None where it is not alignbench's, as in a notebook."""
+    program = Path(sys.argv[0])
+    ours = program.name == "alignbench" or program == Path(__file__).with_name("__main__.py")
+    return shlex.join(["alignbench", *sys.argv[1:]]) if ours else None
 
 
 def git_revision() -> str | None:

@@ -4,8 +4,9 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,20 @@ import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from alignbench import comparison_plots as drawing
 from alignbench.record import write_atomically
 from alignbench.results import BASE, Results, read_results
 
 LEVEL = 0.05
+FEW_SEEDS = 5
+"""Below so many a difference that is there will often not be beyond chance."""
+LISTED = 6
+"""Differences between methods that the verdict names; the table of pairs has all."""
 TEMPLATES = Path(__file__).parent / "templates"
 PUBLISHED = Path(__file__).parent / "published.yaml"
-FRAME = (70.0, 12.0, 480.0, 300.0)
+FRAME = (86.0, 12.0, 464.0, 300.0)
 """Left, top, width and height of the trade-off plot's axes, in its own units."""
 PATHS = {
     "o": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0",
@@ -41,29 +47,32 @@ PATHS = {
 """Matplotlib's markers as SVG paths."""
 
 
-def write_report(folder: Path) -> list[Path]:
+def write_report(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> list[Path]:
     """Reads every record below `folder` and writes report.html, report.md, tables/ and plots/ into it; returns the files.
 
+    The plots of a run's own folder stay what they are.
+
+    Args:
+        reward, diversity: metrics that are shown against one another, in place of each setup's first.
+
     Raises:
-        UserError: there is no finished run.
+        UserError: there is no finished run, or none with such a metric.
         RunError: a file cannot be written.
     """
-    results = read_results(folder)
-    setups = [_setup(results, setup) for setup in results.setups]
+    results = read_results(folder, reward=reward, diversity=diversity)
+    plots = [] if (folder / "result.json").is_file() else drawing.plot_comparison(results, folder / "plots")
     values = {
-        "setups": setups,
+        "setups": [_setup(results, setup, folder, plots) for setup in results.setups],
         "results": results,
         "published": yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")),
-        "environment": results.runs[0].result.environment,
-        "commands": [results.command] if results.command else [r.result.environment.get("command", "") for r in results.runs],
-        "failed": results.unfinished,
+        "base": BASE,
     }
     written = []
     for name in ("report.html", "report.md"):
         text = render(f"{name}.jinja", values)
         _write(folder / name, text)
         written.append(folder / name)
-    return written + _write_tables(results, folder / "tables") + drawing.plot_comparison(results, folder / "plots")
+    return written + _write_tables(results, folder / "tables") + plots
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -75,13 +84,13 @@ def render(template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "estimate": estimate, "plain": plain}
+    environment.filters |= {"number": number, "estimate": estimate, "plain": plain, "listed": listed}
     return environment.get_template(template).render(values)
 
 
 def plain(text: Any) -> str:
     """A name or a sentence as one line of Markdown text, which can open no tag, link or column of a table."""
-    return re.sub(r"([\\`\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
 def verdict(results: Results, setup: str) -> list[str]:
@@ -93,43 +102,107 @@ def verdict(results: Results, setup: str) -> list[str]:
         points = drawing.metric_pairs(cells, diversity, reward)
         front = ", ".join(str(c) for c in points.index[points["front"]]) or "nothing"
         sentences.append(f"On the front of {reward} and {diversity}, by their means: {front}.")
+        sentences += _beaten(results, setup, [str(c) for c in points.index[~points["front"]]], reward, diversity)
     else:
         sentences.append("No diversity metric was recorded, so there is no trade-off to show.")
     for metric in (reward, *([diversity] if diversity else [])):
         sentences += _differences(results, setup, metric)
+    seeds = cells.loc[cells["cell"] != BASE, "seeds"]
+    if 1 < seeds.min() < FEW_SEEDS:
+        sentences.append(f"{_count(seeds)} a method: a difference that is not beyond chance here may still be there.")
+    sentences += _moved(cells)
     alarms = sum(bool(run.result.alarms) for run in results.of(setup))
     sentences.append(f"{alarms} of {len(results.of(setup))} runs raised an alarm." if alarms else "No run raised an alarm.")
     return sentences
 
 
-def _differences(results: Results, setup: str, metric: str) -> list[str]:
+def _tested(results: Results, setup: str, metric: str) -> pd.DataFrame:
+    """The pairs whose difference in a metric could be tested, with the names of the higher one and of the better one."""
     pairs = results.pairs_frame
-    pairs = pairs[(pairs["setup"] == setup) & (pairs["metric"] == metric)]
-    tested = pairs.dropna(subset=["p"])
+    tested = pairs[(pairs["setup"] == setup) & (pairs["metric"] == metric)].dropna(subset=["p"])
+    up = tested["difference"] > 0
+    high, low = tested["first"].where(up, tested["second"]), tested["second"].where(up, tested["first"])
+    reverse = bool((tested["higher_is_better"] == False).any())  # noqa: E712
+    better, worse = (low, high) if reverse else (high, low)
+    return tested.assign(high=high, low=low, better=better, worse=worse, clear=tested["p_holm"] < LEVEL)
+
+
+def _beaten(results: Results, setup: str, behind: list[str], reward: str, diversity: str) -> list[str]:
+    """Which cells behind the front another one beats beyond chance in both; nothing where nothing can be tested."""
+    tests = [_tested(results, setup, metric) for metric in (reward, diversity)]
+    if not behind or any(tested.empty for tested in tests):
+        return []
+    clear = [{(row["better"], row["worse"]) for row in tested[tested["clear"]].to_dict("records")} for tested in tests]
+    by = {worse: better for better, worse in sorted(clear[0] & clear[1])}
+    found = ", ".join(f"{cell} (by {by[cell]})" for cell in behind if cell in by)
+    return [f"Beaten in both beyond chance: {found or 'none, so that what stands behind the front may belong to it'}."]
+
+
+def _differences(results: Results, setup: str, metric: str) -> list[str]:
+    tested = _tested(results, setup, metric)
     if tested.empty:
-        why = "two seeds of a cell are needed, whose values differ"
+        why = "two seeds of a cell are needed, whose values differ; intervals over prompts hold for these trained models alone"
         return [f"{metric}: nothing can be said about chance from training to training ({why})."]
-    clear = tested[tested["p_holm"] < LEVEL]
-    if clear.empty:
-        return [f"{metric}: no difference is beyond chance ({len(tested)} tested, Welch, Holm-corrected)."]
-    said = [f"{metric}: {len(clear)} of {len(tested)} tested differences are beyond chance (Welch, Holm-corrected)."]
-    for row in clear.to_dict("records"):
-        high, low = (row["first"], row["second"]) if row["difference"] > 0 else (row["second"], row["first"])
-        by, p = number(abs(row["difference"])), row["p_holm"]
-        said.append(f"{metric} of {high} is higher than that of {low} by {by} (p = {p:.2g}).")
+    clear, count = int(tested["clear"].sum()), f"{len(tested)} tested differences"
+    how = "Welch's test over seeds, Holm-corrected"
+    if not clear:
+        return [f"{metric}: none of {count} is beyond chance ({how})."]
+    said = [f"{metric}: {clear} of {count} are beyond chance ({how})."]
+    to_base = tested[(tested["first"] == BASE) | (tested["second"] == BASE)]
+    for side, other, word in (("high", "low", "above"), ("low", "high", "below")):
+        rows = to_base[to_base["clear"] & (to_base[other] == BASE)]
+        if len(rows):
+            listed = ", ".join(f"{row[side]} ({_by(row)})" for row in rows.to_dict("records"))
+            said.append(f"{metric} is {word} the base model's for {listed}.")
+    between = tested.drop(to_base.index)
+    surest = between[between["clear"]].sort_values("p_holm", kind="stable").to_dict("records")
+    if surest:
+        listed = "; ".join(f"{row['high']} above {row['low']} ({_by(row)})" for row in surest[:LISTED])
+        more = f"; {len(surest) - LISTED} more in the table of pairs" if len(surest) > LISTED else ""
+        said.append(f"{metric} between methods: {listed}{more}.")
+    elif len(between):
+        said.append(f"{metric} between methods: no difference is beyond chance.")
     return said
 
 
-def _setup(results: Results, setup: str) -> dict[str, Any]:
+def _by(row: dict[Any, Any]) -> str:
+    size, ends = abs(row["difference"]), sorted(row[f"difference_{end}"] for end in ("lower", "upper"))
+    low, high = ends if row["difference"] > 0 else (-ends[1], -ends[0])
+    return f"by {number(size)} [{number(low)}, {number(high)}], p = {row['p_holm']:.2g}"
+
+
+def _count(seeds: pd.Series) -> str:
+    low, high = int(seeds.min()), int(seeds.max())
+    return f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
+
+
+def _moved(cells: pd.DataFrame) -> list[str]:
+    """How far the methods went from the base model: at unequal distances, diversity alone says little."""
+    for metric in drawing.DISTANCES:
+        rows = cells[(cells["metric"] == metric) & (cells["cell"] != BASE)].dropna(subset=["mean"])
+        if len(rows) > 1:
+            near, *_, far = rows.sort_values("mean").to_dict("records")
+            span = f"from {number(near['mean'])} ({near['cell']}) to {number(far['mean'])} ({far['cell']})"
+            return [f"{metric} goes {span}, by means: what moved less keeps diversity for free, so compare at equal distance."]
+    return []
+
+
+def _setup(results: Results, setup: str, folder: Path, plots: Sequence[Path]) -> dict[str, Any]:
+    """What the templates show of a setup.
+
+    Args:
+        plots: files that were drawn; their SVGs go into the page. Without any, they are drawn for the page alone.
+    """
     reward, diversity = results.reward(setup), results.diversity(setup)
     cells = results.cells_frame[results.cells_frame["setup"] == setup]
     first = results.of(setup)[0].result
     rows, texts = drawing.gallery(results, setup)
     pictures = {cell: [_data_uri(p) for p in found] for cell, found in rows.items()}
-    figures = drawing.comparison_figures(results, setup)
-    for name in ("trade_off", "pictures"):  # the page has its own
-        if name in figures:
-            plt.close(figures.pop(name))
+    own = drawing.plots_folder(results, setup, folder / "plots")
+    files = [file for file in plots if file.parent == own and file.suffix == ".svg"]
+    figures = {file.stem: _svg_uri(file.read_bytes()) for file in files}
+    if not files:
+        figures = {name: _svg_uri(_svg(figure)) for name, figure in drawing.comparison_figures(results, setup).items()}
     pairs = results.pairs_frame
     return {
         "name": setup,
@@ -139,9 +212,12 @@ def _setup(results: Results, setup: str) -> dict[str, Any]:
         "metrics": list(first.metrics),
         "rows": [_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])],
         "plot": scatter(cells, reward, diversity) if diversity else None,
-        "figures": {name.replace("_", " "): _svg_uri(figure) for name, figure in figures.items()},
+        # The page has a trade-off plot and pictures of its own.
+        "figures": {drawing.figure_title(name): uri for name, uri in figures.items() if name not in ("trade_off", "pictures")},
+        "files": {drawing.figure_title(f.stem): f.relative_to(folder).with_suffix(".png").as_posix() for f in files},
         "pictures": pictures,
         "prompts": texts,
+        "trees": {cell: _data_uri(tree) for cell, tree in drawing.tree_drawings(results, setup).items()},
         "pairs": pairs[(pairs["setup"] == setup) & pairs["metric"].isin([reward, diversity])].to_dict("records"),
         "protocol": first.protocol.model_dump(mode="json"),
         "alarms": [(run.cell, run.result.run.seed, alarm) for run in results.of(setup) for alarm in run.result.alarms],
@@ -184,7 +260,10 @@ def scatter(cells: pd.DataFrame, reward: str, diversity: str) -> dict[str, Any]:
         c: [(place(c, t), f"{t:.4g}") for t in MaxNLocator(5).tick_values(*limits[c]) if _within(t, limits[c])] for c in "xy"
     }
     front = sorted((m["x"], m["y"]) for m in marks if m["front"])
-    return {"marks": marks, "ticks": ticks, "front": " ".join(f"{x},{y}" for x, y in front), "frame": FRAME}
+    more_is_better = drawing.sign(cells, diversity) > 0
+    corners = [(x, below) if more_is_better else (right, y) for (x, y), (right, below) in pairwise(front)]
+    line = [point for both in zip_longest(front, corners) for point in both if point]
+    return {"marks": marks, "ticks": ticks, "front": " ".join(f"{x},{y}" for x, y in line), "frame": FRAME}
 
 
 def _limits(points: pd.DataFrame, axis: str) -> tuple[float, float]:
@@ -201,10 +280,10 @@ def _within(value: float, limits: tuple[float, float]) -> bool:
 
 
 def number(value: float | None) -> str:
-    """Four digits, or a dash where there is none."""
+    """Four digits, those before the point in full, or a dash where there is none."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < math.inf else f"{value:.4g}"
 
 
 def estimate(row: dict[str, Any], name: str = "mean") -> str:
@@ -212,8 +291,15 @@ def estimate(row: dict[str, Any], name: str = "mean") -> str:
     value, lower, upper, n = (row[name + end] for end in ("", "_lower", "_upper", "_n"))
     if math.isnan(value):
         return "-"
-    over = "seeds" if name == "iqm" or row["over"] == "seeds" else "prompts"
-    return f"{number(value)} [{number(lower)}, {number(upper)}] (n = {n:.0f} {over})"
+    over = row.get("over", "seeds") if name != "iqm" else "seeds"
+    return f"{number(value)} [{number(lower)}, {number(upper)}] (n = {n:.0f} {over if n != 1 else over.removesuffix('s')})"
+
+
+def listed(value: Any) -> str:
+    """Keys and values in a line, nested ones in brackets."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{k} ({listed(v)})" if isinstance(v, Mapping) else f"{k} {v}" for k, v in value.items() if v != {})
 
 
 def latex_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
@@ -234,7 +320,10 @@ def _latex(text: str) -> str:
 def _write_tables(results: Results, folder: Path) -> list[Path]:
     written = []
     frames = {"runs": results.runs_frame, "cells": results.cells_frame, "pairs": results.pairs_frame}
-    frames |= {"prompts": results.prompts_frame, "curves": results.curves_frame}
+    frames |= {"prompts": results.prompts_frame, "curves": results.curves_frame, "images": results.images_frame}
+    volumes = {setup: drawing.setup_hypervolumes(results, setup) for setup in results.setups if results.diversity(setup)}
+    if volumes:
+        frames["hypervolumes"] = pd.concat(volumes, names=["setup"]).reset_index("setup")
     for name, frame in frames.items():
         write_atomically(folder / f"{name}.csv", partial(frame.to_csv, index=False))
         write_atomically(folder / f"{name}.parquet", partial(frame.to_parquet, index=False))
@@ -253,15 +342,19 @@ def _write(file: Path, text: str) -> None:
     write_atomically(file, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def _svg_uri(figure: Figure) -> str:
+def _svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with plt.rc_context(drawing.PAPER):
         figure.savefig(buffer, format="svg")
     plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
-def _data_uri(picture: Any) -> str:
+def _svg_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

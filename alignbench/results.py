@@ -5,6 +5,7 @@ equal for cells to be compared: task, backbone, evaluation protocol and budget. 
 """
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -16,7 +17,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from alignbench.config import WITHOUT_EFFECT
-from alignbench.errors import UserError
+from alignbench.errors import UserError, did_you_mean
 from alignbench.record import Estimate, Result, read_result
 from alignbench.statistics import (
     Interval,
@@ -27,6 +28,7 @@ from alignbench.statistics import (
     seed_interval,
     stratified_interval,
     welch,
+    welch_interval,
 )
 
 BASE = "base model"
@@ -60,9 +62,10 @@ class Results:
         folder: where they were looked for.
         runs: those that can be used.
         unreadable: a line for each record that cannot be read; the others are used.
-        unfinished: cells of `comparison.json` that are not complete: id, status, error.
+        unfinished: cells of comparisons that are not complete: id, status, error.
         notes: what a reader must know about how runs were grouped or left out.
-        command: what made the comparison, where it is known.
+        commands: what makes all of this anew.
+        chosen: metrics for `reward` and `diversity` in place of each setup's first.
     """
 
     folder: Path
@@ -70,7 +73,8 @@ class Results:
     unreadable: list[str] = field(default_factory=list)
     unfinished: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    command: str | None = None
+    commands: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
 
     @property
     def setups(self) -> list[str]:
@@ -80,13 +84,26 @@ class Results:
         return [run for run in self.runs if run.setup == setup]
 
     def reward(self, setup: str) -> str:
-        """The metric that the setup's runs trained on; the first of several."""
+        """The chosen one, else the metric that the setup's runs trained on; the first of several."""
         metrics = self.of(setup)[0].result.metrics
+        if self.chosen.get("reward") in metrics:
+            return self.chosen["reward"]
         return next((name for name, metric in metrics.items() if metric.role == "reward"), next(iter(metrics)))
 
     def diversity(self, setup: str) -> str | None:
-        """The setup's first diversity metric, or None."""
-        return next((name for name in DIVERSITY if name in self.of(setup)[0].result.metrics), None)
+        """The chosen one, else the setup's first diversity metric, or None."""
+        metrics = self.of(setup)[0].result.metrics
+        return next((name for name in (self.chosen.get("diversity"), *DIVERSITY) if name in metrics), None)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the runs were made with; where they differ, every value."""
+        found: dict[str, list[Any]] = {}
+        for run in self.runs:
+            for key, value in run.result.environment.items():
+                if key != "command" and value not in found.setdefault(key, []):
+                    found[key].append(value)
+        return {key: values[0] if len(values) == 1 else " | ".join(map(str, values)) for key, values in found.items()}
 
     @cached_property
     def runs_frame(self) -> pd.DataFrame:
@@ -94,8 +111,9 @@ class Results:
         rows = []
         for run in self.runs:
             info, budget = run.result.run, run.result.budget
+            objective, sampler = run.result.pair
             for metric, record in run.result.metrics.items():
-                row: dict[str, Any] = {**_keys(run), "objective": info.objective, "sampler": info.sampler, "run": info.id}
+                row: dict[str, Any] = {**_keys(run), "objective": objective, "sampler": sampler, "run": info.id}
                 row |= {"metric": metric, "role": record.role, "higher_is_better": record.higher_is_better}
                 for name, estimate in (("base", record.base), ("final", record.final), ("difference", record.difference)):
                     row |= _columns(name, _interval(estimate))
@@ -103,10 +121,21 @@ class Results:
                     "model_rows": budget.model_rows_rollout + budget.model_rows_train,
                     "reward_calls": budget.reward_calls,
                     "seconds": budget.seconds,
+                    "seconds_evaluation": budget.seconds_evaluation,
+                    "peak_memory_bytes": budget.peak_memory_bytes,
+                    "failed_scores": budget.failed_scores,
+                    "alarms": len(run.result.alarms),
+                    "iterations": info.iterations,
                     "status": info.status,
                 }
                 rows.append(row)
         return pd.DataFrame(rows)
+
+    @cached_property
+    def images_frame(self) -> pd.DataFrame:
+        """Every run's evaluation table: a row an image and metric (image -1: of a whole prompt), phase base or final."""
+        parts = [run.evals.assign(**_keys(run)) for run in self.runs if run.evals is not None]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["setup", "cell", "seed"])
 
     @cached_property
     def prompts_frame(self) -> pd.DataFrame:
@@ -157,8 +186,9 @@ class Results:
     def pairs_frame(self) -> pd.DataFrame:
         """A row a setup, metric and two cells: what they differ in.
 
-        `difference`: first minus second, of means over seeds. `p`: Welch's, over seeds; `p_holm`: corrected for all pairs of
-        the setup and metric. `paired_*`: per prompt, seeds averaged, which holds for these trained models only.
+        `difference`: first minus second, of means over seeds, with Welch's interval and the smaller number of seeds.
+        `p`: Welch's; `p_holm`: corrected for all pairs of the setup and metric.
+        `paired_*`: per prompt, seeds averaged, which holds for these trained models only.
         `probability`: that a run of the first is better than one of the second.
         """
         rows = []
@@ -211,8 +241,8 @@ class Results:
             difference = np.array([_interval(r.difference).value for r in records])
             several = int((~np.isnan(final)).sum()) > 1
             rows.append(
-                dict[str, Any](setup=first.setup, cell=first.cell, objective=first.result.run.objective)
-                | {"sampler": first.result.run.sampler, "metric": name, "role": record.role}
+                dict[str, Any](setup=first.setup, cell=first.cell, objective=first.result.pair[0])
+                | {"sampler": first.result.pair[1], "metric": name, "role": record.role}
                 | {"higher_is_better": record.higher_is_better, "seeds": len(runs), "over": "seeds" if several else "prompts"}
                 | {"sd": float(np.nanstd(final, ddof=1)) if several else np.nan}
                 | _columns("mean", seed_interval(final) if several else _interval(record.final))
@@ -245,18 +275,21 @@ class Results:
             sign = -1.0 if higher is False else 1.0
             rows.append(
                 {"setup": setup, "metric": metric, "first": first, "second": second, "higher_is_better": higher}
-                | {"difference": float(np.nanmean(a) - np.nanmean(b)) if _known(a) and _known(b) else np.nan}
+                | _columns("difference", welch_interval(a, b))
                 | {"p": welch(a, b), "probability": probability_of_improvement(sign * a[:, None], sign * b[:, None])}
                 | _columns("paired", paired)
             )
         return rows
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> Results:
     """Every record below the folder, at any depth.
 
+    Args:
+        reward, diversity: metrics that are shown against one another, in place of each setup's first.
+
     Raises:
-        UserError: the folder is not there, or no record in it can be read.
+        UserError: the folder is not there, no record in it can be read, or none has such a metric.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
@@ -275,24 +308,70 @@ def read_results(folder: Path) -> Results:
     if not found:
         why = f": {results.unreadable[0]}" if results.unreadable else " (no result.json)"
         raise UserError(f"there is no finished run below {folder}{why}")
-    _read_comparison(folder / "comparison.json", results)
+    alone = _read_comparisons(folder, found, results)
+    results.commands += dict.fromkeys(_command(*run) for run in found if run[0] in alone)
     _name(found, results)
+    for option, name in (("reward", reward), ("diversity", diversity)):
+        if name is not None:
+            _choose(option, name, results)
+    varying = _differing_environments([run.result.environment for run in results.runs])
+    if varying:
+        results.notes.append(
+            f"the runs differ in {', '.join(varying)}: their numbers, seconds above all, may not be comparable"
+        )
     return results
 
 
-def _read_comparison(file: Path, results: Results) -> None:
-    """What a comparison's own file adds: the command, and cells that are not complete."""
-    if not file.is_file():
-        return
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        results.command = data.get("command")
-        for cell in data.get("cells", []):
-            if cell.get("status") != "complete":
-                line = {key: str(cell.get(key) or "") for key in ("id", "status", "error")}
-                results.unfinished.append(line)
-    except (OSError, ValueError, AttributeError) as error:
-        results.unreadable.append(f"cannot read {file}: {error}")
+def _read_comparisons(folder: Path, found: list[tuple[Path, Result]], results: Results) -> set[Path]:
+    """What the files of comparisons add: their commands, cells that are not complete, and the order of the others.
+
+    Returns:
+        The runs that belong to none.
+    """
+    runs = [run for run, _ in found]
+    alone = set(runs)
+    order: dict[Path, int] = {}
+    for home in sorted({folder, *(run.parent.parent for run in runs)}):
+        file = home / "comparison.json"
+        if not file.is_file():
+            continue
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if data.get("command"):
+                results.commands.append(str(data["command"]))
+                alone -= {run for run in runs if run.parent.parent == home}
+            for cell in data.get("cells", []):
+                order[home / "runs" / str(cell.get("id"))] = len(order)
+                if cell.get("status") != "complete":
+                    results.unfinished.append({key: str(cell.get(key) or "") for key in ("id", "status", "error")})
+        except (OSError, ValueError, AttributeError) as error:
+            results.unreadable.append(f"cannot read {file}: {error}")
+    found.sort(key=lambda run: order.get(run[0], len(order)))
+    return alone
+
+
+def _command(folder: Path, result: Result) -> str:
+    """What makes a single run anew: its resolved configuration, or else what was typed."""
+    file = folder / "config.yaml"
+    return (
+        shlex.join(["alignbench", "run", "--config", str(file)]) if file.is_file() else str(result.environment.get("command"))
+    )
+
+
+def _choose(option: str, name: str, results: Results) -> None:
+    known = {metric for run in results.runs for metric in run.result.metrics}
+    if name not in known:
+        raise UserError(f"--{option}: no run recorded a metric {name!r}{did_you_mean(name, known)}")
+    results.chosen[option] = name
+    for setup in results.setups:
+        if name not in results.of(setup)[0].result.metrics:
+            results.notes.append(f"{setup} has no {name}; its own {option} is shown")
+
+
+def _differing_environments(environments: list[dict[str, Any]]) -> list[str]:
+    """Dotted keys in which they are not all alike; the command, which differs from seed to seed, is none."""
+    first, *others = ({key: value for key, value in e.items() if key != "command"} for e in environments)
+    return list(dict.fromkeys(line.partition(" ")[0] for other in others for line in _differences(first, other)))
 
 
 def _name(found: list[tuple[Path, Result]], results: Results) -> None:
@@ -304,7 +383,7 @@ def _name(found: list[tuple[Path, Result]], results: Results) -> None:
         info = result.run
         setup = setups.of(f"{info.task} on {info.backbone}", _setup_settings(result))
         method = {k: v for k, v in result.config.items() if k not in _NOT_OF_THE_METHOD}
-        cell = cells.of(f"{info.objective} x {info.sampler}", method, within=setup)
+        cell = cells.of(" x ".join(result.pair), method, within=setup)
         first = seen.setdefault((setup, cell, info.seed), folder)
         if first != folder:
             results.notes.append(f"{folder} repeats cell and seed of {first} and is left out")
@@ -379,7 +458,3 @@ def _mean_over_seeds(scores: np.ndarray) -> np.ndarray:
     known = ~np.isnan(scores)
     total, count = np.where(known, scores, 0.0).sum(0), known.sum(0)
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-
-
-def _known(values: np.ndarray) -> bool:
-    return bool((~np.isnan(values)).any())

@@ -17,12 +17,23 @@ from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
 from alignbench.errors import DiskError, RunError, ScorerError
-from alignbench.evaluation import Evaluation, Judges, alarms, check_scores_vary, compare, evaluate, evaluation_prompts
+from alignbench.evaluation import (
+    Evaluation,
+    Judges,
+    alarms,
+    check_scores_vary,
+    compare,
+    evaluate,
+    evaluation_prompts,
+    path_kl,
+    with_measured,
+)
 from alignbench.executor import rollout
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.micro_batch import first_line
 from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
+from alignbench.tracking import Tracking, check_trackers
 from alignbench.trainer import Trainer
 
 EVALUATION_ROWS = 64
@@ -77,6 +88,7 @@ class _Run:
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
         judged = evaluation_prompts(self.task, config.evaluation)  # likewise
+        check_trackers(config.trackers)
         console.status("loading models")
         self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task, config.scorer_timeout)
@@ -100,27 +112,31 @@ class _Run:
         base = self._base()
         check_scores_vary(self.judges, base)
         self._write_evaluations(base=base)
-        self._train()
-        with trainer.averaged_weights():
-            final = self._evaluate("trained model") if trainer.iteration else base
-            self._write_evaluations(base=base, final=final)
-            result = self._result(base, final)
-            if config.pictures:
-                self._write_pictures(base, final)
+        with Tracking(config, self.out, trainer.iteration) as tracking:
+            self._train(tracking)
+            with trainer.averaged_weights():
+                final = self._final() if trainer.iteration else base
+                self._write_evaluations(base=base, final=final)
+                result = self._result(base, final)
+                if config.pictures:
+                    self._write_pictures(base, final)
+            tracking.log_result(result)
         self._write("result.json", result.model_dump_json(indent=2) + "\n")
         if config.pictures:
             plots.plot_run(self.out)
         self.console.end(result, self.out)
         return result
 
-    def _train(self) -> None:
+    def _train(self, tracking: Tracking) -> None:
         """To the last iteration or the end of the budget; whatever ends it, what was measured is in the folder."""
         config, trainer = self.config, self.trainer
         try:
             if trainer.objective.needs.training:
                 with self.console.training(config.iterations, trainer.progress()) as report:
                     while trainer.progress() < 1:
-                        report(trainer.iterate(), trainer.progress())
+                        row = trainer.iterate()
+                        tracking.log(row)
+                        report(row, trainer.progress())
                         if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
                             trainer.save(self.checkpoints)
                             self._write_metrics()
@@ -143,8 +159,21 @@ class _Run:
         key = json.dumps(parts, sort_keys=True)
         if key not in self.bases:
             with self.policy.reference():
-                self.bases[key] = self._evaluate("base model")
+                found = self._evaluate("base model")
+            self.bases[key] = with_measured(found, "path_kl", np.zeros(len(found.prompts)))
         return self.bases[key]
+
+    def _final(self) -> Evaluation:
+        found = self._evaluate("trained model")
+        began = time.perf_counter()
+
+        def measured(micro_batch: int | None) -> np.ndarray:
+            rows = micro_batch or EVALUATION_ROWS
+            return path_kl(self.policy, found.prompts, self.config.evaluation.seed, micro_batch=rows)
+
+        distance = self.trainer.micro_batch.fit(measured, lambda: EVALUATION_ROWS)
+        self.trainer.budget.seconds_evaluation += time.perf_counter() - began
+        return with_measured(found, "path_kl", distance)
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()
@@ -178,9 +207,9 @@ class _Run:
         write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
         reward = next(iter(self.judges.rewards))
         plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
-        self._draw_tree(base.prompts[:TREE_CANDIDATES], reward)
+        self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
 
-    def _draw_tree(self, prompts: list[str], reward: str) -> None:
+    def _write_tree(self, prompts: list[str], reward: str) -> None:
         """One rollout of the trained model, with the pictures at its leaves."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
@@ -199,10 +228,8 @@ class _Run:
         forest.rewards = torch.from_numpy(scores).float().to(forest.leaf_latents.device)
         spread = groups.standardise(forest.by_group(forest.rewards), std="none").square().sum(1)
         beta = getattr(trainer.objective, "beta", None)
-        figure = plots.tree(
-            forest, images, reward, float(beta(trainer.iteration)) if callable(beta) else 2.0, group=int(spread.argmax())
-        )
-        plots.write_figure(self.out / "plots" / "tree.png", figure)
+        at = float(beta(trainer.iteration)) if callable(beta) else 2.0
+        plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)
 
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation

@@ -1,6 +1,8 @@
 """Plug-ins that runs in tests name by dotted path: a toy policy and scorers that behave in one chosen way."""
 
+import os
 import random
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +66,14 @@ class Failing(Objective):
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         raise ZeroDivisionError("a fault of the plug-in")
+
+
+class Killing(Objective):
+    """Ends its process at its first update, as the system does when memory runs out."""
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
 
 
 class Brightness(Scorer):
@@ -146,6 +156,14 @@ class Interrupting(AtFourthCall):
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         raise KeyboardInterrupt
+
+
+class Slow(Brightness):
+    """A tenth of a second a call, in which a process can be killed."""
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        time.sleep(0.1)
+        return super().score(images, prompts)
 
 
 def write_task(folder: Path, scorer: str = "Brightness", judges: Sequence[str] = ("diversity",)) -> Path:

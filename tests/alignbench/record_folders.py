@@ -21,6 +21,8 @@ def write_run(
     lgmd: tuple[float, float] = (0.1, 0.3),
     prompts: tuple[str, str] = PROMPTS,
     steps: int = 8,
+    rows: int = 150,
+    torch: str = "2.14",
     settings: dict[str, Any] | None = None,
 ) -> Path:
     """A run whose trained model has these values for its two prompts; the base model has 0.4 and 0.5 of both metrics."""
@@ -31,14 +33,14 @@ def write_run(
     run = {"id": folder.name, "objective": objective, "sampler": "independent", "backbone": "tiny", "task": "ocr"}
     result = Result(
         run=RunInfo(**run, seed=seed, preset="quick", started="2026-01-01T00:00:00+00:00", iterations=2, status="complete"),
-        budget=Budget(model_rows_rollout=100, model_rows_train=50, reward_calls=9, seconds=2.5),
+        budget=Budget(model_rows_rollout=100, model_rows_train=rows - 100, reward_calls=9, seconds=2.5),
         metrics=compare(phases["base"], phases["final"]),
         alarms=[],
         checks={},
         protocol=Protocol(
             prompts=2, images_per_prompt=1, steps=steps, guidance=1.0, weights="ema", noise_seed=5, evals={"ocr": {}}
         ),
-        environment={"python": "3.11", "command": f"alignbench run --seed {seed}"},
+        environment={"python": "3.11", "torch": torch, "command": f"alignbench run --seed {seed}"},
         config={"objective": {"name": objective, **(settings or {})}, "seed": seed, "iterations": 2, "budget": {}},
     )
     folder.mkdir(parents=True)

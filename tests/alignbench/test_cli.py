@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,8 @@ def test_a_run_as_json_prints_one_document_and_nothing_else(tmp_path: Path) -> N
     record = json.loads(done.stdout)
     assert record == json.loads((tmp_path / "run" / "result.json").read_text())
     assert {"schema_version", "run", "budget", "metrics", "alarms", "environment", "config"} <= set(record)
+    typed = shlex.join(["run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), "--json"])
+    assert record["environment"]["command"] == f"alignbench {typed}"
     again = alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr

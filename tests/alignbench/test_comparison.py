@@ -1,8 +1,11 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from typer.testing import CliRunner
 
-from alignbench import UserError
+from alignbench import UserError, comparison
+from alignbench.cli import app
 from alignbench.comparison import (
     CellRecord,
     Grid,
+    command_of,
     compare,
     done,
     estimate,
@@ -25,6 +31,7 @@ from alignbench.comparison import (
 )
 from alignbench.config import load_config
 from alignbench.record import read_result
+from alignbench.results import read_results
 from tests.plugins import write_task
 
 ROWS = 22
@@ -170,15 +177,114 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> No
         assert read_result(one).metrics == read_result(other).metrics
 
 
-def test_a_worker_that_dies_is_a_failed_cell(tmp_path: Path) -> None:
-    from concurrent.futures import Future
-    from concurrent.futures.process import BrokenProcessPool
+def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path) -> None:
+    log = Log()
+    made = grid(tmp_path, objectives=["tests.plugins:Killing", "grpo"])
+    dead, alive = compare(made, tmp_path / "out", workers=2, observer=log).cells
+    assert (dead.status, dead.error) == ("failed", "its process died (exit code -9)")
+    assert alive.status == "complete"
+    assert log.progress == {alive.id: pytest.approx([1 / 3, 2 / 3, 1])}
 
-    from alignbench.comparison import _outcome
 
-    died: Future[str | None] = Future()
-    died.set_exception(BrokenProcessPool("a child was killed"))
-    assert _outcome(died) == "its process died (BrokenProcessPool: a child was killed)"
+def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
+    iterations = 30
+    made = grid(tmp_path, "Slow", budget={"model_rows": iterations * ROWS}, settings={"checkpoint_every": 1000})
+    out = tmp_path / "out"
+    parent = get_context("spawn").Process(target=compare, args=(made, out), kwargs={"workers": 2})
+    parent.start()
+    runs = [out / "runs" / cell.id for cell in made.cells()]
+    until(lambda: all((run / "evals.parquet").exists() for run in runs))  # both are training now
+    parent.kill()
+    until(lambda: all(unlocked(run) for run in runs))
+    assert not any((run / "result.json").exists() for run in runs)
+    assert all(len(pd.read_parquet(run / "metrics.parquet")) < iterations for run in runs)
+    write_task(tmp_path)  # as fast as it can
+    assert {cell.status for cell in compare(made, out).cells} == {"complete"}
+    compare(made, tmp_path / "whole")
+    for run in runs:
+        pd.testing.assert_frame_equal(table(tmp_path / "whole" / "runs" / run.name), table(run), check_exact=True)
+
+
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def unlocked(folder: Path) -> bool:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+SOFT = {"objectives": {"soft": {"objective": {"clip": 0.2}}}}
+
+
+def test_a_label_compares_an_objective_under_several_settings(tmp_path: Path) -> None:
+    tuned = {"objectives": {"grpo": {"optimizer": {"lr": 0.5}}, **SOFT["objectives"]}}
+    made = grid(tmp_path, objectives=["grpo", "soft=grpo"], settings=tuned)
+    plain, soft = made.cells()
+    assert [cell.id for cell in made.cells()] == ["grpo-fixed_tree-toy-s0", "soft-fixed_tree-toy-s0"]
+    assert (soft.config.objective.name, soft.config.objective.title) == ("grpo", "soft")
+    assert (plain.config.objective.title, plain.config.resolved()["objective"]) == ("grpo", {"name": "grpo"})
+    # The label has the settings of its name, and its own.
+    assert (soft.config.optimizer.lr, soft.config.objective.settings) == (0.5, {"clip": 0.2})
+    # As a file says it:
+    in_file = {"soft": {"objective": {"name": "grpo", "clip": 0.2}}, "grpo": tuned["objectives"]["grpo"]}
+    assert grid(tmp_path, objectives=["grpo", "soft"], settings={"objectives": in_file}) == made
+    record = compare(made, tmp_path / "out")
+    assert [(cell.objective, cell.status) for cell in record.cells] == [("grpo", "complete"), ("soft", "complete")]
+    results = read_results(tmp_path / "out")
+    assert [run.cell for run in results.runs] == ["grpo x fixed_tree", "soft x fixed_tree"]
+    assert set(results.runs_frame["objective"]) == {"grpo", "soft"}
+    assert results.notes == []
+
+
+def test_a_label_takes_what_the_preset_has_for_its_name(tmp_path: Path) -> None:
+    made = grid(
+        tmp_path, objectives=["tmpo", "hot=tmpo"], preset="quick", settings={"objectives": {"hot": {"objective": {"beta": 9}}}}
+    )
+    plain, hot = (cell.config.objective.settings for cell in made.cells())
+    assert hot == {**plain, "beta": 9}
+    assert "advantage" in plain
+
+
+def test_samplers_have_labels_too(tmp_path: Path) -> None:
+    samplers = {
+        "fixed_tree": {"sampler": {"steps": 4, "levels": 1, "children": 2, "splits": [1]}},
+        "wide": {"sampler": {"children": 3}},
+    }
+    made = grid(tmp_path, objectives=["grpo"], samplers=["fixed_tree", "wide=fixed_tree"], settings={"samplers": samplers})
+    assert [cell.id for cell in made.cells()] == ["grpo-fixed_tree-toy-s0", "grpo-wide-toy-s0"]
+    assert made.cells()[1].config.sampler.settings == {"steps": 4, "levels": 1, "children": 3, "splits": [1]}
+
+
+def test_the_command_of_a_comparison_makes_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "objectives": {"soft": {"objective": {"clip": 1e-5}, "ema": None}},
+        "optimizer": {"betas": [0.8, 1e-3]},
+        "scorer_url": "http://a:1/b c",
+    }
+    first = grid(tmp_path, objectives=["grpo", "soft=grpo"], seeds=[3], settings=settings)
+    dotted = grid(
+        tmp_path,
+        objectives=["tests.plugins:Failing"],
+        settings={"objectives": {"tests.plugins:Failing": {"optimizer": {"lr": 0.5}}}},
+    )
+    found = []
+
+    def stopped(grid: Grid, *_: Any, **__: Any) -> None:
+        found.append(grid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "compare", stopped)
+    for made in (first, dotted):
+        done = CliRunner().invoke(app, [*shlex.split(command_of(made))[1:], "--out", str(tmp_path / "new")])
+        assert done.exit_code == 130, done.output
+    assert found == [first, dotted]
 
 
 def test_settings_of_one_name_reach_its_cells_alone(tmp_path: Path) -> None:
@@ -201,6 +307,14 @@ def test_settings_of_one_name_reach_its_cells_alone(tmp_path: Path) -> None:
         ({"objectives": ["tmpo", "gpro"]}, "did you mean 'grpo'"),
         ({"samplers": ["fixed_tree", "fixed_three"]}, "did you mean 'fixed_tree'"),
         ({"tasks": ["orc"]}, "did you mean 'ocr'"),
+        ({"objectives": ["grpo", "soft=gpro"]}, "did you mean 'grpo'"),
+        ({"objectives": ["grpo", "=grpo"]}, "takes names, or label=name, with commas; got '=grpo'"),
+        ({"objectives": ["a=grpo", "a=tmpo"]}, "has a twice; choose another label"),
+        ({"objectives": ["ppo=grpo"]}, r"objectives\.ppo names grpo, but there is ppo itself; choose another label"),
+        ({"objectives": ["a b=grpo"]}, r"objective\.label: string should match pattern"),
+        ({"objectives": ["grpo", "soft=grpo"]}, "grpo x fixed_tree and soft x fixed_tree differ in nothing but their label"),
+        ({"settings": {"samplers": {"fixed_tree": 3}}}, r"samplers holds settings by name, such as samplers\.fixed_tree\.opt"),
+        ({"settings": {"trackers": "tensorbord"}}, "should be 'tensorboard' or 'wandb'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_runs(tmp_path: Path, changes: Any, sentence: str) -> None:
@@ -212,6 +326,8 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
     compare(grid(tmp_path), tmp_path / "out")
     with pytest.raises(UserError, match=r"tmpo-fixed_tree-toy-s0 was run with other settings: budget .*66.*now .*88"):
         compare(grid(tmp_path, budget={"model_rows": 88}), tmp_path / "out")
+    with pytest.raises(UserError, match="out also compares tmpo-fixed_tree-toy-s0: name these too, or choose another --out"):
+        compare(grid(tmp_path, objectives=["grpo", "vargrad"]), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="mine exists and holds no comparison"):

@@ -2,8 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alignbench.evaluation import Evaluation, alarms, compare
+from alignbench import evaluation as judging
+from alignbench.evaluation import Evaluation, alarms, compare, path_kl, with_measured
+from alignbench.executor import rollout
+from alignbench.plan import Plan, Step
 from alignbench.record import Estimate, MetricRecord
+from alignbench.terms import EdgeRows, edge_terms
+from tests.toys import PROMPTS, ToyBackbone
 
 
 def evaluation(values: dict[str, list[list[float]]]) -> Evaluation:
@@ -74,3 +79,46 @@ def test_an_unknown_interval_raises_no_alarm(bound: str) -> None:
     record = metric((0.2, 0.1, 0.3), "reward")
     record.difference = record.difference.model_copy(update={bound: None})
     assert alarms({"reward": record}, ["reward"]) == []
+
+
+def test_the_base_model_is_at_no_distance_from_itself() -> None:
+    assert path_kl(ToyBackbone(), PROMPTS, 5).tolist() == [0.0, 0.0]
+
+
+def test_path_kl_is_the_mean_log_ratio_of_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = 4000
+    monkeypatch.setattr(judging, "PATHS", paths * len(PROMPTS))
+    policy = ToyBackbone()
+    policy.nudge(0.1)
+    found = path_kl(policy, PROMPTS, 5)
+    # By definition KL = E log(p / p_ref); here over other paths, from their densities under both models.
+    plan = Plan((*[Step("sde", judging.PATH_NOISE)] * (judging.PATH_STEPS - 1), Step()), roots=paths)
+    forest = rollout(policy, PROMPTS, plan, seed=6, reduction="sum")
+    rows = EdgeRows.of(forest)
+    with policy.reference():
+        reference = policy.velocity(rows.x, rows.sigma, policy.encode(PROMPTS), rows.group)
+    log_ratio = forest.path_sum(forest.old_log_prob - edge_terms(rows, forest.row_velocity, reference)["log_prob_reference"])
+    error = log_ratio.std(1) / paths**0.5
+    assert (log_ratio.mean(1) / error > 10).all()
+    np.testing.assert_array_less(abs(found - log_ratio.mean(1).numpy()), 4 * error.numpy())
+
+
+def test_path_kl_grows_with_the_distance_and_does_not_depend_on_the_micro_batch() -> None:
+    policy = ToyBackbone()
+    policy.nudge(0.01)
+    near = path_kl(policy, PROMPTS, 5)
+    np.testing.assert_allclose(path_kl(policy, PROMPTS, 5, micro_batch=7), near, rtol=1e-3)  # differences of float32
+    policy.nudge(0.1)
+    assert (path_kl(policy, PROMPTS, 5) > near).all()
+
+
+def test_a_metric_of_the_model_itself_is_one_more_row_a_prompt() -> None:
+    base = with_measured(Evaluation(*_two_prompts()), "path_kl", np.zeros(2))
+    final = with_measured(Evaluation(*_two_prompts()), "path_kl", np.array([1.0, 3.0]))
+    found = compare(base, final)["path_kl"]
+    assert (found.base.value, found.final.value, found.difference.value, found.higher_is_better) == (0.0, 2.0, 2.0, None)
+
+
+def _two_prompts() -> tuple[pd.DataFrame, np.ndarray, list[str], dict[str, bool | None], dict[str, str]]:
+    plain = evaluation({"reward": [[0.0], [1.0]]})
+    return plain.table, plain.images, ["a", "b"], plain.directions, plain.roles

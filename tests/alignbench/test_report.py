@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -6,8 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from markdown_it import MarkdownIt
+from matplotlib import pyplot as plt
+from scipy import stats
+from typer.testing import CliRunner
 
 from alignbench import comparison_plots, plots, report
+from alignbench.cli import app
 from alignbench.results import BASE, Results, read_results
 from tests.alignbench.record_folders import PROMPTS, write_run
 
@@ -36,7 +42,27 @@ def results(folder: Path) -> Results:
 def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results) -> None:
     said = report.verdict(results, results.setups[0])
     assert said[0] == "On the front of ocr and lgmd, by their means: grpo x independent, tmpo x independent."
-    assert any(s.startswith("ocr of tmpo x independent is higher than that of grpo x independent by 0.305") for s in said)
+    assert said[1] == "Beaten in both beyond chance: base model (by grpo x independent)."
+    assert said[2] == "ocr: 3 of 3 tested differences are beyond chance (Welch's test over seeds, Holm-corrected)."
+    rewards = {"grpo": [0.55, 0.555, 0.56], "tmpo": [0.85, 0.86, 0.87], "base": [0.45] * 3}
+    p = {
+        "between": stats.ttest_ind(rewards["grpo"], rewards["tmpo"], equal_var=False).pvalue,
+        "grpo": stats.ttest_1samp(rewards["grpo"], 0.45).pvalue,
+        "tmpo": stats.ttest_1samp(rewards["tmpo"], 0.45).pvalue,
+    }
+    assert p["between"] < p["tmpo"] < p["grpo"]  # so Holm multiplies them by 3, 2 and 1, and none falls below the former
+    between = 3 * p["between"]
+    tmpo = max(2 * p["tmpo"], between)
+    grpo = max(p["grpo"], tmpo)
+    # Standard errors .01 / sqrt 3 and .005 / sqrt 3; t(0.975, 2) = 4.302653, and 4.302653 * .005 / sqrt 3 = 0.01242.
+    assert said[3] == (
+        f"ocr is above the base model's for grpo x independent (by 0.105 [0.09258, 0.1174], p = {grpo:.2g}), "
+        f"tmpo x independent (by 0.41 [0.3852, 0.4348], p = {tmpo:.2g})."
+    )
+    low, high = stats.ttest_ind(rewards["tmpo"], rewards["grpo"], equal_var=False).confidence_interval()
+    by = f"by 0.305 [{low:.4g}, {high:.4g}], p = {between:.2g}"
+    assert said[4] == f"ocr between methods: tmpo x independent above grpo x independent ({by})."
+    assert "3 seeds a method: a difference that is not beyond chance here may still be there." in said
     assert said[-1] == "No run raised an alarm."
 
 
@@ -44,6 +70,16 @@ def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> Non
     write_run(tmp_path / "r")
     said = report.verdict(read_results(tmp_path), "ocr on tiny")
     assert "nothing can be said about chance" in said[1]
+    assert not any("Beaten" in s for s in said)
+
+
+def test_the_verdict_compares_at_equal_distance_from_the_base_model(results: Results) -> None:
+    frame = results.cells_frame.query("metric == 'lgmd'").assign(metric="kl_base")
+    assert report._moved(frame) == [
+        "kl_base goes from 0.1525 (tmpo x independent) to 0.6525 (grpo x independent), by means: "
+        "what moved less keeps diversity for free, so compare at equal distance."
+    ]
+    assert report._moved(results.cells_frame) == []
 
 
 def test_the_page_is_one_file_and_prompts_and_names_stay_text(tmp_path: Path) -> None:
@@ -59,8 +95,8 @@ def test_the_page_is_one_file_and_prompts_and_names_stay_text(tmp_path: Path) ->
 
 def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Results) -> None:
     lines = (folder / "report.md").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith("| tmpo x independent")]
-    assert line.count("(n = 3 seeds)") == 2
+    table, differences = [line for line in lines if line.startswith("| tmpo x independent")]
+    assert table.count("(n = 3 seeds)") == differences.count("(n = 3 seeds)") == 2
     tex = (folder / "tables" / "ocr_on_tiny.tex").read_text()
     assert r"\toprule" in tex
     assert tex.count("n = 3 seeds") == 4
@@ -73,6 +109,8 @@ def test_latex_escapes_what_is_special() -> None:
 def test_tables_hold_what_the_frames_hold(folder: Path, results: Results) -> None:
     for kind, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         assert len(read(folder / "tables" / f"cells.{kind}")) == len(results.cells_frame) == 6
+        for name, rows in (("runs", 12), ("pairs", 6), ("prompts", 24), ("curves", 12), ("images", 48), ("hypervolumes", 3)):
+            assert len(read(folder / "tables" / f"{name}.{kind}")) == rows
 
 
 def test_published_figures_have_a_source_and_full_rows() -> None:
@@ -85,8 +123,99 @@ def test_published_figures_have_a_source_and_full_rows() -> None:
 
 def test_plots_are_written_for_paper_and_screen(folder: Path) -> None:
     names = {f.name for f in (folder / "plots").iterdir()}
-    for name in ("trade_off", "hypervolume", "against_model_rows", "curves_by_seconds", "prompts_ocr", "profile_lgmd"):
+    for name in ("trade_off", "hypervolume", "curves_by_seconds", "prompts_ocr", "profile_lgmd"):
         assert {f"{name}.png", f"{name}.svg"} <= names
+    assert not any(name.startswith("against") for name in names)  # all cells cost the same
+
+
+def test_what_cells_spent_is_drawn_where_it_differs(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", objective="grpo", rows=1500)
+    figures = comparison_plots.comparison_figures(read_results(tmp_path), "ocr on tiny")
+    assert [name for name in figures if name.startswith("against")] == ["against_model_rows"]
+
+
+def test_curves_are_averaged_where_all_seeds_have_one() -> None:
+    slow, fast = ({"iteration": [0, 1, 2], "x": x, "y": [0.0, 1.0, 2.0]} for x in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
+    part = pd.concat([pd.DataFrame(c).assign(seed=s) for s, c in enumerate((slow, fast))])
+    across, curves = comparison_plots._over_seeds(part, "x", "y", smooth=1)
+    assert across.tolist() == [2.0, 3.0]
+    assert curves.tolist() == [[1.0, 2.0], [0.0, 0.5]]
+
+
+def test_diagnostics_that_are_zero_throughout_are_said_in_words() -> None:
+    frame = pd.DataFrame({"cell": "a x b", "seed": 0, "iteration": [0, 1], "grad_norm": [1.0, 2.0], "zero_std_ratio": 0.0})
+    figure = comparison_plots.diagnostics(frame)
+    assert [axis.get_title() for axis in figure.axes if axis.get_visible()] == ["gradient norm"]
+    assert figure.get_suptitle() == "0 throughout: groups of equal rewards"
+
+
+def test_the_legend_has_a_line_for_objectives_and_one_for_samplers() -> None:
+    cells = [f"{objective} x {sampler}" for objective in "abcde" for sampler in ("one", "two")]
+    figure = plt.figure()
+    comparison_plots._legend(figure, comparison_plots.looks([BASE, *cells]))
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [texts[i::3] for i in range(3)] == [["a", "b", "c", "d"], ["e", "", "", ""], ["one", "two", BASE, ""]]
+
+
+def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
+    name = "a|b <i>*c*</i> [d](e) `f`"
+    write_run(tmp_path / "r", objective=name)
+    report.write_report(tmp_path)
+    tokens = MarkdownIt().enable("table").parse((tmp_path / "report.md").read_text())
+    cells, rows = [], []
+    for at, token in enumerate(tokens):
+        if token.type == "tr_open":
+            rows.append(0)
+        elif token.type in ("td_open", "th_open"):
+            rows[-1] += 1
+            cells.append("".join(t.content for t in tokens[at + 1].children or []))
+    assert f"{name} x independent" in cells
+    # Own numbers, differences, one pair for each of two metrics, and all published tables, each with a head.
+    published = yaml.safe_load(report.PUBLISHED.read_text())
+    expected = [5, 5, 5, 3, 3, 7, 7, 7, *(len(t["columns"]) for t in published for _ in range(len(t["rows"]) + 1))]
+    assert rows == expected
+    assert not any("<i>" in t.content for t in tokens if t.type == "html_block")
+
+
+def test_markdown_links_to_plots_that_are_there(tmp_path: Path) -> None:
+    for steps in (8, 16):  # two setups, so that plots are in folders of their own
+        write_run(tmp_path / str(steps), steps=steps)
+    report.write_report(tmp_path)
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", (tmp_path / "report.md").read_text())
+    assert {Path(link).parts[:2] for link in linked} == {("plots", "ocr_on_tiny"), ("plots", "ocr_on_tiny_2")}
+    assert all((tmp_path / link).is_file() for link in linked)
+
+
+def test_the_plots_of_a_run_stay_when_it_is_reported_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    plots.plot_run(run)
+    before = {file.name: file.read_bytes() for file in (run / "plots").iterdir()}
+    written = report.write_report(run)
+    assert {file.name: file.read_bytes() for file in (run / "plots").iterdir()} == before
+    assert run / "report.html" in written
+    assert "data:image/svg+xml;base64" in (run / "report.html").read_text()
+
+
+def test_axes_are_chosen_on_the_command_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "r")
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--reward", "lgmd", "--diversity", "ocr"])
+    assert done.exit_code == 0, done.output
+    assert "reward: lgmd" in (tmp_path / "report.html").read_text()
+    for command in ("report", "plot"):
+        refused = CliRunner().invoke(app, [command, str(tmp_path), "--diversity", "lgdm"])
+        assert str(refused.exception) == "--diversity: no run recorded a metric 'lgdm'; did you mean 'lgmd'?"
+    refused = CliRunner().invoke(app, ["plot", str(tmp_path / "r"), "--diversity", "ocr"])
+    assert "a single run has no such plot" in str(refused.exception)
+
+
+def test_the_front_is_a_staircase(results: Results) -> None:
+    cells = results.cells_frame
+    found = report.scatter(cells, "ocr", "lgmd")
+    at = {mark["cell"]: (mark["x"], mark["y"]) for mark in found["marks"]}
+    left, right = at["tmpo x independent"], at["grpo x independent"]
+    points = [tuple(map(float, point.split(","))) for point in found["front"].split()]
+    assert points == [left, (left[0], right[1]), right]
 
 
 def test_hypervolume_by_hand(results: Results) -> None:
@@ -124,7 +253,9 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
       const points = [...document.querySelectorAll(".point")], card = document.querySelector(".card");
       points[1].dispatchEvent(new MouseEvent("mouseenter")); const hovered = card.textContent;
       points[2].focus(); const focused = card.textContent;
-      document.title = JSON.stringify({low, high, hovered, focused, errors});
+      points[0].dispatchEvent(new MouseEvent("click")); const clicked = card.textContent;
+      const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+      document.title = JSON.stringify({low, high, hovered, focused, clicked, wide, errors, tabs: points.map(p => p.tabIndex)});
     </script></body>"""
     page = tmp_path / "acted.html"
     page.write_text((folder / "report.html").read_text().replace("</body>", acts))
@@ -134,6 +265,7 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
         "--disable-gpu",
         f"--user-data-dir={tmp_path / 'profile'}",
         "--enable-logging=stderr",
+        "--window-size=390,800",  # a phone
     ]
     done = subprocess.run(
         [str(CHROMIUM), *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=200, check=True
@@ -144,5 +276,8 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
     assert "grpo x independent" in saw["hovered"]
     assert "n = 3 seeds" in saw["hovered"]
     assert "tmpo x independent" in saw["focused"]
+    assert BASE in saw["clicked"]
+    assert saw["tabs"] == [0, 0, 0]  # in the order of the page
+    assert saw["wide"] == 0  # only tables scroll sideways, not the page
     assert saw["errors"] == []
     assert "CONSOLE" not in done.stderr

@@ -95,13 +95,68 @@ def test_unreadable_records_are_named_and_the_others_used(tmp_path: Path) -> Non
     assert results.curves_frame.empty
 
 
-def test_a_comparison_tells_what_is_not_complete(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / "a")
-    cells = [{"id": "a", "status": "complete"}, {"id": "b", "status": "failed", "error": "NaN in loss"}]
-    (tmp_path / "comparison.json").write_text(json.dumps({"command": "alignbench compare", "cells": cells}))
-    results = read_results(tmp_path)
+def test_a_comparison_tells_its_order_and_what_is_not_complete(tmp_path: Path) -> None:
+    for name, objective in (("c", "tmpo"), ("a", "grpo")):
+        write_run(tmp_path / "first" / "runs" / name, objective=objective)
+    cells = [{"id": "c", "status": "complete"}, {"id": "b", "status": "failed", "error": "NaN in loss"}, {"id": "a"}]
+    cells[2]["status"] = "complete"
+    (tmp_path / "first" / "comparison.json").write_text(json.dumps({"command": "alignbench compare -x", "cells": cells}))
+    results = read_results(tmp_path / "first")
+    assert [run.folder.name for run in results.runs] == ["c", "a"]
     assert results.unfinished == [{"id": "b", "status": "failed", "error": "NaN in loss"}]
-    assert results.command == "alignbench compare"
+    assert results.commands == ["alignbench compare -x"]
+
+
+def test_everything_below_a_folder_can_be_made_anew(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_run(tmp_path / name / "runs" / "a", objective=name)
+        (tmp_path / name / "comparison.json").write_text(json.dumps({"command": f"alignbench compare {name}", "cells": []}))
+    alone = write_run(tmp_path / "alone", objective="alone")
+    (alone / "config.yaml").write_text("objective: alone")
+    write_run(tmp_path / "bare", objective="bare", seed=7)
+    assert read_results(tmp_path).commands == [
+        "alignbench compare one",
+        "alignbench compare other",
+        f"alignbench run --config {alone / 'config.yaml'}",
+        "alignbench run --seed 7",
+    ]
+
+
+def test_runs_made_with_different_software_are_noted(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", seed=2, torch="2.15")
+    results = read_results(tmp_path)
+    assert results.environment == {"python": "3.11", "torch": "2.14 | 2.15"}
+    assert results.notes == ["the runs differ in torch: their numbers, seconds above all, may not be comparable"]
+
+
+def test_a_label_names_a_cell(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", settings={"label": "soft", "beta": 0.1})
+    results = read_results(tmp_path)
+    assert [run.cell for run in results.runs] == ["tmpo x independent", "soft x independent"]
+    assert list(results.cells_frame["objective"].unique()) == ["", "tmpo", "soft"]
+    assert results.notes == []
+
+
+def test_the_metrics_of_the_axes_can_be_chosen(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    plain, turned = read_results(tmp_path), read_results(tmp_path, reward="lgmd", diversity="ocr")
+    assert [(r.reward("ocr on tiny"), r.diversity("ocr on tiny")) for r in (plain, turned)] == [
+        ("ocr", "lgmd"),
+        ("lgmd", "ocr"),
+    ]
+    with pytest.raises(UserError, match="--diversity: no run recorded a metric 'lgdm'; did you mean 'lgmd'"):
+        read_results(tmp_path, diversity="lgdm")
+
+
+def test_all_scores_of_all_pictures_are_one_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", seed=2)
+    frame = read_results(tmp_path).images_frame
+    assert len(frame) == 2 * 2 * 2 * 2  # runs, phases, metrics, prompts
+    chosen: Any = frame.query("seed == 2 and phase == 'final' and metric == 'ocr'")
+    assert list(chosen["value"]) == [0.5, 0.7]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from alignbench.statistics import (
     interquartile_mean,
     interval_over_groups,
     mean_interval,
+    mean_of_means_interval,
     non_dominated,
     paired_interval,
     performance_profile,
@@ -15,6 +16,7 @@ from alignbench.statistics import (
     seed_interval,
     stratified_interval,
     welch,
+    welch_interval,
 )
 
 
@@ -102,6 +104,32 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert seed_interval(np.array([3.0])) == (3.0, -np.inf, np.inf, 1)
 
 
+# Hours of sleep gained by ten patients with two drugs: Cushny and Peebles' data in Student 1908, R's data set `sleep`.
+DRUG_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
+DRUG_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+
+
+def test_students_own_example() -> None:
+    # As R documents it: t.test(extra ~ group, data = sleep), and with paired = TRUE.
+    assert welch(DRUG_1, DRUG_2) == pytest.approx(0.07939, abs=5e-6)
+    assert welch_interval(DRUG_1, DRUG_2)[1:3] == pytest.approx((-3.3654832, 0.2054832), abs=5e-8)
+    assert seed_interval(DRUG_1 - DRUG_2)[:3] == pytest.approx((-1.58, -2.4598858, -0.7001142), abs=5e-8)
+    low, high = stats.ttest_1samp(DRUG_1 - DRUG_2, 0).confidence_interval()
+    assert seed_interval(DRUG_1 - DRUG_2)[1:3] == pytest.approx((low, high))
+
+
+def test_paired_differences_agree_with_the_paired_t_test() -> None:
+    rng = np.random.default_rng(5)
+    shared = rng.normal(0, 10, 300)
+    first, second = shared + rng.normal(1, 1, 300), shared + rng.normal(0, 1, 300)
+    found = paired_interval(first, second)
+    low, high = stats.ttest_rel(first, second).confidence_interval()
+    assert found.value == pytest.approx((first - second).mean())
+    # 2,000 resamples place a 2.5 % quantile to within about 5 % of the interval's width.
+    assert found[1:3] == pytest.approx((low, high), abs=0.05 * (high - low))
+    assert found.n == 300
+
+
 def test_interquartile_mean_is_the_mean_of_the_middle_half() -> None:
     assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, -50])) == 3.5  # of 2, 3, 4, 5
     values = np.random.default_rng(0).normal(size=(5, 7))
@@ -116,6 +144,13 @@ def test_the_stratified_interval_of_one_stratum_is_the_bootstrap_of_scipy() -> N
     # 2,000 resamples place each quantile to within about 5 % of the interval's width, twice.
     assert found.lower == pytest.approx(other.lower, abs=0.1 * (other.upper - other.lower))
     assert found.upper == pytest.approx(other.upper, abs=0.1 * (other.upper - other.lower))
+
+
+def test_the_stratified_interval_agrees_with_scipys_bootstrap_of_several_samples() -> None:
+    table = np.random.default_rng(4).normal(size=(12, 3)) * [1, 3, 9] + [0, 10, 20]
+    found, other = stratified_interval(table, np.mean), mean_of_means_interval(list(table.T), seed=1)
+    assert found.value == pytest.approx(other.value)
+    assert found[1:3] == pytest.approx(other[1:3], abs=0.1 * (other.upper - other.lower))
 
 
 def test_strata_are_not_mixed_and_shared_runs_stay_whole() -> None:
@@ -141,6 +176,7 @@ def test_welch_agrees_with_the_formula() -> None:
     t = (a.mean() - b.mean()) / (va + vb) ** 0.5
     degrees = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 2)
     assert welch(a, b) == pytest.approx(2 * stats.t.sf(abs(t), degrees), rel=1e-9)
+    assert welch(a, b) == pytest.approx(0.010751561149785, rel=1e-9)  # as Rosetta Code's page on this test has it
 
 
 def test_welch_against_a_base_model_without_spread_is_the_one_sample_test() -> None:
@@ -150,12 +186,25 @@ def test_welch_against_a_base_model_without_spread_is_the_one_sample_test() -> N
     assert welch(np.full(4, 0.2), values) == pytest.approx(2 * stats.t.sf(4.2, 3))
 
 
+def test_the_interval_of_a_difference_belongs_to_the_test() -> None:
+    a, b = np.array([3.0, 4, 1, 2.1]), np.array([490.2, 340.0, 433.9, np.nan])
+    low, high = stats.ttest_ind(a, b[:3], equal_var=False).confidence_interval()
+    assert welch_interval(a, b) == pytest.approx((a.mean() - b[:3].mean(), low, high, 3))
+    base = np.full(4, 0.2)
+    low, high = stats.ttest_1samp(a, 0.2).confidence_interval()
+    assert welch_interval(a, base)[1:3] == pytest.approx((low - 0.2, high - 0.2))
+    assert welch_interval(base, base + 1) == (-1.0, -np.inf, np.inf, 4)
+    assert welch_interval(a[:1], b) == pytest.approx((3.0 - b[:3].mean(), -np.inf, np.inf, 1))
+    assert np.isnan(welch_interval(a, np.array([np.nan])).value)
+
+
 def test_welch_says_nothing_where_nothing_can_be_told() -> None:
     assert np.isnan(welch(np.array([1.0]), np.array([2.0, 3.0])))
     assert np.isnan(welch(np.array([1.0, 1.0]), np.array([2.0, 2.0])))
 
 
 def test_holm_by_hand() -> None:
+    # The example of Wikipedia's article, in which .005 and .01 are significant at .05.
     # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, and never below the one before: .06 for the last
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
@@ -176,6 +225,8 @@ def test_probability_of_improvement_is_the_mann_whitney_statistic() -> None:
 def test_performance_profile_counts_what_is_above() -> None:
     found = performance_profile(np.array([[0.1, 0.5], [0.9, np.nan]]), np.array([0.0, 0.1, 0.5, 1.0]))
     assert found == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
+    scores, thresholds = np.random.default_rng(6).normal(size=(5, 8)), np.linspace(-2, 2, 9)
+    assert performance_profile(scores, thresholds) == pytest.approx(stats.ecdf(scores.ravel()).sf.evaluate(thresholds))
 
 
 def test_paired_differences_leave_out_what_has_no_partner() -> None:

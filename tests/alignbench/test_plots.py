@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import zscore
+
+from alignbench import UserError, plots
+from alignbench.executor import rollout
+from tests.alignbench.record_folders import write_run
+from tests.toys import PROMPTS, ToyBackbone, tree
+
+REWARDS = [[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 4.0, 5.0]]
+
+
+def drawn() -> plots.RolloutTree:
+    """The second of two groups of 2 x 2 leaves over four steps."""
+    forest = rollout(ToyBackbone(), PROMPTS, tree(4, (1, 2), children=2), seed=0)
+    forest.rewards = torch.tensor(REWARDS).flatten()
+    images = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((8, 2, 2, 3), dtype=np.uint8)
+    return plots.RolloutTree.of(forest, images, "ocr", beta=2.0, group=1)
+
+
+def test_a_drawn_tree_is_one_group() -> None:
+    found = drawn()
+    assert (found.prompt, found.reward, found.beta) == (PROMPTS[1], "ocr", 2.0)
+    assert found.stochastic.tolist() == [False, True, True, False]
+    assert found.children.tolist() == [1, 2, 2, 1]
+    assert found.images[:, 0, 0, 0].tolist() == [4, 5, 6, 7]
+    assert found.rewards.tolist() == REWARDS[1]
+    assert found.p.sum() == pytest.approx(1)
+    assert found.q == pytest.approx(softmax(2 * zscore(REWARDS[1])), rel=1e-3)  # the deviation has an epsilon
+
+
+def test_the_branches_of_a_tree_by_hand() -> None:
+    axis = plots.tree(drawn()).axes[0]
+    lines = [np.asarray(line.get_xydata()).tolist() for line in axis.get_lines() if np.size(line.get_xydata())]
+    # Leaves stand at 0, 1, 2, 3; their parents at 0.5 and 2.5; the root at 1.5.
+    expected: list[list[list[float]]] = [[[3, y], [4, y]] for y in (0, 1, 2, 3)]
+    expected += [[[2, parent], [3, child]] for parent, child in ((0.5, 0), (0.5, 1), (2.5, 2), (2.5, 3))]
+    expected += [[[1, 1.5], [2, 0.5]], [[1, 1.5], [2, 2.5]], [[0, 1.5], [1, 1.5]]]
+    assert sorted(lines) == sorted(expected)
+
+
+def test_a_tree_is_drawn_again_from_the_record(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    written = drawn()
+    written.write(run / plots.TREE)
+    read = plots.RolloutTree.read(run / plots.TREE)
+    for name, value in written._asdict().items():
+        np.testing.assert_array_equal(getattr(read, name), value)
+    assert run / "plots" / "tree.png" in plots.plot_run(run)
+    (run / plots.TREE).write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"tree\.npz is no drawing of a rollout tree"):
+        plots.plot_run(run)
