@@ -247,7 +247,7 @@ def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
 
 def _parts(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """The parts of a preset that apply to the chosen names, the general ones first."""
-    wanted = {kind: families.backbone_of(name) if kind == "backbone" else name for kind, name in names.items()}
+    wanted = {kind: families.section_of(name) if kind == "backbone" else name for kind, name in names.items()}
     sections = {kind: f"{kind}s" for kind in reversed(PLUGINS)}  # what is tuned for the objective has the last word
     level, found = [{**preset, **preset.get("common", {})}], []
     while level:

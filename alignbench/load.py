@@ -1,7 +1,6 @@
 """Plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
 
 import os
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -37,11 +36,8 @@ def load_eval(name: str, **settings: Any) -> Eval:
 
 def load_backbone(name: str, **settings: Any) -> Backbone:
     """The backbone of that name, or the local diffusers folder at that path; raises UserError for neither."""
-    if families.is_folder(name):
-        backbone = registry.create("backbones", families.family(Path(name)), Backbone, {"path": name, **settings})
-    else:
-        backbone = registry.create("backbones", name, Backbone, settings)
-    return cast(Backbone, backbone)
+    of_folder = {"path": name} if families.is_folder(name) else {}
+    return cast(Backbone, registry.create("backbones", families.opener(name), Backbone, {**of_folder, **settings}))
 
 
 def load_configured_backbone(config: RunConfig, *, device: str | None = None) -> Backbone:
@@ -58,7 +54,7 @@ def load_configured_backbone(config: RunConfig, *, device: str | None = None) ->
 
 def opens_hollow(config: RunConfig) -> bool:
     """Whether the configuration's backbone opens without weights, on the device `meta`."""
-    cls = registry.find("backbones", families.backbone_of(config.backbone.name), Backbone)
+    cls = registry.find("backbones", families.opener(config.backbone.name), Backbone)
     return bool(cls.hollow)
 
 

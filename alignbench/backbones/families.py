@@ -45,9 +45,18 @@ def family(folder: Path) -> str:
     return FAMILIES[found]
 
 
-def backbone_of(name: str) -> str:
-    """The backbone that a name stands for: that of a folder's family, else the name itself."""
+def opener(name: str) -> str:
+    """The backbone that a name stands for: that of a folder's family, else the name itself.
+
+    Raises:
+        UserError: it is that of a folder that none opens.
+    """
+    return family(Path(name)) if is_folder(name) else name
+
+
+def section_of(name: str) -> str:
+    """Likewise, for parts of a preset; a folder that none opens is refused where it is opened."""
     try:
-        return family(Path(name)) if is_folder(name) else name
-    except UserError:  # told where the folder is opened
+        return opener(name)
+    except UserError:
         return name

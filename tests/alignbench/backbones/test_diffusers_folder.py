@@ -10,9 +10,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout
+from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout, run
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.flux import Flux, pack, places, unpack
 from alignbench.backbones.sd3 import SD3
@@ -25,7 +26,7 @@ from alignbench.noise import group_keys, normal
 from alignbench.tasks import load_task
 from alignbench.trainer import Trainer
 from tests.pipelines import FAMILIES, SIDE, save_pipeline
-from tests.plugins import write_task
+from tests.plugins import toy_config, write_task
 
 PROMPTS = ['the word "TULIP" in red', "a blue square"]
 STEPS = 4
@@ -250,6 +251,32 @@ def test_every_pair_takes_a_step_and_is_judged(
     found = evaluate(policy, chosen, judges, config.evaluation)
     assert found.images.shape == (4, SIDE, SIDE, 3)
     assert np.isfinite(found.table.value).all()
+
+
+@every_family
+def test_a_run_on_a_folder_trains_it_and_goes_on_where_it_stopped(
+    folders: dict[str, Path], task: Path, tmp_path: Path, family: str
+) -> None:
+    backbone = {"name": str(folders[family]), "resolution": SIDE, "lora_rank": 2, "gradient_checkpointing": True}
+    settings: dict[str, Any] = {
+        "backbone": backbone,
+        "guidance": 2.0,
+        "iterations": 2,
+        "evaluation": {"prompts": 2, "steps": 2},
+    }
+    whole = run(toy_config(task, **settings), tmp_path / "whole")
+    assert (whole.run.backbone, whole.protocol.guidance) == (str(folders[family]), 2.0)
+    assert whole.checks["first_update_ratio_abs_dev_max"] < RATIO_TOLERANCE[torch.float32]
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting"), **settings), tmp_path / "broken")
+    config = toy_config(write_task(tmp_path), **settings)
+    run(config, tmp_path / "broken", resume=True)
+    weights = [
+        load_file(tmp_path / name / "checkpoints" / "iteration-2" / "weights.safetensors") for name in ("whole", "broken")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all("lora" in name for name in weights[0])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def gradients(policy: DiffusersFolder, micro_batch: int | None = None) -> Tensor:
