@@ -46,7 +46,8 @@ def score_model(
     evaluation_prompts(task, config.evaluation)
     weights = policy_weights(run / "checkpoints") if run else None
     judges = Judges(task)
-    advance("loading the model")
+    advance("loading models")
+    judges.prepare()
     policy = load_configured_backbone(config)
     e = config.evaluation
     with _judged_weights(policy, weights):

@@ -69,6 +69,7 @@ class _Run:
         console.status("loading models")
         self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task)
+        self.judges.prepare()
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
         self.status = "complete"
 
