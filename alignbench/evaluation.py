@@ -84,6 +84,11 @@ class Judges:
         self.evals[found.name] = found
         return found
 
+    def prepare(self) -> None:
+        """Loads what the evals score with; raises what they raise where it is missing."""
+        for found in self.evals.values():
+            found.prepare()
+
     def score(self, images: np.ndarray, prompts: Sequence[str], *, when: str) -> dict[str, np.ndarray]:
         """Reward -> float64 [N], finite or NaN.
 
@@ -204,10 +209,10 @@ def judge(
         parts = {part for several in of_overall.values() for part in several}
         if isinstance(found, Scorer):
             with named_failure(name, "in the evaluation", judges.timeout):
-                measured = {
-                    metric: checked_scores(values, len(owners), metric)
-                    for metric, values in found.measure(images, image_prompts).items()
-                }
+                answered = found.measure(images, image_prompts)
+                if role == "reward" and name not in answered:
+                    answered = {name: found.score(images, image_prompts), **answered}
+                measured = {metric: checked_scores(values, len(owners), metric) for metric, values in answered.items()}
             for metric, scores in measured.items():
                 directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
                 rows += [(owners[i], image_prompts[i], number[i], metric, float(v)) for i, v in enumerate(scores)]

@@ -22,6 +22,8 @@ class Eval:
     """What scorers and set metrics have in common."""
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
+    passing_over: ClassVar[dict[str, Any]] = {}
+    """Settings by which it gives no score to prompts that it says nothing about, where it would refuse them."""
     name: str = ""
 
     def __init__(self, settings: Any) -> None:
@@ -34,6 +36,9 @@ class Eval:
     def overall(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Metric -> those of `measure` for these prompts whose mean it is, whatever the number of pictures behind each."""
         return {}
+
+    def prepare(self) -> None:
+        """Loads what it scores with, so that what is missing is told before anything is drawn."""
 
     def describe(self) -> dict[str, Any]:
         """What must be known to score again alike: model, device, precision, settings."""

@@ -44,7 +44,8 @@ def score_model(
     evaluation_prompts(task, config.evaluation)
     weights = policy_weights(run / "checkpoints") if run else None
     judges = Judges(task, config.scorer_timeout)
-    advance("loading the model")
+    advance("loading models")
+    judges.prepare()
     policy = load_configured_backbone(config)
     e = config.evaluation
     with judged_weights(policy, weights):

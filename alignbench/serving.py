@@ -108,7 +108,8 @@ def application(scorer: Scorer, *, max_bytes: int) -> "Starlette":
 
 
 def serve(scorer: Scorer, host: str, port: int, max_bytes: int) -> None:
-    """Serves until it is interrupted."""
+    """Serves until it is interrupted; what the scorer lacks is told first."""
+    scorer.prepare()
     app = application(scorer, max_bytes=max_bytes)
     import uvicorn
 

@@ -92,6 +92,7 @@ class _Run:
         console.status("loading models")
         self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task, config.scorer_timeout)
+        self.judges.prepare()
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
         self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or self.task.train_prompts), *judged])
         self.status = "complete"

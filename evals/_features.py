@@ -13,6 +13,7 @@ from torch import Tensor
 from alignbench import UserError
 from alignbench.backbone import device_named
 from evals._clip import load_clip
+from evals._open_clip import load_open_clip
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
 """Pictures, each uint8 [h, w, 3], to features [N, D]."""
@@ -48,17 +49,11 @@ def load_features(source: str, device: str, batch: int) -> Features:
 
 
 def _open_clip(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
-    import open_clip
-
-    model_name, _, weights = name.partition("/")
-    if not weights or model_name not in open_clip.list_models():
+    architecture, _, weights = name.partition("/")
+    if not weights:
         raise UserError(f"open_clip:{name} must be open_clip:MODEL/WEIGHTS, for instance open_clip:ViT-L-14/openai")
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(model_name, pretrained=weights)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"open_clip's {model_name} does not load the weights {weights!r}: {error}") from error
-    model.eval().to(device)
-    return lambda images: model.encode_image(torch.stack([preprocess(image) for image in images]).to(device))
+    clip = load_open_clip(architecture, weights, device)
+    return lambda images: clip.model.encode_image(torch.stack([clip.preprocess(image) for image in images]).to(device))
 
 
 def _dinov2(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from alignbench import UserError
 from alignbench.backbone import device_named
+from evals._open_clip import OpenClip, load_open_clip
 from evals.geneval import COCO, Detection, Detections, Detector
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
@@ -41,25 +42,14 @@ ALIASES = {
 class ColorNamer:
     """Names the colour of an object in a crop, zero-shot over GenEval's templates."""
 
-    def __init__(self, model: Any, preprocess: Any, tokenizer: Any, device: torch.device) -> None:
-        self.model, self.preprocess, self.tokenizer = model.eval().to(device), preprocess, tokenizer
-        self.device = device
+    def __init__(self, clip: OpenClip, device: torch.device) -> None:
+        self.clip, self.device = clip, device
         self._weights: dict[str, Tensor] = {}
 
     @classmethod
     def load(cls, weights: str, device: torch.device) -> "ColorNamer":
-        """open_clip's ViT-L-14.
-
-        Raises:
-            UserError: these weights cannot be had.
-        """
-        import open_clip
-
-        try:
-            model, _, preprocess = open_clip.create_model_and_transforms("ViT-L-14", pretrained=weights)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"open_clip's ViT-L-14 does not load the weights {weights!r}: {error}") from error
-        return cls(model, preprocess, open_clip.get_tokenizer("ViT-L-14"), device)
+        """open_clip's ViT-L-14, with the activation that OpenAI's weights were trained with; raises UserError without them."""
+        return cls(load_open_clip("ViT-L-14", weights, device, quick_gelu=True), device)
 
     @torch.no_grad()
     def name(self, crops: list[Image.Image], kind: str) -> list[str]:
@@ -68,10 +58,10 @@ class ColorNamer:
             return []
         if kind not in self._weights:
             texts = [template.format(color=color, name=kind) for color in COLORS for template in TEMPLATES]
-            embedded = functional.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
+            embedded = functional.normalize(self.clip.model.encode_text(self.clip.tokenizer(texts).to(self.device)), dim=-1)
             self._weights[kind] = functional.normalize(embedded.view(len(COLORS), len(TEMPLATES), -1).mean(1), dim=-1)
-        pixels = torch.stack([self.preprocess(crop) for crop in crops]).to(self.device)
-        features = functional.normalize(self.model.encode_image(pixels), dim=-1)
+        pixels = torch.stack([self.clip.preprocess(crop) for crop in crops]).to(self.device)
+        features = functional.normalize(self.clip.model.encode_image(pixels), dim=-1)
         return [COLORS[i] for i in (features @ self._weights[kind].mT).argmax(1).tolist()]
 
 
@@ -148,7 +138,7 @@ class Mask2FormerDetector(Detector):
     def describe(self) -> dict[str, Any]:
         import transformers
 
-        colors = self._colors if isinstance(self._colors, str) else type(self._colors.model).__name__
+        colors = self._colors if isinstance(self._colors, str) else type(self._colors.clip.model).__name__
         about = {"detector": "mask2former", "model": self.source, "colors": colors, "device": str(self.device)}
         return {**about, "transformers": transformers.__version__}
 

@@ -59,6 +59,10 @@ class Diversity(SetMetric):
 
     settings: Settings
 
+    def prepare(self) -> None:
+        if self.settings.features:
+            load_features(self.settings.features, self.settings.device, self.settings.batch)
+
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         found = {"pixel_diversity": pixel_diversity(images)} if self.settings.pixels else {}
         if latents is not None:

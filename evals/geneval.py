@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -306,6 +306,7 @@ class GenEval(Scorer):
         """What becomes of a prompt without metadata: an error, or no score, for tasks where only some prompts are scenes."""
 
     settings: Settings
+    passing_over: ClassVar[dict[str, Any]] = {"others": "skip"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -329,6 +330,9 @@ class GenEval(Scorer):
         from evals._shapes import ShapesDetector
 
         return ShapesDetector()
+
+    def prepare(self) -> None:
+        self.detector  # noqa: B018  (loads and tests it)
 
     def metadata_of(self, prompt: str) -> dict[str, Any] | None:
         """What the prompt asks for; None where nothing is known about it and `others` says to skip it.

@@ -90,6 +90,10 @@ class ModeCoverage(SetMetric):
         told = [value for aspect in ASPECTS if not np.isnan(value := found[f"coverage_{aspect}"])]
         return {"mode_coverage": float(np.mean(told)) if told else float("nan"), **found}
 
+    def higher_is_better(self, metric: str) -> bool | None:
+        """The numbers of values say again what the coverages say; one alarm is enough."""
+        return None if metric.startswith("modes_") else True
+
 
 def subject_of(images: np.ndarray, prompt: str) -> Subject | None:
     """The first shape of a drawn scene's prompt, or the word of one that quotes a text; None for other prompts."""

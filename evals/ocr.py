@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -224,6 +224,7 @@ class OCR(Scorer):
         """Crops that EasyOCR reads at a time; the readings do not depend on it."""
 
     settings: Settings
+    passing_over: ClassVar[dict[str, Any]] = {"unquoted": "skip"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -235,6 +236,9 @@ class OCR(Scorer):
             o = self.settings
             self._reader = EasyOCRReader(o.device, o.batch, o.characters) if o.reader == "easyocr" else RapidOCRReader()
         return self._reader
+
+    def prepare(self) -> None:
+        self.reader  # noqa: B018  (loads it)
 
     def read(self, images: Images) -> list[str]:
         """The text in each picture."""

@@ -35,6 +35,9 @@ class PickScore(Scorer):
     def clip(self) -> Clip:
         return load_clip(self.settings.model, self.settings.device, self.settings.batch)
 
+    def prepare(self) -> None:
+        self.clip  # noqa: B018  (loads it)
+
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         raw = self._raw(images, prompts)
         return raw if self.settings.scale == "raw" else raw / FLOW_GRPO_SCALE

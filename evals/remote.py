@@ -51,6 +51,9 @@ class Remote(Scorer):
             self._info = info
         return self._info
 
+    def prepare(self) -> None:
+        self.info  # noqa: B018  (a service that is not there, or of another protocol, is told at once)
+
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         pictures, scores = as_arrays(images), np.empty(len(prompts))
         if len(pictures) != len(prompts):

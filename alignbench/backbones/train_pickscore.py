@@ -3,10 +3,12 @@
 PickScore (arXiv 2305.01569) is a CLIP fine-tuned on human choices between two pictures of one prompt. This is the same
 class of model and the same Bradley-Terry loss, from nothing, on pairs whose answer is known because they are drawn: the
 right content against a wrong one, and a clean picture against a broken one. The other pictures and prompts of a batch are
-wrong ones too, ranked by the same model (Plackett-Luce), as in CLIP's own training.
+wrong ones too, ranked by the same model (Plackett-Luce), as in CLIP's own training. A picture of wrong content brings the
+prompt that it would be right for: a near miss of the prompt costs a tenth of one of the picture, and teaches as much.
 
-What the pictures show is known as well. A linear reading of it (letters, counts, colours) from both embeddings is trained
-beside the loss and thrown away afterwards: it lines the two encoders up within minutes, where choices alone take hours.
+What the pictures show is known as well. Linear readings of it are trained beside the loss and thrown away afterwards: of
+letters, counts and colours from both embeddings, which lines the two encoders up, and of what each patch shows, without which
+the picture encoder does not find the letters in the minutes that it has.
 """
 
 import json
@@ -30,7 +32,7 @@ from alignbench.backbones.train_tiny import Muon, held_out_words, is_held_out
 from alignbench.drawing import lettering, scenes
 from alignbench.drawing.lettering import Lettering
 from alignbench.drawing.palette import COLORS, PICTURE_SIZE, colors_for
-from alignbench.drawing.scenes import NUMBERS, RELATIONS, SHAPES, Scene
+from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS, SHAPES, Scene
 from alignbench.record import refuse_taken
 from alignbench.settings import Settings
 
@@ -54,13 +56,17 @@ class PickScoreTraining(Settings):
 
     seed: int = 0
     threads: int = 1
-    steps: int = Field(1400, ge=1)
+    steps: int = Field(1200, ge=1)
     pairs: int = Field(48, ge=2)
     """Of one step."""
-    lr: float = 1e-3
-    muon_lr: float = 2e-3
-    reading: float = 0.3
-    """Weight of the reading of contents."""
+    shares: tuple[float, float, float] = (0.35, 0.5, 0.15)
+    """Of the kinds of pairs in training, as in `KINDS`: words take longest to learn, broken pictures no time."""
+    lr: float = 1.5e-3
+    muon_lr: float = 3e-3
+    reading: float = 1.0
+    """Weight of the reading of contents from embeddings."""
+    patch_reading: float = 1.0
+    """Weight of the reading of patches."""
     vision_width: int = 128
     vision_layers: int = 4
     text_width: int = 96
@@ -83,11 +89,20 @@ class DrawnPair:
     contents: tuple[Content, Content]
     """What the two pictures show; the same for a broken picture."""
     kind: str
+    other: tuple[str, Wanted] | None = None
+    """The prompt that the wrong picture would be right for, and what it asks for; None for a broken picture."""
 
 
 def draw_pairs(rng: np.random.Generator, count: int, *, held_out: bool) -> list[DrawnPair]:
     """Pairs of each kind in equal shares; `held_out` ones have words and scenes that the others never have."""
     return [draw_pair(rng, KINDS[i % len(KINDS)], held_out=held_out) for i in range(count)]
+
+
+def kinds_of(count: int, shares: Sequence[float]) -> list[str]:
+    """So many kinds in these shares, rounded down; the first takes what is left over."""
+    counts = [int(count * share / sum(shares)) for share in shares]
+    counts[0] += count - sum(counts)
+    return [kind for kind, times in zip(KINDS, counts, strict=True) for _ in range(times)]
 
 
 def draw_pair(rng: np.random.Generator, kind: str, *, held_out: bool) -> DrawnPair:
@@ -100,11 +115,21 @@ def draw_pair(rng: np.random.Generator, kind: str, *, held_out: bool) -> DrawnPa
     clean = right.draw()
     if kind == "broken":
         return DrawnPair(prompt, wanted, clean, broken(rng, clean), (right, right), kind)
-    other: Content
     while True:
-        other = _other_word(rng, right) if isinstance(right, Lettering) else scenes.sample_scene(rng, _near_miss(rng, wanted))
-        if not fulfils(other, wanted):
-            return DrawnPair(prompt, wanted, clean, other.draw(), (right, other), kind)
+        if isinstance(right, Lettering):
+            word = _other_word(rng, right)
+            found: tuple[Content, tuple[str, Wanted]] = word, _reworded(prompt, wanted, right, word)
+        else:
+            near = _near_miss(rng, wanted)
+            other = _metadata_of(near)
+            found = scenes.sample_scene(rng, near), (other["prompt"], other)
+        if not fulfils(found[0], wanted) and (held_out or not is_unseen(found[1][1])):
+            return DrawnPair(prompt, wanted, clean, found[0].draw(), (right, found[0]), kind, found[1])
+
+
+def is_unseen(wanted: Wanted) -> bool:
+    """Whether this is kept from training."""
+    return wanted["text"] in held_out_words() if "text" in wanted else is_held_out(wanted)
 
 
 def fulfils(content: Content, wanted: Wanted) -> bool:
@@ -172,6 +197,14 @@ def _other_word(rng: np.random.Generator, right: Lettering) -> Lettering:
     return lettering.sample_lettering(rng, "".join(letters), right.color)
 
 
+def _reworded(prompt: str, wanted: Wanted, right: Lettering, other: Lettering) -> tuple[str, Wanted]:
+    """The prompt of a word for another word."""
+    prompt = prompt.replace(f'"{right.text}"', f'"{other.text}"')
+    if wanted["color"]:
+        prompt = prompt.replace(right.color, other.color)
+    return prompt, {"text": other.text, "color": wanted["color"] and other.color}
+
+
 def _near_miss(rng: np.random.Generator, wanted: Wanted) -> Wanted:
     """The metadata with one thing changed: a kind, a colour, a count, a relation, or a shape that is missing."""
     include = [dict(c) for c in wanted["include"]]
@@ -194,11 +227,32 @@ def _near_miss(rng: np.random.Generator, wanted: Wanted) -> Wanted:
     return {**wanted, "include": include}
 
 
+def _metadata_of(near: Wanted) -> Wanted:
+    """What a prompt asks for that is worded for a near miss: one clause of two is another task type."""
+    include, prompt = near["include"], near["prompt"]
+    prefix = next(prefix for prefix in sorted(PREFIXES, key=len, reverse=True) if prompt.startswith(prefix))
+    first, second = include[0], include[-1]
+    if len(include) == 1:
+        tag = "counting" if first["count"] > 1 else "colors" if "color" in first else "single_object"
+    else:
+        tag = "position" if "position" in second else "color_attr" if "color" in first else "two_object"
+    if tag == "position":
+        first, second = second, first
+    kinds, colors = (first["class"], second["class"]), (first.get("color", ""), second.get("color", ""))
+    relation = first["position"][0] if tag == "position" else ""
+    metadata = scenes.compose(tag, kinds, colors, first["count"], relation, PLURALS.__getitem__)
+    return {**metadata, "prompt": prefix + metadata["prompt"]}
+
+
 # ---------------------------------------------------------------------------------------------------- contents as numbers
 
 LETTER_CLASSES, COUNT_CLASSES = len(lettering.LETTERS) + 1, max(NUMBERS) + 1
 READING = (LETTER_CLASSES,) * lettering.MAX_LETTERS + (COUNT_CLASSES,) * len(SHAPES) + (len(COLORS),) * (len(SHAPES) + 1)
 """Classes of each thing that is read: letters by place, counts by kind, colours by kind and of the word."""
+PATCH_READING = (1 + len(lettering.LETTERS) + len(SHAPES), 1 + lettering.MAX_LETTERS, 1 + len(COLORS))
+"""Classes of each thing that is read of a patch, 0 where there is none: letter or kind, its place in the word, its colour."""
+PATCH = 8
+"""Pixels of a patch's side."""
 _COLOR_INDEX = {color: i for i, color in enumerate(COLORS)}
 
 
@@ -217,6 +271,25 @@ def reading_of(content: Content, named: set[str] | None = None) -> list[int]:
         known = {_COLOR_INDEX[c] for c in named}
         colors = [c if c in known else IGNORE for c in colors]
     return [*letters, *counts, *colors]
+
+
+def patches_of(content: Content) -> np.ndarray:
+    """The class of each thing of `PATCH_READING` in each patch, int [64, 3]: what covers the patch's centre."""
+    side = PICTURE_SIZE // PATCH
+    y, x = (PATCH * (np.mgrid[:side, :side] + 0.5)).reshape(2, -1)
+    found = np.zeros((side * side, len(PATCH_READING)), dtype=np.int64)
+    if isinstance(content, Lettering):
+        left, top = content.origin
+        for place, letter in enumerate(content.text):
+            start = left + place * content.cell_width
+            inside = (start <= x) & (x < start + content.cell_width) & (top <= y) & (y < top + content.height)
+            found[inside] = 1 + lettering.LETTERS.index(letter), 1 + place, 1 + _COLOR_INDEX[content.color]
+    else:
+        for shape in content.shapes:
+            inside = np.maximum(abs(x - shape.center[0]), abs(y - shape.center[1])) < shape.size / 2
+            kind = 1 + len(lettering.LETTERS) + SHAPES.index(shape.kind)
+            found[inside] = kind, 0, 1 + _COLOR_INDEX[shape.color]
+    return found
 
 
 def _named_colors(wanted: Wanted) -> set[str]:
@@ -255,7 +328,7 @@ def build_model(settings: PickScoreTraining, tokenizer: CLIPTokenizer) -> CLIPMo
         "num_hidden_layers": settings.vision_layers,
         "num_attention_heads": 4,
         "image_size": PICTURE_SIZE,
-        "patch_size": 8,
+        "patch_size": PATCH,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=settings.projection))
     # CLIP's own start (0.02) drowns which token it is in what the layers add.
@@ -283,30 +356,37 @@ class Inputs:
         return dict(self.tokenizer(prompts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"))
 
 
-def embed(model: CLIPModel, inputs: Inputs, prompts: list[str], pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of prompts [P, D] and pictures [N, D]."""
+def embed_prompts(model: CLIPModel, inputs: Inputs, prompts: list[str]) -> Tensor:
+    """Unit embeddings [P, D]."""
     text = model.text_projection(model.text_model(**inputs.prompts(prompts)).pooler_output)
-    image = model.visual_projection(model.vision_model(pixel_values=inputs.pictures(pictures)).pooler_output)
-    return functional.normalize(text, dim=-1), functional.normalize(image, dim=-1)
+    return functional.normalize(text, dim=-1)
+
+
+def embed_pictures(model: CLIPModel, inputs: Inputs, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Unit embeddings [N, D], and the states of the patches [N, 64, width], row by row."""
+    answer = model.vision_model(pixel_values=inputs.pictures(pictures))
+    patches = model.vision_model.post_layernorm(answer.last_hidden_state[:, 1:])
+    return functional.normalize(model.visual_projection(answer.pooler_output), dim=-1), patches
 
 
 # ---------------------------------------------------------------------------------------------------- training
 
 
-def preference_loss(logits: Tensor, allowed: Tensor) -> Tensor:
+def preference_loss(logits: Tensor, owned: Tensor, allowed: Tensor) -> Tensor:
     """Bradley-Terry on each pair, Plackett-Luce on the batch.
 
     Args:
-        logits: scores of each prompt with each picture, [P, 2 P]: the right ones first, then the wrong ones.
-        allowed: False where a picture of another prompt fulfils this one too, bool [P, 2 P].
+        logits: scores of each prompt with each picture, [P + Q, 2 P]: the pairs' right pictures first, then the wrong ones in
+            the same order; the pairs' prompts first, then those that wrong pictures would be right for.
+        owned: the number of the picture that each prompt is for, [P + Q].
+        allowed: False where a picture of another prompt fulfils this one too, bool [P + Q, 2 P].
     """
-    count = len(logits)
-    right = logits.diagonal()
-    own = -functional.logsigmoid(right - logits[:, count:].diagonal()).mean()
+    count = logits.shape[1] // 2
+    pair = torch.arange(count)
+    own = -functional.logsigmoid(logits[pair, pair] - logits[pair, count + pair]).mean()
     masked = logits.masked_fill(~allowed, -torch.inf)
-    target = torch.arange(count)
-    pictures = functional.cross_entropy(masked, target)
-    prompts = functional.cross_entropy(masked[:, :count].mT, target)
+    pictures = functional.cross_entropy(masked, owned)
+    prompts = functional.cross_entropy(masked[:, owned].mT, torch.arange(len(owned)))
     return own + 0.5 * (pictures + prompts)
 
 
@@ -316,11 +396,12 @@ def train(settings: PickScoreTraining, log: Any = print) -> tuple[CLIPModel, CLI
     processor = build_processor()
     inputs = Inputs(processor)
     model = build_model(settings, processor.tokenizer).train()
-    reader = nn.Linear(settings.projection, sum(READING))
+    reader, patch_reader = nn.Linear(settings.projection, sum(READING)), nn.Linear(settings.vision_width, sum(PATCH_READING))
     blocks = [*model.text_model.encoder.named_parameters(), *model.vision_model.encoder.named_parameters()]
     matrices = [p for _, p in blocks if p.ndim == 2]
     inside = {id(p) for p in matrices}
-    rest = [p for p in [*model.parameters(), *reader.parameters()] if id(p) not in inside]
+    everything = [*model.parameters(), *reader.parameters(), *patch_reader.parameters()]
+    rest = [p for p in everything if id(p) not in inside]
     optimizers = [
         Muon(matrices, lr=settings.muon_lr),
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01),
@@ -331,28 +412,38 @@ def train(settings: PickScoreTraining, log: Any = print) -> tuple[CLIPModel, CLI
         )
         for o, lr in zip(optimizers, (settings.muon_lr, settings.lr), strict=True)
     ]
+    kinds = kinds_of(settings.pairs, settings.shares)
     history, recent, began = [], [], time.perf_counter()
     for step in range(settings.steps):
-        pairs = draw_pairs(np.random.default_rng([settings.seed, 1, step]), settings.pairs, held_out=False)
-        text, image = embed(model, inputs, [p.prompt for p in pairs], [p.right for p in pairs] + [p.wrong for p in pairs])
+        rng = np.random.default_rng([settings.seed, 1, step])
+        pairs = [draw_pair(rng, kind, held_out=False) for kind in kinds]
+        count = len(pairs)
+        others = [(count + i, *p.other) for i, p in enumerate(pairs) if p.other]
+        asked = [*((i, p.prompt, p.wanted) for i, p in enumerate(pairs)), *others]
+        owned, prompts, wanted = (list(column) for column in zip(*asked, strict=True))
+        text = embed_prompts(model, inputs, prompts)
+        image, patches = embed_pictures(model, inputs, [p.right for p in pairs] + [p.wrong for p in pairs])
         logits = model.logit_scale.exp() * text @ image.mT
         contents = [p.contents[side] for side in (0, 1) for p in pairs]
-        fits = torch.tensor([[fulfils(content, p.wanted) for content in contents] for p in pairs])
-        count = len(pairs)
-        own = torch.eye(count, dtype=torch.bool).repeat(1, 2)
-        loss = preference_loss(logits, own | ~fits)
-        targets = [reading_of(p.contents[0], _named_colors(p.wanted)) for p in pairs] + [reading_of(c) for c in contents]
-        loss = loss + settings.reading * _reading_loss(reader(8 * torch.cat([text, image])), torch.tensor(targets))
+        fits = torch.tensor([[fulfils(content, w) for content in contents] for w in wanted])
+        own = functional.one_hot(torch.tensor(owned), 2 * count).bool()
+        own[:count, count:] |= torch.eye(count, dtype=torch.bool)  # a broken picture fulfils its prompt and is wrong for it
+        loss = preference_loss(logits, torch.tensor(owned), own | ~fits)
+        targets = [reading_of(contents[i], _named_colors(w)) for i, w in zip(owned, wanted, strict=True)]
+        targets += [reading_of(content) for content in contents]
+        loss = loss + settings.reading * _reading_loss(reader(8 * torch.cat([text, image])), torch.tensor(targets), READING)
+        seen = torch.from_numpy(np.concatenate([patches_of(content) for content in contents]))
+        loss = loss + settings.patch_reading * _reading_loss(patch_reader(patches.flatten(0, 1)), seen, PATCH_READING)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([*model.parameters(), *reader.parameters()], 1.0)
+        nn.utils.clip_grad_norm_(everything, 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100))
-        ordered = (logits.diagonal() > logits[:, count:].diagonal()).float().mean()
+        ordered = (logits[:count, :count].diagonal() > logits[:count, count:].diagonal()).float().mean()
         recent.append((loss.item(), ordered.item()))
         if (step + 1) % 50 == 0 or step + 1 == settings.steps:
             mean_loss, accuracy = np.mean(recent, axis=0)
@@ -363,11 +454,11 @@ def train(settings: PickScoreTraining, log: Any = print) -> tuple[CLIPModel, CLI
     return model.eval(), processor, history
 
 
-def _reading_loss(answers: Tensor, targets: Tensor) -> Tensor:
+def _reading_loss(answers: Tensor, targets: Tensor, classes: Sequence[int]) -> Tensor:
     """Mean cross-entropy over the things that are read, each over the rows [N] that have it."""
     losses = [
         functional.cross_entropy(part, target, ignore_index=IGNORE)
-        for part, target in zip(answers.split(READING, dim=1), targets.mT, strict=True)
+        for part, target in zip(answers.split(list(classes), dim=1), targets.mT, strict=True)
         if bool((target != IGNORE).any())
     ]
     return torch.stack(losses).mean()
@@ -379,7 +470,8 @@ def pair_accuracy(model: CLIPModel, processor: CLIPProcessor, pairs: Sequence[Dr
     inputs, correct = Inputs(processor), []
     for start in range(0, len(pairs), 50):
         part = pairs[start : start + 50]
-        text, image = embed(model, inputs, [p.prompt for p in part], [p.right for p in part] + [p.wrong for p in part])
+        text = embed_prompts(model, inputs, [p.prompt for p in part])
+        image, _ = embed_pictures(model, inputs, [p.right for p in part] + [p.wrong for p in part])
         scores = (torch.cat([text, text]) * image).sum(1)
         correct += (scores[: len(part)] > scores[len(part) :]).tolist()
     by_kind = {kind: [c for c, p in zip(correct, pairs, strict=True) if p.kind == kind] for kind in KINDS}
@@ -421,7 +513,7 @@ def against_each_other(pairs: Sequence[DrawnPair]) -> list[DrawnPair]:
     """Each right picture against that of the next pair of its kind, where that does not fulfil the prompt too."""
     following = zip(pairs, pairs[len(KINDS) :], strict=False)
     return [
-        replace(pair, wrong=other.right, contents=(pair.contents[0], other.contents[0]))
+        replace(pair, wrong=other.right, contents=(pair.contents[0], other.contents[0]), other=(other.prompt, other.wanted))
         for pair, other in following
         if not fulfils(other.contents[0], pair.wanted)
     ]

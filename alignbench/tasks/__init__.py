@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from alignbench import registry
 from alignbench.config import validate
 from alignbench.errors import UserError, did_you_mean
 from alignbench.prompts import interleaved, read_prompts
@@ -73,16 +74,20 @@ class Task:
     def choices(self, names: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> list[EvalChoice]:
         """Evals by name, set as this task sets them where it has them (by label or name), and then by `settings`.
 
+        Those that it does not have pass over prompts that they say nothing about.
+
         Raises:
-            UserError: settings of an eval that is not among the names.
+            UserError: settings of an eval that is not among the names, or an unknown eval.
         """
+        from alignbench.scorer import Eval
+
         for name in settings:
             if name not in names:
                 raise UserError(f"there are settings for the eval {name!r}, which is not asked for{did_you_mean(name, names)}")
         known = {c.label or c.eval: c for c in reversed([*self.config.reward, *self.config.judges])}
         found = []
         for name in names:
-            choice = known.get(name, EvalChoice(eval=name))
+            choice = known.get(name) or EvalChoice(eval=name, settings=registry.find("evals", name, Eval).passing_over)
             merged = {**choice.settings, **settings.get(name, {})}
             found.append(EvalChoice(eval=choice.eval, label=choice.label, settings=merged))
         return found

@@ -76,6 +76,15 @@ def test_failed_scores_are_counted_and_pictures_of_two_sizes_cannot_be_compared(
     assert score_pictures(uneven, tmp_path / "q.txt", config, None, evals=["quality"]).metrics["brightness"].n == 1
 
 
+def test_evals_pass_over_prompts_that_they_say_nothing_about(tmp_path: Path) -> None:
+    pictures = picture_folder(tmp_path / "pictures", [0, 255], [(64, 64)] * 2)
+    (tmp_path / "p.txt").write_text('the word "CAT"\na red circle')
+    config, settings = load_config(options={"task": "geneval"}), {"ocr": {"reader": "rapidocr"}}
+    found = score_pictures(pictures, tmp_path / "p.txt", config, None, evals=["ocr", "clip_agreement"], settings=settings)
+    assert (found.metrics["ocr"].n, found.metrics["clip_agreement"].n) == (1, 2)
+    assert found.failed_scores == 2  # ocr and ocr_exact of the scene
+
+
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from alignbench.__main__ import main; sys.exit(main())"
     return subprocess.run(

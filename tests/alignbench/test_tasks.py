@@ -55,7 +55,8 @@ def test_mixed_weighs_two_rewards() -> None:
 def test_another_reward_makes_the_former_ones_judges() -> None:
     task = load_task("ocr").rewarded_by(RewardChoice(eval="quality", label="mine"))
     assert [c.label for c in task.config.reward] == ["mine"]
-    assert [c.label or c.eval for c in task.config.judges] == ["ocr", "ocr_judge", "quality", "diversity", "mode_coverage"]
+    judges = [c.label or c.eval for c in task.config.judges]
+    assert judges == ["ocr", "ocr_judge", "quality", "clip_agreement", "diversity", "mode_coverage"]
 
 
 def test_chosen_evals_keep_the_tasks_settings_under_those_that_are_given() -> None:
@@ -64,5 +65,8 @@ def test_chosen_evals_keep_the_tasks_settings_under_those_that_are_given() -> No
     assert ocr.settings == {"reader": "easyocr", "characters": "letters", "batch": 3}
     assert (judge.eval, judge.label, judge.settings) == ("ocr", "ocr_judge", {"reader": "rapidocr"})
     assert (plain.eval, plain.label, plain.settings) == ("pickscore", None, {})
+    # One that the task knows nothing of passes over prompts that it says nothing about.
+    (geneval,) = task.choices(["geneval"], {"geneval": {"reward": "graded"}})
+    assert geneval.settings == {"others": "skip", "reward": "graded"}
     with pytest.raises(UserError, match="'ocrr', which is not asked for; did you mean 'ocr'"):
         task.choices(["ocr"], {"ocrr": {}})

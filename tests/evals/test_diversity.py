@@ -100,7 +100,7 @@ def test_features_give_cosine_diversity_and_vendi_score(dino: str) -> None:
         ("clip:", "are none of clip:NAME"),
         ("vgg:16", "are none of clip:NAME"),
         ("open_clip:ViT-L-14", "must be open_clip:MODEL/WEIGHTS"),
-        ("open_clip:ViT-X/openai", "must be open_clip:MODEL/WEIGHTS"),
+        ("open_clip:ViT-X/openai", "no architecture 'ViT-X'; did you mean"),
         ("open_clip:ViT-B-32/nowhere.pt", "does not load the weights"),
         ("dinov2:./nowhere", "opens as no DINOv2"),
     ],

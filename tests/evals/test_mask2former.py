@@ -10,6 +10,7 @@ from PIL import Image
 
 from alignbench import RunError, UserError, load_scorer
 from evals._mask2former import COLORS, ColorNamer, Mask2FormerDetector, _crop
+from evals._open_clip import OpenClip
 from evals.geneval import GenEval, self_test
 
 LABELS = {0: "cat", 1: "mouse", 2: "cup"}
@@ -44,7 +45,8 @@ def namer() -> ColorNamer:
     text = open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=16, heads=2, layers=1)
     vision = open_clip.CLIPVisionCfg(image_size=32, patch_size=8, width=16, layers=1, head_width=8)
     model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
-    return ColorNamer(model, image_transform(32, is_train=False), open_clip.get_tokenizer("ViT-L-14"), torch.device("cpu"))
+    clip = OpenClip(model.eval(), image_transform(32, is_train=False), open_clip.get_tokenizer("ViT-L-14"))
+    return ColorNamer(clip, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_colours_are_those_nearest_to_their_templates() -> None:
     def preprocess(crop: Image.Image) -> torch.Tensor:
         return torch.eye(len(COLORS))[crop.getpixel((0, 0))[0]]  # type: ignore[index]
 
-    namer = ColorNamer(Model(), preprocess, tokenizer, torch.device("cpu"))
+    namer = ColorNamer(OpenClip(Model(), preprocess, tokenizer), torch.device("cpu"))
     crops = [Image.new("RGB", (2, 2), (i, 0, 0)) for i in (3, 0)]
     assert namer.name(crops, "bench") == ["green", "red"]
     assert namer.name([], "cup") == []

@@ -58,6 +58,11 @@ def test_a_collapsed_prompt_covers_nothing_and_an_even_one_all(metric: ModeCover
     assert {aspect: even[f"modes_{aspect}"] for aspect in ASPECTS} == dict.fromkeys(ASPECTS, 2.0)
 
 
+def test_the_alarm_watches_coverage_and_not_the_numbers_behind_it(metric: ModeCoverage) -> None:
+    found = metric.measure(np.zeros((2, 8, 8, 3), np.uint8), None, '"A"')
+    assert {name for name in found if metric.higher_is_better(name) is None} == {f"modes_{aspect}" for aspect in ASPECTS}
+
+
 def test_what_the_prompt_settles_is_not_measured(metric: ModeCoverage) -> None:
     same = Scene("sky", (Shape("circle", "red", (20.0, 20.0), SIZES[1][0]),))
     found = metric.measure(drawn(same, same), None, "a red circle")

@@ -56,6 +56,16 @@ def test_the_score_is_the_models_logit_and_a_26th_is_reported_beside(folder: Pat
     )
 
 
+def test_agreement_with_the_prompt_is_a_hundred_cosines(folder: Path) -> None:
+    from transformers import CLIPModel
+
+    images = noise(4)
+    scale = float(CLIPModel.from_pretrained(folder).logit_scale.exp())
+    expected = 100 * by_the_models_own_call(folder, images, PROMPTS) / scale
+    # float32 features of a few layers.
+    assert load_scorer("clip_agreement", model=str(folder)).score(images, PROMPTS) == pytest.approx(expected, abs=1e-3)
+
+
 def test_batches_and_single_pictures_agree_and_a_prompt_is_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = load_scorer("pickscore", model=str(folder), batch=3)
     images = noise(4)

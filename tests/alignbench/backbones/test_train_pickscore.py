@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,20 @@ from alignbench.backbones.train_pickscore import (
     build_model,
     build_processor,
     draw_pairs,
-    embed,
+    embed_prompts,
     fulfils,
+    is_unseen,
+    kinds_of,
+    patches_of,
     preference_loss,
     reading_of,
     train_pickscore,
 )
-from alignbench.backbones.train_tiny import held_out_words, is_held_out
 from alignbench.drawing import lettering
 from alignbench.drawing.lettering import Lettering
 from alignbench.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
-from evals.geneval import judge
+from evals.geneval import SCENES, judge
+from evals.ocr import quoted_text
 
 
 def test_drawn_pairs_differ_as_their_kind_says() -> None:
@@ -36,6 +40,29 @@ def test_drawn_pairs_differ_as_their_kind_says() -> None:
         assert fulfils(wrong, pair.wanted) == (pair.kind == "broken")
         assert (pair.right != pair.wrong).any()
         assert isinstance(right, Lettering) or pair.kind != "word"
+        if pair.other is None:
+            assert pair.kind == "broken"
+        else:
+            assert fulfils(wrong, pair.other[1])
+
+
+def test_the_prompt_of_a_wrong_picture_says_what_it_shows() -> None:
+    for pair in draw_pairs(np.random.default_rng(4), 240, held_out=False):
+        if pair.other is None:
+            continue
+        prompt, wanted = pair.other
+        assert prompt != pair.prompt
+        assert not is_unseen(wanted)
+        if pair.kind == "scene":
+            assert SCENES.parse(prompt) == wanted
+        else:
+            assert quoted_text(prompt) == wanted["text"]
+            assert wanted["color"] is None or wanted["color"] in prompt
+
+
+def test_kinds_in_shares() -> None:
+    assert Counter(kinds_of(48, (0.35, 0.5, 0.15))) == {"scene": 17, "word": 24, "broken": 7}
+    assert Counter(kinds_of(3, (1, 1, 1))) == {"scene": 1, "word": 1, "broken": 1}
 
 
 def test_pairs_against_each_other_show_the_picture_of_another_prompt() -> None:
@@ -50,8 +77,7 @@ def test_pairs_against_each_other_show_the_picture_of_another_prompt() -> None:
 def test_held_out_pairs_have_words_and_scenes_that_training_never_has() -> None:
     for held_out in (True, False):
         for pair in draw_pairs(np.random.default_rng(1), 60, held_out=held_out):
-            unseen = pair.wanted["text"] in held_out_words() if "text" in pair.wanted else is_held_out(pair.wanted)
-            assert unseen == held_out
+            assert is_unseen(pair.wanted) == held_out
 
 
 def test_scenes_fulfil_prompts_as_genevals_rules_say() -> None:
@@ -90,6 +116,19 @@ def test_a_reading_by_hand() -> None:
     assert len(READING) == 16
 
 
+def test_patches_by_hand() -> None:
+    scene = Scene("grey", (Shape("star", "red", (16, 16), 16), Shape("circle", "blue", (48, 40), 32)))
+    found = patches_of(scene).reshape(8, 8, 3)
+    # A star 16 wide covers four patches, a circle 32 wide sixteen; kinds come after the 26 letters.
+    assert found[1:3, 1:3].tolist() == [[[30, 0, 1]] * 2] * 2
+    assert found[3:7, 4:8].tolist() == [[[27, 0, 5]] * 4] * 4
+    assert np.count_nonzero(found[..., 0]) == 20
+    word = lettering.Lettering("AB", "white", "night", "sans", 16, 24, (8, 16))
+    found = patches_of(word).reshape(8, 8, 3)
+    assert found[2, 1:5].tolist() == [[1, 1, 10], [1, 1, 10], [2, 2, 10], [2, 2, 10]]
+    assert np.count_nonzero(found[..., 0]) == 3 * 4
+
+
 def test_every_kind_of_harm_changes_the_picture() -> None:
     rng = np.random.default_rng(3)
     picture = lettering.sample_lettering(rng, "CUBE", "red").draw()
@@ -103,7 +142,14 @@ def test_the_loss_by_hand() -> None:
     own = np.log1p(np.exp(-1))
     # Prompt 0 ranks its picture among 2, 1 and 0; the other prompt is not allowed for the right pictures.
     pictures = -np.log(np.exp(2) / (np.exp(2) + np.exp(1) + 1))
-    assert float(preference_loss(logits, allowed)) == pytest.approx(own + 0.5 * pictures, abs=1e-6)
+    owned = torch.tensor([0, 1])
+    assert float(preference_loss(logits, owned, allowed)) == pytest.approx(own + 0.5 * pictures, abs=1e-6)
+    # The prompt of the first wrong picture, which is the best of the four for it, and it the best prompt for the picture.
+    more, may = torch.tensor([[0.0, 0.0, 3.0, 0.0]]), torch.ones(1, 4, dtype=torch.bool)
+    third = -np.log(np.exp(3) / (np.exp(3) + 3))
+    by_picture = np.mean([np.log(1 + np.exp(-2)), np.log(1 + np.exp(-2)), np.log(1 + np.exp(-2) + np.exp(-3))])
+    found = preference_loss(torch.cat([logits, more]), torch.tensor([0, 1, 2]), torch.cat([allowed, may]))
+    assert float(found) == pytest.approx(own + 0.5 * ((2 * pictures + third) / 3 + by_picture), abs=1e-6)
 
 
 def test_a_short_training_writes_a_folder_that_opens_and_repeats_itself(tmp_path: Path) -> None:
@@ -133,5 +179,5 @@ def test_a_prompt_is_read_to_its_end() -> None:
     processor = build_processor()
     model = build_model(settings, processor.tokenizer).eval()
     with torch.no_grad():
-        text, _ = embed(model, Inputs(processor), ['the word "CUBE"', 'the word "CUBA"'], [np.zeros((64, 64, 3), np.uint8)])
+        text = embed_prompts(model, Inputs(processor), ['the word "CUBE"', 'the word "CUBA"'])
     assert not torch.allclose(text[0], text[1], atol=1e-3)

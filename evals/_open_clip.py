@@ -1,0 +1,72 @@
+"""Models of open_clip, and files of weights that lie here or on the hub."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignbench import UserError
+from alignbench.errors import did_you_mean
+
+
+@dataclass(frozen=True)
+class OpenClip:
+    """A CLIP of open_clip in float32.
+
+    Attributes:
+        preprocess: a picture as the model takes it, float32 [3, h, w].
+        tokenizer: prompts as the model takes them, [N, tokens].
+    """
+
+    model: Any
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
+
+
+def load_open_clip(name: str, weights: str, device: torch.device, *, quick_gelu: bool = False) -> OpenClip:
+    """An architecture of open_clip with the weights of a tag or a local file.
+
+    Args:
+        quick_gelu: the activation of OpenAI's weights, which open_clip sets for no file; for the tag `openai` it is implied.
+
+    Raises:
+        UserError: there is no such architecture, or the weights cannot be had.
+    """
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise UserError(f"open_clip has no architecture {name!r}{did_you_mean(name, open_clip.list_models())}")
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai"
+        )
+    except Exception as error:  # whatever a missing tag or a damaged file makes its reader raise
+        raise UserError(f"open_clip's {name} does not load the weights {weights!r}: {error}") from error
+    model.eval().requires_grad_(False).to(device)
+    return OpenClip(model, preprocess, open_clip.get_tokenizer(name))
+
+
+def weights_file(name: str) -> Path:
+    """The file of that name: a local path, or OWNER/REPOSITORY/FILE on the hub.
+
+    Raises:
+        UserError: it is neither.
+    """
+    local = Path(name).expanduser()
+    if local.is_file():
+        return local
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not (owner and repository and file) or owner in (".", "..", "~"):
+        raise UserError(f"there is no file of weights {name!r}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
+    except Exception as error:  # whatever the hub's client makes of a missing network, repository or file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"the weights {name!r} are no local file, and the hub does not give them: {reason}") from error

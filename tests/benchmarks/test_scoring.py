@@ -1,0 +1,57 @@
+"""Speed of scorers in batches against one picture at a time (`make bench`)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignbench import load_scorer
+from alignbench.drawing import lettering, sample_lettering
+from alignbench.scorer import Scorer
+
+Drawn = tuple[np.ndarray, list[str]]
+PICTURES = 108
+"""Of one training iteration with the default preset: 12 prompts x 9 leaves."""
+SCORERS: dict[str, dict[str, str]] = {
+    "easyocr": {"name": "ocr", "characters": "letters"},
+    "rapidocr": {"name": "ocr", "reader": "rapidocr"},
+    "pickscore": {"name": "pickscore"},
+}
+
+
+@pytest.fixture(scope="module", params=SCORERS)
+def scorer(request: pytest.FixtureRequest, threads: int) -> Scorer:
+    settings = dict(SCORERS[request.param])
+    found = load_scorer(settings.pop("name"), **settings)
+    found.prepare()
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Drawn:
+    """Words and their prompts, nine pictures each."""
+    rng = np.random.default_rng(0)
+    texts = [text for _ in range(PICTURES // 9) for text in [lettering.sample_text(rng)] * 9]
+    return np.stack([sample_lettering(rng, text).draw() for text in texts]), [f'the word "{text}"' for text in texts]
+
+
+def timed(benchmark: Any, request: pytest.FixtureRequest, function: Any) -> None:
+    benchmark.group = f"scoring: {request.node.callspec.params['scorer']}"
+    benchmark.extra_info["rows"] = PICTURES
+    benchmark.pedantic(function, rounds=3, warmup_rounds=1)
+
+
+def test_ours(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
+    timed(benchmark, request, lambda: scorer.score(*drawn))
+
+
+def test_one_by_one(
+    benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: tuple[np.ndarray, list[str]]
+) -> None:
+    pictures, prompts = drawn
+
+    def run() -> None:
+        for i, prompt in enumerate(prompts):
+            scorer.score(pictures[i : i + 1], [prompt])
+
+    timed(benchmark, request, run)
