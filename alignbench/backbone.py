@@ -60,6 +60,19 @@ class Measured:
     higher_is_better: bool | None
 
 
+@dataclass(frozen=True)
+class Law:
+    """A law in the plane as points with masses.
+
+    Attributes:
+        points: [N, 2]. mass: [N], summing to 1. mode: int [N], the mode of the base model that each point belongs to.
+    """
+
+    points: np.ndarray
+    mass: np.ndarray
+    mode: np.ndarray
+
+
 class Backbone(ABC):
     """A text-to-image flow model with a policy to train and a frozen reference.
 
@@ -76,6 +89,8 @@ class Backbone(ABC):
     """Classifier-free guidance in force, 1 for none; the same in rollout, training and evaluation."""
     default_steps: int
     """Denoising steps that the model's own call arguments ask for."""
+    pictorial: bool = True
+    """Whether what `decode` returns is worth looking at."""
 
     @abstractmethod
     def sigmas(self, steps: int) -> Tensor:
@@ -112,6 +127,14 @@ class Backbone(ABC):
     def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
         """What can be said about the model without any picture, metric -> a value for each prompt; nothing by default."""
         return {}
+
+    def law(self, prompt: str) -> Law | None:
+        """What it draws for a prompt, where that is a law in the plane that can be told; None by default."""
+        return None
+
+    def target(self, prompt: str) -> Law | None:
+        """What it is compared with, likewise."""
+        return None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters to train."""

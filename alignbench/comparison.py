@@ -154,7 +154,7 @@ def plan_grid(
         pairs = product(grid["objectives"], grid["samplers"])
         grid["budget"] = {"model_rows": min(planned_rows(_configured(first.preset, given, *pair, named)) for pair in pairs)}
     made = validate(Grid, grid, where="comparison")
-    _check(made)
+    check_grid(made)
     return made
 
 
@@ -445,8 +445,12 @@ def _standing(cell: Cell, out: Path) -> CellRecord:
     return CellRecord(id=cell.id, objective=cell.objective, sampler=cell.sampler, task=cell.task, seed=cell.seed, status=status)
 
 
-def _check(grid: Grid) -> None:
-    """Every pair with its settings, so that a slip shows before hours are spent."""
+def check_grid(grid: Grid) -> None:
+    """Every pair with its settings, so that a slip shows before hours are spent.
+
+    Raises:
+        UserError: a name or a setting is wrong.
+    """
     from alignbench.load import load_objective
     from alignbench.tasks import load_task
 

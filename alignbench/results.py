@@ -34,7 +34,7 @@ DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "pixel_diversity", "mode_entro
 
 _NOT_OF_THE_METHOD = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
-    *("pictures", "checkpoint_every", "threads", "device"),
+    *("pictures", "snapshots", "checkpoint_every", "threads", "device"),
 }
 """Keys of a configuration in which two runs of one cell may differ; task, backbone and budget are the setup's."""
 

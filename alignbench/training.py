@@ -12,7 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from alignbench import engine, groups, plots
+from alignbench import engine, groups, laws, plots
+from alignbench.backbone import Law
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
@@ -70,6 +71,7 @@ class _Run:
         self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task)
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
+        self.laws: list[pd.DataFrame] = []
         self.status = "complete"
 
     def run(self, resume: bool) -> Result:
@@ -80,17 +82,22 @@ class _Run:
         config, trainer = self.config, self.trainer
         if resume and has_checkpoint(self.checkpoints):
             trainer.restore(self.checkpoints)
+            kept = laws.read_laws(self.out)
+            self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write("config.yaml", yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         base = self._base()
         check_scores_vary(self.judges, base)
         self._write_evaluations(base=base)
+        self._keep_law(self.policy.target(base.prompts[0]), laws.TARGET)
+        self._keep_law(base.law, 0)
         self._train()
         with trainer.averaged_weights():
             final = self._evaluate("trained model") if trainer.iteration else base
             self._write_evaluations(base=base, final=final)
+            self._keep_law(final.law, trainer.iteration)
             result = self._result(base, final)
-            if config.pictures:
+            if config.pictures and self.policy.pictorial:
                 self._write_pictures(base, final)
         self._write("result.json", result.model_dump_json(indent=2) + "\n")
         if config.pictures:
@@ -105,7 +112,11 @@ class _Run:
             if trainer.objective.needs.training:
                 with self.console.training(config.iterations, trainer.progress()) as report:
                     while trainer.progress() < 1:
-                        report(trainer.iterate(), trainer.progress())
+                        began = trainer.progress()
+                        row = trainer.iterate()
+                        if int(began * (config.snapshots + 1)) < int(trainer.progress() * (config.snapshots + 1)):
+                            self._snapshot(row)
+                        report(row, trainer.progress())
                         if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
                             trainer.save(self.checkpoints)
                             self._write_metrics()
@@ -129,6 +140,23 @@ class _Run:
             with self.policy.reference():
                 self.bases[key] = self._evaluate("base model")
         return self.bases[key]
+
+    def _snapshot(self, row: dict[str, Any]) -> None:
+        """Adds to an iteration's row what the backbone knows of itself, and keeps its law."""
+        if self.trainer.progress() == 1:
+            return  # the judged model comes
+        began = time.perf_counter()
+        prompts = evaluation_prompts(self.task, self.config.evaluation)
+        with self.trainer.averaged_weights():
+            row |= {f"measured_{name}": float(m.values.mean()) for name, m in self.policy.measure(prompts).items()}
+            self._keep_law(self.policy.law(prompts[0]), self.trainer.iteration)
+        self.trainer.budget.seconds_evaluation += time.perf_counter() - began
+
+    def _keep_law(self, law: Law | None, iteration: int) -> None:
+        if law is not None:
+            self.laws = [kept[kept["iteration"] != iteration] for kept in self.laws] + [laws.as_rows(law, iteration)]
+            table = pd.concat(self.laws, ignore_index=True)
+            write_atomically(self.out / laws.FILE, lambda p: table.to_parquet(p, index=False))
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()

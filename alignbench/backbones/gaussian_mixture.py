@@ -10,16 +10,18 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import torch
 from pydantic import Field
 from scipy.optimize import brentq
+from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings, Measured
+from alignbench.backbone import BackboneSettings, Law, Measured
 from alignbench.mixtures import EXTENT, as_pictures, divergences, midpoints, mixture_velocity, noise_quadrature
 from alignbench.scenarios import PROMPTS_EACH, World, world
 
@@ -28,6 +30,12 @@ FEATURES = 64
 """Random Fourier features of the position, of unit frequency deviation."""
 GRID = 240
 """Points of the grid over the plane in each direction, on which Z and the best reward are computed."""
+LAW_POINTS = 4096
+"""Of a law that is kept for pictures."""
+TARGET_GRID = 160
+"""Points of the grid in each direction of a target that is."""
+NEXT_TO_NOTHING = 1e-2
+"""Of the mean mass of that grid's points."""
 MODE_SHARE = 0.05
 """A mode counts where the target has at least this share of its mass."""
 COVERED = 0.25
@@ -75,21 +83,23 @@ class Residual(nn.Module):
 
 class GaussianMixture(Backbone):
     class Settings(BackboneSettings):
-        hidden: int = Field(128, ge=1)
+        hidden: int = Field(64, ge=1)
         """Width of the residual network."""
-        layers: int = Field(3, ge=1)
+        layers: int = Field(1, ge=1)
         """Its hidden layers."""
         steps: int = Field(16, ge=1)
         """Euler steps of evaluation samples."""
         beta: float = Field(4.0, ge=0)
         """Inverse temperature of the target that the model is compared with, on raw rewards."""
-        quadrature: int = Field(101, ge=11)
-        """Points in each direction of the grid of noise on which densities are computed."""
+        quadrature: int = Field(60, ge=10, multiple_of=2)
+        """Points in each direction of the grid of noise on which densities are computed; even, since an odd number puts
+        points on lines of symmetry, where noise goes to no mode and the density is not that of their surroundings."""
 
     settings: Settings
     latent_shape = (2,)
     dtype = torch.float32
     guidance = 1.0
+    pictorial = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -152,12 +162,67 @@ class GaussianMixture(Backbone):
     def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
         """Exact divergences, coverage and rewards of each prompt, by quadrature over the noise."""
         noise, weights = noise_quadrature(2, self.settings.quadrature)
-        plane = midpoints(2, GRID, EXTENT)
-        found = [_measure(world(p), self.settings.beta, plane, weights, *self.push_forward(p, noise)) for p in prompts]
+        found = [_measure(world(p), truth(p, self.settings.beta), weights, *self.push_forward(p, noise)) for p in prompts]
         return {
             name: Measured(np.array([f[name] for f in found]), higher_is_better)
             for name, higher_is_better in DIRECTIONS.items()
         }
+
+    def law(self, prompt: str) -> Law:
+        """Where the Euler steps carry `LAW_POINTS` points of equal mass of the noise."""
+        noise = MultivariateNormalQMC(np.zeros(2), rng=np.random.default_rng(0)).random(LAW_POINTS)
+        x = torch.from_numpy(noise).float().to(self.device)
+        c, group = self.encode([prompt]), torch.zeros(LAW_POINTS, dtype=torch.long, device=self.device)
+        sigmas = self.sigmas(self.default_steps)
+        with torch.no_grad():
+            for sigma, sigma_next in pairwise(sigmas.tolist()):
+                x = x + (sigma_next - sigma) * self.velocity(x, torch.full_like(x[:, 0], sigma), c, group)
+        points = x.double().cpu()
+        mode = world(prompt).base.log_joint(points).argmax(1)
+        return Law(points.numpy(), np.full(LAW_POINTS, 1 / LAW_POINTS), mode.numpy())
+
+    def target(self, prompt: str) -> Law:
+        """On a grid over the plane, without the points that hold next to nothing."""
+        w, known = world(prompt), truth(prompt, self.settings.beta)
+        points, cell = midpoints(2, TARGET_GRID, EXTENT)
+        mass = torch.exp(known.log_target(w, points)) * cell
+        kept = mass > NEXT_TO_NOTHING / len(mass)
+        mode = w.base.log_joint(points).argmax(1)
+        return Law(points[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a world and its target p_base exp(beta R) / Z, on a grid over the plane.
+
+    Attributes:
+        log_base, reward: float64 [GRID ** 2]. cell: size of a cell of the grid.
+        mode_mass: the target's, [M]. target_reward: its expected reward.
+    """
+
+    beta: float
+    cell: float
+    log_base: Tensor
+    reward: Tensor
+    log_z: float
+    mode_mass: Tensor
+    target_reward: float
+
+    def log_target(self, w: World, x: Tensor) -> Tensor:
+        """Log-density of the target, [N], at x [N, 2]."""
+        return w.base.log_density(x) + self.beta * w.reward(x) - self.log_z
+
+
+@cache
+def truth(prompt: str, beta: float) -> Truth:
+    """Of one prompt's world."""
+    w, (grid, cell) = world(prompt), midpoints(2, GRID, EXTENT)
+    log_joint, reward = w.base.log_joint(grid), w.reward(grid)
+    log_base = torch.logsumexp(log_joint, -1)
+    log_z = float(torch.logsumexp(log_base + beta * reward, 0)) + math.log(cell)
+    target = torch.exp(log_base + beta * reward - log_z) * cell
+    mass = torch.zeros(len(w.base.weights), dtype=torch.float64).index_add(0, log_joint.argmax(1), target)
+    return Truth(beta, cell, log_base, reward, log_z, mass, float((target * reward).sum()))
 
 
 DIRECTIONS: dict[str, bool | None] = {
@@ -169,28 +234,20 @@ DIRECTIONS: dict[str, bool | None] = {
     "modes_covered": True,
     "exact_reward": True,
     "exact_true_reward": True,
+    "log_z": None,
     "target_reward": None,
     "best_reward_at_kl": None,
 }
 
 
-def _measure(
-    w: World, beta: float, plane: tuple[Tensor, float], weights: Tensor, x: Tensor, log_model: Tensor
-) -> dict[str, float]:
+def _measure(w: World, known: Truth, weights: Tensor, x: Tensor, log_model: Tensor) -> dict[str, float]:
     """The numbers of one prompt, from a quadrature of the model: points x of weight w with their log-density."""
-    grid, cell = plane
-    log_base, reward = w.base.log_density(grid), w.reward(grid)
-    log_z = float(torch.logsumexp(log_base + beta * reward, 0)) + math.log(cell)
-    log_base_x, reward_x = w.base.log_density(x), w.reward(x)
-    log_target = log_base_x + beta * reward_x - log_z
-    apart = divergences(weights, log_model, log_target)
-    kl_base = float((weights * (log_model - log_base_x)).sum())
-    target = torch.exp(log_base + beta * reward - log_z) * cell
-    modes = len(w.base.weights)
-    of_target = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(grid).argmax(1), target)
-    of_model = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(x).argmax(1), weights)
-    counts = of_target >= MODE_SHARE
-    covered = (of_model >= COVERED * of_target) & counts
+    log_joint, reward = w.base.log_joint(x), w.reward(x)
+    apart = divergences(weights, log_model, known.log_target(w, x))
+    kl_base = float((weights * (log_model - torch.logsumexp(log_joint, -1))).sum())
+    of_model = torch.zeros_like(known.mode_mass).index_add(0, log_joint.argmax(1), weights)
+    counts = known.mode_mass >= MODE_SHARE
+    covered = (of_model >= COVERED * known.mode_mass) & counts
     return {
         "kl_model_target": apart.kl_model_target,
         "kl_target_model": apart.kl_target_model,
@@ -198,21 +255,22 @@ def _measure(
         "target_reached": apart.reached,
         "kl_base": kl_base,
         "modes_covered": float(covered.sum() / counts.sum()),
-        "exact_reward": float((weights * reward_x).sum()),
+        "exact_reward": float((weights * reward).sum()),
         "exact_true_reward": float((weights * w.true_reward(x)).sum()),
-        "target_reward": float((target * reward).sum()),
-        "best_reward_at_kl": _best_reward(log_base, reward, cell, kl_base),
+        "log_z": known.log_z,
+        "target_reward": known.target_reward,
+        "best_reward_at_kl": _best_reward(known, kl_base),
     }
 
 
-def _best_reward(log_base: Tensor, reward: Tensor, cell: float, kl: float) -> float:
+def _best_reward(known: Truth, kl: float) -> float:
     """The largest expected reward of any law at this KL divergence to the base: that of the tilt with that divergence."""
 
     def tilt(beta: float) -> tuple[float, float]:
-        log_w = log_base + beta * reward
+        log_w = known.log_base + beta * known.reward
         log_z = torch.logsumexp(log_w, 0)
-        expected = float((torch.exp(log_w - log_z) * reward).sum())
-        return expected, beta * expected - float(log_z) - math.log(cell)
+        expected = float((torch.exp(log_w - log_z) * known.reward).sum())
+        return expected, beta * expected - float(log_z) - math.log(known.cell)
 
     if kl <= 0:
         return tilt(0.0)[0]

@@ -49,7 +49,7 @@ def test_samples_of_the_base_have_the_mixtures_moments() -> None:
 def test_the_density_is_that_of_the_drawn_points() -> None:
     """Probabilities of squares by the exact density at points of a quadrature, against the share of samples in them."""
     policy = moved()
-    noise, weights = noise_quadrature(2, points=201)
+    noise, weights = noise_quadrature(2, points=200)
     x, log_density = policy.push_forward(PROMPT, noise)
     drawn = sample(policy, [PROMPT], 40_000, policy.default_steps, seed=3).double()
     for corner in ([-4.0, -4.0], [0.0, 0.0], [1.0, -3.0]):
@@ -82,13 +82,13 @@ def test_the_change_of_variables_is_that_of_finite_differences() -> None:
 
 
 def test_the_base_is_near_its_mixture_and_nearer_with_more_steps() -> None:
-    near, nearer = (float(backbone(steps=n, quadrature=61).measure([PROMPT])["kl_base"].values[0]) for n in (8, 64))
+    near, nearer = (float(backbone(steps=n, quadrature=60).measure([PROMPT])["kl_base"].values[0]) for n in (8, 64))
     assert 0 <= nearer < near / 5
     assert nearer < 2e-2
 
 
 def test_numbers_of_the_base_model() -> None:
-    policy = backbone(steps=64, beta=2.0, quadrature=81)
+    policy = backbone(steps=64, beta=2.0, quadrature=80)
     found = {name: float(m.values[0]) for name, m in policy.measure([PROMPT]).items()}
     w = world(PROMPT)
     x = w.base.sample(200_000, torch.Generator().manual_seed(0))
@@ -189,8 +189,8 @@ def test_pictures_hold_the_points() -> None:
 def test_a_policy_gradient_raises_the_reward_and_leaves_the_base(tmp_path: Path) -> None:
     config = load_config(
         preset="quick",
-        options={"backbone": "gaussian_mixture", "objective": "grpo", "sampler": "independent", "iterations": 150},
-        sets=["objective.clip=0.2", "sampler.group_size=64", "threads=1", "backbone.quadrature=41", "task=unequal_modes"],
+        options={"backbone": "gaussian_mixture", "objective": "grpo", "sampler": "independent", "iterations": 15},
+        sets=["pictures=false", "sampler.group_size=64", "threads=1", "backbone.quadrature=40", "task=unequal_modes"],
     )
     metrics = run(config, tmp_path / "run").metrics
     for name in ("scenario_reward", "exact_reward", "kl_base"):
