@@ -155,7 +155,7 @@ class _Run:
     def _keep_law(self, law: Law | None, iteration: int) -> None:
         if law is not None:
             self.laws = [kept[kept["iteration"] != iteration] for kept in self.laws] + [laws.as_rows(law, iteration)]
-            table = pd.concat(self.laws, ignore_index=True)
+            table = pd.concat(self.laws).sort_values("iteration", kind="stable", ignore_index=True)
             write_atomically(self.out / laws.FILE, lambda p: table.to_parquet(p, index=False))
 
     def _evaluate(self, what: str) -> Evaluation:
