@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from alignbench import laws
 from alignbench.plots import COLORS, STYLE, write_figure
 from alignbench.record import Protocol
 from alignbench.results import BASE, Results, Run
@@ -275,6 +276,9 @@ def comparison_figures(results: Results, setup: str, diversity: str | None = Non
     rows, texts = gallery(results, setup)
     if rows:
         found["pictures"] = picture_grid(rows, texts)
+    models = kept_laws(results, setup)
+    if models:
+        found["laws"] = laws.side_by_side(models, setup)
     return found
 
 
@@ -290,6 +294,17 @@ def gallery(results: Results, setup: str) -> tuple[dict[str, list[Image.Image]],
                 texts = _prompts_of(run, len(pictures))
             rows[run.cell] = pictures
     return {name: pictures for name, pictures in rows.items() if len(pictures) == len(texts)}, texts
+
+
+def kept_laws(results: Results, setup: str) -> dict[tuple[str, str], pd.DataFrame]:
+    """(objective, sampler) -> the laws of the first run of each cell that kept any."""
+    found: dict[tuple[str, str], pd.DataFrame] = {}
+    for run in results.of(setup):
+        key = (_objective(run.cell), _sampler(run.cell))
+        kept = laws.read_laws(run.folder) if key not in found else None
+        if kept is not None:
+            found[key] = kept
+    return found
 
 
 def plot_comparison(results: Results, folder: Path) -> list[Path]:

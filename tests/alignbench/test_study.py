@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from alignbench import UserError
-from alignbench.results import BASE
+from alignbench.comparison_plots import kept_laws
+from alignbench.results import BASE, read_results
 from alignbench.study import (
     Study,
     cells_frame,
@@ -119,6 +120,8 @@ def test_a_study_runs_goes_on_and_writes_its_tables_and_pictures(tmp_path: Path)
     found = {file.name for file in write_study(tmp_path / "out", "alignbench study mine.yaml")}
     assert {"runs.csv", "cells.csv", "samplers.csv", "equal_kl.csv", "summary.md", "price.png"} <= found
     assert {"laws_rare_mode.png", "training_frozen_tmpo_x_independent_rare_mode_seed_0.png"} <= found
+    results = read_results(tmp_path / "out" / "runs" / "all")
+    assert list(kept_laws(results, results.setups[0])) == [("grpo", "fixed_tree"), ("grpo", "independent")]
     text = (tmp_path / "out" / "report" / "summary.md").read_text()
     assert "6 runs, seeds 0, 1" in text
     assert "| frozen: tmpo x independent |" in text
