@@ -7,7 +7,7 @@ order of prompts are functions of the seed and the iteration, so that no generat
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from alignbench.backbone import holding
+from alignbench.backbone import Backbone, holding
 from alignbench.errors import RunError, UserError
 from alignbench.objective import Objective
 
@@ -149,6 +149,13 @@ def policy_weights(folder: Path) -> PolicyWeights:
         return PolicyWeights("raw", iteration, load_file(newest / "weights.safetensors"))
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise UserError(f"the checkpoint {newest} is damaged ({type(error).__name__}: {error})") from error
+
+
+def judged_weights(policy: Backbone, weights: PolicyWeights | None) -> AbstractContextManager[None]:
+    """While entered, the policy has these weights; without any it is the base model."""
+    if weights is None:
+        return policy.reference()
+    return holding(list(policy.parameters()), weights.in_order(policy.trainable()))
 
 
 def load_checkpoint(

@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it, so `--help` and `list` answer at once."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -74,9 +75,7 @@ def run(
         given = [f"--{k}" for k, v in {**options, "preset": preset, "out": out, "config": config, "set": sets}.items() if v]
         if given:
             raise UserError(f"--resume continues a run with its own settings; leave out {', '.join(given)}")
-        if not (resume / "config.yaml").is_file():
-            raise UserError(f"{resume} is no folder of a run: it has no config.yaml")
-        settings, folder = load_config(file=resume / "config.yaml"), resume
+        settings, folder = load_config(file=_config_of(resume)), resume
     else:
         settings = load_config(preset=preset, file=config, options=_given(options), sets=sets or [])
         folder = out or _default_folder(settings)
@@ -270,14 +269,12 @@ def eval_(
         raise UserError("say what to score: one of --pipeline, --checkpoint, --images")
     if (images is None) != (prompts is None):
         raise UserError("--images and --prompts go together")
-    if checkpoint is not None and not (checkpoint / "config.yaml").is_file():
-        raise UserError(f"{checkpoint} is no folder of a run: it has no config.yaml")
     given = parse_assignments(sets or [])
     settings = given.pop("evals", {})
     if not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
         raise UserError("--set evals takes evals.NAME.key=value")
     options = _given({"backbone": pipeline, "task": task})
-    file = checkpoint / "config.yaml" if checkpoint else None
+    file = _config_of(checkpoint) if checkpoint else None
     config = load_config(file=file, options=options, sets=[s for s in sets or [] if not s.startswith("evals.")])
     names = _names(evals or "")
 
@@ -349,8 +346,15 @@ def check(
 
 @app.command()
 def diagnose(
-    sampler: Annotated[str, typer.Option(help="Rollout sampler: a name or a dotted path.")] = "dynamic_tree",
-    backbone: Annotated[str, typer.Option(help="Model: a name, a dotted path, or a local diffusers folder.")] = "tiny",
+    sampler: Annotated[
+        str | None, typer.Option(help="Rollout sampler: a name or a dotted path. (default: dynamic_tree, or the run's)")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Model: a name, a dotted path, or a local diffusers folder. (default: tiny)")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of a run, finished or interrupted, whose policy is diagnosed.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Its prompts are drawn and its reward scores. (default: ocr)")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many of the training prompts.")] = 4,
     groups: Annotated[
@@ -358,7 +362,7 @@ def diagnose(
     ] = None,
     beta: Annotated[float, typer.Option(min=0, help="Inverse temperature, on standardised rewards.")] = 2.0,
     progress: Annotated[float, typer.Option(min=0, max=1, help="Of the training that the plans are drawn for.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of noise and plans.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of noise and plans. (default: 0, or the run's)")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; must not exist. (default: results/<time>-diagnose-NAME)")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any keys of a run's configuration.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance sampler.levels=3.")] = None,
@@ -366,7 +370,9 @@ def diagnose(
 ) -> None:
     """Measures how alike a group's rollouts are, how far from independent ones, and how biased an average over them is."""
     options = _given({"sampler": sampler, "backbone": backbone, "task": task, "seed": seed})
-    settings = load_config(file=config, options=options, sets=sets or [])
+    if checkpoint is not None and config is not None:
+        raise UserError("--checkpoint brings the run's configuration with it; change it by --set instead of --config")
+    settings = load_config(file=_config_of(checkpoint) if checkpoint else config, options=options, sets=sets or [])
     folder = out or _results_folder("diagnose", settings.sampler.name)
 
     from alignbench import diagnosis
@@ -374,7 +380,7 @@ def diagnose(
 
     with counting("rounds of groups") as advance:
         found = diagnosis.diagnose(
-            settings, folder, prompts=prompts, rounds=groups, beta=beta, progress=progress, advance=advance
+            settings, folder, run=checkpoint, prompts=prompts, rounds=groups, beta=beta, progress=progress, advance=advance
         )
     if as_json:
         print(found.model_dump_json(indent=2))
@@ -410,6 +416,28 @@ def pairs(
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
 
 
+@app.command()
+def prompts(
+    out: Annotated[Path, typer.Option(help="The .jsonl file to write; must not exist.")],
+    objects: Annotated[str, typer.Option(help="coco: its 80 classes; drawn: the shapes of the `geneval` task.")] = "coco",
+    each: Annotated[int | None, typer.Option(min=1, help="Of each task type. (default: as many as GenEval's list has)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is asked for.")] = 0,
+    exclude: Annotated[
+        list[Path] | None, typer.Option(help="A file whose prompts are not made again; can be repeated.")
+    ] = None,
+) -> None:
+    """Writes prompts in GenEval's six task types with what must be seen, in the layout of its own list."""
+    from alignbench import geneval_prompts
+    from alignbench.prompts import read_prompts
+
+    counts = dict.fromkeys(geneval_prompts.OFFICIAL_COUNTS, each) if each else geneval_prompts.OFFICIAL_COUNTS
+    known = {prompt for file in exclude or [] for prompt in read_prompts(file)}
+    entries = geneval_prompts.generate(objects, counts, seed, known)
+    geneval_prompts.write(entries, out)
+    made = Counter(entry["tag"] for entry in entries)
+    print(f"wrote {len(entries)} prompts to {out}: {', '.join(f'{count} {tag}' for tag, count in made.items())}")
+
+
 @app.command("serve-scorer")
 def serve_scorer(
     name: Annotated[str, typer.Argument(help="A scorer: a name or a dotted path; see `list evals`.")],
@@ -431,7 +459,7 @@ def train_tiny(
     work: Annotated[Path, typer.Option(help="Checkpoints; the same folder again goes on where it stopped.")] = Path(
         "train-tiny"
     ),
-    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of TinyTraining, for instance steps=500.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of TinyTraining, for instance seed=1.")] = None,
 ) -> None:
     """Trains the embedded `tiny` backbone from nothing on drawn pictures; about an hour and a half on two CPU cores."""
     from alignbench.backbones import train_tiny as training
@@ -467,6 +495,13 @@ def _seeds(text: str) -> list[int]:
     if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
         raise UserError(f"--seeds takes how many, such as 5, or which ones, such as 3,7; got {text!r}")
     return numbers if "," in text else list(range(numbers[0]))
+
+
+def _config_of(run: Path) -> Path:
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run} is no folder of a run: it has no config.yaml")
+    return file
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,9 @@ class RunConfig(Settings):
     """How log-probs are taken over latent dimensions. Clip ranges and temperatures depend on it."""
     micro_batch: int | None = Field(None, ge=1)
     """Rows in one model call; null for all. Results do not depend on it."""
+    overlap: int = Field(1, ge=1)
+    """Parts that an iteration's prompts are rolled out in, each scored while the next is rolled out. More than one helps where
+    scorers wait or run elsewhere than the model; it costs larger batches. Results do not depend on it."""
     normalise_rewards: bool = True
     """With several rewards: standardise each within its group before the weighted sum."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -299,9 +299,10 @@ def show_diagnosis(found: "Diagnosis", out: Path) -> None:
     def plain(estimate: Estimate) -> str:
         return with_interval(estimate, sign="")
 
+    after = f" after {found.iteration} iterations of {found.checkpoint}" if found.checkpoint else ""
     rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 132)
     rich.print(
-        f"[bold]{found.sampler}[/bold] on {found.backbone}: {len(found.prompts)} prompts x {found.groups} groups of "
+        f"[bold]{found.sampler}[/bold] on {found.backbone}{after}: {len(found.prompts)} prompts x {found.groups} groups of "
         f"{found.group_size}; unshared: the same steps, each leaf with a root of its own; 95 % intervals over groups"
     )
     table = Table("two leaves that part at", found.sampler, "unshared", title="distance", title_justify="left")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alignbench import groups, plots
 from alignbench.backbone import Backbone
+from alignbench.checkpoint import judged_weights, policy_weights
 from alignbench.config import RunConfig
 from alignbench.errors import RunError, UserError
 from alignbench.evaluation import Judges
@@ -120,22 +121,28 @@ class Diagnosis(_Part):
     seconds: float
     environment: dict[str, object]
     config: dict[str, object]
+    checkpoint: str | None = None
+    """Folder of the run whose policy was diagnosed; null for the base model."""
+    iteration: int | None = None
+    """Of that checkpoint."""
 
 
 def diagnose(
     config: RunConfig,
     out: Path,
     *,
+    run: Path | None = None,
     prompts: int = 4,
     rounds: int | None = None,
     beta: float = 2.0,
     progress: float = 0.5,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Diagnosis:
-    """Draws groups of the base model and writes `diagnosis.json` and `diagnosis.png` into the folder `out`.
+    """Draws groups of a model and writes `diagnosis.json` and `diagnosis.png` into the folder `out`.
 
     Args:
         out: a new or empty folder.
+        run: the folder of a run whose newest checkpoint is diagnosed; None for the base model.
         prompts: how many of the task's training prompts.
         rounds: groups of each prompt; by default 24, and 400 where a latent has at most 16 numbers.
         beta: inverse temperature of the target, in units of one over the reward's deviation.
@@ -143,7 +150,7 @@ def diagnose(
         advance: told how many of all rounds are done.
 
     Raises:
-        UserError: a wrong setting, or a folder that is taken; nothing has been written.
+        UserError: a wrong setting, no checkpoint, or a folder that is taken; nothing has been written.
         RunError: a scorer failed.
     """
     refuse_taken(out)
@@ -152,12 +159,14 @@ def diagnose(
         raise UserError(f"{prompts} prompts are asked for, but task {task.name!r} has {len(task.train_prompts)}")
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
     sampler.plan(progress, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
+    weights = policy_weights(run / "checkpoints") if run else None
     policy = load_configured_backbone(config)
     small = int(np.prod(policy.latent_shape)) <= SMALL
     wanted = rounds or (ROUNDS_OF_SMALL_LATENTS if small else ROUNDS)
     chosen = task.train_prompts[:prompts]
     began = time.perf_counter()
-    drawn = draw(policy, sampler, Judges(task), chosen, wanted, progress=progress, seed=config.seed, advance=advance)
+    with judged_weights(policy, weights):
+        drawn = draw(policy, sampler, Judges(task), chosen, wanted, progress=progress, seed=config.seed, advance=advance)
     partition, slopes = partition_function(drawn, beta)
     rewards = np.stack([part.rewards for part in (drawn.shared, drawn.unshared, drawn.reference)])
     found = Diagnosis(
@@ -181,6 +190,8 @@ def diagnose(
         seconds=time.perf_counter() - began,
         environment=environment(str(policy.device), threads_of(config)),
         config=config.resolved(),
+        checkpoint=str(run) if run else None,
+        iteration=weights.iteration if weights else None,
     )
     text = found.model_dump_json(indent=2) + "\n"
     write_atomically(out / "diagnosis.json", lambda p: p.write_text(text, encoding="utf-8"))

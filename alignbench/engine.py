@@ -29,7 +29,7 @@ class Backward:
     Attributes:
         loss: the objective's value before the update.
         terms: all terms, detached, before the update.
-        rows: distinct model inputs.
+        rows: distinct model inputs that the policy was asked about.
         forward_rows: rows that were evaluated, counting twice those that gradient caching evaluates twice, and those of
             the reference and of the old policy.
     """
@@ -66,15 +66,26 @@ def backward(
         NonFiniteError: naming the term or loss that is NaN or infinite.
     """
     rows = objective.rows(forest, update)
-    count = len(rows)
-    if count == 0:
+    asked = len(rows) if rows.known is None else int((~rows.known[0]).sum())
+    if asked == 0:
         return Backward(0.0, {}, 0, 0)
+    count = len(rows)
     conditioning = policy.encode(forest.prompts)
     size = min(micro_batch or count, count)
     parts = [rows.part(i, min(i + size, count)) for i in range(0, count, size)]
 
     def ask(part: Rows) -> Tensor:
         return predict(policy, part.x, part.sigma, conditioning, part.group)
+
+    def ask_policy(part: Rows) -> Tensor:
+        if part.known is None:
+            return ask(part)
+        keeps, velocity = part.known
+        wanted = (~keeps).nonzero()[:, 0]
+        if len(wanted) == 0:
+            return velocity
+        answer = predict(policy, part.x[wanted], part.sigma[wanted], conditioning, part.group[wanted])
+        return velocity.index_copy(0, wanted, answer.float())
 
     references: list[Tensor | None] = [None] * len(parts)
     olds: list[Tensor | None] = [None] * len(parts)
@@ -88,7 +99,7 @@ def backward(
     other_rows = count * (objective.needs.reference + (objective.needs.old and old is not None))
 
     def terms_of(i: int) -> Terms:
-        velocity = ask(parts[i])
+        velocity = ask_policy(parts[i])
         before = velocity.detach() if objective.needs.old and old is None else olds[i]
         return objective.terms(parts[i], Velocities(velocity, references[i], before))
 
@@ -99,7 +110,7 @@ def backward(
         _check_finite({"loss": loss})
         loss.backward()
         detached = {name: value.detach() for name, value in terms.items()}
-        return Backward(float(loss.detach()), detached, count, count + other_rows)
+        return Backward(float(loss.detach()), detached, asked, asked + other_rows)
 
     with torch.no_grad():
         pieces = [terms_of(i) for i in range(len(parts))]
@@ -124,7 +135,7 @@ def backward(
         if outputs:
             torch.autograd.backward(outputs, gradients)
     detached = {name: value.detach() for name, value in terms.items()}
-    return Backward(float(loss.detach()), detached, count, 2 * count + other_rows)
+    return Backward(float(loss.detach()), detached, asked, 2 * asked + other_rows)
 
 
 def _check_finite(tensors: Terms) -> None:

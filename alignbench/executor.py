@@ -68,20 +68,17 @@ def rollout(
 
     rows, row_groups, row_steps, velocities = [], [], [], []
     edge_rows, edge_children, edge_numbers, log_probs = [], [], [], []
+    finite: list[tuple[Tensor, Tensor]] = []
     row_count = edge_count = 0
     for t, plan_step in enumerate(plan.steps):
         sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
         velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
-        if not bool(torch.isfinite(velocity).all()):
-            raise NonFiniteError(
-                f"the velocity at step {t} (sigma {sigma:.4f}) is not finite; the model runs in {policy.dtype}"
-            )
         if not plan_step.stochastic:
-            x = flow.step(x, velocity, sigma, sigma_next, rule="ode").x_next
-            node = None
+            x, node = flow.draw(x, velocity, sigma, sigma_next, 0.0, "ode").x_next, None
+            finite.append((_all_finite(velocity), _all_finite(x)))
             continue
         children = plan_step.children
-        drawn = flow.step(
+        drawn = flow.draw(
             x.repeat_interleave(children, 0),
             velocity.repeat_interleave(children, 0),
             sigma,
@@ -91,6 +88,7 @@ def rollout(
             noise=noise(f"step {t}", plan.live(t + 1)),
             reduction=reduction,
         )
+        finite.append((_all_finite(velocity), _all_finite(drawn.x_next) & _all_finite(drawn.log_prob)))
         row_group, path = group, path.repeat_interleave(children, 0)
         group = group.repeat_interleave(children)
         if not plan_step.scored:
@@ -111,6 +109,7 @@ def rollout(
         new_edges = torch.arange(edge_count, edge_count + len(x), device=x.device)
         edge_count += len(x)
         path = torch.cat([path, new_edges[:, None]], dim=1)
+    _check(finite, [float(s) for s in sigmas], policy.dtype)
     leaves = keep(x) if node is None else node
     none = path.new_empty(0)
     numbers = torch.cat(edge_numbers) if edge_numbers else x.new_empty(0, 3)
@@ -174,7 +173,25 @@ def sample(
     group = torch.arange(len(prompts), device=policy.device).repeat_interleave(images_per_prompt)
     row_keys = [("evaluation", seed, *key, i) for key in group_keys(prompts) for i in range(images_per_prompt)]
     x = normal(row_keys, policy.latent_shape, policy.device)
+    finite = []
     for t in range(steps):
         velocity = predict(policy, x, float(sigmas[t]), conditioning, group, micro_batch)
-        x = flow.step(x, velocity, float(sigmas[t]), float(sigmas[t + 1]), rule="ode").x_next
+        x = flow.draw(x, velocity, float(sigmas[t]), float(sigmas[t + 1]), 0.0, "ode").x_next
+        finite.append((_all_finite(velocity), _all_finite(x)))
+    _check(finite, [float(s) for s in sigmas], policy.dtype)
     return x
+
+
+def _all_finite(values: Tensor) -> Tensor:
+    """A bool that stays on the device: looking at it would wait for the model."""
+    return torch.isfinite(values).all()
+
+
+def _check(finite: Sequence[tuple[Tensor, Tensor]], sigmas: Sequence[float], dtype: torch.dtype) -> None:
+    """Raises NonFiniteError for the first step whose velocity, or next state with its density, is not finite."""
+    whole = torch.stack([torch.stack(both) for both in finite]).tolist()
+    for t, (velocity, state) in enumerate(whole):
+        if not (velocity and state):
+            what = "next state or its density" if velocity else "velocity"
+            between = f"sigma {sigmas[t]:.4f} to {sigmas[t + 1]:.4f}"
+            raise NonFiniteError(f"the {what} at step {t} ({between}) is not finite; the model runs in {dtype}")

@@ -76,6 +76,26 @@ def moments(
     raise ValueError(f"unknown step rule {rule!r}")
 
 
+def draw(
+    x: Tensor,
+    velocity: Tensor,
+    sigma: float | Tensor,
+    sigma_next: float | Tensor,
+    noise_level: float | Tensor,
+    rule: Rule,
+    *,
+    noise: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> StepResult:
+    """`step` without its checks, which would wait for the device."""
+    mean, std = moments(x, velocity, sigma, sigma_next, noise_level, rule)
+    if rule == "ode":
+        return StepResult(mean, mean.new_zeros(mean.shape[0]), mean, std)
+    drawn = torch.randn_like(mean) if noise is None else noise.float()
+    x_next = mean + std * drawn
+    return StepResult(x_next, log_prob(x_next, mean, std, reduction=reduction), mean, std)
+
+
 def step(
     x: Tensor,
     velocity: Tensor,
@@ -100,18 +120,12 @@ def step(
         NonFiniteError: naming sigma, sigma_next and the velocity's dtype, where a stochastic rule leaves no density
             (noise level 0, or cps at sigma_next = 0) or a value is not finite.
     """
-    mean, std = moments(x, velocity, sigma, sigma_next, noise_level, rule)
-    if rule == "ode":
-        result = StepResult(mean, mean.new_zeros(mean.shape[0]), mean, std)
-    else:
-        if bool((std == 0).any()):
-            raise NonFiniteError(
-                f"a {rule} step {_between(sigma, sigma_next)} at noise level {_shown(noise_level)} has no density "
-                f"(std 0, velocity {velocity.dtype}); use rule 'ode' for that step"
-            )
-        drawn = torch.randn_like(mean) if noise is None else noise.float()
-        x_next = mean + std * drawn
-        result = StepResult(x_next, log_prob(x_next, mean, std, reduction=reduction), mean, std)
+    result = draw(x, velocity, sigma, sigma_next, noise_level, rule, noise=noise, reduction=reduction)
+    if rule != "ode" and bool((result.std == 0).any()):
+        raise NonFiniteError(
+            f"a {rule} step {_between(sigma, sigma_next)} at noise level {_shown(noise_level)} has no density "
+            f"(std 0, velocity {velocity.dtype}); use rule 'ode' for that step"
+        )
     if not bool(torch.isfinite(result.x_next).all()):
         source = "velocity" if not bool(torch.isfinite(velocity).all()) else "next state"
         raise NonFiniteError(f"the {source} of the {rule} step {_between(sigma, sigma_next)} is not finite ({velocity.dtype})")

@@ -5,7 +5,9 @@ leaves. Independent rollouts are the forest whose trees are chains. Notation in 
 group, S stochastic steps that are scored, N nodes, R distinct parents (replay rows), E edges.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ class RolloutForest:
         old_log_prob: float32 [E], under the behaviour policy.
         leaves: int64 [G * K], indices into `states`; leaf g * K + k belongs to group g.
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
+        trained: bool [R], the replay rows that the policy is asked about again; None for all. The others keep
+            `row_velocity`, as constants: they cost no training row and teach nothing.
         rewards: float32 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
         scores: reward -> float32 [G * K], what the task's rewards answered before they were weighted into `rewards`.
     """
@@ -57,8 +61,33 @@ class RolloutForest:
     leaf_edges: Tensor
     progress: float = 0.0
     seed: int = 0
+    trained: Tensor | None = None
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[RolloutForest]") -> "RolloutForest":
+        """One forest of the groups of several rollouts that differ in nothing but their prompts."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def shifted(name: str, counts: Sequence[int]) -> Tensor:
+            offsets = accumulate(counts, initial=0)
+            return torch.cat([getattr(part, name) + offset for part, offset in zip(parts, offsets, strict=False)])
+
+        states, rows = [len(p.states) for p in parts], [len(p.rows) for p in parts]
+        plain = ("states", "row_step", "row_velocity", "edge_sigma", "edge_sigma_next", "edge_noise_level", "old_log_prob")
+        return replace(
+            parts[0],
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            rows=shifted("rows", states),
+            row_group=shifted("row_group", [part.groups for part in parts]),
+            edge_row=shifted("edge_row", rows),
+            edge_child=shifted("edge_child", states),
+            leaves=shifted("leaves", states),
+            leaf_edges=shifted("leaf_edges", [len(part.old_log_prob) for part in parts]),
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in plain},
+        )
 
     @property
     def groups(self) -> int:
@@ -94,6 +123,11 @@ class RolloutForest:
     def leaf_prompts(self) -> list[str]:
         """Prompt of each leaf, in leaf order."""
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
+
+    def train_only(self, leaves: Tensor) -> None:
+        """Trains on the paths to some leaves, bool [G * K]; edges to other leaves count where they leave the same row."""
+        self.trained = torch.zeros(len(self.rows), dtype=torch.bool, device=self.rows.device)
+        self.trained[self.edge_row[self.leaf_edges[leaves]]] = True
 
     def by_group(self, leaf_values: Tensor) -> Tensor:
         """[G * K] -> [G, K]."""

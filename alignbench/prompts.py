@@ -8,13 +8,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from alignbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
+
+T = TypeVar("T")
 
 TABLES = (".jsonl", ".csv", ".parquet")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -84,10 +86,10 @@ def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
     return Pictures([_opened(file) for file in files], prompts, owners)
 
 
-def interleaved(lists: Sequence[list[str]]) -> list[str]:
-    """The lists' prompts in turns, until each is used up: any first part then has some of each."""
-    longest = max(len(prompts) for prompts in lists)
-    return [prompts[i] for i in range(longest) for prompts in lists if i < len(prompts)]
+def interleaved(lists: Sequence[list[T]]) -> list[T]:
+    """The lists' items in turns, until each is used up: any first part then has some of each."""
+    longest = max(len(items) for items in lists)
+    return [items[i] for i in range(longest) for items in lists if i < len(items)]
 
 
 def _read_table(file: Path) -> "pd.DataFrame":

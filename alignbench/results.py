@@ -29,7 +29,7 @@ from alignbench.statistics import (
 )
 
 BASE = "base model"
-DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "pixel_diversity", "mode_entropy", "modes_covered")
+DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_diversity", "mode_entropy", "modes_covered")
 """Diversity metrics, the one that is plotted first: the first that a setup has."""
 
 _NOT_OF_THE_METHOD = {

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from alignbench import settings
 from alignbench.forest import RolloutForest
@@ -21,6 +22,10 @@ class Sampler(ABC):
 
     def observe(self, forest: RolloutForest) -> None:  # noqa: B027 - most samplers remember nothing
         """Called once for each rollout, with rewards: where a schedule learns of them."""
+
+    def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
+        """The leaves, bool [G * K], whose paths are trained on, by their rewards; None for all."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """What `observe` remembers, as plain data for a checkpoint."""

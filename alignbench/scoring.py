@@ -1,13 +1,11 @@
 """What `eval` does: judge a model or a folder of pictures, in the way that a run judges, and write down what was found."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from alignbench import plots
-from alignbench.backbone import Backbone, holding
-from alignbench.checkpoint import PolicyWeights, policy_weights
+from alignbench.checkpoint import judged_weights, policy_weights
 from alignbench.config import RunConfig
 from alignbench.evaluation import Evaluation, Judges, estimates, evaluate, evaluation_prompts, judge
 from alignbench.load import load_configured_backbone, threads_of
@@ -49,7 +47,7 @@ def score_model(
     advance("loading the model")
     policy = load_configured_backbone(config)
     e = config.evaluation
-    with _judged_weights(policy, weights):
+    with judged_weights(policy, weights):
         found = evaluate(policy, task, judges, e, micro_batch=config.micro_batch or 64, advance=advance)
     protocol = EvalProtocol(
         source="checkpoint" if run else "pipeline",
@@ -110,13 +108,6 @@ def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[s
         return task
     own = [choice.label or choice.eval for choice in [*task.config.reward, *task.config.judges]]
     return task.judged_by(task.choices(evals or own, settings))
-
-
-def _judged_weights(policy: Backbone, weights: PolicyWeights | None) -> AbstractContextManager[None]:
-    """While entered, the policy has these weights; without any it is the base model."""
-    if weights is None:
-        return policy.reference()
-    return holding(list(policy.parameters()), weights.in_order(policy.trainable()))
 
 
 def _recorded(found: Evaluation, protocol: EvalProtocol, surroundings: dict[str, Any], out: Path | None) -> EvalRecord:

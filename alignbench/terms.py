@@ -46,6 +46,10 @@ class Rows(Protocol):
     def sigma(self) -> Tensor: ...
     @property
     def group(self) -> Tensor: ...
+    @property
+    def known(self) -> tuple[Tensor, Tensor] | None:
+        """Rows that the model is not asked about, bool [R'], and velocities [R', *latent] of which they keep theirs."""
+
     def __len__(self) -> int: ...
     def part(self, start: int, stop: int) -> Self: ...
 
@@ -86,6 +90,13 @@ class EdgeRows:
     @property
     def group(self) -> Tensor:
         return self.forest.row_group[self.start : self.stop]
+
+    @property
+    def known(self) -> tuple[Tensor, Tensor] | None:
+        if self.forest.trained is None:
+            return None
+        here = slice(self.start, self.stop)
+        return ~self.forest.trained[here], self.forest.row_velocity[here]
 
     @property
     def edges(self) -> slice:
@@ -181,6 +192,10 @@ class DenoisingRows:
     @property
     def group(self) -> Tensor:
         return self.leaf // self.forest.group_size
+
+    @property
+    def known(self) -> None:
+        return None
 
 
 def denoising_noise(forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:

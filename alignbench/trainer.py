@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +29,7 @@ from alignbench.errors import NonFiniteError, RunError
 from alignbench.evaluation import Judges
 from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
-from alignbench.noise import seed_of
+from alignbench.noise import group_keys, seed_of
 from alignbench.objective import Objective
 from alignbench.pairs import Pair, pair_forest, read_pairs
 from alignbench.record import Budget, now
@@ -175,28 +177,50 @@ class Trainer:
         return pair_forest(self.policy, chosen, self.config.seed, self.iteration, self.config.log_prob_reduction)
 
     def _rolled_out(self) -> RolloutForest:
-        forest = self._rollout()
-        self._score(forest)
+        forest, answers = self._scored()
+        self._reward(forest, answers)
+        kept = self.sampler.trained_leaves(forest)
+        if kept is not None:
+            forest.train_only(kept)
         return forest
 
-    def _rollout(self) -> RolloutForest:
+    def _scored(self) -> tuple[RolloutForest, dict[str, np.ndarray]]:
+        """A rollout of the next prompts, and what each reward answers, float64 [G * K].
+
+        With `overlap` parts, one part's pictures are scored while the next is rolled out.
+        """
         config, i = self.config, self.iteration
         progress = self.progress()
         plan = self.sampler.plan(progress, np.random.default_rng([config.seed, 1, i]))
         prompts = self._next(self.prompts)
-        with self._phase("rollout"):
-            forest = rollout(
-                self.policy,
-                prompts,
-                plan,
-                config.seed,
-                i,
-                reduction=config.log_prob_reduction,
-                micro_batch=config.micro_batch,
-                progress=progress,
-            )
+        keys = group_keys(prompts)
+        parts = np.array_split(np.arange(len(prompts)), min(config.overlap, len(prompts)))
+        forests: list[RolloutForest] = []
+        pending: list[Future[dict[str, np.ndarray]]] = []
+        with ThreadPoolExecutor(1) as scoring:
+            for part in parts:
+                with self._phase("rollout"):
+                    forest = rollout(
+                        self.policy,
+                        [prompts[g] for g in part],
+                        plan,
+                        config.seed,
+                        i,
+                        reduction=config.log_prob_reduction,
+                        micro_batch=config.micro_batch,
+                        progress=progress,
+                        keys=[keys[g] for g in part],
+                    )
+                with self._phase("decode"):
+                    images = self.policy.decode(forest.leaf_latents)
+                forests.append(forest)
+                score = partial(self.judges.score, images, forest.leaf_prompts, when=f"in iteration {i}")
+                with self._phase("score"):
+                    pending.append(scoring.submit(score) if len(parts) > 1 else _done(score()))
+            with self._phase("score"):
+                answers = [answer.result() for answer in pending]
         self.budget.model_rows_rollout += plan.model_rows(len(prompts))
-        return forest
+        return RolloutForest.joined(forests), {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
 
     def _next(self, available: list[Item]) -> list[Item]:
         """The next ones of an endless series of shuffles; a pure function of the seed and the iteration."""
@@ -208,12 +232,8 @@ class Trainer:
             chosen.append(available[order[place]])
         return chosen
 
-    def _score(self, forest: RolloutForest) -> None:
+    def _reward(self, forest: RolloutForest, answers: dict[str, np.ndarray]) -> None:
         """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
-        with self._phase("decode"):
-            images = self.policy.decode(forest.leaf_latents)
-        with self._phase("score"):
-            answers = self.judges.score(images, forest.leaf_prompts, when=f"in iteration {forest.iteration}")
         scores = {name: forest.by_group(torch.from_numpy(answer).float()) for name, answer in answers.items()}
         weights = self.judges.weights
         several = len(weights) > 1 and self.config.normalise_rewards
@@ -221,7 +241,7 @@ class Trainer:
         for name, weight in weights.items():
             raw = scores[name]
             total = total + weight * (groups.standardise(raw).masked_fill(raw.isnan(), torch.nan) if several else raw)
-        self.budget.reward_calls += len(images) * len(scores)
+        self.budget.reward_calls += len(forest.leaves) * len(scores)
         self.budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):
             raise RunError(f"no picture of iteration {forest.iteration} could be scored")
@@ -280,6 +300,13 @@ class Trainer:
         began = time.perf_counter()
         yield
         self.budget.seconds_by_phase[name] += time.perf_counter() - began
+
+
+def _done(answer: dict[str, np.ndarray]) -> Future[dict[str, np.ndarray]]:
+    """Without a thread, which would have arithmetic threads of its own beside the model's."""
+    future: Future[dict[str, np.ndarray]] = Future()
+    future.set_result(answer)
+    return future
 
 
 def _reward_numbers(forest: RolloutForest) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from alignbench import UserError
 from alignbench.backbone import device_named
-from evals.geneval import Detection, Detections, Detector
+from evals.geneval import COCO, Detection, Detections, Detector
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
@@ -79,6 +79,7 @@ class Mask2FormerDetector(Detector):
     """COCO's 80 classes in ten colours; one picture at a time, so that none depends on another."""
 
     colors = frozenset(COLORS)
+    grammar = COCO
 
     def __init__(self, model: str, colors: str | ColorNamer, device: str = "auto") -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, contrast, srgb_to_lab
+from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, contrast, nearest, srgb_to_lab
 from alignbench.drawing.scenes import MIN_CONTRAST, SHAPES, Scene, Shape
-from evals.geneval import Detection, Detections, Detector, parse_scene_prompt
+from evals.geneval import SCENES, Detection, Detections, Detector
 
 MIN_OVERLAP = {"circle": 0.85, "square": 0.85, "triangle": 0.8, "star": 0.75, "cross": 0.8}
 """Smallest overlap (soft intersection over union) that makes an object of a patch. A diamond and a circle of one area
@@ -31,7 +31,6 @@ INNER = 0.85
 MARGIN = 2
 """Pixels around a patch in which its soft edge lies."""
 
-_NAMES = tuple(COLORS)
 _PALETTE_LAB = srgb_to_lab(np.array(list(COLORS.values())))
 _NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
@@ -41,6 +40,7 @@ class ShapesDetector(Detector):
 
     classes = frozenset(SHAPES)
     colors = frozenset(COLORS)
+    grammar = SCENES
 
     def detect(self, images: list[np.ndarray], colored: Sequence[Collection[str]] | None = None) -> list[Detections]:
         return [_detect(image) for image in images]
@@ -62,7 +62,7 @@ class ShapesDetector(Detector):
             (tower, "a star", False),
             (Scene("mint", ()), "a circle", False),
         ]
-        return [(scene.draw(), parse_scene_prompt(prompt) or {}, answer) for scene, prompt, answer in cases]
+        return [(scene.draw(), SCENES.parse(prompt) or {}, answer) for scene, prompt, answer in cases]
 
     def describe(self) -> dict[str, Any]:
         return {"detector": "shapes", "device": "cpu", "min_overlap": MIN_OVERLAP, "min_area": MIN_AREA}
@@ -82,7 +82,7 @@ def _detect(picture: np.ndarray) -> Detections:
         window = rows, columns
         inks = _inks(smooth[window], lab[window], distance[window], patch)
         for ink, shares in zip(inks, _ink_shares(rgb[window], background, inks, patch), strict=True):
-            color = _NAMES[int(np.linalg.norm(_PALETTE_LAB - srgb_to_lab(ink), axis=1).argmin())]
+            color = nearest(ink, COLORS)
             for top, left, cover in _objects(shares, min_area):
                 kind, overlap = _recognise(cover)
                 if overlap >= MIN_OVERLAP[kind]:
@@ -113,14 +113,14 @@ def _inks(smooth: np.ndarray, lab: np.ndarray, distance: np.ndarray, patch: np.n
         patch: which pixels belong to it, bool [h, w].
     """
     flat = patch & (distance >= INNER * ndimage.maximum_filter(distance, 3))
-    nearest = np.linalg.norm(lab[flat][:, None] - _PALETTE_LAB, axis=2).argmin(axis=1)
-    votes = np.bincount(nearest, minlength=len(_NAMES))
+    names = np.linalg.norm(lab[flat][:, None] - _PALETTE_LAB, axis=2).argmin(axis=1)
+    votes = np.bincount(names, minlength=len(COLORS))
     inks: list[np.ndarray] = []
     for color in np.argsort(-votes, kind="stable"):
-        if votes[color] < max(MIN_INK_SHARE * len(nearest), 1):
+        if votes[color] < max(MIN_INK_SHARE * len(names), 1):
             break
-        reach = distance[flat][nearest == color]
-        ink = np.median(smooth[flat][nearest == color][reach >= np.median(reach)], axis=0)
+        reach = distance[flat][names == color]
+        ink = np.median(smooth[flat][names == color][reach >= np.median(reach)], axis=0)
         # Two names for one ink: its colour lies between them.
         if all(np.linalg.norm(srgb_to_lab(ink) - srgb_to_lab(other)) > MIN_DISTANCE for other in inks):
             inks.append(ink)

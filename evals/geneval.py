@@ -8,15 +8,15 @@ that recorded detections can be scored and detectors can be swapped. `strict` is
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from alignbench import RunError, Scorer, UserError, settings
+from alignbench import RunError, Scorer, UserError, coco, settings
 from alignbench.drawing.palette import COLORS
-from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS, SHAPES
+from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS
 from alignbench.scorer import Images, as_arrays
 
 SHRINK = 0.1
@@ -46,6 +46,8 @@ class Detector(ABC):
     """What it can find."""
     colors: frozenset[str]
     """The colours that it can name."""
+    grammar: "Grammar"
+    """Of prompts about what it can find."""
 
     @abstractmethod
     def detect(self, images: list[np.ndarray], colored: Sequence[Collection[str]] | None = None) -> list[Detections]:
@@ -165,54 +167,69 @@ def _position_failure(
     return ""
 
 
-_KINDS = {**{kind: kind for kind in SHAPES}, **{plural: kind for kind, plural in PLURALS.items()}}
 _COUNTS = {"one": 1, **{word: number for number, word in NUMBERS.items()}}
 
 
-def _any(words: Sequence[str]) -> str:
+def _any(words: Iterable[str]) -> str:
     return "|".join(re.escape(w) for w in words)
 
 
 _PREFIX = re.compile(f"(?:{_any([p for p in PREFIXES if p])})?")
-_COUNTING = re.compile(f"(?P<count>{_any(list(_COUNTS))}) (?P<kind>{_any(list(PLURALS.values()))}|{_any(SHAPES)})")
-_ITEM = rf"(?:an? )?(?:(?P<color_{{0}}>{_any(list(COLORS))}) )?(?P<kind_{{0}}>{_any(SHAPES)})"
-_ITEMS = re.compile(f"{_ITEM.format('a')}(?: (?P<link>and|{_any(list(RELATIONS))}) {_ITEM.format('b')})?")
 
 
-def parse_scene_prompt(prompt: str) -> dict[str, Any] | None:
-    """The metadata of a drawn scene's prompt, as `alignbench.drawing.scenes.sample_metadata` gives it; None for others.
+class Grammar:
+    """Reads what prompts ask for that are worded as GenEval's are."""
 
-    The prefix and the article may be missing; case and white space do not matter. A number, also `one`, asks for
-    exactly so many.
-    """
-    phrase = " ".join(prompt.lower().split()).rstrip(".")
-    phrase = phrase[_PREFIX.match(phrase).end() :]  # type: ignore[union-attr]  # an optional pattern always matches
-    exclude: list[dict[str, Any]] = []
-    if match := _COUNTING.fullmatch(phrase):
-        kind, count = _KINDS[match["kind"]], _COUNTS[match["count"]]
-        if (count == 1) == (match["kind"] in PLURALS.values()):
-            return None
-        tag, include = "counting", [{"class": kind, "count": count}]
-        exclude = [{"class": kind, "count": count + 1}]
-    elif match := _ITEMS.fullmatch(phrase):
-        link, kinds, colors = match["link"], match.group("kind_a", "kind_b"), match.group("color_a", "color_b")
-        if kinds[0] == kinds[1]:
-            # A clause sees the best of its class alone, so that two clauses of one class cannot tell two objects apart.
-            return None
-        clauses = [
-            {"class": kind, "count": 1, **({"color": color} if color else {})}
-            for kind, color in zip(kinds, colors, strict=True)
-            if kind
-        ]
-        if link in RELATIONS:
-            tag, include = "position", [clauses[1], {**clauses[0], "position": [link, 0]}]
-        elif link == "and":
-            tag, include = "color_attr" if any(colors) else "two_object", clauses
+    def __init__(self, plurals: Mapping[str, Sequence[str]]) -> None:
+        """From each kind of object with its plurals."""
+        self._kinds = {kind: kind for kind in plurals}
+        self._plurals = {plural: kind for kind, several in plurals.items() for plural in several}
+        number, kinds = _any(_COUNTS), _any(self._kinds)
+        item = rf"(?:an? )?(?:(?P<color_{{0}}>{_any(COLORS)}) )?(?P<kind_{{0}}>{kinds})"
+        self._counting = re.compile(f"(?P<count>{number}) (?P<kind>{_any(self._plurals)}|{kinds})")
+        self._items = re.compile(f"{item.format('a')}(?: (?P<link>and|{_any(RELATIONS)}) {item.format('b')})?")
+
+    def parse(self, prompt: str) -> dict[str, Any] | None:
+        """The prompt's metadata in GenEval's layout; None where it is worded in another way.
+
+        The prefix and the article may be missing; case and white space do not matter. A number, also `one`, asks for
+        exactly so many.
+        """
+        phrase = " ".join(prompt.lower().split()).rstrip(".")
+        phrase = phrase[_PREFIX.match(phrase).end() :]  # type: ignore[union-attr]  # an optional pattern always matches
+        exclude: list[dict[str, Any]] = []
+        if match := self._counting.fullmatch(phrase):
+            count = _COUNTS[match["count"]]
+            kind = (self._kinds if count == 1 else self._plurals).get(match["kind"])
+            if kind is None:
+                return None
+            tag, include = "counting", [{"class": kind, "count": count}]
+            exclude = [{"class": kind, "count": count + 1}]
+        elif match := self._items.fullmatch(phrase):
+            link, kinds, colors = match["link"], match.group("kind_a", "kind_b"), match.group("color_a", "color_b")
+            if kinds[0] == kinds[1]:
+                # A clause sees the best of its class alone, so that two clauses of one class cannot tell two objects apart.
+                return None
+            clauses = [
+                {"class": kind, "count": 1, **({"color": color} if color else {})}
+                for kind, color in zip(kinds, colors, strict=True)
+                if kind
+            ]
+            if link in RELATIONS:
+                tag, include = "position", [clauses[1], {**clauses[0], "position": [link, 0]}]
+            elif link == "and":
+                tag, include = "color_attr" if any(colors) else "two_object", clauses
+            else:
+                tag, include = "colors" if any(colors) else "single_object", clauses
         else:
-            tag, include = "colors" if any(colors) else "single_object", clauses
-    else:
-        return None
-    return {"tag": tag, "include": include, "exclude": exclude, "prompt": prompt}
+            return None
+        return {"tag": tag, "include": include, "exclude": exclude, "prompt": prompt}
+
+
+SCENES = Grammar({kind: [plural] for kind, plural in PLURALS.items()})
+"""Of drawn scenes: reads back what `alignbench.drawing.scenes.sample_metadata` says."""
+COCO = Grammar({name: coco.plurals(name) for name in coco.CLASSES})
+"""Of photographs: reads back GenEval's own list."""
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
@@ -284,7 +301,7 @@ class GenEval(Scorer):
         device: str = "auto"
         """Of `mask2former`."""
         metadata: str = ""
-        """A jsonl file in GenEval's layout with each prompt's metadata; without it, drawn scenes' prompts are read."""
+        """A jsonl file in GenEval's layout with each prompt's metadata; without it, prompts must be worded as GenEval's are."""
         others: Literal["refuse", "skip"] = "refuse"
         """What becomes of a prompt without metadata: an error, or no score, for tasks where only some prompts are scenes."""
 
@@ -324,11 +341,11 @@ class GenEval(Scorer):
                 self._metadata = read_metadata(Path(self.settings.metadata).expanduser())
             entry = self._metadata.get(prompt)
         else:
-            entry = parse_scene_prompt(prompt)
+            entry = self.detector.grammar.parse(prompt)
         if entry is None and self.settings.others == "skip":
             return None
         if entry is None:
-            where = self.settings.metadata or "the wordings of drawn scenes"
+            where = self.settings.metadata or f"the wordings that {self.settings.detector!r} knows"
             raise UserError(f"no metadata for the prompt {prompt!r} in {where}; set geneval's metadata to a file that has it")
         for clause in [*entry["include"], *entry.get("exclude", [])]:
             for word, known in ((clause["class"], self.detector.classes), (clause.get("color"), self.detector.colors)):

@@ -1,12 +1,17 @@
-"""mode_coverage: how evenly the pictures of a drawn scene's prompt spread over what the prompt leaves open.
+"""mode_coverage: how evenly the pictures of a drawn prompt spread over what it leaves open: colour, place, size, background.
 
-Colour (where none is asked for), place, size and background of what the detector of drawn shapes finds: for each the number
-of different values, and the entropy over them divided by its maximum, the logarithm of the number of values or of pictures,
-whichever is smaller. 1 is an even spread, 0 always the same.
+Of a scene's first shape, or of a word, read from the picture: its colour where the prompt names none, its place, its size,
+and the background. For each the number of different values, and the entropy over them divided by its maximum, the logarithm
+of the number of values that the drawing program has or of pictures, whichever is smaller. 1 is an even spread, 0 always the
+same. `mode_coverage` is the mean over what the prompt leaves open.
+
+Distances of latents need not show this: a model can grow more varied in them while it settles on one background.
 """
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import log
 from typing import Any
@@ -14,15 +19,38 @@ from typing import Any
 import numpy as np
 
 from alignbench import SetMetric, UserError
-from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, srgb_to_lab
+from alignbench.drawing import lettering, scenes
+from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgrounds_for, nearest
 from alignbench.drawing.scenes import SIZES, Scene, Shape
+from evals._lettering import background_of, find_lettering
 from evals._shapes import ShapesDetector
-from evals.geneval import Detection, parse_scene_prompt
+from evals.geneval import SCENES, Detection
+from evals.ocr import QUOTED, quoted_text
 
 ASPECTS = ("color", "place", "size", "background")
 PLACES = 3
 """Rows and columns of places."""
-_BACKGROUNDS_LAB = srgb_to_lab(np.array(list(BACKGROUNDS.values())))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the pictures of one prompt show, and how much of it could vary.
+
+    Attributes:
+        found: of each picture; None where nothing was found.
+        any_color: whether the prompt leaves its colour open.
+        backgrounds: how many the drawing program could put behind it.
+        extents: the sizes that the drawing program has, in pixels of a drawn picture, ascending.
+        by_height: whether these are heights, or longer sides.
+        places: how many places the drawing program could put it at.
+    """
+
+    found: list[Detection | None]
+    any_color: bool
+    backgrounds: int
+    extents: list[float]
+    by_height: bool
+    places: int
 
 
 def coverage(values: Sequence[Hashable], possible: int) -> float:
@@ -36,48 +64,78 @@ def coverage(values: Sequence[Hashable], possible: int) -> float:
     if len(values) < 2:
         return float("nan")
     shares = [count / len(values) for count in Counter(values).values()]
-    return -sum(p * log(p) for p in shares) / log(min(len(values), possible))
+    # A model may draw what the drawing program would not.
+    return -sum(p * log(p) for p in shares) / log(min(len(values), max(possible, len(shares))))
 
 
 class ModeCoverage(SetMetric):
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         """NaN for what the prompt settles, for prompts of other tasks, and where nothing is found in two pictures."""
-        found: dict[str, float] = {}
-        metadata = parse_scene_prompt(prompt)
+        subject = subject_of(images, prompt)
         seen: dict[str, list[Hashable]] = {aspect: [] for aspect in ASPECTS}
-        seen["background"] = [background(picture) for picture in images]
-        possible = {"color": len(COLORS), "place": PLACES**2, "size": 2, "background": len(BACKGROUNDS)}
-        if metadata is not None:
-            clause = metadata["include"][0]
-            diameters = sorted(SIZES[sum(c["count"] for c in metadata["include"])])
-            possible["size"] = len(diameters)
-            for detections in ShapesDetector().detect(list(images)):
-                shapes = detections.get(clause["class"], [])
-                if not shapes:
-                    continue
-                if "color" not in clause:
-                    seen["color"].append(shapes[0].get("color"))
-                seen["place"].append(place(shapes[0], images.shape[1:3]))
-                if len(diameters) > 1:
-                    seen["size"].append(size(shapes[0], clause["class"], diameters, images.shape[1]))
+        seen["background"] = [nearest(background_of(picture), BACKGROUNDS) for picture in images]
+        possible = {"color": len(COLORS), "background": len(BACKGROUNDS)}
+        if subject is not None:
+            possible |= {"place": subject.places, "size": len(subject.extents), "background": subject.backgrounds}
+            for one in subject.found:
+                if one is not None:
+                    seen["color"] += [one["color"]] * subject.any_color
+                    seen["place"].append(place(one, images.shape[1:3]))
+                    seen["size"].append(size(one, subject, images.shape[1]))
+        found: dict[str, float] = {}
         for aspect in ASPECTS:
-            found[f"modes_{aspect}"] = float(len(set(seen[aspect]))) if seen[aspect] else float("nan")
-            found[f"coverage_{aspect}"] = coverage(seen[aspect], max(possible[aspect], 2))
-        return found
+            varies = seen[aspect] and possible[aspect] > 1
+            found[f"modes_{aspect}"] = float(len(set(seen[aspect]))) if varies else float("nan")
+            found[f"coverage_{aspect}"] = coverage(seen[aspect], possible[aspect]) if varies else float("nan")
+        told = [value for aspect in ASPECTS if not np.isnan(value := found[f"coverage_{aspect}"])]
+        return {"mode_coverage": float(np.mean(told)) if told else float("nan"), **found}
 
 
-def place(shape: Detection, picture: Sequence[int]) -> tuple[int, int]:
+def subject_of(images: np.ndarray, prompt: str) -> Subject | None:
+    """The first shape of a drawn scene's prompt, or the word of one that quotes a text; None for other prompts."""
+    if (metadata := SCENES.parse(prompt)) is not None:
+        clauses = metadata["include"]
+        kind = clauses[0]["class"]
+        named = frozenset(c["color"] for c in clauses if "color" in c)
+        extents = [drawn_extent(kind, d) for d in sorted(SIZES[sum(c["count"] for c in clauses)])]
+        shapes = [next(iter(d.get(kind, ())), None) for d in ShapesDetector().detect(list(images))]
+        backgrounds = len(backgrounds_for(named, scenes.MIN_CONTRAST))
+        return Subject(shapes, "color" not in clauses[0], backgrounds, extents, False, PLACES**2)
+    if text := quoted_text(prompt):
+        words = re.findall(r"\w+", QUOTED.sub(" ", prompt.lower()))
+        heights = [float(height - 1) for height in lettering.HEIGHTS]
+        named = frozenset(COLORS).intersection(words)
+        backgrounds = len(backgrounds_for(named, lettering.MIN_CONTRAST))
+        found = [find_lettering(picture) for picture in images]
+        return Subject(found, not named, backgrounds, heights, True, places_of(len(text)))
+    return None
+
+
+def place(found: Detection, picture: Sequence[int]) -> tuple[int, int]:
     """Row and column of the box's centre among PLACES each."""
-    x0, y0, x1, y1 = shape["box"]
+    x0, y0, x1, y1 = found["box"]
     height, width = picture
     return min(int(PLACES * (y0 + y1) / 2 / height), PLACES - 1), min(int(PLACES * (x0 + x1) / 2 / width), PLACES - 1)
 
 
-def size(shape: Detection, kind: str, diameters: Sequence[float], side: int) -> int:
-    """Which of the drawn diameters (ascending, in pixels of a drawn picture) the box is nearest to."""
-    x0, y0, x1, y1 = shape["box"]
-    extent = max(x1 - x0, y1 - y0) * PICTURE_SIZE / side
-    return int(np.abs([extent - drawn_extent(kind, diameter) for diameter in diameters]).argmin())
+@cache
+def places_of(letters: int) -> int:
+    """How many places the drawing program has for a word of so many letters; all where it draws none of that length."""
+    if letters > lettering.MAX_LETTERS:
+        return PLACES**2
+    width, found = lettering.cell_width(letters) * letters, set()
+    for height in lettering.HEIGHTS:
+        lefts, tops = lettering.origins(letters, height)
+        boxes = [[left, top, left + width, top + height] for left in lefts for top in tops]
+        found |= {place({"box": box, "score": 1.0}, (PICTURE_SIZE, PICTURE_SIZE)) for box in boxes}
+    return len(found)
+
+
+def size(found: Detection, subject: Subject, side: int) -> int:
+    """Which of the subject's extents the box is nearest to, in a picture of so many pixels a side."""
+    x0, y0, x1, y1 = found["box"]
+    extent = (y1 - y0 if subject.by_height else max(x1 - x0, y1 - y0)) * PICTURE_SIZE / side
+    return int(np.abs(extent - np.array(subject.extents)).argmin())
 
 
 @cache
@@ -87,9 +145,3 @@ def drawn_extent(kind: str, diameter: float) -> float:
     picture = Scene("grey", (Shape(kind, "black", (middle, middle), diameter),)).draw()
     found = ShapesDetector().detect([picture])[0][kind][0]["box"]
     return max(found[2] - found[0], found[3] - found[1])
-
-
-def background(picture: np.ndarray) -> int:
-    """Index of the drawn background that the rim's median colour is nearest to."""
-    rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    return int(np.linalg.norm(_BACKGROUNDS_LAB - srgb_to_lab(np.median(rim, axis=0)), axis=1).argmin())

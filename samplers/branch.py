@@ -2,15 +2,19 @@
 
 BranchGRPO (arXiv 2509.06040). Unlike in the other trees a branch also draws noise between its splits, and each of these
 steps is trained on. With depth pruning a window of steps is not: it stands at the picture at first, where the tree is widest
-and a step costs most, and moves towards the noise as the training goes on.
+and a step costs most, and moves towards the noise as the training goes on. With width pruning all leaves are drawn and
+scored, and the paths to some of them are trained on.
 """
 
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn.functional import one_hot
 
-from alignbench import Plan, Sampler
+from alignbench import Plan, RolloutForest, Sampler, groups
 from alignbench.plan import Step
 from samplers._tree import FixedSplits
 
@@ -29,6 +33,10 @@ class Branch(Sampler):
         """How many stochastic steps in a row are not trained on."""
         pruning_stop: int = Field(0, ge=0)
         """The step at which their window has come to at the end of the training."""
+        width_pruning: Literal["none", "parent_top1", "extreme"] = "none"
+        """parent_top1 trains on the best child of each branch at the last split, extreme on a group's best and worst leaves."""
+        extremes: int = Field(2, ge=1)
+        """How many best and how many worst leaves `extreme` keeps."""
 
         @model_validator(mode="after")
         def _leaves_steps_to_train_on(self) -> Self:
@@ -40,6 +48,9 @@ class Branch(Sampler):
                 )
             if self.depth_pruning == stochastic:
                 raise ValueError(f"depth_pruning={self.depth_pruning} leaves no step to train on; lower it")
+            leaves = self.children**self.levels
+            if self.width_pruning == "extreme" and 2 * self.extremes >= leaves:
+                raise ValueError(f"extremes={self.extremes} best and as many worst are all of {leaves} leaves; lower it")
             return self
 
     settings: Settings
@@ -57,3 +68,17 @@ class Branch(Sampler):
             return Step(o.rule, level, o.children if splits else 1, scored=t not in pruned)
 
         return Plan(steps=(*(step(t) for t in range(o.steps - 1)), Step()))
+
+    def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
+        o = self.settings
+        if o.width_pruning == "none":
+            return None
+        rewards = forest.by_group(forest.rewards)
+        scored = groups.valid(rewards)
+        low, high = torch.where(scored, rewards, -torch.inf), torch.where(scored, rewards, torch.inf)
+        if o.width_pruning == "parent_top1":
+            # Leaves below one branch of the last split stand side by side.
+            best = low.view(-1, o.children).argmax(dim=1)
+            return one_hot(best, o.children).bool().flatten()
+        chosen = torch.cat([low.topk(o.extremes).indices, high.topk(o.extremes, largest=False).indices], dim=1)
+        return (torch.zeros_like(scored).scatter(1, chosen, True) & scored).flatten()

@@ -18,6 +18,8 @@ FONTS: dict[str, str] = {
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_LETTERS = 5
+HEIGHTS = (2 * GRID, 3 * GRID)
+"""Of a letter's cell, with one row of air."""
 MIN_CONTRAST = 45.0
 
 PLAIN_WORDINGS = (
@@ -71,12 +73,22 @@ def sample_lettering(rng: np.random.Generator, text: str, color: str | None = No
         color = str(rng.choice(colors_for(background, MIN_CONTRAST)))
     else:
         background = str(rng.choice(backgrounds_for(frozenset([color]), MIN_CONTRAST)))
-    cell_width = 2 * GRID if len(text) * 2 * GRID <= PICTURE_SIZE else PICTURE_SIZE // MAX_LETTERS
-    height = int(rng.choice([2 * GRID, 3 * GRID]))
-    free = PICTURE_SIZE - cell_width * len(text)
-    left = GRID * int(rng.integers(free // GRID + 1)) if free >= GRID else free // 2
-    top = GRID * int(rng.integers((PICTURE_SIZE - height) // GRID + 1))
-    return Lettering(text, color, background, str(rng.choice(list(FONTS))), cell_width, height, (left, top))
+    height = int(rng.choice(HEIGHTS))
+    lefts, tops = origins(len(text), height)
+    left, top = lefts[rng.integers(len(lefts))], tops[rng.integers(len(tops))]
+    return Lettering(text, color, background, str(rng.choice(list(FONTS))), cell_width(len(text)), height, (left, top))
+
+
+def cell_width(letters: int) -> int:
+    """Of each letter of a word of so many, in pixels."""
+    return 2 * GRID if letters * 2 * GRID <= PICTURE_SIZE else PICTURE_SIZE // MAX_LETTERS
+
+
+def origins(letters: int, height: int) -> tuple[list[int], list[int]]:
+    """Where a word of so many letters in cells of that height may begin: its left edges and its top edges."""
+    free = PICTURE_SIZE - cell_width(letters) * letters
+    lefts = list(range(0, free + 1, GRID)) if free >= GRID else [free // 2]
+    return lefts, list(range(0, PICTURE_SIZE - height + 1, GRID))
 
 
 def sample_prompt(rng: np.random.Generator, text: str) -> tuple[str, str | None]:

@@ -1,5 +1,6 @@
 """What drawn pictures share: their size, their grid, and their colours with which of them can be told apart."""
 
+from collections.abc import Mapping
 from functools import cache
 from math import dist
 
@@ -41,6 +42,12 @@ def srgb_to_lab(rgb: np.ndarray) -> np.ndarray:
     xyz = linear @ to_xyz.T / np.array([0.95047, 1.0, 1.08883])
     f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def nearest(rgb: np.ndarray, named: Mapping[str, tuple[int, int, int]]) -> str:
+    """The name of the colour that is nearest to an sRGB one, [3], in L*a*b*."""
+    lab = srgb_to_lab(np.array([rgb, *named.values()]))
+    return list(named)[int(np.linalg.norm(lab[1:] - lab[0], axis=1).argmin())]
 
 
 @cache

@@ -1,6 +1,6 @@
 """Coloured shapes with counts and relations: prompts in GenEval's six task types, and pictures that fulfil them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import cos, hypot, pi, sin
 from typing import Any
@@ -76,27 +76,43 @@ def sample_metadata(rng: np.random.Generator, tag: str) -> dict[str, Any]:
     """
     a, b = (str(s) for s in rng.choice(SHAPES, size=2, replace=False))
     c, d = (str(s) for s in rng.choice(list(COLORS), size=2, replace=False))
+    count = int(rng.integers(2, 5)) if tag == "counting" else 1
+    relation = str(rng.choice(list(RELATIONS))) if tag == "position" else ""
+    metadata = compose(tag, (a, b), (c, d), count, relation, PLURALS.__getitem__)
+    return {**metadata, "prompt": str(rng.choice(PREFIXES)) + metadata["prompt"]}
+
+
+def compose(
+    tag: str, kinds: tuple[str, str], colors: tuple[str, str], count: int, relation: str, plural: Callable[[str], str]
+) -> dict[str, Any]:
+    """The metadata of a task type about these kinds of objects; the prompt is still without "a photo of".
+
+    What the task type does not ask for is left alone.
+
+    Raises:
+        ValueError: an unknown task type.
+    """
+    (a, b), (c, d) = kinds, colors
     exclude: list[dict[str, Any]] = []
     if tag == "single_object":
-        include, phrase = [{"class": a, "count": 1}], f"a {a}"
+        include, phrase = [{"class": a, "count": 1}], with_article(a)
     elif tag == "two_object":
-        include, phrase = [{"class": a, "count": 1}, {"class": b, "count": 1}], f"a {a} and a {b}"
+        include = [{"class": a, "count": 1}, {"class": b, "count": 1}]
+        phrase = f"{with_article(a)} and {with_article(b)}"
     elif tag == "counting":
-        n = int(rng.integers(2, 5))
-        include, phrase = [{"class": a, "count": n}], f"{NUMBERS[n]} {PLURALS[a]}"
-        exclude = [{"class": a, "count": n + 1}]
+        include, phrase = [{"class": a, "count": count}], f"{NUMBERS[count]} {plural(a)}"
+        exclude = [{"class": a, "count": count + 1}]
     elif tag == "colors":
-        include, phrase = [{"class": a, "count": 1, "color": c}], f"{_article(c)} {c} {a}"
+        include, phrase = [{"class": a, "count": 1, "color": c}], f"{with_article(c)} {a}"
     elif tag == "position":
-        relation = str(rng.choice(list(RELATIONS)))
         include = [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [relation, 0]}]
-        phrase = f"a {a} {relation} a {b}"
+        phrase = f"{with_article(a)} {relation} {with_article(b)}"
     elif tag == "color_attr":
         include = [{"class": a, "count": 1, "color": c}, {"class": b, "count": 1, "color": d}]
-        phrase = f"{_article(c)} {c} {a} and {_article(d)} {d} {b}"
+        phrase = f"{with_article(c)} {a} and {with_article(d)} {b}"
     else:
         raise ValueError(f"unknown task type {tag!r}; there are {', '.join(TASK_TYPES)}")
-    return {"tag": tag, "include": include, "exclude": exclude, "prompt": str(rng.choice(PREFIXES)) + phrase}
+    return {"tag": tag, "include": include, "exclude": exclude, "prompt": phrase}
 
 
 def sample_scene(rng: np.random.Generator, metadata: dict[str, Any], single_sizes: Sequence[int] = SIZES[1]) -> Scene:
@@ -131,8 +147,8 @@ def sample_scene(rng: np.random.Generator, metadata: dict[str, Any], single_size
     return Scene(background, tuple(shapes))
 
 
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+def with_article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def _apart(centers: Sequence[tuple[float, ...]], sizes: Sequence[float] | np.ndarray) -> bool:

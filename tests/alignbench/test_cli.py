@@ -91,11 +91,12 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["run", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
         (["run", "--resume", "nowhere"], "nowhere is no folder of a run"),
         (["diagnose", "--sampler", "dynamictree"], "did you mean 'dynamic_tree'?"),
+        (["diagnose", "--checkpoint", "nowhere"], "nowhere is no folder of a run: it has no config.yaml"),
         (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "5 prompts are asked for, but task 'equal_modes'"),
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["plot", "nowhere"], "cannot read"),
         (["report", "nowhere"], "there is no folder nowhere"),
-        (["train-tiny", "--out", "x", "--set", "step=3"], "train-tiny: there is no key 'step'; did you mean 'steps'"),
+        (["train-tiny", "--out", "x", "--set", "batc=3"], "train-tiny: there is no key 'batc'; did you mean 'batch'"),
     ],
 )  # fmt: skip
 def test_wrong_input_gets_one_sentence_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from alignbench.errors import RunError
 from alignbench.evaluation import Judges
 from alignbench.record import Estimate
 from alignbench.tasks import load_task
+from alignbench.training import run
 from tests.plugins import toy_config, write_task
 from tests.toys import ToyBackbone
 
@@ -189,6 +190,18 @@ def test_a_diagnosis_is_a_record_and_a_picture_and_spends_what_it_says(tmp_path:
     assert (tmp_path / "out" / "diagnosis.png").is_file()
     with pytest.raises(UserError, match="exists already"):
         diagnose(config, tmp_path / "out", prompts=2, rounds=8)
+
+
+def test_a_runs_policy_is_diagnosed_in_place_of_the_base_model(tmp_path: Path) -> None:
+    config = toy_config(write_task(tmp_path), optimizer={"lr": 0.1})
+    run(config, tmp_path / "run")
+    base = diagnose(config, tmp_path / "base", prompts=2, rounds=8)
+    trained = diagnose(config, tmp_path / "trained", run=tmp_path / "run", prompts=2, rounds=8)
+    assert (base.checkpoint, base.iteration, trained.checkpoint, trained.iteration) == (None, None, str(tmp_path / "run"), 3)
+    assert trained.distances[0].sampler.value != base.distances[0].sampler.value
+    with pytest.raises(UserError, match="has no checkpoint"):
+        diagnose(config, tmp_path / "other", run=tmp_path / "base", prompts=2, rounds=8)
+    assert not (tmp_path / "other").exists()
 
 
 def test_missing_scores_are_counted_and_a_prompt_without_any_stops_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The engine's gradients against plain autograd over every (leaf, step) pair, with losses written a second time."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -162,6 +163,25 @@ def test_a_pass_evaluates_each_distinct_parent_once_and_twice_when_cut(
     assert found.forward_rows == toy.rows == rows * ((1 if micro_batch is None else 2) + (kl_beta > 0))
     if micro_batch is None:
         assert toy.calls == 1 + (kl_beta > 0)
+
+
+@pytest.mark.parametrize("name", ["tmpo", "grpo"])
+def test_rows_that_are_not_trained_on_keep_the_rollouts_answer_and_give_no_gradient(name: str) -> None:
+    toy, behaviour, forest = drawn(plan_of("independent"))
+    forest.train_only(torch.tensor([True, False, False, True] * 2))
+    assert forest.trained is not None
+    trained = forest.trained[forest.edge_row[forest.leaf_edges]]
+    assert trained.tolist() == [[True] * 2, [False] * 2, [False] * 2, [True] * 2] * 2
+    values = leaf_values(toy, behaviour, forest)
+    kept = replace(
+        values,
+        log_prob=torch.where(trained, values.log_prob, values.old_log_prob),
+        drift_noise=torch.where(trained, values.drift_noise, 0.0),
+    )
+    losses = {"tmpo": tmpo_loss(kept, REWARDS, beta=0.824), "grpo": grpo_loss(kept, REWARDS, clip=0.01)}
+    objective = load_objective(name, **({"clip": 0.01} if name == "grpo" else {}))
+    check(toy, objective, forest, *by_autograd(toy, losses[name]))
+    assert backward(toy, objective, forest).rows == 8
 
 
 def test_a_3x3x3_tree_is_replayed_with_13_rows_a_group() -> None:

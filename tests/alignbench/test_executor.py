@@ -227,8 +227,22 @@ def test_a_model_that_answers_nan_stops_the_rollout_and_names_step_sigma_and_dty
     toy = ToyBackbone()
     with torch.no_grad():
         toy.net.outer.bias[0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"velocity at step 0 \(sigma 1.0000\) is not finite.*torch.float32"):
+    with pytest.raises(NonFiniteError, match=r"velocity at step 0 \(sigma 1.0000 to .*\) is not finite.*torch.float32"):
         rollout(toy, ["a"], plan, seed=0)
+
+
+def test_a_step_without_a_density_stops_the_rollout() -> None:
+    # cps scales its noise by the next sigma, which is 0 at the end.
+    with pytest.raises(NonFiniteError, match=r"next state or its density at step 1 \(sigma .* to 0.0000\) is not finite"):
+        rollout(ToyBackbone(), ["a"], Plan((Step(), Step("cps", 0.5))), seed=0)
+
+
+def test_nan_in_evaluation_samples_names_the_first_step_that_has_it() -> None:
+    toy = ToyBackbone()
+    with torch.no_grad():
+        toy.net.outer.bias[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="velocity at step 0"):
+        sample(toy, ["a"], 2, 3, seed=0)
 
 
 def test_evaluation_samples_are_euler_steps_from_noise_that_other_prompts_do_not_change() -> None:

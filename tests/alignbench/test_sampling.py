@@ -228,11 +228,11 @@ def test_the_covariance_of_two_leaves_is_that_of_the_path_they_share() -> None:
 
 
 def faulty(fault: str) -> Callable[..., flow.StepResult]:
-    """`flow.step` as an executor with that fault would call it at stochastic steps."""
-    right = flow.step
+    """`flow.draw` as an executor with that fault would call it at stochastic steps."""
+    right = flow.draw
     earlier: list[Tensor] = []
 
-    def step(
+    def draw(
         x: Tensor, velocity: Tensor, sigma: float, sigma_next: float, noise_level: float = 0.0, rule: Rule = "sde", **rest: Any
     ) -> flow.StepResult:
         if rule != "ode":
@@ -247,7 +247,7 @@ def faulty(fault: str) -> Callable[..., flow.StepResult]:
                 rest["noise"] = rest["noise"][::2].repeat_interleave(2, 0)
         return right(x, velocity, sigma, sigma_next, noise_level, rule, **rest)
 
-    return step
+    return draw
 
 
 def off(plan: Plan) -> tuple[float, float]:
@@ -272,7 +272,7 @@ def off(plan: Plan) -> tuple[float, float]:
     ],
 )
 def test_faults_of_a_tree_would_be_seen(fault: str, seen_in: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignbench.executor.flow.step", faulty(fault))
+    monkeypatch.setattr("alignbench.executor.flow.draw", faulty(fault))
     found = off(tree(6, (1, 3), rule="sde", children=2))
     for i in (0, 1):
         assert found[i] > BEYOND if i in seen_in else found[i] < WITHIN

@@ -55,7 +55,7 @@ def test_mixed_weighs_two_rewards() -> None:
 def test_another_reward_makes_the_former_ones_judges() -> None:
     task = load_task("ocr").rewarded_by(RewardChoice(eval="quality", label="mine"))
     assert [c.label for c in task.config.reward] == ["mine"]
-    assert [c.label or c.eval for c in task.config.judges] == ["ocr", "ocr_judge", "quality", "diversity"]
+    assert [c.label or c.eval for c in task.config.judges] == ["ocr", "ocr_judge", "quality", "diversity", "mode_coverage"]
 
 
 def test_chosen_evals_keep_the_tasks_settings_under_those_that_are_given() -> None:

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 
-from alignbench import RunError, UserError, run
+from alignbench import RunError, UserError, load_objective, load_sampler, run
+from alignbench.backbone import BackboneSettings
+from alignbench.evaluation import Judges
 from alignbench.record import Result, read_result
-from alignbench.trainer import deferred_interrupt
-from tests.plugins import toy_config, write_task
+from alignbench.tasks import load_task
+from alignbench.trainer import Trainer, deferred_interrupt
+from tests.plugins import ToyPolicy, toy_config, write_task
 
 OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad"]
 LEARNING: dict[str, Any] = {
@@ -31,9 +36,10 @@ LEARNING: dict[str, Any] = {
     "vargrad": {},
 }
 """Settings under which each objective learns the toy within forty iterations."""
+TREE: dict[str, Any] = {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}
 SAMPLERS: list[Any] = [
     {"name": "independent", "steps": 4, "group_size": 4},
-    {"name": "fixed_tree", "steps": 4, "levels": 2, "children": 2, "splits": [1, 2]},
+    {"name": "fixed_tree", **TREE},
     {"name": "dynamic_tree", "steps": 6, "levels": 2, "children": 2, "early": [1, 2], "late": [2, 4]},
 ]
 REWARD_DRIVEN = {"name": "dynamic_tree", "schedule": "reward", "steps": 8, "levels": 2, "children": 2}
@@ -194,6 +200,47 @@ def test_a_scorer_that_dies_stops_the_run_and_what_was_measured_stays(tmp_path: 
         run(toy_config(write_task(tmp_path, "Dying")), tmp_path / "run")
     assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 2
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_parts_that_are_scored_beside_a_rollout_change_nothing(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    tables = []
+    for overlap in (1, 3):
+        result = run(toy_config(task, overlap=overlap, prompts_per_iteration=4), tmp_path / str(overlap))
+        found = table(tmp_path / str(overlap))
+        tables.append(found[[c for c in found.columns if not c.startswith("ratio")]])  # rounding itself
+        assert (result.budget.reward_calls, result.budget.failed_scores) == (3 * 4 * 4, 0)
+    # float32 sums of other batch sizes, in gradients that are then divided by their own size.
+    pd.testing.assert_frame_equal(*tables, rtol=1e-3)
+
+
+def test_a_part_is_scored_while_the_next_is_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(write_task(tmp_path), overlap=2)
+    task, policy = load_task(config.task), ToyPolicy(BackboneSettings())
+    judges = Judges(task)
+    trainer = Trainer(config, task.train_prompts, policy, load_objective("grpo"), load_sampler("fixed_tree", **TREE), judges)
+    scoring, rolling, velocity = threading.Event(), threading.Event(), policy.velocity
+
+    def watched_velocity(*arguments: Any) -> torch.Tensor:
+        if policy.calls >= 4 and not rolling.is_set():  # the second part
+            assert scoring.wait(60)
+            rolling.set()
+        return velocity(*arguments)
+
+    def watched_score(images: np.ndarray, prompts: list[str]) -> np.ndarray:
+        scoring.set()
+        assert rolling.wait(60)
+        return np.linspace(0, 1, len(prompts))
+
+    monkeypatch.setattr(policy, "velocity", watched_velocity)
+    monkeypatch.setattr(judges.rewards["brightness"], "score", watched_score)
+    assert trainer.iterate()["reward"] == pytest.approx(0.5)
+
+
+def test_a_scorer_that_dies_beside_a_rollout_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"brightness.*iteration 1.*server is gone"):
+        run(toy_config(write_task(tmp_path, "Dying"), overlap=2), tmp_path / "run")
+    assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 1
 
 
 def test_a_scorer_that_answers_one_constant_stops_the_run(tmp_path: Path) -> None:

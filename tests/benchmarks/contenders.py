@@ -43,20 +43,6 @@ def training_per_leaf(policy: Backbone, forest: RolloutForest) -> int:
     return len(rows)
 
 
-@torch.no_grad()
-def model_of_rollout(policy: Backbone, prompts: Sequence[str], plan: Plan) -> int:
-    """The model calls of a batched rollout and nothing else; returns the number of rows."""
-    sigmas, conditioning = policy.sigmas(plan.stops[-1])[list(plan.stops)], policy.encode(list(prompts))
-    x = torch.randn(len(prompts) * plan.leaves, *policy.latent_shape)
-    group = torch.arange(len(prompts)).repeat_interleave(plan.leaves)
-    rows = 0
-    for t in range(len(plan.steps)):
-        live = len(prompts) * plan.live(t)
-        predict(policy, x[:live], float(sigmas[t]), conditioning, group[:live])
-        rows += live
-    return rows
-
-
 def model_of_training(policy: Backbone, forest: RolloutForest) -> int:
     """One pass forward and back over the distinct parents and nothing else; returns the number of rows."""
     x, conditioning = forest.states[forest.rows], policy.encode(forest.prompts)

@@ -4,6 +4,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -13,7 +14,7 @@ Benchmark = dict[str, Any]
 
 def table(report: dict[str, Any]) -> str:
     """Markdown. Medians; with a contender named `ours` in its group, how many times as long as that each takes, and how
-    much of its own time is not the model's."""
+    much of its own time is not the model's, round by round."""
     machine, lines = report["machine_info"], []
     cpu = machine.get("cpu", {})
     lines += [f"{report['datetime']}, {cpu.get('brand_raw', machine.get('machine'))}, {cpu.get('count', '?')} cores", ""]
@@ -25,16 +26,20 @@ def table(report: dict[str, Any]) -> str:
             ms, rows = 1000 * b["stats"]["median"], b["extra_info"]["rows"]
             times = f"{b['stats']['median'] / ours['stats']['median']:.2f}" if ours else ""
             lines.append(f"| {name} | {ms:.1f} | {rows} | {ms / rows:.2f} | {times} |")
-        if ours and "model alone" in by_name:
-            share = 1 - by_name["model alone"]["stats"]["median"] / ours["stats"]["median"]
-            lines += ["", f"Not the model's: {100 * share:.1f} % of ours."]
+        if ours and "model_seconds" in ours["extra_info"]:
+            pairs = zip(ours["extra_info"]["model_seconds"], ours["stats"]["data"], strict=True)
+            shares = [100 * (1 - model / whole) for model, whole in pairs]
+            low, middle, high = quantiles(shares, n=4)
+            lines += ["", f"Not the model's: {middle:.1f} % of ours (quartiles {low:.1f} to {high:.1f})."]
         lines.append("")
     return "\n".join(lines)
 
 
-def plot(report: dict[str, Any], file: Path) -> None:
-    """Measured time of the `against` groups, and what it would be if it grew as the rows do."""
+def plot(report: dict[str, Any], file: Path) -> list[Path]:
+    """Measured time of the `against` groups, and what it would be if it grew as the rows do; nothing where none was run."""
     groups = {g: members for g, members in _groups(report).items() if " against " in g}
+    if not groups:
+        return []
     figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 2.8), layout="constrained", squeeze=False)
     for axis, (group, members) in zip(axes.flat, groups.items(), strict=True):
         at = [b["extra_info"]["at"] for b in members]
@@ -47,6 +52,7 @@ def plot(report: dict[str, Any], file: Path) -> None:
         axis.legend(fontsize=7, frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)
+    return [file]
 
 
 def _groups(report: dict[str, Any]) -> dict[str, list[Benchmark]]:
@@ -64,11 +70,11 @@ def _contender(b: Benchmark) -> str:
 
 def main(file: Path) -> None:
     report = json.loads(file.read_text(encoding="utf-8"))
-    text = table(report)
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
-    plot(report, file.with_suffix(".png"))
+    text, page = table(report), file.with_suffix(".md")
+    page.write_text(text, encoding="utf-8")
+    written = [page, *plot(report, file.with_suffix(".png"))]
     print(text)
-    print(f"written to {file.with_suffix('.md')} and {file.with_suffix('.png')}")
+    print(f"written to {' and '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

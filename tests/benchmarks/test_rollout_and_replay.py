@@ -1,5 +1,6 @@
 """Speed of a rollout and of a training pass: ours, and as public tree code does it (`make bench`)."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from alignbench import RolloutForest, load_objective, load_sampler, rollout
 from alignbench.backbone import Backbone
 from alignbench.engine import backward
 from alignbench.plan import Plan
-from tests.benchmarks.contenders import model_of_rollout, model_of_training, rollout_per_branch, training_per_leaf
+from tests.benchmarks.contenders import model_of_training, rollout_per_branch, training_per_leaf
 
 PROMPT = ['the word "TULIP" in red']
 SAMPLERS: dict[str, dict[str, object]] = {
@@ -36,24 +37,57 @@ def forest(policy: Backbone, plan: Plan) -> RolloutForest:
     return found
 
 
-def timed(benchmark: Any, request: pytest.FixtureRequest, what: str, function: Callable[[], int]) -> int:
-    """Times the function, which returns how many model rows it evaluates."""
+ROUNDS = 7
+
+
+def timed(
+    benchmark: Any,
+    request: pytest.FixtureRequest,
+    what: str,
+    function: Callable[[], int],
+    *,
+    before: Callable[[], None] = lambda: None,
+    model_seconds: list[float] | None = None,
+) -> int:
+    """Times the function, which returns how many model rows it evaluates.
+
+    Args:
+        before: run before each round, untimed.
+        model_seconds: to which each round adds how much of it was the model's.
+    """
     named = request.node.callspec.params
     benchmark.group = f"{what}: {named['plan']}, {named['policy']}"
-    rows: int = benchmark.pedantic(function, rounds=5, warmup_rounds=1)
+    rows: int = benchmark.pedantic(function, setup=before, rounds=ROUNDS, warmup_rounds=1)
     benchmark.extra_info["rows"] = rows
+    if model_seconds is not None:
+        benchmark.extra_info["model_seconds"] = model_seconds[-ROUNDS:]
     return rows
 
 
 class TestRollout:
-    def test_ours(self, benchmark: Any, request: pytest.FixtureRequest, policy: Backbone, plan: Plan) -> None:
+    def test_ours(
+        self,
+        benchmark: Any,
+        request: pytest.FixtureRequest,
+        monkeypatch: pytest.MonkeyPatch,
+        policy: Backbone,
+        plan: Plan,
+    ) -> None:
+        inside: list[float] = []
+        velocity = policy.velocity
+
+        def watched(*arguments: Any) -> torch.Tensor:
+            began = time.perf_counter()
+            answer = velocity(*arguments)
+            inside[-1] += time.perf_counter() - began
+            return answer
+
         def run() -> int:
             return plan.model_rows(rollout(policy, PROMPT, plan, seed=0).groups)
 
-        assert timed(benchmark, request, "rollout", run) == (ROWS[request.node.callspec.params["plan"]][0] or run())
-
-    def test_model_alone(self, benchmark: Any, request: pytest.FixtureRequest, policy: Backbone, plan: Plan) -> None:
-        assert timed(benchmark, request, "rollout", lambda: model_of_rollout(policy, PROMPT, plan)) == plan.model_rows()
+        monkeypatch.setattr(policy, "velocity", watched)
+        rows = timed(benchmark, request, "rollout", run, before=lambda: inside.append(0.0), model_seconds=inside)
+        assert rows == (ROWS[request.node.callspec.params["plan"]][0] or plan.model_rows())
 
     def test_per_branch(self, benchmark: Any, request: pytest.FixtureRequest, policy: Backbone, plan: Plan) -> None:
         assert timed(benchmark, request, "rollout", lambda: rollout_per_branch(policy, PROMPT, plan)) == plan.model_rows()
@@ -61,13 +95,19 @@ class TestRollout:
 
 class TestTrainingPass:
     def test_ours(self, benchmark: Any, request: pytest.FixtureRequest, policy: Backbone, forest: RolloutForest) -> None:
-        objective = load_objective("grpo")
-        rows = timed(benchmark, request, "training pass", lambda: backward(policy, objective, forest).rows)
-        assert rows == ROWS[request.node.callspec.params["plan"]][1]
+        objective, alone = load_objective("grpo"), []
 
-    def test_model_alone(self, benchmark: Any, request: pytest.FixtureRequest, policy: Backbone, forest: RolloutForest) -> None:
-        rows = timed(benchmark, request, "training pass", lambda: model_of_training(policy, forest))
-        assert rows == forest.plan.replay_rows()
+        def model_alone() -> None:
+            began = time.perf_counter()
+            model_of_training(policy, forest)
+            alone.append(time.perf_counter() - began)
+
+        def run() -> int:
+            return backward(policy, objective, forest).rows
+
+        # Side by side, since the model's part cannot be told apart inside one backward pass.
+        rows = timed(benchmark, request, "training pass", run, before=model_alone, model_seconds=alone)
+        assert rows == ROWS[request.node.callspec.params["plan"]][1]
 
     def test_per_leaf(self, benchmark: Any, request: pytest.FixtureRequest, policy: Backbone, forest: RolloutForest) -> None:
         rows = timed(benchmark, request, "training pass", lambda: training_per_leaf(policy, forest))

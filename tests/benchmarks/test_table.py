@@ -4,16 +4,16 @@ from typing import Any
 from tests.benchmarks.table import plot, table
 
 
-def timed(name: str, group: str, seconds: float, **extra: int) -> dict[str, Any]:
-    return {"name": name, "group": group, "stats": {"median": seconds}, "extra_info": extra}
+def timed(name: str, group: str, seconds: float, **extra: object) -> dict[str, Any]:
+    rounds = [0.5 * seconds, seconds, 2 * seconds]
+    return {"name": name, "group": group, "stats": {"median": seconds, "data": rounds}, "extra_info": extra}
 
 
 REPORT = {
     "datetime": "2026-01-01T00:00:00",
     "machine_info": {"machine": "x86_64", "cpu": {"brand_raw": "A processor", "count": 2}},
     "benchmarks": [
-        timed("test_ours[a-b]", "training pass: tree, tiny", 0.2, rows=13),
-        timed("test_model_alone[a-b]", "training pass: tree, tiny", 0.19, rows=13),
+        timed("test_ours[a-b]", "training pass: tree, tiny", 0.2, rows=13, model_seconds=[0.098, 0.19, 0.392]),
         timed("test_per_leaf[a-b]", "training pass: tree, tiny", 1.0, rows=81),
         timed("test_rollout_against_k[9]", "rollout against K, tiny", 0.026, at=9, rows=26),
         timed("test_rollout_against_k[27]", "rollout against K, tiny", 0.066, at=27, rows=44),
@@ -26,11 +26,17 @@ def test_the_table_compares_with_ours_and_says_what_is_not_the_models() -> None:
     assert lines[0] == "2026-01-01T00:00:00, A processor, 2 cores"
     assert "| ours | 200.0 | 13 | 15.38 | 1.00 |" in lines
     assert "| per leaf | 1000.0 | 81 | 12.35 | 5.00 |" in lines
-    assert "Not the model's: 5.0 % of ours." in lines
+    # 2, 5 and 2 % of rounds that took 0.1, 0.2 and 0.4 seconds.
+    assert "Not the model's: 2.0 % of ours (quartiles 2.0 to 5.0)." in lines
     assert "| 27 | 66.0 | 44 | 1.50 |  |" in lines
     assert sum(line.startswith("Not the model's") for line in lines) == 1
 
 
 def test_the_plot_has_a_panel_for_each_cost_that_grows(tmp_path: Path) -> None:
-    plot(REPORT, tmp_path / "bench.png")
+    assert plot(REPORT, tmp_path / "bench.png") == [tmp_path / "bench.png"]
     assert (tmp_path / "bench.png").stat().st_size > 5_000
+
+
+def test_without_such_a_panel_there_is_no_plot(tmp_path: Path) -> None:
+    assert plot({**REPORT, "benchmarks": REPORT["benchmarks"][:2]}, tmp_path / "bench.png") == []
+    assert not (tmp_path / "bench.png").exists()

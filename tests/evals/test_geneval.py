@@ -16,12 +16,13 @@ from alignbench.evaluation import judge as judge_pictures
 from alignbench.tasks import EvalChoice, load_task
 from evals._shapes import ShapesDetector
 from evals.geneval import (
+    COCO,
+    SCENES,
     Detection,
     Detections,
     GenEval,
     graded,
     judge,
-    parse_scene_prompt,
     read_metadata,
     relations,
     self_test,
@@ -174,6 +175,7 @@ def test_the_official_list() -> None:
         "color_attr": 100,
     }
     for entry in entries.values():
+        assert COCO.parse(entry["prompt"]) == {"exclude": [], **entry}
         # What the prompt asks for is right: targets first, each clause far to the side that it names.
         detections: dict[str, list[Detection]] = {}
         sides = {"left of": (-200, 0), "right of": (200, 0), "above": (0, -200), "below": (0, 200)}
@@ -188,7 +190,26 @@ def test_sampled_prompts_are_parsed_back() -> None:
     rng = np.random.default_rng(6)
     for i in range(500):
         metadata = sample_metadata(rng, TASK_TYPES[i % len(TASK_TYPES)])
-        assert parse_scene_prompt(metadata["prompt"]) == metadata
+        assert SCENES.parse(metadata["prompt"]) == metadata
+
+
+@pytest.mark.parametrize(
+    ("prompt", "include"),
+    [
+        ("a photo of an orange orange", [{"class": "orange", "count": 1, "color": "orange"}]),
+        ("a photo of a purple tv remote", [{"class": "tv remote", "count": 1, "color": "purple"}]),
+        ("three benchs", [{"class": "bench", "count": 3}]),
+        ("three benches", [{"class": "bench", "count": 3}]),
+        ("one sheep", [{"class": "sheep", "count": 1}]),
+        ("two sheep", [{"class": "sheep", "count": 2}]),
+        ("four people", [{"class": "person", "count": 4}]),
+    ],
+)
+def test_prompts_about_cocos_objects(prompt: str, include: list[dict[str, Any]]) -> None:
+    metadata = COCO.parse(prompt)
+    assert metadata is not None
+    assert metadata["include"] == include
+    assert SCENES.parse(prompt) is None
 
 
 @pytest.mark.parametrize(
@@ -201,7 +222,7 @@ def test_sampled_prompts_are_parsed_back() -> None:
     ],
 )
 def test_looser_wordings(prompt: str, tag: str, include: list[dict[str, Any]]) -> None:
-    metadata = parse_scene_prompt(prompt)
+    metadata = SCENES.parse(prompt)
     assert metadata is not None
     assert (metadata["tag"], metadata["include"], metadata["prompt"]) == (tag, include, prompt)
 
@@ -211,7 +232,7 @@ def test_looser_wordings(prompt: str, tag: str, include: list[dict[str, Any]]) -
     ["", "a dog", 'the word "CAT"', "circles", "one crosses", "two star", "a circle and a circle", "a circle near"],
 )
 def test_other_prompts_have_no_metadata(prompt: str) -> None:
-    assert parse_scene_prompt(prompt) is None
+    assert SCENES.parse(prompt) is None
 
 
 RIGHT = Scene("grey", (Shape("circle", "red", (16.0, 30.0), 20.0), Shape("star", "blue", (46.0, 34.0), 22.0))).draw()

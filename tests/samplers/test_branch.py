@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench import UserError, load_sampler, rollout
+from alignbench import RolloutForest, UserError, load_objective, load_sampler, rollout
+from alignbench.engine import backward
+from alignbench.sampler import Sampler
 from tests.toys import PROMPTS, ToyBackbone
 
 RNG = np.random.default_rng(0)
@@ -61,8 +63,59 @@ def test_pruning_does_not_change_what_is_drawn() -> None:
             {"depth_pruning": 3, "pruning_stop": 3},
             "depth_pruning=3 steps from pruning_stop=3 on do not fit into the 5 stochastic",
         ),
+        ({"width_pruning": "extreme", "extremes": 5}, "extremes=5 best and as many worst are all of 9 leaves; lower it"),
     ],
 )
 def test_pruning_without_room_is_refused(settings: dict[str, int], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_sampler("branch", **settings)
+
+
+NAN = float("nan")
+REWARDS = [0.3, 0.9, 0.1, 0.2, 0.6, 0.5, NAN, 0.4]
+"""Of eight leaves, two below each branch of the last split."""
+
+
+def width_pruned(**settings: object) -> Sampler:
+    return load_sampler("branch", steps=6, children=2, levels=3, splits=(0, 1, 3), **settings)
+
+
+def grown(sampler: Sampler) -> tuple[ToyBackbone, RolloutForest]:
+    toy = ToyBackbone()
+    forest = rollout(toy, PROMPTS, sampler.plan(0.0, RNG), seed=0)
+    forest.rewards = torch.tensor([*REWARDS, *reversed(REWARDS)])
+    return toy, forest
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"width_pruning": "parent_top1"}, [1, 3, 4, 7]),
+        ({"width_pruning": "extreme", "extremes": 1}, [1, 2]),
+        ({"width_pruning": "extreme", "extremes": 2}, [1, 2, 3, 4]),
+    ],
+)
+def test_width_pruning_keeps_the_best_child_of_each_branch_or_the_groups_extremes(
+    settings: dict[str, object], kept: list[int]
+) -> None:
+    sampler = width_pruned(**settings)
+    _, forest = grown(sampler)
+    found = sampler.trained_leaves(forest)
+    assert found is not None
+    assert forest.by_group(found)[0].nonzero().flatten().tolist() == kept
+    assert width_pruned().trained_leaves(forest) is None
+
+
+def test_width_pruning_leaves_out_the_rows_behind_the_leaves_it_drops() -> None:
+    sampler = width_pruned(width_pruning="parent_top1")
+    toy, forest = grown(sampler)
+    kept = sampler.trained_leaves(forest)
+    assert kept is not None
+    forest.train_only(kept)
+    found = backward(toy, load_objective("grpo"), forest)
+    # Parents: 1, 2, 4, 4 up to the last split, where each branch has a best child, and 4 of 8 behind it.
+    assert forest.plan.replay_rows() == 1 + 2 + 4 + 4 + 8
+    assert found.rows == found.forward_rows == 2 * (1 + 2 + 4 + 4 + 4)
+    toy.reset_counters()
+    backward(toy, load_objective("grpo"), forest, micro_batch=4)
+    assert toy.rows == 2 * found.rows
