@@ -51,7 +51,7 @@ def mode_masses(laws: pd.DataFrame) -> pd.DataFrame:
 
 def over_training(laws: pd.DataFrame, title: str) -> Figure:
     """A strip: target, base, the model at each iteration that was kept, and the mass of each mode."""
-    parts = dict(iter(laws.groupby("iteration")))
+    parts = _by_iteration(laws)
     half = _frame(parts[0])
     brightest = _picture(parts[TARGET], half).max()
     names = {TARGET: "target", 0: "base"}
@@ -83,7 +83,7 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
         models: (objective, sampler) -> `laws.parquet` of one run, all of one prompt.
     """
     objectives, samplers = (list(dict.fromkeys(key[i] for key in models)) for i in range(2))
-    parts = dict(iter(next(iter(models.values())).groupby("iteration")))
+    parts = _by_iteration(next(iter(models.values())))
     half = _frame(parts[0])
     brightest = _picture(parts[TARGET], half).max()
     rows = max(2, len(samplers))
@@ -106,6 +106,10 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
             axis.set_title(objective.replace(": ", ":\n"), fontsize=6, pad=2)
         figure.suptitle(f"{title}; rows from above: {', '.join(samplers)}", fontsize=7, y=0.99)
     return figure
+
+
+def _by_iteration(laws: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    return {int(i): laws[laws["iteration"] == i] for i in sorted(laws["iteration"].unique())}
 
 
 def _frame(base: pd.DataFrame) -> float:

@@ -159,7 +159,7 @@ def runs_frame(study: Study, out: Path) -> pd.DataFrame:
             row |= {"model_rows": budget.model_rows_rollout + budget.model_rows_train, "reward_calls": budget.reward_calls}
             row |= {"seconds": budget.seconds, "folder": file.parent}
             found.append(row | {name: metric.final.value for name, metric in result.metrics.items()})
-            base = dict.fromkeys(("iterations", "model_rows", "reward_calls"), 0) | {"seed": 0, "seconds": 0.0}
+            base: dict[str, Any] = {"seed": 0, "iterations": 0, "model_rows": 0, "reward_calls": 0, "seconds": 0.0}
             base |= {"part": "", "task": info.task, "objective": BASE, "sampler": ""}
             bases.setdefault(info.task, base | {name: metric.base.value for name, metric in result.metrics.items()})
         orders = (([Path(t).stem for t in grid.tasks], "task"), (grid.objectives, "objective"), (grid.samplers, "sampler"))

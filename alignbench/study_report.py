@@ -1,5 +1,6 @@
 """What a study shows: `summary.md`, CSV tables and pictures in `report/` below its folder, from the records alone."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def summary(study: Study, tables: dict[str, pd.DataFrame], command: str, environ
     return "\n".join(lines)
 
 
-def method(study: Study, row: dict[str, Any]) -> str:
+def method(study: Study, row: Mapping[Any, Any]) -> str:
     """`part: objective x sampler`; the first part goes without its name, and the base model by its own."""
     if row["objective"] == BASE:
         return BASE

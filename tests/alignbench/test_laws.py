@@ -94,8 +94,8 @@ def test_the_target_is_the_base_tilted_by_the_reward() -> None:
 def test_a_run_keeps_its_laws_and_draws_them_also_when_it_is_resumed(tmp_path: Path) -> None:
     options = {"backbone": "gaussian_mixture", "objective": "grpo", "sampler": "independent"}
     sets = ["backbone.quadrature=10", "threads=1", "evaluation.images_per_prompt=4", "evaluation.prompts=2"]
-    settings = {"preset": "smoke", "sets": [*sets, "snapshots=2", "iterations=6", "checkpoint_every=3"]}
-    config = load_config(options=options, **settings)
+    sets += ["snapshots=2", "iterations=6", "checkpoint_every=3"]
+    config = load_config(preset="smoke", options=options, sets=sets)
     run(config, tmp_path / "whole")
     kept = read_laws(tmp_path / "whole")
     assert kept is not None

@@ -148,7 +148,7 @@ def test_folders_of_other_things_are_refused(tmp_path: Path) -> None:
 
 def test_means_over_tasks_are_taken_seed_by_seed() -> None:
     runs = frame([("p", t, "o", "s", seed, value) for t, seed, value in (("a", 0, 1.0), ("b", 0, 2.0), ("a", 1, 3.0))])
-    found = cells_frame(runs, ["js"]).set_index("task")
+    found: Any = cells_frame(runs, ["js"]).set_index("task")
     assert found.loc["a", "value"] == 2.0
     # Student's with one degree of freedom: t(0.975) = 12.7062, standard error sqrt 2 / sqrt 2 = 1.
     assert found.loc["a", "upper"] == pytest.approx(2 + 12.7062, abs=1e-3)
@@ -185,7 +185,7 @@ def test_equal_kl_counts_the_runs_that_come_so_far(tmp_path: Path) -> None:
         pd.DataFrame(measured).to_parquet(folder / "metrics.parquet")
         run_of = {"part": "p", "task": "a", "objective": "o", "sampler": "s", "seed": seed, "kl_base": end, "js": 0.5}
         rows.append({**run_of, "folder": folder})
-    found = equal_kl_frame(pd.DataFrame(rows), [0.25, 0.75], ["js", "kl_base"]).set_index("kl")
+    found: Any = equal_kl_frame(pd.DataFrame(rows), [0.25, 0.75], ["js", "kl_base"]).set_index("kl")
     # Halfway to the first run's snapshot, and halfway from the second's to its end.
     assert found.loc[0.25, "value"] == pytest.approx((0.25 + 0.4) / 2)
     assert (found.loc[0.25, "n"], found.loc[0.25, "runs"]) == (2, 2)

@@ -152,7 +152,7 @@ def test_numbers_of_the_base_model() -> None:
 
 def test_a_model_that_draws_one_mode_covers_one_and_is_far_from_the_target() -> None:
     policy = backbone()
-    good = world(PROMPT).reward.centres[0].float()
+    good = world(PROMPT).base.means[1].float()  # the first of the good modes of prompt 1
 
     class Collapsed(torch.nn.Module):
         """Carries every noise to a small disc around one good mode."""
