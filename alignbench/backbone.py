@@ -72,6 +72,19 @@ class Component:
     training: bool = True
 
 
+@dataclass(frozen=True)
+class Law:
+    """A law in the plane as points with masses.
+
+    Attributes:
+        points: [N, 2]. mass: [N], summing to 1. mode: int [N], the mode of the base model that each point belongs to.
+    """
+
+    points: np.ndarray
+    mass: np.ndarray
+    mode: np.ndarray
+
+
 class Backbone(ABC):
     """A text-to-image flow model with a policy to train and a frozen reference.
 
@@ -90,6 +103,8 @@ class Backbone(ABC):
     """Guidance in force, 1 for none; the same in rollout, training and evaluation."""
     default_steps: int
     """Denoising steps that the model's own call arguments ask for."""
+    pictorial: bool = True
+    """Whether what `decode` returns is worth looking at."""
 
     @abstractmethod
     def sigmas(self, steps: int) -> Tensor:
@@ -133,6 +148,14 @@ class Backbone(ABC):
     def components(self) -> dict[str, Component]:
         """All parts that hold weights, by name."""
         return {"model": Component(self.trainable())}
+
+    def law(self, prompt: str) -> Law | None:
+        """What it draws for a prompt, where that is a law in the plane that can be told; None by default."""
+        return None
+
+    def target(self, prompt: str) -> Law | None:
+        """What it is compared with, likewise."""
+        return None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters to train."""

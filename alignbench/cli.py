@@ -211,6 +211,43 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML file of the study: a grid, and parts in which keys of it differ.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; that of an earlier call goes on. (default: results/<time>-<file>)")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="As for `compare`; in place of the study's own.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that work on it.")] = 1,
+) -> None:
+    """Runs several comparisons that answer one question, and writes their tables and pictures into DIR/report."""
+    from alignbench import study as studies
+    from alignbench.console import counting
+    from alignbench.record import command
+    from alignbench.study_report import write_study
+
+    wanted = studies.read_study(file)
+    folder = out or _results_folder(file.stem)
+    try:
+        with counting("parts") as count:
+            failed = studies.run(
+                wanted,
+                folder,
+                seeds=_seeds(seeds) if seeds else None,
+                workers=workers,
+                advance=lambda name, done, total: count(done, total, name),
+            )
+    except KeyboardInterrupt:
+        typer.echo("alignbench: interrupted; the same call goes on", err=True)
+        raise typer.Exit(130) from None
+    for written in write_study(folder, command()):
+        print(written)
+    for line in failed:
+        typer.echo(f"alignbench: {line}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}.")] = None,

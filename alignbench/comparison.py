@@ -173,7 +173,7 @@ def plan_grid(
         pairs = product(grid["objectives"], grid["samplers"])
         grid["budget"] = {"model_rows": min(planned_rows(_configured(first.preset, given, *pair, named)) for pair in pairs)}
     made = validate(Grid, grid, where="comparison")
-    _check(made)
+    check_grid(made)
     return made
 
 
@@ -492,8 +492,13 @@ def _with_labels(kind: str, settings: Any, items: list[str]) -> dict[str, Any]:
     return found
 
 
-def _check(grid: Grid) -> None:
-    """Every pair with its settings, so that a slip shows before hours are spent."""
+def check_grid(grid: Grid) -> None:
+    """Every pair with its settings, so that a slip shows before hours are spent.
+
+    Raises:
+        UserError: a name or a setting is wrong.
+    """
+    from alignbench.load import load_objective
     from alignbench.tasks import load_task
     from alignbench.tracking import check_trackers
 

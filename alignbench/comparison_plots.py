@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
+from alignbench import laws
 from alignbench.plots import COLORS, STYLE, write_figure
 from alignbench.record import Protocol
 from alignbench.results import BASE, Results, Run
@@ -311,6 +312,9 @@ def comparison_figures(results: Results, setup: str, diversity: str | None = Non
     rows, texts = gallery(results, setup)
     if rows:
         found["pictures"] = picture_grid(rows, texts)
+    models = kept_laws(results, setup)
+    if models:
+        found["laws"] = laws.side_by_side(models, setup)
     return found
 
 
@@ -355,6 +359,17 @@ def figure_title(name: str) -> str:
 def plots_folder(results: Results, setup: str, folder: Path) -> Path:
     """Where the plots of a setup are below the folder of all: a folder of its own where there are several."""
     return folder / slug(setup) if len(results.setups) > 1 else folder
+
+
+def kept_laws(results: Results, setup: str) -> dict[tuple[str, str], pd.DataFrame]:
+    """(objective, sampler) -> the laws of the first run of each cell that kept any."""
+    found: dict[tuple[str, str], pd.DataFrame] = {}
+    for run in results.of(setup):
+        key = (_objective(run.cell), _sampler(run.cell))
+        kept = laws.read_laws(run.folder) if key not in found else None
+        if kept is not None:
+            found[key] = kept
+    return found
 
 
 def plot_comparison(results: Results, folder: Path) -> list[Path]:

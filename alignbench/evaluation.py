@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, Law
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.executor import decode, predict, rollout, sample
@@ -117,6 +117,7 @@ class Evaluation:
         directions: metric -> whether higher is better, None where neither is.
         roles: metric -> `reward`, `judge`, or `part` of another metric.
         overall: metric -> the metrics whose mean it is; it has no rows of its own.
+        law: what the model draws for the first prompt, where the backbone knows it.
     """
 
     table: pd.DataFrame
@@ -125,6 +126,7 @@ class Evaluation:
     directions: dict[str, bool | None]
     roles: dict[str, str]
     overall: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    law: Law | None = None
 
 
 def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
@@ -170,7 +172,8 @@ def evaluate(
     for metric, measured in policy.measure(prompts).items():
         found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
         rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
-    return replace(found, table=pd.concat([found.table, pd.DataFrame(rows, columns=COLUMNS)])) if rows else found
+    table = pd.concat([found.table, pd.DataFrame(rows, columns=COLUMNS)]) if rows else found.table
+    return replace(found, table=table, law=policy.law(prompts[0]))
 
 
 def judge(

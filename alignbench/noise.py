@@ -45,6 +45,5 @@ def normal(keys: Sequence[Key], shape: Sequence[int], device: torch.device | str
     rows = torch.empty(len(keys), *shape)
     generator = torch.Generator()
     for row, key in zip(rows, keys, strict=True):
-        generator.manual_seed(seed_of(*key))
-        torch.randn(row.shape, generator=generator, out=row)
+        row.normal_(generator=generator.manual_seed(seed_of(*key)))
     return rows.to(device)

@@ -18,7 +18,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
-from alignbench import groups
+from alignbench import groups, laws
 from alignbench.errors import UserError
 from alignbench.forest import RolloutForest
 from alignbench.record import Estimate, Result, read_result, write_atomically
@@ -55,6 +55,10 @@ def plot_run(folder: Path) -> list[Path]:
         frame = pd.read_parquet(table)
         for name, figure in (("curves", curves(frame, result)), ("diagnostics", diagnostics(frame))):
             written.append(write_figure(folder / "plots" / f"{name}.png", figure))
+    kept = laws.read_laws(folder)
+    if kept is not None:
+        title = f"{result.run.objective} x {result.run.sampler}, {result.run.task}, seed {result.run.seed}"
+        written.append(write_figure(folder / "plots" / "laws.png", laws.over_training(kept, title)))
     written.append(write_figure(folder / "plots" / "changes.png", changes(result)))
     if (folder / TREE).is_file():
         written.append(write_figure(folder / "plots" / "tree.png", tree(RolloutTree.read(folder / TREE))))
@@ -111,7 +115,8 @@ def diagnostics(frame: pd.DataFrame) -> Figure:
             hspace=0.7, wspace=0.45, left=0.07, right=0.98, top=1 - 0.35 / (1.5 * height), bottom=0.5 / (1.5 * height)
         )
         for axis, name in zip(axes.flat, numeric, strict=False):
-            axis.plot(frame["iteration"], frame[name], linewidth=0.9)
+            known = frame[["iteration", name]].dropna()
+            axis.plot(known["iteration"], known[name], linewidth=0.9, marker="." if len(known) < len(frame) else "")
             axis.set_title(name)
             axis.ticklabel_format(axis="y", useOffset=False)
         for axis in axes.flat[len(numeric) :]:

@@ -37,7 +37,7 @@ DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_divers
 
 _NOT_OF_THE_METHOD = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
-    *("threads", "device", *WITHOUT_EFFECT),
+    *("snapshots", "threads", "device", *WITHOUT_EFFECT),
 }
 """Keys of a configuration in which two runs of one cell may differ; task, backbone and budget are the setup's."""
 

@@ -1,7 +1,7 @@
 """The questions that the `gaussian_mixture` backbone is asked: base mixtures, and rewards with a known tilted target.
 
 A prompt is a scenario's name and a number, `equal_modes 2`: each number has its own mixture and its own good modes. Rewards
-are sums of bumps, h exp(-|x - c|^2 / (2 w^2)).
+are sums of bumps, h exp(-|x - c|^2 / (2 w^2)), in the plane; that of `quadratic` is a parabola, in any dimension.
 """
 
 import math
@@ -37,6 +37,23 @@ class Bumps:
 
 
 @dataclass(frozen=True)
+class Quadratic:
+    """A reward whose target is a mixture again (`Mixture.tilted`): -(curvature / 2) |x - centre|^2."""
+
+    curvature: float
+    centre: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[...], for x [..., d]."""
+        return -0.5 * self.curvature * (x - self.centre.to(x.dtype)).square().sum(-1)
+
+    def mean(self, law: Mixture) -> float:
+        """Its expectation under a mixture."""
+        squared = (law.means - self.centre).square().sum(1) + law.dimension * law.stds**2
+        return -0.5 * self.curvature * float((law.weights * squared).sum())
+
+
+@dataclass(frozen=True)
 class World:
     """One prompt.
 
@@ -47,18 +64,23 @@ class World:
     """
 
     base: Mixture
-    reward: Bumps
-    true_reward: Bumps
+    reward: Bumps | Quadratic
+    true_reward: Bumps | Quadratic
     noise: float = 0.0
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A family of worlds under one name."""
+    """A family of worlds under one name.
+
+    Attributes:
+        world: from the number of a prompt; with `any_dimension` from the number and the dimension.
+    """
 
     name: str
     question: str
-    world: Callable[[int], World]
+    world: Callable[..., World]
+    any_dimension: bool = False
 
 
 def _ring(index: int, count: int, radius: float = RADIUS) -> Tensor:
@@ -135,6 +157,13 @@ def _proxy_reward(index: int) -> World:
     return World(_mixture(means), proxy, true)
 
 
+def _quadratic(index: int, dimension: int) -> World:
+    ring = _ring(index, 6)
+    means = torch.cat([ring, torch.zeros(6, dimension - 2, dtype=torch.float64)], dim=1)
+    reward = Quadratic(0.1, means[index % 6])
+    return World(_mixture(means), reward, reward)
+
+
 SCENARIOS = {
     s.name: s
     for s in (
@@ -144,30 +173,36 @@ SCENARIOS = {
         Scenario("rare_mode", "the best mode has 2 % of the base model's mass: is it found?", _rare_mode),
         Scenario("many_modes", "nine of 27 narrow modes are good", _many_modes),
         Scenario("noisy_reward", "equal modes, scored with noise of half the reward's height", _noisy_reward),
+        Scenario("quadratic", "the better the nearer to one mode, in any dimension", _quadratic, any_dimension=True),
         Scenario("proxy_reward", "the reward likes a mode that is bad: how far is it followed?", _proxy_reward),
     )
 }
 
 
 @cache
-def world(prompt: str) -> World:
+def world(prompt: str, dimension: int = 2) -> World:
     """What a prompt stands for.
 
     Raises:
-        UserError: it is no scenario's name and a number from 0 to 3.
+        UserError: it is no scenario's name and a number from 0 to 3, or the scenario is one of the plane alone.
     """
     name, _, number = prompt.partition(" ")
     if name not in SCENARIOS:
         raise UserError(f"there is no scenario {name!r} for the prompt {prompt!r}{did_you_mean(name, SCENARIOS)}")
     if number not in map(str, range(PROMPTS_EACH)):
         raise UserError(f"the prompt {prompt!r} must be the scenario's name and a number from 0 to {PROMPTS_EACH - 1}")
+    if SCENARIOS[name].any_dimension:
+        return SCENARIOS[name].world(int(number), dimension)
+    if dimension != 2:
+        everywhere = ", ".join(s.name for s in SCENARIOS.values() if s.any_dimension)
+        raise UserError(f"scenario {name!r} is one of the plane; in {dimension} dimensions take {everywhere}")
     return SCENARIOS[name].world(int(number))
 
 
 def scored(points: np.ndarray, prompt: str, *, true: bool) -> np.ndarray:
-    """The reward of points [N, 2] for one prompt, float64 [N]; its noise is a function of the point, so that scoring twice
+    """The reward of points [N, d] for one prompt, float64 [N]; its noise is a function of the point, so that scoring twice
     gives the same."""
-    w = world(prompt)
+    w = world(prompt, points.shape[1])
     x = torch.from_numpy(points)
     if true:
         return w.true_reward(x).numpy()

@@ -12,7 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from alignbench import engine, groups, plots
+from alignbench import engine, groups, laws, plots
+from alignbench.backbone import Law
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
@@ -95,6 +96,7 @@ class _Run:
         self.judges.prepare()
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
         self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or self.task.train_prompts), *judged])
+        self.laws: list[pd.DataFrame] = []
         self.status = "complete"
 
     def run(self, resume: bool) -> Result:
@@ -108,18 +110,23 @@ class _Run:
         if resume and has_checkpoint(self.checkpoints):
             for damage in trainer.restore(self.checkpoints):
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
+            kept = laws.read_laws(self.out)
+            self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         base = self._base()
         check_scores_vary(self.judges, base)
         self._write_evaluations(base=base)
+        self._keep_law(self.policy.target(base.prompts[0]), laws.TARGET)
+        self._keep_law(base.law, 0)
         with Tracking(config, self.out, trainer.iteration) as tracking:
             self._train(tracking)
             with trainer.averaged_weights():
                 final = self._final() if trainer.iteration else base
                 self._write_evaluations(base=base, final=final)
+                self._keep_law(final.law, trainer.iteration)
                 result = self._result(base, final)
-                if config.pictures:
+                if config.pictures and self.policy.pictorial:
                     self._write_pictures(base, final)
             tracking.log_result(result)
         self._write("result.json", result.model_dump_json(indent=2) + "\n")
@@ -135,7 +142,10 @@ class _Run:
             if trainer.objective.needs.training:
                 with self.console.training(config.iterations, trainer.progress()) as report:
                     while trainer.progress() < 1:
+                        began = trainer.progress()
                         row = trainer.iterate()
+                        if int(began * (config.snapshots + 1)) < int(trainer.progress() * (config.snapshots + 1)):
+                            self._snapshot(row)
                         tracking.log(row)
                         report(row, trainer.progress())
                         if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
@@ -175,6 +185,23 @@ class _Run:
         distance = self.trainer.micro_batch.fit(measured, lambda: EVALUATION_ROWS)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
         return with_measured(found, "path_kl", distance)
+
+    def _snapshot(self, row: dict[str, Any]) -> None:
+        """Adds to an iteration's row what the backbone knows of itself, and keeps its law."""
+        if self.trainer.progress() == 1:
+            return  # the judged model comes
+        began = time.perf_counter()
+        prompts = evaluation_prompts(self.task, self.config.evaluation)
+        with self.trainer.averaged_weights():
+            row |= {f"measured_{name}": float(m.values.mean()) for name, m in self.policy.measure(prompts).items()}
+            self._keep_law(self.policy.law(prompts[0]), self.trainer.iteration)
+        self.trainer.budget.seconds_evaluation += time.perf_counter() - began
+
+    def _keep_law(self, law: Law | None, iteration: int) -> None:
+        if law is not None:
+            self.laws = [kept[kept["iteration"] != iteration] for kept in self.laws] + [laws.as_rows(law, iteration)]
+            table = pd.concat(self.laws).sort_values("iteration", kind="stable", ignore_index=True)
+            write_atomically(self.out / laws.FILE, lambda p: table.to_parquet(p, index=False))
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()

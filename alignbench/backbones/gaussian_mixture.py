@@ -3,31 +3,40 @@
 The base velocity is the closed form of a Gaussian mixture, one for each prompt (`alignbench.scenarios`). A residual network
 that starts at zero is what training moves. Since the sampler is a chain of Euler steps x -> x + (sigma' - sigma) v(x), the
 density of what it draws is exact: log p(x_0) = log N(z) - sum_t log |det(I + (sigma' - sigma) dv/dx)|. With the noise z on a
-quadrature grid, so are the divergences to the target q(x) = p_base(x) exp(beta R(x)) / Z.
+quadrature grid, so are the divergences to the target q(x) = p_base(x) exp(beta R(x)) / Z. In other dimensions than two the
+noise is quasi-random, and what is an integral over q an average with weights q / p.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import torch
 from pydantic import Field
 from scipy.optimize import brentq
+from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings, Measured
-from alignbench.mixtures import EXTENT, as_pictures, divergences, midpoints, mixture_velocity, noise_quadrature
-from alignbench.scenarios import PROMPTS_EACH, World, world
+from alignbench.backbone import BackboneSettings, Law, Measured
+from alignbench.mixtures import EXTENT, Mixture, as_pictures, divergences, midpoints, mixture_velocity, noise_quadrature
+from alignbench.scenarios import PROMPTS_EACH, Quadratic, World, world
 
 FREQUENCIES = (1.0, 2.0, 4.0)
 FEATURES = 64
 """Random Fourier features of the position, of unit frequency deviation."""
 GRID = 240
 """Points of the grid over the plane in each direction, on which Z and the best reward are computed."""
+POINTS = 4096
+"""Of a law that is kept for pictures, and of the noise in more than two dimensions."""
+TARGET_GRID = 160
+"""Points of the grid in each direction of a target that is."""
+NEXT_TO_NOTHING = 1e-2
+"""Of the mean mass of that grid's points."""
 MODE_SHARE = 0.05
 """A mode counts where the target has at least this share of its mass."""
 COVERED = 0.25
@@ -36,7 +45,7 @@ COVERED = 0.25
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Mixtures and numbers of P prompts: weights, stds [P, M], means [P, M, 2], one-hot numbers [P, PROMPTS_EACH]."""
+    """Mixtures and numbers of P prompts: weights, stds [P, M], means [P, M, d], one-hot numbers [P, PROMPTS_EACH]."""
 
     weights: Tensor
     means: Tensor
@@ -53,13 +62,13 @@ class Residual(nn.Module):
 
     directions: Tensor
 
-    def __init__(self, hidden: int, layers: int) -> None:
+    def __init__(self, dimension: int, hidden: int, layers: int) -> None:
         super().__init__()
-        directions = torch.randn(2, FEATURES, generator=torch.Generator().manual_seed(0))
+        directions = torch.randn(dimension, FEATURES, generator=torch.Generator().manual_seed(0))
         self.register_buffer("directions", directions, persistent=False)
-        sizes = [2 + 2 * FEATURES + 1 + 2 * len(FREQUENCIES) + PROMPTS_EACH, *[hidden] * layers]
+        sizes = [dimension + 2 * FEATURES + 1 + 2 * len(FREQUENCIES) + PROMPTS_EACH, *[hidden] * layers]
         inner = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
-        last = nn.Linear(hidden, 2)
+        last = nn.Linear(hidden, dimension)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.net = nn.Sequential(*inner, last)
@@ -75,36 +84,40 @@ class Residual(nn.Module):
 
 class GaussianMixture(Backbone):
     class Settings(BackboneSettings):
-        hidden: int = Field(128, ge=1)
+        dimension: int = Field(2, ge=2)
+        """Of the space; more than two for the task `quadratic`."""
+        hidden: int = Field(64, ge=1)
         """Width of the residual network."""
-        layers: int = Field(3, ge=1)
+        layers: int = Field(1, ge=1)
         """Its hidden layers."""
         steps: int = Field(16, ge=1)
         """Euler steps of evaluation samples."""
         beta: float = Field(4.0, ge=0)
         """Inverse temperature of the target that the model is compared with, on raw rewards."""
-        quadrature: int = Field(101, ge=11)
-        """Points in each direction of the grid of noise on which densities are computed."""
+        quadrature: int = Field(60, ge=10, multiple_of=2)
+        """Points in each direction of the grid of noise on which densities are computed; even, since an odd number puts
+        points on lines of symmetry, where noise goes to no mode and the density is not that of their surroundings."""
 
     settings: Settings
-    latent_shape = (2,)
     dtype = torch.float32
     guidance = 1.0
+    pictorial = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         if settings.guidance not in (None, 1.0):
             raise UserError("gaussian_mixture has no unconditional model, so guidance must be 1")
+        self.latent_shape = (settings.dimension,)
         self.device = settings.torch_device
         self.default_steps = settings.steps
-        self.residual = Residual(settings.hidden, settings.layers).to(self.device)
+        self.residual = Residual(settings.dimension, settings.hidden, settings.layers).to(self.device)
         self.active = True
 
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        mixtures = [world(prompt).base for prompt in prompts]
+        mixtures = [world(prompt, self.settings.dimension).base for prompt in prompts]
         numbers = torch.tensor([int(prompt.split()[-1]) for prompt in prompts])
         if len({len(m.weights) for m in mixtures}) > 1:
             raise UserError("prompts of one call must have mixtures of equally many modes")
@@ -132,32 +145,126 @@ class GaussianMixture(Backbone):
             self.active = True
 
     def push_forward(self, prompt: str, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the Euler steps carry noise [N, 2], and the exact log-density of what they draw there; float64."""
-        c = self.encode([prompt])
+        """Where the Euler steps carry noise [N, d], and the exact log-density of what they draw there; float64."""
+        c, d = self.encode([prompt]), self.settings.dimension
         group = torch.zeros(len(noise), dtype=torch.long, device=self.device)
         sigmas = self.sigmas(self.default_steps)
         x = noise.float().to(self.device)
-        log_density = -0.5 * noise.square().sum(1) - math.log(2 * math.pi)
+        log_density = -0.5 * noise.square().sum(1) - 0.5 * d * math.log(2 * math.pi)
         for t in range(self.default_steps):
             dt = float(sigmas[t + 1] - sigmas[t])
             sigma = torch.full((len(x),), float(sigmas[t]), device=self.device)
             x = x.detach().requires_grad_()
             v = self.velocity(x, sigma, c, group)
-            rows = [torch.autograd.grad(v[:, i].sum(), x, retain_graph=i == 0)[0] for i in range(2)]
-            jacobian = torch.eye(2, dtype=torch.float64) + dt * torch.stack(rows, dim=1).double().cpu()
+            rows = [torch.autograd.grad(v[:, i].sum(), x, retain_graph=i < d - 1)[0] for i in range(d)]
+            jacobian = torch.eye(d, dtype=torch.float64) + dt * torch.stack(rows, dim=1).double().cpu()
             log_density = log_density - torch.linalg.slogdet(jacobian)[1]
             x = (x + dt * v).detach()
         return x.double().cpu(), log_density
 
     def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
-        """Exact divergences, coverage and rewards of each prompt, by quadrature over the noise."""
-        noise, weights = noise_quadrature(2, self.settings.quadrature)
-        plane = midpoints(2, GRID, EXTENT)
-        found = [_measure(world(p), self.settings.beta, plane, weights, *self.push_forward(p, noise)) for p in prompts]
+        """Divergences, coverage and rewards of each prompt, from its density at points of the noise."""
+        noise, weights = self._noise()
+        found = [
+            _measure(w, truth(p, w.base.dimension, self.settings.beta), weights, *self.push_forward(p, noise))
+            for p, w in ((p, world(p, self.settings.dimension)) for p in prompts)
+        ]
         return {
             name: Measured(np.array([f[name] for f in found]), higher_is_better)
             for name, higher_is_better in DIRECTIONS.items()
         }
+
+    def _noise(self) -> tuple[Tensor, Tensor]:
+        """Points of the noise and their weights."""
+        if self.settings.dimension == 2:
+            return noise_quadrature(2, self.settings.quadrature)
+        return _quasi_random(self.settings.dimension), torch.full((POINTS,), 1 / POINTS, dtype=torch.float64)
+
+    def law(self, prompt: str) -> Law | None:
+        """Where the Euler steps carry `POINTS` points of equal mass of the noise; None in more than two dimensions."""
+        if self.settings.dimension != 2:
+            return None
+        x = _quasi_random(2).float().to(self.device)
+        c, group = self.encode([prompt]), torch.zeros(POINTS, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            for sigma, sigma_next in pairwise(self.sigmas(self.default_steps).tolist()):
+                x = x + (sigma_next - sigma) * self.velocity(x, torch.full_like(x[:, 0], sigma), c, group)
+        points = x.double().cpu()
+        mode = world(prompt).base.log_joint(points).argmax(1)
+        return Law(points.numpy(), np.full(POINTS, 1 / POINTS), mode.numpy())
+
+    def target(self, prompt: str) -> Law | None:
+        """On a grid over the plane, without the points that hold next to nothing; None in more than two dimensions."""
+        if self.settings.dimension != 2:
+            return None
+        w, known = world(prompt), truth(prompt, 2, self.settings.beta)
+        points, cell = midpoints(2, TARGET_GRID, EXTENT)
+        mass = torch.exp(known.log_target(w, points)) * cell
+        kept = mass > NEXT_TO_NOTHING / len(mass)
+        mode = w.base.log_joint(points).argmax(1)
+        return Law(points[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
+
+
+def _quasi_random(dimension: int) -> Tensor:
+    """POINTS standard normal points that are more even than random ones, float64 [POINTS, d]."""
+    return torch.from_numpy(MultivariateNormalQMC(np.zeros(dimension), rng=np.random.default_rng(0)).random(POINTS))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a world and its target p_base exp(beta R) / Z.
+
+    Attributes:
+        mode_mass: the target's, [M]. target_reward: its expected reward.
+        tilt: beta -> expected reward of p_base exp(beta R) / Z, and its KL divergence to the base.
+    """
+
+    beta: float
+    log_z: float
+    mode_mass: Tensor
+    target_reward: float
+    tilt: Callable[[float], tuple[float, float]]
+
+    def log_target(self, w: World, x: Tensor) -> Tensor:
+        """Log-density of the target, [N], at x [N, d]."""
+        return w.base.log_density(x) + self.beta * w.reward(x) - self.log_z
+
+
+@cache
+def truth(prompt: str, dimension: int, beta: float) -> Truth:
+    """In closed form for a quadratic reward, else on a grid over the plane."""
+    w = world(prompt, dimension)
+    return _quadratic_truth(w.base, w.reward, beta) if isinstance(w.reward, Quadratic) else _truth_on_a_grid(w, beta)
+
+
+def _quadratic_truth(base: Mixture, reward: Quadratic, beta: float) -> Truth:
+    def tilt(beta: float) -> tuple[float, float]:
+        law, log_z = base.tilted(beta, reward.curvature, reward.centre)
+        return reward.mean(law), beta * reward.mean(law) - log_z
+
+    target, log_z = base.tilted(beta, reward.curvature, reward.centre)
+    return Truth(beta, log_z, target.weights, reward.mean(target), tilt)
+
+
+def _truth_on_a_grid(w: World, beta: float) -> Truth:
+    grid, cell = midpoints(2, GRID, EXTENT)
+    log_joint, reward = w.base.log_joint(grid), w.reward(grid)
+    log_base = torch.logsumexp(log_joint, -1)
+
+    def tilted(beta: float) -> tuple[Tensor, float]:
+        """Mass of each cell, and log Z."""
+        log_w = log_base + beta * reward + math.log(cell)
+        log_z = torch.logsumexp(log_w, 0)
+        return torch.exp(log_w - log_z), float(log_z)
+
+    def tilt(beta: float) -> tuple[float, float]:
+        mass, log_z = tilted(beta)
+        expected = float((mass * reward).sum())
+        return expected, beta * expected - log_z
+
+    mass, log_z = tilted(beta)
+    of_mode = torch.zeros(len(w.base.weights), dtype=torch.float64).index_add(0, log_joint.argmax(1), mass)
+    return Truth(beta, log_z, of_mode, tilt(beta)[0], tilt)
 
 
 DIRECTIONS: dict[str, bool | None] = {
@@ -169,28 +276,20 @@ DIRECTIONS: dict[str, bool | None] = {
     "modes_covered": True,
     "exact_reward": True,
     "exact_true_reward": True,
+    "log_z": None,
     "target_reward": None,
     "best_reward_at_kl": None,
 }
 
 
-def _measure(
-    w: World, beta: float, plane: tuple[Tensor, float], weights: Tensor, x: Tensor, log_model: Tensor
-) -> dict[str, float]:
+def _measure(w: World, known: Truth, weights: Tensor, x: Tensor, log_model: Tensor) -> dict[str, float]:
     """The numbers of one prompt, from a quadrature of the model: points x of weight w with their log-density."""
-    grid, cell = plane
-    log_base, reward = w.base.log_density(grid), w.reward(grid)
-    log_z = float(torch.logsumexp(log_base + beta * reward, 0)) + math.log(cell)
-    log_base_x, reward_x = w.base.log_density(x), w.reward(x)
-    log_target = log_base_x + beta * reward_x - log_z
-    apart = divergences(weights, log_model, log_target)
-    kl_base = float((weights * (log_model - log_base_x)).sum())
-    target = torch.exp(log_base + beta * reward - log_z) * cell
-    modes = len(w.base.weights)
-    of_target = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(grid).argmax(1), target)
-    of_model = torch.zeros(modes, dtype=torch.float64).index_add(0, w.base.log_joint(x).argmax(1), weights)
-    counts = of_target >= MODE_SHARE
-    covered = (of_model >= COVERED * of_target) & counts
+    log_joint, reward = w.base.log_joint(x), w.reward(x)
+    apart = divergences(weights, log_model, known.log_target(w, x))
+    kl_base = float((weights * (log_model - torch.logsumexp(log_joint, -1))).sum())
+    of_model = torch.zeros_like(known.mode_mass).index_add(0, log_joint.argmax(1), weights)
+    counts = known.mode_mass >= MODE_SHARE
+    covered = (of_model >= COVERED * known.mode_mass) & counts
     return {
         "kl_model_target": apart.kl_model_target,
         "kl_target_model": apart.kl_target_model,
@@ -198,25 +297,19 @@ def _measure(
         "target_reached": apart.reached,
         "kl_base": kl_base,
         "modes_covered": float(covered.sum() / counts.sum()),
-        "exact_reward": float((weights * reward_x).sum()),
+        "exact_reward": float((weights * reward).sum()),
         "exact_true_reward": float((weights * w.true_reward(x)).sum()),
-        "target_reward": float((target * reward).sum()),
-        "best_reward_at_kl": _best_reward(log_base, reward, cell, kl_base),
+        "log_z": known.log_z,
+        "target_reward": known.target_reward,
+        "best_reward_at_kl": _best_reward(known, kl_base),
     }
 
 
-def _best_reward(log_base: Tensor, reward: Tensor, cell: float, kl: float) -> float:
+def _best_reward(known: Truth, kl: float) -> float:
     """The largest expected reward of any law at this KL divergence to the base: that of the tilt with that divergence."""
-
-    def tilt(beta: float) -> tuple[float, float]:
-        log_w = log_base + beta * reward
-        log_z = torch.logsumexp(log_w, 0)
-        expected = float((torch.exp(log_w - log_z) * reward).sum())
-        return expected, beta * expected - float(log_z) - math.log(cell)
-
     if kl <= 0:
-        return tilt(0.0)[0]
+        return known.tilt(0.0)[0]
     largest = 200.0
-    if tilt(largest)[1] <= kl:
-        return tilt(largest)[0]
-    return tilt(float(brentq(lambda beta: tilt(beta)[1] - kl, 0.0, largest)))[0]
+    if known.tilt(largest)[1] <= kl:
+        return known.tilt(largest)[0]
+    return known.tilt(float(brentq(lambda beta: known.tilt(beta)[1] - kl, 0.0, largest)))[0]

@@ -1,0 +1,258 @@
+"""A study: several comparisons that answer one question, with tables and pictures over all of them.
+
+`study.yaml` holds a grid, as `comparison.yaml` does, and parts: the same grid with some keys changed. Each part is compared
+task by task and seed by seed, in processes that take one after the other, since a cell on `gaussian_mixture` takes less time
+than a process takes to start. A study goes on where it was, as a comparison does.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import Field
+
+from alignbench.comparison import Grid, check_grid, compare
+from alignbench.config import merged_layers, read_yaml, validate
+from alignbench.errors import UserError
+from alignbench.record import exclusive, read_result, write_atomically
+from alignbench.results import BASE
+from alignbench.settings import Settings
+from alignbench.statistics import Interval, holm, seed_interval, welch
+
+FILE, RUNS = "study.yaml", "runs"
+KEYS = ["part", "objective", "sampler"]
+MEASURED = "measured_"
+
+
+class Study(Settings):
+    """The content of a study's file."""
+
+    description: str
+    grid: dict[str, Any]
+    """Keys of `comparison.Grid`."""
+    parts: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Name -> keys of the grid that differ in this part; `settings` are merged, other keys replaced."""
+    metrics: list[str] = Field(min_length=1)
+    """Shown in tables; samplers are compared by the first."""
+    kl_levels: list[float] = Field(default_factory=list)
+    """KL divergences to the base model at which methods are compared; needs `snapshots`."""
+
+    def part(self, name: str) -> Grid:
+        """The grid of one part."""
+        changed = self.parts[name]
+        settings = merged_layers(self.grid.get("settings", {}), changed.get("settings", {}))
+        return validate(Grid, {**self.grid, **changed, "settings": settings}, where=f"part {name!r} of the study")
+
+
+class Job(NamedTuple):
+    """A part's cells of one task and seed."""
+
+    name: str
+    grid: Grid
+    folder: Path
+
+
+def read_study(file: Path) -> Study:
+    """The study of that file, with all grids checked.
+
+    Raises:
+        UserError: a key, name or setting is wrong.
+    """
+    study = validate(Study, read_yaml(file), where=str(file))
+    for name in study.parts:
+        check_grid(study.part(name))
+    return study
+
+
+def jobs(study: Study, out: Path, seeds: Iterable[int] | None = None) -> list[Job]:
+    """Seed by seed, so that a study that is stopped early has few seeds of everything.
+
+    Args:
+        seeds: in place of the study's own.
+    """
+    grids = {name: study.part(name) for name in study.parts}
+    wanted = list(seeds) if seeds is not None else list(dict.fromkeys(s for grid in grids.values() for s in grid.seeds))
+    return [
+        Job(
+            f"{name}, {task}, seed {seed}",
+            grid.model_copy(update={"tasks": [task], "seeds": [seed]}),
+            out / RUNS / name / Path(task).stem / f"s{seed}",
+        )
+        for seed in wanted
+        for name, grid in grids.items()
+        for task in grid.tasks
+    ]
+
+
+def run(
+    study: Study,
+    out: Path,
+    *,
+    seeds: Iterable[int] | None = None,
+    workers: int = 1,
+    advance: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> list[str]:
+    """Runs what has no record yet; returns a line for each cell that failed.
+
+    Args:
+        workers: processes; 1 runs everything in this one.
+        advance: told the name of each job that ended, how many have, and of how many.
+
+    Raises:
+        UserError: the folder holds something else, or cells that were run with other settings.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
+        raise UserError(f"{out} exists and holds no study; choose another --out")
+    waiting = jobs(study, out, seeds)
+    failed: list[str] = []
+    with exclusive(out):
+        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_atomically(out / FILE, lambda p: p.write_text(text, encoding="utf-8"))
+        if workers == 1:
+            for done, job in enumerate(waiting, start=1):
+                failed += _run_job(job)
+                advance(job.name, done, len(waiting))
+            return failed
+        with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=get_context("spawn")) as pool:
+            at_work = {pool.submit(_run_job, job): job for job in waiting}
+            try:
+                for done, ended in enumerate(as_completed(at_work), start=1):
+                    failed += ended.result()
+                    advance(at_work[ended].name, done, len(waiting))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return failed
+
+
+def _run_job(job: Job) -> list[str]:
+    record = compare(job.grid, job.folder, command=f"alignbench compare --out {job.folder}")
+    return [f"{job.name}: {cell.id}: {cell.error}" for cell in record.cells if cell.status == "failed"]
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def runs_frame(study: Study, out: Path) -> pd.DataFrame:
+    """A row a run, in the study's order: part, task, objective, sampler, seed, what it spent, every metric of the trained
+    model, and its `folder`; and one for the base model of each task, of no part.
+
+    Raises:
+        UserError: no run has ended.
+    """
+    rows: list[dict[str, Any]] = []
+    bases: dict[str, dict[str, Any]] = {}
+    for part in study.parts:
+        grid = study.part(part)
+        found = []
+        for file in sorted((out / RUNS / part).glob("*/s*/runs/*/result.json")):
+            result = read_result(file.parent)
+            info, budget = result.run, result.budget
+            row: dict[str, Any] = {"part": part, "task": info.task, "objective": info.objective, "sampler": info.sampler}
+            row |= {"seed": info.seed, "iterations": info.iterations}
+            row |= {"model_rows": budget.model_rows_rollout + budget.model_rows_train, "reward_calls": budget.reward_calls}
+            row |= {"seconds": budget.seconds, "folder": file.parent}
+            found.append(row | {name: metric.final.value for name, metric in result.metrics.items()})
+            base: dict[str, Any] = {"seed": 0, "iterations": 0, "model_rows": 0, "reward_calls": 0, "seconds": 0.0}
+            base |= {"part": "", "task": info.task, "objective": BASE, "sampler": ""}
+            bases.setdefault(info.task, base | {name: metric.base.value for name, metric in result.metrics.items()})
+        orders = (([Path(t).stem for t in grid.tasks], "task"), (grid.objectives, "objective"), (grid.samplers, "sampler"))
+        rows += sorted(found, key=lambda row: [*(order.index(row[key]) for order, key in orders), row["seed"]])
+    if not rows:
+        raise UserError(f"there is no finished run below {out / RUNS}")
+    return pd.DataFrame([*bases.values(), *rows])
+
+
+def cells_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """A row a part, task, objective, sampler and metric: the mean over seeds with Student's interval.
+
+    Rows of task `all` are over the tasks' means; seeds that lack a task are left out there.
+    """
+    wanted = [m for m in metrics if m in runs.columns]
+    rows = []
+    for task, table in [*runs.groupby("task", sort=False), ("all", _over_tasks(runs, wanted))]:
+        for key, part in table.groupby(KEYS, sort=False):
+            for metric in wanted:
+                found = seed_interval(part[metric].to_numpy(dtype=np.float64))
+                rows.append({"task": task, **dict(zip(KEYS, key, strict=True)), "metric": metric, **found._asdict()})
+    return pd.DataFrame(rows)
+
+
+def sampler_frame(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A row a part, objective and two samplers: the second's metric minus the first's, task means, paired by seed.
+
+    `p_holm` is corrected for all rows.
+    """
+    table = _over_tasks(runs, [metric])
+    rows: list[dict[str, Any]] = []
+    for key, part in table.groupby(["part", "objective"], sort=False):
+        wide = part.pivot(index="seed", columns="sampler", values=metric)
+        for first, second in combinations(dict.fromkeys(part["sampler"]), 2):
+            apart = (wide[second] - wide[first]).dropna().to_numpy(dtype=np.float64)
+            names = {"part": key[0], "objective": key[1], "first": first, "second": second}
+            rows.append({**names, **seed_interval(apart)._asdict(), "p": welch(apart, np.zeros(2))})
+    found = pd.DataFrame(rows)
+    return found if found.empty else found.assign(p_holm=holm(found["p"].to_numpy(dtype=np.float64)))
+
+
+def equal_kl_frame(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str]) -> pd.DataFrame:
+    """Metrics where a training first reaches a KL divergence to the base model, by linear interpolation between the base
+    model, the snapshots and the trained model: mean over the seeds that got so far (`n`) of all (`runs`).
+
+    Runs without snapshots are left out; the KL is `kl_base`.
+    """
+    names = [m for m in metrics if m in runs.columns and m != "kl_base"]
+    bases = runs[runs["objective"] == BASE].set_index("task")
+    keys = [*KEYS, "task"]
+    rows = []
+    for run in runs[runs["objective"] != BASE].to_dict("records") if levels and "kl_base" in runs.columns else ():
+        table = pd.read_parquet(run["folder"] / "metrics.parquet")
+        columns = [f"{MEASURED}{name}" for name in ("kl_base", *names)]
+        if set(columns) <= set(table.columns):
+            ends = [[of[name] for name in ("kl_base", *names)] for of in (bases.loc[run["task"]], run)]
+            path = np.vstack([ends[0], table[columns].dropna().to_numpy(), ends[1]]).astype(np.float64)
+            for level in levels:
+                found = first_crossing(path, level)[1:]
+                of_run = {**{key: run[key] for key in keys}, "kl": level}
+                rows += [of_run | {"metric": name, "at": at} for name, at in zip(names, found, strict=True)]
+    if not rows:
+        return pd.DataFrame()
+    by = [*keys, "kl", "metric"]
+    return pd.DataFrame(
+        dict(zip(by, key, strict=True)) | seed_interval(values.to_numpy())._asdict() | {"runs": len(values)}
+        for key, values in pd.DataFrame(rows).groupby(by, sort=False)["at"]
+    )
+
+
+def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
+    """The row of `path` [N, M], between two of its rows, at which the first column first reaches the level; NaN if never."""
+    above = np.flatnonzero(path[:, 0] >= level)
+    if not len(above):
+        return np.full(path.shape[1], np.nan)
+    i = int(above[0])
+    if i == 0:
+        return path[0]
+    share = (level - path[i - 1, 0]) / (path[i, 0] - path[i - 1, 0])
+    return np.asarray(path[i - 1] + share * (path[i] - path[i - 1]))
+
+
+def _over_tasks(runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """Means over the tasks of each part, for seeds that have them all."""
+    tasks = runs.groupby("part")["task"].nunique()
+    found = runs.groupby([*KEYS, "seed"], sort=False)[metrics].mean().reset_index()
+    counts = runs.groupby([*KEYS, "seed"], sort=False)["task"].nunique().to_numpy()
+    return found[counts == found["part"].map(tasks).to_numpy()]
+
+
+def shown(interval: Interval) -> str:
+    """`0.12 [0.08, 0.16]`, or the value alone where one seed says nothing of the next."""
+    if np.isnan(interval.value):
+        return "-"
+    bounded = np.isfinite([interval.lower, interval.upper]).all()
+    return f"{interval.value:.2f}" + (f" [{interval.lower:.2f}, {interval.upper:.2f}]" if bounded else "")

@@ -1,0 +1,201 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from alignbench import UserError
+from alignbench.comparison_plots import kept_laws
+from alignbench.results import BASE, read_results
+from alignbench.study import (
+    Study,
+    cells_frame,
+    equal_kl_frame,
+    first_crossing,
+    jobs,
+    read_study,
+    run,
+    runs_frame,
+    sampler_frame,
+)
+from alignbench.study_report import method, write_study
+
+SMALL: dict[str, Any] = {
+    "description": "a few cells",
+    "grid": {
+        "objectives": ["grpo"],
+        "samplers": ["independent", "fixed_tree"],
+        "tasks": ["rare_mode"],
+        "seeds": [0, 1],
+        "backbone": "gaussian_mixture",
+        "preset": "smoke",
+        "budget": {"model_rows": 60},
+        "threads": 1,
+        "settings": {
+            "backbone": {"name": "gaussian_mixture", "quadrature": 10},
+            "evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4},
+            "snapshots": 1,
+        },
+    },
+    "parts": {
+        "all": {},
+        "frozen": {
+            "objectives": ["tmpo"],
+            "samplers": ["independent"],
+            "settings": {"objectives": {"tmpo": {"objective": {"reference": "frozen"}}}},
+        },
+    },
+    "metrics": ["js_target", "exact_reward", "kl_base"],
+    "kl_levels": [0.001],
+}
+
+
+def study(**changes: Any) -> Study:
+    return Study.model_validate({**SMALL, **changes})
+
+
+def write(folder: Path, content: dict[str, Any]) -> Path:
+    file = folder / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def frame(rows: list[tuple[str, str, str, str, int, float]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["part", "task", "objective", "sampler", "seed", "js"])
+
+
+def test_a_part_is_the_grid_with_its_own_keys() -> None:
+    frozen = study().part("frozen")
+    assert (frozen.objectives, frozen.samplers, frozen.tasks) == (["tmpo"], ["independent"], ["rare_mode"])
+    (cell, *_) = frozen.cells()
+    assert cell.config.objective.settings["reference"] == "frozen"
+    assert cell.config.backbone.settings["quadrature"] == 10
+    assert "reference" not in study().part("all").cells()[-1].config.objective.settings
+
+
+def test_jobs_go_seed_by_seed(tmp_path: Path) -> None:
+    names = [job.name for job in jobs(study(), tmp_path)]
+    assert names == [f"{part}, rare_mode, seed {seed}" for seed in (0, 1) for part in ("all", "frozen")]
+    (only, *_) = jobs(study(), tmp_path, seeds=[7])
+    assert (only.grid.seeds, only.folder) == ([7], tmp_path / "runs" / "all" / "rare_mode" / "s7")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"part": {}}, "did you mean 'parts'"),
+        ({"parts": {"other": {"objectivs": ["grpo"]}}}, r"part 'other' of the study: .*did you mean 'objectives'"),
+        ({"parts": {"other": {"objectives": ["gpro"]}}}, "did you mean 'grpo'"),
+        ({"parts": {}}, "parts"),
+    ],
+)
+def test_slips_are_told_before_anything_runs(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read_study(write(tmp_path, {**SMALL, **changes}))
+
+
+def test_shipped_studies_can_be_read() -> None:
+    files = sorted((Path(__file__).parents[2] / "results" / "gaussian_mixture").glob("*.yaml"))
+    assert {file.stem for file in files} == {"ablations", "equal_kl", "sharing", "study"}
+    of_study = jobs(read_study(files[-1]), Path("nowhere"))
+    # Ten objectives and TMPO with a frozen reference, three samplers, seven scenarios, five seeds.
+    assert sum(len(job.grid.objectives) * len(job.grid.samplers) for job in of_study) == 11 * 3 * 7 * 5
+
+
+def test_a_study_runs_goes_on_and_writes_its_tables_and_pictures(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    read = read_study(write(tmp_path, SMALL))
+    assert run(read, tmp_path / "out", seeds=[0], advance=lambda *what: told.append(what)) == []
+    assert [(done, total) for _, done, total in told] == [(1, 2), (2, 2)]
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("result.json")}
+    assert len(before) == 2 + 1
+    assert run(read, tmp_path / "out") == []
+    assert {f: f.stat().st_mtime_ns for f in before} == before
+    table = runs_frame(read, tmp_path / "out")
+    assert len(table) == 2 * 3 + 1
+    assert table["objective"].tolist() == [BASE, *["grpo"] * 4, "tmpo", "tmpo"]
+    assert table["sampler"].tolist()[1:5] == ["independent", "independent", "fixed_tree", "fixed_tree"]
+    found = {file.name for file in write_study(tmp_path / "out", "alignbench study mine.yaml")}
+    assert {"runs.csv", "cells.csv", "samplers.csv", "equal_kl.csv", "summary.md", "price.png"} <= found
+    assert {"laws_rare_mode.png", "training_frozen_tmpo_x_independent_rare_mode_seed_0.png"} <= found
+    results = read_results(tmp_path / "out" / "runs" / "all")
+    assert list(kept_laws(results, results.setups[0])) == [("grpo", "fixed_tree"), ("grpo", "independent")]
+    text = (tmp_path / "out" / "report" / "summary.md").read_text()
+    assert "6 runs, seeds 0, 1" in text
+    assert "| frozen: tmpo x independent |" in text
+    assert "| grpo x fixed_tree |" in text
+    with pytest.raises(UserError, match="was run with other settings"):
+        run(study(grid={**SMALL["grid"], "budget": {"model_rows": 90}}), tmp_path / "out")
+
+
+def test_failed_cells_are_told_and_the_others_counted(tmp_path: Path) -> None:
+    failing = study(parts={"all": {"objectives": ["tests.plugins:Failing", "grpo"], "samplers": ["fixed_tree"]}})
+    failed = run(failing, tmp_path / "out", seeds=[0])
+    assert len(failed) == 1
+    assert "a fault of the plug-in" in failed[0]
+    assert len(runs_frame(failing, tmp_path / "out")) == 1 + 1
+
+
+def test_folders_of_other_things_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds no study"):
+        run(study(), tmp_path)
+    with pytest.raises(UserError, match="no finished run"):
+        runs_frame(study(), tmp_path)
+
+
+def test_means_over_tasks_are_taken_seed_by_seed() -> None:
+    runs = frame([("p", t, "o", "s", seed, value) for t, seed, value in (("a", 0, 1.0), ("b", 0, 2.0), ("a", 1, 3.0))])
+    found: Any = cells_frame(runs, ["js"]).set_index("task")
+    assert found.loc["a", "value"] == 2.0
+    # Student's with one degree of freedom: t(0.975) = 12.7062, standard error sqrt 2 / sqrt 2 = 1.
+    assert found.loc["a", "upper"] == pytest.approx(2 + 12.7062, abs=1e-3)
+    assert (found.loc["all", "value"], found.loc["all", "n"]) == (1.5, 1)  # seed 1 lacks task b
+
+
+def test_samplers_are_compared_seed_by_seed() -> None:
+    values = {("x", 0): 1.0, ("x", 1): 2.0, ("x", 2): 4.0, ("y", 0): 1.5, ("y", 1): 2.6, ("y", 2): 4.7}
+    runs = frame([("p", "a", "o", sampler, seed, value) for (sampler, seed), value in values.items()])
+    (row,) = sampler_frame(runs, "js").to_dict("records")
+    # Differences 0.5, 0.6, 0.7: mean 0.6, standard error 0.1 / sqrt 3, t = 10.392 with two degrees of freedom.
+    assert (row["first"], row["second"], row["n"]) == ("x", "y", 3)
+    assert row["value"] == pytest.approx(0.6)
+    assert row["p"] == pytest.approx(0.00913, abs=1e-4)
+    assert row["p_holm"] == row["p"]
+
+
+def test_the_first_crossing_is_interpolated() -> None:
+    path = np.array([[0.0, 10.0], [1.0, 20.0], [0.5, 0.0], [3.0, 50.0]])
+    assert first_crossing(path, 0.25).tolist() == [0.25, 12.5]
+    assert first_crossing(path, 2.0).tolist() == pytest.approx([2.0, 30.0])  # between 0.5 and 3: 0.6 of the way
+    assert np.isnan(first_crossing(path, 4.0)).all()
+    assert first_crossing(path, -1.0).tolist() == [0.0, 10.0]
+
+
+def test_equal_kl_counts_the_runs_that_come_so_far(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"part": "", "task": "a", "objective": BASE, "sampler": "", "seed": 0, "kl_base": 0.0, "js": 0.2, "folder": None}
+    ]
+    for seed, (middle, end) in enumerate([(0.5, 1.0), (0.2, 0.3)]):
+        folder = tmp_path / f"r{seed}"
+        folder.mkdir()
+        measured = {"measured_kl_base": [np.nan, middle], "measured_js": [np.nan, 0.3]}
+        pd.DataFrame(measured).to_parquet(folder / "metrics.parquet")
+        run_of = {"part": "p", "task": "a", "objective": "o", "sampler": "s", "seed": seed, "kl_base": end, "js": 0.5}
+        rows.append({**run_of, "folder": folder})
+    found: Any = equal_kl_frame(pd.DataFrame(rows), [0.25, 0.75], ["js", "kl_base"]).set_index("kl")
+    # Halfway to the first run's snapshot, and halfway from the second's to its end.
+    assert found.loc[0.25, "value"] == pytest.approx((0.25 + 0.4) / 2)
+    assert (found.loc[0.25, "n"], found.loc[0.25, "runs"]) == (2, 2)
+    assert found.loc[0.75, "value"] == pytest.approx(0.4)
+    assert (found.loc[0.75, "n"], found.loc[0.75, "runs"]) == (1, 2)
+    assert equal_kl_frame(pd.DataFrame(rows), [], ["js"]).empty
+
+
+def test_names_of_methods() -> None:
+    row = {"part": "all", "objective": "tmpo", "sampler": "independent"}
+    assert method(study(), row) == "tmpo x independent"
+    assert method(study(), {**row, "part": "frozen"}) == "frozen: tmpo x independent"
+    assert method(study(), {"part": "", "objective": BASE, "sampler": ""}) == BASE
