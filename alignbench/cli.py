@@ -577,13 +577,6 @@ def _seeds(text: str) -> list[int]:
     return numbers if "," in text else list(range(numbers[0]))
 
 
-def _config_of(run: Path) -> Path:
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{run} is no folder of a run: it has no config.yaml")
-    return file
-
-
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those that were typed."""
     return {key: value for key, value in options.items() if value is not None}

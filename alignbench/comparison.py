@@ -498,7 +498,6 @@ def check_grid(grid: Grid) -> None:
     Raises:
         UserError: a name or a setting is wrong.
     """
-    from alignbench.load import load_objective
     from alignbench.tasks import load_task
     from alignbench.tracking import check_trackers
 

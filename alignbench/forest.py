@@ -75,8 +75,10 @@ class RolloutForest:
             offsets = accumulate(counts, initial=0)
             return torch.cat([getattr(part, name) + offset for part, offset in zip(parts, offsets, strict=False)])
 
+        def together(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
         states, rows = [len(p.states) for p in parts], [len(p.rows) for p in parts]
-        plain = ("states", "row_step", "row_velocity", "edge_sigma", "edge_sigma_next", "edge_noise_level", "old_log_prob")
         return replace(
             parts[0],
             prompts=[prompt for part in parts for prompt in part.prompts],
@@ -86,7 +88,13 @@ class RolloutForest:
             edge_child=shifted("edge_child", states),
             leaves=shifted("leaves", states),
             leaf_edges=shifted("leaf_edges", [len(part.old_log_prob) for part in parts]),
-            **{name: torch.cat([getattr(part, name) for part in parts]) for name in plain},
+            states=together("states"),
+            row_step=together("row_step"),
+            row_velocity=together("row_velocity"),
+            edge_sigma=together("edge_sigma"),
+            edge_sigma_next=together("edge_sigma_next"),
+            edge_noise_level=together("edge_noise_level"),
+            old_log_prob=together("old_log_prob"),
         )
 
     @property

@@ -34,11 +34,11 @@ SMALLEST_KL = 1e-2
 """Where its axis begins."""
 
 
-def write_study(out: Path, command: str) -> list[Path]:
+def write_study(out: Path, command: str | None) -> list[Path]:
     """Tables and pictures of all runs that have ended; returns the files.
 
     Args:
-        command: what made the study, for its summary.
+        command: what made the study, for its summary; None where no command did.
 
     Raises:
         UserError: there is no study, or no run of it has ended.
@@ -61,7 +61,7 @@ def write_study(out: Path, command: str) -> list[Path]:
     return written + _write_laws(study, runs, folder)
 
 
-def summary(study: Study, tables: dict[str, pd.DataFrame], command: str, environment: dict[str, Any]) -> str:
+def summary(study: Study, tables: dict[str, pd.DataFrame], command: str | None, environment: dict[str, Any]) -> str:
     """Every table as Markdown; a number is a mean over seeds with its 95 % interval."""
     runs, cells = tables["runs"], tables["cells"]
     trained = runs[runs["objective"] != BASE]
@@ -71,8 +71,7 @@ def summary(study: Study, tables: dict[str, pd.DataFrame], command: str, environ
     lines = [
         f"# {study.description}",
         "",
-        f"    {command}",
-        "",
+        *([f"    {command}", ""] if command else []),
         f"{len(trained)} runs, seeds {', '.join(map(str, sorted(set(trained['seed']))))}; "
         f"revision {environment.get('git_revision')}; {', '.join(f'{k} {v}' for k, v in versions.items())}.",
         "A number is a mean over seeds with Student's 95 % interval; `part: objective x sampler` names a method.",

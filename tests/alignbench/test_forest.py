@@ -36,7 +36,7 @@ def test_parts_of_a_rollout_join_to_the_whole() -> None:
         toy.net.zero_grad()
         backward(toy, load_objective("grpo"), forest)
         gradients.append(toy.gradient())
-    assert torch.allclose(*gradients, atol=1e-6)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
     assert gradients[0].abs().max() > 1e-4
 
 

@@ -229,7 +229,7 @@ def test_parts_that_are_scored_beside_a_rollout_change_nothing(tmp_path: Path) -
         tables.append(found[[c for c in found.columns if not c.startswith("ratio")]])  # rounding itself
         assert (result.budget.reward_calls, result.budget.failed_scores) == (3 * 4 * 4, 0)
     # float32 sums of other batch sizes, in gradients that are then divided by their own size.
-    pd.testing.assert_frame_equal(*tables, rtol=1e-3)
+    pd.testing.assert_frame_equal(tables[0], tables[1], rtol=1e-3)
 
 
 def test_a_part_is_scored_while_the_next_is_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ def timed(name: str, group: str, seconds: float, **extra: object) -> dict[str, A
     return {"name": name, "group": group, "stats": {"median": seconds, "data": rounds}, "extra_info": extra}
 
 
-REPORT = {
+REPORT: dict[str, Any] = {
     "datetime": "2026-01-01T00:00:00",
     "machine_info": {"machine": "x86_64", "cpu": {"brand_raw": "A processor", "count": 2}},
     "benchmarks": [
