@@ -175,7 +175,8 @@ def test_what_a_plugin_draws_from_global_generators_is_the_same_after_a_resume(t
 
 def test_the_newest_checkpoints_are_kept_and_the_best(tmp_path: Path) -> None:
     changes: Any = {"iterations": 9, "checkpoint_every": 1, "checkpoints_kept": 3, "best_window": 2}
-    run(toy_config(write_task(tmp_path), optimizer={"lr": 0.2}, **changes), tmp_path / "run")
+    # Hardly any training: which iterations had the best prompts is up to the seed.
+    run(toy_config(write_task(tmp_path), optimizer={"lr": 1e-6}, seed=4, **changes), tmp_path / "run")
     reward = table(tmp_path / "run")["reward"]
     best = max(range(2, 10), key=lambda n: reward[n - 2 : n].mean())
     kept = {int(f.name.rpartition("-")[2]) for f in (tmp_path / "run" / "checkpoints").iterdir()}
