@@ -11,6 +11,7 @@ pictures go through the reader's own detector.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -122,8 +123,9 @@ class EasyOCRReader(Reader):
             quantize=False,
             verbose=False,
         )
-        # A quarter less time on a CPU; scores differ by rounding.
-        self.reader.recognizer.to(memory_format=torch.channels_last)
+        # EasyOCR leaves it in training mode, where a batch's own statistics normalise it, until its own call is made. The
+        # layout saves a third of the time on CPUs.
+        self.reader.recognizer.eval().to(memory_format=torch.channels_last)
         # Class 0 is the blank of the CTC alphabet.
         allowed = [i + 1 for i, c in enumerate(self.reader.character) if characters == "all" or c.isalpha()]
         self.allowed = [0, *allowed]
@@ -193,7 +195,9 @@ class RapidOCRReader(Reader):
         logging.getLogger("RapidOCR").setLevel(logging.WARNING)
 
     def read_line(self, crops: list[np.ndarray]) -> list[str]:
-        return [self._read(crop, detect=False) for crop in crops]
+        # One at a time each, since its own batches pad to their widest; as many threads as torch may use.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return list(pool.map(lambda crop: self._read(crop, detect=False), crops))
 
     def read_page(self, picture: np.ndarray) -> str:
         return self._read(picture, detect=True)

@@ -14,14 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout, run
+from alignbench.backbone import holding
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.flux import Flux, pack, places, unpack
 from alignbench.backbones.sd3 import SD3
+from alignbench.checkpoint import policy_weights
 from alignbench.config import load_config
 from alignbench.costs import LiveBytes
 from alignbench.engine import RATIO_TOLERANCE, backward
 from alignbench.evaluation import Judges, evaluate
 from alignbench.executor import predict, sample
+from alignbench.exporting import export
+from alignbench.load import load_configured_backbone
 from alignbench.noise import group_keys, normal
 from alignbench.tasks import load_task
 from alignbench.trainer import Trainer
@@ -277,6 +281,32 @@ def test_a_run_on_a_folder_trains_it_and_goes_on_where_it_stopped(
     assert weights[0].keys() == weights[1].keys()
     assert all("lora" in name for name in weights[0])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@every_family
+def test_an_exported_lora_draws_the_same_in_plain_diffusers(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    backbone = {"name": str(folders[family]), "resolution": SIDE, "lora_rank": 4, "lora_alpha": 6.0}
+    evaluation = {"prompts": 2, "steps": 2}
+    config = toy_config(
+        write_task(tmp_path), backbone=backbone, guidance=2.0, iterations=2, optimizer={"lr": 0.1}, evaluation=evaluation
+    )
+    run(config, tmp_path / "run")
+    export(config, tmp_path / "run", tmp_path / "lora")
+    policy = load_configured_backbone(config)
+    assert isinstance(policy, DiffusersFolder)
+    base = sample(policy, PROMPTS, 1, STEPS, seed=5)
+    with holding(list(policy.parameters()), policy_weights(tmp_path / "run" / "checkpoints").in_order(policy.trainable())):
+        ours = sample(policy, PROMPTS, 1, STEPS, seed=5)
+    plain = pipeline(folders[family], policy.PIPELINE)
+    plain.load_lora_weights(tmp_path / "lora")
+    noise = normal([("evaluation", 5, *key, 0) for key in group_keys(PROMPTS)], policy.latent_shape)
+    layout = pack if family == "flux" else Tensor.clone
+    own: dict[str, Any] = {} if family == "flux" else {"sigmas": [1 - i / STEPS for i in range(STEPS)]}
+    size = {"num_inference_steps": STEPS, "height": SIDE, "width": SIDE, "guidance_scale": 2.0, "output_type": "latent"}
+    theirs = plain(PROMPTS, latents=layout(noise), **size, **own).images
+    # float32 sums in another order, over four steps, beside a LoRA that moved them far.
+    assert (ours - base).abs().max() > 0.1
+    assert torch.allclose(layout(ours), theirs, atol=1e-4)
 
 
 def gradients(policy: DiffusersFolder, micro_batch: int | None = None) -> Tensor:
