@@ -57,7 +57,7 @@ def plot_run(folder: Path) -> list[Path]:
             written.append(write_figure(folder / "plots" / f"{name}.png", figure))
     kept = laws.read_laws(folder)
     if kept is not None:
-        title = f"{result.run.objective} x {result.run.sampler}, {result.run.task}, seed {result.run.seed}"
+        title = f"{' x '.join(result.pair)}, {result.run.task}, seed {result.run.seed}"
         written.append(write_figure(folder / "plots" / "laws.png", laws.over_training(kept, title)))
     written.append(write_figure(folder / "plots" / "changes.png", changes(result)))
     if (folder / TREE).is_file():

@@ -132,7 +132,7 @@ def run(
 
 
 def _run_job(job: Job) -> list[str]:
-    record = compare(job.grid, job.folder, command=f"alignbench compare --out {job.folder}")
+    record = compare(job.grid, job.folder)
     return [f"{job.name}: {cell.id}: {cell.error}" for cell in record.cells if cell.status == "failed"]
 
 
@@ -154,7 +154,8 @@ def runs_frame(study: Study, out: Path) -> pd.DataFrame:
         for file in sorted((out / RUNS / part).glob("*/s*/runs/*/result.json")):
             result = read_result(file.parent)
             info, budget = result.run, result.budget
-            row: dict[str, Any] = {"part": part, "task": info.task, "objective": info.objective, "sampler": info.sampler}
+            objective, sampler = result.pair
+            row: dict[str, Any] = {"part": part, "task": info.task, "objective": objective, "sampler": sampler}
             row |= {"seed": info.seed, "iterations": info.iterations}
             row |= {"model_rows": budget.model_rows_rollout + budget.model_rows_train, "reward_calls": budget.reward_calls}
             row |= {"seconds": budget.seconds, "folder": file.parent}

@@ -205,7 +205,7 @@ def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(table(tmp_path / "whole" / "runs" / run.name), table(run), check_exact=True)
 
 
-def until(holds: Callable[[], bool], seconds: float = 120) -> None:
+def until(holds: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end

@@ -75,6 +75,13 @@ def test_a_part_is_the_grid_with_its_own_keys() -> None:
     assert "reference" not in study().part("all").cells()[-1].config.objective.settings
 
 
+def test_an_objective_goes_by_its_label(tmp_path: Path) -> None:
+    soft = {"objectives": ["soft"], "samplers": ["independent"], "seeds": [0]}
+    small = study(parts={"one": {**soft, "settings": {"objectives": {"soft": {"objective": {"name": "grpo", "clip": 0.2}}}}}})
+    assert run(small, tmp_path / "out") == []
+    assert list(runs_frame(small, tmp_path / "out")["objective"]) == [BASE, "soft"]
+
+
 def test_jobs_go_seed_by_seed(tmp_path: Path) -> None:
     names = [job.name for job in jobs(study(), tmp_path)]
     assert names == [f"{part}, rare_mode, seed {seed}" for seed in (0, 1) for part in ("all", "frozen")]
