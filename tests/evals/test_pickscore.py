@@ -126,7 +126,8 @@ def test_the_one_that_ships_prefers_what_is_right_on_pictures_it_never_saw() -> 
     right = scorer.score([pair.right for pair in pairs], prompts)
     wrong = scorer.score([pair.wrong for pair in pairs], prompts)
     by_kind = {kind: np.mean([r > w for r, w, p in zip(right, wrong, pairs, strict=True) if p.kind == kind]) for kind in KINDS}
-    # Its card says 0.83 and 1.00 of 500 pairs each; 50 have a standard error of 0.05.
-    assert by_kind["scene"] > 0.65
+    # Its card says 0.95, 0.98 and 1.00 of 500 pairs each; 50 of a share of 0.95 have a standard error of 0.03.
+    assert by_kind["scene"] > 0.85
+    assert by_kind["word"] > 0.9
     assert by_kind["broken"] > 0.95
     assert np.unique(right).size > 100
