@@ -105,7 +105,8 @@ def save_checkpoint(
     def write(partial: Path) -> None:
         save_file(_trained(model), partial / WEIGHTS)
         save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
-        lists = {AVERAGE: ema.average if ema else [], REFERENCE: reference or [], OWN: [*objective.parameters()]}
+        averages: Sequence[Tensor] = ema.average if ema else []
+        lists = {AVERAGE: averages, REFERENCE: reference or [], OWN: [*objective.parameters()]}
         for name, values in lists.items():
             if values:
                 save_file({str(i): value.detach().contiguous() for i, value in enumerate(values)}, partial / name)
@@ -176,11 +177,12 @@ def policy_weights(folder: Path, best_window: int | None = None) -> PolicyWeight
     saved = _saved(folder)
     if not saved:
         raise UserError(f"{folder.parent} has no checkpoint")
-    chosen: int | None = max(saved)
+    chosen = max(saved)
     if best_window is not None:
-        chosen = best_iteration(saved, _read_state(saved[max(saved)]).metrics, best_window)
-        if chosen is None:
+        best = best_iteration(saved, _read_state(saved[chosen]).metrics, best_window)
+        if best is None:
             raise UserError(f"no checkpoint of {folder.parent} has best_window={best_window} iterations behind it")
+        chosen = best
     path = saved[chosen]
     _read_state(path)
     if (path / AVERAGE).exists():

@@ -84,7 +84,7 @@ def _slowly(name: str, config: RunConfig, out: Path, halfway: Any) -> None:
             halfway.set()
             time.sleep(PATIENCE)
 
-    record._flush = half  # type: ignore[assignment]  # a file is written, but not yet moved
+    record._flush = half  # a file is written, but not yet moved
     run(config, out)
 
 
