@@ -4,6 +4,7 @@ Layers, later ones win: defaults < preset (common part, then the parts for the b
 chosen) < config file < command-line options < `--set dotted.key=value`.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -279,7 +280,7 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
         elif isinstance(old, dict) and isinstance(value, Mapping):
             _merge(old, value)
         else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+            into[key] = copy.deepcopy(value)  # a later layer must not reach into this one's data
 
 
 def _named(kind: str, value: Any) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "5 prompts are asked for, but task 'equal_modes'"),
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["plot", "nowhere"], "cannot read"),
+        (["study", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
         (["report", "nowhere"], "there is no folder nowhere"),
         (["train-tiny", "--out", "x", "--set", "batc=3"], "train-tiny: there is no key 'batc'; did you mean 'batch'"),
     ],
