@@ -243,11 +243,10 @@ def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
 
 
 def _over_tasks(runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Means over the tasks of each part, for seeds that have them all."""
-    tasks = runs.groupby("part")["task"].nunique()
-    found = runs.groupby([*KEYS, "seed"], sort=False)[metrics].mean().reset_index()
-    counts = runs.groupby([*KEYS, "seed"], sort=False)["task"].nunique().to_numpy()
-    return found[counts == found["part"].map(tasks).to_numpy()]
+    """Means over all tasks, for the seeds of a method that have them all."""
+    by = runs.groupby([*KEYS, "seed"], sort=False)
+    complete = by["task"].nunique() == runs["task"].nunique()
+    return by[metrics].mean()[complete].reset_index()
 
 
 def shown(interval: Interval) -> str:
