@@ -9,6 +9,7 @@ name the sampler (or one of the backbone the objective) that is taken where nobo
 goes by the name of its family: sd3, flux.
 """
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -343,7 +344,7 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
         elif isinstance(old, dict) and isinstance(value, Mapping):
             _merge(old, value)
         else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+            into[key] = copy.deepcopy(value)  # a later layer must not reach into this one's data
 
 
 def plugin_data(kind: str, value: Any) -> dict[str, Any]:

@@ -160,8 +160,8 @@ def runs_frame(study: Study, out: Path) -> pd.DataFrame:
             row |= {"model_rows": budget.model_rows_rollout + budget.model_rows_train, "reward_calls": budget.reward_calls}
             row |= {"seconds": budget.seconds, "folder": file.parent}
             found.append(row | {name: metric.final.value for name, metric in result.metrics.items()})
-            base: dict[str, Any] = {"seed": 0, "iterations": 0, "model_rows": 0, "reward_calls": 0, "seconds": 0.0}
-            base |= {"part": "", "task": info.task, "objective": BASE, "sampler": ""}
+            base: dict[str, Any] = {"part": "", "task": info.task, "objective": BASE, "sampler": "", "seed": 0}
+            base |= {"iterations": 0, "model_rows": 0, "reward_calls": 0, "seconds": 0.0}
             bases.setdefault(info.task, base | {name: metric.base.value for name, metric in result.metrics.items()})
         orders = (([Path(t).stem for t in grid.tasks], "task"), (grid.objectives, "objective"), (grid.samplers, "sampler"))
         rows += sorted(found, key=lambda row: [*(order.index(row[key]) for order, key in orders), row["seed"]])
@@ -244,11 +244,10 @@ def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
 
 
 def _over_tasks(runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Means over the tasks of each part, for seeds that have them all."""
-    tasks = runs.groupby("part")["task"].nunique()
-    found = runs.groupby([*KEYS, "seed"], sort=False)[metrics].mean().reset_index()
-    counts = runs.groupby([*KEYS, "seed"], sort=False)["task"].nunique().to_numpy()
-    return found[counts == found["part"].map(tasks).to_numpy()]
+    """Means over all tasks, for the seeds of a method that have them all."""
+    by = runs.groupby([*KEYS, "seed"], sort=False)
+    complete = by["task"].nunique() == runs["task"].nunique()
+    return by[metrics].mean()[complete].reset_index()
 
 
 def shown(interval: Interval) -> str:

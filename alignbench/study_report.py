@@ -180,7 +180,7 @@ def _write_laws(study: Study, runs: pd.DataFrame, folder: Path) -> list[Path]:
                 continue
             name = method(study, {"part": run["part"], "objective": run["objective"]})
             models[name, run["sampler"]] = kept
-            if kept["iteration"].nunique() > 2:
+            if kept["iteration"].nunique() > 3:  # more than target, base and trained
                 title = f"{name} x {run['sampler']}, {task}, seed {seed}"
                 written.append(write_figure(folder / f"training_{slug(title)}.png", laws.over_training(kept, title)))
         if models:

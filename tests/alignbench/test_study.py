@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
             "backbone": {"name": "gaussian_mixture", "quadrature": 10},
             "evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4},
             "snapshots": 1,
+            "objectives": {"tmpo": {"objective": {"beta_warmup": 0}}},
         },
     },
     "parts": {
@@ -67,12 +68,15 @@ def frame(rows: list[tuple[str, str, str, str, int, float]]) -> pd.DataFrame:
 
 
 def test_a_part_is_the_grid_with_its_own_keys() -> None:
-    frozen = study().part("frozen")
+    both = study()
+    frozen = both.part("frozen")
     assert (frozen.objectives, frozen.samplers, frozen.tasks) == (["tmpo"], ["independent"], ["rare_mode"])
     (cell, *_) = frozen.cells()
     assert cell.config.objective.settings["reference"] == "frozen"
     assert cell.config.backbone.settings["quadrature"] == 10
-    assert "reference" not in study().part("all").cells()[-1].config.objective.settings
+    assert cell.config.objective.settings["beta_warmup"] == 0
+    # What one part changes must not reach into the grid of the others.
+    assert both.part("all").settings["objectives"] == {"tmpo": {"objective": {"beta_warmup": 0}}}
 
 
 def test_an_objective_goes_by_its_label(tmp_path: Path) -> None:
