@@ -23,7 +23,10 @@ def test_a_checkpoint_scores_as_its_run_did(tmp_path: Path) -> None:
     result = run(config, tmp_path / "run")
     base = score_model(config, None)
     final = score_model(config, tmp_path / "eval", run=tmp_path / "run")
+    of_a_run = {"path_kl"}  # between the two models that a run has
     for metric, record in result.metrics.items():
+        if metric in of_a_run:
+            continue
         assert base.metrics[metric].value == record.base.value
         assert (final.metrics[metric].value, final.metrics[metric].lower) == (record.final.value, record.final.lower)
     assert result.metrics["brightness"].difference.value != 0

@@ -130,9 +130,12 @@ def test_a_study_runs_goes_on_and_writes_its_tables_and_pictures(tmp_path: Path)
     assert table["sampler"].tolist()[1:5] == ["independent", "independent", "fixed_tree", "fixed_tree"]
     found = {file.name for file in write_study(tmp_path / "out", "alignbench study mine.yaml")}
     assert {"runs.csv", "cells.csv", "samplers.csv", "equal_kl.csv", "summary.md", "price.png"} <= found
-    assert {"laws_rare_mode.png", "training_frozen_tmpo_x_independent_rare_mode_seed_0.png"} <= found
+    assert "laws_rare_mode.png" in found
+    # The budget ends tmpo's run in its first iteration, before any snapshot.
+    trained = {f"training_grpo_x_{sampler}_rare_mode_seed_0.png" for sampler in ("independent", "fixed_tree")}
+    assert {name for name in found if name.startswith("training")} == trained
     results = read_results(tmp_path / "out" / "runs" / "all")
-    assert list(kept_laws(results, results.setups[0])) == [("grpo", "fixed_tree"), ("grpo", "independent")]
+    assert set(kept_laws(results, results.setups[0])) == {("grpo", "fixed_tree"), ("grpo", "independent")}
     text = (tmp_path / "out" / "report" / "summary.md").read_text()
     assert "6 runs, seeds 0, 1" in text
     assert "| frozen: tmpo x independent |" in text
