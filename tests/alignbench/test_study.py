@@ -123,7 +123,7 @@ def test_a_study_runs_goes_on_and_writes_its_tables_and_pictures(tmp_path: Path)
     assert table["sampler"].tolist()[1:5] == ["independent", "independent", "fixed_tree", "fixed_tree"]
     found = {file.name for file in write_study(tmp_path / "out", "alignbench study mine.yaml")}
     assert {"runs.csv", "cells.csv", "samplers.csv", "equal_kl.csv", "summary.md", "price.png"} <= found
-    assert {"laws_rare_mode.png", "training_frozen_tmpo_x_independent_rare_mode_seed_0.png"} <= found
+    assert {"laws_rare_mode.png", "training_grpo_x_fixed_tree_rare_mode_seed_0.png"} <= found
     results = read_results(tmp_path / "out" / "runs" / "all")
     assert list(kept_laws(results, results.setups[0])) == [("grpo", "fixed_tree"), ("grpo", "independent")]
     text = (tmp_path / "out" / "report" / "summary.md").read_text()
