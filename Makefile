@@ -17,8 +17,8 @@ $(READY): pyproject.toml
 run: $(READY) ## train and judge the default pair on the embedded model; minutes
 	$(BIN)/python -m alignbench run --objective tmpo --sampler dynamic_tree $(ARGS)
 
-test: $(READY) ## the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(READY) ## the tests, in as many processes as there are cores
+	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -126,13 +126,18 @@ def diagnostics(frame: pd.DataFrame) -> Figure:
 
 
 def changes(result: Result) -> Figure:
-    """Paired difference of each metric in units of the base model's half interval, so that all fit on one axis."""
+    """Paired difference of each metric in units of the base model's half interval, so that all fit on one axis.
+
+    A metric that is the same for all of the base model's prompts, such as the distance to it, has no such unit.
+    """
     names, values, lows, highs, colors = [], [], [], [], []
     for name, metric in result.metrics.items():
         d, b = metric.difference, metric.base
         if d.value is None or d.lower is None or d.upper is None or b.lower is None or b.upper is None:
             continue
-        unit = max((b.upper - b.lower) / 2, 1e-9)
+        unit = (b.upper - b.lower) / 2
+        if unit == 0:
+            continue
         names.append(f"{name}{' (reward)' if metric.role == 'reward' else ''}")
         values.append(d.value / unit)
         lows.append((d.value - d.lower) / unit)

@@ -8,6 +8,7 @@ from scipy.stats import zscore
 
 from alignbench import UserError, plots
 from alignbench.executor import rollout
+from alignbench.record import Estimate, read_result
 from tests.alignbench.record_folders import write_run
 from tests.toys import PROMPTS, ToyBackbone, tree
 
@@ -54,3 +55,19 @@ def test_a_tree_is_drawn_again_from_the_record(tmp_path: Path) -> None:
     (run / plots.TREE).write_bytes(b"something else")
     with pytest.raises(UserError, match=r"tree\.npz is no drawing of a rollout tree"):
         plots.plot_run(run)
+
+
+def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_one(tmp_path: Path) -> None:
+    result = read_result(write_run(tmp_path / "run"))
+    zero = Estimate(value=0.0, lower=0.0, upper=0.0, n=2)
+    moved = Estimate(value=5.0, lower=4.0, upper=6.0, n=2)
+    distance = result.metrics["lgmd"].model_copy(update={"base": zero, "difference": moved})
+    result.metrics["path_kl"] = distance
+    (axis,) = plots.changes(result).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ocr (reward)", "lgmd"]
+    ocr = result.metrics["ocr"]
+    assert ocr.base.upper is not None
+    assert ocr.base.lower is not None
+    assert ocr.difference.value is not None
+    points = [line.get_xdata()[0] for line in axis.get_lines() if line.get_marker() == "o"]
+    assert points[0] == pytest.approx(ocr.difference.value / ((ocr.base.upper - ocr.base.lower) / 2))
