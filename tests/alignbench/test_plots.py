@@ -69,5 +69,5 @@ def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_on
     assert ocr.base.upper is not None
     assert ocr.base.lower is not None
     assert ocr.difference.value is not None
-    points = [line.get_xdata()[0] for line in axis.get_lines() if line.get_marker() == "o"]
+    points = [float(np.asarray(line.get_xdata())[0]) for line in axis.get_lines() if line.get_marker() == "o"]
     assert points[0] == pytest.approx(ocr.difference.value / ((ocr.base.upper - ocr.base.lower) / 2))
