@@ -533,7 +533,7 @@ def train_tiny(
     ),
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of TinyTraining, for instance seed=1.")] = None,
 ) -> None:
-    """Trains the embedded `tiny` backbone from nothing on drawn pictures; about an hour and a half on two CPU cores."""
+    """Trains the embedded `tiny` backbone from nothing on drawn pictures; about two hours on two CPU cores."""
     from alignbench.backbones import train_tiny as training
 
     settings = validate(training.TinyTraining, parse_assignments(sets or []), where="train-tiny")
