@@ -80,7 +80,10 @@ class Budget(_Part):
     """Rows evaluated in training passes, those of the reference and of gradient caching included."""
     replay_rows: int = 0
     """Distinct model inputs of training passes."""
+    decoded: int = 0
+    """Pictures decoded for the rewards."""
     reward_calls: int = 0
+    """Of all rewards together, a picture each."""
     failed_scores: int = 0
     optimizer_steps: int = 0
     seconds: float = 0.0

@@ -303,6 +303,7 @@ class Trainer:
         for name, weight in weights.items():
             raw = scores[name]
             total = total + weight * (groups.standardise(raw).masked_fill(raw.isnan(), torch.nan) if several else raw)
+        self.budget.decoded += len(forest.leaves)
         self.budget.reward_calls += len(forest.leaves) * len(scores)
         self.budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):

@@ -71,7 +71,7 @@ def test_the_record_counts_what_was_spent(tmp_path: Path) -> None:
     # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents.
     assert result.budget.model_rows_rollout == 3 * 2 * 8
     assert result.budget.model_rows_train == result.budget.replay_rows == 3 * 2 * 3
-    assert result.budget.reward_calls == 3 * 2 * 4
+    assert result.budget.decoded == result.budget.reward_calls == 3 * 2 * 4
     assert result.budget.optimizer_steps == 3
     assert list(table(tmp_path / "run")["model_rows"]) == [22, 44, 66]
 
