@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 import alignbench
-from alignbench import UserError
+from alignbench import Scorer, UserError, settings
 from alignbench.backbone import device_named
 
 TINY = "tiny"
@@ -86,6 +87,28 @@ def load_clip(name: str, device: str, batch: int) -> Clip:
         UserError: it cannot be opened.
     """
     return Clip(name, device, batch)
+
+
+class ClipScorer(Scorer):
+    """What scorers share that look through a CLIP."""
+
+    class Settings(settings.Settings):
+        model: str = TINY
+        """`tiny`, a local folder that CLIPModel opens, or a hub id."""
+        device: str = "auto"
+        batch: int = Field(64, ge=1)
+
+    settings: Settings
+
+    @property
+    def clip(self) -> Clip:
+        return load_clip(self.settings.model, self.settings.device, self.settings.batch)
+
+    def prepare(self) -> None:
+        self.clip  # noqa: B018  (loads it)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **self.clip.describe()}
 
 
 def _unit(answer: Any) -> Tensor:

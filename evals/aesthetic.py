@@ -8,37 +8,29 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from alignbench import Scorer, UserError, settings
+from alignbench import UserError
 from alignbench.scorer import Images, as_arrays
-from evals._clip import Clip, load_clip
+from evals._clip import ClipScorer
 from evals._open_clip import weights_file
 
 Layer = tuple[Tensor, Tensor]
 """Weight [out, in] and bias [out]."""
 
 
-class Aesthetic(Scorer):
-    class Settings(settings.Settings):
+class Aesthetic(ClipScorer):
+    class Settings(ClipScorer.Settings):
         weights: str = "sac+logos+ava1-l14-linearMSE.pth"
         """The predictor's: a local file, or OWNER/REPOSITORY/FILE on the hub."""
         model: str = "openai/clip-vit-large-patch14"
         """A local folder that CLIPModel opens, or a hub id."""
-        device: str = "auto"
-        batch: int = Field(64, ge=1)
 
     settings: Settings
-
-    @property
-    def clip(self) -> Clip:
-        return load_clip(self.settings.model, self.settings.device, self.settings.batch)
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -59,9 +51,6 @@ class Aesthetic(Scorer):
         for weight, bias in layers:
             found = functional.linear(found, weight, bias)
         return found[:, 0].double().numpy()
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), **self.clip.describe()}
 
 
 def read_layers(name: str) -> list[Layer]:

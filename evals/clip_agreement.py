@@ -6,35 +6,14 @@ which trains on that must not be judged by this.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from alignbench import Scorer, settings
 from alignbench.scorer import Images, as_arrays
-from evals._clip import TINY, Clip, load_clip
+from evals._clip import ClipScorer
 
 
-class ClipAgreement(Scorer):
-    class Settings(settings.Settings):
-        model: str = TINY
-        """`tiny`, a local folder that CLIPModel opens, or a hub id."""
-        device: str = "auto"
-        batch: int = Field(64, ge=1)
-
-    settings: Settings
-
-    @property
-    def clip(self) -> Clip:
-        return load_clip(self.settings.model, self.settings.device, self.settings.batch)
-
-    def prepare(self) -> None:
-        self.clip  # noqa: B018  (loads it)
-
+class ClipAgreement(ClipScorer):
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         text, image = self.clip.prompts(prompts), self.clip.pictures(as_arrays(images))
         return (100 * (text * image).sum(dim=1)).double().numpy()
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), **self.clip.describe()}

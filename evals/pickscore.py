@@ -8,35 +8,24 @@ trained on drawn pairs: see its card, `alignbench/backbones/weights/pickscore/RE
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from alignbench import Scorer, settings
 from alignbench.scorer import Images, as_arrays
-from evals._clip import TINY, Clip, load_clip
+from evals._clip import TINY, ClipScorer
 
 FLOW_GRPO_SCALE = 26.0
 
 
-class PickScore(Scorer):
-    class Settings(settings.Settings):
+class PickScore(ClipScorer):
+    class Settings(ClipScorer.Settings):
         model: str = TINY
         """`tiny`, a local folder that CLIPModel opens, or a hub id such as yuvalkirstain/PickScore_v1."""
         scale: Literal["raw", "over_26"] = "raw"
         """What `score` gives, and so what is trained on. With rewards standardised in their group it makes no difference."""
-        device: str = "auto"
-        batch: int = Field(64, ge=1)
 
     settings: Settings
-
-    @property
-    def clip(self) -> Clip:
-        return load_clip(self.settings.model, self.settings.device, self.settings.batch)
-
-    def prepare(self) -> None:
-        self.clip  # noqa: B018  (loads it)
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         raw = self._raw(images, prompts)
@@ -50,6 +39,3 @@ class PickScore(Scorer):
         pictures, clip = as_arrays(images), self.clip
         text, image = clip.prompts(prompts), clip.pictures(pictures)
         return (clip.scale * (text * image).sum(dim=1)).double().numpy()
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), **self.clip.describe()}
