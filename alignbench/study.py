@@ -20,7 +20,7 @@ from pydantic import Field
 from alignbench.comparison import Grid, check_grid, compare
 from alignbench.config import merged_layers, read_yaml, validate
 from alignbench.errors import UserError
-from alignbench.record import exclusive, read_result, write_atomically
+from alignbench.record import exclusive, read_result, read_table, write_atomically
 from alignbench.results import BASE
 from alignbench.settings import Settings
 from alignbench.statistics import Interval, holm, seed_interval, welch
@@ -213,7 +213,7 @@ def equal_kl_frame(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterabl
     keys = [*KEYS, "task"]
     rows = []
     for run in runs[runs["objective"] != BASE].to_dict("records") if levels and "kl_base" in runs.columns else ():
-        table = pd.read_parquet(run["folder"] / "metrics.parquet")
+        table = read_table(run["folder"] / "metrics.parquet")
         columns = [f"{MEASURED}{name}" for name in ("kl_base", *names)]
         if set(columns) <= set(table.columns):
             ends = [[of[name] for name in ("kl_base", *names)] for of in (bases.loc[run["task"]], run)]
