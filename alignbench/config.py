@@ -319,6 +319,14 @@ def _from_yaml(text: str) -> Any:
     return data
 
 
+def to_yaml(data: Any, **style: Any) -> str:
+    """YAML from which the same data is read, keys in their order and letters of all languages as they are."""
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, **style)
+    if set(text) & set("\x85\u2028\u2029\ufeff"):  # PyYAML writes these as they are, and reads them as ends of lines
+        text = yaml.safe_dump(data, sort_keys=False, **style)
+    return str(text)
+
+
 def parse_assignments(sets: Iterable[str]) -> dict[str, Any]:
     """`dotted.key=value` texts as nested data, values read as YAML; later ones win.
 
@@ -355,7 +363,7 @@ def assignments(data: Mapping[str, Any], path: str = "") -> list[str]:
         if isinstance(value, Mapping) and value and all(isinstance(k, str) and re.fullmatch(r"[^.=\s]+", k) for k in value):
             found += assignments(value, dotted)
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+            text = to_yaml(value, default_flow_style=True, width=float("inf"))
             found.append(f"{dotted}={text.removesuffix('...' + chr(10)).strip()}")
     return found
 

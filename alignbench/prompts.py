@@ -105,7 +105,7 @@ def _read_table(file: Path) -> "pd.DataFrame":
             lines = file.read_text(encoding="utf-8-sig").split("\n")
             table = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         else:
-            table = pd.read_parquet(file)
+            table = pd.read_parquet(file).astype(object)  # else texts are decoded, or not, when they are looked at
     except Exception as error:  # whatever a damaged file makes its reader raise
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"cannot read the prompts in {file}: {why}") from None

@@ -215,7 +215,9 @@ def read_table(file: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_parquet(file)
+        table = pd.read_parquet(file)
+        table.select_dtypes("string").astype(object)  # else texts are decoded, or not, when they are looked at
+        return table
     except Exception as error:  # pyarrow raises its own errors, and whatever damaged bytes lead it to
         why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {file}: {why}") from None

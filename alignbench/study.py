@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import Field
 
 from alignbench.comparison import Grid, check_grid, compare
-from alignbench.config import merged_layers, read_yaml, validate
+from alignbench.config import merged_layers, read_yaml, to_yaml, validate
 from alignbench.errors import UserError
 from alignbench.record import exclusive, read_result, read_table, write_atomically
 from alignbench.results import BASE
@@ -112,7 +111,7 @@ def run(
     waiting = jobs(study, out, seeds)
     failed: list[str] = []
     with exclusive(out):
-        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text = to_yaml(study.model_dump(mode="json"))
         write_atomically(out / FILE, lambda p: p.write_text(text, encoding="utf-8"))
         if workers == 1:
             for done, job in enumerate(waiting, start=1):

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from PIL import Image
 
 from alignbench import engine, groups, laws, plots
 from alignbench.backbone import Law
 from alignbench.checkpoint import has_checkpoint
-from alignbench.config import RunConfig
+from alignbench.config import RunConfig, to_yaml
 from alignbench.console import Console, Silent
 from alignbench.errors import DiskError, RunError, ScorerError
 from alignbench.evaluation import (
@@ -112,7 +111,7 @@ class _Run:
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
             kept = laws.read_laws(self.out)
             self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
-        self._write(CONFIG, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
+        self._write(CONFIG, to_yaml(config.resolved()))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         base = self._base()
         check_scores_vary(self.judges, base)

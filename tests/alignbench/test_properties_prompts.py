@@ -124,6 +124,7 @@ RUBBISH = st.binary(max_size=40) | st.lists(st.sampled_from(PARTS), max_size=25)
 @example("jsonl", b'{"prompt": ' + b"[" * 100_000)
 @example("jsonl", b'{"prompt": ' + b"9" * 5000 + b"}")
 @example("jsonl", b'["prompt"]\n{"prompt": "a"}')
+@example("csv", b'"\n\0"')
 @example("txt", "a\n".encode("utf-16"))
 def test_any_file_holds_prompts_or_is_refused_in_one_sentence(folder: Path, kind: str, content: bytes) -> None:
     file = folder / f"any.{kind}"
