@@ -20,10 +20,10 @@ run: $(READY) ## train and judge the default pair on the embedded model; minutes
 test: $(READY) ## the tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
-fuzz: $(READY) ## the property tests with many examples, others each time; a quarter of an hour
+fuzz: $(READY) ## the property tests with many examples, others each time
 	$(BIN)/python -m pytest -q -n auto tests/alignbench/test_properties_*.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
-mutants: $(READY) ## breaks one line at a time in a copy of the tree: does a test notice? half an hour
+mutants: $(READY) ## breaks one line at a time in a copy of the tree: does a test notice?
 	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(READY) ## ruff and mypy

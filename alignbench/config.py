@@ -195,21 +195,23 @@ def validate(model: type[Model], data: Mapping[str, Any], *, where: str) -> Mode
     Raises:
         UserError: one sentence that names the key, what is wrong, and for an unknown key the nearest valid one.
     """
-    for key in _too_large(data):
-        raise UserError(f"{where}: {key}: a whole number must fit into 64 bits")
+    for key, why in _unfit(data):
+        raise UserError(f"{where}: {key}: {why}")
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
         raise UserError(f"{where}: {_first_problem(model, error)}") from None
 
 
-def _too_large(data: Any, key: str = "") -> Iterator[str]:
-    """Dotted keys of whole numbers that neither torch nor a table can hold."""
+def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of what no setting can be, because neither torch nor a record could hold it, and why."""
     if isinstance(data, int) and not -(2**63) <= data < 2**63:
-        yield key
+        yield key, "a whole number must fit into 64 bits"
+    elif isinstance(data, bytes):
+        yield key, "bytes are no setting"
     elif isinstance(data, Mapping | list | tuple):
         for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
-            yield from _too_large(value, f"{key}.{inner}" if key else str(inner))
+            yield from _unfit(value, f"{key}.{inner}" if key else str(inner))
 
 
 def presets() -> list[str]:

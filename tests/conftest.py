@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 torch.set_num_threads(1)
 
 # A busy machine is slow, which says nothing about the code.
-_any_speed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("suite", derandomize=True, max_examples=30, **_any_speed)
-settings.register_profile("fuzz", derandomize=False, max_examples=1000, print_blob=True, **_any_speed)
+_any_speed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", _any_speed, derandomize=True, max_examples=30)
+settings.register_profile("fuzz", _any_speed, derandomize=False, max_examples=1000, print_blob=True)
 settings.load_profile("suite")

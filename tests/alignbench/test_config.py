@@ -306,6 +306,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_of_its_level(set_: str, sent
         ("optimizer.lr=nan", "optimizer.lr: input should be a finite number, got 'nan'"),
         ("optimizer.lr=.inf", "optimizer.lr: input should be a finite number, got inf"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: input should be less than 1, got 1"),
+        ("objective.beta=!!binary gA==", "objective.beta: bytes are no setting"),
         ("seed=9223372036854775808", "seed: a whole number must fit into 64 bits"),
         ("evaluation={seed: [1, -9223372036854775809]}", "evaluation.seed.1: a whole number must fit into 64 bits"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),

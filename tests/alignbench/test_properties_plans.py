@@ -147,8 +147,8 @@ def test_the_forest_has_the_plans_branches_in_order(plan: Plan, prompts: list[st
     for earlier, later in zip(scored(plan), scored(plan)[1:], strict=False):
         if later == earlier + 1:
             place = scored(plan).index(earlier)
-            child = forest.edge_child[forest.leaf_edges[:, place]]
-            assert torch.equal(child, forest.rows[forest.edge_row[forest.leaf_edges[:, place + 1]]])
+            reached = forest.edge_child[forest.leaf_edges[:, place]]
+            assert torch.equal(reached, forest.rows[forest.edge_row[forest.leaf_edges[:, place + 1]]])
 
 
 @given(plans(), PROMPTS, st.data())

@@ -30,7 +30,7 @@ from alignbench.record import (
     refuse_taken,
     write_atomically,
 )
-from alignbench.results import read_results
+from alignbench.results import BASE, read_results
 from tests.alignbench.record_folders import write_run
 from tests.properties import HOSTILE, nested, one_sentence_at_most
 
@@ -171,7 +171,7 @@ def test_frames_of_any_runs_hold_their_numbers(
             assert row["final"] == pytest.approx(np.mean(known) if known else float("nan"), nan_ok=True, abs=1e-9)
             assert row["final_n"] == len(known)
     cells = results.cells_frame
-    assert set(cells["cell"]) == {"base model", *(f"{objective} x independent" for objective, _ in distinct)}
+    assert set(cells["cell"]) == {BASE, *(f"{objective} x independent" for objective, _ in distinct)}
     pairs = results.pairs_frame
     assert ((pairs["p_holm"] >= pairs["p"] - 1e-12) | pairs["p"].isna()).all()
     assert not cells[["mean_lower", "mean", "mean_upper"]].apply(lambda r: r["mean_lower"] > r["mean"] + 1e-9, axis=1).any()
@@ -240,7 +240,7 @@ def render(tmp_path_factory: pytest.TempPathFactory, few_resamples: None) -> Ite
         (made / "r" / "result.json").write_text(json.dumps(data))
         results = read_results(made)
         setups = [report._setup(results, setup, made, []) for setup in results.setups]
-        values = {"setups": setups, "results": results, "published": [], "base": report.BASE}
+        values = {"setups": setups, "results": results, "published": [], "base": BASE}
         return report.render("report.html.jinja", values), report.render("report.md.jinja", values)
 
     with pytest.MonkeyPatch.context() as patch:
