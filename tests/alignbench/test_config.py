@@ -207,6 +207,16 @@ class TestLayers:
         other = chosen(options={"objective": "dpo", "sampler": "dynamic_tree"})
         assert other["sampler"] == {"name": "dynamic_tree", "kappa": 1.0, "steps": 8}
 
+    def test_of_two_parts_that_name_a_sampler_the_more_special_one_is_heard(self, tmp_path: Path) -> None:
+        preset = {
+            "backbones": {"tiny": {"sampler": "fixed_tree"}, "flux": {"objectives": {"dpo": {"sampler": "flash"}}}},
+            "objectives": {"dpo": {"sampler": {"name": "independent", "steps": 3}}},
+        }
+        (tmp_path / "presets" / "third.yaml").write_text(yaml.safe_dump(preset))
+        assert chosen(preset="third")["sampler"] == {"name": "fixed_tree"}
+        assert chosen(preset="third", options={"objective": "dpo"})["sampler"] == {"name": "independent", "steps": 3}
+        assert chosen(preset="third", options={"objective": "dpo", "backbone": "flux"})["sampler"] == {"name": "flash"}
+
     def test_a_local_folder_goes_by_its_family(self, tmp_path: Path) -> None:
         model = tmp_path / "model"
         model.mkdir()

@@ -53,6 +53,12 @@ def test_no_alarm_where_nothing_fell() -> None:
     assert alarms({"reward": metric((0.2, 0.1, 0.3), "reward"), "judge": metric((0.0, -0.1, 0.1), "judge")}, ["reward"]) == []
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_no_alarm_where_a_judge_may_have_fallen_by_chance(higher: bool) -> None:
+    change = (-0.1, -0.3, 0.1) if higher else (0.1, -0.1, 0.3)
+    assert alarms({"reward": metric((0.2, 0.1, 0.3), "reward"), "judge": metric(change, "judge", higher)}, ["reward"]) == []
+
+
 def test_an_alarm_where_the_reward_rose_and_a_judge_fell() -> None:
     found = alarms({"reward": metric((0.2, 0.1, 0.3), "reward"), "judge": metric((-0.2, -0.3, -0.1), "judge")}, ["reward"])
     assert len(found) == 1

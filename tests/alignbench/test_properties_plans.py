@@ -1,6 +1,6 @@
 """Whatever a plan is, its costs are exact, and the rollout makes of it the forest that it says."""
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,7 @@ def test_every_samplers_plan_ends_at_the_picture_with_the_leaves_it_was_asked_fo
     assert plan.leaves == settings.get("group_size", tree) == len(branches(plan)[-1])
     assert len(plan.splits) == (0 if "group_size" in settings else settings["levels"])
     assert all(1 <= t <= settings["steps"] - 2 for t in plan.splits)
+    assert all(later - t >= settings.get("min_gap", 1) for t, later in pairwise(plan.splits))
 
 
 @given(plans() | samplers().map(lambda made: made[0].plan(0.5, np.random.default_rng(0))), PROMPTS, st.data())
