@@ -221,7 +221,7 @@ def test_a_plugins_settings_of_any_kind_serve_or_are_refused_in_one_sentence(
             made.plan(data.draw(st.floats(0, 1)), np.random.default_rng(0))
 
 
-@given(RUBBISH, RUBBISH)
+@given(*[nested(SCALARS, st.text(alphabet="abc", max_size=2))] * 2)
 def test_layers_leave_what_they_are_made_of_alone(one: Any, other: Any) -> None:
     first, second = {"a": one, "b": {"c": 1}}, {"a": other, "b": {"d": 2}}
     before = yaml.safe_dump([first, second], sort_keys=False)
