@@ -4,6 +4,8 @@ Each check asks the real executor and engine, with rewards of its own making, so
 not apply to a plug-in says so; it then neither holds nor fails.
 """
 
+import inspect
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,14 +20,13 @@ from torch import Tensor
 from alignbench import engine
 from alignbench.backbone import Backbone
 from alignbench.config import RunConfig
-from alignbench.errors import NonFiniteError, RunError
+from alignbench.errors import NonFiniteError, RunError, UserError
 from alignbench.executor import rollout, sample
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler
 from alignbench.objective import Objective
 from alignbench.plan import Plan
 from alignbench.sampler import Sampler
-from alignbench.terms import EdgeRows
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PROMPTS = ('the word "KEY"', "a red circle")
@@ -125,11 +126,23 @@ def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> I
     for name, check in checks.items():
         try:
             holds, detail = check(subject)
-        except (RunError, NonFiniteError) as error:
+        except UserError:
+            raise
+        except RunError as error:
             holds, detail = False, str(error)
+        except Exception as error:
+            holds, detail = False, _told(error, subject)
         yield CheckResult(name=name, holds=holds, detail=detail, required=name not in PROPERTIES)
         if check is _plan and not holds:
             return  # nothing else can be checked without a plan
+
+
+def _told(error: Exception, s: Subject) -> str:
+    """What a plug-in raised, and where in its file."""
+    files = {inspect.getfile(type(plugin)) for plugin in (s.objective(), s.sampler, s.policy)}
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    where = f" in {places[-1].filename}, line {places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}{where}: {error}"
 
 
 def _plan(s: Subject) -> Outcome:
@@ -165,9 +178,9 @@ def _micro_batch(s: Subject) -> Outcome:
 
 def _replay_rows(s: Subject) -> Outcome:
     """Objectives that replay the path ask the model about each distinct parent once."""
-    forest = s.forest()
-    rows = s.fresh_objective().rows(forest, 0)
-    if not isinstance(rows, EdgeRows):
+    forest, objective = s.forest(), s.fresh_objective()
+    rows = objective.rows(forest, 0)
+    if not objective.replays:
         return None, f"asks about {len(rows)} rows of its own, not about the path"
     distinct = len(torch.unique(forest.states[forest.rows].flatten(1), dim=0))
     paths = forest.leaf_edges.numel()
@@ -198,21 +211,27 @@ def _gradient(s: Subject) -> Outcome:
 def _permutation(s: Subject) -> Outcome:
     """The order of a group's leaves means nothing."""
     forest = s.forest()
-    if not isinstance(s.fresh_objective().rows(forest, 0), EdgeRows):
-        return None, "draws noise by leaf"
+    if not s.fresh_objective().replays:
+        return None, "asks about rows of its own, whose noise may go by leaf"
     k = forest.group_size
     order = torch.cat([g * k + torch.arange(k).flip(0) for g in range(forest.groups)]).to(forest.leaves.device)
     turned = replace(forest, leaves=forest.leaves[order], leaf_edges=forest.leaf_edges[order], rewards=forest.rewards[order])
     return _same_gradient(s, forest, turned)
 
 
-def _missing_reward(s: Subject) -> Outcome:
-    """A picture that could not be scored leaves loss and gradient finite."""
-    forest = s.forest()
-    forest.rewards[0] = torch.nan
-    found, gradient = s.gradient(forest)
-    holds = bool(torch.isfinite(gradient).all()) and np.isfinite(found.loss)
-    return holds, f"loss {found.loss:.3g}, gradient norm {float(gradient.norm()):.3g}"
+def _finite(s: Subject) -> Outcome:
+    """Loss and gradient are finite, also where a picture or a whole group could not be scored."""
+    for unscored, what in ((0, "with all rewards"), (1, "without one reward"), (s.plan().leaves, "without those of a group")):
+        forest = s.forest()
+        forest.rewards[:unscored] = torch.nan
+        try:
+            found, gradient = s.gradient(forest)
+        except NonFiniteError as error:
+            return False, f"{what}: {error}"
+        norm = float(gradient.norm())
+        if not (np.isfinite(found.loss) and np.isfinite(norm)):
+            return False, f"{what}: loss {found.loss:.3g}, gradient norm {norm:.3g}"
+    return True, "also with a picture, or a group, that could not be scored"
 
 
 def _equal_rewards(s: Subject) -> Outcome:
@@ -300,7 +319,7 @@ OF_THE_OBJECTIVE: dict[str, Callable[[Subject], Outcome]] = {
     "first ratio is 1": _ratio_one,
     "gradient at any micro-batch": _gradient,
     "order of leaves": _permutation,
-    "missing reward": _missing_reward,
+    "finite": _finite,
     "equal rewards": _equal_rewards,
     "shifted rewards": _shift,
 }

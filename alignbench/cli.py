@@ -394,7 +394,7 @@ def check(
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the learning check.")] = 3e-4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Checks a plug-in: plan, costs, importance ratio, gradients, missing rewards, learning. Exit code 1 where one fails."""
+    """Checks a plug-in: plan, costs, importance ratio, gradients, finite numbers, learning. Exit code 1 where one fails."""
     options = {"objective": objective, "sampler": sampler, "backbone": backbone}
     settings = load_config(file=config, options=options, sets=sets or [])
 
