@@ -27,9 +27,12 @@ from alignbench.load import load_configured_backbone, load_objective, load_sampl
 from alignbench.objective import Objective
 from alignbench.plan import Plan
 from alignbench.sampler import Sampler
+from alignbench.tasks import load_task
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
-PROMPTS = ('the word "KEY"', "a red circle")
+GROUPS = 2
+LEARNING_RATE = 3.0
+"""Of the learning check, in units of the configuration's: it has only so many iterations."""
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference of two gradients that may come from adding up in another order."""
 PROPERTIES = ("equal rewards", "shifted rewards")
@@ -65,7 +68,7 @@ class Subject:
     objective: Callable[[], Objective]
     sampler: Sampler
     policy: Backbone
-    prompts: tuple[str, ...] = PROMPTS
+    prompts: tuple[str, ...]
 
     def plan(self, progress: float = 0.5) -> Plan:
         return self.sampler.plan(progress, np.random.default_rng(0))
@@ -98,7 +101,7 @@ class Subject:
 
 
 def subject_of(config: RunConfig) -> Subject:
-    """The pair and model of a configuration.
+    """The pair and model of a configuration, with the first prompts of its task.
 
     Raises:
         UserError: one of them cannot be made of its settings.
@@ -106,7 +109,8 @@ def subject_of(config: RunConfig) -> Subject:
     o = config.objective
     load_objective(o.name, **o.settings)
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config))
+    prompts = tuple(load_task(config.task).train_prompts[:GROUPS])
+    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config), prompts)
 
 
 def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> Iterator[CheckResult]:
@@ -249,21 +253,24 @@ def _shift(s: Subject) -> Outcome:
 
 
 def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
-    """Trained on the brightness of its pictures, the policy draws brighter ones (one-sided paired t-test, 1 %)."""
+    """Trained on the brightness of its pictures, the policy draws brighter ones (one-sided paired t-test, 1 %).
+
+    Where pictures are none, it is the mean of the final latents.
+    """
     objective = s.fresh_objective()
     kept = [p.detach().clone() for p in s.policy.parameters()]
-    before = _brightness(s)
+    before = _lights(s)
     optimizer = torch.optim.Adam([*s.policy.parameters(), *objective.parameters()], lr=lr)
     try:
         for i in range(iterations):
             plan = s.sampler.plan(i / max(iterations - 1, 1), np.random.default_rng(i))
             forest = rollout(s.policy, list(s.prompts), plan, seed=1, iteration=i, progress=i / max(iterations - 1, 1))
-            forest.rewards = _mean_light(s.policy, forest.leaf_latents)
+            forest.rewards = _light(s.policy, forest.leaf_latents)
             objective.observe(forest)
             optimizer.zero_grad(set_to_none=True)
             engine.backward(s.policy, objective, forest)
             optimizer.step()
-        after = _brightness(s)
+        after = _lights(s)
     finally:
         with torch.no_grad():
             for parameter, value in zip(s.policy.parameters(), kept, strict=True):
@@ -271,15 +278,18 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     test = stats.ttest_rel(after, before, alternative="greater")
     change = float((after - before).mean())
     went = f"{before.mean():.3f} to {after.mean():.3f} ({change:+.3f}, p = {test.pvalue:.1g})"
-    return bool(test.pvalue < 0.01), f"brightness {went} in {iterations} iterations"
+    what = "brightness" if s.policy.pictorial else "mean latent"
+    return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations"
 
 
-def _brightness(s: Subject) -> np.ndarray:
+def _lights(s: Subject) -> np.ndarray:
     latents = sample(s.policy, list(s.prompts), 16, s.policy.default_steps, seed=2)
-    return np.asarray(_mean_light(s.policy, latents).cpu(), dtype=np.float64)
+    return np.asarray(_light(s.policy, latents).cpu(), dtype=np.float64)
 
 
-def _mean_light(policy: Backbone, latents: Tensor) -> Tensor:
+def _light(policy: Backbone, latents: Tensor) -> Tensor:
+    if not policy.pictorial:
+        return latents.flatten(1).mean(1)
     images = policy.decode(latents)
     return torch.from_numpy(images.reshape(len(images), -1).mean(1) / 255.0).float().to(latents.device)
 

@@ -12,10 +12,20 @@ import torch
 from torch import Tensor
 
 from alignbench import Objective, Plan, RolloutForest, Sampler, Settings, Step, load_objective, registry
-from alignbench.checking import OF_THE_OBJECTIVE, OF_THE_ROLLOUT, CheckResult, Subject, run_checks
+from alignbench.checking import (
+    LEARNING_RATE,
+    OF_THE_OBJECTIVE,
+    OF_THE_ROLLOUT,
+    CheckResult,
+    Subject,
+    run_checks,
+    subject_of,
+)
+from alignbench.config import load_config
+from alignbench.tasks import load_task
 from alignbench.terms import Terms
 from tests.replays import TRAINING, small_sampler
-from tests.toys import ToyBackbone
+from tests.toys import PROMPTS, ToyBackbone
 
 
 def subject(objective: Objective | str = "grpo", sampler: Sampler | None = None, policy: ToyBackbone | None = None) -> Subject:
@@ -23,7 +33,7 @@ def subject(objective: Objective | str = "grpo", sampler: Sampler | None = None,
         return load_objective(objective) if isinstance(objective, str) else objective
 
     plans = sampler or small_sampler("independent")
-    return Subject(made, plans, policy or ToyBackbone())
+    return Subject(made, plans, policy or ToyBackbone(), tuple(PROMPTS))
 
 
 def checked(what: Subject, iterations: int = 0) -> dict[str, CheckResult]:
@@ -144,3 +154,14 @@ def test_the_command_tells_by_its_exit_code(objective: str, code: int) -> None:
     found = json.loads(done.stdout)
     assert [f["name"] for f in found] == [*OF_THE_ROLLOUT, *OF_THE_OBJECTIVE]
     assert any(f["holds"] is False and f["required"] for f in found) == (code == 1)
+
+
+@pytest.mark.parametrize("objective", ["tmpo", "dpo"])
+def test_points_in_the_plane_are_checked_with_prompts_and_rewards_of_their_own(objective: str) -> None:
+    options = {"objective": objective, "backbone": "gaussian_mixture", "threads": 1}
+    config = load_config(options=options, sets=["sampler.rule=sde"])
+    what = subject_of(config)
+    assert what.prompts == tuple(load_task("equal_modes").train_prompts[:2])
+    found = {result.name: result for result in run_checks(what, lr=LEARNING_RATE * config.optimizer.lr)}
+    assert not [result for result in found.values() if result.holds is False]
+    assert found["learning"].detail.startswith("mean latent")

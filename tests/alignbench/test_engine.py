@@ -272,6 +272,28 @@ def test_an_infinite_loss_stops_the_update(micro_batch: int | None) -> None:
     assert all(p.grad is None for p in toy.net.parameters())
 
 
+class LossOfEachGroup(Objective):
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        return forest.path_sum(terms["log_prob"]).mean(1)
+
+
+class Severed(Objective):
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        return terms["log_prob"].detach().mean()
+
+
+@pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
+def test_a_loss_that_is_no_number_or_has_no_gradient_is_refused_in_a_sentence(micro_batch: int | None) -> None:
+    toy, _, forest = drawn(plan_of("fixed_tree"))
+    for objective, sentence in (
+        (LossOfEachGroup(Settings()), r"objective LossOfEachGroup gave a loss of shape \[2\]; a loss is one number"),
+        (Severed(Settings()), "the loss of objective Severed depends on no term"),
+    ):
+        with pytest.raises(RunError, match=sentence):
+            backward(toy, objective, forest, micro_batch=micro_batch)
+    assert all(p.grad is None for p in toy.net.parameters())
+
+
 class Curious(Objective):
     """Remembers which update it was asked about."""
 
