@@ -279,7 +279,8 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     change = float((after - before).mean())
     went = f"{before.mean():.3f} to {after.mean():.3f} ({change:+.3f}, p = {test.pvalue:.1g})"
     what = "brightness" if s.policy.pictorial else "mean latent"
-    return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations"
+    more = "; more --iterations would tell" if change > 0 and not test.pvalue < 0.01 else ""
+    return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations{more}"
 
 
 def _lights(s: Subject) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from alignbench import UserError, config, load_objective, load_sampler
+from alignbench import UserError, config, load_objective, load_sampler, registry
 from alignbench.config import RunConfig, load_config, presets, validate
 
 
@@ -74,6 +74,14 @@ def test_every_preset_fits_every_objective_and_sampler() -> None:
                 assert (found.preset, found.objective.name, found.sampler.name) == (preset, objective, sampler)
                 load_objective(objective, **found.objective.settings)
                 load_sampler(sampler, **found.sampler.settings)
+
+
+def test_in_the_plane_every_sampler_that_ships_draws_by_sde_and_a_plug_in_needs_no_rule() -> None:
+    for sampler in registry.names("samplers"):
+        found = load_config(options={"backbone": "gaussian_mixture", "sampler": sampler})
+        assert found.sampler.settings["rule"] == "sde"
+    plugin = load_config(options={"backbone": "gaussian_mixture", "sampler": "own:Sampler"})
+    assert plugin.sampler.settings == {}
 
 
 PAPER: dict[tuple[str, str], dict[str, Any]] = {

@@ -184,6 +184,7 @@ def test_a_constant_added_to_rewards_and_the_order_of_leaves_change_nothing() ->
     terms = {"log_prob": torch.tensor([0.05, -0.1, 0.0, 0.2]), "kl": torch.tensor([1.0, 2.0, 3.0, 4.0])}
     objective, order = gardo(clip=0.1), [2, 0, 3, 1]
     loss = objective.loss(terms, forest).item()
-    turned = {"leaves": forest.leaves[order], "leaf_edges": forest.leaf_edges[order], "rewards": forest.rewards[order]}
-    for other in (replace(forest, rewards=forest.rewards + 16), replace(forest, **turned)):
+    leaves, leaf_edges, rewards = forest.leaves[order], forest.leaf_edges[order], forest.rewards[order]
+    turned = replace(forest, leaves=leaves, leaf_edges=leaf_edges, rewards=rewards)
+    for other in (replace(forest, rewards=forest.rewards + 16), turned):
         assert objective.loss(terms, other).item() == pytest.approx(loss, abs=1e-5)  # float32
