@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from alignbench import RunError, UserError, checkpoint, record, run, training
-from alignbench.checkpoint import STATE
+from alignbench.checkpoint import STATE, VERSION
 from alignbench.config import RunConfig, load_config
 from alignbench.console import Silent
 from alignbench.errors import DiskError, NonFiniteError, ScorerError
@@ -308,7 +308,7 @@ def test_a_checkpoint_of_another_version_is_refused_as_such(tmp_path: Path) -> N
     run(config, tmp_path / "run")
     file = tmp_path / "run" / "checkpoints" / "iteration-3" / STATE
     file.write_text(json.dumps({**json.loads(file.read_text()), "version": 2}))
-    with pytest.raises(UserError, match=r"iteration-3 has checkpoint version 2; this alignbench reads 3"):
+    with pytest.raises(UserError, match=f"iteration-3 has checkpoint version 2; this alignbench reads {VERSION}"):
         run(config, tmp_path / "run", resume=True)
 
 
