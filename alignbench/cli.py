@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignbench import __version__, registry, scaffold, tasks
+from alignbench import __version__, launch, registry, scaffold, tasks
 from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
 
@@ -38,11 +38,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if launch.count() > 1 and context.invoked_subcommand != "run":
+        raise UserError(
+            f"{context.invoked_subcommand} is one process, but a launcher started {launch.count()}; only `run` shares its work"
+        )
 
 
 @app.command()
@@ -94,20 +98,24 @@ def run(
         settings = load_config(preset=preset, file=config, options=_given(options), sets=sets or [])
         folder = out or _default_folder(settings)
     if dry_run:
-        _show_forecast(settings, folder, as_json)
+        if launch.is_first():
+            _show_forecast(settings, folder, as_json)
         return
 
     try:
         from alignbench.console import Silent, Terminal
+        from alignbench.processes import leave
         from alignbench.training import run as train
 
         result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume is not None)
+        leave()
     except KeyboardInterrupt:
         begun = (folder / "config.yaml").is_file()
         after = f"go on with: alignbench run --resume {folder}" if begun else "nothing has been written"
-        typer.echo(f"alignbench: interrupted; {after}", err=True)
+        if launch.is_first():
+            typer.echo(f"alignbench: interrupted; {after}", err=True)
         raise typer.Exit(130) from None
-    if as_json:
+    if as_json and launch.is_first():
         print(result.model_dump_json(indent=2))
 
 

@@ -147,10 +147,10 @@ def predict(
 ) -> Tensor:
     """Velocities [B, *latent] of states [B, *latent] at `sigma` (a float or [B]) for the prompts `group` [B]."""
     all_sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-    size = micro_batch or len(x)
+    size = micro_batch or max(len(x), 1)
     parts = [
         policy.velocity(x[i : i + size], all_sigmas[i : i + size], conditioning, group[i : i + size])
-        for i in range(0, len(x), size)
+        for i in range(0, max(len(x), 1), size)  # no row is one call as well: sharded weights are asked for by all processes
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -169,15 +169,18 @@ def sample(
     seed: int,
     *,
     micro_batch: int | None = None,
+    keys: Sequence[Key] | None = None,
 ) -> Tensor:
     """Final latents [len(prompts) * images_per_prompt, *latent] by the deterministic ODE, prompt by prompt.
 
-    The initial noise depends on (seed, prompt, image) alone, so that two policies can be compared pair by pair.
+    The initial noise depends on (seed, prompt, image) alone, so that two policies can be compared pair by pair. `keys` as for
+    `rollout`.
     """
+    keys = group_keys(prompts) if keys is None else keys
     sigmas = policy.sigmas(steps)
     conditioning = policy.encode(list(prompts))
     group = torch.arange(len(prompts), device=policy.device).repeat_interleave(images_per_prompt)
-    row_keys = [("evaluation", seed, *key, i) for key in group_keys(prompts) for i in range(images_per_prompt)]
+    row_keys = [("evaluation", seed, *key, i) for key in keys for i in range(images_per_prompt)]
     x = normal(row_keys, policy.latent_shape, policy.device)
     finite = []
     for t in range(steps):

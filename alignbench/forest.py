@@ -6,7 +6,7 @@ group, S stochastic steps that are scored, N nodes, R distinct parents (replay r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignbench.flow import Reduction
 from alignbench.plan import Plan
+from alignbench.processes import Processes
 
 
 @dataclass
@@ -95,6 +96,21 @@ class RolloutForest:
             edge_sigma_next=together("edge_sigma_next"),
             edge_noise_level=together("edge_noise_level"),
             old_log_prob=together("old_log_prob"),
+        )
+
+    def gathered(self, processes: Processes) -> "RolloutForest":
+        """One forest of the groups that each process rolled out, in the order of ranks; not scored yet."""
+        if processes.count == 1:
+            return self
+        prompts = processes.tell(self.prompts)
+        unscored = ("rewards", "trained", "scores")
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
+        parts = {name: processes.gather(value) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return RolloutForest.joined(
+            [
+                replace(self, prompts=of_rank, **{name: part[rank] for name, part in parts.items()})
+                for rank, of_rank in enumerate(prompts)
+            ]
         )
 
     @property
