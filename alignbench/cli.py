@@ -165,7 +165,8 @@ def compare(
         list[str] | None, typer.Option("--set", help="dotted.key=value; for one name objectives.tmpo.objective.beta=3.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: a cluster at RAY_ADDRESS, else one on this machine.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Local processes that work on cells.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Cells at work at a time on this machine.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share a cell, each with a GPU if there are any.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
     reward: REWARD = None,
     diversity: DIVERSITY = None,
@@ -191,6 +192,7 @@ def compare(
             budget=parse_assignments(budget or []) or (former.budget.model_dump(exclude_none=True) if former else {}),
             settings=merged_layers({} if config is None else read_yaml(config), parse_assignments(sets or [])),
             workers=workers,
+            processes=processes,
         )
     folder = out or _results_folder("comparison")
     cells = grid.cells()
@@ -200,11 +202,13 @@ def compare(
 
     if dry_run:
         comparison.check_folder(cells, folder)
-        show_grid(grid, folder, comparison.estimate(grid), workers, done)
+        show_grid(grid, folder, comparison.estimate(grid), workers, processes, done)
         return
     try:
         with GridProgress(len(cells), done) as shown:
-            record = comparison.compare(grid, folder, engine=engine, workers=workers, gpus=gpus, observer=shown)
+            record = comparison.compare(
+                grid, folder, engine=engine, workers=workers, processes=processes, gpus=gpus, observer=shown
+            )
     except KeyboardInterrupt:
         typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
         raise typer.Exit(130) from None

@@ -147,10 +147,13 @@ def predict(
 ) -> Tensor:
     """Velocities [B, *latent] of states [B, *latent] at `sigma` (a float or [B]) for the prompts `group` [B]."""
     all_sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-    size = micro_batch or max(len(x), 1)
+    if len(x) == 0:  # sharded weights want as many calls of each process: a made-up row, of which nothing is kept
+        made_up = x.new_zeros(1, *x.shape[1:]), all_sigmas.new_full((1,), 0.5), conditioning, group.new_zeros(1)
+        return policy.velocity(*made_up)[:0]
+    size = micro_batch or len(x)
     parts = [
         policy.velocity(x[i : i + size], all_sigmas[i : i + size], conditioning, group[i : i + size])
-        for i in range(0, max(len(x), 1), size)  # no row is one call as well: sharded weights are asked for by all processes
+        for i in range(0, len(x), size)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

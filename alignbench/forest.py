@@ -8,6 +8,7 @@ group, S stochastic steps that are scored, N nodes, R distinct parents (replay r
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,14 +105,13 @@ class RolloutForest:
             return self
         prompts = processes.tell(self.prompts)
         unscored = ("rewards", "trained", "scores")
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
-        parts = {name: processes.gather(value) for name, value in tensors.items() if isinstance(value, Tensor)}
-        return RolloutForest.joined(
-            [
-                replace(self, prompts=of_rank, **{name: part[rank] for name, part in parts.items()})
-                for rank, of_rank in enumerate(prompts)
-            ]
-        )
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
+        gathered = {name: processes.gather(value) for name, value in values.items() if isinstance(value, Tensor)}
+        parts = []
+        for rank, of_rank in enumerate(prompts):
+            own: dict[str, Any] = {name: tensors[rank] for name, tensors in gathered.items()}
+            parts.append(replace(self, prompts=of_rank, **own))
+        return RolloutForest.joined(parts)
 
     @property
     def groups(self) -> int:

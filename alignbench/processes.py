@@ -40,11 +40,13 @@ class Processes:
         rank: which of them this is.
         count: how many there are.
         sharded: whether each holds a part of the model's weights alone, so that all must ask the model equally often.
+        device: where tensors must be to travel between them.
     """
 
     rank = 0
     count = 1
     sharded = False
+    device = torch.device("cpu")
 
     @property
     def first(self) -> bool:

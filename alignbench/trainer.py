@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench import engine, groups
+from alignbench import engine, groups, launch
 from alignbench.backbone import Backbone
 from alignbench.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
 from alignbench.config import RunConfig
-from alignbench.errors import NonFiniteError, RunError, ScorerError, UserError
+from alignbench.errors import NonFiniteError, RunError, ScorerError
 from alignbench.evaluation import Judges
 from alignbench.executor import decode, rollout
 from alignbench.forest import RolloutForest
@@ -68,11 +68,7 @@ class Trainer:
         judges: Judges,
         processes: Processes = ALONE,
     ) -> None:
-        if config.prompts_per_iteration % processes.count:
-            raise UserError(
-                f"prompts_per_iteration={config.prompts_per_iteration} cannot be shared equally by {processes.count} processes; "
-                "take a multiple of their number"
-            )
+        launch.check_share(config.prompts_per_iteration, processes.count)
         self.config, self.prompts, self.policy, self.processes = config, prompts, policy, processes
         self.objective, self.sampler, self.judges = objective, sampler, judges
         self.pairs = read_pairs(config.pairs) if config.pairs else []
@@ -195,6 +191,7 @@ class Trainer:
             micro_batch=self.micro_batch.rows,
             micro_batch_halvings=self.micro_batch.halvings,
         )
+
         def write() -> None:
             save_checkpoint(
                 folder,
@@ -288,10 +285,7 @@ class Trainer:
         together = {name: np.concatenate([part[name] for part in answers]) for name in self.judges.rewards}
         return (
             RolloutForest.joined(forests).gathered(self.processes),
-            {
-                name: torch.cat(self.processes.gather(torch.from_numpy(answer))).numpy()
-                for name, answer in together.items()
-            },
+            {name: torch.cat(self.processes.gather(torch.from_numpy(answer))).numpy() for name, answer in together.items()},
         )
 
     def _answer(self, future: "Future[Answers]") -> Answers:

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from alignbench import engine, groups, laws, launch, plots
+from alignbench import engine, groups, launch, laws, plots
 from alignbench.backbone import Law, device_named
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignbench import run
+from alignbench import launch, run
 from alignbench.__main__ import main
 from alignbench.config import RunConfig
 from tests.faults import CONTEXT, PATIENCE
@@ -50,14 +50,7 @@ def command(arguments: Sequence[str]) -> None:
 
 
 def _one(rank: int, count: int, port: int, said: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= launch.environment(rank, count, port)
     sys.stderr = (said / str(rank)).open("w", buffering=1)  # stays open for what comes after a failure
     os.dup2(sys.stderr.fileno(), 2)
     work(*arguments)
