@@ -412,7 +412,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
     # 2 iterations of two prompts: 4 chains of 4 steps, 3 of them stochastic.
     assert "model_rows 112" in planned.stdout
-    assert "1 pairs x 1 tasks x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
+    assert "1 pair x 1 task x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
     assert not (tmp_path / "out").exists()
     ran = alignbench(*words, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
