@@ -296,7 +296,7 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < math.inf else f"{value:.4g}"
 
 
-def estimate(row: dict[str, Any], name: str = "mean") -> str:
+def estimate(row: Mapping[Any, Any], name: str = "mean") -> str:
     """`0.12 [0.08, 0.16] (n = 5 seeds)`: never a mean without its interval and n."""
     value, lower, upper, n = (row[name + end] for end in ("", "_lower", "_upper", "_n"))
     if math.isnan(value):
@@ -305,7 +305,7 @@ def estimate(row: dict[str, Any], name: str = "mean") -> str:
     return f"{number(value)} [{number(lower)}, {number(upper)}] ({_counted(n, over)})"
 
 
-def spent(row: dict[str, Any], name: str) -> str:
+def spent(row: Mapping[str, Any], name: str) -> str:
     """`5.3 (4.9 to 6.1, n = 3 seeds)`: what a cell took on average, and its seeds where they differ."""
     lowest, highest = (number(row[name + end]) for end in ("_min", "_max"))
     several = f" ({lowest} to {highest}, {_counted(row['seeds'], 'seeds')})" if lowest != highest else ""

@@ -320,8 +320,8 @@ def assert_same_numbers(one: Path, other: Path) -> None:
     """To the last bit, in all that a run leaves; what it took, when, and who called it aside."""
     pd.testing.assert_frame_equal(table(one), table(other), check_exact=True)
     for name in ("evals", "laws"):
-        tables = [pd.read_parquet(folder / f"{name}.parquet") for folder in (one, other)]
-        pd.testing.assert_frame_equal(*tables, check_exact=True)
+        left, right = (pd.read_parquet(folder / f"{name}.parquet") for folder in (one, other))
+        pd.testing.assert_frame_equal(left, right, check_exact=True)
     found = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     for record in found:
         del record["run"]["started"], record["environment"]["command"]
