@@ -395,10 +395,12 @@ def check(
     config: Annotated[Path | None, typer.Option(help="YAML file with any keys of a run's configuration.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance sampler.steps=8.")] = None,
     iterations: Annotated[int, typer.Option(min=0, help="Of the learning check; 0 leaves it out.")] = 20,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the learning check.")] = 3e-4,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate of the learning check. (default: three times the preset's)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Checks a plug-in: plan, costs, importance ratio, gradients, missing rewards, learning. Exit code 1 where one fails."""
+    """Checks a plug-in: plan, costs, importance ratio, gradients, finite numbers, learning. Exit code 1 where one fails."""
     options = {"objective": objective, "sampler": sampler, "backbone": backbone}
     settings = load_config(file=config, options=options, sets=sets or [])
 
@@ -406,6 +408,7 @@ def check(
     from alignbench.console import Checklist
 
     subject = checking.subject_of(settings)
+    lr = checking.LEARNING_RATE * settings.optimizer.lr if lr is None else lr
     with Checklist(silent=as_json) as shown:
         found = [shown.add(result) for result in checking.run_checks(subject, iterations=iterations, lr=lr)]
     if as_json:

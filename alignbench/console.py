@@ -349,7 +349,7 @@ class Checklist:
             mark, style = "does not hold", "yellow"
         self.done += result.holds is not None and (result.required or result.holds)
         self.failed += result.failed
-        self.rich.print(f"{result.name:<29}[{style}]{mark:<16}[/{style}]{result.detail}", soft_wrap=True)
+        self.rich.print(f"{result.name:<29}[{style}]{mark:<16}[/{style}]{escape(result.detail)}", soft_wrap=True)
         return result
 
 

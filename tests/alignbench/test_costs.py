@@ -46,7 +46,9 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
         ({"name": "grpo"}, {"micro_batch": 4}, 16 + 2 * 6),
         ({"name": "grpo", "kl_beta": 0.1}, {"micro_batch": 4, "updates_per_rollout": 2}, 16 + 2 * 3 * 6),
         # Eight pictures, and the policy of the rollout in the second update; two pictures of each group, and the base model.
-        ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
+        ({"name": "nft", "kl_beta": 0.0, "decay_rate": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
+        # An old policy that lags is asked in the first update too.
+        ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 2 * 8),
         ({"name": "dpo"}, {}, 16 + 2 * 4),
     ],
 )
