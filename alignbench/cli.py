@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it, so `--help` and `list` answer at once."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -198,7 +199,10 @@ def compare(
         with GridProgress(len(cells), done) as shown:
             record = comparison.compare(grid, folder, engine=engine, workers=workers, gpus=gpus, observer=shown)
     except KeyboardInterrupt:
-        typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
+        same = {"--out": str(folder), "--engine": engine, "--workers": str(workers), "--gpus": f"{gpus:g}"}
+        usual = {"--engine": "local", "--workers": "1", "--gpus": "0"}
+        words = [word for option, value in same.items() if value != usual.get(option) for word in (option, value)]
+        typer.echo(f"alignbench: interrupted; go on with: {shlex.join(['alignbench', 'compare', *words])}", err=True)
         raise typer.Exit(130) from None
     failed = [cell for cell in record.cells if cell.status == "failed"]
     if len(failed) < len(cells):
