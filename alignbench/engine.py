@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignbench.backbone import Backbone, holding
-from alignbench.errors import NonFiniteError
+from alignbench.errors import NonFiniteError, RunError
 from alignbench.executor import predict
 from alignbench.forest import RolloutForest
 from alignbench.objective import Objective
@@ -69,6 +69,7 @@ def backward(
     Raises:
         UserError: the objective needs stochastic steps and the plan has none.
         NonFiniteError: naming the term or loss that is NaN or infinite.
+        RunError: the loss is not one number, or has no gradient.
     """
     rows = objective.rows(forest, update)
     asked = len(rows) if rows.known is None else int((~rows.known[0]).sum())
@@ -128,7 +129,7 @@ def backward(
     leaves = {name: value.detach().requires_grad_() for name, value in terms.items() if value.is_floating_point()}
     own = [p for p in objective.parameters() if p.requires_grad]
     loss = objective.loss({**terms, **leaves}, forest)
-    _check_finite({"loss": loss})
+    _check_loss(loss, objective)
     gradients = torch.autograd.grad(loss, [*leaves.values(), *own], allow_unused=True)
     of_terms = dict(zip(leaves, gradients, strict=False))
     if processes.first:  # the loss is the same in all, and gradients are added up
@@ -174,6 +175,15 @@ def _add_up(parameters: Sequence[Tensor], processes: Processes) -> None:
         if somewhere:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             processes.add([parameter.grad])
+
+
+def _check_loss(loss: Tensor, objective: Objective) -> None:
+    name = objective.name or type(objective).__name__
+    if loss.numel() != 1:
+        raise RunError(f"objective {name} gave a loss of shape {list(loss.shape)}; a loss is one number")
+    if not loss.requires_grad:
+        raise RunError(f"the loss of objective {name} depends on no term: there is nothing to differentiate")
+    _check_finite({"loss": loss})
 
 
 def _check_finite(tensors: Terms) -> None:
