@@ -171,10 +171,12 @@ def _add_up(parameters: Sequence[Tensor], processes: Processes) -> None:
         return
     has = torch.tensor([float(p.grad is not None) for p in parameters], device=processes.device)
     processes.add([has])
+    gradients = []
     for parameter, somewhere in zip(parameters, has.tolist(), strict=True):
         if somewhere:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            processes.add([parameter.grad])
+            gradients.append(parameter.grad)
+    processes.add(gradients)
 
 
 def _check_loss(loss: Tensor, objective: Objective) -> None:

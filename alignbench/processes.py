@@ -137,14 +137,16 @@ class Together(Processes):
             found = work()
         except Exception as error:
             if self.sharded and asks_model:
-                print(f"alignbench: process {self.rank} ends: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
-                raise
+                kind, message = _described(error) or ("", "")
+                print(f"alignbench: process {self.rank} ends: {message}", file=sys.stderr)
+                raise error if kind == type(error).__name__ else errors.RunError(message) from error
             failure = error
         told = self.tell([_described(failure), self.asked_to_end])
         failed = [(rank, *described) for rank, (described, _) in enumerate(told) if described]
         if failed:
             rank, kind, message = failed[0]
-            self.raised = failure or _KINDS[kind](f"process {rank}: {message}")
+            own = failure if rank == self.rank else None  # of several failures all raise the same one
+            self.raised = own or _KINDS[kind](f"process {rank}: {message}")
             raise self.raised
         if any(asked for _, asked in told) and not self.deferring:
             self.raised = KeyboardInterrupt()
@@ -158,19 +160,22 @@ class Together(Processes):
 
     def gather(self, values: Tensor) -> list[Tensor]:
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
-        self.dist.all_gather(lengths, torch.tensor([len(values)], device=self.device))
+        with _connected():
+            self.dist.all_gather(lengths, torch.tensor([len(values)], device=self.device))
         wanted = [int(length) for length in lengths]
         # Collectives take one shape, and not every backend takes bool.
         sent = values.new_zeros(max(wanted), *values.shape[1:], device=self.device)
         sent[: len(values)] = values
         sent = sent.view(torch.uint8) if values.dtype == torch.bool else sent
         parts = [torch.empty_like(sent) for _ in wanted]
-        self.dist.all_gather(parts, sent)
+        with _connected():
+            self.dist.all_gather(parts, sent)
         return [part.view(values.dtype)[:length].to(values.device) for part, length in zip(parts, wanted, strict=True)]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            self.dist.all_reduce(tensor)
+        with _connected():
+            for work in [self.dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
 
     def agreed(self, error: BaseException) -> bool:
         cause: BaseException | None = error
@@ -185,6 +190,15 @@ class Together(Processes):
             yield
         finally:
             self.deferring -= 1
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        lost = "another process of this run has ended, or cannot be reached"
+        raise errors.RunError(f"{lost}; what it said says why ({first_line(error)})") from error
 
 
 _KINDS: dict[str, Callable[[str], Exception]] = {
