@@ -186,10 +186,10 @@ def test_processes_that_share_a_cell_give_the_same_within_rounding(tmp_path: Pat
     if engine == "ray":
         pytest.importorskip("ray")
     calm = {"prompts_per_iteration": 4, "optimizer": CALM}
-    made = grid(tmp_path, settings=calm, budget={"model_rows": 3 * 2 * ROWS})
+    made = grid(tmp_path, objectives=["grpo"], settings=calm, budget={"model_rows": 3 * 2 * ROWS})
     here = compare(made, tmp_path / "here")
     there = compare(made, tmp_path / "there", engine=engine, processes=2)
-    assert [cell.status for cell in there.cells] == ["complete"] * 2 == [cell.status for cell in here.cells]
+    assert [cell.status for cell in there.cells] == ["complete"] == [cell.status for cell in here.cells]
     for cell in here.cells:
         one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))
         assert_same_but_for_rounding(one, other)
@@ -216,7 +216,7 @@ def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: P
 
 
 def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
-    iterations = 30
+    iterations = 100  # ten seconds, in which the other process has begun
     made = grid(tmp_path, "Slow", budget={"model_rows": iterations * ROWS}, settings={"checkpoint_every": 1000})
     out = tmp_path / "out"
     parent = get_context("spawn").Process(target=compare, args=(made, out), kwargs={"workers": 2})
