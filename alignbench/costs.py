@@ -153,7 +153,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     """Times some rows and pictures of the task's first prompts, each after a first time that does not count."""
     task = load_task(config.task)
-    judges, prompts = Judges(task), task.train_prompts[:TIMED_PICTURES]
+    judges, prompts = Judges(task, config.scorer_timeout), task.train_prompts[:TIMED_PICTURES]
     rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
     conditioning = policy.encode(prompts)
     x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)

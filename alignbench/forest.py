@@ -6,14 +6,16 @@ group, S stochastic steps that are scored, N nodes, R distinct parents (replay r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignbench.flow import Reduction
 from alignbench.plan import Plan
+from alignbench.processes import Processes
 
 
 @dataclass
@@ -96,6 +98,20 @@ class RolloutForest:
             edge_noise_level=together("edge_noise_level"),
             old_log_prob=together("old_log_prob"),
         )
+
+    def gathered(self, processes: Processes) -> "RolloutForest":
+        """One forest of the groups that each process rolled out, in the order of ranks; not scored yet."""
+        if processes.count == 1:
+            return self
+        prompts = processes.tell(self.prompts)
+        unscored = ("rewards", "trained", "scores")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
+        gathered = {name: processes.gather(value) for name, value in values.items() if isinstance(value, Tensor)}
+        parts = []
+        for rank, of_rank in enumerate(prompts):
+            own: dict[str, Any] = {name: tensors[rank] for name, tensors in gathered.items()}
+            parts.append(replace(self, prompts=of_rank, **own))
+        return RolloutForest.joined(parts)
 
     @property
     def groups(self) -> int:
