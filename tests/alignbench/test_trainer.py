@@ -92,7 +92,7 @@ def test_the_cosine_schedule_falls_to_a_tenth_over_the_run(tmp_path: Path) -> No
 
 
 def test_later_updates_know_the_policy_of_the_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = trainer(write_task(tmp_path), objective="nft", updates_per_rollout=3)
+    made = trainer(write_task(tmp_path), objective={"name": "nft", "decay_rate": 0}, updates_per_rollout=3)
     at_rollout = [p.detach().clone() for p in made.policy.parameters()]
     seen: list[Any] = []
     backward = engine.backward
