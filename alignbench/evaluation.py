@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from alignbench import hub
 from alignbench.backbone import Backbone, Law
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
@@ -86,8 +87,13 @@ class Judges:
         self.evals[found.name] = found
         return found
 
+    def require(self) -> None:
+        """Raises UserError where weights are missing that no hub gives, before anything is loaded."""
+        hub.require({weights: name for name, found in self.evals.items() for weights in found.from_hub()})
+
     def prepare(self) -> None:
         """Loads what the evals score with; raises what they raise where it is missing."""
+        self.require()
         for found in self.evals.values():
             found.prepare()
 

@@ -91,8 +91,9 @@ class _Run:
         judged = evaluation_prompts(self.task, config.evaluation)  # likewise
         check_trackers(config.trackers)
         console.status("loading models")
-        self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task, config.scorer_timeout)
+        self.judges.require()
+        self.policy = load_configured_backbone(config)
         self.judges.prepare()
         self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
         self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or self.task.train_prompts), *judged])

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from alignbench import UserError
+from alignbench import UserError, hub
 from alignbench.backbone import device_named
 from evals._open_clip import OpenClip, load_open_clip
 from evals.geneval import COCO, Detection, Detections, Detector
@@ -21,6 +21,8 @@ from evals.geneval import COCO, Detection, Detections, Detector
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
 """Of one class in one picture."""
+COLOR_MODEL = "ViT-L-14"
+"""Of open_clip: it names the colours."""
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 OUTSIDE = 0x99
@@ -48,8 +50,8 @@ class ColorNamer:
 
     @classmethod
     def load(cls, weights: str, device: torch.device) -> "ColorNamer":
-        """open_clip's ViT-L-14, with the activation that OpenAI's weights were trained with; raises UserError without them."""
-        return cls(load_open_clip("ViT-L-14", weights, device, quick_gelu=True), device)
+        """open_clip's, with the activation that OpenAI's weights were trained with; raises UserError without them."""
+        return cls(load_open_clip(COLOR_MODEL, weights, device, quick_gelu=True), device)
 
     @torch.no_grad()
     def name(self, crops: list[Image.Image], kind: str) -> list[str]:
@@ -74,6 +76,7 @@ class Mask2FormerDetector(Detector):
     def __init__(self, model: str, colors: str | ColorNamer, device: str = "auto") -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
+        hub.require({model: "Mask2Former"})
         self.device = device_named(device)
         self.source, self._colors = model, colors
         try:

@@ -331,6 +331,14 @@ class GenEval(Scorer):
 
         return ShapesDetector()
 
+    def from_hub(self) -> list[str]:
+        if self.settings.detector != "mask2former":
+            return []
+        from evals._mask2former import COLOR_MODEL
+        from evals._open_clip import tag_on_hub
+
+        return [self.settings.model, *tag_on_hub(COLOR_MODEL, self.settings.colors)]
+
     def prepare(self) -> None:
         self.detector  # noqa: B018  (loads and tests it)
 

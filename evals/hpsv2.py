@@ -19,7 +19,7 @@ from torch.nn import functional
 from alignbench import Scorer, UserError, settings
 from alignbench.backbone import device_named
 from alignbench.scorer import Images, as_arrays
-from evals._open_clip import OpenClip, load_open_clip, weights_file
+from evals._open_clip import OpenClip, load_open_clip, weights_file, weights_on_hub
 
 
 class HPSv2(Scorer):
@@ -37,6 +37,9 @@ class HPSv2(Scorer):
     def clip(self) -> OpenClip:
         o = self.settings
         return load_open_clip(o.architecture, str(weights_file(o.weights)), device_named(o.device))
+
+    def from_hub(self) -> list[str]:
+        return weights_on_hub(self.settings.weights)
 
     def prepare(self) -> None:
         self.clip  # noqa: B018  (loads it)

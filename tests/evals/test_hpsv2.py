@@ -53,7 +53,7 @@ def test_what_cannot_be_had_is_one_sentence(checkpoint: Path, tmp_path: Path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"no file of weights 'nowhere\.pt'"):
         load_scorer("hpsv2", weights="nowhere.pt").prepare()
-    with pytest.raises(UserError, match=r"'some/where/file\.pt' are no local file, and the hub does not give them"):
+    with pytest.raises(UserError, match=r"not on this machine.*: some/where/file\.pt for the weights"):
         load_scorer("hpsv2", weights="some/where/file.pt").prepare()
     with pytest.raises(UserError, match="no architecture 'ViT-H-15'; did you mean"):
         load_scorer("hpsv2", weights=str(checkpoint), architecture="ViT-H-15").prepare()
