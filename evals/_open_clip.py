@@ -27,11 +27,15 @@ class OpenClip:
     tokenizer: Callable[[list[str]], Tensor]
 
 
-def load_open_clip(name: str, weights: str, device: torch.device, *, quick_gelu: bool = False) -> OpenClip:
+def load_open_clip(
+    name: str, weights: str, device: torch.device, *, quick_gelu: bool = False, resize: str | None = None
+) -> OpenClip:
     """An architecture of open_clip with the weights of a tag or a local file.
 
     Args:
         quick_gelu: the activation of OpenAI's weights, which open_clip sets for no file; for the tag `openai` it is implied.
+        resize: what becomes of a picture that is not square: open_clip's `shortest` (cropped), `longest` (padded with black) or
+            `squash`; None as the weights say.
 
     Raises:
         UserError: there is no such architecture, or the weights cannot be had.
@@ -43,7 +47,7 @@ def load_open_clip(name: str, weights: str, device: torch.device, *, quick_gelu:
         raise UserError(f"open_clip has no architecture {name!r}{did_you_mean(name, open_clip.list_models())}")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai"
+            name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai", image_resize_mode=resize
         )
     except Exception as error:  # whatever a missing tag or a damaged file makes its reader raise
         raise UserError(f"open_clip's {name} does not load the weights {weights!r}: {error}") from error

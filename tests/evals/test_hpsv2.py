@@ -49,6 +49,13 @@ def test_the_score_is_the_cosine_of_the_checkpoints_own_embeddings(checkpoint: P
     assert scorer.describe()["settings"]["architecture"] == "tiny-clip"
 
 
+def test_all_of_a_picture_that_is_not_square_is_judged(checkpoint: Path) -> None:
+    wide = np.random.default_rng(0).integers(0, 256, (16, 32, 3)).astype(np.uint8)
+    padded = np.pad(wide, ((8, 8), (0, 0), (0, 0)))  # with black
+    scorer = load_scorer("hpsv2", weights=str(checkpoint), architecture="tiny-clip", device="cpu")
+    assert scorer.score([wide], ["a cat"]) == pytest.approx(scorer.score([padded], ["a cat"]), abs=1e-5)
+
+
 def test_what_cannot_be_had_is_one_sentence(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"no file of weights 'nowhere\.pt'"):
