@@ -17,6 +17,8 @@ from alignbench.signals import interrupt_on_every_end
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted, by whichever signal."""
     interrupt_on_every_end()
+    if os.getcwd() not in sys.path:  # the installed command; plug-ins in the current folder are for both, and hide nothing
+        sys.path.append(os.getcwd())
     try:
         app(standalone_mode=True)
     except UserError as error:

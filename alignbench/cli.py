@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it, so `--help` and `list` answer at once."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -198,7 +199,10 @@ def compare(
         with GridProgress(len(cells), done) as shown:
             record = comparison.compare(grid, folder, engine=engine, workers=workers, gpus=gpus, observer=shown)
     except KeyboardInterrupt:
-        typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
+        same = {"--out": str(folder), "--engine": engine, "--workers": str(workers), "--gpus": f"{gpus:g}"}
+        usual = {"--engine": "local", "--workers": "1", "--gpus": "0"}
+        words = [word for option, value in same.items() if value != usual.get(option) for word in (option, value)]
+        typer.echo(f"alignbench: interrupted; go on with: {shlex.join(['alignbench', 'compare', *words])}", err=True)
         raise typer.Exit(130) from None
     failed = [cell for cell in record.cells if cell.status == "failed"]
     if len(failed) < len(cells):
@@ -391,10 +395,12 @@ def check(
     config: Annotated[Path | None, typer.Option(help="YAML file with any keys of a run's configuration.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance sampler.steps=8.")] = None,
     iterations: Annotated[int, typer.Option(min=0, help="Of the learning check; 0 leaves it out.")] = 20,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the learning check.")] = 3e-4,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate of the learning check. (default: three times the preset's)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Checks a plug-in: plan, costs, importance ratio, gradients, missing rewards, learning. Exit code 1 where one fails."""
+    """Checks a plug-in: plan, costs, importance ratio, gradients, finite numbers, learning. Exit code 1 where one fails."""
     options = {"objective": objective, "sampler": sampler, "backbone": backbone}
     settings = load_config(file=config, options=options, sets=sets or [])
 
@@ -402,6 +408,7 @@ def check(
     from alignbench.console import Checklist
 
     subject = checking.subject_of(settings)
+    lr = checking.LEARNING_RATE * settings.optimizer.lr if lr is None else lr
     with Checklist(silent=as_json) as shown:
         found = [shown.add(result) for result in checking.run_checks(subject, iterations=iterations, lr=lr)]
     if as_json:

@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import combinations, product
@@ -516,8 +517,8 @@ def check_grid(grid: Grid) -> None:
                 f"{one.objective} x {one.sampler} and {other.objective} x {other.sampler} differ in nothing but their label; "
                 f"say how with --set {kind}s.{label}.{kind}.KEY=VALUE"
             )
-    ids = [cell.id for cell in grid.cells()]
-    for twice in (id for i, id in enumerate(ids) if id in ids[:i]):
+    counted = Counter(cell.id for cell in grid.cells())
+    for twice in (id for id, count in counted.items() if count > 1):
         raise UserError(f"two cells would share the folder {twice}; give one of their tasks or plug-ins another name")
 
 

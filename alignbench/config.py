@@ -12,6 +12,7 @@ goes by the name of its family: sd3, flux.
 import copy
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -268,8 +269,14 @@ def _parts(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str
 def _read_preset(name: str) -> dict[str, Any]:
     if name not in presets():
         raise UserError(f"there is no preset {name!r}{did_you_mean(str(name), presets())}")
-    data = yaml.safe_load((resources.files("alignbench") / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return dict(data)
+    text = (resources.files("alignbench") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> dict[str, Any]:
+    """Once in a process: a study configures thousands of cells, and a preset takes longer to parse than all else."""
+    return dict(yaml.safe_load(text))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignbench.backbone import Backbone, holding
-from alignbench.errors import NonFiniteError
+from alignbench.errors import NonFiniteError, RunError
 from alignbench.executor import predict
 from alignbench.forest import RolloutForest
 from alignbench.objective import Objective
@@ -64,6 +64,7 @@ def backward(
     Raises:
         UserError: the objective needs stochastic steps and the plan has none.
         NonFiniteError: naming the term or loss that is NaN or infinite.
+        RunError: the loss is not one number, or has no gradient.
     """
     rows = objective.rows(forest, update)
     asked = len(rows) if rows.known is None else int((~rows.known[0]).sum())
@@ -107,7 +108,7 @@ def backward(
         terms = terms_of(0)
         _check_finite(terms)
         loss = objective.loss(terms, forest)
-        _check_finite({"loss": loss})
+        _check_loss(loss, objective)
         loss.backward()
         detached = {name: value.detach() for name, value in terms.items()}
         return Backward(float(loss.detach()), detached, asked, asked + other_rows)
@@ -118,7 +119,7 @@ def backward(
     _check_finite(terms)
     leaves = {name: value.requires_grad_() for name, value in terms.items() if value.is_floating_point()}
     loss = objective.loss({**terms, **leaves}, forest)
-    _check_finite({"loss": loss})
+    _check_loss(loss, objective)
     loss.backward()
     offsets = dict.fromkeys(leaves, 0)
     for i in range(len(parts)):
@@ -136,6 +137,15 @@ def backward(
             torch.autograd.backward(outputs, gradients)
     detached = {name: value.detach() for name, value in terms.items()}
     return Backward(float(loss.detach()), detached, asked, 2 * asked + other_rows)
+
+
+def _check_loss(loss: Tensor, objective: Objective) -> None:
+    name = objective.name or type(objective).__name__
+    if loss.numel() != 1:
+        raise RunError(f"objective {name} gave a loss of shape {list(loss.shape)}; a loss is one number")
+    if not loss.requires_grad:
+        raise RunError(f"the loss of objective {name} depends on no term: there is nothing to differentiate")
+    _check_finite({"loss": loss})
 
 
 def _check_finite(tensors: Terms) -> None:

@@ -88,23 +88,26 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
     brightest = _picture(parts[TARGET], half).max()
     rows = max(2, len(samplers))
     with plt.rc_context(STYLE):
-        side = min(1.2, WIDTH / (len(objectives) + 1.3))
-        size = (side * (len(objectives) + 1.3), side * rows + 0.6)
+        side = min(1.2, (WIDTH - 0.32) / (len(objectives) + 1))
+        size = (side * (len(objectives) + 1) + 0.32, side * rows + 0.38)
         figure, axes = plt.subplots(rows, len(objectives) + 1, figsize=size, squeeze=False)
         figure.subplots_adjust(
-            left=0.3 * side / size[0], right=0.995, bottom=0.01, top=1 - 0.58 / size[1], wspace=0.04, hspace=0.04
+            left=0.16 / size[0], right=1 - 0.16 / size[0], bottom=0.01, top=1 - 0.36 / size[1], wspace=0.04, hspace=0.04
         )
         for axis in axes.flat:
             axis.axis("off")
         for row, name in enumerate(("target", "base")):
             _show(axes[row, 0], _picture(parts[(TARGET, 0)[row]], half), half, brightest)
-            axes[row, 0].set_ylabel(name)
+            axes[row, 0].set_ylabel(name, fontsize=6, labelpad=2)
         for (objective, sampler), laws in models.items():
             last = laws[laws["iteration"] == laws["iteration"].max()]
             _show(axes[samplers.index(sampler), 1 + objectives.index(objective)], _picture(last, half), half, brightest)
         for axis, objective in zip(axes[0, 1:], objectives, strict=True):
             axis.set_title(objective.replace(": ", ":\n"), fontsize=6, pad=2)
-        figure.suptitle(f"{title}; rows from above: {', '.join(samplers)}", fontsize=7, y=0.99)
+        beside: Any = {"xycoords": "axes fraction", "ha": "left", "va": "center", "rotation": 270, "fontsize": 6}
+        for axis, sampler in zip(axes[:, -1], samplers, strict=False):
+            axis.annotate(sampler, (1.03, 0.5), **beside)
+        figure.suptitle(title, fontsize=7, y=0.99)
     return figure
 
 

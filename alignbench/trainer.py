@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from alignbench import engine, groups
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, holding
 from alignbench.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
 from alignbench.config import RunConfig
 from alignbench.errors import NonFiniteError, ScorerError
@@ -51,6 +51,7 @@ class Trainer:
         budget: what they spent.
         metrics: one row of numbers for each of them.
         reference: the parameters of a reference that has been refreshed; None while it is the base model.
+        old: those of an old policy that lags, for an objective that wants one.
         ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
         started: when the training began, across interruptions.
         micro_batch: rows in one model call.
@@ -76,6 +77,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
         self.ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
         self.reference: list[Tensor] | None = None
+        self.old = self._parameters_now() if objective.needs.old_lags else None
         self.iteration = 0
         self.budget = Budget(seconds_by_phase=dict.fromkeys(("rollout", "decode", "score", "train"), 0.0))
         self.metrics: list[dict[str, Any]] = []
@@ -145,7 +147,7 @@ class Trainer:
         with self._phase("train"):
             row |= self._updates(forest)
         if self.objective.needs.reference and self._reference_is_stale(row):
-            self.reference = [p.detach().clone() for p in self.policy.parameters()]
+            self.reference = self._parameters_now()
         seconds = time.perf_counter() - began
         self.budget.seconds += seconds
         self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
@@ -191,6 +193,7 @@ class Trainer:
                 self.ema,
                 self.objective,
                 self.reference,
+                self.old,
                 keep=config.checkpoints_kept,
                 best_window=config.best_window,
             )
@@ -200,7 +203,7 @@ class Trainer:
         """Goes back to the newest checkpoint that is whole; returns a sentence for each damaged one. See `load_checkpoint`."""
         model = self.policy.trainable()
         found = load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
-        checkpoint, self.reference = found.checkpoint, found.reference
+        checkpoint, self.reference, self.old = found.checkpoint, found.reference, found.old
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         self.budget = Budget.model_validate(checkpoint.budget)
@@ -278,7 +281,8 @@ class Trainer:
                 keys=keys,
             )
 
-        return self.micro_batch.fit(drawn, lambda: len(prompts) * plan.live(len(plan.steps) - 1))
+        with nullcontext() if self.old is None else holding(list(self.policy.parameters()), self.old):
+            return self.micro_batch.fit(drawn, lambda: len(prompts) * plan.live(len(plan.steps) - 1))
 
     def _decoded(self, forest: RolloutForest) -> np.ndarray:
         latents = forest.leaf_latents
@@ -316,10 +320,11 @@ class Trainer:
         deviation = 0.0
         self.objective.observe(forest)
         self.sampler.observe(forest)
-        keep = self.objective.needs.old and self.config.updates_per_rollout > 1
-        at_rollout = [p.detach().clone() for p in self.policy.parameters()] if keep else None
+        old = self.old
+        if old is None and self.objective.needs.old and self.config.updates_per_rollout > 1:
+            old = self._parameters_now()
         for update in range(self.config.updates_per_rollout):
-            found = self._backward(forest, update, at_rollout if update else None)
+            found = self._backward(forest, update, old if update or self.old else None)
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows
             if "log_prob" in found.terms and len(found.terms["log_prob"]):
@@ -329,6 +334,12 @@ class Trainer:
             numbers |= self._step() | {"loss": found.loss}
             if update == 0:
                 numbers |= {"ratio_abs_dev_first": deviation, **self.objective.diagnostics(found.terms, forest)}
+        if self.old is not None:
+            decay = self.objective.old_decay(self.budget.optimizer_steps)
+            numbers["old_decay"] = decay
+            with torch.no_grad():
+                for before, now in zip(self.old, self.policy.parameters(), strict=True):
+                    before.lerp_(now, 1 - decay)
         updates = self.config.updates_per_rollout
         return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
 
@@ -370,6 +381,9 @@ class Trainer:
         if self.ema:
             self.ema.update(self.budget.optimizer_steps)
         return {"grad_norm": float(norm), "policy_update_norm": float(moved), "lr": o.lr * float(factor)}
+
+    def _parameters_now(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.policy.parameters()]
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from alignbench.backbone import Law
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
-from alignbench.errors import DiskError, RunError, ScorerError
+from alignbench.errors import DiskError, RunError, ScorerError, UserError
 from alignbench.evaluation import (
     Evaluation,
     Judges,
@@ -87,7 +87,12 @@ class _Run:
             self.task = self.task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url}))
         objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-        self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
+        plan = self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
+        if objective.needs.training and objective.replays and not plan.stochastic_steps:
+            raise UserError(
+                f"objective {objective.name} trains on stochastic steps and the plan of sampler {self.sampler.name} has none; "
+                "choose another sampler, or an objective that trains on pictures (dpo, raft, nft)"
+            )
         judged = evaluation_prompts(self.task, config.evaluation)  # likewise
         check_trackers(config.trackers)
         console.status("loading models")
@@ -115,6 +120,8 @@ class _Run:
             self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
+        if config.updates_per_rollout == 1 and hasattr(trainer.objective.settings, "clip"):
+            self.console.warn("updates_per_rollout is 1: every ratio is 1, and the objective's clip can never act")
         base = self._base()
         check_scores_vary(self.judges, base)
         self._write_evaluations(base=base)
