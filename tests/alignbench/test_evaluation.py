@@ -100,12 +100,13 @@ def test_false_alarms_are_as_rare_as_said_however_many_judges_there_are(law: str
     """Runs that changed nothing: scores before and after have one law. The judges depend on one another, as real ones do."""
     rng = np.random.default_rng(0)
     runs, judges, prompts = 600, 15, 48
-    draw = {
-        "normal": lambda size: rng.normal(size=size),
-        "skewed": lambda size: rng.exponential(size=size),
-        "rare": lambda size: rng.binomial(4, 0.03, size=size) / 4,
-    }[law]
-    before, after = (draw((runs, judges, prompts)) + draw((runs, 1, prompts)) for _ in range(2))
+
+    def draw(*size: int) -> np.ndarray:
+        if law == "rare":
+            return np.asarray(rng.binomial(4, 0.03, size=size) / 4)
+        return rng.normal(size=size) if law == "normal" else rng.exponential(size=size)
+
+    before, after = (draw(runs, judges, prompts) + draw(runs, 1, prompts) for _ in range(2))
     changes = after - before
     p_rise = [[rise_test([values]) for values in run] for run in changes]
     reward = metric(0.2, 0.0, "reward")
