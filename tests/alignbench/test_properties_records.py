@@ -27,7 +27,6 @@ from alignbench.record import (
     RunInfo,
     read_result,
     read_table,
-    refuse_taken,
     write_atomically,
 )
 from alignbench.results import BASE, read_results
@@ -200,13 +199,6 @@ def test_cells_of_tasks_of_any_names_have_folders_of_their_own_below_runs(tasks:
     cells: list[Cell] = grid.cells()
     assert all(Path("runs", cell.id).parent == Path("runs") and cell.id not in ("", ".", "..") for cell in cells)
     assert len(cells) == 4 * len(tasks)
-
-
-@pytest.mark.parametrize("name", ["\udcff", "a\udcffb/c"])
-def test_a_folder_that_no_record_could_name_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="is no valid UTF-8; choose another --out"):
-        refuse_taken(tmp_path / name)
-    assert not any(tmp_path.iterdir())
 
 
 class Reader(HTMLParser):
