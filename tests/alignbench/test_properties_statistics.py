@@ -38,9 +38,11 @@ def standardised(rewards: list[list[float]], std: str) -> np.ndarray:
     if std == "none":
         return centred
     known = ~np.isnan(r)
-    count = np.maximum(known.sum(1, keepdims=True), 1) if std == "group" else max(known.sum(), 1)
-    total = (centred**2).sum(1, keepdims=True) if std == "group" else (centred**2).sum()
-    return np.asarray(centred / np.maximum(np.sqrt(total / count), 1e-4))
+    if std == "group":
+        scale = np.sqrt((centred**2).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1))
+    else:
+        scale = r[known].std() if known.any() else 0.0
+    return np.asarray(centred / np.maximum(scale, 1e-4))
 
 
 @given(REWARDS, KINDS)
