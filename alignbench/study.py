@@ -29,6 +29,7 @@ from alignbench.statistics import Interval, holm, seed_interval, welch
 FILE, RUNS = "study.yaml", "runs"
 KEYS = ["part", "objective", "sampler"]
 MEASURED = "measured_"
+NEAR = 2.0
 TARGET = "target"
 """By which name the target goes in `modes_frame`."""
 
@@ -228,11 +229,12 @@ def method_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
 def at_kl(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str]) -> pd.DataFrame:
     """A row a run and level: its metrics where the training first reaches a KL divergence to the base model, by linear
-    interpolation between the base model, the snapshots and the trained model; NaN where it does not.
+    interpolation between the base model, the snapshots and the trained model. NaN where it does not, and where it was not
+    measured within a factor of `NEAR` of that level: a training that leaps over it was never seen there.
 
-    Runs without snapshots are left out; the KL is `kl_base`.
+    Runs without snapshots are left out. The KL is `kl_base`; the best reward at it is no metric of the run.
     """
-    names = [m for m in _known(runs, metrics) if m != "kl_base"]
+    names = [m for m in _known(runs, metrics) if m not in ("kl_base", "best_reward_at_kl")]
     bases = runs[runs["objective"] == BASE].set_index("task")
     rows = []
     for run in runs[runs["objective"] != BASE].to_dict("records") if levels and "kl_base" in runs.columns else ():
@@ -249,7 +251,7 @@ def at_kl(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str]) -
 
 
 def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
-    """A row a method, task, level and metric of `at_kl`: mean over the seeds that got so far (`n`) of all (`runs`)."""
+    """A row a method, task, level and metric of `at_kl`: mean over the seeds that were seen there (`n`) of all (`runs`)."""
     by = ["task", "kl", *KEYS]
     return pd.DataFrame(
         dict(zip(by, key, strict=True))
@@ -282,15 +284,21 @@ def modes_frame(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
-    """The row of `path` [N, M], between two of its rows, at which the first column first reaches the level; NaN if never."""
+    """The row of `path` [N, M], between two of its rows, at which the first column first reaches the level.
+
+    NaN if it never does, and if neither of the two is within a factor of `NEAR` of the level.
+    """
     above = np.flatnonzero(path[:, 0] >= level)
     if not len(above):
         return np.full(path.shape[1], np.nan)
     i = int(above[0])
+    before, after = path[max(i - 1, 0)], path[i]
+    if not (before[0] * NEAR >= level or after[0] <= level * NEAR):
+        return np.full(path.shape[1], np.nan)
     if i == 0:
-        return path[0]
-    share = (level - path[i - 1, 0]) / (path[i, 0] - path[i - 1, 0])
-    return np.asarray(path[i - 1] + share * (path[i] - path[i - 1]))
+        return after
+    share = (level - before[0]) / (after[0] - before[0])
+    return np.asarray(before + share * (after - before))
 
 
 def _known(runs: pd.DataFrame, metrics: Iterable[str]) -> list[str]:

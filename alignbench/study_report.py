@@ -36,6 +36,8 @@ PRICE = ("kl_base", "exact_reward", "best_reward_at_kl")
 """Metrics of the picture of what a divergence buys."""
 SMALLEST_KL = 1e-2
 """Where its axis begins."""
+FILLINGS = ("full", "none", "left")
+"""Of markers whose colour is taken."""
 BEYOND_CHANCE = 0.05
 """Of p, corrected."""
 
@@ -75,7 +77,7 @@ def write_study(out: Path, command: str | None) -> list[Path]:
 
 
 def _at_each_level(at: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """`method_frame` of each level of `at_kl`, for the seeds in which both methods got so far."""
+    """`method_frame` of each level of `at_kl`, for the seeds in which both methods were seen there."""
     found = [method_frame(table, metrics).assign(kl=kl) for kl, table in (at.groupby("kl", sort=False) if len(at) else ())]
     return pd.concat(found) if found else pd.DataFrame()
 
@@ -135,8 +137,8 @@ def method(study: Study, row: Mapping[Any, Any]) -> str:
 def price(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
     """Reward against KL to the base model, a panel a task; above the line no law can be.
 
-    A marker is where a method's trainings ended, means over seeds; its trail leads there from the base model over the levels
-    of KL that all of them passed.
+    A marker is where a method's trainings ended, means over seeds; its trail leads there over the levels of KL at which all
+    of them were seen, from the base model on if they were at the first one.
     """
     runs, cells, levels = tables["runs"], tables["cells"], tables["equal_kl"]
     tasks = list(dict.fromkeys(runs["task"]))
@@ -150,10 +152,9 @@ def price(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
         figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
         for axis, task in zip(axes.flat, tasks, strict=False):
             reached = levels[levels["task"] == task] if len(levels) else levels
-            known = [runs.loc[runs["task"] == task, ["kl_base", "best_reward_at_kl"]].to_numpy()]
-            known += [reached.loc[reached["metric"] == "best_reward_at_kl", ["kl", "value"]].to_numpy()] if len(reached) else []
-            kl, best = np.unique(np.vstack(known).astype(np.float64), axis=0).T
-            axis.plot(kl.clip(SMALLEST_KL), np.maximum.accumulate(best), color="black", linewidth=0.7)
+            known = runs[runs["task"] == task].sort_values("kl_base")
+            best = known["best_reward_at_kl"].cummax()  # means over prompts, whose KL differ, need not rise
+            axis.plot(known["kl_base"].clip(lower=SMALLEST_KL), best, color="black", linewidth=0.7)
             base = runs[(runs["task"] == task) & (runs["objective"] == BASE)].iloc[0]
             start = (max(base["kl_base"], SMALLEST_KL), base["exact_reward"])
             for key, part in trained[trained["task"] == task].groupby(KEYS, sort=False):
@@ -164,7 +165,8 @@ def price(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
                 if len(reached):
                     way = reached[(reached[KEYS] == key).all(axis=1) & (reached["metric"] == "exact_reward")]
                     way = way[(way["n"] == way["runs"]) & (way["kl"] < end[0])]
-                    trail = np.array([start, *way[["kl", "value"]].to_numpy(), end])
+                    from_base = [start] if study.kl_levels[0] in set(way["kl"]) else []
+                    trail = np.array([*from_base, *way[["kl", "value"]].to_numpy(), end])
                     axis.plot(*trail.T, color=look["color"], linewidth=0.5, alpha=0.7)
             axis.plot(*start, marker="x", color="black", markersize=4)
             axis.set(xscale="log", title=task.replace("_", " "), xlabel="KL to the base model")
@@ -182,21 +184,20 @@ def price(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
         ]
         others.append(Line2D([], [], linestyle="", color="black", marker="x", label=BASE))
         others.append(Line2D([], [], color="black", linewidth=0.7, label="best reachable"))
-        figure.legend(handles=handles, loc="outside lower left", ncols=4 if columns > 1 else 3, fontsize=6)
-        figure.legend(handles=others, loc="outside lower right", ncols=2, fontsize=6)
+        figure.legend(handles=handles, loc="outside lower center", ncols=6 if columns > 1 else 3, fontsize=6)
+        figure.legend(handles=others, loc="outside upper center", ncols=len(others), fontsize=6)
     return figure
 
 
 def _look(objective: int, sampler: int) -> dict[str, Any]:
     """A colour and a filling for the objective, a marker for the sampler."""
     colors = COLORS[:-1]
-    color = colors[objective % len(colors)]
-    filled = objective < len(colors)
-    return {"color": color, "marker": MARKERS[sampler % len(MARKERS)], "markerfacecolor": color if filled else "none"}
+    filling = FILLINGS[objective // len(colors) % len(FILLINGS)]
+    return {"color": colors[objective % len(colors)], "marker": MARKERS[sampler % len(MARKERS)], "fillstyle": filling}
 
 
 def _table(study: Study, cells: pd.DataFrame, keys: list[str]) -> list[str]:
-    """A row for each value of the keys, a column for each metric; of an equal-KL table also how many runs came so far."""
+    """A row for each value of the keys, a column for each metric; of an equal-KL table also how many runs were seen there."""
     metrics = [m for m in study.metrics if m in set(cells["metric"])]
     apart, more = [k for k in keys if k not in KEYS], ["runs"] if "runs" in cells.columns else []
     columns = ["method", *apart, *metrics, *more]

@@ -247,10 +247,18 @@ def test_the_mass_of_each_mode_is_a_mean_over_seeds(tmp_path: Path) -> None:
 
 def test_the_first_crossing_is_interpolated() -> None:
     path = np.array([[0.0, 10.0], [1.0, 20.0], [0.5, 0.0], [3.0, 50.0]])
-    assert first_crossing(path, 0.25).tolist() == [0.25, 12.5]
+    assert first_crossing(path, 0.5).tolist() == [0.5, 15.0]
     assert first_crossing(path, 2.0).tolist() == pytest.approx([2.0, 30.0])  # between 0.5 and 3: 0.6 of the way
     assert np.isnan(first_crossing(path, 4.0)).all()
-    assert first_crossing(path, -1.0).tolist() == [0.0, 10.0]
+    assert first_crossing(np.array([[0.3, 10.0], [1.0, 20.0]]), 0.2).tolist() == [0.3, 10.0]
+
+
+def test_a_level_that_was_leapt_over_was_not_seen() -> None:
+    path = np.array([[0.01, 10.0], [4.0, 20.0]])
+    assert np.isnan(first_crossing(path, 0.3)).all()
+    assert np.isnan(first_crossing(path, 1.9)).all()
+    assert first_crossing(path, 2.1).tolist() == pytest.approx([2.1, 10 + 10 * 2.09 / 3.99])  # 4 is within a factor of two
+    assert first_crossing(path, 0.02).tolist() == pytest.approx([0.02, 10 + 10 * 0.01 / 3.99])
 
 
 def test_equal_kl_counts_the_runs_that_come_so_far(tmp_path: Path) -> None:
