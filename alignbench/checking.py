@@ -4,6 +4,8 @@ Each check asks the real executor and engine, with rewards of its own making, so
 not apply to a plug-in says so; it then neither holds nor fails.
 """
 
+import inspect
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,17 +20,19 @@ from torch import Tensor
 from alignbench import engine
 from alignbench.backbone import Backbone
 from alignbench.config import RunConfig
-from alignbench.errors import NonFiniteError, RunError
+from alignbench.errors import NonFiniteError, RunError, UserError
 from alignbench.executor import rollout, sample
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler
 from alignbench.objective import Objective
 from alignbench.plan import Plan
 from alignbench.sampler import Sampler
-from alignbench.terms import EdgeRows
+from alignbench.tasks import load_task
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
-PROMPTS = ('the word "KEY"', "a red circle")
+GROUPS = 2
+LEARNING_RATE = 3.0
+"""Of the learning check, in units of the configuration's: it has only so many iterations."""
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference of two gradients that may come from adding up in another order."""
 PROPERTIES = ("equal rewards", "shifted rewards")
@@ -64,7 +68,7 @@ class Subject:
     objective: Callable[[], Objective]
     sampler: Sampler
     policy: Backbone
-    prompts: tuple[str, ...] = PROMPTS
+    prompts: tuple[str, ...]
 
     def plan(self, progress: float = 0.5) -> Plan:
         return self.sampler.plan(progress, np.random.default_rng(0))
@@ -97,7 +101,7 @@ class Subject:
 
 
 def subject_of(config: RunConfig) -> Subject:
-    """The pair and model of a configuration.
+    """The pair and model of a configuration, with the first prompts of its task.
 
     Raises:
         UserError: one of them cannot be made of its settings.
@@ -105,7 +109,8 @@ def subject_of(config: RunConfig) -> Subject:
     o = config.objective
     load_objective(o.name, **o.settings)
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config))
+    prompts = tuple(load_task(config.task).train_prompts[:GROUPS])
+    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config), prompts)
 
 
 def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> Iterator[CheckResult]:
@@ -125,11 +130,23 @@ def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> I
     for name, check in checks.items():
         try:
             holds, detail = check(subject)
-        except (RunError, NonFiniteError) as error:
+        except UserError:
+            raise
+        except RunError as error:
             holds, detail = False, str(error)
+        except Exception as error:
+            holds, detail = False, _told(error, subject)
         yield CheckResult(name=name, holds=holds, detail=detail, required=name not in PROPERTIES)
         if check is _plan and not holds:
             return  # nothing else can be checked without a plan
+
+
+def _told(error: Exception, s: Subject) -> str:
+    """What a plug-in raised, and where in its file."""
+    files = {inspect.getfile(type(plugin)) for plugin in (s.objective(), s.sampler, s.policy)}
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    where = f" in {places[-1].filename}, line {places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}{where}: {error}"
 
 
 def _plan(s: Subject) -> Outcome:
@@ -165,9 +182,9 @@ def _micro_batch(s: Subject) -> Outcome:
 
 def _replay_rows(s: Subject) -> Outcome:
     """Objectives that replay the path ask the model about each distinct parent once."""
-    forest = s.forest()
-    rows = s.fresh_objective().rows(forest, 0)
-    if not isinstance(rows, EdgeRows):
+    forest, objective = s.forest(), s.fresh_objective()
+    rows = objective.rows(forest, 0)
+    if not objective.replays:
         return None, f"asks about {len(rows)} rows of its own, not about the path"
     distinct = len(torch.unique(forest.states[forest.rows].flatten(1), dim=0))
     paths = forest.leaf_edges.numel()
@@ -198,21 +215,27 @@ def _gradient(s: Subject) -> Outcome:
 def _permutation(s: Subject) -> Outcome:
     """The order of a group's leaves means nothing."""
     forest = s.forest()
-    if not isinstance(s.fresh_objective().rows(forest, 0), EdgeRows):
-        return None, "draws noise by leaf"
+    if not s.fresh_objective().replays:
+        return None, "asks about rows of its own, whose noise may go by leaf"
     k = forest.group_size
     order = torch.cat([g * k + torch.arange(k).flip(0) for g in range(forest.groups)]).to(forest.leaves.device)
     turned = replace(forest, leaves=forest.leaves[order], leaf_edges=forest.leaf_edges[order], rewards=forest.rewards[order])
     return _same_gradient(s, forest, turned)
 
 
-def _missing_reward(s: Subject) -> Outcome:
-    """A picture that could not be scored leaves loss and gradient finite."""
-    forest = s.forest()
-    forest.rewards[0] = torch.nan
-    found, gradient = s.gradient(forest)
-    holds = bool(torch.isfinite(gradient).all()) and np.isfinite(found.loss)
-    return holds, f"loss {found.loss:.3g}, gradient norm {float(gradient.norm()):.3g}"
+def _finite(s: Subject) -> Outcome:
+    """Loss and gradient are finite, also where a picture or a whole group could not be scored."""
+    for unscored, what in ((0, "with all rewards"), (1, "without one reward"), (s.plan().leaves, "without those of a group")):
+        forest = s.forest()
+        forest.rewards[:unscored] = torch.nan
+        try:
+            found, gradient = s.gradient(forest)
+        except NonFiniteError as error:
+            return False, f"{what}: {error}"
+        norm = float(gradient.norm())
+        if not (np.isfinite(found.loss) and np.isfinite(norm)):
+            return False, f"{what}: loss {found.loss:.3g}, gradient norm {norm:.3g}"
+    return True, "also with a picture, or a group, that could not be scored"
 
 
 def _equal_rewards(s: Subject) -> Outcome:
@@ -230,21 +253,24 @@ def _shift(s: Subject) -> Outcome:
 
 
 def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
-    """Trained on the brightness of its pictures, the policy draws brighter ones (one-sided paired t-test, 1 %)."""
+    """Trained on the brightness of its pictures, the policy draws brighter ones (one-sided paired t-test, 1 %).
+
+    Where pictures are none, it is the mean of the final latents.
+    """
     objective = s.fresh_objective()
     kept = [p.detach().clone() for p in s.policy.parameters()]
-    before = _brightness(s)
+    before = _lights(s)
     optimizer = torch.optim.Adam([*s.policy.parameters(), *objective.parameters()], lr=lr)
     try:
         for i in range(iterations):
             plan = s.sampler.plan(i / max(iterations - 1, 1), np.random.default_rng(i))
             forest = rollout(s.policy, list(s.prompts), plan, seed=1, iteration=i, progress=i / max(iterations - 1, 1))
-            forest.rewards = _mean_light(s.policy, forest.leaf_latents)
+            forest.rewards = _light(s.policy, forest.leaf_latents)
             objective.observe(forest)
             optimizer.zero_grad(set_to_none=True)
             engine.backward(s.policy, objective, forest)
             optimizer.step()
-        after = _brightness(s)
+        after = _lights(s)
     finally:
         with torch.no_grad():
             for parameter, value in zip(s.policy.parameters(), kept, strict=True):
@@ -252,15 +278,19 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     test = stats.ttest_rel(after, before, alternative="greater")
     change = float((after - before).mean())
     went = f"{before.mean():.3f} to {after.mean():.3f} ({change:+.3f}, p = {test.pvalue:.1g})"
-    return bool(test.pvalue < 0.01), f"brightness {went} in {iterations} iterations"
+    what = "brightness" if s.policy.pictorial else "mean latent"
+    more = "; more --iterations would tell" if change > 0 and not test.pvalue < 0.01 else ""
+    return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations{more}"
 
 
-def _brightness(s: Subject) -> np.ndarray:
+def _lights(s: Subject) -> np.ndarray:
     latents = sample(s.policy, list(s.prompts), 16, s.policy.default_steps, seed=2)
-    return np.asarray(_mean_light(s.policy, latents).cpu(), dtype=np.float64)
+    return np.asarray(_light(s.policy, latents).cpu(), dtype=np.float64)
 
 
-def _mean_light(policy: Backbone, latents: Tensor) -> Tensor:
+def _light(policy: Backbone, latents: Tensor) -> Tensor:
+    if not policy.pictorial:
+        return latents.flatten(1).mean(1)
     images = policy.decode(latents)
     return torch.from_numpy(images.reshape(len(images), -1).mean(1) / 255.0).float().to(latents.device)
 
@@ -300,7 +330,7 @@ OF_THE_OBJECTIVE: dict[str, Callable[[Subject], Outcome]] = {
     "first ratio is 1": _ratio_one,
     "gradient at any micro-batch": _gradient,
     "order of leaves": _permutation,
-    "missing reward": _missing_reward,
+    "finite": _finite,
     "equal rewards": _equal_rewards,
     "shifted rewards": _shift,
 }

@@ -27,10 +27,10 @@ from alignbench.errors import UserError
 from alignbench.objective import Objective
 from alignbench.record import write_folder
 
-VERSION = 3
+VERSION = 4
 STATE, SUMS = "state.json", "SHA256SUMS"
-WEIGHTS, AVERAGE, REFERENCE, OWN, OPTIMIZER = (
-    f"{name}.safetensors" for name in ("weights", "ema", "reference", "objective", "optimizer")
+WEIGHTS, AVERAGE, REFERENCE, OLD, OWN, OPTIMIZER = (
+    f"{name}.safetensors" for name in ("weights", "ema", "reference", "old", "objective", "optimizer")
 )
 
 
@@ -85,6 +85,7 @@ def save_checkpoint(
     ema: EMA | None,
     objective: Objective,
     reference: list[Tensor] | None = None,
+    old: list[Tensor] | None = None,
     *,
     keep: int = 1,
     best_window: int | None = None,
@@ -106,7 +107,7 @@ def save_checkpoint(
         save_file(_trained(model), partial / WEIGHTS)
         save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
         averages: Sequence[Tensor] = ema.average if ema else []
-        lists = {AVERAGE: averages, REFERENCE: reference or [], OWN: [*objective.parameters()]}
+        lists = {AVERAGE: averages, REFERENCE: reference or [], OLD: old or [], OWN: [*objective.parameters()]}
         for name, values in lists.items():
             if values:
                 save_file({str(i): value.detach().contiguous() for i, value in enumerate(values)}, partial / name)
@@ -197,11 +198,13 @@ class Restored:
     Attributes:
         checkpoint: the rest of the state.
         reference: the parameters of a reference that was refreshed, if it was.
+        old: those of an old policy that lags, if there is one.
         passed_over: a sentence for each newer checkpoint that is damaged.
     """
 
     checkpoint: Checkpoint
     reference: list[Tensor] | None
+    old: list[Tensor] | None
     passed_over: list[str]
 
 
@@ -247,11 +250,13 @@ def load_checkpoint(
     if own:
         _copy(own, _load_list(path / OWN))
     device = next(model.parameters()).device
-    refreshed = path / REFERENCE
-    reference = [value.to(device) for value in _load_list(refreshed)] if refreshed.exists() else None
+
+    def kept(name: str) -> list[Tensor] | None:
+        return [value.to(device) for value in _load_list(path / name)] if (path / name).exists() else None
+
     objective.load_state(checkpoint.objective)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": _optimizer_state(load_file(path / OPTIMIZER))})
-    return Restored(checkpoint, reference, passed_over)
+    return Restored(checkpoint, kept(REFERENCE), kept(OLD), passed_over)
 
 
 class DamagedCheckpointError(UserError):

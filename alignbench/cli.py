@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it, so `--help` and `list` answer at once."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignbench import __version__, registry, scaffold, tasks
+from alignbench import __version__, launch, registry, scaffold, tasks
 from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
 
@@ -38,11 +39,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if launch.count() > 1 and context.invoked_subcommand != "run":
+        raise UserError(
+            f"{context.invoked_subcommand} is one process, but a launcher started {launch.count()}; only `run` shares its work"
+        )
 
 
 @app.command()
@@ -94,20 +99,24 @@ def run(
         settings = load_config(preset=preset, file=config, options=_given(options), sets=sets or [])
         folder = out or _default_folder(settings)
     if dry_run:
-        _show_forecast(settings, folder, as_json)
+        if launch.is_first():
+            _show_forecast(settings, folder, as_json)
         return
 
     try:
         from alignbench.console import Silent, Terminal
+        from alignbench.processes import leave
         from alignbench.training import run as train
 
         result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume is not None)
+        leave()
     except KeyboardInterrupt:
         begun = (folder / "config.yaml").is_file()
         after = f"go on with: alignbench run --resume {folder}" if begun else "nothing has been written"
-        typer.echo(f"alignbench: interrupted; {after}", err=True)
+        if launch.is_first():
+            typer.echo(f"alignbench: interrupted; {after}", err=True)
         raise typer.Exit(130) from None
-    if as_json:
+    if as_json and launch.is_first():
         print(result.model_dump_json(indent=2))
 
 
@@ -157,7 +166,8 @@ def compare(
         list[str] | None, typer.Option("--set", help="dotted.key=value; for one name objectives.tmpo.objective.beta=3.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: a cluster at RAY_ADDRESS, else one on this machine.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Local processes that work on cells.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Cells at work at a time on this machine.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share a cell, each with a GPU if there are any.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
     reward: REWARD = None,
     diversity: DIVERSITY = None,
@@ -183,6 +193,7 @@ def compare(
             budget=parse_assignments(budget or []) or (former.budget.model_dump(exclude_none=True) if former else {}),
             settings=merged_layers({} if config is None else read_yaml(config), parse_assignments(sets or [])),
             workers=workers,
+            processes=processes,
         )
     folder = out or _results_folder("comparison")
     cells = grid.cells()
@@ -192,13 +203,18 @@ def compare(
 
     if dry_run:
         comparison.check_folder(cells, folder)
-        show_grid(grid, folder, comparison.estimate(grid), workers, done)
+        show_grid(grid, folder, comparison.estimate(grid), workers, processes, done)
         return
     try:
         with GridProgress(len(cells), done) as shown:
-            record = comparison.compare(grid, folder, engine=engine, workers=workers, gpus=gpus, observer=shown)
+            record = comparison.compare(
+                grid, folder, engine=engine, workers=workers, processes=processes, gpus=gpus, observer=shown
+            )
     except KeyboardInterrupt:
-        typer.echo(f"alignbench: interrupted; go on with: alignbench compare --out {folder}", err=True)
+        same = {"--out": str(folder), "--engine": engine, "--workers": str(workers), "--gpus": f"{gpus:g}"}
+        usual = {"--engine": "local", "--workers": "1", "--gpus": "0"}
+        words = [word for option, value in same.items() if value != usual.get(option) for word in (option, value)]
+        typer.echo(f"alignbench: interrupted; go on with: {shlex.join(['alignbench', 'compare', *words])}", err=True)
         raise typer.Exit(130) from None
     failed = [cell for cell in record.cells if cell.status == "failed"]
     if len(failed) < len(cells):
@@ -391,10 +407,12 @@ def check(
     config: Annotated[Path | None, typer.Option(help="YAML file with any keys of a run's configuration.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, for instance sampler.steps=8.")] = None,
     iterations: Annotated[int, typer.Option(min=0, help="Of the learning check; 0 leaves it out.")] = 20,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the learning check.")] = 3e-4,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate of the learning check. (default: three times the preset's)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Checks a plug-in: plan, costs, importance ratio, gradients, missing rewards, learning. Exit code 1 where one fails."""
+    """Checks a plug-in: plan, costs, importance ratio, gradients, finite numbers, learning. Exit code 1 where one fails."""
     options = {"objective": objective, "sampler": sampler, "backbone": backbone}
     settings = load_config(file=config, options=options, sets=sets or [])
 
@@ -402,6 +420,7 @@ def check(
     from alignbench.console import Checklist
 
     subject = checking.subject_of(settings)
+    lr = checking.LEARNING_RATE * settings.optimizer.lr if lr is None else lr
     with Checklist(silent=as_json) as shown:
         found = [shown.add(result) for result in checking.run_checks(subject, iterations=iterations, lr=lr)]
     if as_json:

@@ -45,8 +45,8 @@ NAMES = {
     "lgmd": "LGMD",
     "rollout_lgmd": "LGMD of rollouts",
     "vendi": "Vendi score",
-    "kl_base": "KL to the base model",
-    "path_kl": "path KL to the base model",
+    "kl_base": "KL to base (nats)",
+    "path_kl": "path KL to base (nats)",
     "reward": "training reward",
     "seconds": "seconds of training",
     "training_seconds": "seconds of training",
@@ -63,6 +63,18 @@ ALIKE = 0.1
 PICTURE_PROMPTS = 6
 DISTANCES = ("kl_base", "path_kl")
 """Metrics that say how far a model is from the base."""
+TITLES = {
+    "trade_off": "Reward against diversity",
+    "hypervolume": "Hypervolume: the area that a model dominates, where 1 is the best run in both",
+    "against": "Reward and diversity against {}",
+    "curves_by": f"Training against {{}}: running means of {SMOOTHED} iterations",
+    "diagnostics": "Diagnostics of the training",
+    "prompts": "{} of each prompt, trained minus base",
+    "profile": "Share of scores above each threshold of {}",
+    "pictures": "Pictures: same prompt and noise down a column",
+    "laws": "What target, base and trained models draw for one prompt; first seed of each method",
+}
+"""Of plots, by how their names begin; the rest of the name is the metric or column that is meant."""
 BOX_MARGIN = 0.1
 """The hypervolume's reference point lies this share of the range below the worst of all runs."""
 
@@ -100,7 +112,7 @@ def trade_off(cells: pd.DataFrame, reward: str, diversity: str) -> Figure:
         front = points[points["front"]].sort_values("x")
         axis.step(front["x"], front["y"], where="pre" if sign(cells, diversity) > 0 else "post", color="#777777", zorder=0)
         axis.set(xlabel=f"diversity: {_titled(cells, diversity)}", ylabel=f"reward: {_titled(cells, reward)}")
-        _legend(figure, look, front=True)
+        _legend(figure, look, front=True, title=f"means with 95 % intervals, n = {seeds_of(cells)}")
     return figure
 
 
@@ -118,7 +130,7 @@ def against(cells: pd.DataFrame, x: str, metrics: Sequence[str]) -> Figure:
                 _cross(axis, point, look[str(cell)])
             axis.set(xlabel=_name(x), ylabel=_titled(cells, metric))
             _few_ticks(axis)
-        _legend(figure, look)
+        _legend(figure, look, title=f"means with 95 % intervals, n = {seeds_of(cells)}")
     return figure
 
 
@@ -133,7 +145,7 @@ def hypervolumes(runs: pd.DataFrame, reward: str, diversity: str) -> Figure:
             error = [[row["value"] - row["lower"]], [row["upper"] - row["value"]]] if bounded else None
             axis.barh(y, row["value"], color=look[row["cell"]].color, xerr=error, capsize=2, error_kw={"linewidth": 0.8})
         counted = [c if c == BASE else f"{c}, n = {n}" for c, n in zip(table["cell"], table["n"], strict=True)]
-        axis.set(yticks=range(len(table)), yticklabels=counted, xlabel="hypervolume, share of the box", xlim=(0, 1.05))
+        axis.set(yticks=range(len(table)), yticklabels=counted, xlabel="hypervolume and 95 % interval", xlim=(0, 1.05))
         axis.invert_yaxis()
     return figure
 
@@ -169,7 +181,7 @@ def learning_curves(curves: pd.DataFrame, x: str = "model_rows") -> Figure:
         x: `model_rows`, `training_seconds`, `reward_calls` or `iteration`.
     """
     panels = [m for m in ("reward", "rollout_lgmd") if m in curves]
-    return _panels(curves, x, panels, height=1.9, smooth=SMOOTHED)
+    return _panels(curves, x, panels, height=1.9, smooth=SMOOTHED, title=f"running means of {SMOOTHED} iterations; ")
 
 
 def diagnostics(curves: pd.DataFrame, columns: Sequence[str] = DIAGNOSTICS) -> Figure:
@@ -201,6 +213,8 @@ def prompt_differences(prompts: pd.DataFrame, metric: str) -> Figure:
                 axis.errorbar(mean.value, y, xerr=[[mean.value - mean.lower], [mean.upper - mean.value]], fmt="k|", capsize=2)
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set(yticks=range(len(cells)), yticklabels=cells, xlabel=f"{_name(metric)}, trained minus base")
+        count = table["prompt_index"].nunique()
+        figure.suptitle(f"a dot a prompt, mean of {seeds_of(table)}; mean and 95 % interval, n = {count} prompts", fontsize=6)
         _few_ticks(axis)
         axis.invert_yaxis()
     return figure
@@ -219,8 +233,8 @@ def profiles(prompts: pd.DataFrame, metric: str) -> Figure:
         for cell, values in scores.items():
             shares = performance_profile(values, thresholds)
             axis.step(thresholds, shares, where="post", color=look[cell].color, linestyle=look[cell].line)
-        axis.set(xlabel=f"threshold of {_name(metric)}", ylabel="share of prompts above", ylim=(-0.02, 1.02))
-        _legend(figure, look, lines=True)
+        axis.set(xlabel=f"threshold of {_name(metric)}", ylabel="share of scores above", ylim=(-0.02, 1.02))
+        _legend(figure, look, lines=True, title=f"n = {seeds_of(table)} of {table['prompt_index'].nunique()} prompts each")
     return figure
 
 
@@ -352,8 +366,18 @@ def setup_hypervolumes(results: Results, setup: str) -> pd.DataFrame:
 
 
 def figure_title(name: str) -> str:
-    """A plot's file name in words."""
-    return name.replace("_", " ")
+    """What the plot of that name shows, in words."""
+    kind = next((kind for kind in TITLES if name == kind or name.startswith(f"{kind}_")), None)
+    title = _name(name) if kind is None else TITLES[kind].format(_name(name[len(kind) + 1 :]))
+    return title[0].upper() + title[1:]
+
+
+def seeds_of(frame: pd.DataFrame) -> str:
+    """`3 seeds`, or `3 to 5 seeds`: of each cell of a frame that has a column `seeds`, or `seed` and a row for each."""
+    cells = frame[frame["cell"] != BASE]
+    counts = cells["seeds"] if "seeds" in cells else cells.groupby("cell")["seed"].nunique()
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
 
 
 def plots_folder(results: Results, setup: str, folder: Path) -> Path:
@@ -389,8 +413,10 @@ def _prompts_of(run: Run, count: int) -> list[str]:
     return [str(p) for p in run.evals.drop_duplicates("prompt_index").sort_values("prompt_index")["prompt"][:count]]
 
 
-def _panels(curves: pd.DataFrame, x: str, panels: Sequence[str], height: float, smooth: int, note: str = "") -> Figure:
-    """Two panels a row, each below its name, over one axis."""
+def _panels(
+    curves: pd.DataFrame, x: str, panels: Sequence[str], height: float, smooth: int, note: str = "", title: str = ""
+) -> Figure:
+    """Two panels a row, each below its name, over one axis; `title` is of the legend, `note` of the whole."""
     rows = max(1, -(-len(panels) // 2))
     with plt.rc_context(PAPER):
         size = (COLUMN, height * rows + 0.7)
@@ -413,7 +439,9 @@ def _panels(curves: pd.DataFrame, x: str, panels: Sequence[str], height: float, 
         if note:
             figure.suptitle(note, fontsize=6)
         del look[BASE]
-        _legend(figure, look, lines=True)
+        several = curves.groupby("cell")["seed"].nunique().max() > 1
+        spread = f"mean and range, n = {seeds_of(curves)}" if several else "n = 1 seed"
+        _legend(figure, look, lines=True, title=title + spread)
     return figure
 
 
@@ -449,8 +477,8 @@ def _cross(axis: Axes, point: pd.Series, look: Look) -> None:
     axis.errorbar(point["x"], point["y"], **errors, color=look.color, marker=look.marker, elinewidth=0.7, **style)
 
 
-def _legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front: bool = False) -> None:
-    """Below the plot, a line with the colours of objectives, and one with the markers (or lines) of samplers."""
+def _legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front: bool = False, title: str = "") -> None:
+    """Below the plot, what it shows, the colours of objectives, and the markers (or lines) of samplers."""
     colors: dict[str, Line2D] = {}
     shapes: dict[str, Line2D] = {}
     for cell in (c for c in look if c != BASE):
@@ -474,7 +502,8 @@ def _legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front
         for column in range(wide)
         for line in lines_of_legend
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=wide, handlelength=1.8, columnspacing=1.0)
+    style = {"ncols": wide, "handlelength": 1.8, "columnspacing": 1.0, "title_fontsize": 6}
+    figure.legend(handles=handles, loc="outside lower center", title=title, **style)
 
 
 def _objective(cell: str) -> str:

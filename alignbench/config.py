@@ -12,6 +12,7 @@ goes by the name of its family: sd3, flux.
 import copy
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,7 +29,7 @@ PLUGINS = ("objective", "sampler", "backbone")
 
 WITHOUT_EFFECT = (
     *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
-    "trackers",
+    *("trackers", "sharded"),
 )
 """Keys that change no number of a run beyond rounding: it may go on with others."""
 Tracker = Literal["tensorboard", "wandb"]
@@ -153,6 +154,8 @@ class RunConfig(Settings):
     """CPU threads; null for as many as this process may use, at most eight."""
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
+    sharded: bool = False
+    """With several processes: spread the weights that are not trained over them (FSDP), in place of a copy for each."""
 
     @field_validator(*PLUGINS, mode="before")
     @classmethod
@@ -268,8 +271,14 @@ def _parts(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str
 def _read_preset(name: str) -> dict[str, Any]:
     if name not in presets():
         raise UserError(f"there is no preset {name!r}{did_you_mean(str(name), presets())}")
-    data = yaml.safe_load((resources.files("alignbench") / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return dict(data)
+    text = (resources.files("alignbench") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> dict[str, Any]:
+    """Once in a process: a study configures thousands of cells, and a preset takes longer to parse than all else."""
+    return dict(yaml.safe_load(text))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class GridProgress:
         self.rich.print(f"{self.done}/{self.cells}  {escape(record.id)}  {outcome}", soft_wrap=True)
 
 
-def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, done: int) -> None:
+def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, processes: int, done: int) -> None:
     """What a comparison will run, on stdout."""
     rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
     limits = ", ".join(f"{name} {limit:,}" for name, limit in grid.budget.model_dump(exclude_none=True).items())
@@ -218,10 +218,17 @@ def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, do
     cells = len(costs) * len(grid.tasks) * len(grid.seeds)
     seconds = sum(cost.seconds for cost in costs) / len(costs) * (cells - done) / workers
     rich.print(
-        f"{len(costs)} pairs x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {cells} cells, of which {done} are done; "
-        f"about {duration(seconds)} on this machine with {workers} worker{'s' * (workers > 1)}, {TIMED_NOW}"
+        f"{_several(len(costs), 'pair')} x {_several(len(grid.tasks), 'task')} x {_several(len(grid.seeds), 'seed')} = "
+        f"{_several(cells, 'cell')}, of which {done} are done; "
+        f"about {duration(seconds)} on this machine with {_several(workers, 'worker')}, {TIMED_NOW}"
+        + f"; that {processes} processes share a cell is not reckoned in"
+        * (processes > 1)
     )
     rich.print(f"would be written to [bold]{escape(str(out))}[/bold]")
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
@@ -344,7 +351,7 @@ class Checklist:
             mark, style = "does not hold", "yellow"
         self.done += result.holds is not None and (result.required or result.holds)
         self.failed += result.failed
-        self.rich.print(f"{result.name:<29}[{style}]{mark:<16}[/{style}]{result.detail}", soft_wrap=True)
+        self.rich.print(f"{result.name:<29}[{style}]{mark:<16}[/{style}]{escape(result.detail)}", soft_wrap=True)
         return result
 
 

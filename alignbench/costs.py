@@ -24,7 +24,6 @@ from alignbench.load import load_configured_backbone, load_objective, load_sampl
 from alignbench.noise import normal
 from alignbench.objective import Needs, Objective
 from alignbench.tasks import load_task
-from alignbench.terms import EdgeRows
 from alignbench.testing import hand_made_forest
 
 PROGRESS_POINTS = 25
@@ -140,9 +139,9 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     ]
     replay = float(np.mean([p.replay_rows(groups) for p in plans]))
     k = plans[0].leaves
-    if objective is not None:
-        asked = objective.rows(hand_made_forest([range(k)] * groups, [[i] for i in range(groups * k)], [0.0] * groups * k), 0)
-        replay = replay if isinstance(asked, EdgeRows) else len(asked)
+    if objective is not None and not objective.replays:
+        forest = hand_made_forest([range(k)] * groups, [[i] for i in range(groups * k)], [0.0] * groups * k)
+        replay = len(objective.rows(forest, 0))
     return Rows(
         float(np.mean([p.model_rows(groups) for p in plans])),
         replay,
@@ -154,7 +153,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     """Times some rows and pictures of the task's first prompts, each after a first time that does not count."""
     task = load_task(config.task)
-    judges, prompts = Judges(task), task.train_prompts[:TIMED_PICTURES]
+    judges, prompts = Judges(task, config.scorer_timeout), task.train_prompts[:TIMED_PICTURES]
     rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
     conditioning = policy.encode(prompts)
     x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)
@@ -200,7 +199,8 @@ def seconds_of_judging(config: RunConfig, pace: Pace) -> float:
 def _other_passes(config: RunConfig, rows: Rows, needs: Needs) -> int:
     """Over the replay rows, without a gradient."""
     updates = config.updates_per_rollout
-    return updates * (_cached(config, rows) + needs.reference) + (updates - 1) * needs.old
+    old = (updates if needs.old_lags else updates - 1) * needs.old
+    return updates * (_cached(config, rows) + needs.reference) + old
 
 
 def _cached(config: RunConfig, rows: Rows) -> bool:
@@ -357,7 +357,7 @@ def forecast(config: RunConfig) -> Forecast:
         replay_rows=rows.replay,
         cached=_cached(config, rows),
         reference=needs.reference,
-        old=needs.old and config.updates_per_rollout > 1,
+        old=needs.old and (needs.old_lags or config.updates_per_rollout > 1),
         rows=model_rows(config, rows, needs),
         pictures=rows.pictures,
         call_rows=round(min(config.micro_batch or rows.widest, rows.widest)),

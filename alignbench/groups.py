@@ -19,8 +19,8 @@ def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD
     """z = (r - group mean) / max(std, min_std), zero where a reward is missing.
 
     Args:
-        std: "group" (population deviation of each group), "batch" (of all rewards about their group means: one scale
-            for the whole batch), or "none" (no division).
+        std: "group" (population deviation of each group), "batch" (of all rewards about the mean of them all: one scale,
+            in which prompts that differ count too), or "none" (no division).
     """
     here = valid(rewards)
     count = here.sum(1, keepdim=True).clamp(min=1)
@@ -33,7 +33,7 @@ def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD
     if std == "group":
         scale = torch.sqrt((centred**2).sum(1, keepdim=True) / count)
     elif std == "batch":
-        scale = torch.sqrt((centred**2).sum() / here.sum().clamp(min=1)).expand_as(centred)
+        scale = torch.sqrt(mean((rewards - mean(rewards, here)) ** 2, here)).expand_as(centred)
     else:
         raise ValueError(f"std must be 'group', 'batch' or 'none', got {std!r}")
     return centred / scale.clamp(min=min_std)

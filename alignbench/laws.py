@@ -90,6 +90,7 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
     parts = _by_iteration(next(iter(models.values())))
     half = _frame(parts[0])
     brightest = _picture(parts[TARGET], half).max()
+    leftmost = {sampler: next(o for o in objectives if (o, sampler) in models) for sampler in samplers}
     blocks = -(-len(objectives) // COLUMNS)
     columns, rows = -(-len(objectives) // blocks), max(2, len(samplers))
     headings = [textwrap.fill(name.replace("_", " "), 12, break_long_words=False) for name in objectives]
@@ -115,7 +116,7 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
             _show(axis, _picture(last, half), half, brightest)
             if row == 0:
                 axis.set_title(headings[objectives.index(objective)], fontsize=6, pad=2)
-            if column == 0:
+            if column == 0 or objective == leftmost[sampler]:
                 axis.set_ylabel(sampler.replace("_", " "), fontsize=6, labelpad=2)
         figure.suptitle(title, fontsize=7, y=1 - 0.03 / height)
     return figure

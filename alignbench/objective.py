@@ -21,13 +21,16 @@ class Needs:
         training: False for an objective that never updates the policy.
         rewards: whether the pictures must be scored.
         reference: whether each row is also answered by the frozen base model.
-        old: whether each row is also answered by the policy as it was at the rollout.
+        old: whether each row is also answered by the old policy, which is the policy as it was at the rollout.
+        old_lags: whether the old policy is an average over the training instead, which also draws the rollouts; see
+            `Objective.old_decay`.
     """
 
     training: bool = True
     rewards: bool = True
     reference: bool = False
     old: bool = False
+    old_lags: bool = False
 
 
 class Objective(ABC):
@@ -60,6 +63,19 @@ class Objective(ABC):
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Takes back what `state` gave."""
+
+    def old_decay(self, updates: int) -> float:
+        """d in old <- d old + (1 - d) policy, done after each rollout's updates, for an old policy that lags.
+
+        Args:
+            updates: how many the policy has had.
+        """
+        return 0.0
+
+    @property
+    def replays(self) -> bool:
+        """Whether the model is asked about the rollout's own steps, as by default, and not about rows that `rows` makes."""
+        return type(self).rows is Objective.rows
 
     def rows(self, forest: RolloutForest, update: int) -> Rows:
         """What the model is asked in update number `update` of this rollout; by default each distinct parent once."""

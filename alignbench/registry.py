@@ -63,19 +63,23 @@ def find(kind: str, name: str, base: type) -> type[Any]:
         except Exception as error:
             raise UserError(f"{_one(kind)} {name!r} ({points[name].value}) does not import: {error}") from error
         return _checked(found, base, name)
-    raise UserError(f"there is no {_one(kind)} {name!r}{did_you_mean(name, names(kind))}")
+    raise UserError(_why_not(kind, name) or f"there is no {_one(kind)} {name!r}{did_you_mean(name, names(kind))}")
 
 
 def create(kind: str, name: str, base: type, settings: dict[str, Any]) -> Any:
     """An instance of the plug-in: its class called with its validated `Settings`.
 
     Raises:
-        UserError: unknown name, unknown setting, or a setting out of its range.
+        UserError: unknown name, unknown setting, a setting out of its range, or a class that cannot be called with them.
     """
     from alignbench.config import validate
 
     cls = find(kind, name, base)
-    plugin = cls(validate(cls.Settings, settings, where=f"{_one(kind)} {name}"))
+    valid = validate(cls.Settings, settings, where=f"{_one(kind)} {name}")
+    try:
+        plugin = cls(valid)
+    except TypeError as error:  # an abstract method is missing, or __init__ takes something else
+        raise UserError(f"{_one(kind)} {name} cannot be made: {error}") from error
     plugin.name = name
     return plugin
 
@@ -89,10 +93,25 @@ def _one(kind: str) -> str:
     return kind.removesuffix("s")
 
 
-def _files(kind: str) -> dict[str, Path]:
+def _folders(kind: str) -> list[Path]:
     spec = util.find_spec(PACKAGES[kind])
-    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
-    return {f.stem: f for folder in folders for f in sorted(folder.glob("*.py")) if _is_plugin(f)}
+    return [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+
+
+def _files(kind: str) -> dict[str, Path]:
+    return {f.stem: f for folder in _folders(kind) for f in sorted(folder.glob("*.py")) if _is_plugin(f)}
+
+
+def _why_not(kind: str, name: str) -> str | None:
+    """Why a file of that name, which is there, is no plug-in."""
+    for file in (folder / f"{name}.py" for folder in _folders(kind)):
+        if name.isidentifier() and not name.startswith("_") and file.is_file():
+            try:
+                ast.parse(file.read_text(encoding="utf-8"))
+            except (SyntaxError, UnicodeDecodeError, OSError) as error:
+                return f"{_one(kind)} {name!r} cannot be read: {error}"
+            return f"{file} is no {_one(kind)}: its docstring must begin with '{name}: ' and say what it is"
+    return None
 
 
 def _is_plugin(file: Path) -> bool:
@@ -135,9 +154,9 @@ def _import(kind: str, name: str, module: str) -> Any:
         raise UserError(f"{_one(kind)} {name!r} does not import: {type(error).__name__}: {error}") from error
 
 
-def _own_classes(module: Any, base: type) -> Iterator[type]:
+def _own_classes(module: Any, base: type, *, abstract: bool = False) -> Iterator[type]:
     for value in vars(module).values():
-        is_plugin = inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
+        is_plugin = inspect.isclass(value) and issubclass(value, base) and inspect.isabstract(value) == abstract
         if is_plugin and value.__module__ == module.__name__:
             yield value
 
@@ -145,7 +164,11 @@ def _own_classes(module: Any, base: type) -> Iterator[type]:
 def _only_class_in(module: Any, base: type, name: str) -> type:
     found = list(_own_classes(module, base))
     if len(found) != 1:
-        listed = ", ".join(c.__name__ for c in found) or "none"
+        unfinished = [
+            f"{c.__name__} without {', '.join(sorted(getattr(c, '__abstractmethods__', ())))}"
+            for c in _own_classes(module, base, abstract=True)
+        ]
+        listed = ", ".join([c.__name__ for c in found] or unfinished) or "none"
         raise UserError(f"{module.__file__} must define exactly one {base.__name__} for {name!r}; it defines {listed}")
     return found[0]
 

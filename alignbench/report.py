@@ -19,10 +19,12 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from alignbench import comparison_plots as drawing
-from alignbench.record import write_atomically
-from alignbench.results import BASE, Results, read_results
+from alignbench.record import MetricRecord, write_atomically
+from alignbench.results import BASE, SPENT, Results, read_results
 
 LEVEL = 0.05
+ARROWS = {True: "↑", False: "↓", None: ""}
+"""Where better is."""
 FEW_SEEDS = 5
 """Below so many a difference that is there will often not be beyond chance."""
 LISTED = 6
@@ -84,7 +86,7 @@ def render(template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "estimate": estimate, "plain": plain, "listed": listed}
+    environment.filters |= {"number": number, "estimate": estimate, "spent": spent, "plain": plain, "listed": listed}
     return environment.get_template(template).render(values)
 
 
@@ -107,9 +109,9 @@ def verdict(results: Results, setup: str) -> list[str]:
         sentences.append("No diversity metric was recorded, so there is no trade-off to show.")
     for metric in (reward, *([diversity] if diversity else [])):
         sentences += _differences(results, setup, metric)
-    seeds = cells.loc[cells["cell"] != BASE, "seeds"]
-    if 1 < seeds.min() < FEW_SEEDS:
-        sentences.append(f"{_count(seeds)} a method: a difference that is not beyond chance here may still be there.")
+    if 1 < cells.loc[cells["cell"] != BASE, "seeds"].min() < FEW_SEEDS:
+        few = drawing.seeds_of(cells)
+        sentences.append(f"{few} a method: a difference that is not beyond chance here may still be there.")
     sentences += _moved(cells)
     alarms = sum(bool(run.result.alarms) for run in results.of(setup))
     sentences.append(f"{alarms} of {len(results.of(setup))} runs raised an alarm." if alarms else "No run raised an alarm.")
@@ -144,7 +146,7 @@ def _differences(results: Results, setup: str, metric: str) -> list[str]:
         why = "two seeds of a cell are needed, whose values differ; intervals over prompts hold for these trained models alone"
         return [f"{metric}: nothing can be said about chance from training to training ({why})."]
     clear, count = int(tested["clear"].sum()), f"{len(tested)} tested differences"
-    how = "Welch's test over seeds, Holm-corrected"
+    how = f"Welch's test over {drawing.seeds_of(results.runs_frame.query('setup == @setup'))} a method, Holm-corrected"
     if not clear:
         return [f"{metric}: none of {count} is beyond chance ({how})."]
     said = [f"{metric}: {clear} of {count} are beyond chance ({how})."]
@@ -171,19 +173,15 @@ def _by(row: dict[Any, Any]) -> str:
     return f"by {number(size)} [{number(low)}, {number(high)}], p = {row['p_holm']:.2g}"
 
 
-def _count(seeds: pd.Series) -> str:
-    low, high = int(seeds.min()), int(seeds.max())
-    return f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
-
-
 def _moved(cells: pd.DataFrame) -> list[str]:
     """How far the methods went from the base model: at unequal distances, diversity alone says little."""
     for metric in drawing.DISTANCES:
         rows = cells[(cells["metric"] == metric) & (cells["cell"] != BASE)].dropna(subset=["mean"])
         if len(rows) > 1:
             near, *_, far = rows.sort_values("mean").to_dict("records")
-            span = f"from {number(near['mean'])} ({near['cell']}) to {number(far['mean'])} ({far['cell']})"
-            return [f"{metric} goes {span}, by means: what moved less keeps diversity for free, so compare at equal distance."]
+            ends = " to ".join(f"{estimate(row)} for {row['cell']}" for row in (near, far))
+            why = "what moved less keeps diversity for free, so compare at equal distance"
+            return [f"The distance from the base model, {metric}, goes from {ends}: {why}."]
     return []
 
 
@@ -209,7 +207,7 @@ def _setup(results: Results, setup: str, folder: Path, plots: Sequence[Path]) ->
         "reward": reward,
         "diversity": diversity,
         "verdict": verdict(results, setup),
-        "metrics": list(first.metrics),
+        "metrics": {name: heading(name, metric) for name, metric in first.metrics.items()},
         "rows": [_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])],
         "plot": scatter(cells, reward, diversity) if diversity else None,
         # The page has a trade-off plot and pictures of its own.
@@ -219,10 +217,16 @@ def _setup(results: Results, setup: str, folder: Path, plots: Sequence[Path]) ->
         "prompts": texts,
         "trees": {cell: _data_uri(tree) for cell, tree in drawing.tree_drawings(results, setup).items()},
         "pairs": pairs[(pairs["setup"] == setup) & pairs["metric"].isin([reward, diversity])].to_dict("records"),
-        "protocol": first.protocol.model_dump(mode="json"),
+        "protocol": _protocol(results, setup),
         "alarms": [(run.cell, run.result.run.seed, alarm) for run in results.of(setup) for alarm in run.result.alarms],
-        "seeds": sorted({run.result.run.seed for run in results.of(setup)}),
     }
+
+
+def _protocol(results: Results, setup: str) -> dict[str, Any]:
+    """How its models were judged, and what they were trained with."""
+    runs = results.of(setup)
+    seeds = sorted({run.result.run.seed for run in runs})
+    return {**runs[0].result.protocol.model_dump(mode="json"), "training seeds": ", ".join(map(str, seeds))}
 
 
 def _row(cells: pd.DataFrame, cell: str) -> dict[str, Any]:
@@ -230,8 +234,14 @@ def _row(cells: pd.DataFrame, cell: str) -> dict[str, Any]:
     return {
         "cell": cell,
         "metrics": part.to_dict("index"),
-        **{name: float(part[name].iloc[0]) for name in ("model_rows", "seconds", "reward_calls")},
+        "seeds": int(part["seeds"].iloc[0]),
+        **{name + end: float(part[name + end].iloc[0]) for name in SPENT for end in ("", "_min", "_max")},
     }
+
+
+def heading(name: str, metric: MetricRecord) -> str:
+    """A metric's name, with where better is, and whether it was trained on."""
+    return " ".join([name, *ARROWS[metric.higher_is_better], *(["(trained on)"] if metric.role == "reward" else [])])
 
 
 def scatter(cells: pd.DataFrame, reward: str, diversity: str) -> dict[str, Any]:
@@ -286,26 +296,44 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < math.inf else f"{value:.4g}"
 
 
-def estimate(row: dict[str, Any], name: str = "mean") -> str:
+def estimate(row: Mapping[Any, Any], name: str = "mean") -> str:
     """`0.12 [0.08, 0.16] (n = 5 seeds)`: never a mean without its interval and n."""
     value, lower, upper, n = (row[name + end] for end in ("", "_lower", "_upper", "_n"))
     if math.isnan(value):
         return "-"
     over = row.get("over", "seeds") if name != "iqm" else "seeds"
-    return f"{number(value)} [{number(lower)}, {number(upper)}] (n = {n:.0f} {over if n != 1 else over.removesuffix('s')})"
+    return f"{number(value)} [{number(lower)}, {number(upper)}] ({_counted(n, over)})"
+
+
+def spent(row: Mapping[str, Any], name: str) -> str:
+    """`5.3 (4.9 to 6.1, n = 3 seeds)`: what a cell took on average, and its seeds where they differ."""
+    lowest, highest = (number(row[name + end]) for end in ("_min", "_max"))
+    several = f" ({lowest} to {highest}, {_counted(row['seeds'], 'seeds')})" if lowest != highest else ""
+    return number(row[name]) + several
+
+
+def _counted(n: float, over: str) -> str:
+    return f"n = {n:.0f} {over if n != 1 else over.removesuffix('s')}"
 
 
 def listed(value: Any) -> str:
     """Keys and values in a line, nested ones in brackets."""
     if not isinstance(value, Mapping):
-        return str(value)
-    return ", ".join(f"{k} ({listed(v)})" if isinstance(v, Mapping) else f"{k} {v}" for k, v in value.items() if v != {})
+        return str(value) or '""'
+    found = {k: f"({listed(v)})" if isinstance(v, Mapping) else listed(v) for k, v in value.items() if v != {}}
+    return ", ".join(f"{k} {v}" for k, v in found.items())
 
 
-def latex_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
-    """A booktabs table of means with intervals and n; every name is escaped."""
-    head = " & ".join(["Method", *(_latex(m) for m in metrics)])
-    lines = [rf"\begin{{tabular}}{{l{'l' * len(metrics)}}}", r"\toprule", head + r" \\", r"\midrule"]
+def latex_table(rows: Sequence[dict[str, Any]], metrics: Mapping[str, str], about: str) -> str:
+    """A booktabs table of means with intervals and n; every name is escaped.
+
+    Args:
+        metrics: those that are shown, with their headings.
+        about: a line for its first comment.
+    """
+    head = " & ".join(["Method", *map(_latex, metrics.values())])
+    lines = [f"% {' '.join(about.split())}", r"% Mean [95 % interval] (n); needs \usepackage{booktabs}."]
+    lines += [rf"\begin{{tabular}}{{l{'l' * len(metrics)}}}", r"\toprule", head + r" \\", r"\midrule"]
     for row in rows:
         found = [_latex(estimate(row["metrics"][m])) if m in row["metrics"] else "-" for m in metrics]
         lines.append(" & ".join([_latex(row["cell"]), *found]) + r" \\")
@@ -314,7 +342,9 @@ def latex_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
 
 def _latex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    special |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}"}
+    escaped = "".join(special.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    return re.sub(r"(?<![\w.-])-(?=\d|inf)", "$-$", escaped)  # a hyphen is no minus
 
 
 def _write_tables(results: Results, folder: Path) -> list[Path]:
@@ -331,7 +361,9 @@ def _write_tables(results: Results, folder: Path) -> list[Path]:
     for setup in results.setups:
         cells = results.cells_frame[results.cells_frame["setup"] == setup]
         rows = [_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])]
-        text = latex_table(rows, [m for m in (results.reward(setup), results.diversity(setup)) if m])
+        metrics = results.of(setup)[0].result.metrics
+        shown = {m: heading(m, metrics[m]) for m in (results.reward(setup), results.diversity(setup)) if m}
+        text = latex_table(rows, shown, f"{setup}: {listed(_protocol(results, setup))}")
         file = folder / f"{drawing.slug(setup)}.tex"
         _write(file, text)
         written.append(file)

@@ -6,9 +6,10 @@ equal for cells to be compared: task, backbone, evaluation protocol and budget. 
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from alignbench.statistics import (
 BASE = "base model"
 DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_diversity", "mode_entropy", "modes_covered")
 """Diversity metrics, the one that is plotted first: the first that a setup has."""
+SPENT = ("model_rows", "seconds", "reward_calls")
+"""Columns of `cells_frame` and `runs_frame` that say what a training took."""
 
 _NOT_OF_THE_METHOD = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
@@ -174,6 +177,7 @@ class Results:
         `mean`, `lower`, `upper` and `n`: over seeds by Student's t (`over` is `seeds`); of one seed, and of the base model,
         over prompts by bootstrap (`over` is `prompts`), which does not tell what another seed would give. `sd` is over seeds.
         `iqm`: interquartile mean over seeds and prompts, by bootstrap of whole seeds. `difference`: to the base model.
+        What was spent, `seconds` of training among it: means over seeds, with the lowest and the highest, `_min` and `_max`.
         """
         rows = []
         for setup in self.setups:
@@ -215,7 +219,7 @@ class Results:
     def _base_rows(self, setup: str) -> list[dict[str, Any]]:
         """The base model is the same for all runs, up to rounding; the first run's record is taken."""
         run = self.of(setup)[0]
-        nothing = {"model_rows": 0.0, "reward_calls": 0.0, "seconds": 0.0}
+        nothing = {k: v for name in SPENT for k, v in _spent(name, [0.0]).items()}
         return [
             {"setup": setup, "cell": BASE, "objective": "", "sampler": "", "metric": name, "role": record.role}
             | {"higher_is_better": record.higher_is_better, "seeds": 0, "over": "prompts", "sd": np.nan}
@@ -230,11 +234,11 @@ class Results:
         first = runs[0]
         rows: list[dict[str, Any]] = []
         budgets = [run.result.budget for run in runs]
-        spent = {
-            "model_rows": float(np.mean([b.model_rows_rollout + b.model_rows_train for b in budgets])),
-            "reward_calls": float(np.mean([b.reward_calls for b in budgets])),
-            "seconds": float(np.mean([b.seconds for b in budgets])),
-        }
+        spent = (
+            _spent("model_rows", [b.model_rows_rollout + b.model_rows_train for b in budgets])
+            | _spent("reward_calls", [b.reward_calls for b in budgets])
+            | _spent("seconds", [b.seconds for b in budgets])
+        )
         for name, record in first.result.metrics.items():
             records = [run.result.metrics[name] for run in runs if name in run.result.metrics]
             final = np.array([_interval(r.final).value for r in records])
@@ -308,7 +312,8 @@ def read_results(folder: Path, *, reward: str | None = None, diversity: str | No
     if not found:
         why = f": {results.unreadable[0]}" if results.unreadable else " (no result.json)"
         raise UserError(f"there is no finished run below {folder}{why}")
-    alone = _read_comparisons(folder, found, results)
+    axes = {f"--{option}": name for option, name in (("reward", reward), ("diversity", diversity)) if name is not None}
+    alone = _read_comparisons(folder, found, results, axes)
     results.commands += dict.fromkeys(_command(*run) for run in found if run[0] in alone)
     _name(found, results)
     for option, name in (("reward", reward), ("diversity", diversity)):
@@ -322,8 +327,11 @@ def read_results(folder: Path, *, reward: str | None = None, diversity: str | No
     return results
 
 
-def _read_comparisons(folder: Path, found: list[tuple[Path, Result]], results: Results) -> set[Path]:
+def _read_comparisons(folder: Path, found: list[tuple[Path, Result]], results: Results, axes: dict[str, str]) -> set[Path]:
     """What the files of comparisons add: their commands, cells that are not complete, and the order of the others.
+
+    Args:
+        axes: options of this report, which its command needs too.
 
     Returns:
         The runs that belong to none.
@@ -338,7 +346,7 @@ def _read_comparisons(folder: Path, found: list[tuple[Path, Result]], results: R
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             if data.get("command"):
-                results.commands.append(str(data["command"]))
+                results.commands.append(" ".join([str(data["command"]), *map(shlex.quote, chain(*axes.items()))]))
                 alone -= {run for run in runs if run.parent.parent == home}
             for cell in data.get("cells", []):
                 order[home / "runs" / str(cell.get("id"))] = len(order)
@@ -451,6 +459,10 @@ def _interval(estimate: Estimate) -> Interval:
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_lower": interval.lower, f"{name}_upper": interval.upper, f"{name}_n": interval.n}
+
+
+def _spent(name: str, of_runs: Sequence[float]) -> dict[str, float]:
+    return {name: float(np.mean(of_runs)), f"{name}_min": float(min(of_runs)), f"{name}_max": float(max(of_runs))}
 
 
 def _mean_over_seeds(scores: np.ndarray) -> np.ndarray:

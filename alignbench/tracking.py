@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from alignbench.config import RunConfig, Tracker
@@ -44,6 +45,8 @@ class Tracking:
         self.trackers = [_TRACKERS[name](out, iteration) for name in config.trackers]
 
     def __enter__(self) -> Self:
+        if self.trackers:
+            PartialState()  # their logger refuses to work without it
         for tracker in self.trackers:
             tracker.start()
             tracker.store_init_configuration(_flat(self.config.resolved()))

@@ -62,14 +62,14 @@ class Remote(Scorer):
         for start in range(0, len(pictures), self.settings.batch):
             part = slice(start, start + self.settings.batch)
             request = ScoreRequest(prompts=list(prompts[part]), images=[png(p) for p in pictures[part]])
-            answer = self._answer(ScoreResponse, "POST", "score", request.model_dump_json())
+            answer = self._answer(ScoreResponse, "POST", "score", request.model_dump_json().encode())
             if len(answer.scores) != len(request.prompts):
                 wrong = f"{len(answer.scores)} scores for {len(request.prompts)} pictures"
                 raise RunError(f"the scorer at {self.settings.url} answered {wrong}")
             scores[part] = [np.nan if score is None else score for score in answer.scores]
         return scores
 
-    def _answer(self, kind: type[Any], method: str, path: str, body: str | None = None) -> Any:
+    def _answer(self, kind: type[Any], method: str, path: str, body: bytes | None = None) -> Any:
         """The parsed answer of one request.
 
         Raises:

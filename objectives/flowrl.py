@@ -3,7 +3,7 @@
 Zhu et al. 2025 (arXiv 2509.15207), on the paths of a flow model in place of token sequences. With m_i the mean log-density
 of leaf i's stochastic steps and z_i its group-standardised reward:
 
-    L = mean_i w_i ( log Z + m_i - beta z_i - m_i^ref )^2,   w_i = stop_gradient( pi_theta / pi_old of the path )
+    L = mean_i w_i ( log Z + m_i - beta z_i - m_i^ref )^2,   w_i = stop_gradient( clip(pi_theta / pi_old of the path) )
 
 How this differs from the paper and its code: docs/methods/flowrl.md.
 """
@@ -25,8 +25,8 @@ class FlowRL(Objective):
     class Settings(settings.Settings):
         beta: float = Field(15.0, ge=0)
         """Inverse temperature of the target, on group-standardised rewards."""
-        ratio_clip: float | None = Field(None, gt=0)
-        """Keeps the path's importance ratio within 1 +- this; null leaves it as it is, as the official code does."""
+        ratio_clip: float | None = Field(0.2, gt=0)
+        """Keeps the path's importance ratio within 1 +- this (the paper); null leaves it as it is (the official code)."""
 
     settings: Settings
 

@@ -5,8 +5,8 @@ Liu et al. 2025 (arXiv 2505.05470). For leaf i and stochastic step t on its path
     r_it = pi_theta / pi_old of the edge,   A_i = (R_i - group mean) / std, clamped to +- adv_clip
     L    = mean_it max(-A_i r_it, -A_i clip(r_it, 1 - eps, 1 + eps)) + kl_beta mean_it KL(pi_theta || pi_ref)
 
-The KL is the exact divergence of the step's two Gaussians. The settings that give DanceGRPO, MixGRPO, TreeGRPO, BranchGRPO
-and GRPO-Guard, and how all of this differs from the public code: docs/methods/grpo.md.
+The settings that give DanceGRPO, MixGRPO, TreeGRPO, BranchGRPO and GRPO-Guard, and how all of this differs from the public
+code: docs/methods/grpo.md.
 """
 
 from typing import Literal
@@ -28,10 +28,11 @@ class GRPO(Objective):
         adv_clip: float = Field(5.0, gt=0)
         """Advantages are clamped to +- this."""
         std: Literal["group", "batch", "none"] = "group"
-        """Which deviation the advantage is divided by."""
-        credit: Literal["leaf", "edge", "depth"] = "leaf"
+        """Which deviation the advantage is divided by. batch: that of all rewards of the rollout about their common mean."""
+        credit: Literal["leaf", "edge", "depth", "depth_weighted"] = "leaf"
         """Whose advantage an edge of a tree gets. leaf: each descendant's, once for each. edge: their mean (TreeGRPO).
-        depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO)."""
+        depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: likewise,
+        in a mean that is weighted by the probability of the path to each descendant (an option of BranchGRPO)."""
         ratio: Literal["plain", "guard"] = "plain"
         """guard: the regulated ratio exp((mu - mu_old) . eps) of GRPO-Guard, whose logarithm has mean zero."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "none"
@@ -39,6 +40,9 @@ class GRPO(Objective):
         deviation that the step draws with (TempFlow-GRPO, GARDO)."""
         kl_beta: float = Field(0.0, ge=0)
         """Weight of the KL divergence to the frozen base model; 0 saves the reference's forward pass."""
+        kl: Literal["exact", "released"] = "exact"
+        """exact: the divergence of the step's two Gaussians. released: that times |sigma_next - sigma|, as in Flow-GRPO's
+        code, whose variance leaves out the time step."""
 
     settings: Settings
 
@@ -52,18 +56,21 @@ class GRPO(Objective):
         return z.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
     def edge_advantage(self, forest: RolloutForest) -> Tensor:
-        """Of each edge, [E], NaN where no descendant has a reward; for `credit` edge and depth."""
+        """Of each edge, [E], NaN where no descendant has a reward; for any `credit` but leaf."""
         rewards = forest.by_group(forest.rewards)
         if self.settings.credit == "edge":
             return forest.descendant_mean(torch.where(groups.valid(rewards), self.advantage(forest), torch.nan))
-        node = forest.descendant_mean(rewards)
+        weighted = self.settings.credit == "depth_weighted"
+        node = forest.descendant_mean(rewards, forest.path_sum(forest.old_log_prob) if weighted else None)
+        spread = groups.spread(rewards)[:, None]
         a = torch.empty_like(node)
         for step in forest.edge_step.unique():
             # Edges of one step are ordered by group, and each group has as many.
             here = forest.edge_step == step
             of_group = node[here].view(forest.groups, -1)
-            z = groups.standardise(of_group, std=self.settings.std).masked_fill(of_group.isnan(), torch.nan)
-            a[here] = z.flatten()
+            # Means of equal rewards must not differ by their rounding.
+            z = torch.where(spread, groups.standardise(of_group, std=self.settings.std), 0.0)
+            a[here] = z.masked_fill(of_group.isnan(), torch.nan).flatten()
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
     def weight(self, forest: RolloutForest) -> Tensor:
@@ -81,11 +88,17 @@ class GRPO(Objective):
         """How much of each leaf's KL counts, [G * K]; for `credit` leaf."""
         return torch.ones_like(forest.rewards)
 
+    def divergence(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        """The KL divergence of each edge as it is penalised, [E]; zero where it is not."""
+        if self.settings.kl_beta == 0:
+            return torch.zeros_like(forest.old_log_prob)
+        return terms["kl"] * (forest.edge_sigma - forest.edge_sigma_next) if self.settings.kl == "released" else terms["kl"]
+
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o = self.settings
         log_ratio = terms["drift_noise"] if o.ratio == "guard" else terms["log_prob"] - forest.old_log_prob
         ratio, weight = torch.exp(log_ratio), self.weight(forest)
-        kl = terms["kl"] if o.kl_beta else torch.zeros_like(ratio)
+        kl = self.divergence(terms, forest)
         if o.credit == "leaf":
             a = self.advantage(forest).reshape(-1, 1)
             counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
@@ -103,6 +116,6 @@ class GRPO(Objective):
             "advantage_abs": float(self.advantage(forest).abs().mean()),
             "clip_share": float(((ratio - 1).abs() > self.settings.clip).float().mean()),
         }
-        if "kl" in terms:
-            numbers["kl_reference"] = float(terms["kl"].mean())
+        if self.settings.kl_beta:
+            numbers["kl_reference"] = float(self.divergence(terms, forest).mean())
         return numbers

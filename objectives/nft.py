@@ -7,8 +7,10 @@ of the policy which drew the picture:
     r  = clip(A / (2 adv_clip) + 1/2, 0, 1),   A = group-standardised reward
     L  = adv_clip mean[ r |x0(v+) - x_0|^2 / (b w+) + (1 - r) |x0(v-) - x_0|^2 / (b w-) ] + kl_beta mean |v - v_ref|^2
 
-where x0(v) = x - sigma v and w+- is the mean absolute value of what is squared, without gradient. The pictures need no
-stochastic step. How this differs from the paper: docs/methods/nft.md.
+where x0(v) = x - sigma v and w+- is the mean absolute value of what is squared, without gradient. The old policy follows the
+policy: after a rollout's updates, n of them since the start, its weights become d old + (1 - d) new with
+d = min(decay_rate (n - decay_start), decay_max). The pictures need no stochastic step. How this differs from the paper:
+docs/methods/nft.md.
 """
 
 from typing import Any
@@ -34,12 +36,22 @@ class NFT(Objective):
         """Weight of the squared distance to the base model's velocity; 0 saves the reference's forward pass."""
         draws: int = Field(1, ge=1)
         """Noises and times for each picture."""
+        decay_rate: float = Field(1e-3, ge=0)
+        """How fast the old policy's decay grows with the updates; 0: the old policy is the newest, and costs no rows."""
+        decay_start: int = Field(0, ge=0)
+        """Updates during which it stays 0."""
+        decay_max: float = Field(0.5, ge=0, lt=1)
+        """What it grows to."""
 
     settings: Settings
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=self.settings.kl_beta > 0, old=True)
+        return Needs(reference=self.settings.kl_beta > 0, old=True, old_lags=self.settings.decay_rate > 0)
+
+    def old_decay(self, updates: int) -> float:
+        o = self.settings
+        return min(o.decay_rate * max(updates - o.decay_start, 0), o.decay_max)
 
     def goodness(self, forest: RolloutForest) -> Tensor:
         """r, [G, K]; a half where a reward is missing or its group has no spread."""

@@ -1,7 +1,8 @@
 """independent: K rollouts that share nothing but their prompt, stochastic at all steps but the last.
 
 The sampler of Flow-GRPO and DDPO. The last step is deterministic, since noise drawn there would stay in the picture. With
-`stochastic_share` below 1 only the steps nearest the noise are stochastic; the others cost no training row.
+`stochastic_share` below 1 only the steps nearest the noise are stochastic; the others cost no training row. At 0 none is, for
+objectives that train on final pictures alone (dpo, raft, nft).
 """
 
 from math import ceil
@@ -24,7 +25,7 @@ class Independent(Sampler):
         """Rule of the stochastic steps."""
         noise_level: float = Field(0.7, gt=0)
         """Its noise level."""
-        stochastic_share: float = Field(1.0, gt=0, le=1)
+        stochastic_share: float = Field(1.0, ge=0, le=1)
         """Share of the steps but the last that are stochastic, counted from the noise and rounded up."""
 
     settings: Settings

@@ -167,7 +167,8 @@ def grpo_loss(
     """The Flow-GRPO loss, leaf by leaf and step by step; all rewards must be there."""
     size = len(rewards[0])
     averages = [sum(group) / size for group in rewards]
-    everything = [(r - m) ** 2 for group, m in zip(rewards, averages, strict=True) for r in group]
+    centre = sum(averages) / len(averages)
+    everything = [(r - centre) ** 2 for group in rewards for r in group]
     parts: list[Tensor] = []
     for g, group in enumerate(rewards):
         of_group = math.sqrt(sum((r - averages[g]) ** 2 for r in group) / size)

@@ -1,5 +1,6 @@
 """The checks hold for what ships, and each finds the plug-in that breaks it."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,40 +11,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignbench import Objective, Plan, RolloutForest, Sampler, Settings, Step, load_objective, load_sampler
-from alignbench.checking import OF_THE_OBJECTIVE, OF_THE_ROLLOUT, CheckResult, Subject, run_checks
+from alignbench import Objective, Plan, RolloutForest, Sampler, Settings, Step, load_objective, registry
+from alignbench.checking import (
+    LEARNING_RATE,
+    OF_THE_OBJECTIVE,
+    OF_THE_ROLLOUT,
+    CheckResult,
+    Subject,
+    run_checks,
+    subject_of,
+)
+from alignbench.config import load_config
+from alignbench.tasks import load_task
 from alignbench.terms import Terms
-from tests.toys import ToyBackbone
-
-OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad"]
-PUBLISHED: dict[str, dict[str, object]] = {
-    "independent": {"steps": 4, "group_size": 4},
-    "fixed_tree": {"steps": 5, "children": 2, "levels": 2, "splits": (1, 2)},
-    "dynamic_tree": {"steps": 5, "children": 2, "levels": 2, "early": (1, 2), "late": (1, 3)},
-}
-OTHERS: dict[str, dict[str, object]] = {
-    "sliding_window": {"steps": 5, "group_size": 4, "window": 2},
-    "flash": {"steps": 7, "group_size": 4, "window": 2},
-    "tree_window": {"steps": 6, "children": 2, "levels": 2},
-    "branch": {"steps": 5, "children": 2, "splits": (0, 2), "depth_pruning": 1},
-}
+from tests.replays import TRAINING, small_sampler
+from tests.toys import PROMPTS, ToyBackbone
 
 
 def subject(objective: Objective | str = "grpo", sampler: Sampler | None = None, policy: ToyBackbone | None = None) -> Subject:
     def made() -> Objective:
         return load_objective(objective) if isinstance(objective, str) else objective
 
-    plans = sampler or load_sampler("independent", **PUBLISHED["independent"])
-    return Subject(made, plans, policy or ToyBackbone())
+    plans = sampler or small_sampler("independent")
+    return Subject(made, plans, policy or ToyBackbone(), tuple(PROMPTS))
 
 
 def checked(what: Subject, iterations: int = 0) -> dict[str, CheckResult]:
     return {result.name: result for result in run_checks(what, iterations=iterations, lr=0.02)}
 
 
-@pytest.mark.parametrize(("objective", "sampler"), [*product(OBJECTIVES, PUBLISHED), *product(["grpo"], OTHERS)])
+@pytest.mark.parametrize(("objective", "sampler"), product(TRAINING, registry.names("samplers")))
 def test_all_that_ships_passes(objective: str, sampler: str) -> None:
-    found = checked(subject(objective, load_sampler(sampler, **(PUBLISHED | OTHERS)[sampler])))
+    found = checked(subject(objective, small_sampler(sampler)))
     assert list(found) == [*OF_THE_ROLLOUT, *OF_THE_OBJECTIVE]
     assert not [result for result in found.values() if result.holds is False]
 
@@ -110,10 +109,26 @@ class FirstLeaf(Objective):
 def test_an_objective_that_depends_on_the_order_of_leaves_is_found() -> None:
     found = checked(subject(FirstLeaf(Settings())))
     assert found["order of leaves"].failed
-    assert found["missing reward"].failed
+    assert found["finite"].failed
+    assert "without one reward" in found["finite"].detail
     # Absolute rewards are its right: this is told, and counts as no failure.
     assert found["shifted rewards"].holds is False
     assert not found["shifted rewards"].failed
+
+
+class Blundering(Objective):
+    """Has a fault of the kind that a first draft has."""
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        return (forest.path_sum(terms["log_prob"]) * forest.rewards).sum()  # [G, K] by [G * K]
+
+
+def test_a_plug_in_that_raises_is_told_with_the_place_in_its_file() -> None:
+    found = checked(subject(Blundering(Settings())))
+    assert not found["plan"].failed
+    assert found["first ratio is 1"].failed
+    assert "RuntimeError in " in found["first ratio is 1"].detail
+    assert f"{__file__}, line {inspect.getsourcelines(Blundering)[1] + 4}" in found["first ratio is 1"].detail
 
 
 class Deaf(Objective):
@@ -139,3 +154,14 @@ def test_the_command_tells_by_its_exit_code(objective: str, code: int) -> None:
     found = json.loads(done.stdout)
     assert [f["name"] for f in found] == [*OF_THE_ROLLOUT, *OF_THE_OBJECTIVE]
     assert any(f["holds"] is False and f["required"] for f in found) == (code == 1)
+
+
+@pytest.mark.parametrize("objective", ["tmpo", "dpo"])
+def test_points_in_the_plane_are_checked_with_prompts_and_rewards_of_their_own(objective: str) -> None:
+    options = {"objective": objective, "backbone": "gaussian_mixture", "threads": 1}
+    config = load_config(options=options, sets=["sampler.rule=sde"])
+    what = subject_of(config)
+    assert what.prompts == tuple(load_task("equal_modes").train_prompts[:2])
+    found = {result.name: result for result in run_checks(what, lr=LEARNING_RATE * config.optimizer.lr)}
+    assert not [result for result in found.values() if result.holds is False]
+    assert found["learning"].detail.startswith("mean latent")

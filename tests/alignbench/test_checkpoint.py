@@ -50,7 +50,8 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     reference = [p.detach() + 1 for p in model.parameters()]
     objective = load_objective("flowrl")
     saved = state(2, [0.1, float("nan")], sampler={"low": 0.1 + 0.2}, micro_batch=3, micro_batch_halvings=2)
-    save_checkpoint(tmp_path / "checkpoints", saved, model, optimizer, ema, objective, reference)
+    old = [p.detach() - 1 for p in model.parameters()]
+    save_checkpoint(tmp_path / "checkpoints", saved, model, optimizer, ema, objective, reference, old)
 
     other, other_optimizer = trained(0)
     other_ema = EMA(list(other.parameters()), 0.5, 1)
@@ -64,8 +65,9 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         for name, value in values.items():
             assert torch.equal(value, other_optimizer.state_dict()["state"][key][name])
     assert all(torch.equal(a, b) for a, b in zip(ema.average, other_ema.average, strict=True))
-    assert found.reference is not None
-    assert all(torch.equal(a, b) for a, b in zip(reference, found.reference, strict=True))
+    for given, back in ((reference, found.reference), (old, found.old)):
+        assert back is not None
+        assert all(torch.equal(a, b) for a, b in zip(given, back, strict=True))
 
 
 def test_averages_are_applied_and_the_live_weights_come_back_unchanged(tmp_path: Path) -> None:

@@ -179,3 +179,16 @@ def test_a_diagnosis_shows_tables_or_one_json_document(tmp_path: Path) -> None:
     as_json = alignbench(*arguments, "--out", str(tmp_path / "two"), "--json", cwd=tmp_path)
     assert json.loads(as_json.stdout) == json.loads((tmp_path / "two" / "diagnosis.json").read_text())
     assert (tmp_path / "two" / "diagnosis.png").stat().st_size > 10_000
+
+
+def test_the_installed_command_finds_plug_ins_in_the_current_folder_too(tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text("from tests.alignbench.test_checking import Deaf\n")
+    # -P keeps the current folder out of the path, as it is for a script in a bin folder.
+    entry = [sys.executable, "-P", "-c", "from alignbench.__main__ import main; main()"]
+    options = ["check", "--objective", "deaf:Deaf", "--backbone", "tests.plugins:ToyPolicy", "--iterations", "0"]
+    done = subprocess.run(
+        [*entry, *options], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "the gradient is zero" in done.stdout

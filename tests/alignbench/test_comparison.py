@@ -1,5 +1,7 @@
+import html
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -31,7 +33,9 @@ from alignbench.comparison import (
 )
 from alignbench.config import load_config
 from alignbench.record import read_result
+from alignbench.report import write_report
 from alignbench.results import read_results
+from tests.alignbench.test_processes import CALM, assert_same_but_for_rounding
 from tests.plugins import write_task
 
 ROWS = 22
@@ -177,6 +181,31 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> No
         assert read_result(one).metrics == read_result(other).metrics
 
 
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_processes_that_share_a_cell_give_the_same_within_rounding(tmp_path: Path, engine: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    calm = {"prompts_per_iteration": 4, "optimizer": CALM}
+    made = grid(tmp_path, objectives=["grpo"], settings=calm, budget={"model_rows": 3 * 2 * ROWS})
+    here = compare(made, tmp_path / "here")
+    there = compare(made, tmp_path / "there", engine=engine, processes=2)
+    assert [cell.status for cell in there.cells] == ["complete"] == [cell.status for cell in here.cells]
+    for cell in here.cells:
+        one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))
+        assert_same_but_for_rounding(one, other)
+        assert read_result(other).environment["processes"] == 2
+    with pytest.raises(UserError, match="prompts_per_iteration=4 cannot be shared equally by 3 processes"):
+        compare(made, tmp_path / "three", processes=3)
+    assert not (tmp_path / "three").exists()
+
+
+def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(tmp_path: Path) -> None:
+    made = grid(tmp_path, "DyingInSecondProcess", objectives=["grpo"])
+    (cell,) = compare(made, tmp_path / "out", processes=2).cells
+    assert cell.status == "failed"
+    assert "process 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
+
+
 def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path) -> None:
     log = Log()
     made = grid(tmp_path, objectives=["tests.plugins:Killing", "grpo"])
@@ -187,7 +216,7 @@ def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: P
 
 
 def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
-    iterations = 30
+    iterations = 100  # ten seconds, in which the other process has begun
     made = grid(tmp_path, "Slow", budget={"model_rows": iterations * ROWS}, settings={"checkpoint_every": 1000})
     out = tmp_path / "out"
     parent = get_context("spawn").Process(target=compare, args=(made, out), kwargs={"workers": 2})
@@ -288,6 +317,45 @@ def test_the_command_of_a_comparison_makes_the_same_again(tmp_path: Path, monkey
     assert found == [first, dotted]
 
 
+def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_folder(tmp_path: Path) -> None:
+    choice: dict[str, Any] = {
+        "backbone": "gaussian_mixture",
+        "tasks": ["rare_mode"],
+        "seeds": [3],
+        "budget": {"model_rows": 2000},
+    }
+    settings = {"evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4}, "optimizer": {"betas": [0.8, 1e-3]}}
+    soft = {"objectives": {"soft": {"objective": {"clip": 1e-5}, "ema": None}}}
+    first = tmp_path / "first"
+    compare(grid(tmp_path, objectives=["grpo"], settings=settings, **choice), first)
+    compare(grid(tmp_path, objectives=["grpo", "soft=grpo"], settings=settings | soft, **choice), first)  # added later
+    write_report(first)
+    (printed,) = re.findall("<pre>(.*?)</pre>", (first / "report.html").read_text(), re.DOTALL)
+    pasted = f"{html.unescape(printed).strip()} --out again"
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    found = in_a_folder(["sh", "-c", f'alignbench() {{ "{sys.executable}" -m alignbench "$@"; }}; {pasted}'], fresh)
+    assert found.returncode == 0, found.stderr
+    runs = sorted(run.name for run in (first / "runs").iterdir())
+    assert runs == sorted(run.name for run in (fresh / "again" / "runs").iterdir())
+    for run in runs:
+        assert_same_numbers(first / "runs" / run, fresh / "again" / "runs" / run)
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    """To the last bit, in all that a run leaves; what it took, when, and who called it aside."""
+    pd.testing.assert_frame_equal(table(one), table(other), check_exact=True)
+    for name in ("evals", "laws"):
+        left, right = (pd.read_parquet(folder / f"{name}.parquet") for folder in (one, other))
+        pd.testing.assert_frame_equal(left, right, check_exact=True)
+    found = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    for record in found:
+        del record["run"]["started"], record["environment"]["command"]
+        del record["budget"]["peak_memory_bytes"], record["budget"]["seconds_by_phase"]
+        del record["budget"]["seconds"], record["budget"]["seconds_evaluation"]
+    assert found[0] == found[1]
+
+
 def test_settings_of_one_name_reach_its_cells_alone(tmp_path: Path) -> None:
     made = grid(tmp_path, settings={"objectives": {"grpo": {"objective": {"clip": 0.2}, "optimizer": {"lr": 0.5}}}})
     tmpo, grpo = (cell.config for cell in made.cells())
@@ -349,7 +417,10 @@ def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
 
 
 def alignbench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "alignbench", *arguments]
+    return in_a_folder([sys.executable, "-m", "alignbench", *arguments], folder)
+
+
+def in_a_folder(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
@@ -367,7 +438,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
     # 2 iterations of two prompts: 4 chains of 4 steps, 3 of them stochastic.
     assert "model_rows 112" in planned.stdout
-    assert "1 pairs x 1 tasks x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
+    assert "1 pair x 1 task x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
     assert not (tmp_path / "out").exists()
     ran = alignbench(*words, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from alignbench import UserError, config, load_objective, load_sampler
+from alignbench import UserError, config, load_objective, load_sampler, registry
 from alignbench.config import RunConfig, load_config, presets, validate
 
 
@@ -76,6 +76,14 @@ def test_every_preset_fits_every_objective_and_sampler() -> None:
                 load_sampler(sampler, **found.sampler.settings)
 
 
+def test_in_the_plane_every_sampler_that_ships_draws_by_sde_and_a_plug_in_needs_no_rule() -> None:
+    for sampler in registry.names("samplers"):
+        found = load_config(options={"backbone": "gaussian_mixture", "sampler": sampler})
+        assert found.sampler.settings["rule"] == "sde"
+    plugin = load_config(options={"backbone": "gaussian_mixture", "sampler": "own:Sampler"})
+    assert plugin.sampler.settings == {}
+
+
 PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("sd3", "tmpo"): {
         "iterations": 300, "prompts_per_iteration": 8, "updates_per_rollout": 4, "lr": 1e-5, "max_grad_norm": 1.0,
@@ -86,7 +94,17 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("sd3", "grpo"): {
         "iterations": 250, "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "max_grad_norm": 1.0,
         "lr_schedule": "constant", "sampler": "independent", "steps": 10, "group_size": 24, "rule": "sde", "noise_level": 0.7,
-        "clip": 1e-4, "kl_beta": 0.04, "std": "batch",
+        "clip": 1e-4, "kl_beta": 0.04, "kl": "released", "std": "batch",
+    },
+    ("sd3", "gardo"): {
+        "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 10,
+        "group_size": 24, "rule": "sde", "noise_level": 0.7, "clip": 1e-5, "kl_beta": 0.04, "kl": "released", "kl_share": 0.1,
+        "reference_refresh": 15, "reference_refresh_kl": 3e-4,
+    },
+    ("sd3", "nft"): {
+        "prompts_per_iteration": 48, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 10,
+        "group_size": 24, "stochastic_share": 0, "guidance": 1, "beta": 1, "adv_clip": 5, "kl_beta": 1e-4,
+        "decay_rate": 1e-3, "decay_max": 0.5,
     },
     ("sd3", "ddpo"): {
         "prompts_per_iteration": 32, "updates_per_rollout": 4, "lr": 3e-4, "sampler": "independent", "steps": 10,
@@ -105,6 +123,11 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 6,
         "group_size": 27, "rule": "sde", "noise_level": 0.9, "clip": 1e-4, "kl_beta": 0.0,
     },
+    ("flux", "gardo"): {
+        "prompts_per_iteration": 8, "updates_per_rollout": 1, "steps": 6, "group_size": 27, "noise_level": 0.9, "kl_beta": 0.01,
+        "kl": "released", "reference_refresh": 15,
+    },
+    ("flux", "nft"): {"prompts_per_iteration": 48, "steps": 10, "group_size": 24, "stochastic_share": 0},
     ("flux", "ddpo"): {
         "prompts_per_iteration": 32, "updates_per_rollout": 4, "lr": 3e-4, "sampler": "independent", "steps": 6,
         "group_size": 8, "noise_level": 0.9, "clip": 1e-4,
@@ -126,7 +149,8 @@ def test_the_paper_preset_has_the_published_settings_of_each_family(family: str,
     wanted = PAPER[family, objective]
     assert {key: flat[key] for key in wanted} == wanted
     assert (data["optimizer"]["weight_decay"], data["ema"]) == (1e-4, {"decay": 0.9, "every": 8})
-    assert (found.guidance, found.evaluation.steps) == {"sd3": (4.5, 40), "flux": (3.5, 28)}[family]
+    guidance, steps = {"sd3": (4.5, 40), "flux": (3.5, 28)}[family]
+    assert (found.guidance, found.evaluation.steps) == (wanted.get("guidance", guidance), steps)
     assert {key: plugins[key] for key in ("resolution", "precision")} == {"resolution": 512, "precision": "bf16"}
     load_objective(objective, **found.objective.settings)
     load_sampler(found.sampler.name, **found.sampler.settings).plan(0.5, np.random.default_rng(0))

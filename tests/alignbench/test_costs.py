@@ -15,6 +15,7 @@ from alignbench.backbone import Backbone
 from alignbench.cli import app
 from alignbench.config import RunConfig
 from alignbench.costs import Pace, Rows, forecast, memory, model_rows, rows_per_iteration, seconds_per_iteration
+from alignbench.errors import RunError
 from alignbench.executor import predict
 from tests.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.plugins import toy_config, write_task
@@ -45,7 +46,9 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
         ({"name": "grpo"}, {"micro_batch": 4}, 16 + 2 * 6),
         ({"name": "grpo", "kl_beta": 0.1}, {"micro_batch": 4, "updates_per_rollout": 2}, 16 + 2 * 3 * 6),
         # Eight pictures, and the policy of the rollout in the second update; two pictures of each group, and the base model.
-        ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
+        ({"name": "nft", "kl_beta": 0.0, "decay_rate": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
+        # An old policy that lags is asked in the first update too.
+        ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 2 * 8),
         ({"name": "dpo"}, {}, 16 + 2 * 4),
     ],
 )
@@ -72,6 +75,11 @@ def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
     # 16 rows of the rollout; twice 6 with their way back and 6 of the reference; 8 pictures.
     found = seconds_per_iteration(config, rows_per_iteration(config), pace, needs)
     assert found == 16 + 2 * (6 * 10 + 6) + 800
+
+
+def test_a_scorer_is_given_as_long_as_in_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"did not answer within 0.02 s while it was timed; .* raise scorer_timeout"):
+        forecast(toy_config(write_task(tmp_path, "Slow"), scorer_timeout=0.02))
 
 
 # --- memory

@@ -6,66 +6,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 
 from alignbench import UserError, run
 from alignbench.backbone import holding
-from alignbench.backbones.train_tiny import (
-    LATENT_CHANNELS,
-    TEXT_WIDTH,
-    build_autoencoder,
-    build_text_encoder,
-    letter_tokenizer,
-    silent_third_encoder,
-    word_tokenizer,
-)
 from alignbench.checkpoint import policy_weights
 from alignbench.config import RunConfig, load_config
 from alignbench.executor import sample
 from alignbench.exporting import ABOUT, export
 from alignbench.load import load_configured_backbone
 from alignbench.noise import group_keys, normal
+from tests.pipelines import SIDE, save_pipeline
 from tests.plugins import toy_config, write_task
 
 PROMPTS = ["a red circle", 'the word "CAT"']
-STEPS, SEED, SIDE, WIDTH = 3, 7, 32, 16
+STEPS, SEED = 3, 7
+CALL = {"height": SIDE, "width": SIDE, "max_sequence_length": 8, "num_inference_steps": STEPS, "guidance_scale": 2.0}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete pipeline with random weights, two layers deep, that draws 32 x 32 pictures."""
-    folder = tmp_path_factory.mktemp("base") / "pipeline"
-    torch.manual_seed(0)
-    words, letters = word_tokenizer(), letter_tokenizer()
-    third, third_tokenizer = silent_third_encoder()
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=TEXT_WIDTH,
-        caption_projection_dim=WIDTH,
-        pooled_projection_dim=2 * WIDTH,
-        pos_embed_max_size=8,
-    )
-    pipeline = StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=build_autoencoder(),
-        text_encoder=build_text_encoder(len(words), WIDTH, 1),
-        tokenizer=words,
-        text_encoder_2=build_text_encoder(len(letters), WIDTH, 1),
-        tokenizer_2=letters,
-        text_encoder_3=third,
-        tokenizer_3=third_tokenizer,
-    )
-    pipeline.save_pretrained(folder)
-    call = {"height": SIDE, "width": SIDE, "max_sequence_length": 1, "num_inference_steps": STEPS, "guidance_scale": 2.0}
-    (folder / "alignbench.json").write_text(json.dumps({"call": call}))
+    """With a card, and the call that its pictures are judged by."""
+    folder = save_pipeline("sd3", tmp_path_factory.mktemp("base"))
+    (folder / "alignbench.json").write_text(json.dumps({"call": CALL}))
     (folder / "README.md").write_text("What these very weights can do.")
     return folder
 
@@ -92,10 +56,9 @@ def plainly_drawn(pipeline: Any) -> np.ndarray:
     """What diffusers draws, in grey levels; its own schedule ends at sigma 0.001, ours is equally spaced down to 0."""
     pipeline.set_progress_bar_config(disable=True)
     keys = [("evaluation", SEED, *key, 0) for key in group_keys(PROMPTS)]
-    noise = normal(keys, (LATENT_CHANNELS, SIDE // 4, SIDE // 4))
-    call = {"height": SIDE, "width": SIDE, "max_sequence_length": 1, "num_inference_steps": STEPS, "guidance_scale": 2.0}
+    noise = normal(keys, (4, SIDE // 2, SIDE // 2))
     sigmas = [1 - i / STEPS for i in range(STEPS)]
-    return np.round(pipeline(PROMPTS, latents=noise, sigmas=sigmas, output_type="np", **call).images * 255)
+    return np.round(pipeline(PROMPTS, latents=noise, sigmas=sigmas, output_type="np", **CALL).images * 255)
 
 
 def ours_drawn(config: RunConfig, checkpoints: Path, best_window: int | None = None) -> np.ndarray:

@@ -17,10 +17,10 @@ def test_the_group_standard_deviation_is_the_population_one_of_each_group() -> N
     assert z.tolist() == [[-1.0, 1.0], [-1.0, 1.0]]
 
 
-def test_the_batch_deviation_is_one_scale_about_the_group_means() -> None:
+def test_the_batch_deviation_is_one_scale_about_the_mean_of_all_rewards() -> None:
     z = groups.standardise(rows([0.0, 2.0], [1.0, 5.0]), std="batch")
-    # sqrt((1 + 1 + 4 + 4) / 4) = 1.581139
-    assert z.flatten().tolist() == pytest.approx([-0.632456, 0.632456, -1.264911, 1.264911], abs=2e-6)  # six decimals
+    # 0, 2, 1, 5 have the mean 2 and the deviation sqrt((4 + 0 + 1 + 9) / 4) = 1.870829.
+    assert z.flatten().tolist() == pytest.approx([-0.534522, 0.534522, -1.069045, 1.069045], abs=2e-6)  # six decimals
 
 
 def test_without_a_deviation_rewards_are_centred_only() -> None:

@@ -72,12 +72,20 @@ def test_a_long_training_goes_on_in_a_second_row() -> None:
 def test_side_by_side_is_a_row_a_sampler_and_a_column_an_objective() -> None:
     tables = {(o, s): three_laws() for o in ("tmpo", "part: grpo", "nft") for s in ("independent", "fixed_tree")}
     del tables["nft", "fixed_tree"]
+    tables["nft", "sliding_window"] = three_laws()
     figure = side_by_side(tables, "equal_modes")
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["target", "base"]
     places = [axis.get_subplotspec() for axis in figure.axes[2:]]
-    assert [(place.rowspan.start, place.colspan.start - 2) for place in places] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
-    assert [axis.get_title() for axis in figure.axes[2:]] == ["tmpo", "", "part: grpo", "", "nft"]
-    assert [axis.get_ylabel() for axis in figure.axes[2:]] == ["independent", "fixed tree", "", "", ""]
+    assert [(place.rowspan.start, place.colspan.start - 2) for place in places] == [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+        (0, 2),
+        (2, 2),
+    ]
+    assert [axis.get_title() for axis in figure.axes[2:]] == ["tmpo", "", "part: grpo", "", "nft", ""]
+    assert [axis.get_ylabel() for axis in figure.axes[2:]] == ["independent", "fixed tree", "", "", "", "sliding window"]
     plt.close(figure)
 
 

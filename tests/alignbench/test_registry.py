@@ -149,6 +149,24 @@ def test_only_files_whose_docstring_starts_with_their_name_are_plug_ins(plugins:
     (plugins / "broken.py").write_text("def (\n")
     (plugins / "latin.py").write_bytes(b'"""latin: \xe9"""\n')
     assert registry.names("samplers") == ["longer", "straight"]
+    # Whoever asks for one is told what it lacks.
+    assert problem("bare") == (
+        f"{plugins / 'bare.py'} is no sampler: its docstring must begin with 'bare: ' and say what it is"
+    )
+    assert problem("broken").startswith("sampler 'broken' cannot be read: ")
+    assert problem("_private").startswith("there is no sampler '_private'")
+
+
+@pytest.mark.usefixtures("entry_points")
+def test_a_class_that_cannot_be_made_is_refused_in_a_sentence(plugins: Path) -> None:
+    text = SAMPLER.format(name="unready", line="has no plan.", cls="Unready", steps=1)
+    (plugins / "unready.py").write_text(text.replace("def plan", "def plans"))
+    assert problem("unready").endswith("must define exactly one Sampler for 'unready'; it defines Unready without plan")
+    assert problem(f"{plugins.name}.unready:Unready").startswith(f"sampler {plugins.name}.unready:Unready cannot be made: ")
+    (plugins / "other.py").write_text(
+        text.replace("unready", "other").replace("def plan", "def __init__(self): ...\n    def plan")
+    )
+    assert problem("other").startswith("sampler other cannot be made: Unready.__init__() takes 1 positional argument but 2")
 
 
 @pytest.mark.usefixtures("entry_points")

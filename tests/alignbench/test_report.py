@@ -43,7 +43,7 @@ def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results)
     said = report.verdict(results, results.setups[0])
     assert said[0] == "On the front of ocr and lgmd, by their means: grpo x independent, tmpo x independent."
     assert said[1] == "Beaten in both beyond chance: base model (by grpo x independent)."
-    assert said[2] == "ocr: 3 of 3 tested differences are beyond chance (Welch's test over seeds, Holm-corrected)."
+    assert said[2] == "ocr: 3 of 3 tested differences are beyond chance (Welch's test over 3 seeds a method, Holm-corrected)."
     rewards = {"grpo": [0.55, 0.555, 0.56], "tmpo": [0.85, 0.86, 0.87], "base": [0.45] * 3}
     p = {
         "between": stats.ttest_ind(rewards["grpo"], rewards["tmpo"], equal_var=False).pvalue,
@@ -75,8 +75,10 @@ def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> Non
 
 def test_the_verdict_compares_at_equal_distance_from_the_base_model(results: Results) -> None:
     frame = results.cells_frame.query("metric == 'lgmd'").assign(metric="kl_base")
+    # Means .15, .1525, .155 and .65, .6525, .655: t(0.975, 2) * .0025 / sqrt 3 = 0.00621.
     assert report._moved(frame) == [
-        "kl_base goes from 0.1525 (tmpo x independent) to 0.6525 (grpo x independent), by means: "
+        "The distance from the base model, kl_base, goes from 0.1525 [0.1463, 0.1587] (n = 3 seeds) for tmpo x independent "
+        "to 0.6525 [0.6463, 0.6587] (n = 3 seeds) for grpo x independent: "
         "what moved less keeps diversity for free, so compare at equal distance."
     ]
     assert report._moved(results.cells_frame) == []
@@ -102,8 +104,35 @@ def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Result
     assert tex.count("n = 3 seeds") == 4
 
 
-def test_latex_escapes_what_is_special() -> None:
-    assert report._latex("a_b & 5 %") == r"a\_b \& 5 \%"
+def test_latex_escapes_what_is_special_and_knows_minus_from_hyphen() -> None:
+    assert report._latex("a_b-2 & 5 %") == r"a\_b-2 \& 5 \%"
+    assert report._latex("↓ -1.5 [-2, 1e-05]") == r"$\downarrow$ $-$1.5 [$-$2, 1e-05]"
+
+
+def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert "ocr ↑ (trained on)</button>" in page
+    assert "lgmd ↑</button>" in page
+    assert "| method | ocr ↑ (trained on) | lgmd ↑ | model rows | seconds of training |" in (folder / "report.md").read_text()
+
+
+def test_what_was_spent_is_told_with_the_seeds_where_they_differ(tmp_path: Path) -> None:
+    for seed, rows in enumerate((150, 250)):
+        write_run(tmp_path / str(seed), seed=seed, rows=rows)
+    cells = read_results(tmp_path).cells_frame
+    of_base, of_cell = (report._row(cells, cell) for cell in (BASE, "tmpo x independent"))
+    assert report.spent(of_cell, "model_rows") == "200 (150 to 250, n = 2 seeds)"
+    assert report.spent(of_cell, "seconds") == "2.5"
+    assert report.spent(of_base, "model_rows") == "0"
+
+
+def test_every_plot_has_a_title_in_words(folder: Path) -> None:
+    titles = {comparison_plots.figure_title(file.stem) for file in (folder / "plots").iterdir()}
+    assert {
+        "Training against seconds of training: running means of 8 iterations",
+        "Ocr of each prompt, trained minus base",
+    } < titles
+    assert not any("_" in title for title in titles)
 
 
 def test_tables_hold_what_the_frames_hold(folder: Path, results: Results) -> None:

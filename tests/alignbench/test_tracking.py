@@ -3,6 +3,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from accelerate import PartialState
 
 from alignbench import UserError, tracking
 from alignbench.config import load_config
@@ -53,6 +54,7 @@ def test_what_a_killed_run_logged_behind_its_checkpoint_is_not_shown_twice(tmp_p
 
 def test_weights_and_biases_stays_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # as in a process where nothing has used accelerate before
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     run(toy_config(write_task(tmp_path), trackers=["wandb"]), tmp_path / "out")

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from alignbench import RunError, UserError, load_objective, load_sampler, registry, run
 from alignbench.backbone import BackboneSettings
+from alignbench.console import Silent
 from alignbench.evaluation import Judges
 from alignbench.record import Result, read_result
 from alignbench.tasks import load_task
@@ -354,3 +355,100 @@ def test_a_refreshed_reference_is_the_policy_of_that_iteration_and_survives_a_re
         run(toy_config(write_task(tmp_path, "Interrupting"), reference_refresh=1, **changes), tmp_path / "broken")
     run(toy_config(write_task(tmp_path), reference_refresh=1, **changes), tmp_path / "broken", resume=True)
     assert (table(tmp_path / "broken")["kl_reference"] == 0).all()
+
+
+def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Decays of 0, 0.4 and 0.5 after updates 1, 2 and 3.
+    settings: Any = {"name": "nft", "decay_rate": 0.4, "decay_start": 1, "decay_max": 0.5}
+    drew, seen = [], []
+    drawn, updates = Trainer._drawn, Trainer._updates
+
+    def watched_drawn(self: Trainer, *arguments: Any) -> Any:
+        velocity = self.policy.velocity
+
+        def noted(*inputs: Any) -> Any:
+            drew.append([p.detach().clone() for p in self.policy.parameters()])
+            return velocity(*inputs)
+
+        monkeypatch.setattr(self.policy, "velocity", noted)
+        forest = drawn(self, *arguments)
+        monkeypatch.setattr(self.policy, "velocity", velocity)
+        return forest
+
+    def watched_updates(self: Trainer, forest: Any) -> Any:
+        found = updates(self, forest)
+        seen.append([p.detach().clone() for p in self.policy.parameters()])
+        return found
+
+    monkeypatch.setattr(Trainer, "_drawn", watched_drawn)
+    monkeypatch.setattr(Trainer, "_updates", watched_updates)
+    run(toy_config(write_task(tmp_path), objective=settings, iterations=4), tmp_path / "run")
+    base = [p.detach() for p in ToyPolicy(BackboneSettings()).parameters()]
+    calls = len(drew) // 4
+    first, second, third, fourth = drew[::calls]
+    for i, start in enumerate(base):
+        one, two, three = seen[0][i], seen[1][i], seen[2][i]
+        assert torch.equal(first[i], start)
+        assert torch.allclose(second[i], one)
+        assert torch.allclose(third[i], 0.4 * one + 0.6 * two)
+        assert torch.allclose(fourth[i], 0.5 * (0.4 * one + 0.6 * two) + 0.5 * three)
+    assert any(not torch.allclose(a, b) for a, b in zip(third, seen[1], strict=True))
+    assert list(table(tmp_path / "run")["old_decay"]) == pytest.approx([0, 0.4, 0.5, 0.5])
+
+
+def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path: Path) -> None:
+    every = {"reward", "reward_std_in_group", "zero_std_ratio", "loss", "grad_norm", "policy_update_norm", "off_policy_share"}
+    ratios = {"ratio_abs_dev_first", "ratio_abs_dev_max"}
+    own = {
+        "tmpo": {
+            *("beta", "kl_target_policy", "ess_policy", "ess_target", "policy_term_abs", "target_term_abs"),
+            *("advantage_mean", "advantage_abs", "advantage_skew"),
+        },
+        "grpo": {"advantage_abs", "clip_share"},
+        "gardo": {"advantage_abs", "clip_share", "kl_reference", "kl_leaves"},
+        "ddpo": {"advantage_abs", "own_statistics_share"},
+        "dpo": {"pairs", "implicit_accuracy", "winner_error", "loser_error"},
+        "ppo": {"value_mean", "explained_variance"},
+        "raft": {"error"},
+        "nft": {"positive_error", "negative_error", "distance_reference", "old_decay"},
+        "vargrad": {"balance_rms"},
+        "flowrl": {"balance_rms", "log_z"},
+    }
+    assert set(own) == set(OBJECTIVES)
+    task = write_task(tmp_path)
+    for objective, columns in own.items():
+        run(toy_config(task, objective=objective, iterations=1), tmp_path / objective)
+        found = table(tmp_path / objective)
+        assert every | ratios | columns <= set(found.columns), objective
+        assert found[sorted(every | columns)].notna().all(axis=None), objective
+
+
+def test_a_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
+    class Listening(Silent):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.told.append(text)
+
+    task = write_task(tmp_path)
+    for number, (objective, updates, expected) in enumerate((("grpo", 1, 1), ("grpo", 2, 0), ("raft", 1, 0))):
+        console = Listening()
+        config = toy_config(task, objective=objective, updates_per_rollout=updates, iterations=1)
+        run(config, tmp_path / str(number), console=console)
+        assert len([text for text in console.told if "clip can never act" in text]) == expected
+
+
+def test_a_plan_without_noise_is_refused_for_an_objective_on_steps_and_taken_by_one_on_pictures(tmp_path: Path) -> None:
+    sampler: Any = {"name": "independent", "steps": 4, "group_size": 4, "stochastic_share": 0}
+    task = write_task(tmp_path)
+    with pytest.raises(
+        UserError, match="objective grpo trains on stochastic steps and the plan of sampler independent has none"
+    ):
+        run(toy_config(task, objective="grpo", sampler=sampler), tmp_path / "grpo")
+    assert not (tmp_path / "grpo").exists()
+    result = run(toy_config(task, objective={"name": "nft", "decay_rate": 0}, sampler=sampler), tmp_path / "nft")
+    # Two groups of four pictures, each asked about under the policy and the base model, three times.
+    assert result.budget.model_rows_train == 3 * 2 * 8

@@ -1,3 +1,5 @@
+from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -6,6 +8,8 @@ import torch
 
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
 from objectives.ddpo import DDPO
+from tests.by_hand import clipped, leaf_values
+from tests.replays import by_autograd, check, drawn, plan_of
 from tests.toys import ToyBackbone
 
 
@@ -80,3 +84,37 @@ def test_the_state_survives_a_checkpoint() -> None:
     objective.observe(forest([1.0, 2.0], ["a"]))
     other.load_state(objective.state())
     assert other.history == {"a": [1.0, 2.0]}
+
+
+def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
+    objective = ddpo(clip=0.01, buffer=6, min_count=5, adv_clip=1.2)
+    toy, behaviour, now = drawn(plan_of("fixed_tree"), rewards=[[0.5, 2.0, -1.0, 0.25], [1.0, 0.0, 0.0, 3.5]])
+    earlier = now.rewards * 2 + 1
+    kept: dict[str, deque[float]] = {prompt: deque(maxlen=6) for prompt in now.prompts}
+    for rewards in (earlier, now.rewards):
+        objective.observe(replace(now, rewards=rewards))
+        for leaf, prompt in enumerate(now.leaf_prompts):
+            kept[prompt].append(float(rewards[leaf]))
+    v = leaf_values(toy, behaviour, now)
+    parts = []
+    for leaf, prompt in enumerate(now.leaf_prompts):
+        known = list(kept[prompt])
+        a = (float(now.rewards[leaf]) - np.mean(known)) / np.std(known)
+        for t in range(2):
+            ratio = torch.exp(v.log_prob[leaf, t] - v.old_log_prob[leaf, t])
+            parts.append(-clipped(ratio, float(np.clip(a, -1.2, 1.2)), 0.01))
+    check(toy, objective, now, *by_autograd(toy, torch.stack(parts).mean()))
+
+
+def test_a_constant_added_to_every_reward_and_the_order_of_leaves_change_nothing() -> None:
+    losses = []
+    for shift, order in ((0.0, [0, 1]), (16.0, [0, 1]), (0.0, [1, 0])):
+        objective = ddpo(min_count=3, clip=0.1)
+        for rewards in ([0.25, 1.5], [-1.0, 2.0]):
+            now = forest([r + shift for r in rewards], ["a"])
+            objective.observe(now)
+        moved = {"log_prob": now.old_log_prob + torch.tensor([0.05, -0.02])}
+        turned = replace(now, leaf_edges=now.leaf_edges[order], rewards=now.rewards[order])
+        losses.append(float(objective.loss(moved, turned)))
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)  # float32
+    assert abs(losses[0]) > 1e-3

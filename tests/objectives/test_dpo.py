@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import exp, log
 from typing import Any
 
@@ -8,7 +9,8 @@ from alignbench import RolloutForest, load_objective
 from alignbench.engine import backward
 from alignbench.terms import Velocities
 from objectives.dpo import DPO
-from tests.toys import ToyBackbone, two_groups_of_three
+from tests.replays import by_autograd, check, drawn, plan_of
+from tests.toys import PROMPTS, ToyBackbone, two_groups_of_three
 
 
 @pytest.fixture
@@ -86,14 +88,34 @@ def test_a_rollout_without_pairs_teaches_nothing(policy: ToyBackbone, forest: Ro
     assert all(p.grad is None for p in policy.parameters())
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, None])
-def test_the_gradient_does_not_depend_on_the_micro_batch(forest: RolloutForest, micro_batch: int | None) -> None:
-    def gradient(size: int | None) -> torch.Tensor:
-        fresh = ToyBackbone()
-        backward(fresh, dpo(pairs="all", draws=2), forest, micro_batch=size)
-        return torch.cat([p.grad.flatten() for p in fresh.parameters() if p.grad is not None])
+def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
+    toy, _, drawn_forest = drawn(plan_of("dynamic_tree"))
+    objective = dpo(pairs="all", margin=0.5, beta=3.0)
+    rows = objective.rows(drawn_forest, 0)
+    inputs = rows.x, rows.sigma, toy.encode(PROMPTS)[rows.group]
+    policy, reference = toy.net(*inputs), toy.frozen(*inputs)
+    error = [((v - (rows.noise - rows.x0)) ** 2).mean((1, 2, 3)) for v in (policy, reference)]
+    place = {(int(leaf), float(sigma)): n for n, (leaf, sigma) in enumerate(zip(rows.leaf, rows.sigma, strict=True))}
+    parts = []
+    for (winner, sigma), w in place.items():
+        for (loser, other), n in place.items():
+            # The two of a pair share their time, which no other pair has.
+            if sigma == other and drawn_forest.rewards[winner] > drawn_forest.rewards[loser]:
+                lead = [e[w] - e[n] for e in error]
+                parts.append(torch.log1p(torch.exp(1.5 * (lead[0] - lead[1]))))
+    # Of 0.5, 2, -1, 0.25 all pairs but 0.5 and 0.25 are 0.5 apart or more, one exactly; of 1, 0, 0, 3.5 all but the two zeros.
+    assert len(parts) == 5 + 5
+    check(toy, objective, drawn_forest, *by_autograd(toy, torch.stack(parts).mean()))
 
-    assert torch.allclose(gradient(micro_batch), gradient(None), atol=1e-6)
+
+def test_pairs_are_the_same_pictures_in_any_order_of_leaves_and_at_any_level_of_rewards(forest: RolloutForest) -> None:
+    def pictures(of: RolloutForest) -> set[tuple[int, int]]:
+        return {(int(of.leaves[w]), int(of.leaves[n])) for w, n in zip(*dpo(pairs="all").pairs(of), strict=True)}
+
+    order = torch.tensor([2, 0, 1, 5, 3, 4])
+    turned = replace(forest, leaves=forest.leaves[order], rewards=forest.rewards[order])
+    assert pictures(turned) == pictures(replace(forest, rewards=forest.rewards + 16)) == pictures(forest)
+    assert len(pictures(forest)) == 3
 
 
 def test_another_update_draws_other_noise(forest: RolloutForest) -> None:

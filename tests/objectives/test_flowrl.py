@@ -34,13 +34,13 @@ def test_the_ratio_weighs_without_gradient_and_can_be_kept_in_bounds() -> None:
     forest = hand_made_forest([[0.0, 2.0]], [[0], [1]], [0.0, 0.0])
     log_prob = torch.tensor([LN2, 0.0], requires_grad=True)
     terms = {"log_prob": log_prob, "log_prob_reference": torch.zeros(2)}
-    loss = flowrl(beta=1.0).loss(terms, forest)
+    loss = flowrl(beta=1.0, ratio_clip=None).loss(terms, forest)
     # Residuals ln 2 + 1 and -1, weights 2 and 1.
     assert loss.item() == pytest.approx((2 * (LN2 + 1) ** 2 + 1) / 2, abs=1e-5)  # float32
     torch.autograd.backward(loss)
     assert log_prob.grad is not None
     assert log_prob.grad.tolist() == pytest.approx([2 * (LN2 + 1), -1.0], abs=1e-5)
-    bounded = flowrl(beta=1.0, ratio_clip=0.2).loss(terms, forest)
+    bounded = flowrl(beta=1.0).loss(terms, forest)  # to 1 +- 0.2, as in the paper
     assert bounded.item() == pytest.approx((1.2 * (LN2 + 1) ** 2 + 1) / 2, abs=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_gradients_of_policy_and_log_z_are_those_of_plain_autograd(micro_batch: 
     rewards = [[0.5, 2.0, -1.0, 0.25], [1.0, 0.0, 0.0, 3.5]]
     forest.rewards = torch.tensor(rewards).flatten()
     toy.nudge(0.05, seed=2)
-    objective = flowrl(beta=2.0)
+    objective = flowrl(beta=2.0, ratio_clip=0.05)
     found = backward(toy, objective, forest, micro_batch=micro_batch)
 
     v = leaf_values(toy, behaviour, forest)
@@ -74,7 +74,7 @@ def test_gradients_of_policy_and_log_z_are_those_of_plain_autograd(micro_batch: 
         deviation = math.sqrt(sum((r - average) ** 2 for r in group) / 4)
         for i, r in enumerate(group):
             leaf = 4 * g + i
-            weight = math.exp(float(v.log_prob[leaf].sum() - v.old_log_prob[leaf].sum()))
+            weight = min(max(math.exp(v.log_prob[leaf].sum().item() - v.old_log_prob[leaf].sum().item()), 0.95), 1.05)
             move = (v.log_prob[leaf] - v.log_prob_reference[leaf]).mean()
             parts.append(weight * (log_z + move - 2.0 * (r - average) / deviation) ** 2)
     loss = torch.stack(parts).mean()
@@ -83,3 +83,12 @@ def test_gradients_of_policy_and_log_z_are_those_of_plain_autograd(micro_batch: 
     assert torch.allclose(toy.gradient(), torch.cat([g.flatten() for g in gradients]), atol=1e-5)  # gradients of about 1
     assert objective.log_z.grad is not None
     assert float(objective.log_z.grad) == pytest.approx(float(of_log_z), abs=1e-5)
+
+
+def test_a_constant_added_to_rewards_and_the_order_of_leaves_change_nothing() -> None:
+    paths, old = [[0, 1], [0, 2], [3, 4], [3, 5]], [0.2, 0.4, 0.6, 0.1, 0.3, 0.0]
+    terms = {"log_prob": torch.tensor(old) + 0.05, "log_prob_reference": torch.tensor([0.1] * 6)}
+    loss = flowrl(beta=1.0).loss(terms, hand_made_forest([[0.0, 2.0], [1.0, 4.0]], paths, old)).item()
+    for rewards, order in (([[16.0, 18.0], [17.0, 20.0]], [0, 1, 2, 3]), ([[2.0, 0.0], [4.0, 1.0]], [1, 0, 3, 2])):
+        other = hand_made_forest(rewards, [paths[i] for i in order], old)
+        assert flowrl(beta=1.0).loss(terms, other).item() == pytest.approx(loss, abs=1e-5)  # float32

@@ -1,10 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from alignbench import RolloutForest, UserError, load_objective
 from objectives.gardo import GARDO, nearest_distance
+from tests.by_hand import clipped, leaf_values
+from tests.replays import REWARDS, by_autograd, check, drawn, plan_of
 from tests.toys import hand_made_forest
 
 NAN = math.nan
@@ -71,6 +74,46 @@ def test_the_kl_counts_for_leaves_that_the_reward_ranks_higher_than_the_auxiliar
     assert gardo(kl_share=1.0, doubt="underrated").kl_weight(forest).tolist() == [0.0, 1.0, 1.0, 1.0]
 
 
+def test_the_share_is_one_of_the_doubtful_leaves() -> None:
+    # Ranks 1, 2, 3, 4 against 4, 3, 1, 2: doubt is 3, 1, -2, -2.
+    forest = with_scores(main=[9.0, 8.0, 7.0, 6.0], other=[0.0, 1.0, 3.0, 2.0])
+    assert gardo(kl_share=0.5).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]  # one of two
+    assert gardo(kl_share=1.0).kl_weight(forest).tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_the_share_follows_the_doubt_of_recent_rollouts_and_survives_a_checkpoint() -> None:
+    def of_doubt(three_two_or_one: int) -> RolloutForest:
+        other = {3: [0.0, 3.0, 2.0, 1.0], 2: [1.0, 3.0, 2.0, 0.0], 1: [2.0, 3.0, 1.0, 0.0]}[three_two_or_one]
+        return with_scores(main=[9.0, 8.0, 7.0, 6.0], other=other)  # ranks of the first: 1 against 4, 3 or 2
+
+    objective = gardo(kl_share=0.2)
+    shares = []
+    for doubt in (2, 3, 3, 1, 2, 1):
+        objective.observe(of_doubt(doubt))
+        shares.append(objective.share)
+    # A tenth more where the doubt was never so large, a tenth less where it was never so small; ties change nothing.
+    assert shares == pytest.approx([0.2, 0.22, 0.22, 0.198, 0.198, 0.198])
+    other = gardo(kl_share=0.2)
+    other.load_state(objective.state())
+    assert (other.share, other.recent) == (objective.share, [2.0, 3.0, 3.0, 1.0, 2.0, 1.0])
+    fixed = gardo(kl_share=0.2, kl_share_adapts=False)
+    for doubt in (1, 3):
+        fixed.observe(of_doubt(doubt))
+    assert fixed.share == 0.2
+
+
+def test_the_share_stays_between_a_fifth_and_twice_of_what_it_was_at_first() -> None:
+    objective = gardo(kl_share=0.1)
+    other = torch.arange(40.0)
+    for top in range(1, 40):  # the first of forty leaves is overrated by more and more ranks
+        main = other.clone()
+        main[0] = top + 0.5
+        forest = hand_made_forest([main.tolist()], [[i] for i in range(40)], [0.0] * 40)
+        forest.scores = {"main": main, "other": other}
+        objective.observe(forest)
+    assert objective.share == pytest.approx(0.2)
+
+
 def test_equal_scores_share_their_rank() -> None:
     # Auxiliary ranks are all 2.5, so that doubt is 1.5, .5, -.5 and -1.5.
     forest = with_scores(main=[4.0, 3.0, 2.0, 1.0], other=[0.0] * 4)
@@ -100,3 +143,48 @@ def test_the_loss_of_one_group_by_hand() -> None:
 def test_credit_is_the_leafs_own() -> None:
     with pytest.raises(UserError, match="objective gardo: credit"):
         load_objective("gardo", credit="edge")
+
+
+def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
+    toy, behaviour, forest = drawn(plan_of("fixed_tree"))
+    others = [4.0, 1.0, 5.0, 2.0, 8.0, 6.0, 7.0, 3.0]
+    forest.scores = {"main": forest.rewards + torch.arange(8) * 1e-3, "other": torch.tensor(others)}  # without ties
+    objective = gardo(clip=0.01, kl_beta=0.3, kl_share=0.7)
+    v = leaf_values(toy, behaviour, forest)
+    pictures = forest.states[forest.leaves].flatten(1)
+
+    def rank(scores: list[float], i: int) -> int:
+        return 1 + sum(s > scores[i] for s in scores)
+
+    main = forest.scores["main"].tolist()
+    doubts = [rank(others, i) - rank(main, i) for i in range(8)]
+    doubtful = sorted((d for d in doubts if d > 0), reverse=True)
+    least = doubtful[round(0.7 * len(doubtful)) - 1]
+    assert doubtful == [6, 5, 2, 1]
+    stds = torch.tensor([math.sin(0.35 * math.pi) * float(s) for s in forest.edge_sigma_next])  # cps at level 0.7
+    parts = []
+    for leaf in range(8):
+        g, k = divmod(leaf, 4)
+        nearest = []
+        for i in range(4 * g, 4 * g + 4):
+            cosines = [torch.cosine_similarity(pictures[i], pictures[j], 0).item() for j in range(4 * g, 4 * g + 4) if j != i]
+            nearest.append(1 - max(cosines))
+        a = REWARDS[g][k] - sum(REWARDS[g]) / 4
+        if a > 0:
+            a = min(a * nearest[k] / (sum(nearest) / 4), 5.0)
+        for t in range(2):
+            ratio = torch.exp(v.log_prob[leaf, t] - v.old_log_prob[leaf, t])
+            weight = float(stds[forest.leaf_edges[leaf, t]] / stds.mean())
+            parts.append(-weight * clipped(ratio, a, 0.01) + 0.3 * (doubts[leaf] >= least) * v.kl[leaf, t])
+    check(toy, objective, forest, *by_autograd(toy, torch.stack(parts).mean()))
+
+
+def test_a_constant_added_to_rewards_and_the_order_of_leaves_change_nothing() -> None:
+    forest = at_angles([0.0, 1.0, 2.0, 5.0], [0, 60, 90, 180])
+    terms = {"log_prob": torch.tensor([0.05, -0.1, 0.0, 0.2]), "kl": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    objective, order = gardo(clip=0.1), [2, 0, 3, 1]
+    loss = objective.loss(terms, forest).item()
+    leaves, leaf_edges, rewards = forest.leaves[order], forest.leaf_edges[order], forest.rewards[order]
+    turned = replace(forest, leaves=leaves, leaf_edges=leaf_edges, rewards=rewards)
+    for other in (replace(forest, rewards=forest.rewards + 16), turned):
+        assert objective.loss(terms, other).item() == pytest.approx(loss, abs=1e-5)  # float32

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench import RolloutForest, UserError, load_objective, rollout
+from alignbench import RolloutForest, UserError, load_objective, load_sampler, rollout
 from alignbench.engine import backward
 from alignbench.terms import Terms
 from objectives.grpo import GRPO
@@ -14,7 +14,7 @@ from tests.toys import PROMPTS, ToyBackbone, chains, hand_made_forest, tree
 
 NAN = math.nan
 LN2 = math.log(2)
-# Group means 1 and 3, group deviations 1 and 2, batch deviation sqrt((1 + 1 + 4 + 4) / 4) = 1.581139.
+# Group means 1 and 3, group deviations 1 and 2; the batch has mean 2 and deviation sqrt((4 + 0 + 1 + 9) / 4) = 1.870829.
 TWO_GROUPS = [[0.0, 2.0], [1.0, 5.0]]
 ONE_EDGE_EACH = [[0], [1], [2], [3]]
 
@@ -42,7 +42,7 @@ def gradient(terms: Terms, name: str = "log_prob") -> list[float]:
     ("std", "expected"),
     [
         ("group", [[-1, 1], [-1, 1]]),
-        ("batch", [[-0.632456, 0.632456], [-1.264911, 1.264911]]),
+        ("batch", [[-0.534522, 0.534522], [-1.069045, 1.069045]]),
         ("none", [[-1, 1], [-2, 2]]),
     ],
 )
@@ -91,6 +91,17 @@ def test_kl_is_averaged_over_paths_and_weighted() -> None:
     assert loss.item() == pytest.approx(0.1, abs=1e-6)  # float32
 
 
+def test_the_released_kl_leaves_out_the_time_step() -> None:
+    forest = hand_made_forest([[0.0, 2.0]], [[0, 1], [0, 2]], [0.0] * 3)
+    forest.edge_sigma, forest.edge_sigma_next = torch.tensor([1.0, 0.75, 0.75]), torch.tensor([0.75, 0.25, 0.25])
+    objective = grpo(kl_beta=0.5, kl="released")
+    terms = terms_of([0.0] * 3, kl=[0.1, 0.2, 0.4])
+    # |mu - mu_ref|^2 / (2 sigma_t^2), where the step's variance is sigma_t^2 |dt|: times .25, .5 and .5.
+    assert objective.loss(terms, forest).item() == pytest.approx(0.5 * (0.025 + 0.1 + 0.025 + 0.2) / 4, abs=1e-6)  # float32
+    terms = {name: value.detach() for name, value in terms.items()}
+    assert objective.diagnostics(terms, forest)["kl_reference"] == pytest.approx((0.025 + 0.1 + 0.2) / 3, abs=1e-6)
+
+
 def test_a_reference_is_asked_for_only_with_a_kl_term() -> None:
     assert grpo(kl_beta=0.01).needs.reference
     assert not grpo().needs.reference
@@ -122,7 +133,7 @@ def in_numpy(forest: RolloutForest, terms: Terms, std: str, clip: float, kl_beta
     centred = r - np.nanmean(r, axis=1, keepdims=True)
     scale = {
         "group": np.sqrt(np.nanmean(centred**2, axis=1, keepdims=True)),
-        "batch": np.sqrt(np.nanmean(centred**2)),
+        "batch": np.nanstd(r),
         "none": 1.0,
     }[std]
     a = np.clip(centred / scale, -adv_clip, adv_clip).reshape(-1, 1)
@@ -226,7 +237,18 @@ def test_depth_credit_standardises_the_mean_rewards_of_each_step() -> None:
     assert found.tolist() == pytest.approx(expected, abs=1e-6)  # float32
 
 
-@pytest.mark.parametrize("credit", ["edge", "depth"])
+def test_weighted_depth_credit_takes_likelier_paths_for_more() -> None:
+    forest = drawn_tree()
+    # Below the first split paths of the same branch differ by their last edge alone: e^l is 3 to 1, and 1 to 1.
+    forest.old_log_prob = torch.tensor([5.0, -300.0, 0.0, 0.0, math.log(3), 0.0, 0.25, 0.25, 0.1, 0.2, 0.3, 0.4])
+    forest.rewards = torch.tensor([0.0, 2.0, 4.0, 6.0, 0.1, 0.1, 0.1, 0.1])
+    found = grpo(credit="depth_weighted", std="none").edge_advantage(forest)
+    # Step 1: (3 x 0 + 2) / 4 = 0.5 and 5, of mean 2.75. Step 2: single leaves. The second group has nothing to prefer.
+    assert found.tolist() == pytest.approx([-2.25, 2.25, 0, 0, -3, -1, 1, 3, 0, 0, 0, 0], abs=1e-6)  # float32
+    assert found[8:].tolist() == found[2:4].tolist() * 2 == [0.0] * 4
+
+
+@pytest.mark.parametrize("credit", ["edge", "depth", "depth_weighted"])
 def test_an_edge_without_any_scored_descendant_is_left_out(credit: str) -> None:
     forest = drawn_tree()
     forest.rewards = torch.tensor([NAN, NAN, 4.0, 6.0, NAN, 1.0, 2.0, 3.0])
@@ -265,3 +287,28 @@ def test_step_weights_by_hand() -> None:
     terms = terms_of([0.0, 0.0])
     torch.autograd.backward(grpo(step_weight="noise").loss(terms, forest))
     assert gradient(terms) == pytest.approx([1.25 / 2, -0.75 / 2], abs=1e-6)
+
+
+DANCE = {"children": 12, "levels": 1, "splits": [0], "rule": "dance", "noise_level": 0.3}
+TREE = {"steps": 10, "levels": 4, "children": 2, "rule": "sde"}
+BRANCH = {"steps": 20, "levels": 4, "splits": [0, 3, 6, 9], "children": 2, "rule": "dance", "noise_level": 0.3}
+WINDOW = {"steps": 25, "window": 4, "group_size": 12, "rule": "sde"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "settings", "roots", "leaves", "replayed"),
+    [
+        # Twelve chains of four steps behind the one noise: its own row, and 12 for each of the steps 1 to 4.
+        ("branch", DANCE, 1, 12, 1 + 4 * 12),
+        ("sliding_window", WINDOW, 12, 12, 4 * 12),
+        # (k^w - 1) / (k - 1) rows a tree.
+        ("tree_window", TREE, 1, 16, 15),
+        # Widths of 1; 2 at steps 1 to 3, 4 at 4 to 6, 8 at 7 to 9, 16 at 10 to 18.
+        ("branch", BRANCH, 1, 16, 1 + 3 * 2 + 3 * 4 + 3 * 8 + 9 * 16),
+    ],
+)
+def test_the_samplers_of_its_kin_draw_what_their_papers_say(
+    sampler: str, settings: dict[str, object], roots: int, leaves: int, replayed: int
+) -> None:
+    plan = load_sampler(sampler, **settings).plan(0.0, np.random.default_rng(0))
+    assert (plan.roots, plan.leaves, plan.replay_rows()) == (roots, leaves, replayed)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,15 @@ def nft(**settings: Any) -> NFT:
     objective = load_objective("nft", **settings)
     assert isinstance(objective, NFT)
     return objective
+
+
+def test_the_old_policys_decay_grows_with_the_updates_to_its_largest() -> None:
+    # DiffusionNFT's two schedules.
+    assert [nft().old_decay(n) for n in (0, 1, 250, 500, 900)] == pytest.approx([0, 0.001, 0.25, 0.5, 0.5])
+    late = nft(decay_rate=0.0075, decay_start=75, decay_max=0.999)
+    assert [late.old_decay(n) for n in (0, 75, 95, 900)] == pytest.approx([0, 0, 0.15, 0.999])
+    assert nft().needs.old_lags
+    assert not nft(decay_rate=0).needs.old_lags
 
 
 def test_goodness_by_hand(forest: RolloutForest) -> None:
@@ -99,3 +109,25 @@ def test_later_updates_compare_with_the_policy_of_the_rollout(forest: RolloutFor
 
 def test_on_the_first_update_the_old_policy_costs_nothing(policy: ToyBackbone, forest: RolloutForest) -> None:
     assert backward(policy, nft(kl_beta=0.0), forest).forward_rows == 3
+
+
+def test_goodness_follows_the_pictures_and_not_the_level_of_rewards(forest: RolloutForest) -> None:
+    order = torch.tensor([2, 0, 1, 5, 3, 4])
+    found = nft().goodness(forest).flatten()
+    assert torch.allclose(nft().goodness(replace(forest, rewards=forest.rewards[order])).flatten(), found[order], atol=1e-6)
+    assert torch.allclose(nft().goodness(replace(forest, rewards=forest.rewards + 16)).flatten(), found, atol=1e-6)
+
+
+def test_the_gradient_of_the_terms_by_hand(forest: RolloutForest) -> None:
+    """With the weight w held, d/dv of mean (x0(v+) - x_0)^2 / w is -2 sigma b (x0(v+) - x_0) / (D w)."""
+    rows, b = nft().rows(forest, 0), 0.3
+    generator = torch.Generator().manual_seed(0)
+    v, old = (torch.randn(rows.x.shape, generator=generator) for _ in range(2))
+    v.requires_grad_()
+    found = nft(beta=b).terms(rows, Velocities(v, None, old))
+    sigma, size = rows.sigma.view(-1, 1, 1, 1), v[0].numel()
+    for name, mixed, sign in (("positive", b * v + (1 - b) * old, -1), ("negative", (1 + b) * old - b * v, 1)):
+        error = ((rows.x - sigma * mixed) - rows.x0).detach()
+        expected = sign * 2 * sigma * b * error / size / error.abs().mean((1, 2, 3), keepdim=True)
+        (gradient,) = torch.autograd.grad(found[name].sum(), v, retain_graph=True)
+        assert torch.allclose(gradient, expected, atol=1e-5)  # float32

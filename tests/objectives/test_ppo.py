@@ -67,6 +67,26 @@ def test_a_missing_reward_moves_nothing() -> None:
         assert bool((tensor.grad[:2] != 0).all())
 
 
+def test_equal_rewards_that_the_critic_foresees_move_nothing() -> None:
+    forest = hand_made_forest([[2.0, 2.0]], [[0], [1]], [0.0] * 2)
+    log_prob, value = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    torch.autograd.backward(knowing(2.0, 1.0).loss({"log_prob": log_prob, "value": value}, forest))
+    for tensor in (log_prob, value):
+        assert tensor.grad is not None
+        assert tensor.grad.tolist() == [0.0, 0.0]
+
+
+def test_a_constant_added_to_every_reward_and_the_order_of_leaves_change_nothing() -> None:
+    terms = {"log_prob": torch.tensor([0.05, -0.1, 0.0]), "value": torch.tensor([0.3, 0.1, -0.4])}
+    losses = []
+    for rewards, order in (([0.0, 2.0, 5.0], [0, 1, 2]), ([16.0, 18.0, 21.0], [0, 1, 2]), ([5.0, 0.0, 2.0], [2, 0, 1])):
+        objective = ppo(clip=0.08)
+        forest = hand_made_forest([rewards], [[i] for i in order], [0.0] * 3)
+        objective.observe(forest)
+        losses.append(objective.loss(terms, forest).item())
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)  # float32
+
+
 def test_running_statistics_are_those_of_all_rewards_and_survive_a_checkpoint() -> None:
     objective, other = ppo(), ppo()
     seen = [[1.0, 4.0, NAN], [2.0, NAN, NAN], [NAN, NAN, NAN], [9.0, 0.5, 3.0]]

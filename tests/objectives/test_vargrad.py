@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from tests.by_hand import leaf_values
+from tests.replays import REWARDS, by_autograd, check, drawn, plan_of
 from tests.toys import ToyBackbone
 
 
@@ -46,3 +50,30 @@ def test_the_gradient_is_twice_the_deviation(forest: RolloutForest) -> None:
     # d/ds_i of (1/K) sum (delta - mean)^2 is (2/K) (delta_i - mean), K = 4 leaves that count.
     assert torch.allclose(log_prob.grad[forest.leaf_edges[:4, 1]], -2 / 4 * z, atol=1e-6)
     assert torch.equal(log_prob.grad[forest.leaf_edges[4:, 1]], torch.zeros(4))
+
+
+@pytest.mark.parametrize("reference", ["none", "frozen"])
+def test_loss_and_gradient_equal_those_of_a_second_implementation(reference: str) -> None:
+    toy, behaviour, moved = drawn(plan_of("fixed_tree"))
+    v = leaf_values(toy, behaviour, moved)
+    variances = []
+    for g, rewards in enumerate(REWARDS):
+        z = (np.array(rewards) - np.mean(rewards)) / np.std(rewards)
+        log_p = v.log_prob - v.log_prob_reference if reference == "frozen" else v.log_prob
+        delta = torch.stack([log_p[4 * g + k].sum() - 1.5 * float(z[k]) for k in range(4)])
+        variances.append(delta.var(correction=0))
+    objective = load_objective("vargrad", beta=1.5, reference=reference)
+    check(toy, objective, moved, *by_autograd(toy, torch.stack(variances).mean()))
+
+
+def test_a_constant_added_to_rewards_or_to_every_log_prob_and_the_order_of_leaves_change_nothing(forest: RolloutForest) -> None:
+    objective, order = load_objective("vargrad"), torch.tensor([3, 1, 0, 2, 4, 5, 6, 7])
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (torch.randn(len(forest.old_log_prob), generator=generator) for _ in range(2))
+    terms = {"log_prob": policy, "log_prob_reference": reference}
+    loss = float(objective.loss(terms, forest))
+    assert loss > 0.1
+    turned = replace(forest, leaf_edges=forest.leaf_edges[order], rewards=forest.rewards[order])
+    raised = {**terms, "log_prob": policy + 0.75}
+    for other, of in ((terms, turned), (terms, replace(forest, rewards=forest.rewards + 16)), (raised, forest)):
+        assert float(objective.loss(other, of)) == pytest.approx(loss, rel=1e-5)  # float32

@@ -22,7 +22,7 @@ def test_all_steps_but_the_last_are_stochastic_and_none_splits() -> None:
 @pytest.mark.parametrize(
     ("share", "stochastic"),
     # Of five steps before the last: 0.4 x 5 = 2, 0.41 x 5 = 2.05 rounded up.
-    [(1.0, (0, 1, 2, 3, 4)), (0.4, (0, 1)), (0.41, (0, 1, 2)), (0.01, (0,))],
+    [(1.0, (0, 1, 2, 3, 4)), (0.4, (0, 1)), (0.41, (0, 1, 2)), (0.01, (0,)), (0.0, ())],
 )
 def test_a_share_of_the_steps_is_stochastic_from_the_noise_on(share: float, stochastic: tuple[int, ...]) -> None:
     plan = load_sampler("independent", group_size=4, stochastic_share=share).plan(0.0, RNG)
@@ -40,7 +40,7 @@ def test_the_plan_is_the_same_at_any_progress() -> None:
     [
         ({"group_size": 1}, "sampler independent: group_size: .*greater than or equal to 2, got 1"),
         ({"steps": 1}, "sampler independent: steps: .*greater than or equal to 2, got 1"),
-        ({"stochastic_share": 0}, "sampler independent: stochastic_share: .*greater than 0, got 0"),
+        ({"stochastic_share": -1}, "sampler independent: stochastic_share: .*greater than or equal to 0, got -1"),
         ({"noise_level": 0}, "sampler independent: noise_level: .*greater than 0, got 0"),
         ({"rule": "ode"}, "sampler independent: rule: .*'sde', 'cps' or 'dance', got 'ode'"),
         ({"groupsize": 4}, "there is no key 'groupsize'; did you mean 'group_size'"),
