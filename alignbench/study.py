@@ -325,7 +325,10 @@ def _differences(first: pd.DataFrame, second: pd.DataFrame, metrics: list[str], 
 def _corrected(rows: list[dict[str, Any]], family: list[str]) -> pd.DataFrame:
     """The rows with `p_holm`, corrected for the rows that are equal in `family`."""
     found = pd.DataFrame(rows)
-    return found if found.empty else found.assign(p_holm=found.groupby(family, sort=False)["p"].transform(holm))
+    if found.empty:
+        return found
+    families = found.groupby(family, sort=False)["p"]
+    return found.assign(p_holm=families.transform(lambda p: pd.Series(holm(p.to_numpy(dtype=np.float64)), index=p.index)))
 
 
 def shown(interval: Interval) -> str:

@@ -91,7 +91,7 @@ def summary(study: Study, tables: dict[str, pd.DataFrame], command: str | None, 
     made_by |= {"python": environment.get("python"), "torch": environment.get("torch")}
     made_by |= {"numpy": libraries.get("numpy"), "scipy": libraries.get("scipy")}
     known = ", ".join(f"{name} {version}" for name, version in made_by.items() if version)
-    first = method(study, trained.iloc[0][["part", "objective"]])
+    first = method(study, trained[["part", "objective"]].iloc[0].to_dict())
     lines = [
         f"# {study.description}",
         "",
@@ -120,9 +120,10 @@ def summary(study: Study, tables: dict[str, pd.DataFrame], command: str | None, 
             *_table(study, table, KEYS),
             "",
         ]
-    for kl, table in tables["equal_kl_methods"].groupby("kl", sort=False) if len(tables["equal_kl_methods"]) else ():
+    apart = tables["equal_kl_methods"]
+    for kl in study.kl_levels if len(apart) else ():
         lines += [f"## Methods where the divergence first reaches {kl:g}: minus `{first}` with the same sampler, {paired}", ""]
-        lines += [*_table(study, table, KEYS), ""]
+        lines += [*_table(study, apart[apart["kl"] == kl], KEYS), ""]
     return "\n".join(lines)
 
 
@@ -203,7 +204,7 @@ def _table(study: Study, cells: pd.DataFrame, keys: list[str]) -> list[str]:
     columns = ["method", *apart, *metrics, *more]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for key, part in cells.groupby(keys, sort=False):
-        names = dict(zip(keys, key, strict=True))
+        names = {name: str(value) for name, value in zip(keys, key, strict=True)}
         by_metric = part.set_index("metric").to_dict("index")
         found = [_cell(by_metric[metric]) if metric in by_metric else "-" for metric in metrics]
         found += [f"{part.iloc[0]['n']:.0f} of {part.iloc[0]['runs']:.0f}" for _ in more]

@@ -12,7 +12,7 @@ from alignbench.backbones.gaussian_mixture import GaussianMixture, _best_reward,
 from alignbench.config import load_config
 from alignbench.executor import sample
 from alignbench.mixtures import EXTENT, as_pictures, from_pictures, midpoints, noise_quadrature
-from alignbench.scenarios import SCENARIOS, world
+from alignbench.scenarios import SCENARIOS, Bumps, world
 from alignbench.tasks import load_task
 
 PROMPT = "equal_modes 1"
@@ -181,7 +181,7 @@ def test_the_numbers_of_a_moved_model_are_those_of_its_samples() -> None:
     """On the grid of the studies, whose 40 points a side are few, against noise drawn at random."""
     policy = moved(0.1, quadrature=40)
     found = {name: float(m.values[0]) for name, m in policy.measure([PROMPT]).items()}
-    noise = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x, log_model = policy.push_forward(PROMPT, noise)
     w = world(PROMPT)
     apart = log_model - truth(PROMPT, 2, policy.settings.beta).log_target(w, x)
@@ -245,9 +245,10 @@ def test_what_makes_each_scenario() -> None:
     assert len(rewards) == 27
     assert sum(reward > 0.99 for reward in rewards) == 9
     peak = world("narrow_peak 2").reward
+    assert isinstance(peak, Bumps)
     at, aside = peak.centres[-1], peak.centres[-1] + torch.tensor([0.45, 0.0], dtype=torch.float64)
-    # 1.6 at the top, next to nothing at three of its widths; twice the broad modes' 0.8.
-    assert [float(peak(x)) for x in (at, aside)] == pytest.approx([1.6, 1.6 * math.exp(-4.5)], abs=1e-3)
+    # 1.6 at the top, next to nothing at three of its widths, and 0.002 of the broad bumps; these are half as high.
+    assert [float(peak(x)) for x in (at, aside)] == pytest.approx([1.6, 1.6 * math.exp(-4.5)], abs=5e-3)
     assert of("narrow_peak")[0][::2] == pytest.approx([0.8] * 3, abs=1e-3)
 
 
