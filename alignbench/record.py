@@ -56,6 +56,9 @@ class MetricRecord(_Part):
     """null where neither direction is better."""
     role: str
     """`reward` (trained on), `judge`, or `part` of another metric."""
+    p_rise: float | None = None
+    """Of the one-sided t test over prompts that the difference is above 0, uncorrected; 1 minus it is that of being below.
+    null where it cannot be told."""
 
 
 class RunInfo(_Part):
