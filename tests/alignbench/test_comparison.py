@@ -369,8 +369,13 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
     compare(grid(tmp_path), tmp_path / "out")
     with pytest.raises(UserError, match=r"tmpo-fixed_tree-toy-s0 was run with other settings: budget .*66.*now .*88"):
         compare(grid(tmp_path, budget={"model_rows": 88}), tmp_path / "out")
-    with pytest.raises(UserError, match="out also compares tmpo-fixed_tree-toy-s0: name these too, or choose another --out"):
+    with pytest.raises(
+        UserError, match="out also compares tmpo-fixed_tree-toy-s0: name objectives tmpo too, or choose another"
+    ):
         compare(grid(tmp_path, objectives=["grpo", "vargrad"]), tmp_path / "out")
+    everything = "toy-s0, grpo-fixed_tree-toy-s0: name tasks .*toy.yaml and seeds 0 too, or choose another --out"
+    with pytest.raises(UserError, match=everything):
+        compare(grid(tmp_path, backbone="gaussian_mixture", tasks=["rare_mode"], seeds=[1]), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="mine exists and holds no comparison"):
