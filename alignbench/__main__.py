@@ -9,6 +9,7 @@ from typing import NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from alignbench import launch
 from alignbench.cli import app, failure
 from alignbench.errors import RunError, UserError
 from alignbench.signals import interrupt_on_every_end
@@ -21,12 +22,10 @@ def main() -> NoReturn:
         sys.path.append(os.getcwd())
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        print(failure(error), file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(failure(error), file=sys.stderr)
-        sys.exit(1)
+    except (UserError, RunError) as error:
+        if launch.is_first():  # of several processes all end with the same error
+            print(failure(error), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     sys.exit(0)
 
 

@@ -141,6 +141,16 @@ class Backbone(ABC):
     def reference(self) -> AbstractContextManager[None]:
         """While entered, `velocity` answers with the frozen base model."""
 
+    def shard(self) -> None:
+        """Spreads the weights that are not trained over all processes (FSDP); each gathers those of a block while it asks it.
+
+        What is trained stays whole in each process: gradients, optimizer, averages and checkpoints see no difference.
+
+        Raises:
+            UserError: this backbone cannot.
+        """
+        raise UserError(f"backbone {self.name!r} cannot be sharded; leave out sharded=true")
+
     def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
         """What can be said about the model without any picture, metric -> a value for each prompt; nothing by default."""
         return {}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignbench import __version__, registry, scaffold, tasks
+from alignbench import __version__, launch, registry, scaffold, tasks
 from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
 
@@ -39,11 +39,15 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if launch.count() > 1 and context.invoked_subcommand != "run":
+        raise UserError(
+            f"{context.invoked_subcommand} is one process, but a launcher started {launch.count()}; only `run` shares its work"
+        )
 
 
 @app.command()
@@ -95,20 +99,24 @@ def run(
         settings = load_config(preset=preset, file=config, options=_given(options), sets=sets or [])
         folder = out or _default_folder(settings)
     if dry_run:
-        _show_forecast(settings, folder, as_json)
+        if launch.is_first():
+            _show_forecast(settings, folder, as_json)
         return
 
     try:
         from alignbench.console import Silent, Terminal
+        from alignbench.processes import leave
         from alignbench.training import run as train
 
         result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume is not None)
+        leave()
     except KeyboardInterrupt:
         begun = (folder / "config.yaml").is_file()
         after = f"go on with: alignbench run --resume {folder}" if begun else "nothing has been written"
-        typer.echo(f"alignbench: interrupted; {after}", err=True)
+        if launch.is_first():
+            typer.echo(f"alignbench: interrupted; {after}", err=True)
         raise typer.Exit(130) from None
-    if as_json:
+    if as_json and launch.is_first():
         print(result.model_dump_json(indent=2))
 
 
@@ -158,7 +166,8 @@ def compare(
         list[str] | None, typer.Option("--set", help="dotted.key=value; for one name objectives.tmpo.objective.beta=3.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: a cluster at RAY_ADDRESS, else one on this machine.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Local processes that work on cells.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Cells at work at a time on this machine.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share a cell, each with a GPU if there are any.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
     reward: REWARD = None,
     diversity: DIVERSITY = None,
@@ -184,6 +193,7 @@ def compare(
             budget=parse_assignments(budget or []) or (former.budget.model_dump(exclude_none=True) if former else {}),
             settings=merged_layers({} if config is None else read_yaml(config), parse_assignments(sets or [])),
             workers=workers,
+            processes=processes,
         )
     folder = out or _results_folder("comparison")
     cells = grid.cells()
@@ -193,11 +203,13 @@ def compare(
 
     if dry_run:
         comparison.check_folder(cells, folder)
-        show_grid(grid, folder, comparison.estimate(grid), workers, done)
+        show_grid(grid, folder, comparison.estimate(grid), workers, processes, done)
         return
     try:
         with GridProgress(len(cells), done) as shown:
-            record = comparison.compare(grid, folder, engine=engine, workers=workers, gpus=gpus, observer=shown)
+            record = comparison.compare(
+                grid, folder, engine=engine, workers=workers, processes=processes, gpus=gpus, observer=shown
+            )
     except KeyboardInterrupt:
         same = {"--out": str(folder), "--engine": engine, "--workers": str(workers), "--gpus": f"{gpus:g}"}
         usual = {"--engine": "local", "--workers": "1", "--gpus": "0"}

@@ -9,15 +9,13 @@ itself under other settings.
 """
 
 import logging
-import os
 import shlex
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import combinations, product
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -25,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignbench import costs
+from alignbench import costs, launch
 from alignbench.config import (
     WITHOUT_EFFECT,
     BudgetConfig,
@@ -134,6 +132,7 @@ def plan_grid(
     budget: Mapping[str, Any],
     settings: Mapping[str, Any],
     workers: int = 1,
+    processes: int = 1,
 ) -> Grid:
     """The grid from what a user asked for; all names, settings and plans are checked before anything is loaded.
 
@@ -141,6 +140,7 @@ def plan_grid(
         objectives, samplers: names, or `label=name`.
         budget: limits of `BudgetConfig`; without any, all cells get the model rows that the cheapest pair's preset plans.
         settings: further keys of the configuration, from a file and `--set`.
+        workers, processes: as for `compare`; they share this machine's threads.
 
     Raises:
         UserError: a name or a setting is wrong.
@@ -166,7 +166,7 @@ def plan_grid(
         "seeds": _unique(seeds),
         "backbone": first.backbone.name,
         "preset": first.preset,
-        "threads": first.threads or max(1, threads_of(first) // workers),
+        "threads": first.threads or max(1, threads_of(first) // (workers * processes)),
         "settings": {k: v for k, v in given.items() if k not in apart and v != {}},
         "budget": {**own_budget, **budget},
     }
@@ -211,6 +211,7 @@ def compare(
     command: str | None = None,
     engine: str = "local",
     workers: int = 1,
+    processes: int = 1,
     gpus: float = 0.0,
     observer: Observer | None = None,
 ) -> ComparisonRecord:
@@ -219,28 +220,31 @@ def compare(
     Args:
         out: a new folder, or that of an earlier comparison, which goes on.
         command: what the record says makes this comparison; `command_of(grid)` by default.
-        workers: local processes; 1 runs the cells in this one.
+        workers: cells at work at a time on this machine; a single one runs in this process.
+        processes: that share a cell, each with a GPU of its own where there are any.
         gpus: what each cell asks of Ray.
 
     Raises:
-        UserError: there is no such engine; the folder holds something else, or cells with other settings; or another
-            process is at work in it.
+        UserError: there is no such engine; a cell cannot be shared by so many processes; the folder holds something else, or
+            cells with other settings; or another process is at work in it.
         KeyboardInterrupt: the cells at work have left a checkpoint; the same call goes on.
     """
     if engine not in ENGINES:
         raise UserError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}")
     cells = grid.cells()
+    for cell in cells:
+        launch.check_share(cell.config.prompts_per_iteration, processes)
     check_folder(cells, out)
     with exclusive(out):
         write_atomically(out / SETTINGS, lambda p: p.write_text(_as_yaml(grid), encoding="utf-8"))
         state = _State(grid, cells, out, command or command_of(grid), observer)
         waiting = [cell for cell in cells if state.records[cell.id].status == "pending"]
         if engine == "ray":
-            _with_ray(waiting, out, state, gpus)
-        elif workers == 1:
+            _with_ray(waiting, out, state, gpus, processes)
+        elif workers == processes == 1:
             _in_this_process(waiting, out, state)
         else:
-            _in_processes(waiting, out, state, workers)
+            _in_processes(waiting, out, state, workers, processes)
         return state.record()
 
 
@@ -281,19 +285,35 @@ def check_folder(cells: list[Cell], out: Path) -> None:
 
 
 def run_cell(
-    config: RunConfig, folder: Path, bases: dict[str, Any] | None = None, report: Callable[..., None] = lambda *_: None
+    config: RunConfig,
+    folder: Path,
+    bases: dict[str, Any] | None = None,
+    report: Callable[..., None] = lambda *_: None,
+    processes: int = 1,
 ) -> str | None:
-    """Runs or resumes one cell; returns None, or the sentence that says why it failed."""
+    """Runs or resumes one cell; returns None, or the sentence that says why it failed.
+
+    Args:
+        processes: that share it; with more than one, this process can run no other cell afterwards.
+    """
     from alignbench.console import Reporting
     from alignbench.training import run
 
+    resume = (folder / "config.yaml").exists()
     try:
-        run(config, folder, console=Reporting(report), resume=(folder / "config.yaml").exists(), bases=bases)
+        with launch.several(processes, _share_cell, config, folder, resume):
+            run(config, folder, console=Reporting(report), resume=resume, bases=bases)
     except (UserError, RunError) as error:
         return str(error)
     except Exception as error:  # a plug-in's fault must not sink the other cells
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _share_cell(config: RunConfig, folder: Path, resume: bool) -> None:
+    from alignbench.training import run
+
+    run(config, folder, resume=resume)
 
 
 class PairCost(NamedTuple):
@@ -374,7 +394,7 @@ def _in_this_process(cells: list[Cell], out: Path, state: _State) -> None:
         state.ended(cell, run_cell(cell.config, out / RUNS / cell.id, bases, state.reporter(cell)))
 
 
-def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int) -> None:
+def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int, processes: int) -> None:
     """A process for each cell, so that one that dies takes no other with it, and each has a peak memory of its own."""
     context = get_context("spawn")
     waiting = iter(cells)
@@ -384,7 +404,7 @@ def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int) -> 
             while len(at_work) < workers and (cell := next(waiting, None)) is not None:
                 state.began(cell)
                 ours, theirs = context.Pipe(duplex=False)
-                started = context.Process(target=_cell_process, args=(cell.config, out / RUNS / cell.id, theirs))
+                started = context.Process(target=_cell_process, args=(cell.config, out / RUNS / cell.id, processes, theirs))
                 started.start()
                 theirs.close()  # so that the end of the process ends the pipe
                 at_work[ours] = (started, cell, [])
@@ -412,28 +432,21 @@ def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int) -> 
         raise
 
 
-def _cell_process(config: RunConfig, folder: Path, answer: Any) -> None:
+def _cell_process(config: RunConfig, folder: Path, processes: int, answer: Any) -> None:
     """Sends a tuple for each iteration, and in the end what `run_cell` returns; leaves a checkpoint if its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    launch.end_with_parent()
 
     def send(message: Any) -> None:
         with suppress(OSError):  # nobody listens any more
             answer.send(message)
 
     with suppress(KeyboardInterrupt):
-        send(run_cell(config, folder, report=lambda *progress: send(progress)))
+        send(run_cell(config, folder, report=lambda *progress: send(progress), processes=processes))
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _with_ray(cells: list[Cell], out: Path, state: _State, gpus: float) -> None:
+def _with_ray(cells: list[Cell], out: Path, state: _State, gpus: float, processes: int) -> None:
     """Cells as tasks of the cluster at RAY_ADDRESS, or of a local one; `out` must be on a file system that all nodes see."""
     try:
         import ray
@@ -441,8 +454,10 @@ def _with_ray(cells: list[Cell], out: Path, state: _State, gpus: float) -> None:
         raise UserError("--engine ray needs Ray: pip install 'alignbench[ray]'") from None
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        task = ray.remote(max_retries=0)(run_cell).options(num_cpus=state.grid.threads, num_gpus=gpus)
-        at_work = {task.remote(cell.config, (out / RUNS / cell.id).resolve()): cell for cell in cells}
+        calls = 1 if processes > 1 else 0  # of one process of Ray's; 0 for any number
+        remote = ray.remote(max_retries=0, max_calls=calls)(run_cell)
+        task = remote.options(num_cpus=state.grid.threads * processes, num_gpus=gpus)
+        at_work = {task.remote(cell.config, (out / RUNS / cell.id).resolve(), processes=processes): cell for cell in cells}
         while at_work:
             done, _ = ray.wait(list(at_work), num_returns=1)
             cell = at_work.pop(done[0])

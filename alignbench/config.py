@@ -29,7 +29,7 @@ PLUGINS = ("objective", "sampler", "backbone")
 
 WITHOUT_EFFECT = (
     *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
-    "trackers",
+    *("trackers", "sharded"),
 )
 """Keys that change no number of a run beyond rounding: it may go on with others."""
 Tracker = Literal["tensorboard", "wandb"]
@@ -154,6 +154,8 @@ class RunConfig(Settings):
     """CPU threads; null for as many as this process may use, at most eight."""
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
+    sharded: bool = False
+    """With several processes: spread the weights that are not trained over them (FSDP), in place of a copy for each."""
 
     @field_validator(*PLUGINS, mode="before")
     @classmethod

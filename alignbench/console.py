@@ -204,7 +204,7 @@ class GridProgress:
         self.rich.print(f"{self.done}/{self.cells}  {escape(record.id)}  {outcome}", soft_wrap=True)
 
 
-def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, done: int) -> None:
+def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, processes: int, done: int) -> None:
     """What a comparison will run, on stdout."""
     rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
     limits = ", ".join(f"{name} {limit:,}" for name, limit in grid.budget.model_dump(exclude_none=True).items())
@@ -221,6 +221,8 @@ def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, do
         f"{_several(len(costs), 'pair')} x {_several(len(grid.tasks), 'task')} x {_several(len(grid.seeds), 'seed')} = "
         f"{_several(cells, 'cell')}, of which {done} are done; "
         f"about {duration(seconds)} on this machine with {_several(workers, 'worker')}, {TIMED_NOW}"
+        + f"; that {processes} processes share a cell is not reckoned in"
+        * (processes > 1)
     )
     rich.print(f"would be written to [bold]{escape(str(out))}[/bold]")
 

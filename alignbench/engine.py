@@ -2,11 +2,13 @@
 
 Gradient caching: the terms are computed in micro-batches without a graph; autograd gives d(loss)/d(terms) on these small
 tensors; each micro-batch is then evaluated again with a graph and receives its part of that gradient. The result is the
-exact gradient. Where all rows fit in one micro-batch, it is a plain single pass.
+exact gradient. Where all rows fit in one micro-batch the graph is kept, and no row is evaluated twice. Several processes are
+but more micro-batches.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from alignbench.errors import NonFiniteError, RunError
 from alignbench.executor import predict
 from alignbench.forest import RolloutForest
 from alignbench.objective import Objective
+from alignbench.processes import ALONE, Processes
 from alignbench.terms import Rows, Terms, Velocities
 
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
@@ -49,6 +52,7 @@ def backward(
     micro_batch: int | None = None,
     old: Sequence[Tensor] | None = None,
     reference: Sequence[Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> Backward:
     """Adds d(loss)/d(parameters) to the `.grad` of the policy's and the objective's parameters.
 
@@ -60,6 +64,7 @@ def backward(
         micro_batch: at most this many rows in one model call; None for all in one.
         old: the policy's parameters at the rollout; None while they have not changed since.
         reference: the parameters of a reference that has been refreshed; None for the base model.
+        processes: those that share the rows. All have the same forest, and get the same gradients and terms.
 
     Raises:
         UserError: the objective needs stochastic steps and the plan has none.
@@ -70,10 +75,9 @@ def backward(
     asked = len(rows) if rows.known is None else int((~rows.known[0]).sum())
     if asked == 0:
         return Backward(0.0, {}, 0, 0)
-    count = len(rows)
     conditioning = policy.encode(forest.prompts)
-    size = min(micro_batch or count, count)
-    parts = [rows.part(i, min(i + size, count)) for i in range(0, count, size)]
+    parts = _parts(rows, micro_batch, processes)
+    once = len(parts) == 1  # then its graph is kept; of several calls each is made anew on the way back
 
     def ask(part: Rows) -> Tensor:
         return predict(policy, part.x, part.sigma, conditioning, part.group)
@@ -83,60 +87,96 @@ def backward(
             return ask(part)
         keeps, velocity = part.known
         wanted = (~keeps).nonzero()[:, 0]
-        if len(wanted) == 0:
+        if len(wanted) == 0 and not processes.sharded:
             return velocity
         answer = predict(policy, part.x[wanted], part.sigma[wanted], conditioning, part.group[wanted])
         return velocity.index_copy(0, wanted, answer.float())
 
-    references: list[Tensor | None] = [None] * len(parts)
-    olds: list[Tensor | None] = [None] * len(parts)
-    with torch.no_grad():
-        if objective.needs.reference:
-            with policy.reference() if reference is None else holding(list(policy.parameters()), reference):
-                references = [ask(part) for part in parts]
-        if objective.needs.old and old is not None:
-            with holding(list(policy.parameters()), old):
-                olds = [ask(part) for part in parts]
-    other_rows = count * (objective.needs.reference + (objective.needs.old and old is not None))
+    def ask_others() -> tuple[list[Tensor | None], list[Tensor | None]]:
+        references: list[Tensor | None] = [None] * len(parts)
+        olds: list[Tensor | None] = [None] * len(parts)
+        with torch.no_grad():
+            if objective.needs.reference:
+                with policy.reference() if reference is None else holding(list(policy.parameters()), reference):
+                    references = [ask(part) for part in parts]
+            if asks_old:
+                with holding(list(policy.parameters()), old or []):
+                    olds = [ask(part) for part in parts]
+        return references, olds
+
+    asks_old = objective.needs.old and old is not None
+    references, olds = processes.agree(ask_others, asks_model=True)
+    other_rows = len(rows) * (objective.needs.reference + asks_old)
 
     def terms_of(i: int) -> Terms:
         velocity = ask_policy(parts[i])
         before = velocity.detach() if objective.needs.old and old is None else olds[i]
         return objective.terms(parts[i], Velocities(velocity, references[i], before))
 
-    if len(parts) == 1:
-        terms = terms_of(0)
-        _check_finite(terms)
-        loss = objective.loss(terms, forest)
-        _check_loss(loss, objective)
-        loss.backward()
-        detached = {name: value.detach() for name, value in terms.items()}
-        return Backward(float(loss.detach()), detached, asked, asked + other_rows)
+    def first_pass() -> list[Terms]:
+        with torch.set_grad_enabled(once):
+            return [terms_of(i) for i in range(len(parts))]
 
-    with torch.no_grad():
-        pieces = [terms_of(i) for i in range(len(parts))]
-    terms = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    pieces = processes.agree(first_pass, asks_model=True)
+    terms: Terms = {}
+    before_here: dict[str, int] = {}
+    for name in pieces[0]:
+        gathered = processes.gather(torch.cat([piece[name].detach() for piece in pieces]))
+        before_here[name] = sum(len(values) for values in gathered[: processes.rank])
+        terms[name] = torch.cat(gathered)
     _check_finite(terms)
-    leaves = {name: value.requires_grad_() for name, value in terms.items() if value.is_floating_point()}
+
+    leaves = {name: value.detach().requires_grad_() for name, value in terms.items() if value.is_floating_point()}
+    own = [p for p in objective.parameters() if p.requires_grad]
     loss = objective.loss({**terms, **leaves}, forest)
     _check_loss(loss, objective)
-    loss.backward()
-    offsets = dict.fromkeys(leaves, 0)
-    for i in range(len(parts)):
-        outputs, gradients = [], []
-        for name, value in terms_of(i).items():
-            if name not in leaves:
-                continue
-            start = offsets[name]
-            offsets[name] = start + len(value)
-            gradient = leaves[name].grad
-            if gradient is not None and value.requires_grad:
-                outputs.append(value)
-                gradients.append(gradient[start : offsets[name]])
-        if outputs:
-            torch.autograd.backward(outputs, gradients)
-    detached = {name: value.detach() for name, value in terms.items()}
-    return Backward(float(loss.detach()), detached, asked, 2 * asked + other_rows)
+    gradients = torch.autograd.grad(loss, [*leaves.values(), *own], allow_unused=True)
+    of_terms = dict(zip(leaves, gradients, strict=False))
+    if processes.first:  # the loss is the same in all, and gradients are added up
+        for parameter, gradient in zip(own, gradients[len(leaves) :], strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    def way_back() -> None:
+        places = dict(before_here)
+        for i in range(len(parts)):
+            outputs, sent = [], []
+            for name, value in (pieces[i] if once else terms_of(i)).items():
+                here = slice(places[name], places[name] + len(value))
+                places[name] = here.stop
+                gradient = of_terms.get(name)
+                if gradient is not None and value.requires_grad:
+                    outputs.append(value)
+                    sent.append(gradient[here])
+            if outputs:
+                torch.autograd.backward(outputs, sent)
+
+    processes.agree(way_back, asks_model=True)
+    _add_up([*policy.parameters(), *own], processes)
+    return Backward(float(loss.detach()), terms, asked, asked * (1 if once else 2) + other_rows)
+
+
+def _parts(rows: Rows, micro_batch: int | None, processes: Processes) -> list[Rows]:
+    """This process's rows in micro-batches; each process has as many, some of which may be empty."""
+    bounds = [len(rows) * rank // processes.count for rank in range(processes.count + 1)]
+    longest = max(stop - start for start, stop in pairwise(bounds))
+    size = min(micro_batch or longest, longest)
+    start, stop = bounds[processes.rank], bounds[processes.rank + 1]
+    return [rows.part(min(start + i, stop), min(start + i + size, stop)) for i in range(0, longest, size)]
+
+
+def _add_up(parameters: Sequence[Tensor], processes: Processes) -> None:
+    """Makes each gradient the sum over processes; one that none of them has stays None."""
+    if processes.count == 1:
+        return
+    has = torch.tensor([float(p.grad is not None) for p in parameters], device=processes.device)
+    processes.add([has])
+    gradients = []
+    for parameter, somewhere in zip(parameters, has.tolist(), strict=True):
+        if somewhere:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    processes.add(gradients)
 
 
 def _check_loss(loss: Tensor, objective: Objective) -> None:

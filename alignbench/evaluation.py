@@ -15,7 +15,9 @@ from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.executor import decode, predict, rollout, sample
 from alignbench.load import load_eval
+from alignbench.noise import group_keys
 from alignbench.plan import Plan, Step
+from alignbench.processes import ALONE, Processes
 from alignbench.record import Estimate, MetricRecord
 from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
 from alignbench.signals import TimeLimitError, time_limit
@@ -151,11 +153,13 @@ def evaluate(
     *,
     micro_batch: int | None = None,
     advance: Callable[[str], None] = lambda what: None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Draws and judges pictures of the task's evaluation prompts.
 
     Args:
         advance: told what is being done now, for a progress display.
+        processes: those that share the work, and all get the whole of it.
 
     Raises:
         UserError: more prompts are asked for than the task has.
@@ -165,9 +169,26 @@ def evaluate(
     n = config.images_per_prompt
     advance("drawing pictures")
     policy.prepare(prompts)
-    latents = sample(policy, prompts, n, config.steps or policy.default_steps, config.seed, micro_batch=micro_batch)
-    owners = [p for p in range(len(prompts)) for _ in range(n)]
-    found = judge(decode(policy, latents, micro_batch), latents, prompts, owners, judges, advance=advance)
+    own = processes.share(range(len(prompts)))
+    keys = group_keys(prompts)
+
+    def draw() -> tuple[np.ndarray, Tensor]:
+        latents = sample(
+            policy,
+            [prompts[p] for p in own],
+            n,
+            config.steps or policy.default_steps,
+            config.seed,
+            micro_batch=micro_batch,
+            keys=[keys[p] for p in own],
+        )
+        return decode(policy, latents, micro_batch), latents
+
+    images, latents = processes.agree(draw, asks_model=True)
+    owners = [p for p in own[: processes.kept(prompts)] for _ in range(n)]
+    here = slice(len(owners))
+    found = processes.agree(lambda: judge(images[here], latents[here], prompts, owners, judges, advance=advance))
+    found = _gathered(found, processes)
     rows = []
     for metric, measured in policy.measure(prompts).items():
         found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
@@ -190,7 +211,7 @@ def judge(
     Args:
         images: uint8 [N, H, W, 3], or PIL images.
         latents: final latents [N, *latent]; None for pictures made elsewhere.
-        owners: index into `prompts` for each picture.
+        owners: index into `prompts` for each picture; prompts without one are left out.
 
     Raises:
         UserError: a metric of the pictures of one prompt cannot be had from these pictures.
@@ -204,9 +225,9 @@ def judge(
     directions: dict[str, bool | None] = {}
     roles: dict[str, str] = {}
     overall: dict[str, tuple[str, ...]] = {}
-    for name, found in judges.evals.items():
+    for name, found in judges.evals.items() if owners else ():
         advance(f"judging by {name}")
-        of_overall = found.overall(image_prompts)
+        of_overall = found.overall(prompts)
         role = "reward" if name in judges.rewards else "judge"
         overall |= of_overall
         parts = {part for several in of_overall.values() for part in several}
@@ -220,8 +241,8 @@ def judge(
                 directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
                 rows += [(owners[i], image_prompts[i], number[i], metric, float(v)) for i, v in enumerate(scores)]
         elif isinstance(found, SetMetric):
-            for p, prompt in enumerate(prompts):
-                mine = list(arrays[of_prompt[p]])
+            for p in sorted(set(owners)):
+                prompt, mine = prompts[p], list(arrays[of_prompt[p]])
                 if len({picture.shape for picture in mine}) > 1:
                     raise UserError(f"{name} compares the pictures of one prompt, but those of {prompt!r} differ in size")
                 own_latents = None if latents is None else latents[of_prompt[p]].cpu()
@@ -236,8 +257,32 @@ def judge(
     return Evaluation(pd.DataFrame(rows, columns=COLUMNS), arrays, list(prompts), directions, roles, overall)
 
 
+def _gathered(part: Evaluation, processes: Processes) -> Evaluation:
+    """The whole evaluation, of which each process has some prompts."""
+    if processes.count == 1:
+        return part
+    told = processes.tell([part.table.to_numpy().tolist(), part.directions, part.roles, part.overall])
+    rows, directions, roles, overall = zip(*told, strict=True)
+    images = processes.gather(torch.from_numpy(part.images))
+    return Evaluation(
+        pd.DataFrame([row for of_rank in rows for row in of_rank], columns=COLUMNS),
+        np.concatenate([of_rank.numpy() for of_rank in images]),
+        part.prompts,
+        {metric: direction for of_rank in directions for metric, direction in of_rank.items()},
+        {metric: role for of_rank in roles for metric, role in of_rank.items()},
+        {metric: tuple(parts) for metric, parts in overall[0].items()},
+    )
+
+
 @torch.no_grad()
-def path_kl(policy: Backbone, prompts: Sequence[str], seed: int, *, micro_batch: int | None = None) -> np.ndarray:
+def path_kl(
+    policy: Backbone,
+    prompts: Sequence[str],
+    seed: int,
+    *,
+    micro_batch: int | None = None,
+    processes: Processes = ALONE,
+) -> np.ndarray:
     """How far the policy's denoising paths are from the base model's, for each prompt: KL divergence in nats, float64 [P].
 
     The sum over stochastic steps of |mu - mu_ref|^2 / (2 std^2), summed over latent dimensions, on fresh rollouts of the
@@ -245,12 +290,18 @@ def path_kl(policy: Backbone, prompts: Sequence[str], seed: int, *, micro_batch:
     PATH_NOISE alone.
     """
     plan = Plan((*[Step("sde", PATH_NOISE)] * (PATH_STEPS - 1), Step()), roots=max(1, PATHS // len(prompts)))
-    forest = rollout(policy, prompts, plan, seed, reduction="sum", micro_batch=micro_batch)
-    rows = EdgeRows.of(forest)
-    with policy.reference():
-        reference = predict(policy, rows.x, rows.sigma, policy.encode(list(prompts)), rows.group, micro_batch)
-    kl = edge_terms(rows, forest.row_velocity, reference)["kl"]
-    return np.asarray(forest.path_sum(kl).double().mean(1).cpu())
+    keys, own = group_keys(prompts), processes.share(range(len(prompts)))
+
+    def measure() -> Tensor:
+        mine, of_mine = [prompts[p] for p in own], [keys[p] for p in own]
+        forest = rollout(policy, mine, plan, seed, reduction="sum", micro_batch=micro_batch, keys=of_mine)
+        rows = EdgeRows.of(forest)
+        with policy.reference():
+            reference = predict(policy, rows.x, rows.sigma, policy.encode(mine), rows.group, micro_batch)
+        kl = edge_terms(rows, forest.row_velocity, reference)["kl"]
+        return forest.path_sum(kl).double().mean(1)[: processes.kept(prompts)]
+
+    return np.asarray(torch.cat(processes.gather(processes.agree(measure, asks_model=True))).cpu())
 
 
 def with_measured(evaluation: Evaluation, metric: str, values: np.ndarray) -> Evaluation:

@@ -147,6 +147,9 @@ def predict(
 ) -> Tensor:
     """Velocities [B, *latent] of states [B, *latent] at `sigma` (a float or [B]) for the prompts `group` [B]."""
     all_sigmas = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+    if len(x) == 0:  # sharded weights want as many calls of each process: a made-up row, of which nothing is kept
+        made_up = x.new_zeros(1, *x.shape[1:]), all_sigmas.new_full((1,), 0.5), conditioning, group.new_zeros(1)
+        return policy.velocity(*made_up)[:0]
     size = micro_batch or len(x)
     parts = [
         policy.velocity(x[i : i + size], all_sigmas[i : i + size], conditioning, group[i : i + size])
@@ -169,15 +172,18 @@ def sample(
     seed: int,
     *,
     micro_batch: int | None = None,
+    keys: Sequence[Key] | None = None,
 ) -> Tensor:
     """Final latents [len(prompts) * images_per_prompt, *latent] by the deterministic ODE, prompt by prompt.
 
-    The initial noise depends on (seed, prompt, image) alone, so that two policies can be compared pair by pair.
+    The initial noise depends on (seed, prompt, image) alone, so that two policies can be compared pair by pair. `keys` as for
+    `rollout`.
     """
+    keys = group_keys(prompts) if keys is None else keys
     sigmas = policy.sigmas(steps)
     conditioning = policy.encode(list(prompts))
     group = torch.arange(len(prompts), device=policy.device).repeat_interleave(images_per_prompt)
-    row_keys = [("evaluation", seed, *key, i) for key in group_keys(prompts) for i in range(images_per_prompt)]
+    row_keys = [("evaluation", seed, *key, i) for key in keys for i in range(images_per_prompt)]
     x = normal(row_keys, policy.latent_shape, policy.device)
     finite = []
     for t in range(steps):

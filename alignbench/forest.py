@@ -6,14 +6,16 @@ group, S stochastic steps that are scored, N nodes, R distinct parents (replay r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignbench.flow import Reduction
 from alignbench.plan import Plan
+from alignbench.processes import Processes
 
 
 @dataclass
@@ -97,6 +99,20 @@ class RolloutForest:
             old_log_prob=together("old_log_prob"),
         )
 
+    def gathered(self, processes: Processes) -> "RolloutForest":
+        """One forest of the groups that each process rolled out, in the order of ranks; not scored yet."""
+        if processes.count == 1:
+            return self
+        prompts = processes.tell(self.prompts)
+        unscored = ("rewards", "trained", "scores")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
+        gathered = {name: processes.gather(value) for name, value in values.items() if isinstance(value, Tensor)}
+        parts = []
+        for rank, of_rank in enumerate(prompts):
+            own: dict[str, Any] = {name: tensors[rank] for name, tensors in gathered.items()}
+            parts.append(replace(self, prompts=of_rank, **own))
+        return RolloutForest.joined(parts)
+
     @property
     def groups(self) -> int:
         return len(self.prompts)
@@ -145,13 +161,21 @@ class RolloutForest:
         """Sum over the stochastic steps of each leaf's path: [E] -> [G, K]. Shared edges enter every descendant."""
         return self.by_group(edge_values[self.leaf_edges].sum(1))
 
-    def descendant_mean(self, leaf_values: Tensor) -> Tensor:
-        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> [E]."""
+    def descendant_mean(self, leaf_values: Tensor, log_weights: Tensor | None = None) -> Tensor:
+        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> [E].
+
+        Args:
+            log_weights: [G, K], of the leaves in a weighted mean; a constant in them does not matter.
+        """
         values = leaf_values.flatten()[:, None].expand_as(self.leaf_edges)
         here = ~torch.isnan(values)
-        zeros = self.old_log_prob.new_zeros(len(self.old_log_prob))
-        total = zeros.index_add(0, self.leaf_edges[here], values[here].to(zeros.dtype))
-        count = zeros.index_add(0, self.leaf_edges[here], torch.ones_like(values[here], dtype=zeros.dtype))
+        edges, values = self.leaf_edges[here], values[here].to(self.old_log_prob.dtype)
+        zeros, weights = self.old_log_prob.new_zeros(len(self.old_log_prob)), torch.ones_like(values)
+        if log_weights is not None:
+            logs = log_weights.flatten()[:, None].expand_as(self.leaf_edges)[here]
+            # Over the largest below each edge: a softmax that cannot underflow to nothing.
+            weights = torch.exp(logs - (zeros - torch.inf).scatter_reduce(0, edges, logs, "amax")[edges])
+        total, count = zeros.index_add(0, edges, weights * values), zeros.index_add(0, edges, weights)
         return torch.where(count > 0, total / count, torch.nan)
 
     def path_mean(self, edge_values: Tensor) -> Tensor:

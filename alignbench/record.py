@@ -272,7 +272,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
+def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]:
     """What the numbers depend on besides the config."""
     libraries = {name: _version(name) for name in LIBRARIES}
     return {
@@ -283,6 +283,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "device": device,
         "processor": platform.processor() or platform.machine(),
         "threads": threads,
+        "processes": processes,
         "platform": platform.platform(),
         "libraries": libraries,
         "command": command(),

@@ -147,8 +147,8 @@ def _moments(forest: RolloutForest, edges: slice, x: Tensor, velocity: Tensor) -
     steps = forest.edge_step[edges].tolist()
     numbers = forest.edge_sigma[edges], forest.edge_sigma_next[edges], forest.edge_noise_level[edges]
     rules: set[Rule] = {forest.plan.steps[t].rule for t in set(steps)}
-    if len(rules) == 1:
-        return flow.moments(x, velocity, *numbers, rules.pop())
+    if len(rules) <= 1:  # without an edge by any rule, so that what is empty has its graph too
+        return flow.moments(x, velocity, *numbers, rules.pop() if rules else "sde")
     mean, std = x.new_zeros(x.shape), x.new_zeros(len(x), *[1] * (x.ndim - 1))
     for rule in sorted(rules):
         of_rule = torch.tensor([forest.plan.steps[t].rule == rule for t in steps], device=x.device).nonzero()[:, 0]

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench import engine, groups
+from alignbench import engine, groups, launch
 from alignbench.backbone import Backbone, holding
 from alignbench.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
 from alignbench.config import RunConfig
-from alignbench.errors import NonFiniteError, ScorerError
+from alignbench.errors import NonFiniteError, RunError, ScorerError
 from alignbench.evaluation import Judges
 from alignbench.executor import decode, rollout
 from alignbench.forest import RolloutForest
@@ -34,9 +34,9 @@ from alignbench.noise import Key, group_keys, seed_generators, seed_of
 from alignbench.objective import Objective
 from alignbench.pairs import Pair, pair_forest, read_pairs
 from alignbench.plan import Plan
+from alignbench.processes import ALONE, Processes
 from alignbench.record import Budget, now
 from alignbench.sampler import Sampler
-from alignbench.signals import deferred_interrupt
 
 Item = TypeVar("Item", str, Pair)
 Answers = dict[str, np.ndarray]
@@ -67,8 +67,10 @@ class Trainer:
         objective: Objective,
         sampler: Sampler,
         judges: Judges,
+        processes: Processes = ALONE,
     ) -> None:
-        self.config, self.prompts, self.policy = config, prompts, policy
+        launch.check_share(config.prompts_per_iteration, processes.count)
+        self.config, self.prompts, self.policy, self.processes = config, prompts, policy, processes
         self.objective, self.sampler, self.judges = objective, sampler, judges
         self.pairs = read_pairs(config.pairs) if config.pairs else []
         objective.prepare(policy.latent_shape, policy.device)
@@ -130,7 +132,7 @@ class Trainer:
         seed_generators(self.config.seed, number)
         try:
             forest = self._given() if self.pairs else self._rolled_out()
-            with deferred_interrupt():
+            with self.processes.deferred_interrupt():
                 row = self._learn(forest, began)
         except BaseException:
             if self.iteration == number:
@@ -148,9 +150,11 @@ class Trainer:
             row |= self._updates(forest)
         if self.objective.needs.reference and self._reference_is_stale(row):
             self.reference = self._parameters_now()
-        seconds = time.perf_counter() - began
+        # All must see the same clock: what is left of a budget in seconds decides on the next plan.
+        seconds = self.processes.tell(time.perf_counter() - began)[0]
+        peaks = self.processes.tell(_peak_memory(self.policy.device))
         self.budget.seconds += seconds
-        self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, _peak_memory(self.policy.device))
+        self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, *peaks)
         row |= {
             "seconds": seconds,
             "model_rows_rollout": self.budget.model_rows_rollout,
@@ -170,8 +174,13 @@ class Trainer:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint, which a request to end waits for; see `save_checkpoint`."""
+        """Writes a checkpoint, which a request to end waits for; see `save_checkpoint`.
+
+        Raises:
+            RunError: the processes' weights are not the same.
+        """
         config = self.config
+        self.check_together()
         checkpoint = Checkpoint(
             iteration=self.iteration,
             config=config.resolved(),
@@ -184,7 +193,8 @@ class Trainer:
             micro_batch=self.micro_batch.rows,
             micro_batch_halvings=self.micro_batch.halvings,
         )
-        with deferred_interrupt():
+
+        def write() -> None:
             save_checkpoint(
                 folder,
                 checkpoint,
@@ -197,12 +207,24 @@ class Trainer:
                 keep=config.checkpoints_kept,
                 best_window=config.best_window,
             )
+
+        with self.processes.deferred_interrupt():
+            self.processes.by_first(write)
             self.saved = self.iteration
+
+    def check_together(self) -> None:
+        """Raises RunError where a process has come to other weights, or stands at another iteration, than the first."""
+        first, *others = self.processes.tell([self.iteration, *map(_fingerprint, self.parameters)])
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise RunError(f"process {rank} has other weights than process 0 at iteration {self.iteration}")
 
     def restore(self, folder: Path) -> list[str]:
         """Goes back to the newest checkpoint that is whole; returns a sentence for each damaged one. See `load_checkpoint`."""
         model = self.policy.trainable()
-        found = load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
+        found = self.processes.agree(
+            lambda: load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
+        )
         checkpoint, self.reference, self.old = found.checkpoint, found.reference, found.old
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
@@ -212,6 +234,7 @@ class Trainer:
             self.micro_batch.rows = checkpoint.micro_batch
         self.micro_batch.halvings = checkpoint.micro_batch_halvings
         self.saved, self.torn = checkpoint.iteration, False
+        self.check_together()
         return found.passed_over
 
     # ------------------------------------------------------------------------------------------------ one iteration
@@ -219,26 +242,33 @@ class Trainer:
     def _given(self) -> RolloutForest:
         """The next fixed pairs; nothing is rolled out or scored."""
         chosen = self._next(self.pairs)
-        return pair_forest(self.policy, chosen, self.config.seed, self.iteration, self.config.log_prob_reduction)
+        c = self.config
+        return self.processes.agree(lambda: pair_forest(self.policy, chosen, c.seed, self.iteration, c.log_prob_reduction))
 
     def _rolled_out(self) -> RolloutForest:
         forest, answers = self._scored()
-        self._reward(forest, answers)
-        kept = self.sampler.trained_leaves(forest)
-        if kept is not None:
-            forest.train_only(kept)
+
+        def finish() -> None:
+            self._reward(forest, answers)
+            kept = self.sampler.trained_leaves(forest)
+            if kept is not None:
+                forest.train_only(kept)
+
+        self.processes.agree(finish)
         return forest
 
     def _scored(self) -> tuple[RolloutForest, Answers]:
         """A rollout of the next prompts, and what each reward answers, float64 [G * K].
 
-        With `overlap` parts, one part's pictures are scored while the next is rolled out.
+        With `overlap` parts, one part's pictures are scored while the next is rolled out. Each process has its share of the
+        prompts; all get all of them back.
         """
-        config, i = self.config, self.iteration
+        config, i, agree = self.config, self.iteration, self.processes.agree
         plan = self.sampler.plan(self.progress(), np.random.default_rng([config.seed, 1, i]))
         prompts = self._next(self.prompts)
         keys = group_keys(prompts)
-        parts = np.array_split(np.arange(len(prompts)), min(config.overlap, len(prompts)))
+        own = self.processes.share(range(len(prompts)))
+        parts = np.array_split(own, min(config.overlap, len(own)))
         forests: list[RolloutForest] = []
         pending: list[Future[Answers]] = []
         for part in parts:
@@ -249,13 +279,17 @@ class Trainer:
             score = partial(self.judges.score, images, forest.leaf_prompts, when=f"in iteration {i}")
             with self._phase("score"):
                 if pending:
-                    self._answer(pending[-1])  # a scorer is asked one thing at a time
-                pending.append(_begun(score, beside=len(parts) > 1))
+                    agree(lambda: self._answer(pending[-1]))  # a scorer is asked one thing at a time
+                pending.append(agree(partial(_begun, score, beside=len(parts) > 1)))
             forests.append(forest)
         with self._phase("score"):
-            answers = [self._answer(future) for future in pending]
+            answers = agree(lambda: [self._answer(future) for future in pending])
         self.budget.model_rows_rollout += plan.model_rows(len(prompts))
-        return RolloutForest.joined(forests), {name: np.concatenate([part[name] for part in answers]) for name in answers[0]}
+        together = {name: np.concatenate([part[name] for part in answers]) for name in self.judges.rewards}
+        return (
+            RolloutForest.joined(forests).gathered(self.processes),
+            {name: torch.cat(self.processes.gather(torch.from_numpy(answer))).numpy() for name, answer in together.items()},
+        )
 
     def _answer(self, future: "Future[Answers]") -> Answers:
         limit = self.config.scorer_timeout
@@ -281,12 +315,16 @@ class Trainer:
                 keys=keys,
             )
 
+        rows = len(prompts) * plan.live(len(plan.steps) - 1)
         with nullcontext() if self.old is None else holding(list(self.policy.parameters()), self.old):
-            return self.micro_batch.fit(drawn, lambda: len(prompts) * plan.live(len(plan.steps) - 1))
+            return self.micro_batch.fit(
+                lambda limit: self.processes.agree(partial(drawn, limit), asks_model=True), lambda: rows
+            )
 
     def _decoded(self, forest: RolloutForest) -> np.ndarray:
         latents = forest.leaf_latents
-        return self.micro_batch.fit(lambda rows: decode(self.policy, latents, rows), lambda: len(latents))
+        agree = self.processes.agree
+        return self.micro_batch.fit(lambda rows: agree(partial(decode, self.policy, latents, rows)), lambda: len(latents))
 
     def _next(self, available: list[Item]) -> list[Item]:
         """The next ones of an endless series of shuffles; a pure function of the seed and the iteration."""
@@ -354,6 +392,7 @@ class Trainer:
                 micro_batch=micro_batch,
                 old=old,
                 reference=self.reference,
+                processes=self.processes,
             )
 
         return self.micro_batch.fit(passed, lambda: len(self.objective.rows(forest, update)))
@@ -421,6 +460,11 @@ def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
         "failed_scores": int(rewards.isnan().sum()),
         "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),
     }
+
+
+def _fingerprint(parameter: Tensor) -> int:
+    """Differs where a bit does; the same in whichever order it is summed."""
+    return int(parameter.detach().float().view(torch.int32).sum())
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 import yaml
 from PIL import Image
 
-from alignbench import engine, groups, laws, plots
-from alignbench.backbone import Law
+from alignbench import engine, groups, launch, laws, plots
+from alignbench.backbone import Law, device_named
 from alignbench.checkpoint import has_checkpoint
 from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
@@ -30,8 +31,10 @@ from alignbench.evaluation import (
     with_measured,
 )
 from alignbench.executor import rollout
+from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.micro_batch import first_line
+from alignbench.processes import Processes, join
 from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
 from alignbench.tracking import Tracking, check_trackers
@@ -57,15 +60,22 @@ def run(
         out: a new or empty folder; with `resume`, the folder of an interrupted run.
         bases: evaluations of base models, kept between runs: one that is judged alike is not judged again.
 
+    Where a launcher started several processes, each calls this with the same arguments. They share the work; the first one
+    writes the folder, and all return the record.
+
     Raises:
         UserError: the configuration is wrong or the folder is taken, also by another process; nothing has been written.
         RunError: the run failed; what was measured until then is in the folder.
         KeyboardInterrupt: after a checkpoint has been written.
     """
+    processes = join(device_named(config.device), sharded=config.sharded or launch.asks_for_sharding())
+    out = Path(processes.tell(str(out))[0])
     if not resume:
-        _refuse_taken(out)
+        processes.agree(lambda: _refuse_taken(out))
+    shown = console if console and processes.first else Silent()
     try:
-        return _Run(config, out, console or Silent(), {} if bases is None else bases).run(resume)
+        made = processes.agree(lambda: _Run(config, out, shown, {} if bases is None else bases, processes))
+        return made.run(resume)
     except (ScorerError, DiskError) as error:
         if not (out / CONFIG).is_file():
             raise
@@ -79,8 +89,10 @@ def _refuse_taken(out: Path) -> None:
 
 
 class _Run:
-    def __init__(self, config: RunConfig, out: Path, console: Console, bases: dict[str, Evaluation]) -> None:
-        self.config, self.out, self.console, self.bases = config, out, console, bases
+    def __init__(
+        self, config: RunConfig, out: Path, console: Console, bases: dict[str, Evaluation], processes: Processes
+    ) -> None:
+        self.config, self.out, self.console, self.bases, self.processes = config, out, console, bases, processes
         self.checkpoints = out / "checkpoints"
         self.task = load_task(config.task)
         if config.scorer_url:
@@ -99,19 +111,28 @@ class _Run:
         self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task, config.scorer_timeout)
         self.judges.prepare()
-        self.trainer = Trainer(config, self.task.train_prompts, self.policy, objective, self.sampler, self.judges)
-        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or self.task.train_prompts), *judged])
+        prompts = self.task.train_prompts
+        self.trainer = Trainer(config, prompts, self.policy, objective, self.sampler, self.judges, processes)
+        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *judged])
         self.laws: list[pd.DataFrame] = []
         self.status = "complete"
 
     def run(self, resume: bool) -> Result:
-        with exclusive(self.out):
-            if not resume:
-                _refuse_taken(self.out)  # while the models were loaded another process may have come and gone
+        with ExitStack() as stack:
+
+            def take() -> None:
+                stack.enter_context(exclusive(self.out))
+                if not resume:
+                    _refuse_taken(self.out)  # while the models were loaded another process may have come and gone
+
+            self.processes.by_first(take)
             return self._run(resume)
 
     def _run(self, resume: bool) -> Result:
         config, trainer = self.config, self.trainer
+        if self.processes.sharded:
+            self.policy.shard()
+        trainer.check_together()
         if resume and has_checkpoint(self.checkpoints):
             for damage in trainer.restore(self.checkpoints):
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
@@ -126,7 +147,7 @@ class _Run:
         self._write_evaluations(base=base)
         self._keep_law(self.policy.target(base.prompts[0]), laws.TARGET)
         self._keep_law(base.law, 0)
-        with Tracking(config, self.out, trainer.iteration) as tracking:
+        with self._tracking() as tracking:
             self._train(tracking)
             with trainer.averaged_weights():
                 final = self._final() if trainer.iteration else base
@@ -138,7 +159,7 @@ class _Run:
             tracking.log_result(result)
         self._write("result.json", result.model_dump_json(indent=2) + "\n")
         if config.pictures:
-            plots.plot_run(self.out)
+            self.processes.by_first(lambda: plots.plot_run(self.out))
         self.console.end(result, self.out)
         return result
 
@@ -161,12 +182,15 @@ class _Run:
                 if config.iterations is None or trainer.iteration < config.iterations:
                     self.status = "budget spent"
             trainer.save(self.checkpoints)
-        except BaseException:
-            if not trainer.torn and trainer.saved != trainer.iteration:
-                trainer.save(self.checkpoints)
+        except BaseException as error:
+            if self.processes.agreed(error):
+                try:
+                    if not trainer.torn and trainer.saved != trainer.iteration:
+                        trainer.save(self.checkpoints)
+                finally:
+                    self._write_metrics()
             raise
-        finally:
-            self._write_metrics()
+        self._write_metrics()
 
     def _base(self) -> Evaluation:
         """The base model's evaluation. It depends on nothing but what the key is made of."""
@@ -187,7 +211,8 @@ class _Run:
 
         def measured(micro_batch: int | None) -> np.ndarray:
             rows = micro_batch or EVALUATION_ROWS
-            return path_kl(self.policy, found.prompts, self.config.evaluation.seed, micro_batch=rows)
+            seed = self.config.evaluation.seed
+            return path_kl(self.policy, found.prompts, seed, micro_batch=rows, processes=self.processes)
 
         distance = self.trainer.micro_batch.fit(measured, lambda: EVALUATION_ROWS)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
@@ -208,15 +233,22 @@ class _Run:
         if law is not None:
             self.laws = [kept[kept["iteration"] != iteration] for kept in self.laws] + [laws.as_rows(law, iteration)]
             table = pd.concat(self.laws).sort_values("iteration", kind="stable", ignore_index=True)
-            write_atomically(self.out / laws.FILE, lambda p: table.to_parquet(p, index=False))
+            self._put(laws.FILE, lambda p: table.to_parquet(p, index=False))
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()
         with self.console.activity(what) as advance:
 
             def judged(micro_batch: int | None) -> Evaluation:
-                rows = micro_batch or EVALUATION_ROWS
-                return evaluate(self.policy, self.task, self.judges, self.config.evaluation, micro_batch=rows, advance=advance)
+                return evaluate(
+                    self.policy,
+                    self.task,
+                    self.judges,
+                    self.config.evaluation,
+                    micro_batch=micro_batch or EVALUATION_ROWS,
+                    advance=advance,
+                    processes=self.processes,
+                )
 
             found = self.trainer.micro_batch.fit(judged, lambda: EVALUATION_ROWS)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
@@ -224,47 +256,66 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------ files
 
+    def _tracking(self) -> Tracking:
+        config = self.config if self.processes.first else self.config.model_copy(update={"trackers": ()})
+        return Tracking(config, self.out, self.trainer.iteration)
+
+    def _put(self, name: str, write: Callable[[Path], Any]) -> None:
+        """One file of the run's folder, by the first process."""
+        self.processes.by_first(lambda: write_atomically(self.out / name, write))
+
     def _write(self, name: str, text: str) -> None:
-        write_atomically(self.out / name, lambda p: p.write_text(text, encoding="utf-8"))
+        self._put(name, lambda p: p.write_text(text, encoding="utf-8"))
 
     def _write_metrics(self) -> None:
         if self.trainer.metrics:
             table = pd.DataFrame(self.trainer.metrics)
-            write_atomically(self.out / "metrics.parquet", lambda p: table.to_parquet(p, index=False))
+            self._put("metrics.parquet", lambda p: table.to_parquet(p, index=False))
 
     def _write_evaluations(self, **phases: Evaluation) -> None:
         table = pd.concat([found.table.assign(phase=phase) for phase, found in phases.items()], ignore_index=True)
-        write_atomically(self.out / "evals.parquet", lambda p: table.to_parquet(p, index=False))
+        self._put("evals.parquet", lambda p: table.to_parquet(p, index=False))
 
     def _write_pictures(self, base: Evaluation, final: Evaluation) -> None:
         n = self.config.evaluation.images_per_prompt
-        write_atomically(self.out / "samples" / "base.png", _saver(plots.grid(base.images, n)))
-        write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
         reward = next(iter(self.judges.rewards))
-        plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
+
+        def sheets() -> None:
+            write_atomically(self.out / "samples" / "base.png", _saver(plots.grid(base.images, n)))
+            write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
+            plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
+
+        self.processes.by_first(sheets)
         self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
 
     def _write_tree(self, prompts: list[str], reward: str) -> None:
         """One rollout of the trained model, with the pictures at its leaves."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
-        forest = rollout(
-            self.policy,
-            prompts,
-            plan,
-            config.seed,
-            trainer.iteration,
-            reduction=config.log_prob_reduction,
-            micro_batch=trainer.micro_batch.rows,
-            progress=1.0,
-        )
-        images = self.policy.decode(forest.leaf_latents)
-        scores = self.judges.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
-        forest.rewards = torch.from_numpy(scores).float().to(forest.leaf_latents.device)
-        spread = groups.standardise(forest.by_group(forest.rewards), std="none").square().sum(1)
-        beta = getattr(trainer.objective, "beta", None)
-        at = float(beta(trainer.iteration)) if callable(beta) else 2.0
-        plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)
+
+        def draw() -> RolloutForest:
+            return rollout(
+                self.policy,
+                prompts,
+                plan,
+                config.seed,
+                trainer.iteration,
+                reduction=config.log_prob_reduction,
+                micro_batch=trainer.micro_batch.rows,
+                progress=1.0,
+            )
+
+        def write() -> None:
+            images = self.policy.decode(forest.leaf_latents)
+            scores = self.judges.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
+            forest.rewards = torch.from_numpy(scores).float().to(forest.leaf_latents.device)
+            spread = groups.standardise(forest.by_group(forest.rewards), std="none").square().sum(1)
+            beta = getattr(trainer.objective, "beta", None)
+            at = float(beta(trainer.iteration)) if callable(beta) else 2.0
+            plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)
+
+        forest = self.processes.agree(draw, asks_model=True)
+        self.processes.by_first(write)
 
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation
@@ -302,7 +353,7 @@ class _Run:
                 noise_seed=e.seed,
                 evals=self.judges.describe(),
             ),
-            environment=environment(str(self.policy.device), threads_of(config)),
+            environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
         )
 

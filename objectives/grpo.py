@@ -29,9 +29,10 @@ class GRPO(Objective):
         """Advantages are clamped to +- this."""
         std: Literal["group", "batch", "none"] = "group"
         """Which deviation the advantage is divided by. batch: that of all rewards of the rollout about their common mean."""
-        credit: Literal["leaf", "edge", "depth"] = "leaf"
+        credit: Literal["leaf", "edge", "depth", "depth_weighted"] = "leaf"
         """Whose advantage an edge of a tree gets. leaf: each descendant's, once for each. edge: their mean (TreeGRPO).
-        depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO)."""
+        depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: likewise,
+        in a mean that is weighted by the probability of the path to each descendant (an option of BranchGRPO)."""
         ratio: Literal["plain", "guard"] = "plain"
         """guard: the regulated ratio exp((mu - mu_old) . eps) of GRPO-Guard, whose logarithm has mean zero."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "none"
@@ -55,18 +56,21 @@ class GRPO(Objective):
         return z.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
     def edge_advantage(self, forest: RolloutForest) -> Tensor:
-        """Of each edge, [E], NaN where no descendant has a reward; for `credit` edge and depth."""
+        """Of each edge, [E], NaN where no descendant has a reward; for any `credit` but leaf."""
         rewards = forest.by_group(forest.rewards)
         if self.settings.credit == "edge":
             return forest.descendant_mean(torch.where(groups.valid(rewards), self.advantage(forest), torch.nan))
-        node = forest.descendant_mean(rewards)
+        weighted = self.settings.credit == "depth_weighted"
+        node = forest.descendant_mean(rewards, forest.path_sum(forest.old_log_prob) if weighted else None)
+        spread = groups.spread(rewards)[:, None]
         a = torch.empty_like(node)
         for step in forest.edge_step.unique():
             # Edges of one step are ordered by group, and each group has as many.
             here = forest.edge_step == step
             of_group = node[here].view(forest.groups, -1)
-            z = groups.standardise(of_group, std=self.settings.std).masked_fill(of_group.isnan(), torch.nan)
-            a[here] = z.flatten()
+            # Means of equal rewards must not differ by their rounding.
+            z = torch.where(spread, groups.standardise(of_group, std=self.settings.std), 0.0)
+            a[here] = z.masked_fill(of_group.isnan(), torch.nan).flatten()
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
     def weight(self, forest: RolloutForest) -> Tensor:

@@ -35,6 +35,24 @@ class ToyPolicy(ToyBackbone):
         return pixels[:, :2]
 
 
+class DriftingInSecondProcess(ToyPolicy):
+    """Starts from other weights in one of several processes."""
+
+    def __init__(self, settings: BackboneSettings) -> None:
+        super().__init__(settings)
+        if os.environ["RANK"] == "1":
+            self.nudge(1e-6)
+
+
+class CrampedInSecondProcess(ToyPolicy):
+    """Runs out of memory with more than three rows in a model call, in one of several processes alone."""
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Tensor, group: Tensor) -> Tensor:
+        if len(x) > 3 and os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.")
+        return super().velocity(x, sigma, conditioning, group)
+
+
 class Cramped(ToyPolicy):
     """Runs out of memory with more than `room` rows in a model call."""
 
@@ -97,6 +115,15 @@ class Sometimes(Brightness):
         return scores
 
 
+class ThirdOfFour(Brightness):
+    """Gives up on the third picture of each group of four."""
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        scores = super().score(images, prompts)
+        scores[2::4] = np.nan
+        return scores
+
+
 class AtFourthCall(Brightness):
     """Answers rightly but at its fourth call, which is in the third iteration."""
 
@@ -116,6 +143,13 @@ class Dying(AtFourthCall):
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         raise ConnectionError("the server is gone")
+
+
+class DyingInSecondProcess(Dying):
+    """In one of several processes alone."""
+
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        return super().answer(right) if os.environ["RANK"] == "1" else right
 
 
 class Hanging(AtFourthCall):

@@ -327,6 +327,15 @@ class DiffusersFolder(Backbone):
                 found[name] = Component(self._hollow(name), training=self.settings.keep_text_encoders)
         return found
 
+    def shard(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        for transformer in filter(None, (self.pipeline.transformer, self._base)):
+            trained = {p for p in transformer.parameters() if p.requires_grad}
+            blocks = [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
+            for module in (*blocks, transformer):
+                fully_shard(module, ignored_params=trained)
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         if self._base is not None:

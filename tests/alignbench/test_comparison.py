@@ -35,6 +35,7 @@ from alignbench.config import load_config
 from alignbench.record import read_result
 from alignbench.report import write_report
 from alignbench.results import read_results
+from tests.alignbench.test_processes import CALM, assert_same_but_for_rounding
 from tests.plugins import write_task
 
 ROWS = 22
@@ -180,6 +181,31 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> No
         assert read_result(one).metrics == read_result(other).metrics
 
 
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_processes_that_share_a_cell_give_the_same_within_rounding(tmp_path: Path, engine: str) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    calm = {"prompts_per_iteration": 4, "optimizer": CALM}
+    made = grid(tmp_path, objectives=["grpo"], settings=calm, budget={"model_rows": 3 * 2 * ROWS})
+    here = compare(made, tmp_path / "here")
+    there = compare(made, tmp_path / "there", engine=engine, processes=2)
+    assert [cell.status for cell in there.cells] == ["complete"] == [cell.status for cell in here.cells]
+    for cell in here.cells:
+        one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))
+        assert_same_but_for_rounding(one, other)
+        assert read_result(other).environment["processes"] == 2
+    with pytest.raises(UserError, match="prompts_per_iteration=4 cannot be shared equally by 3 processes"):
+        compare(made, tmp_path / "three", processes=3)
+    assert not (tmp_path / "three").exists()
+
+
+def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(tmp_path: Path) -> None:
+    made = grid(tmp_path, "DyingInSecondProcess", objectives=["grpo"])
+    (cell,) = compare(made, tmp_path / "out", processes=2).cells
+    assert cell.status == "failed"
+    assert "process 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
+
+
 def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path) -> None:
     log = Log()
     made = grid(tmp_path, objectives=["tests.plugins:Killing", "grpo"])
@@ -190,7 +216,7 @@ def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: P
 
 
 def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
-    iterations = 30
+    iterations = 100  # ten seconds, in which the other process has begun
     made = grid(tmp_path, "Slow", budget={"model_rows": iterations * ROWS}, settings={"checkpoint_every": 1000})
     out = tmp_path / "out"
     parent = get_context("spawn").Process(target=compare, args=(made, out), kwargs={"workers": 2})

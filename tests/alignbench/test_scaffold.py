@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from alignbench import UserError, registry, run, scaffold
+from alignbench import UserError, load_objective, registry, run, scaffold
+from alignbench.testing import hand_made_forest
 from tests.plugins import toy_config, write_task
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +97,25 @@ def test_the_four_work_together_in_a_run(project: Path, monkeypatch: pytest.Monk
     assert result.budget.model_rows_rollout == 20 * 2 * 8 * 6
     assert result.budget.model_rows_train == 20 * 2 * 8 * 3
     assert (result.metrics["colourfulness"].difference.lower or 0) > 0
+
+
+def test_the_walk_through_in_the_docs_ends_where_it_says(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "adding-an-objective.md").read_text()
+    made = scaffold.new("objective", "my_rloo")
+    text = made.plugin.read_text()
+    start, end = text.index("    def advantage"), text.index("    def loss")
+    made.plugin.write_text(text[:start] + page.split("```python\n")[1].split("```")[0] + "\n" + text[end:])
+    monkeypatch.syspath_prepend(project)
+    objective: Any = load_objective(made.handle)
+    # The two groups of the test that comes with the file.
+    forest = hand_made_forest([[0.0, 2.0], [1.0, 5.0]], [[0], [1], [2], [3]], [0.0] * 4)
+    assert objective.advantage(forest).tolist() == [[-2.0, 2.0], [-4.0, 4.0]]
+    log_prob = torch.zeros(4, requires_grad=True)
+    torch.autograd.backward(objective.loss({"log_prob": log_prob}, forest))
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == [0.5, -0.5, 1.0, -1.0]
+    assert "(-2, 2), (-4, 4)" in page
+    assert "(0.5, -0.5, 1, -1)" in page
 
 
 def test_the_command_says_what_it_wrote_and_what_comes_next_without_torch(project: Path) -> None:

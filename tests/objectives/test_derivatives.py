@@ -29,6 +29,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ],
     ("grpo", {"clip": 0.1, "kl_beta": 0.4, "kl": "released", "step_weight": "inverse_dt"}),
     ("grpo", {"clip": 0.1, "credit": "edge", "step_weight": "noise"}),
+    ("grpo", {"clip": 0.1, "credit": "depth_weighted", "std": "batch"}),
     ("gardo", {"clip": 0.1, "kl_share": 0.5}),
     ("ddpo", {"clip": 0.1}),
     ("ppo", {"clip": 0.1, "gae_lambda": 0.7}),

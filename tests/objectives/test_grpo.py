@@ -237,7 +237,18 @@ def test_depth_credit_standardises_the_mean_rewards_of_each_step() -> None:
     assert found.tolist() == pytest.approx(expected, abs=1e-6)  # float32
 
 
-@pytest.mark.parametrize("credit", ["edge", "depth"])
+def test_weighted_depth_credit_takes_likelier_paths_for_more() -> None:
+    forest = drawn_tree()
+    # Below the first split paths of the same branch differ by their last edge alone: e^l is 3 to 1, and 1 to 1.
+    forest.old_log_prob = torch.tensor([5.0, -300.0, 0.0, 0.0, math.log(3), 0.0, 0.25, 0.25, 0.1, 0.2, 0.3, 0.4])
+    forest.rewards = torch.tensor([0.0, 2.0, 4.0, 6.0, 0.1, 0.1, 0.1, 0.1])
+    found = grpo(credit="depth_weighted", std="none").edge_advantage(forest)
+    # Step 1: (3 x 0 + 2) / 4 = 0.5 and 5, of mean 2.75. Step 2: single leaves. The second group has nothing to prefer.
+    assert found.tolist() == pytest.approx([-2.25, 2.25, 0, 0, -3, -1, 1, 3, 0, 0, 0, 0], abs=1e-6)  # float32
+    assert found[8:].tolist() == found[2:4].tolist() * 2 == [0.0] * 4
+
+
+@pytest.mark.parametrize("credit", ["edge", "depth", "depth_weighted"])
 def test_an_edge_without_any_scored_descendant_is_left_out(credit: str) -> None:
     forest = drawn_tree()
     forest.rewards = torch.tensor([NAN, NAN, 4.0, 6.0, NAN, 1.0, 2.0, 3.0])

@@ -1,0 +1,56 @@
+"""Several processes on this machine that work as if `torchrun` had started them, over gloo."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignbench import launch, run
+from alignbench.__main__ import main
+from alignbench.config import RunConfig
+from tests.faults import CONTEXT, PATIENCE
+
+
+def started(count: int, work: Callable[..., None], *arguments: Any, said: Path) -> list[Any]:
+    """`work(*arguments)` in so many processes; what process r says on stderr goes to the file r in the folder `said`."""
+    said.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [CONTEXT.Process(target=_one, args=(r, count, port, said, work, arguments)) for r in range(count)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def ended(processes: Sequence[Any]) -> list[int]:
+    """Their exit codes; none may hang."""
+    try:
+        for process in processes:
+            process.join(PATIENCE)
+            assert process.exitcode is not None, "a process hangs"
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.exitcode for process in processes]
+
+
+def runs(jobs: Sequence[tuple[RunConfig, Path]]) -> None:
+    """Each job in turn, going on with one that was interrupted."""
+    for config, out in jobs:
+        run(config, out, resume=(out / "config.yaml").is_file())
+
+
+def command(arguments: Sequence[str]) -> None:
+    """The command line."""
+    sys.argv = ["alignbench", *arguments]
+    main()
+
+
+def _one(rank: int, count: int, port: int, said: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= launch.environment(rank, count, port)
+    sys.stderr = (said / str(rank)).open("w", buffering=1)  # stays open for what comes after a failure
+    os.dup2(sys.stderr.fileno(), 2)
+    work(*arguments)
