@@ -493,11 +493,13 @@ def pairs(
 
     chosen = tasks.load_task(settings.task)
     wanted = chosen.train_prompts[:prompts]
+    judges = Judges(chosen, settings.scorer_timeout)
+    judges.require()
     policy = load_configured_backbone(settings)
     with counting("prompts") as advance:
         count = write_pairs(
             policy,
-            Judges(chosen, settings.scorer_timeout),
+            judges,
             wanted,
             images,
             seed,

@@ -160,12 +160,13 @@ def diagnose(
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
     sampler.plan(progress, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
     weights = policy_weights(run / "checkpoints") if run else None
+    judges = Judges(task, config.scorer_timeout)
+    judges.require()
     policy = load_configured_backbone(config)
     small = int(np.prod(policy.latent_shape)) <= SMALL
     wanted = rounds or (ROUNDS_OF_SMALL_LATENTS if small else ROUNDS)
     chosen = task.train_prompts[:prompts]
     began = time.perf_counter()
-    judges = Judges(task, config.scorer_timeout)
     with judged_weights(policy, weights):
         drawn = draw(policy, sampler, judges, chosen, wanted, progress=progress, seed=config.seed, advance=advance)
     partition, slopes = partition_function(drawn, beta)

@@ -1,6 +1,6 @@
 """Judges a policy: the same prompts and the same initial noise for every model that is compared."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from alignbench import hub
 from alignbench.backbone import Backbone, Law
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
@@ -21,13 +22,15 @@ from alignbench.processes import ALONE, Processes
 from alignbench.record import Estimate, MetricRecord
 from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
 from alignbench.signals import TimeLimitError, time_limit
-from alignbench.statistics import mean_interval, mean_of_means_interval
+from alignbench.statistics import CONFIDENCE, holm, mean_interval, mean_of_means_interval, rise_test
 from alignbench.tasks import EvalChoice, Task
 from alignbench.terms import EdgeRows, edge_terms
 
 COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
 PATH_STEPS, PATH_NOISE, PATHS = 8, 0.7, 64
 """Of `path_kl`: denoising steps, their noise level, and how many rollouts over all prompts, but one of each at least."""
+ALARM_LEVEL = (1 - CONFIDENCE) / 2
+"""Of the one-sided tests behind an alarm, as of either side of an interval."""
 
 
 @contextmanager
@@ -86,8 +89,13 @@ class Judges:
         self.evals[found.name] = found
         return found
 
+    def require(self) -> None:
+        """Raises UserError where weights are missing that no hub gives, before anything is loaded."""
+        hub.require({weights: name for name, found in self.evals.items() for weights in found.from_hub()})
+
     def prepare(self) -> None:
         """Loads what the evals score with; raises what they raise where it is missing."""
+        self.require()
         for found in self.evals.values():
             found.prepare()
 
@@ -344,7 +352,9 @@ def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
 def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
     """Base, final and their difference, paired by prompt, for each metric."""
     before, after = (_prompt_means(e.table) for e in (base, final))
-    found = [_estimates(frame, base) for frame in (before, after, after - before)]
+    change = after - before
+    found = [_estimates(frame, base) for frame in (before, after, change)]
+    p_rise = {metric: rise_test(_strata(change, base, metric)) for metric in base.directions}
     return {
         metric: MetricRecord(
             base=found[0][metric],
@@ -352,6 +362,7 @@ def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
             difference=found[2][metric],
             higher_is_better=direction,
             role=base.roles[metric],
+            p_rise=None if np.isnan(p_rise[metric]) else p_rise[metric],
         )
         for metric, direction in base.directions.items()
     }
@@ -361,33 +372,49 @@ def _estimates(by_prompt: pd.DataFrame, evaluation: Evaluation) -> dict[str, Est
     """From prompts x metrics; the mean of several metrics is taken over their means."""
     found = {}
     for metric in evaluation.directions:
-        strata = [by_prompt[part].to_numpy() for part in evaluation.overall.get(metric, (metric,))]
+        strata = _strata(by_prompt, evaluation, metric)
         found[metric] = Estimate.of(mean_interval(strata[0]) if len(strata) == 1 else mean_of_means_interval(strata))
     return found
 
 
-def alarms(metrics: dict[str, MetricRecord], rewards: Sequence[str]) -> list[str]:
-    """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls."""
+def _strata(by_prompt: pd.DataFrame, evaluation: Evaluation, metric: str) -> list[np.ndarray]:
+    """One value a prompt, for each metric whose mean it is."""
+    return [by_prompt[part].to_numpy() for part in evaluation.overall.get(metric, (metric,))]
+
+
+def alarms(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[str]:
+    """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls.
+
+    "Rose", "fell" and "worse" are one-sided tests at ALARM_LEVEL, each corrected by Holm's method for how many were looked at:
+    the rewards that were trained on, and the judges that have a direction. So a run in which no judge got worse raises an alarm
+    about one with that probability at most, however many judge it.
+    """
+    rose = _corrected({name: metrics[name].p_rise for name in rewards})
+    fell = _corrected({name: _opposite(metrics[name].p_rise) for name in rewards})
+    judged = {name: m for name, m in metrics.items() if m.role == "judge" and m.higher_is_better is not None}
+    worse = _corrected({n: _opposite(m.p_rise) if m.higher_is_better else m.p_rise for n, m in judged.items()})
     found = []
     for name in rewards:
-        change = metrics[name].difference
-        if change.upper is not None and change.upper < 0:
-            fall = f"{name} fell by {-(change.value or 0):.3f} although it was trained on"
+        change = metrics[name].difference.value
+        if fell[name] < ALARM_LEVEL:
+            fall = f"{name} fell by {-(change or 0):.3f} although it was trained on"
             found.append(f"{fall}; a lower learning rate may save the model")
-        if change.lower is None or change.lower <= 0:
-            continue
-        for metric, record in metrics.items():
-            if record.role == "judge" and record.higher_is_better is not None and _worse(record):
-                went = f"{metric} went from {record.base.value:.3f} to {record.final.value:.3f}"
-                found.append(f"{name} rose by {change.value:.3f} while {went}")
+        if rose[name] < ALARM_LEVEL:
+            for metric, record in judged.items():
+                if worse[metric] < ALARM_LEVEL:
+                    went = f"{metric} went from {record.base.value:.3f} to {record.final.value:.3f}"
+                    found.append(f"{name} rose by {change:.3f} while {went}")
     return found
 
 
-def _worse(record: MetricRecord) -> bool:
-    change = record.difference
-    if change.lower is None or change.upper is None:
-        return False
-    return change.upper < 0 if record.higher_is_better else change.lower > 0
+def _corrected(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    """By Holm's method; NaN, which is below no level, for what could not be tested."""
+    known = [np.nan if p is None else p for p in p_values.values()]
+    return dict(zip(p_values, holm(known).tolist(), strict=True))
+
+
+def _opposite(p: float | None) -> float | None:
+    return None if p is None else 1 - p
 
 
 def _prompt_means(table: pd.DataFrame) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def read_prompts(file: Path) -> list[str]:
     if file.suffix.lower() in TABLES:
         return [str(p) for p in _read_table(file)["prompt"]]
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompts in {file}: {getattr(error, 'strerror', None) or error}") from None
     prompts = [line for line in lines if line]
@@ -100,7 +100,7 @@ def _read_table(file: Path) -> "pd.DataFrame":
         if file.suffix.lower() == ".csv":
             table = pd.read_csv(file, dtype=str, keep_default_na=False)
         elif file.suffix.lower() == ".jsonl":
-            table = pd.read_json(file, lines=True, dtype=False, convert_dates=False)
+            table = pd.read_json(file, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig")
         else:
             table = pd.read_parquet(file)
     except Exception as error:  # whatever a damaged file makes its reader raise

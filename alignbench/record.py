@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,9 @@ class MetricRecord(_Part):
     """null where neither direction is better."""
     role: str
     """`reward` (trained on), `judge`, or `part` of another metric."""
+    p_rise: float | None = None
+    """Of the one-sided t test over prompts that the difference is above 0, uncorrected; 1 minus it is that of being below.
+    null where it cannot be told."""
 
 
 class RunInfo(_Part):
@@ -317,6 +321,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

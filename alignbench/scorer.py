@@ -37,6 +37,14 @@ class Eval:
         """Metric -> those of `measure` for these prompts whose mean it is, whatever the number of pictures behind each."""
         return {}
 
+    def from_hub(self) -> list[str]:
+        """The weights that it loads from the Hugging Face hub: OWNER/NAME, or OWNER/NAME/FILE; local ones may be among them.
+
+        Raises:
+            UserError: what it needs is not there, as can be seen without loading anything.
+        """
+        return []
+
     def prepare(self) -> None:
         """Loads what it scores with, so that what is missing is told before anything is drawn."""
 

@@ -88,9 +88,12 @@ def score_pictures(
     if out is not None:
         refuse_taken(out)
     task = _task(config, evals, settings or {})
+    judges = Judges(task, config.scorer_timeout)
+    judges.require()
     advance("reading pictures")
     pictures = read_pictures(folder, prompts)
-    judges = Judges(task, config.scorer_timeout)
+    advance("loading models")
+    judges.prepare()
     found = judge(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
     protocol = EvalProtocol(
         source="images",

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from alignbench import __version__
+from alignbench import __version__, hub
 from alignbench.errors import RunError, UserError
 from alignbench.scorer import Scorer, checked_scores
 from alignbench.settings import first_problem
@@ -109,6 +109,7 @@ def application(scorer: Scorer, *, max_bytes: int) -> "Starlette":
 
 def serve(scorer: Scorer, host: str, port: int, max_bytes: int) -> None:
     """Serves until it is interrupted; what the scorer lacks is told first."""
+    hub.require(dict.fromkeys(scorer.from_hub(), scorer.name))
     scorer.prepare()
     app = application(scorer, max_bytes=max_bytes)
     import uvicorn

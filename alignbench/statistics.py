@@ -58,6 +58,26 @@ def mean_of_means_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Inter
     return Interval(mean, *_bootstrap(known, seed), count)
 
 
+def rise_test(strata: Sequence[np.ndarray]) -> float:
+    """p of the one-sided t test that the mean of the strata's means is above 0; 1 minus it is that of being below.
+
+    Student 1908 for one stratum, with Welch's (1947) degrees of freedom for several. Values without spread have no t: they have
+    the p of the sign test, so that few equal values prove nothing. NaN values are left out; NaN where it cannot be told, as
+    with one value in a stratum.
+    """
+    known = [values[~np.isnan(values)] for values in (np.asarray(s, dtype=np.float64) for s in strata)]
+    known = [values for values in known if len(values)]
+    if not known or any(len(values) == 1 for values in known):
+        return float("nan")
+    mean = float(np.mean([values.mean() for values in known]))
+    if all(np.ptp(values) == 0 for values in known):
+        by_chance = float(0.5 ** sum(map(len, known)))
+        return 0.5 if mean == 0 else by_chance if mean > 0 else 1 - by_chance
+    parts = np.array([values.var(ddof=1) / len(values) for values in known]) / len(known) ** 2
+    degrees = parts.sum() ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, known, strict=True))
+    return float(stats.t.sf(mean / np.sqrt(parts.sum()), degrees))
+
+
 def _bootstrap(strata: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
     found = stats.bootstrap(
         strata,

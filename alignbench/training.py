@@ -108,8 +108,9 @@ class _Run:
         judged = evaluation_prompts(self.task, config.evaluation)  # likewise
         check_trackers(config.trackers)
         console.status("loading models")
-        self.policy = load_configured_backbone(config)
         self.judges = Judges(self.task, config.scorer_timeout)
+        self.judges.require()
+        self.policy = load_configured_backbone(config)
         self.judges.prepare()
         prompts = self.task.train_prompts
         self.trainer = Trainer(config, prompts, self.policy, objective, self.sampler, self.judges, processes)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import alignbench
-from alignbench import Scorer, UserError, settings
+from alignbench import Scorer, UserError, hub, settings
 from alignbench.backbone import device_named
 
 TINY = "tiny"
@@ -22,6 +22,11 @@ FOLDERS = {TINY: Path(alignbench.__file__).parent / "backbones" / "weights" / "p
 PROCESSORS = {"yuvalkirstain/PickScore_v1": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 """Models whose processor is that of another one."""
 MAX_TOKENS = 77
+
+
+def sources(name: str) -> list[str]:
+    """Where the model of that name and its processor are loaded from, if not from a folder of this project."""
+    return [] if name in FOLDERS else [name, *filter(None, [PROCESSORS.get(name)])]
 
 
 class Clip:
@@ -36,6 +41,7 @@ class Clip:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        hub.require(dict.fromkeys(sources(name), "a CLIP"))
         source = str(FOLDERS.get(name, Path(name).expanduser() if Path(name).expanduser().is_dir() else name))
         try:
             self.model = CLIPModel.from_pretrained(source, use_safetensors=True).float().eval().requires_grad_(False)
@@ -103,6 +109,9 @@ class ClipScorer(Scorer):
     @property
     def clip(self) -> Clip:
         return load_clip(self.settings.model, self.settings.device, self.settings.batch)
+
+    def from_hub(self) -> list[str]:
+        return sources(self.settings.model)
 
     def prepare(self) -> None:
         self.clip  # noqa: B018  (loads it)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignbench import UserError
+from alignbench import UserError, hub
 from alignbench.backbone import device_named
-from evals._clip import load_clip
-from evals._open_clip import load_open_clip
+from evals._clip import load_clip, sources
+from evals._open_clip import load_open_clip, tag_on_hub
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
 """Pictures, each uint8 [h, w, 3], to features [N, D]."""
@@ -32,9 +32,7 @@ def load_features(source: str, device: str, batch: int) -> Features:
     Raises:
         UserError: it names nothing that opens.
     """
-    kind, _, name = source.partition(":")
-    if kind not in KINDS or not name:
-        raise UserError(f"features {source!r} are none of {', '.join(f'{k}:NAME' for k in KINDS)}")
+    kind, name = _kind_and_name(source)
     if kind == "clip":
         return load_clip(name, device, batch).pictures
     on = device_named(device)
@@ -48,10 +46,30 @@ def load_features(source: str, device: str, batch: int) -> Features:
     return features
 
 
-def _open_clip(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
+def features_on_hub(source: str) -> list[str]:
+    """What `load_features` loads from the hub; raises UserError where `source` names no features."""
+    kind, name = _kind_and_name(source)
+    if kind == "clip":
+        return sources(name)
+    return tag_on_hub(*_architecture_and_weights(name)) if kind == "open_clip" else [name]
+
+
+def _kind_and_name(source: str) -> tuple[str, str]:
+    kind, _, name = source.partition(":")
+    if kind not in KINDS or not name:
+        raise UserError(f"features {source!r} are none of {', '.join(f'{k}:NAME' for k in KINDS)}")
+    return kind, name
+
+
+def _architecture_and_weights(name: str) -> tuple[str, str]:
     architecture, _, weights = name.partition("/")
     if not weights:
         raise UserError(f"open_clip:{name} must be open_clip:MODEL/WEIGHTS, for instance open_clip:ViT-L-14/openai")
+    return architecture, weights
+
+
+def _open_clip(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
+    architecture, weights = _architecture_and_weights(name)
     clip = load_open_clip(architecture, weights, device)
     return lambda images: clip.model.encode_image(torch.stack([clip.preprocess(image) for image in images]).to(device))
 
@@ -59,6 +77,7 @@ def _open_clip(name: str, device: torch.device) -> Callable[[list[Image.Image]],
 def _dinov2(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
     from transformers import AutoImageProcessor, Dinov2Model
 
+    hub.require({name: "DINOv2"})
     source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
         processor: Any = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from alignbench import UserError
+from alignbench import UserError, hub
 from alignbench.backbone import device_named
 from evals._open_clip import OpenClip, load_open_clip
 from evals.geneval import COCO, Detection, Detections, Detector
@@ -21,6 +21,8 @@ from evals.geneval import COCO, Detection, Detections, Detector
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
 """Of one class in one picture."""
+COLOR_MODEL = "ViT-L-14"
+"""Of open_clip: it names the colours."""
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 OUTSIDE = 0x99
@@ -48,8 +50,8 @@ class ColorNamer:
 
     @classmethod
     def load(cls, weights: str, device: torch.device) -> "ColorNamer":
-        """open_clip's ViT-L-14, with the activation that OpenAI's weights were trained with; raises UserError without them."""
-        return cls(load_open_clip("ViT-L-14", weights, device, quick_gelu=True), device)
+        """open_clip's, with the activation that OpenAI's weights were trained with; raises UserError without them."""
+        return cls(load_open_clip(COLOR_MODEL, weights, device, quick_gelu=True), device)
 
     @torch.no_grad()
     def name(self, crops: list[Image.Image], kind: str) -> list[str]:
@@ -66,16 +68,18 @@ class ColorNamer:
 
 
 class Mask2FormerDetector(Detector):
-    """COCO's 80 classes in ten colours; one picture at a time, so that none depends on another."""
+    """COCO's 80 classes in ten colours. Pictures are batched with those of their size alone: none needs padding, by which its
+    detections would depend on others."""
 
     colors = frozenset(COLORS)
     grammar = COCO
 
-    def __init__(self, model: str, colors: str | ColorNamer, device: str = "auto") -> None:
+    def __init__(self, model: str, colors: str | ColorNamer, device: str = "auto", batch: int = 8) -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
+        hub.require({model: "Mask2Former"})
         self.device = device_named(device)
-        self.source, self._colors = model, colors
+        self.source, self._colors, self.batch = model, colors, batch
         try:
             self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
             opened = Mask2FormerForUniversalSegmentation.from_pretrained(model, use_safetensors=True)
@@ -97,28 +101,45 @@ class Mask2FormerDetector(Detector):
 
     def detect(self, images: list[np.ndarray], colored: Sequence[Collection[str]] | None = None) -> list[Detections]:
         wanted = [self.classes] * len(images) if colored is None else colored
-        return [self._detect(image, kinds) for image, kinds in zip(images, wanted, strict=True)]
+        found: list[dict[str, list[Detection]]] = [{} for _ in images]
+        crops: dict[str, list[tuple[Detection, Image.Image]]] = {}
+        for size in dict.fromkeys(image.shape for image in images):
+            alike = [i for i, image in enumerate(images) if image.shape == size]
+            for start in range(0, len(alike), self.batch):
+                part = alike[start : start + self.batch]
+                for i, objects in zip(part, self._segment([images[i] for i in part]), strict=True):
+                    for kind, detection, inside in objects:
+                        several = found[i].setdefault(kind, [])
+                        if len(several) < MAX_OBJECTS:
+                            several.append(detection)
+                            if kind in wanted[i]:
+                                crops.setdefault(kind, []).append((detection, _crop(images[i], inside, detection["box"])))
+        for kind, several_crops in crops.items():
+            for start in range(0, len(several_crops), self.batch):
+                some = several_crops[start : start + self.batch]
+                for (detection, _), color in zip(some, self.namer.name([crop for _, crop in some], kind), strict=True):
+                    detection["color"] = color
+        return list(found)
 
     @torch.no_grad()
-    def _detect(self, picture: np.ndarray, colored: Collection[str]) -> Detections:
-        inputs = self.processor(images=[Image.fromarray(picture)], return_tensors="pt").to(self.device)
-        found = self.processor.post_process_instance_segmentation(
-            self.model(**inputs), threshold=THRESHOLD, target_sizes=[picture.shape[:2]], return_binary_maps=True
-        )[0]
-        by_class: dict[str, list[tuple[Detection, np.ndarray]]] = {}
-        for segment, mask in zip(found["segments_info"], found["segmentation"], strict=False):
-            inside = mask.cpu().numpy().astype(bool)
-            if inside.any():
-                detection = Detection(box=_box(inside), score=float(segment["score"]))
-                by_class.setdefault(self.names[segment["label_id"]], []).append((detection, inside))
-        answer: dict[str, list[Detection]] = {}
-        for kind, several in by_class.items():
-            best = sorted(several, key=lambda d: -d[0]["score"])[:MAX_OBJECTS]
-            if kind in colored:
-                crops = [_crop(picture, inside, detection["box"]) for detection, inside in best]
-                for (detection, _), color in zip(best, self.namer.name(crops, kind), strict=True):
-                    detection["color"] = color
-            answer[kind] = [detection for detection, _ in best]
+    def _segment(self, pictures: list[np.ndarray]) -> list[list[tuple[str, Detection, np.ndarray]]]:
+        """Class, detection and mask [h, w] of all objects in each of several pictures of one size, best first."""
+        inputs = self.processor(images=[Image.fromarray(picture) for picture in pictures], return_tensors="pt")
+        segmented = self.processor.post_process_instance_segmentation(
+            self.model(**inputs.to(self.device)),
+            threshold=THRESHOLD,
+            target_sizes=[picture.shape[:2] for picture in pictures],
+            return_binary_maps=True,
+        )
+        answer = []
+        for one in segmented:
+            objects = []
+            for segment, mask in zip(one["segments_info"], one["segmentation"], strict=False):
+                inside = mask.cpu().numpy().astype(bool)
+                if inside.any():
+                    detection = Detection(box=_box(inside), score=float(segment["score"]))
+                    objects.append((self.names[segment["label_id"]], detection, inside))
+            answer.append(sorted(objects, key=lambda found: -found[1]["score"]))
         return answer
 
     def considered(self, detections: Detections, metadata: Mapping[str, Any]) -> Detections:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignbench import UserError
+from alignbench import UserError, hub
 from alignbench.errors import did_you_mean
 
 
@@ -27,27 +27,40 @@ class OpenClip:
     tokenizer: Callable[[list[str]], Tensor]
 
 
-def load_open_clip(name: str, weights: str, device: torch.device, *, quick_gelu: bool = False) -> OpenClip:
+def load_open_clip(
+    name: str, weights: str, device: torch.device, *, quick_gelu: bool = False, resize: str | None = None
+) -> OpenClip:
     """An architecture of open_clip with the weights of a tag or a local file.
 
     Args:
         quick_gelu: the activation of OpenAI's weights, which open_clip sets for no file; for the tag `openai` it is implied.
+        resize: what becomes of a picture that is not square: open_clip's `shortest` (cropped), `longest` (padded with black) or
+            `squash`; None as the weights say.
 
     Raises:
         UserError: there is no such architecture, or the weights cannot be had.
     """
     import open_clip
 
+    hub.require(dict.fromkeys(tag_on_hub(name, weights), f"open_clip's {name}"))
     if name not in open_clip.list_models():
         raise UserError(f"open_clip has no architecture {name!r}{did_you_mean(name, open_clip.list_models())}")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai"
+            name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai", image_resize_mode=resize
         )
     except Exception as error:  # whatever a missing tag or a damaged file makes its reader raise
         raise UserError(f"open_clip's {name} does not load the weights {weights!r}: {error}") from error
     model.eval().requires_grad_(False).to(device)
     return OpenClip(model, preprocess, open_clip.get_tokenizer(name))
+
+
+def tag_on_hub(name: str, weights: str) -> list[str]:
+    """Where the hub has the weights of an architecture's tag; nothing for a local file, or what is unknown to open_clip."""
+    import open_clip
+
+    place = open_clip.get_pretrained_cfg(name, weights).get("hf_hub", "")
+    return [place.rstrip("/")] if place else []
 
 
 def weights_file(name: str) -> Path:
@@ -56,17 +69,29 @@ def weights_file(name: str) -> Path:
     Raises:
         UserError: it is neither.
     """
-    local = Path(name).expanduser()
-    if local.is_file():
-        return local
-    owner, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    if not (owner and repository and file) or owner in (".", "..", "~"):
-        raise UserError(f"there is no file of weights {name!r}")
+    if not weights_on_hub(name):
+        return Path(name).expanduser()
     from huggingface_hub import hf_hub_download
 
+    hub.require({name: "the weights"})
+    owner, repository, file = name.split("/", 2)
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", file))
     except Exception as error:  # whatever the hub's client makes of a missing network, repository or file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"the weights {name!r} are no local file, and the hub does not give them: {reason}") from error
+
+
+def weights_on_hub(name: str) -> list[str]:
+    """The name, if it is OWNER/REPOSITORY/FILE on the hub; nothing for a local file.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if Path(name).expanduser().is_file():
+        return []
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not (owner and repository and file) or owner in (".", "..", "~"):
+        raise UserError(f"there is no file of weights {name!r}")
+    return [name]

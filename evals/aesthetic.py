@@ -17,7 +17,7 @@ from torch.nn import functional
 from alignbench import UserError
 from alignbench.scorer import Images, as_arrays
 from evals._clip import ClipScorer
-from evals._open_clip import weights_file
+from evals._open_clip import weights_file, weights_on_hub
 
 Layer = tuple[Tensor, Tensor]
 """Weight [out, in] and bias [out]."""
@@ -42,6 +42,9 @@ class Aesthetic(ClipScorer):
                 f"but {self.settings.model!r} gives {width}"
             )
         return layers
+
+    def from_hub(self) -> list[str]:
+        return [*super().from_hub(), *weights_on_hub(self.settings.weights)]
 
     def prepare(self) -> None:
         self.layers  # noqa: B018  (loads them and the CLIP)

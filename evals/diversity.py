@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import SetMetric, UserError, groups, settings
-from evals._features import load_features
+from evals._features import features_on_hub, load_features
 
 
 def lgmd(latents: Tensor | np.ndarray) -> float:
@@ -58,6 +58,9 @@ class Diversity(SetMetric):
         batch: int = Field(64, ge=1)
 
     settings: Settings
+
+    def from_hub(self) -> list[str]:
+        return features_on_hub(self.settings.features) if self.settings.features else []
 
     def prepare(self) -> None:
         if self.settings.features:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
+from pydantic import Field
 
 from alignbench import RunError, Scorer, UserError, coco, settings
 from alignbench.drawing.palette import COLORS
@@ -300,6 +301,8 @@ class GenEval(Scorer):
         """Of `mask2former`: weights of open_clip's ViT-L-14 that name colours, a tag or a local file."""
         device: str = "auto"
         """Of `mask2former`."""
+        batch: int = Field(8, ge=1)
+        """Of `mask2former`: pictures of one size, or crops whose colour is named, at a time."""
         metadata: str = ""
         """A jsonl file in GenEval's layout with each prompt's metadata; without it, prompts must be worded as GenEval's are."""
         others: Literal["refuse", "skip"] = "refuse"
@@ -326,10 +329,19 @@ class GenEval(Scorer):
         if self.settings.detector == "mask2former":
             from evals._mask2former import Mask2FormerDetector
 
-            return Mask2FormerDetector(self.settings.model, self.settings.colors, self.settings.device)
+            o = self.settings
+            return Mask2FormerDetector(o.model, o.colors, o.device, o.batch)
         from evals._shapes import ShapesDetector
 
         return ShapesDetector()
+
+    def from_hub(self) -> list[str]:
+        if self.settings.detector != "mask2former":
+            return []
+        from evals._mask2former import COLOR_MODEL
+        from evals._open_clip import tag_on_hub
+
+        return [self.settings.model, *tag_on_hub(COLOR_MODEL, self.settings.colors)]
 
     def prepare(self) -> None:
         self.detector  # noqa: B018  (loads and tests it)

@@ -2,7 +2,7 @@
 
 Wu et al. 2023 (arXiv 2306.09341): the cosine of the embeddings of prompt and picture by an open_clip ViT-H-14 that was tuned
 on choices, about 0.2 to 0.4. In float32, where the official package computes in half precision. Pictures that are not square
-are cropped to their middle, as open_clip does by default; whether the official package crops or pads was not checked.
+are padded with black, as those who evaluate with it do, so that all of the picture is judged.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from torch.nn import functional
 from alignbench import Scorer, UserError, settings
 from alignbench.backbone import device_named
 from alignbench.scorer import Images, as_arrays
-from evals._open_clip import OpenClip, load_open_clip, weights_file
+from evals._open_clip import OpenClip, load_open_clip, weights_file, weights_on_hub
 
 
 class HPSv2(Scorer):
@@ -36,7 +36,10 @@ class HPSv2(Scorer):
     @cached_property
     def clip(self) -> OpenClip:
         o = self.settings
-        return load_open_clip(o.architecture, str(weights_file(o.weights)), device_named(o.device))
+        return load_open_clip(o.architecture, str(weights_file(o.weights)), device_named(o.device), resize="longest")
+
+    def from_hub(self) -> list[str]:
+        return weights_on_hub(self.settings.weights)
 
     def prepare(self) -> None:
         self.clip  # noqa: B018  (loads it)

@@ -10,7 +10,7 @@ pictures go through the reader's own detector.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +26,8 @@ from alignbench.scorer import Images, as_arrays
 
 SMALL = 128
 """Pictures up to this many pixels on either side are located by contrast."""
+LEAST_CONTRAST = 24
+"""Grey levels between text and background; below it nothing stands out."""
 QUOTED = re.compile(r'["\u201c]([^"\u201d]*)["\u201d]')
 
 
@@ -68,13 +70,20 @@ def locate(picture: np.ndarray, margin: int = 3) -> np.ndarray:
     The background is the median colour of the rim; what differs from it by more than a third of the largest difference
     is foreground. A picture without contrast comes back whole.
     """
-    rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    difference = np.abs(picture.astype(np.int16) - np.median(rim, axis=0)).max(axis=2)
-    if difference.max() < 24:
+    # Twice a median of whole numbers is whole: exact, and a third of the time that floats take.
+    twice = np.abs(2 * picture.astype(np.int16) - (2 * _rim_median(picture)).astype(np.int16))
+    difference = np.maximum(np.maximum(twice[..., 0], twice[..., 1]), twice[..., 2])
+    if difference.max() < 2 * LEAST_CONTRAST:
         return picture
-    ys, xs = np.nonzero(difference > difference.max() / 3)
-    top, left = max(ys.min() - margin, 0), max(xs.min() - margin, 0)
-    return picture[top : ys.max() + margin + 1, left : xs.max() + margin + 1]
+    foreground = 3 * difference > difference.max()
+    ys, xs = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
+    top, left = max(ys[0] - margin, 0), max(xs[0] - margin, 0)
+    return picture[top : ys[-1] + margin + 1, left : xs[-1] + margin + 1]
+
+
+def _rim_median(picture: np.ndarray) -> np.ndarray:
+    """The median colour [3] of the rim of [h, w, 3]."""
+    return np.asarray(np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0))
 
 
 def contrast_image(crop: np.ndarray) -> np.ndarray:
@@ -82,8 +91,7 @@ def contrast_image(crop: np.ndarray) -> np.ndarray:
 
     Grey values alone cannot tell yellow from light blue; a reader of colour pictures should.
     """
-    rim = np.concatenate([crop[0], crop[-1], crop[:, 0], crop[:, -1]])
-    difference = crop.astype(np.float32) - np.median(rim, axis=0)
+    difference = crop.astype(np.float32) - _rim_median(crop)
     distance = np.sqrt((difference**2).sum(axis=2))
     return (255.0 * (1.0 - distance / max(float(distance.max()), 1.0))).astype(np.uint8)
 
@@ -101,6 +109,24 @@ class Reader(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]: ...
+
+
+def _read_batches(read: Callable[[list[int]], Sequence[str]], batches: Sequence[list[int]], threads: int) -> list[str]:
+    """The text of each line; `batches` holds each line's index once, `read` takes one of them.
+
+    Each thread computes alone: threads that share the work of one small batch mostly wait for one another.
+    """
+    if threads == 1:
+        answers = [read(batch) for batch in batches]
+    else:
+        of_this = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                answers = list(pool.map(read, batches))
+        finally:
+            torch.set_num_threads(of_this)  # else threads that start later would compute alone too
+    texts = {i: text for batch, answer in zip(batches, answers, strict=True) for i, text in zip(batch, answer, strict=True)}
+    return [texts[i] for i in range(len(texts))]
 
 
 class EasyOCRReader(Reader):
@@ -131,21 +157,22 @@ class EasyOCRReader(Reader):
         self.allowed = [0, *allowed]
         self.source = str(folder.parent.name) if folder else "EasyOCR download"
 
-    @torch.no_grad()
     def read_line(self, crops: list[np.ndarray]) -> list[str]:
         lines = [self._line(crop) for crop in crops]
-        texts = [""] * len(lines)
-        for width in sorted({line.shape[-1] for line in lines}):
+        batches = []
+        for width in sorted({line.shape[-1] for line in lines}, reverse=True):
             alike = [i for i, line in enumerate(lines) if line.shape[-1] == width]
-            for start in range(0, len(alike), self.batch):
-                batch = alike[start : start + self.batch]
-                scores = self.reader.recognizer(torch.stack([lines[i] for i in batch]).to(self.device), None)
-                best = scores[..., self.allowed].argmax(2).cpu().numpy()
-                indices = np.asarray(self.allowed)[best]
-                read = self.reader.converter.decode_greedy(indices.reshape(-1), [indices.shape[1]] * len(batch))
-                for i, text in zip(batch, read, strict=True):
-                    texts[i] = text
-        return texts
+            batches += [alike[start : start + self.batch] for start in range(0, len(alike), self.batch)]
+        threads = torch.get_num_threads() if self.device == "cpu" else 1
+        return _read_batches(lambda batch: self._recognise([lines[i] for i in batch]), batches, threads)
+
+    @torch.no_grad()
+    def _recognise(self, lines: list[torch.Tensor]) -> list[str]:
+        """The texts of lines of one width, each [1, 64, width]."""
+        scores = self.reader.recognizer(torch.stack(lines).to(self.device), None)
+        best = scores[..., self.allowed].argmax(2).cpu().numpy()
+        indices = np.asarray(self.allowed)[best]
+        return list(self.reader.converter.decode_greedy(indices.reshape(-1), [indices.shape[1]] * len(lines)))
 
     def _line(self, crop: np.ndarray) -> torch.Tensor:
         """Dark on light, 64 pixels high, right-padded with its last column to a multiple of 64; [1, 64, width] in -1..1.
@@ -155,8 +182,8 @@ class EasyOCRReader(Reader):
         grey = Image.fromarray(contrast_image(crop))
         width = min(self.MAX_WIDTH, max(1, -(-grey.width * self.HEIGHT // grey.height)))
         line = np.asarray(grey.resize((width, self.HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
-        padding = min(self.MAX_WIDTH, -(-width // self.WIDTH_STEP) * self.WIDTH_STEP) - width
-        padded = np.pad(line, ((0, 0), (0, padding)), mode="edge")
+        padded = np.empty((self.HEIGHT, min(self.MAX_WIDTH, -(-width // self.WIDTH_STEP) * self.WIDTH_STEP)), np.float32)
+        padded[:, :width], padded[:, width:] = line, line[:, -1:]
         return torch.from_numpy(padded / 127.5 - 1.0)[None]
 
     def read_page(self, picture: np.ndarray) -> str:
@@ -177,6 +204,10 @@ class EasyOCRReader(Reader):
 class RapidOCRReader(Reader):
     """RapidOCR with the models of its wheel, on the CPU."""
 
+    PAIR = 2
+    NARROW = 320 / 48
+    """Width to height up to which its recogniser pads every crop alike."""
+
     def __init__(self) -> None:
         import logging
 
@@ -195,16 +226,18 @@ class RapidOCRReader(Reader):
         logging.getLogger("RapidOCR").setLevel(logging.WARNING)
 
     def read_line(self, crops: list[np.ndarray]) -> list[str]:
-        # One at a time each, since its own batches pad to their widest; as many threads as torch may use.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return list(pool.map(lambda crop: self._read(crop, detect=False), crops))
+        """In as many threads as torch may use, each PAIR crops at a time; wide ones alone, since a batch is as wide as its
+        widest."""
+        lines = [self.engine.preprocess_img(crop[..., ::-1].copy())[0] for crop in crops]
+        narrow = [i for i, line in enumerate(lines) if line.shape[1] <= self.NARROW * line.shape[0]]
+        batches = [narrow[i : i + self.PAIR] for i in range(0, len(narrow), self.PAIR)]
+        batches += [[i] for i in sorted({*range(len(lines))} - {*narrow})]
+        return _read_batches(
+            lambda batch: self.engine.recognize_txt([lines[i] for i in batch]).txts, batches, torch.get_num_threads()
+        )
 
     def read_page(self, picture: np.ndarray) -> str:
-        return self._read(picture, detect=True)
-
-    def _read(self, picture: np.ndarray, detect: bool) -> str:
-        # The engine keeps what one call asks for as the default of the next, so every call says all of it.
-        answer = self.engine(picture[..., ::-1].copy(), use_det=detect, use_cls=False, use_rec=True)
+        answer = self.engine(picture[..., ::-1].copy(), use_det=True, use_cls=False, use_rec=True)
         return " ".join(answer.txts or ())
 
     def describe(self) -> dict[str, Any]:
@@ -224,8 +257,8 @@ class OCR(Scorer):
         """Of EasyOCR. The CPU by default: CPU and GPU can read differently."""
         unquoted: Literal["refuse", "skip"] = "refuse"
         """What becomes of a prompt without a quoted text: an error, or no score, for tasks where only some prompts have one."""
-        batch: int = Field(64, ge=1)
-        """Crops that EasyOCR reads at a time; the readings do not depend on it."""
+        batch: int = Field(16, ge=1)
+        """Crops that EasyOCR reads at a time; the readings do not depend on it. On CPUs a larger one leaves the caches."""
 
     settings: Settings
     passing_over: ClassVar[dict[str, Any]] = {"unquoted": "skip"}

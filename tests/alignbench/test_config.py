@@ -354,7 +354,7 @@ def test_several_problems_are_counted() -> None:
 
 def test_a_problem_in_a_file_names_the_file(file: Path) -> None:
     file.write_text("seeed: 3\n")
-    assert problem(file=file) == f"{file}: there is no key 'seeed'; did you mean 'seed'?"
+    assert problem(file=file).startswith(f"{file}: there is no key 'seeed'; did you mean 'seed'")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from alignbench.evaluation import Evaluation, alarms, compare, path_kl, with_mea
 from alignbench.executor import rollout
 from alignbench.plan import Plan, Step
 from alignbench.record import Estimate, MetricRecord
+from alignbench.statistics import rise_test
 from alignbench.terms import EdgeRows, edge_terms
 from tests.toys import PROMPTS, ToyBackbone
 
@@ -25,11 +26,9 @@ def evaluation(values: dict[str, list[list[float]]]) -> Evaluation:
     return Evaluation(table, np.zeros((0, 1, 1, 3), np.uint8), [], directions, roles)
 
 
-def metric(difference: tuple[float, float, float], role: str, higher: bool | None = True) -> MetricRecord:
-    estimates = [Estimate(value=v, lower=v, upper=v, n=9) for v in (0.5, 0.5 + difference[0])]
-    value, lower, upper = difference
-    change = Estimate(value=value, lower=lower, upper=upper, n=9)
-    return MetricRecord(base=estimates[0], final=estimates[1], difference=change, higher_is_better=higher, role=role)
+def metric(change: float, p_rise: float | None, role: str, higher: bool | None = True) -> MetricRecord:
+    base, final, difference = (Estimate(value=v, lower=v, upper=v, n=9) for v in (0.5, 0.5 + change, change))
+    return MetricRecord(base=base, final=final, difference=difference, higher_is_better=higher, role=role, p_rise=p_rise)
 
 
 def test_prompts_are_the_units_and_differences_are_paired() -> None:
@@ -40,6 +39,7 @@ def test_prompts_are_the_units_and_differences_are_paired() -> None:
     assert (found.base.value, found.final.value, found.difference.value) == (0.75, 0.75, 0.0)
     assert found.base.n == 2
     assert (found.difference.lower, found.difference.upper) == (-0.5, 0.5)
+    assert found.p_rise == pytest.approx(0.5)
 
 
 def test_a_prompt_without_any_score_is_left_out() -> None:
@@ -50,35 +50,75 @@ def test_a_prompt_without_any_score_is_left_out() -> None:
 
 
 def test_no_alarm_where_nothing_fell() -> None:
-    assert alarms({"reward": metric((0.2, 0.1, 0.3), "reward"), "judge": metric((0.0, -0.1, 0.1), "judge")}, ["reward"]) == []
+    assert alarms({"reward": metric(0.2, 0.001, "reward"), "judge": metric(-0.1, 0.9, "judge")}, ["reward"]) == []
 
 
 def test_an_alarm_where_the_reward_rose_and_a_judge_fell() -> None:
-    found = alarms({"reward": metric((0.2, 0.1, 0.3), "reward"), "judge": metric((-0.2, -0.3, -0.1), "judge")}, ["reward"])
-    assert len(found) == 1
-    assert "reward rose by 0.200 while judge went from 0.500 to 0.300" in found[0]
+    found = alarms({"reward": metric(0.2, 0.001, "reward"), "judge": metric(-0.2, 0.98, "judge")}, ["reward"])
+    assert found == ["reward rose by 0.200 while judge went from 0.500 to 0.300"]
 
 
 def test_where_lower_is_better_a_rise_is_the_alarm() -> None:
-    metrics = {"reward": metric((0.2, 0.1, 0.3), "reward"), "black": metric((0.2, 0.1, 0.3), "judge", higher=False)}
+    metrics = {"reward": metric(0.2, 0.001, "reward"), "black": metric(0.2, 0.02, "judge", higher=False)}
     assert len(alarms(metrics, ["reward"])) == 1
 
 
-def test_metrics_without_a_direction_raise_no_alarm() -> None:
-    metrics = {"reward": metric((0.2, 0.1, 0.3), "reward"), "brightness": metric((-0.2, -0.3, -0.1), "judge", higher=None)}
-    assert alarms(metrics, ["reward"]) == []
+def test_metrics_without_a_direction_raise_no_alarm_and_do_not_count() -> None:
+    metrics = {"reward": metric(0.2, 0.001, "reward"), "judge": metric(-0.2, 0.98, "judge")}
+    metrics |= {f"brightness_{i}": metric(-0.2, 1.0, "judge", higher=None) for i in range(9)}
+    assert len(alarms(metrics, ["reward"])) == 1
+
+
+def test_a_judge_counts_for_less_the_more_there_are() -> None:
+    # 0.02 alone is below 0.025; the smallest of two is doubled.
+    metrics = {"reward": metric(0.2, 0.001, "reward"), "judge": metric(-0.2, 0.98, "judge")}
+    assert len(alarms(metrics, ["reward"])) == 1
+    assert alarms({**metrics, "other": metric(0.0, 0.5, "judge")}, ["reward"]) == []
+
+
+def test_so_does_a_reward() -> None:
+    metrics = {name: metric(0.2, 0.02, "reward") for name in ("ocr", "pickscore")}
+    metrics["judge"] = metric(-0.2, 1.0, "judge")
+    assert len(alarms(metrics, ["ocr"])) == 1
+    assert alarms(metrics, ["ocr", "pickscore"]) == []
 
 
 def test_a_reward_that_fell_is_an_alarm_of_its_own() -> None:
-    found = alarms({"reward": metric((-0.2, -0.3, -0.1), "reward")}, ["reward"])
+    found = alarms({"reward": metric(-0.2, 0.99, "reward")}, ["reward"])
     assert found == ["reward fell by 0.200 although it was trained on; a lower learning rate may save the model"]
 
 
-@pytest.mark.parametrize("bound", ["lower", "upper"])
-def test_an_unknown_interval_raises_no_alarm(bound: str) -> None:
-    record = metric((0.2, 0.1, 0.3), "reward")
-    record.difference = record.difference.model_copy(update={bound: None})
-    assert alarms({"reward": record}, ["reward"]) == []
+def test_what_cannot_be_tested_raises_no_alarm_and_does_not_count() -> None:
+    metrics = {"reward": metric(0.2, 0.001, "reward"), "unknown": metric(-0.2, None, "judge")}
+    assert alarms(metrics, ["reward"]) == []
+    assert len(alarms({**metrics, "judge": metric(-0.2, 0.98, "judge")}, ["reward"])) == 1
+    assert alarms({"reward": metric(-0.2, None, "reward")}, ["reward"]) == []
+
+
+@pytest.mark.parametrize("law", ["normal", "skewed", "rare"])
+def test_false_alarms_are_as_rare_as_said_however_many_judges_there_are(law: str) -> None:
+    """Runs that changed nothing: scores before and after have one law. The judges depend on one another, as real ones do."""
+    rng = np.random.default_rng(0)
+    runs, judges, prompts = 600, 15, 48
+
+    def draw(*size: int) -> np.ndarray:
+        if law == "rare":
+            return np.asarray(rng.binomial(4, 0.03, size=size) / 4)
+        return rng.normal(size=size) if law == "normal" else rng.exponential(size=size)
+
+    before, after = (draw(runs, judges, prompts) + draw(runs, 1, prompts) for _ in range(2))
+    changes = after - before
+    p_rise = [[rise_test([values]) for values in run] for run in changes]
+    reward = metric(0.2, 0.0, "reward")
+    found = [
+        alarms({"reward": reward, **{f"judge {i}": metric(-0.1, p, "judge") for i, p in enumerate(run)}}, ["reward"])
+        for run in p_rise
+    ]
+    share = np.mean([bool(several) for several in found])
+    # Three standard deviations of a share of this many runs above the level.
+    assert share <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / runs)
+    # What is corrected for: uncorrected, every fifth run and more would have raised one.
+    assert np.mean(np.max(p_rise, axis=1) > 1 - 0.025) > 0.15
 
 
 def test_the_base_model_is_at_no_distance_from_itself() -> None:

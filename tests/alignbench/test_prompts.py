@@ -27,6 +27,12 @@ def test_every_kind_of_file_gives_the_same_prompts(tmp_path: Path) -> None:
         assert read_prompts(tmp_path / f"p.{kind}") == WANTED, kind
 
 
+def test_a_mark_of_byte_order_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    for name, text in (("p.txt", "2020\n"), ("p.csv", "prompt\n2020\n"), ("p.jsonl", '{"prompt": "2020"}\n')):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read_prompts(tmp_path / name) == ["2020"], name
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -13,6 +13,7 @@ from alignbench.statistics import (
     paired_interval,
     performance_profile,
     probability_of_improvement,
+    rise_test,
     seed_interval,
     stratified_interval,
     welch,
@@ -201,6 +202,33 @@ def test_the_interval_of_a_difference_belongs_to_the_test() -> None:
 def test_welch_says_nothing_where_nothing_can_be_told() -> None:
     assert np.isnan(welch(np.array([1.0]), np.array([2.0, 3.0])))
     assert np.isnan(welch(np.array([1.0, 1.0]), np.array([2.0, 2.0])))
+
+
+def test_the_test_of_a_rise_is_students() -> None:
+    values = np.array([0.3, -0.1, 0.4, np.nan, 0.2])
+    expected = stats.ttest_1samp([0.3, -0.1, 0.4, 0.2], 0, alternative="greater").pvalue
+    assert rise_test([values]) == pytest.approx(expected)
+    assert rise_test([-values]) == pytest.approx(1 - expected)
+
+
+def test_over_several_strata_it_is_welchs() -> None:
+    a, b = np.array([0.3, -0.1, 0.4, 0.2]), np.array([1.0, -2.0, 2.5])
+    # The mean of both means has the t of the difference between a and -b.
+    expected = stats.ttest_ind(a, -b, equal_var=False, alternative="greater").pvalue
+    assert rise_test([a, b]) == pytest.approx(expected)
+
+
+def test_a_few_equal_values_prove_nothing() -> None:
+    assert rise_test([np.full(3, 0.25)]) == 0.125
+    assert rise_test([np.full(3, -0.25)]) == 0.875
+    assert rise_test([np.zeros(50)]) == 0.5
+    assert rise_test([np.full(20, 0.25), np.full(20, 0.5)]) == 0.5**40
+
+
+def test_a_rise_of_one_prompt_or_none_cannot_be_told() -> None:
+    assert np.isnan(rise_test([np.array([1.0])]))
+    assert np.isnan(rise_test([np.array([np.nan, np.nan])]))
+    assert np.isnan(rise_test([np.array([1.0, 2.0]), np.array([1.0])]))
 
 
 def test_holm_by_hand() -> None:

@@ -49,11 +49,18 @@ def test_the_score_is_the_cosine_of_the_checkpoints_own_embeddings(checkpoint: P
     assert scorer.describe()["settings"]["architecture"] == "tiny-clip"
 
 
+def test_all_of_a_picture_that_is_not_square_is_judged(checkpoint: Path) -> None:
+    wide = np.random.default_rng(0).integers(0, 256, (16, 32, 3)).astype(np.uint8)
+    padded = np.pad(wide, ((8, 8), (0, 0), (0, 0)))  # with black
+    scorer = load_scorer("hpsv2", weights=str(checkpoint), architecture="tiny-clip", device="cpu")
+    assert scorer.score([wide], ["a cat"]) == pytest.approx(scorer.score([padded], ["a cat"]), abs=1e-5)
+
+
 def test_what_cannot_be_had_is_one_sentence(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"no file of weights 'nowhere\.pt'"):
         load_scorer("hpsv2", weights="nowhere.pt").prepare()
-    with pytest.raises(UserError, match=r"'some/where/file\.pt' are no local file, and the hub does not give them"):
+    with pytest.raises(UserError, match=r"not on this machine.*: some/where/file\.pt for the weights"):
         load_scorer("hpsv2", weights="some/where/file.pt").prepare()
     with pytest.raises(UserError, match="no architecture 'ViT-H-15'; did you mean"):
         load_scorer("hpsv2", weights=str(checkpoint), architecture="ViT-H-15").prepare()

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from alignbench import RunError, UserError, load_scorer
+from evals import _mask2former
 from evals._mask2former import COLORS, ColorNamer, Mask2FormerDetector, _crop
 from evals._open_clip import OpenClip
 from evals.geneval import GenEval, self_test
@@ -87,6 +88,22 @@ def test_a_model_without_training_runs_end_to_end_and_fails_its_golden_pictures(
             assert 0 <= d["box"][1] < d["box"][3] <= 40
     with pytest.raises(RunError, match="fails on its golden picture"):
         self_test(detector)
+
+
+def test_batches_and_single_pictures_agree(folder: Path, namer: ColorNamer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_mask2former, "THRESHOLD", 0.0)  # what was not trained is sure of nothing
+    rng = np.random.default_rng(1)
+    pictures = [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in ((40, 56), (32, 32), (40, 56), (40, 56))]
+    together = Mask2FormerDetector(str(folder), namer, "cpu", batch=2).detect(pictures)
+    single = Mask2FormerDetector(str(folder), namer, "cpu", batch=1)
+    assert all(together)
+    for picture, found in zip(pictures, together, strict=True):
+        (alone,) = single.detect([picture])
+        assert list(found) == list(alone)
+        for kind, several in found.items():
+            assert [(d["box"], d["color"]) for d in several] == [(d["box"], d["color"]) for d in alone[kind]]
+            # float32 scores of a network of a few layers.
+            assert [d["score"] for d in several] == pytest.approx([d["score"] for d in alone[kind]], abs=1e-5)
 
 
 def test_detections_from_masks_by_hand(detector: Mask2FormerDetector) -> None:
