@@ -39,7 +39,8 @@ def target_text(prompt: str) -> str:
     """
     text = quoted_text(prompt)
     if not text:
-        raise UserError(f"the OCR task needs a text in double quotes in each prompt; {prompt!r} has none")
+        needs = f"ocr needs a text in double quotes in each prompt; {prompt!r} has none"
+        raise UserError(f"{needs} (its setting unquoted=skip passes over such prompts)")
     return text
 
 
