@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint bench clean help
+.PHONY: run test fuzz mutants lint bench clean help
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,6 +19,12 @@ run: $(READY) ## train and judge the default pair on the embedded model; minutes
 
 test: $(READY) ## the tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
+
+fuzz: $(READY) ## the property tests with many examples, others each time
+	$(BIN)/python -m pytest -q -n auto tests/alignbench/test_properties_*.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+
+mutants: $(READY) ## breaks one line at a time in a copy of the tree: does a test notice?
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ A row is a point of a law: its iteration, x, y, the mass there, and the base mod
 A picture is a histogram of the mass, smoothed by a Gaussian of deviation `SMOOTHING`: details below that are not seen.
 """
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from alignbench.backbone import Law
+from alignbench.record import read_table
 
 FILE = "laws.parquet"
 TARGET = -1
+NAMES = {TARGET: "target", 0: "base"}
+IN_A_ROW = 6
+"""Pictures of a training, at most."""
+COLUMNS, GAP = 12, 0.45
+"""Objectives side by side, at most; the room between them and the target, in pictures."""
 WIDTH = 6.8
 """Inches: both columns of a two-column paper."""
 STYLE: Any = {"font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.4, "savefig.dpi": 200}
@@ -40,7 +47,7 @@ def as_rows(law: Law, iteration: int) -> pd.DataFrame:
 
 def read_laws(folder: Path) -> pd.DataFrame | None:
     """A run's `laws.parquet`, or None where its backbone cannot tell its law."""
-    return pd.read_parquet(folder / FILE) if (folder / FILE).is_file() else None
+    return read_table(folder / FILE) if (folder / FILE).is_file() else None
 
 
 def mode_masses(laws: pd.DataFrame) -> pd.DataFrame:
@@ -50,28 +57,26 @@ def mode_masses(laws: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_training(laws: pd.DataFrame, title: str) -> Figure:
-    """A strip: target, base, the model at each iteration that was kept, and the mass of each mode."""
+    """Target, base and the model at each iteration that was kept, and below them the mass of each mode."""
     parts = _by_iteration(laws)
     half = _frame(parts[0])
     brightest = _picture(parts[TARGET], half).max()
-    names = {TARGET: "target", 0: "base"}
+    columns = min(len(parts), IN_A_ROW)
+    rows = -(-len(parts) // columns)
+    side = WIDTH / max(columns, 4)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1,
-            len(parts) + 1,
-            figsize=(WIDTH, WIDTH / (len(parts) + 1.5) + 0.4),
-            layout="constrained",
-            width_ratios=[1.0] * len(parts) + [1.5],
-        )
-        for axis, (iteration, part) in zip(axes, parts.items(), strict=False):
+        figure = plt.figure(figsize=(side * columns, (side + 0.15) * rows + 1.1), layout="constrained")
+        grid = figure.add_gridspec(rows + 1, columns, height_ratios=[side] * rows + [0.8])
+        for i, (iteration, part) in enumerate(parts.items()):
+            axis = figure.add_subplot(grid[i // columns, i % columns])
             _show(axis, _picture(part, half), half, brightest)
-            axis.set_title(names.get(iteration, f"iteration {iteration}"))
-        masses, bars = mode_masses(laws), axes[-1]
+            axis.set_title(NAMES.get(iteration, f"iteration {iteration}"))
+        masses, bars = mode_masses(laws), figure.add_subplot(grid[rows, :])
         for shift, (name, color) in enumerate(zip(masses.columns, ("#999999", "#56B4E9", "#D55E00"), strict=True)):
             bars.bar(np.arange(len(masses)) + (shift - 1) * 0.27, masses[name], 0.27, label=name, color=color)
-        bars.set(title="mass of each mode", ylim=(0, 1.35 * masses.to_numpy().max()))
+        bars.set(title="mass of each mode", xticks=np.arange(len(masses)))
         bars.tick_params(labelsize=5)
-        bars.legend(fontsize=5, frameon=False, ncols=3, loc="upper center", columnspacing=0.8, handlelength=1)
+        bars.legend(fontsize=5, frameon=False)
         figure.suptitle(title, fontsize=7)
     return figure
 
@@ -86,28 +91,35 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
     parts = _by_iteration(next(iter(models.values())))
     half = _frame(parts[0])
     brightest = _picture(parts[TARGET], half).max()
-    rows = max(2, len(samplers))
+    leftmost = {sampler: next(o for o in objectives if (o, sampler) in models) for sampler in samplers}
+    blocks = -(-len(objectives) // COLUMNS)
+    columns, rows = -(-len(objectives) // blocks), max(2, len(samplers))
+    headings = [textwrap.fill(name.replace("_", " "), 12, break_long_words=False) for name in objectives]
     with plt.rc_context(STYLE):
-        side = min(1.2, (WIDTH - 0.32) / (len(objectives) + 1))
-        size = (side * (len(objectives) + 1) + 0.32, side * rows + 0.38)
-        figure, axes = plt.subplots(rows, len(objectives) + 1, figsize=size, squeeze=False)
-        figure.subplots_adjust(
-            left=0.16 / size[0], right=1 - 0.16 / size[0], bottom=0.01, top=1 - 0.36 / size[1], wspace=0.04, hspace=0.04
-        )
-        for axis in axes.flat:
-            axis.axis("off")
-        for row, name in enumerate(("target", "base")):
-            _show(axes[row, 0], _picture(parts[(TARGET, 0)[row]], half), half, brightest)
-            axes[row, 0].set_ylabel(name, fontsize=6, labelpad=2)
+        side = min(1.2, WIDTH / (columns + GAP + 1.3))
+        heading = 0.06 + 0.1 * max(name.count("\n") + 1 for name in headings)
+        width, height = side * (columns + GAP + 1.3), 0.2 + blocks * (side * rows + heading)
+        figure = plt.figure(figsize=(width, height))
+        ratios = [1, GAP, *[1] * columns]
+        grids = []
+        for block in range(blocks):
+            top = height - 0.2 - heading - block * (side * rows + heading)
+            inside = {"left": 0.18 / width, "right": 0.995, "top": top / height, "bottom": (top - side * rows) / height}
+            grids.append(figure.add_gridspec(rows, columns + 2, width_ratios=ratios, wspace=0.04, hspace=0.04, **inside))
+        for row, iteration in enumerate((TARGET, 0)):
+            axis = figure.add_subplot(grids[0][row, 0])
+            _show(axis, _picture(parts[iteration], half), half, brightest)
+            axis.set_ylabel(NAMES[iteration], labelpad=2)
         for (objective, sampler), laws in models.items():
+            row, (block, column) = samplers.index(sampler), divmod(objectives.index(objective), columns)
+            axis = figure.add_subplot(grids[block][row, 2 + column])
             last = laws[laws["iteration"] == laws["iteration"].max()]
-            _show(axes[samplers.index(sampler), 1 + objectives.index(objective)], _picture(last, half), half, brightest)
-        for axis, objective in zip(axes[0, 1:], objectives, strict=True):
-            axis.set_title(objective.replace(": ", ":\n"), fontsize=6, pad=2)
-        beside: Any = {"xycoords": "axes fraction", "ha": "left", "va": "center", "rotation": 270, "fontsize": 6}
-        for axis, sampler in zip(axes[:, -1], samplers, strict=False):
-            axis.annotate(sampler, (1.03, 0.5), **beside)
-        figure.suptitle(title, fontsize=7, y=0.99)
+            _show(axis, _picture(last, half), half, brightest)
+            if row == 0:
+                axis.set_title(headings[objectives.index(objective)], fontsize=6, pad=2)
+            if column == 0 or objective == leftmost[sampler]:
+                axis.set_ylabel(sampler.replace("_", " "), fontsize=6, labelpad=2)
+        figure.suptitle(title, fontsize=7, y=1 - 0.03 / height)
     return figure
 
 

@@ -25,7 +25,10 @@ def seed_of(*key: int | str) -> int:
 def seed_generators(*key: int | str) -> None:
     """Seeds the global generators of torch, numpy and Python: what a plug-in draws from them is a function of the key then."""
     seed = seed_of("global", *key)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)  # the same; torch also notes seeds for a CUDA that may come, with tracebacks
     np.random.seed(seed % 2**32)
     random.seed(seed)
 

@@ -7,6 +7,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,14 @@ def _entry_point_file(point: metadata.EntryPoint) -> Path | None:
 
 def _docstring(file: Path) -> str:
     try:
-        return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        return _docstring_at(file, file.stat().st_mtime_ns)
     except (SyntaxError, UnicodeDecodeError, OSError):
         return ""
+
+
+@cache
+def _docstring_at(file: Path, written: int) -> str:
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def _first_line(file: Path) -> str:

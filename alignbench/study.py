@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import Field
 
+from alignbench import laws
 from alignbench.comparison import Grid, check_grid, compare
-from alignbench.config import merged_layers, read_yaml, validate
+from alignbench.config import merged_layers, read_yaml, to_yaml, validate
 from alignbench.errors import UserError
-from alignbench.record import exclusive, read_result, write_atomically
+from alignbench.record import exclusive, read_result, read_table, write_atomically
 from alignbench.results import BASE
 from alignbench.settings import Settings
 from alignbench.statistics import Interval, holm, seed_interval, welch
@@ -28,6 +28,9 @@ from alignbench.statistics import Interval, holm, seed_interval, welch
 FILE, RUNS = "study.yaml", "runs"
 KEYS = ["part", "objective", "sampler"]
 MEASURED = "measured_"
+NEAR = 2.0
+TARGET = "target"
+"""By which name the target goes in `modes_frame`."""
 
 
 class Study(Settings):
@@ -39,7 +42,7 @@ class Study(Settings):
     parts: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> keys of the grid that differ in this part; `settings` are merged, other keys replaced."""
     metrics: list[str] = Field(min_length=1)
-    """Shown in tables; samplers are compared by the first."""
+    """Shown in tables."""
     kl_levels: list[float] = Field(default_factory=list)
     """KL divergences to the base model at which methods are compared; needs `snapshots`."""
 
@@ -112,7 +115,7 @@ def run(
     waiting = jobs(study, out, seeds)
     failed: list[str] = []
     with exclusive(out):
-        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text = to_yaml(study.model_dump(mode="json"))
         write_atomically(out / FILE, lambda p: p.write_text(text, encoding="utf-8"))
         if workers == 1:
             for done, job in enumerate(waiting, start=1):
@@ -141,7 +144,7 @@ def _run_job(job: Job) -> list[str]:
 
 def runs_frame(study: Study, out: Path) -> pd.DataFrame:
     """A row a run, in the study's order: part, task, objective, sampler, seed, what it spent, every metric of the trained
-    model, and its `folder`; and one for the base model of each task, of no part.
+    model, and its `folder`; and before them one for the base model of each task, of no part.
 
     Raises:
         UserError: no run has ended.
@@ -167,80 +170,138 @@ def runs_frame(study: Study, out: Path) -> pd.DataFrame:
         rows += sorted(found, key=lambda row: [*(order.index(row[key]) for order, key in orders), row["seed"]])
     if not rows:
         raise UserError(f"there is no finished run below {out / RUNS}")
-    return pd.DataFrame([*bases.values(), *rows])
+    return pd.DataFrame([*(bases[task] for task in dict.fromkeys(row["task"] for row in rows)), *rows])
 
 
 def cells_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """A row a part, task, objective, sampler and metric: the mean over seeds with Student's interval.
+    """A row a part, task, objective, sampler and metric: the mean over seeds with Student's interval, and the p of the t
+    test that it is the base model's.
 
-    Rows of task `all` are over the tasks' means; seeds that lack a task are left out there.
+    `p_holm` is corrected for all methods of the task. Rows of task `all` are over the tasks' means; seeds that lack a task
+    are left out there.
     """
-    wanted = [m for m in metrics if m in runs.columns]
+    wanted = _known(runs, metrics)
     rows = []
     for task, table in [*runs.groupby("task", sort=False), ("all", _over_tasks(runs, wanted))]:
+        base = table[table["objective"] == BASE]
         for key, part in table.groupby(KEYS, sort=False):
             for metric in wanted:
-                found = seed_interval(part[metric].to_numpy(dtype=np.float64))
-                rows.append({"task": task, **dict(zip(KEYS, key, strict=True)), "metric": metric, **found._asdict()})
-    return pd.DataFrame(rows)
+                values = part[metric].to_numpy(dtype=np.float64)
+                p = welch(values, np.repeat(base[metric].to_numpy(dtype=np.float64), 2))  # known, so without spread
+                names = {"task": task, **dict(zip(KEYS, key, strict=True)), "metric": metric}
+                rows.append({**names, **seed_interval(values)._asdict(), "p": p})
+    return _corrected(rows, ["task", "metric"])
 
 
-def sampler_frame(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A row a part, objective and two samplers: the second's metric minus the first's, task means, paired by seed.
+def sampler_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """A row a part, objective, two samplers and metric: the second's minus the first's, task means, paired by seed.
 
-    `p_holm` is corrected for all rows.
+    `p_holm` is corrected for all rows of the metric.
     """
-    table = _over_tasks(runs, [metric])
-    rows: list[dict[str, Any]] = []
-    for key, part in table.groupby(["part", "objective"], sort=False):
-        wide = part.pivot(index="seed", columns="sampler", values=metric)
-        for first, second in combinations(dict.fromkeys(part["sampler"]), 2):
-            apart = (wide[second] - wide[first]).dropna().to_numpy(dtype=np.float64)
-            names = {"part": key[0], "objective": key[1], "first": first, "second": second}
-            rows.append({**names, **seed_interval(apart)._asdict(), "p": welch(apart, np.zeros(2))})
-    found = pd.DataFrame(rows)
-    return found if found.empty else found.assign(p_holm=holm(found["p"].to_numpy(dtype=np.float64)))
+    wanted = _known(runs, metrics)
+    rows = []
+    for (part, objective), table in _over_tasks(runs, wanted).groupby(["part", "objective"], sort=False):
+        of_sampler = dict(list(table.groupby("sampler", sort=False)))
+        for first, second in combinations(of_sampler, 2):
+            names = {"part": part, "objective": objective, "first": first, "second": second}
+            rows += _differences(of_sampler[first], of_sampler[second], wanted, names)
+    return _corrected(rows, ["metric"])
 
 
-def equal_kl_frame(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str]) -> pd.DataFrame:
-    """Metrics where a training first reaches a KL divergence to the base model, by linear interpolation between the base
-    model, the snapshots and the trained model: mean over the seeds that got so far (`n`) of all (`runs`).
+def method_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """A row a part, objective, sampler and metric: minus what the study's first part and objective has with that sampler,
+    task means, paired by seed.
 
-    Runs without snapshots are left out; the KL is `kl_base`.
+    `p_holm` is corrected for all rows of the metric.
     """
-    names = [m for m in metrics if m in runs.columns and m != "kl_base"]
+    wanted = _known(runs, metrics)
+    table = _over_tasks(runs[runs["objective"] != BASE], wanted)
+    of_method = dict(list(table.groupby(KEYS, sort=False)))
+    rows = []
+    for part, objective, sampler in of_method:
+        first = (*next(iter(of_method))[:2], sampler)
+        if first in of_method and (part, objective) != first[:2]:
+            names = {"part": part, "objective": objective, "sampler": sampler}
+            rows += _differences(of_method[first], of_method[part, objective, sampler], wanted, names)
+    return _corrected(rows, ["metric"])
+
+
+def at_kl(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str]) -> pd.DataFrame:
+    """A row a run and level: its metrics where the training first reaches a KL divergence to the base model, by linear
+    interpolation between the base model, the snapshots and the trained model. NaN where it does not, and where it was not
+    measured within a factor of `NEAR` of that level: a training that leaps over it was never seen there.
+
+    Runs without snapshots are left out. The KL is `kl_base`; the best reward at it is no metric of the run.
+    """
+    names = [m for m in _known(runs, metrics) if m not in ("kl_base", "best_reward_at_kl")]
     bases = runs[runs["objective"] == BASE].set_index("task")
-    keys = [*KEYS, "task"]
     rows = []
     for run in runs[runs["objective"] != BASE].to_dict("records") if levels and "kl_base" in runs.columns else ():
-        table = pd.read_parquet(run["folder"] / "metrics.parquet")
+        table = read_table(run["folder"] / "metrics.parquet")
         columns = [f"{MEASURED}{name}" for name in ("kl_base", *names)]
         if set(columns) <= set(table.columns):
             ends = [[of[name] for name in ("kl_base", *names)] for of in (bases.loc[run["task"]], run)]
             path = np.vstack([ends[0], table[columns].dropna().to_numpy(), ends[1]]).astype(np.float64)
+            of_run = {key: run[key] for key in ("task", *KEYS, "seed")}
             for level in levels:
                 found = first_crossing(path, level)[1:]
-                of_run = {**{key: run[key] for key in keys}, "kl": level}
-                rows += [of_run | {"metric": name, "at": at} for name, at in zip(names, found, strict=True)]
-    if not rows:
-        return pd.DataFrame()
-    by = [*keys, "kl", "metric"]
+                rows.append({**of_run, "kl": level, **dict(zip(names, found, strict=True))})
+    return pd.DataFrame(rows)
+
+
+def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
+    """A row a method, task, level and metric of `at_kl`: mean over the seeds that were seen there (`n`) of all (`runs`)."""
+    by = ["task", "kl", *KEYS]
     return pd.DataFrame(
-        dict(zip(by, key, strict=True)) | seed_interval(values.to_numpy())._asdict() | {"runs": len(values)}
-        for key, values in pd.DataFrame(rows).groupby(by, sort=False)["at"]
+        dict(zip(by, key, strict=True))
+        | {"metric": metric}
+        | seed_interval(part[metric].to_numpy())._asdict()
+        | {"runs": len(part)}
+        for key, part in (at.groupby(by, sort=False) if len(at) else ())
+        for metric in part.columns.difference([*by, "seed"], sort=False)
+    )
+
+
+def modes_frame(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a task, part, objective, sampler and mode: the mass there of what is drawn for the first evaluation prompt, mean
+    over seeds; the target's and the base model's go by no part. Empty where no run knows its law."""
+    by = ["task", *KEYS, "mode"]
+    found = []
+    for run in runs[runs["objective"] != BASE].to_dict("records"):
+        kept = laws.read_laws(run["folder"])
+        if kept is not None:
+            table = laws.mode_masses(kept).reset_index()
+            of_run = {key: run[key] for key in ("task", *KEYS)}
+            found.append(table[["mode", "trained"]].rename(columns={"trained": "mass"}).assign(**of_run))
+            for name, column in ((TARGET, "target"), (BASE, "base")):
+                names = {"task": run["task"], "part": "", "objective": name, "sampler": ""}
+                found.append(table[["mode", column]].rename(columns={column: "mass"}).assign(**names))
+    return pd.DataFrame(
+        dict(zip(by, key, strict=True)) | seed_interval(masses.to_numpy())._asdict()
+        for key, masses in (pd.concat(found).groupby(by, sort=False)["mass"] if found else ())
     )
 
 
 def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
-    """The row of `path` [N, M], between two of its rows, at which the first column first reaches the level; NaN if never."""
+    """The row of `path` [N, M], between two of its rows, at which the first column first reaches the level.
+
+    NaN if it never does, and if neither of the two is within a factor of `NEAR` of the level.
+    """
     above = np.flatnonzero(path[:, 0] >= level)
     if not len(above):
         return np.full(path.shape[1], np.nan)
     i = int(above[0])
+    before, after = path[max(i - 1, 0)], path[i]
+    if not (before[0] * NEAR >= level or after[0] <= level * NEAR):
+        return np.full(path.shape[1], np.nan)
     if i == 0:
-        return path[0]
-    share = (level - path[i - 1, 0]) / (path[i, 0] - path[i - 1, 0])
-    return np.asarray(path[i - 1] + share * (path[i] - path[i - 1]))
+        return after
+    share = (level - before[0]) / (after[0] - before[0])
+    return np.asarray(before + share * (after - before))
+
+
+def _known(runs: pd.DataFrame, metrics: Iterable[str]) -> list[str]:
+    return [m for m in metrics if m in runs.columns]
 
 
 def _over_tasks(runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -250,9 +311,28 @@ def _over_tasks(runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     return by[metrics].mean()[complete].reset_index()
 
 
+def _differences(first: pd.DataFrame, second: pd.DataFrame, metrics: list[str], names: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each metric: second minus first over the seeds that both have, and p of the t test that there is none."""
+    apart = second.set_index("seed")[metrics] - first.set_index("seed")[metrics]
+    found = {metric: apart[metric].to_numpy(dtype=np.float64) for metric in metrics}
+    return [
+        {**names, "metric": metric, **seed_interval(values)._asdict(), "p": welch(values, np.zeros(2))}
+        for metric, values in found.items()
+    ]
+
+
+def _corrected(rows: list[dict[str, Any]], family: list[str]) -> pd.DataFrame:
+    """The rows with `p_holm`, corrected for the rows that are equal in `family`."""
+    found = pd.DataFrame(rows)
+    if found.empty:
+        return found
+    families = found.groupby(family, sort=False)["p"]
+    return found.assign(p_holm=families.transform(lambda p: pd.Series(holm(p.to_numpy(dtype=np.float64)), index=p.index)))
+
+
 def shown(interval: Interval) -> str:
     """`0.12 [0.08, 0.16]`, or the value alone where one seed says nothing of the next."""
     if np.isnan(interval.value):
         return "-"
     bounded = np.isfinite([interval.lower, interval.upper]).all()
-    return f"{interval.value:.2f}" + (f" [{interval.lower:.2f}, {interval.upper:.2f}]" if bounded else "")
+    return f"{interval.value:z.2f}" + (f" [{interval.lower:z.2f}, {interval.upper:z.2f}]" if bounded else "")

@@ -328,13 +328,12 @@ class Trainer:
 
     def _next(self, available: list[Item]) -> list[Item]:
         """The next ones of an endless series of shuffles; a pure function of the seed and the iteration."""
-        count = self.config.prompts_per_iteration
-        chosen = []
-        for position in range(self.iteration * count, (self.iteration + 1) * count):
-            epoch, place = divmod(position, len(available))
-            order = np.random.default_rng([seed_of("prompts", self.config.seed), epoch]).permutation(len(available))
-            chosen.append(available[order[place]])
-        return chosen
+        count, size = self.config.prompts_per_iteration, len(available)
+        first, end = self.iteration * count, (self.iteration + 1) * count
+        seed = seed_of("prompts", self.config.seed)
+        epochs = range(first // size, (end - 1) // size + 1)
+        order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs])
+        return [available[i] for i in order[first - epochs.start * size :][:count]]
 
     def _reward(self, forest: RolloutForest, answers: Answers) -> None:
         """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""

@@ -1,6 +1,7 @@
 """Laws as tables and pictures, on laws of a few points."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,17 +56,41 @@ def test_the_frame_holds_the_base_model() -> None:
 def test_a_strip_has_a_panel_for_each_law_and_one_for_the_modes() -> None:
     figure = over_training(three_laws(), "a title")
     assert [axis.get_title() for axis in figure.axes] == ["target", "base", "iteration 9", "mass of each mode"]
+    plt.close(figure)
+
+
+def test_a_long_training_goes_on_in_a_second_row() -> None:
+    kept = pd.concat([three_laws(), *(as_rows(law(1.0, 0.0, 0.0), 10 * i) for i in range(1, 10))], ignore_index=True)
+    figure = over_training(kept, "a title")
+    axes: Any = figure.axes
+    *panels, bars = axes
+    tops = [round(axis.get_subplotspec().get_position(figure).y1, 3) for axis in panels]
+    assert [tops.count(top) for top in dict.fromkeys(tops)] == [6, 6]
     assert figure.get_size_inches()[0] == pytest.approx(laws.WIDTH)
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["0", "1", "2"]
     plt.close(figure)
 
 
 def test_side_by_side_is_a_row_a_sampler_and_a_column_an_objective() -> None:
-    tables = {(o, s): three_laws() for o in ("tmpo", "grpo", "nft") for s in ("independent", "fixed_tree")}
+    tables = {(o, s): three_laws() for o in ("tmpo", "part: grpo", "nft") for s in ("independent", "fixed_tree")}
     del tables["nft", "fixed_tree"]
+    tables["nft", "sliding_window"] = three_laws()
     figure = side_by_side(tables, "equal_modes")
-    drawn = [bool(axis.images) for axis in figure.axes]
-    assert drawn == [True, True, True, True, True, True, True, False]
-    assert [axis.get_title() for axis in figure.axes[1:4]] == ["tmpo", "grpo", "nft"]
+    assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["target", "base"]
+    specs: Any = [axis.get_subplotspec() for axis in figure.axes[2:]]
+    places = [(spec.rowspan.start, spec.colspan.start - 2) for spec in specs]
+    assert places == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (2, 2)]
+    assert [axis.get_title() for axis in figure.axes[2:]] == ["tmpo", "", "part: grpo", "", "nft", ""]
+    assert [axis.get_ylabel() for axis in figure.axes[2:]] == ["independent", "fixed tree", "", "", "", "sliding window"]
+    plt.close(figure)
+
+
+def test_many_objectives_go_on_below() -> None:
+    figure = side_by_side({(f"variant_number_{i}: tmpo", "independent"): three_laws() for i in range(laws.COLUMNS + 2)}, "all")
+    last: Any = figure.axes[-1]
+    assert last.get_title() == "variant\nnumber 13:\ntmpo"
+    assert last.get_subplotspec().colspan.start - 2 == 6  # two rows of seven
+    assert last.get_position().y1 < figure.axes[2].get_position().y0
     plt.close(figure)
 
 

@@ -6,15 +6,20 @@ import pandas as pd
 import pytest
 import yaml
 
-from alignbench import UserError
+from alignbench import UserError, laws
+from alignbench.backbone import Law
 from alignbench.comparison_plots import kept_laws
 from alignbench.results import BASE, read_results
 from alignbench.study import (
+    TARGET,
     Study,
+    at_kl,
     cells_frame,
     equal_kl_frame,
     first_crossing,
     jobs,
+    method_frame,
+    modes_frame,
     read_study,
     run,
     runs_frame,
@@ -129,7 +134,16 @@ def test_a_study_runs_goes_on_and_writes_its_tables_and_pictures(tmp_path: Path)
     assert table["objective"].tolist() == [BASE, *["grpo"] * 4, "tmpo", "tmpo"]
     assert table["sampler"].tolist()[1:5] == ["independent", "independent", "fixed_tree", "fixed_tree"]
     found = {file.name for file in write_study(tmp_path / "out", "alignbench study mine.yaml")}
-    assert {"runs.csv", "cells.csv", "samplers.csv", "equal_kl.csv", "summary.md", "price.png"} <= found
+    assert {
+        "runs.csv",
+        "cells.csv",
+        "samplers.csv",
+        "methods.csv",
+        "equal_kl.csv",
+        "modes.csv",
+        "summary.md",
+        "price.png",
+    } <= found
     assert "laws_rare_mode.png" in found
     # The budget ends tmpo's run in its first iteration, before any snapshot.
     trained = {f"training_grpo_x_{sampler}_rare_mode_seed_0.png" for sampler in ("independent", "fixed_tree")}
@@ -140,6 +154,8 @@ def test_a_study_runs_goes_on_and_writes_its_tables_and_pictures(tmp_path: Path)
     assert "6 runs, seeds 0, 1" in text
     assert "| frozen: tmpo x independent |" in text
     assert "| grpo x fixed_tree |" in text
+    assert "| grpo | independent | fixed_tree | " in text
+    assert "## Methods: minus `grpo` with the same sampler" in text
     with pytest.raises(UserError, match="was run with other settings"):
         run(study(grid={**SMALL["grid"], "budget": {"model_rows": 90}}), tmp_path / "out")
 
@@ -169,23 +185,80 @@ def test_means_over_tasks_are_taken_seed_by_seed() -> None:
     assert (found.loc["all", "value"], found.loc["all", "n"]) == (1.5, 1)  # seed 1 lacks task b
 
 
+def test_methods_are_tested_against_the_base_model() -> None:
+    better = [("p", "a", "o", "s", seed, value) for seed, value in enumerate([1.5, 1.6, 1.7])]
+    same = [("p", "a", "dull", "s", seed, 1.0) for seed in range(3)]
+    found: Any = (
+        cells_frame(frame([("", "a", BASE, "", 0, 1.0), *better, *same]), ["js"]).query("task == 'a'").set_index("objective")
+    )
+    # Differences 0.5, 0.6, 0.7: mean 0.6, standard error 0.1 / sqrt 3, t = 10.392 with two degrees of freedom.
+    assert found.loc["o", "p"] == pytest.approx(0.00913, abs=1e-4)
+    assert np.isnan(found.loc["dull", "p"])  # without spread there is no test, and none that counts for Holm
+    assert np.isnan(found.loc[BASE, "p"])
+    assert found.loc["o", "p_holm"] == found.loc["o", "p"]
+
+
 def test_samplers_are_compared_seed_by_seed() -> None:
     values = {("x", 0): 1.0, ("x", 1): 2.0, ("x", 2): 4.0, ("y", 0): 1.5, ("y", 1): 2.6, ("y", 2): 4.7}
     runs = frame([("p", "a", "o", sampler, seed, value) for (sampler, seed), value in values.items()])
-    (row,) = sampler_frame(runs, "js").to_dict("records")
-    # Differences 0.5, 0.6, 0.7: mean 0.6, standard error 0.1 / sqrt 3, t = 10.392 with two degrees of freedom.
-    assert (row["first"], row["second"], row["n"]) == ("x", "y", 3)
+    (row,) = sampler_frame(runs, ["js"]).to_dict("records")
+    assert (row["first"], row["second"], row["metric"], row["n"]) == ("x", "y", "js", 3)
     assert row["value"] == pytest.approx(0.6)
     assert row["p"] == pytest.approx(0.00913, abs=1e-4)
     assert row["p_holm"] == row["p"]
 
 
+def test_methods_are_compared_with_the_first_one_that_has_the_same_sampler() -> None:
+    of_method = {("all", "o"): (1.0, 2.0, 4.0), ("all", "other"): (1.5, 2.6, 4.7), ("changed", "o"): (0.9, 2.0, 4.3)}
+    rows = [
+        (part, "a", objective, sampler, seed, value + shift)
+        for (part, objective), values in of_method.items()
+        for sampler, shift in (("x", 0.0), ("y", 10.0))
+        for seed, value in enumerate(values)
+        if (objective, sampler, seed) != ("other", "y", 2)
+    ]
+    found: Any = method_frame(frame([("", "a", BASE, "", 0, 9.0), *rows]), ["js"]).set_index(["part", "objective", "sampler"])
+    assert list(found.index) == [(*m, sampler) for m in (("all", "other"), ("changed", "o")) for sampler in ("x", "y")]
+    assert found["value"].tolist() == pytest.approx([0.6, 0.55, 0.2 / 3, 0.2 / 3])
+    assert found["n"].tolist() == [3, 2, 3, 3]  # a seed that one of the two lacks is no pair
+    assert found.loc[("all", "other", "x"), "p"] == pytest.approx(0.00913, abs=1e-4)
+    assert found.loc[("all", "other", "x"), "p_holm"] == pytest.approx(4 * found.loc[("all", "other", "x"), "p"])
+
+
+def test_the_mass_of_each_mode_is_a_mean_over_seeds(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for seed, first_mode in enumerate([0.9, 0.6]):
+        folder = tmp_path / f"r{seed}"
+        folder.mkdir()
+        parts = [(laws.TARGET, 0.5), (0, 0.2), (7, first_mode)]
+        table = pd.concat(
+            laws.as_rows(Law(np.zeros((2, 2)), np.array([mass, 1 - mass]), np.array([0, 1])), iteration)
+            for iteration, mass in parts
+        )
+        table.to_parquet(folder / laws.FILE)
+        rows.append({"part": "p", "task": "a", "objective": "o", "sampler": "s", "seed": seed, "folder": folder})
+    found: Any = modes_frame(pd.DataFrame(rows)).set_index(["objective", "mode"])
+    assert [found.loc[(name, 0), "value"] for name in (TARGET, BASE, "o")] == pytest.approx([0.5, 0.2, 0.75])
+    assert found.loc[("o", 1), "value"] == pytest.approx(0.25)
+    # Student's with one degree of freedom: t(0.975) = 12.7062, standard error 0.15.
+    assert found.loc[("o", 0), "upper"] == pytest.approx(0.75 + 12.7062 * 0.15, abs=1e-3)
+    assert modes_frame(pd.DataFrame([{**rows[0], "folder": tmp_path}])).empty
+
+
 def test_the_first_crossing_is_interpolated() -> None:
     path = np.array([[0.0, 10.0], [1.0, 20.0], [0.5, 0.0], [3.0, 50.0]])
-    assert first_crossing(path, 0.25).tolist() == [0.25, 12.5]
+    assert first_crossing(path, 0.5).tolist() == [0.5, 15.0]
     assert first_crossing(path, 2.0).tolist() == pytest.approx([2.0, 30.0])  # between 0.5 and 3: 0.6 of the way
     assert np.isnan(first_crossing(path, 4.0)).all()
-    assert first_crossing(path, -1.0).tolist() == [0.0, 10.0]
+    assert first_crossing(np.array([[0.3, 10.0], [1.0, 20.0]]), 0.2).tolist() == [0.3, 10.0]
+
+
+def test_a_level_that_was_leapt_over_was_not_seen() -> None:
+    path = np.array([[0.01, 10.0], [4.0, 20.0]])
+    assert np.isnan(first_crossing(path, 0.3)).all()
+    assert np.isnan(first_crossing(path, 1.9)).all()
+    assert first_crossing(path, 2.1).tolist() == pytest.approx([2.1, 10 + 10 * 2.09 / 3.99])  # 4 is within a factor of two
+    assert first_crossing(path, 0.02).tolist() == pytest.approx([0.02, 10 + 10 * 0.01 / 3.99])
 
 
 def test_equal_kl_counts_the_runs_that_come_so_far(tmp_path: Path) -> None:
@@ -199,13 +272,16 @@ def test_equal_kl_counts_the_runs_that_come_so_far(tmp_path: Path) -> None:
         pd.DataFrame(measured).to_parquet(folder / "metrics.parquet")
         run_of = {"part": "p", "task": "a", "objective": "o", "sampler": "s", "seed": seed, "kl_base": end, "js": 0.5}
         rows.append({**run_of, "folder": folder})
-    found: Any = equal_kl_frame(pd.DataFrame(rows), [0.25, 0.75], ["js", "kl_base"]).set_index("kl")
+    at = at_kl(pd.DataFrame(rows), [0.25, 0.75], ["js", "kl_base"])
+    assert at["kl"].tolist() == [0.25, 0.75] * 2
+    found: Any = equal_kl_frame(at).set_index("kl")
     # Halfway to the first run's snapshot, and halfway from the second's to its end.
     assert found.loc[0.25, "value"] == pytest.approx((0.25 + 0.4) / 2)
     assert (found.loc[0.25, "n"], found.loc[0.25, "runs"]) == (2, 2)
     assert found.loc[0.75, "value"] == pytest.approx(0.4)
     assert (found.loc[0.75, "n"], found.loc[0.75, "runs"]) == (1, 2)
-    assert equal_kl_frame(pd.DataFrame(rows), [], ["js"]).empty
+    assert found["metric"].tolist() == ["js", "js"]
+    assert equal_kl_frame(at_kl(pd.DataFrame(rows), [], ["js"])).empty
 
 
 def test_names_of_methods() -> None:

@@ -89,6 +89,28 @@ def test_descent_ends_at_the_reference_tilted_by_the_reward(name: str, settings:
     assert min(expected) > 0.005
 
 
+@pytest.mark.parametrize(("name", "settings"), BALANCES)
+def test_a_tree_is_tilted_given_its_first_noise_alone(name: str, settings: dict[str, Any]) -> None:
+    """Two roots, equally likely, each a group of all its outcomes. No objective can make one root likelier than the other,
+    so the fixed point differs from the tilted reference where one root leads to better outcomes."""
+    references = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
+    rewards = [0.0, 1.0, 3.0]
+    objective, logits = made(name, beta=1.0, **settings), references.log().clone().requires_grad_()
+    forest = hand_made_forest([rewards, rewards], [[i] for i in range(6)], [0.0] * 6)
+    optimizer = torch.optim.Adam([logits], lr=0.05)
+    for _ in range(600):
+        optimizer.zero_grad()
+        policy = torch.log_softmax(logits, 1)
+        torch.autograd.backward(objective.loss(terms_of(policy.flatten(), references.log().flatten()), forest))
+        optimizer.step()
+    tilt = references * torch.exp(standardised(rewards))
+    given_root = tilt / tilt.sum(1, keepdim=True)
+    found = torch.softmax(logits, 1).detach()
+    assert found.flatten().tolist() == pytest.approx(given_root.flatten().tolist(), abs=2e-3)  # Adam's last steps
+    tilted = tilt.sum(0) / tilt.sum()
+    assert float((found.mean(0) - tilted).abs().max()) > 0.05
+
+
 def test_grpo_without_a_kl_ends_at_one_arm() -> None:
     objective = made("grpo", clip=0.2)
     generator = torch.Generator().manual_seed(0)

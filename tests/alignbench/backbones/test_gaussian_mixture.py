@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from alignbench import UserError, load_backbone, load_scorer, run
-from alignbench.backbones.gaussian_mixture import GaussianMixture
+from alignbench.backbones.gaussian_mixture import GaussianMixture, _best_reward, truth
 from alignbench.config import load_config
 from alignbench.executor import sample
-from alignbench.mixtures import as_pictures, from_pictures, noise_quadrature
-from alignbench.scenarios import SCENARIOS, world
+from alignbench.mixtures import EXTENT, as_pictures, from_pictures, midpoints, noise_quadrature
+from alignbench.scenarios import SCENARIOS, Bumps, world
 from alignbench.tasks import load_task
 
 PROMPT = "equal_modes 1"
@@ -177,6 +177,47 @@ def test_a_model_that_draws_one_mode_covers_one_and_is_far_from_the_target() -> 
     assert found["best_reward_at_kl"] > found["exact_reward"]
 
 
+def test_the_numbers_of_a_moved_model_are_those_of_its_samples() -> None:
+    """On the grid of the studies, whose 40 points a side are few, against noise drawn at random."""
+    policy = moved(0.1, quadrature=40)
+    found = {name: float(m.values[0]) for name, m in policy.measure([PROMPT]).items()}
+    noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x, log_model = policy.push_forward(PROMPT, noise)
+    w = world(PROMPT)
+    apart = log_model - truth(PROMPT, 2, policy.settings.beta).log_target(w, x)
+    for name, values in (
+        ("kl_model_target", apart),
+        ("kl_base", log_model - w.base.log_density(x)),
+        ("exact_reward", w.reward(x)),
+        # With r = q / p, JS is the mean of (log 2 - log(1 + r)) / 2 + r (log 2 - log(1 + 1 / r)) / 2.
+        (
+            "js_target",
+            0.5 * (math.log(2) - torch.log1p(torch.exp(-apart)))
+            + 0.5 * torch.exp(-apart) * (math.log(2) - torch.log1p(torch.exp(apart))),
+        ),
+    ):
+        error = float(values.std()) / len(values) ** 0.5
+        assert found[name] == pytest.approx(float(values.mean()), abs=5 * error + 0.01 * abs(found[name])), name
+    assert found["kl_base"] > 0.1
+
+
+@pytest.mark.parametrize("prompt", ["equal_modes 0", "rare_mode 1", "narrow_peak 2"])
+def test_no_law_has_a_larger_reward_at_its_divergence_than_the_best_reachable(prompt: str) -> None:
+    known, w = truth(prompt, 2, 4.0), world(prompt)
+    reward, kl = known.tilt(4.0)
+    assert _best_reward(known, kl) == pytest.approx(reward, abs=1e-6)  # that of the target, at the target's divergence
+    grid, cell = midpoints(2, 120, EXTENT)
+    base = torch.exp(w.base.log_density(grid)) * cell
+    generator = torch.Generator().manual_seed(0)
+    for beta in (0.5, 2.0, 6.0):
+        # Tilted by the reward and by something else: not the best use of a divergence.
+        other = torch.sin(grid @ torch.randn(2, generator=generator, dtype=torch.float64))
+        law = base * torch.exp(beta * w.reward(grid) + other)
+        law = law / law.sum()
+        spent = float((law * torch.log(law / base)).nansum())
+        assert float((law * w.reward(grid)).sum()) < _best_reward(known, spent)
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_is_a_task_of_four_prompts(name: str) -> None:
     task = load_task(name)
@@ -184,6 +225,31 @@ def test_every_scenario_is_a_task_of_four_prompts(name: str) -> None:
     mixtures = [world(prompt).base for prompt in task.train_prompts]
     assert len({tuple(m.means.flatten().tolist()) for m in mixtures}) == 4
     assert all(float(m.weights.sum()) == pytest.approx(1.0) for m in mixtures)
+
+
+def test_what_makes_each_scenario() -> None:
+    """At the modes of the third prompt, in the order in which its rewards name them."""
+
+    def of(name: str) -> tuple[list[float], list[float]]:
+        w = world(f"{name} 2")
+        order = [(j + 2) % len(w.base.means) for j in range(len(w.base.means))]
+        return w.reward(w.base.means)[order].tolist(), w.base.weights[order].tolist()
+
+    # Bumps of width 0.7 on modes 3 apart: neighbours add exp(-9.2) = 1e-4.
+    assert of("equal_modes")[0] == pytest.approx([1, 0, 1, 0, 1, 0], abs=1e-3)
+    assert of("unequal_modes")[0] == pytest.approx([1, 0.85, 0.7, 0.55, 0.4, 0.25], abs=1e-3)
+    rewards, weights = of("rare_mode")
+    assert (max(rewards), min(weights)) == pytest.approx((1.0, 0.02 / 1.02), abs=1e-3)
+    assert rewards.index(max(rewards)) == weights.index(min(weights)) == 0
+    rewards, weights = of("many_modes")
+    assert len(rewards) == 27
+    assert sum(reward > 0.99 for reward in rewards) == 9
+    peak = world("narrow_peak 2").reward
+    assert isinstance(peak, Bumps)
+    at, aside = peak.centres[-1], peak.centres[-1] + torch.tensor([0.45, 0.0], dtype=torch.float64)
+    # 1.6 at the top, next to nothing at three of its widths, and 0.002 of the broad bumps; these are half as high.
+    assert [float(peak(x)) for x in (at, aside)] == pytest.approx([1.6, 1.6 * math.exp(-4.5)], abs=5e-3)
+    assert of("narrow_peak")[0][::2] == pytest.approx([0.8] * 3, abs=1e-3)
 
 
 def test_rewards_at_known_points() -> None:
