@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-lowest lint bench clean help
+.PHONY: run test test-lowest fuzz mutants lint bench clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -20,13 +20,7 @@ run: $(READY) ## train and judge the default pair on the embedded model; minutes
 test: $(READY) ## the tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
-LOWEST := .venv-lowest
-
-test-lowest: ## the tests with the oldest dependencies that pyproject.toml allows, in an environment of their own
-	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable ".[dev]"
-	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile $(ARGS)
+.PHONY: run test test-lowest fuzz mutants lint bench clean help
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -112,8 +112,8 @@ def save_checkpoint(
             if values:
                 save_file({str(i): value.detach().contiguous() for i, value in enumerate(values)}, partial / name)
         (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
-        sums = [f"{_digest(file)}  {file.name}\n" for file in sorted(partial.iterdir())]
-        (partial / SUMS).write_text("".join(sums), encoding="utf-8")
+        sums = _sums({file.name: _digest(file) for file in partial.iterdir()})
+        (partial / SUMS).write_bytes(sums.encode())
 
     if _fault(final):
         write_folder(final, write)
@@ -270,23 +270,20 @@ def _read_state(path: Path) -> Checkpoint:
         UserError: it is of another version.
         DamagedCheckpointError: it is not as it was written.
     """
-    try:
-        data = json.loads((path / STATE).read_text(encoding="utf-8"))
-        version = data["version"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {_fault(path) or f'{STATE} is unreadable'}") from None
-    if version != VERSION:
-        raise UserError(f"{path} has checkpoint version {version}; this alignbench reads {VERSION}")
     fault = _fault(path)
     if fault:
         raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {fault}")
+    data = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if data["version"] != VERSION:
+        raise UserError(f"{path} has checkpoint version {data['version']}; this alignbench reads {VERSION}")
     return Checkpoint.model_validate(data)
 
 
 def _fault(path: Path) -> str | None:
     """How a checkpoint differs from what was written; None where it does not."""
     try:
-        listed = dict(line.split("  ", 1)[::-1] for line in (path / SUMS).read_text(encoding="utf-8").splitlines())
+        sums = (path / SUMS).read_bytes().decode()  # as text, other line ends would look alike
+        listed = dict(line.split("  ", 1)[::-1] for line in sums.splitlines())
         there = {file.name for file in path.iterdir()} - {SUMS}
         for name in sorted({*listed, *there}):
             if name not in there:
@@ -297,7 +294,12 @@ def _fault(path: Path) -> str | None:
                 return f"{name} is not what was written"
     except (OSError, ValueError):
         return f"{SUMS} is missing or unreadable"
-    return None
+    return None if sums == _sums(listed) else f"{SUMS} is not what was written"
+
+
+def _sums(digests: Mapping[str, str]) -> str:
+    """The content of `SHA256SUMS`, from file name -> digest."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
 def _digest(file: Path) -> str:

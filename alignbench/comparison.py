@@ -20,7 +20,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignbench import costs, launch
@@ -33,6 +32,7 @@ from alignbench.config import (
     merged_layers,
     plugin_data,
     read_yaml,
+    to_yaml,
     validate,
 )
 from alignbench.errors import RunError, UserError, did_you_mean
@@ -236,7 +236,7 @@ def compare(
         launch.check_share(cell.config.prompts_per_iteration, processes)
     check_folder(cells, out)
     with exclusive(out):
-        write_atomically(out / SETTINGS, lambda p: p.write_text(_as_yaml(grid), encoding="utf-8"))
+        write_atomically(out / SETTINGS, lambda p: p.write_text(to_yaml(grid.model_dump(mode="json")), encoding="utf-8"))
         state = _State(grid, cells, out, command or command_of(grid), observer)
         waiting = [cell for cell in cells if state.records[cell.id].status == "pending"]
         if engine == "ray":
@@ -574,7 +574,3 @@ def _unnamed(lost: list[Cell], cells: list[Cell]) -> str:
 
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
-
-
-def _as_yaml(grid: Grid) -> str:
-    return yaml.safe_dump(grid.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

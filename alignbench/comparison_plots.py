@@ -19,6 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from alignbench import laws
+from alignbench.errors import UserError
 from alignbench.plots import COLORS, STYLE, write_figure
 from alignbench.record import Protocol
 from alignbench.results import BASE, Results, Run
@@ -260,16 +261,14 @@ def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> 
 
 
 def sample_pictures(run: Run, name: str, prompts: int = PICTURE_PROMPTS) -> list[Image.Image]:
-    """The first picture of each of the first prompts, cut from `samples/<name>.png`; empty without that file.
+    """The first picture of each of the first prompts, cut from `samples/<name>.png`; empty without a sheet.
 
     Args:
         name: `base` or `final`.
     """
-    file = run.folder / "samples" / f"{name}.png"
-    if not file.is_file():
+    sheet = _opened(run.folder / "samples" / f"{name}.png")
+    if sheet is None:
         return []
-    with Image.open(file) as opened:
-        sheet = opened.convert("RGB")
     protocol: Protocol = run.result.protocol
     wide = protocol.images_per_prompt * max(1, 16 // protocol.images_per_prompt)  # as plots.grid lays them out
     size = sheet.width // wide
@@ -278,6 +277,15 @@ def sample_pictures(run: Run, name: str, prompts: int = PICTURE_PROMPTS) -> list
         row, column = divmod(p * protocol.images_per_prompt, wide)
         found.append(sheet.crop((column * size, row * size, (column + 1) * size, (row + 1) * size)))
     return found
+
+
+def _opened(file: Path) -> Image.Image | None:
+    """None where there is no picture that can be opened: a report can do without it."""
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def metric_pairs(cells: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -350,10 +358,8 @@ def tree_drawings(results: Results, setup: str, width: int = 900) -> dict[str, I
     """The drawing of a rollout tree that the first seed of each cell left, at most so many pixels wide."""
     found: dict[str, Image.Image] = {}
     for run in results.of(setup):
-        file = run.folder / "plots" / "tree.png"
-        if run.cell not in found and file.is_file():
-            with Image.open(file) as opened:
-                picture = opened.convert("RGB")
+        picture = _opened(run.folder / "plots" / "tree.png") if run.cell not in found else None
+        if picture is not None:
             picture.thumbnail((width, picture.height))
             found[run.cell] = picture.quantize(64)  # a quarter of the bytes; the drawing has few colours
     return found
@@ -390,7 +396,11 @@ def kept_laws(results: Results, setup: str) -> dict[tuple[str, str], pd.DataFram
     found: dict[tuple[str, str], pd.DataFrame] = {}
     for run in results.of(setup):
         key = (_objective(run.cell), _sampler(run.cell))
-        kept = laws.read_laws(run.folder) if key not in found else None
+        try:
+            kept = laws.read_laws(run.folder) if key not in found else None
+        except UserError as error:
+            results.unreadable.append(str(error))
+            continue
         if kept is not None:
             found[key] = kept
     return found
@@ -536,7 +546,7 @@ def _few_ticks(axis: Axes, whole: bool = False) -> None:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.")
+    return re.sub(r"[^\w.]+", "_", text).strip("_.")
 
 
 def _wrapped(text: str, width: int, lines: int = 5) -> str:

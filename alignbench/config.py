@@ -10,12 +10,13 @@ goes by the name of its family: sd3, flux.
 """
 
 import copy
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -50,12 +51,15 @@ class Plugin(Settings):
         return self.label or self.name
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Settings):
     """AdamW."""
 
     lr: float = Field(1e-4, gt=0)
     """Learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -194,10 +198,23 @@ def validate(model: type[Model], data: Mapping[str, Any], *, where: str) -> Mode
     Raises:
         UserError: one sentence that names the key, what is wrong, and for an unknown key the nearest valid one.
     """
+    for key, why in _unfit(data):
+        raise UserError(f"{where}: {key}: {why}")
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
         raise UserError(f"{where}: {_first_problem(model, error)}") from None
+
+
+def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of what no setting can be, because neither torch nor a record could hold it, and why."""
+    if isinstance(data, int) and not -(2**63) <= data < 2**63:
+        yield key, "a whole number must fit into 64 bits"
+    elif isinstance(data, bytes):
+        yield key, "bytes are no setting"
+    elif isinstance(data, Mapping | list | tuple):
+        for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
+            yield from _unfit(value, f"{key}.{inner}" if key else str(inner))
 
 
 def presets() -> list[str]:
@@ -222,7 +239,8 @@ def load_config(
         sets: `dotted.key=value`, the value read as YAML.
     """
     given = merged_layers({} if file is None else read_yaml(file), options or {}, parse_assignments(sets))
-    given["preset"] = preset or given.get("preset") or RunConfig.model_fields["preset"].default
+    if preset is not None or given.get("preset") is None:
+        given["preset"] = preset or RunConfig.model_fields["preset"].default
     shipped = _read_preset(given["preset"])
     names: dict[str, str] = {}
     for kind in ("backbone", "objective", "sampler"):
@@ -281,19 +299,43 @@ def _parsed(text: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Keys and values of a config file; raises UserError where it holds anything else."""
+def read_yaml(file: Path, what: str = "config file") -> dict[str, Any]:
+    """Keys and values of a YAML file; raises UserError where it holds anything else.
+
+    Args:
+        what: the file is called in errors.
+    """
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = _from_yaml(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read the config file {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {file} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"cannot read the {what} {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"the {what} {file} is no valid YAML: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise UserError(f"the config file {file} must hold keys and values, not {type(data).__name__}")
+        raise UserError(f"the {what} {file} must hold keys and values, not {type(data).__name__}")
     return data
+
+
+def _from_yaml(text: str) -> Any:
+    """What a YAML text holds; raises ValueError in one line for all that a configuration cannot be made of."""
+    try:
+        data = yaml.safe_load(text)
+        json.dumps(data, default=str, skipkeys=True)  # refuses what holds itself
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # PyYAML raises whatever its constructors meet, such as a KeyError for `!!bool maybe`
+        raise ValueError(" ".join(str(error).split())) from None
+    return data
+
+
+def to_yaml(data: Any, **style: Any) -> str:
+    """YAML from which the same data is read, keys in their order and letters of all languages as they are."""
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, **style)
+    if set(text) & set("\x85\u2028\u2029\ufeff"):  # PyYAML writes these as they are, and reads them as ends of lines
+        text = yaml.safe_dump(data, sort_keys=False, **style)
+    return str(text)
 
 
 def parse_assignments(sets: Iterable[str]) -> dict[str, Any]:
@@ -313,8 +355,8 @@ def _assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes dotted.key=value, got {text!r}")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = _from_yaml(value)
+    except ValueError:
         raise UserError(f"--set {key}: {value!r} is no valid YAML value") from None
     if isinstance(parsed, str):
         parsed = _number(parsed)
@@ -329,10 +371,10 @@ def assignments(data: Mapping[str, Any], path: str = "") -> list[str]:
     found = []
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping) and value and not any(set(".=") & set(str(inner)) for inner in value):
+        if isinstance(value, Mapping) and value and all(isinstance(k, str) and re.fullmatch(r"[^.=\s]+", k) for k in value):
             found += assignments(value, dotted)
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+            text = to_yaml(value, default_flow_style=True, width=float("inf"))
             found.append(f"{dotted}={text.removesuffix('...' + chr(10)).strip()}")
     return found
 

@@ -4,11 +4,18 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class UserError(Exception):
+class _Sentence(Exception):  # noqa: N818
+    """Says in one line what happened; whatever a name in it holds neither ends the line nor moves a terminal's cursor."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
+
+
+class UserError(_Sentence):
     """The user's input is wrong: one sentence that says what, where and what to do. Exit code 2."""
 
 
-class RunError(Exception):
+class RunError(_Sentence):
     """The run itself failed: a scorer, a non-finite value, a full disk. Exit code 1."""
 
 

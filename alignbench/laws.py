@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from alignbench.backbone import Law
+from alignbench.record import read_table
 
 FILE = "laws.parquet"
 TARGET = -1
@@ -46,7 +47,7 @@ def as_rows(law: Law, iteration: int) -> pd.DataFrame:
 
 def read_laws(folder: Path) -> pd.DataFrame | None:
     """A run's `laws.parquet`, or None where its backbone cannot tell its law."""
-    return pd.read_parquet(folder / FILE) if (folder / FILE).is_file() else None
+    return read_table(folder / FILE) if (folder / FILE).is_file() else None
 
 
 def mode_masses(laws: pd.DataFrame) -> pd.DataFrame:

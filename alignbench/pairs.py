@@ -4,6 +4,7 @@ The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with 
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def read_pairs(file: Path) -> list[Pair]:
         UserError: the file cannot be read or is empty, a line is no pair, or a picture is missing.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file has
         raise UserError(f"cannot read the pairs in {file}: {getattr(error, 'strerror', None) or error}") from None
     pairs = []
     for number, line in enumerate(lines, start=1):
@@ -53,7 +54,7 @@ def read_pairs(file: Path) -> list[Pair]:
             raise UserError(f"{file}, line {number}, is no pair: {first_problem(error, 'line')}") from None
         for role in ("chosen", "rejected"):
             picture = file.parent / getattr(pair, role)
-            if not picture.is_file():
+            if not os.path.isfile(picture):  # which takes any name, as long as it may be
                 raise UserError(f"{file}, line {number}: the {role} picture {picture} is not there")
             setattr(pair, role, picture)
         pairs.append(pair)

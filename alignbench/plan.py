@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from math import prod
+from math import inf, prod
 from typing import Literal, get_args
 
 from alignbench.errors import UserError
@@ -39,8 +39,10 @@ class Step:
             raise UserError(f"a step takes at least one step of the schedule, got stride {self.stride}")
         if self.rule == "ode" and (self.noise_level != 0 or self.children > 1):
             raise UserError("an ode step draws no noise: its noise level is 0 and its branches cannot split")
-        if self.rule != "ode" and not self.noise_level > 0:
+        if self.rule != "ode" and not 0 < self.noise_level < inf:
             raise UserError(f"a {self.rule} step needs a noise level above 0, got {self.noise_level}; use rule 'ode'")
+        if self.rule == "cps" and self.noise_level > 1:
+            raise UserError(f"a cps step's noise level is a share of the noise, at most 1, got {self.noise_level}")
 
     @property
     def stochastic(self) -> bool:

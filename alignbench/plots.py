@@ -21,7 +21,7 @@ from PIL import Image
 from alignbench import groups, laws
 from alignbench.errors import UserError
 from alignbench.forest import RolloutForest
-from alignbench.record import Estimate, Result, read_result, write_atomically
+from alignbench.record import Estimate, Result, read_result, read_table, write_atomically
 
 if TYPE_CHECKING:
     from alignbench.diagnosis import Diagnosis
@@ -52,7 +52,7 @@ def plot_run(folder: Path) -> list[Path]:
     written = []
     table = folder / "metrics.parquet"
     if table.is_file():
-        frame = pd.read_parquet(table)
+        frame = read_table(table)
         for name, figure in (("curves", curves(frame, result)), ("diagnostics", diagnostics(frame))):
             written.append(write_figure(folder / "plots" / f"{name}.png", figure))
     kept = laws.read_laws(folder)

@@ -4,6 +4,8 @@ A prompts file is plain text with a prompt a line, or a table (jsonl, csv, parqu
 are left alone, except `image` where pictures are read.
 """
 
+import csv
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,8 +48,8 @@ def read_prompts(file: Path) -> list[str]:
     if file.suffix.lower() in TABLES:
         return [str(p) for p in _read_table(file)["prompt"]]
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file has
         raise UserError(f"cannot read the prompts in {file}: {getattr(error, 'strerror', None) or error}") from None
     prompts = [line for line in lines if line]
     if not prompts:
@@ -98,13 +100,15 @@ def _read_table(file: Path) -> "pd.DataFrame":
 
     try:
         if file.suffix.lower() == ".csv":
-            table = pd.read_csv(file, dtype=str, keep_default_na=False)
+            table = _read_csv(file)
         elif file.suffix.lower() == ".jsonl":
-            table = pd.read_json(file, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig")
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+            table = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         else:
-            table = pd.read_parquet(file)
+            table = pd.read_parquet(file).astype(object)  # else texts are decoded, or not, when they are looked at
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"cannot read the prompts in {file}: {getattr(error, 'strerror', None) or error}") from None
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"cannot read the prompts in {file}: {why}") from None
     if "prompt" not in table:
         raise UserError(f"{file} has no column 'prompt'{did_you_mean('prompt', map(str, table.columns))}")
     if table.empty:
@@ -114,12 +118,28 @@ def _read_table(file: Path) -> "pd.DataFrame":
         for row, value in enumerate(table[column], start=1):
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"{file}, row {row}: {column!r} must be a text, got {value!r}")
+            if not value.isascii() and value.encode(errors="ignore").decode() != value:
+                raise UserError(f"{file}, row {row}: {column!r} is no valid Unicode: {value!r}")
     return table
+
+
+def _read_csv(file: Path) -> "pd.DataFrame":
+    """All texts, as they are. pandas' own reader takes what is before a comma too many for the name of the row."""
+    import pandas as pd
+
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        head, *rows = [row for row in csv.reader(opened, strict=True) if row] or [[]]
+    if len(set(head)) < len(head):
+        raise ValueError("two columns have one name")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(head):
+            raise ValueError(f"row {number} has {len(row)} fields and the head {len(head)}; a comma in a text needs quotes")
+    return pd.DataFrame(rows, columns=head)
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
     """Parts of the name, so that 2 comes before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", file.name) if part]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file.name) if part]
 
 
 def _opened(file: Path) -> "Image.Image":

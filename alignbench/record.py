@@ -1,6 +1,7 @@
 """The record of a run: a typed, versioned `result.json`, and files that are there whole or not at all."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -13,18 +14,31 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
 from alignbench.errors import DiskError, UserError
+from alignbench.settings import first_problem
 from alignbench.statistics import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 CONFIG, LOCK = "config.yaml", ".lock"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr", "numpy", "scipy")
+
+
+def _known(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_known)]
+"""A finite number; None, and null in the file, for what is none."""
 
 
 class _Part(BaseModel):
@@ -34,16 +48,14 @@ class _Part(BaseModel):
 class Estimate(_Part):
     """A mean over n prompts with its 95 % interval; null where it cannot be told."""
 
-    value: float | None
-    lower: float | None
-    upper: float | None
+    value: Number
+    lower: Number
+    upper: Number
     n: int
 
     @classmethod
     def of(cls, interval: Interval) -> "Estimate":
-        numbers = (x if abs(x) < float("inf") else None for x in interval[:3])
-        value, lower, upper = numbers
-        return cls(value=value, lower=lower, upper=upper, n=interval.n)
+        return cls(value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n)
 
 
 class MetricRecord(_Part):
@@ -56,7 +68,7 @@ class MetricRecord(_Part):
     """null where neither direction is better."""
     role: str
     """`reward` (trained on), `judge`, or `part` of another metric."""
-    p_rise: float | None = None
+    p_rise: Number = None
     """Of the one-sided t test over prompts that the difference is above 0, uncorrected; 1 minus it is that of being below.
     null where it cannot be told."""
 
@@ -122,7 +134,7 @@ class Result(_Part):
     budget: Budget
     metrics: dict[str, MetricRecord]
     alarms: list[str]
-    checks: dict[str, float]
+    checks: dict[str, Number]
     """`first_update_ratio_abs_dev_max`: how far the importance ratio was from 1 on the first update after a rollout."""
     protocol: Protocol
     environment: dict[str, Any]
@@ -178,18 +190,41 @@ def read_result(folder: Path) -> Result:
     """The record of a run's folder.
 
     Raises:
-        UserError: there is none, or it was written by another version of the schema.
+        UserError: there is none, it was written by another version of the schema, or it has been altered beyond reading.
     """
     file = folder / "result.json"
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is no valid JSON (line {error.lineno}); it may have been altered") from None
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{file} is no valid JSON{where}; it may have been altered") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file} is no record of a run: it holds no keys and values")
     if data.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(f"{file} has schema version {data.get('schema_version')}; this alignbench reads {SCHEMA_VERSION}")
-    return Result.model_validate(data)
+        raise UserError(f"{file} has schema version {data.get('schema_version')!r}; this alignbench reads {SCHEMA_VERSION}")
+    try:
+        return Result.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{file} is no record of a run: {first_problem(error, 'the record')}") from None
+
+
+def read_table(file: Path) -> "pd.DataFrame":
+    """A table that a run has left.
+
+    Raises:
+        UserError: the file cannot be read, or is none.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(file)
+        table.select_dtypes("string").astype(object)  # else texts are decoded, or not, when they are looked at
+        return table
+    except Exception as error:  # pyarrow raises its own errors, and whatever damaged bytes lead it to
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read {file}: {why}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -245,7 +280,14 @@ def _disk_error(path: Path, error: Exception) -> DiskError:
 
 
 def refuse_taken(out: Path, instead: str = "choose another --out") -> None:
-    """Raises UserError where something is at `out` already: nothing is overwritten. An empty folder is free."""
+    """Raises UserError where something is at `out` already: nothing is overwritten. An empty folder is free.
+
+    Likewise where its name is no text that a record could hold.
+    """
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name {str(out)!r} is no valid UTF-8; {instead}") from None
     try:
         taken = out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir()))
     except OSError as error:
@@ -298,7 +340,9 @@ def command() -> str | None:
     """The command line of this process, ready for a shell; None where it is not alignbench's, as in a notebook."""
     program = Path(sys.argv[0])
     ours = program.name == "alignbench" or program == Path(__file__).with_name("__main__.py")
-    return shlex.join(["alignbench", *sys.argv[1:]]) if ours else None
+    if not ours:
+        return None
+    return shlex.join(["alignbench", *sys.argv[1:]]).encode(errors="replace").decode()  # no JSON holds bytes that are no text
 
 
 def git_revision() -> str | None:

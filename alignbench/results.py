@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import UserError, did_you_mean
-from alignbench.record import Estimate, Result, read_result
+from alignbench.record import Estimate, Result, read_result, read_table
 from alignbench.statistics import (
     Interval,
     holm,
@@ -37,6 +36,9 @@ DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_divers
 """Diversity metrics, the one that is plotted first: the first that a setup has."""
 SPENT = ("model_rows", "seconds", "reward_calls")
 """Columns of `cells_frame` and `runs_frame` that say what a training took."""
+
+COLUMNS = {"metrics": {"iteration"}, "evals": {"prompt_index", "prompt", "image", "metric", "value", "phase"}}
+"""Of a run's tables, those that frames are made of."""
 
 _NOT_OF_THE_METHOD = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
@@ -307,8 +309,6 @@ def read_results(folder: Path, *, reward: str | None = None, diversity: str | No
             found.append((file.parent, result))
         except UserError as error:
             results.unreadable.append(str(error))
-        except (ValidationError, AttributeError, UnicodeDecodeError) as error:
-            results.unreadable.append(f"{file} is no record of a run: {str(error).splitlines()[0]}")
     if not found:
         why = f": {results.unreadable[0]}" if results.unreadable else " (no result.json)"
         raise UserError(f"there is no finished run below {folder}{why}")
@@ -396,7 +396,7 @@ def _name(found: list[tuple[Path, Result]], results: Results) -> None:
         if first != folder:
             results.notes.append(f"{folder} repeats cell and seed of {first} and is left out")
             continue
-        tables = [_table(folder / f"{name}.parquet", results) for name in ("metrics", "evals")]
+        tables = [_table(folder / f"{name}.parquet", columns, results) for name, columns in COLUMNS.items()]
         results.runs.append(Run(folder, result, setup, cell, *tables))
     results.notes += setups.notes + cells.notes
 
@@ -439,13 +439,17 @@ def _keys(run: Run) -> dict[str, Any]:
     return {"setup": run.setup, "cell": run.cell, "seed": run.result.run.seed}
 
 
-def _table(file: Path, results: Results) -> pd.DataFrame | None:
+def _table(file: Path, columns: set[str], results: Results) -> pd.DataFrame | None:
     if not file.is_file():
         return None
     try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        results.unreadable.append(f"cannot read {file}: {str(error).splitlines()[0]}")
+        table = read_table(file)
+        missing = columns - set(table.columns)
+        if missing:
+            raise UserError(f"cannot read {file}: it has no column {min(missing)!r}")
+        return table
+    except UserError as error:
+        results.unreadable.append(str(error))
         return None
 
 

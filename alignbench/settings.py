@@ -4,9 +4,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Settings(BaseModel):
-    """Options of a plug-in or a part of a run; an unknown key is refused."""
+    """Options of a plug-in or a part of a run; an unknown key is refused, and so is a number that is NaN or infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def first_problem(error: ValidationError, whole: str) -> str:

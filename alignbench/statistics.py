@@ -168,6 +168,8 @@ def stratified_interval(
     if runs == 0 or strata == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
     value = statistic(table)
+    if np.isnan(value):
+        return Interval(np.nan, np.nan, np.nan, runs)
     if runs == 1:
         return Interval(value, -np.inf, np.inf, 1)
     rng = np.random.default_rng(seed)

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import Field
 
 from alignbench import laws
 from alignbench.comparison import Grid, check_grid, compare
-from alignbench.config import merged_layers, read_yaml, validate
+from alignbench.config import merged_layers, read_yaml, to_yaml, validate
 from alignbench.errors import UserError
-from alignbench.record import exclusive, read_result, write_atomically
+from alignbench.record import exclusive, read_result, read_table, write_atomically
 from alignbench.results import BASE
 from alignbench.settings import Settings
 from alignbench.statistics import Interval, holm, seed_interval, welch
@@ -116,7 +115,7 @@ def run(
     waiting = jobs(study, out, seeds)
     failed: list[str] = []
     with exclusive(out):
-        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text = to_yaml(study.model_dump(mode="json"))
         write_atomically(out / FILE, lambda p: p.write_text(text, encoding="utf-8"))
         if workers == 1:
             for done, job in enumerate(waiting, start=1):
@@ -238,7 +237,7 @@ def at_kl(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str]) -
     bases = runs[runs["objective"] == BASE].set_index("task")
     rows = []
     for run in runs[runs["objective"] != BASE].to_dict("records") if levels and "kl_base" in runs.columns else ():
-        table = pd.read_parquet(run["folder"] / "metrics.parquet")
+        table = read_table(run["folder"] / "metrics.parquet")
         columns = [f"{MEASURED}{name}" for name in ("kl_base", *names)]
         if set(columns) <= set(table.columns):
             ends = [[of[name] for name in ("kl_base", *names)] for of in (bases.loc[run["task"]], run)]

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from PIL import Image
 
 from alignbench import engine, groups, launch, laws, plots
 from alignbench.backbone import Law, device_named
 from alignbench.checkpoint import has_checkpoint
-from alignbench.config import RunConfig
+from alignbench.config import RunConfig, to_yaml
 from alignbench.console import Console, Silent
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
 from alignbench.evaluation import (
@@ -139,7 +138,7 @@ class _Run:
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
             kept = laws.read_laws(self.out)
             self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
-        self._write(CONFIG, yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True))
+        self._write(CONFIG, to_yaml(config.resolved()))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         if config.updates_per_rollout == 1 and hasattr(trainer.objective.settings, "clip"):
             self.console.warn("updates_per_rollout is 1: every ratio is 1, and the objective's clip can never act")

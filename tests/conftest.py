@@ -1,6 +1,8 @@
 """One thread for every test: the models are tiny, and results must not depend on how many cores a machine has.
 
 Signals mean what they mean in a terminal, also where the tests run in the background: there a shell has them ignored.
+
+Property tests draw the same few examples each time; `make fuzz` draws many, and others each time.
 """
 
 import os
@@ -14,5 +16,13 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, signal.SIG_DFL)
 
 import torch  # noqa: E402  (reads the variables above when it is imported)
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 torch.set_num_threads(1)
+
+# A busy machine is slow, which says nothing about the code.
+_any_speed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", _any_speed, derandomize=True, max_examples=30)
+settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])  # one is enough
+settings.register_profile("fuzz", _any_speed, derandomize=False, max_examples=1000, print_blob=True)
+settings.load_profile("suite")

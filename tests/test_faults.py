@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import yaml
 
 from alignbench import RunError, UserError, checkpoint, record, run, training
-from alignbench.checkpoint import STATE, VERSION
+from alignbench.checkpoint import STATE, SUMS, VERSION, policy_weights
 from alignbench.config import RunConfig, load_config
 from alignbench.console import Silent
 from alignbench.errors import DiskError, NonFiniteError, ScorerError
@@ -303,11 +304,16 @@ def test_where_all_checkpoints_are_damaged_the_run_says_so(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_of_another_version_is_refused_as_such(tmp_path: Path) -> None:
-    """It is not taken for a damaged one, which would be passed over."""
+    """It is not taken for a damaged one, which would be passed over; a file that was altered so far is."""
     config = toy_config(write_task(tmp_path), checkpoint_every=1)
     run(config, tmp_path / "run")
     file = tmp_path / "run" / "checkpoints" / "iteration-3" / STATE
+    written = sha256(file.read_bytes()).hexdigest()
     file.write_text(json.dumps({**json.loads(file.read_text()), "version": 2}))
+    with pytest.raises(UserError, match=r"iteration-3 is damaged: state.json is not what was written"):
+        policy_weights(file.parents[1])
+    sums = file.with_name(SUMS)
+    sums.write_text(sums.read_text().replace(written, sha256(file.read_bytes()).hexdigest()))
     with pytest.raises(UserError, match=f"iteration-3 has checkpoint version 2; this alignbench reads {VERSION}"):
         run(config, tmp_path / "run", resume=True)
 

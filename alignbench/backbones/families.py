@@ -1,6 +1,7 @@
 """Which backbone opens a local diffusers folder, told by its `model_index.json` alone; imports no torch."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
 
 def is_folder(name: str) -> bool:
     """Whether the name of a backbone is that of a local folder."""
-    return "/" in name or Path(name).is_dir()
+    return "/" in name or os.path.isdir(name)  # which takes any name, as long as it may be
 
 
 def read_index(folder: Path) -> dict[str, Any]:

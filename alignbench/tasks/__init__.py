@@ -1,19 +1,22 @@
 """Tasks: prompts to train on, other prompts to judge on, the reward and the judges. One YAML file each."""
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from alignbench import registry
-from alignbench.config import validate
+from alignbench.config import read_yaml, validate
 from alignbench.errors import UserError, did_you_mean
 from alignbench.prompts import interleaved, read_prompts
 from alignbench.settings import Settings
+
+FILE = "task file"
+"""What errors call it."""
 
 
 class EvalChoice(Settings):
@@ -104,7 +107,7 @@ def names() -> list[str]:
 
 def describe() -> dict[str, str]:
     """Name -> what the task is."""
-    return {name: str(_read(_folder() / f"{name}.yaml")["description"]) for name in names()}
+    return {name: str(read_yaml(_folder() / f"{name}.yaml", FILE)["description"]) for name in names()}
 
 
 def load_task(name: str) -> Task:
@@ -114,20 +117,10 @@ def load_task(name: str) -> Task:
         UserError: there is none of that name, or its file or prompts are wrong.
     """
     file = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
-    if not file.is_file():
+    if not os.path.isfile(file):  # which takes any name, as long as it may be
         raise UserError(f"there is no task {name!r}{did_you_mean(name, names())}")
-    return Task(file.stem, validate(TaskConfig, _read(file), where=str(file.name)), file.parent)
+    return Task(file.stem, validate(TaskConfig, read_yaml(file, FILE), where=str(file.name)), file.parent)
 
 
 def _folder() -> Path:
     return Path(str(resources.files("alignbench") / "tasks"))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the task file {file}: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"the task file {file} must hold keys and values")
-    return data

@@ -122,6 +122,8 @@ def test_the_best_is_by_the_mean_reward_of_the_iterations_before_it() -> None:
     assert best_iteration([1, 2, 4, 6], metrics, 2) == 2
     assert best_iteration([4, 6, 7, 8], metrics, 2) == 7  # the newest of equals
     assert best_iteration([3, 4, 5, 8], metrics, 2) == 5
+    # The reward of the iteration after a checkpoint is another model's.
+    assert best_iteration([1, 3], [{"reward": r} for r in (5.0, 0.0, 0.0, 9.0)], 1) == 1
     assert best_iteration([1], metrics, 2) is None
     assert best_iteration([8], metrics, 2) is None
 

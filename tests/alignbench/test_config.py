@@ -231,6 +231,16 @@ class TestLayers:
         other = chosen(options={"objective": "dpo", "sampler": "dynamic_tree"})
         assert other["sampler"] == {"name": "dynamic_tree", "kappa": 1.0, "steps": 8}
 
+    def test_of_two_parts_that_name_a_sampler_the_more_special_one_is_heard(self, tmp_path: Path) -> None:
+        preset = {
+            "backbones": {"tiny": {"sampler": "fixed_tree"}, "flux": {"objectives": {"dpo": {"sampler": "flash"}}}},
+            "objectives": {"dpo": {"sampler": {"name": "independent", "steps": 3}}},
+        }
+        (tmp_path / "presets" / "third.yaml").write_text(yaml.safe_dump(preset))
+        assert chosen(preset="third")["sampler"] == {"name": "fixed_tree"}
+        assert chosen(preset="third", options={"objective": "dpo"})["sampler"] == {"name": "independent", "steps": 3}
+        assert chosen(preset="third", options={"objective": "dpo", "backbone": "flux"})["sampler"] == {"name": "flash"}
+
     def test_a_local_folder_goes_by_its_family(self, tmp_path: Path) -> None:
         model = tmp_path / "model"
         model.mkdir()
@@ -327,7 +337,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_of_its_level(set_: str, sent
         ("seed=-1", "seed: input should be greater than or equal to 0, got -1"),
         ("iterations=2.5", "iterations: input should be a valid integer, got a number with a fractional part, got 2.5"),
         ("optimizer.lr=0", "optimizer.lr: input should be greater than 0, got 0"),
-        ("optimizer.lr=nan", "optimizer.lr: input should be greater than 0, got 'nan'"),
+        ("optimizer.lr=nan", "optimizer.lr: input should be a finite number, got 'nan'"),
+        ("optimizer.lr=.inf", "optimizer.lr: input should be a finite number, got inf"),
+        ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: input should be less than 1, got 1"),
+        ("objective.beta=!!binary gA==", "objective.beta: bytes are no setting"),
+        ("seed=9223372036854775808", "seed: a whole number must fit into 64 bits"),
+        ("evaluation={seed: [1, -9223372036854775809]}", "evaluation.seed.1: a whole number must fit into 64 bits"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
         ("optimizer.schedule=linear", "optimizer.schedule: input should be 'constant' or 'cosine', got 'linear'"),
         ("optimizer=3", "optimizer: input should be a valid dictionary"),

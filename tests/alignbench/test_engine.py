@@ -320,3 +320,18 @@ def test_a_forest_without_stochastic_steps_is_refused_in_a_sentence() -> None:
     forest.rewards = torch.tensor([0.0, 1.0, 0.0, 1.0])
     with pytest.raises((RunError, UserError), match="stochastic"):
         backward(toy, load_objective("tmpo"), forest)
+
+
+@pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
+def test_while_nothing_has_changed_the_policys_own_answer_is_the_old_ones_and_carries_no_gradient(
+    micro_batch: int | None,
+) -> None:
+    toy, _, forest = drawn(plan_of("independent"), move=0)
+    objective = load_objective("nft")
+    gradients = []
+    for old in (None, [p.detach().clone() for p in toy.parameters()]):
+        toy.net.zero_grad()
+        backward(toy, objective, forest, micro_batch=micro_batch, old=old)
+        gradients.append(toy.gradient())
+    assert gradients[0].abs().max() > 1e-4
+    assert torch.allclose(gradients[0], gradients[1], atol=ROUNDING)

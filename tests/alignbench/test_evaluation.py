@@ -53,6 +53,12 @@ def test_no_alarm_where_nothing_fell() -> None:
     assert alarms({"reward": metric(0.2, 0.001, "reward"), "judge": metric(-0.1, 0.9, "judge")}, ["reward"]) == []
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_no_alarm_where_a_judge_may_have_fallen_by_chance(higher: bool) -> None:
+    judge = metric(-0.1, 0.7, "judge") if higher else metric(0.1, 0.3, "judge", higher=False)
+    assert alarms({"reward": metric(0.2, 0.001, "reward"), "judge": judge}, ["reward"]) == []
+
+
 def test_an_alarm_where_the_reward_rose_and_a_judge_fell() -> None:
     found = alarms({"reward": metric(0.2, 0.001, "reward"), "judge": metric(-0.2, 0.98, "judge")}, ["reward"])
     assert found == ["reward rose by 0.200 while judge went from 0.500 to 0.300"]

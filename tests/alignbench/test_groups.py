@@ -35,8 +35,8 @@ def test_a_missing_reward_counts_nowhere_and_standardises_to_zero() -> None:
 @pytest.mark.parametrize("std", ["group", "batch", "none"])
 @pytest.mark.parametrize(
     "group",
-    # The mean of three times .1 rounds, in float32, to something else than .1.
-    [[0.1, 0.1, 0.1], [0.1, NAN, 0.1], [NAN, 0.7, NAN], [NAN, NAN, NAN]],
+    # The mean of three times .11 rounds, in float32, to something else than .11.
+    [[0.1, 0.1, 0.1], [0.11, 0.11, 0.11], [0.1, NAN, 0.1], [NAN, 0.7, NAN], [NAN, NAN, NAN]],
 )
 def test_a_group_with_nothing_to_prefer_standardises_to_exact_zeros(group: list[float], std: str) -> None:
     z = groups.standardise(rows(group, [0.0, 1.0, 2.0]), std=std)

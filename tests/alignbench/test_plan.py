@@ -91,6 +91,8 @@ def test_an_ode_plan_replays_nothing() -> None:
         ({"rule": "ode", "children": 2}, "cannot split"),
         ({"rule": "sde", "noise_level": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),
         ({"rule": "cps", "noise_level": float("nan")}, "noise level above 0, got nan"),
+        ({"rule": "sde", "noise_level": float("inf")}, "noise level above 0, got inf"),
+        ({"rule": "cps", "noise_level": 1.2}, "share of the noise, at most 1, got 1.2"),
     ],
 )
 def test_a_step_that_cannot_be_run_is_refused(arguments: dict[str, object], sentence: str) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from alignbench import UserError
 from alignbench.prompts import interleaved, read_pictures, read_prompts
+from alignbench.record import read_table
 
 WANTED = ['the word "É, 12"', "2020", "NA"]
 
@@ -51,6 +52,17 @@ def test_wrong_files_are_refused(tmp_path: Path, name: str, content: str, says: 
         read_prompts(tmp_path / name)
     with pytest.raises(UserError, match="cannot read the prompts"):
         read_prompts(tmp_path / f"missing-{name}")
+
+
+def test_a_parquet_file_whose_texts_are_no_utf8_is_refused(tmp_path: Path) -> None:
+    """The file is whole, but for one byte of a text."""
+    for read, refused in ((read_prompts, "cannot read the prompts"), (read_table, "cannot read")):
+        pd.DataFrame({"prompt": ["é"]}).to_parquet(tmp_path / "p.parquet", compression=None)
+        assert list(read(tmp_path / "p.parquet")) in (["é"], ["prompt"])
+        content = (tmp_path / "p.parquet").read_bytes().replace("é".encode(), b"\xc3(")
+        (tmp_path / "p.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=refused):
+            read(tmp_path / "p.parquet")
 
 
 def test_several_files_take_turns() -> None:

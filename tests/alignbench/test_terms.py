@@ -7,7 +7,7 @@ from torch import Tensor
 from alignbench import RolloutForest, rollout
 from alignbench.executor import predict
 from alignbench.flow import Reduction
-from alignbench.terms import EdgeRows, Terms, edge_terms
+from alignbench.terms import DenoisingRows, EdgeRows, Terms, denoising_noise, denoising_terms, edge_terms
 from tests.by_hand import gaussian_step, leaf_values, snapshot
 from tests.toys import MIXED, PROMPTS, ToyBackbone, chains, tree
 
@@ -149,3 +149,22 @@ def test_a_log_prob_falls_with_the_squared_distance_from_the_mean() -> None:
     expected = -4.5 - math.log(std) - 0.918939
     got = edge_terms(EdgeRows.of(forest), forest.row_velocity)["log_prob"]
     assert got.tolist() == pytest.approx([expected], abs=ROUNDING)
+
+
+def test_denoising_errors_are_zero_for_the_velocity_from_picture_to_noise() -> None:
+    forest = rollout(ToyBackbone(), PROMPTS, chains(2, 3), seed=0)
+    leaf = torch.tensor([0, 2, 5])
+    rows = DenoisingRows(forest, leaf, *denoising_noise(forest, 0, [(1,), (2,), (2,)]))
+    x0, noise = forest.leaf_latents[leaf], rows.noise
+    assert torch.equal(noise[1], noise[2])  # of equal keys
+    assert not torch.equal(noise[0], noise[1])
+    assert rows.group.tolist() == [0, 0, 1]
+    sigma = rows.sigma.view(3, 1, 1, 1)
+    # x moves from the picture at sigma = 0 to the noise at sigma = 1 with this velocity.
+    velocity = (noise - rows.x) / (1 - sigma)
+    torch.testing.assert_close(rows.x - sigma * velocity, x0, atol=1e-4, rtol=0)  # differences of float32
+    found = denoising_terms(rows, velocity, velocity + torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1, 1))
+    assert found["error"].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    assert found["error_reference"].tolist() == pytest.approx([0.25, 1, 4], rel=1e-4)
+    part = rows.part(1, 3)
+    assert torch.equal(denoising_terms(part, velocity[1:] + 1)["error"], denoising_terms(rows, velocity + 1)["error"][1:])

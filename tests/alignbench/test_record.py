@@ -1,0 +1,63 @@
+"""Records and their files; what holds for any of them is in test_properties_records."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignbench import UserError
+from alignbench.record import LOCK, Estimate, command, read_result, refuse_taken
+from tests.alignbench.record_folders import write_run
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_none_in_memory_and_null_in_the_file(tmp_path: Path, number: float) -> None:
+    estimate = Estimate(value=number, lower=-0.5, upper=number, n=2)
+    assert (estimate.value, estimate.lower, estimate.upper) == (None, -0.5, None)
+    assert json.loads(estimate.model_dump_json()) == {"value": None, "lower": -0.5, "upper": None, "n": 2}
+    run = write_run(tmp_path / "r")
+    result = read_result(run)
+    changed = result.model_validate({**result.model_dump(), "checks": {"a": number, "b": 0.25}})
+    (run / "result.json").write_text(changed.model_dump_json())
+    assert read_result(run).checks == changed.checks == {"a": None, "b": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[]", "holds no keys and values"),
+        (b"{", r"is no valid JSON \(line 1\)"),
+        (b"\xff", "is no valid JSON; it may"),
+        (b"[" * 100_000, "is no valid JSON; it may"),
+        (b'{"schema_version": 99}', "has schema version 99; this alignbench reads 1"),
+        (b'{"schema_version": 1}', "is no record of a run: run: field required"),
+    ],
+)
+def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        read_result(tmp_path)
+
+
+def test_a_folder_is_taken_by_anything_but_a_lock(tmp_path: Path) -> None:
+    refuse_taken(tmp_path / "new")
+    (tmp_path / LOCK).touch()
+    refuse_taken(tmp_path)
+    (tmp_path / "file").touch()
+    for taken in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="exists already; choose another --out"):
+            refuse_taken(taken)
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\udcffb/c"])
+def test_a_folder_that_no_record_could_name_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"\\udcff.* is no valid UTF-8; choose another --out"):
+        refuse_taken(tmp_path / name)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_command_line_that_is_no_text_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["alignbench", "run", "--config", "a \udcff.yaml"])
+    assert command() == "alignbench run --config 'a ?.yaml'"
