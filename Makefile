@@ -20,7 +20,19 @@ run: $(READY) ## train and judge the default pair on the embedded model; minutes
 test: $(READY) ## the tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
-.PHONY: run test test-lowest fuzz mutants lint bench clean help
+LOWEST := .venv-lowest
+
+test-lowest: ## the tests with the oldest dependencies that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable ".[dev]"
+	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile $(ARGS)
+
+fuzz: $(READY) ## the property tests with many examples, others each time
+	$(BIN)/python -m pytest -q -n auto tests/alignbench/test_properties_*.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+
+mutants: $(READY) ## breaks one line at a time in a copy of the tree: does a test notice?
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
