@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test fuzz mutants lint bench clean help
+.PHONY: run test test-lowest fuzz mutants lint bench clean help
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,14 @@ run: $(READY) ## train and judge the default pair on the embedded model; minutes
 
 test: $(READY) ## the tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
+
+LOWEST := .venv-lowest
+
+test-lowest: ## the tests with the oldest dependencies that pyproject.toml allows, in an environment of their own
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable ".[dev]"
+	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 fuzz: $(READY) ## the property tests with many examples, others each time
 	$(BIN)/python -m pytest -q -n auto tests/alignbench/test_properties_*.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
@@ -39,5 +47,5 @@ bench: $(READY) ## speed, by pytest-benchmark; a table and a plot in results/ben
 		--benchmark-json=$(BENCH) $(ARGS)
 	$(BIN)/python -m tests.benchmarks.table $(BENCH)
 
-clean: ## remove the environment
-	rm -rf $(VENV)
+clean: ## remove the environments
+	rm -rf $(VENV) $(LOWEST)

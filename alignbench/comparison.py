@@ -270,10 +270,10 @@ def check_folder(cells: list[Cell], out: Path) -> None:
         raise UserError(f"{out} exists and holds no comparison; choose another --out")
     if (out / SETTINGS).is_file():
         named = {cell.id for cell in cells}
-        lost = [cell.id for cell in done(read_grid(out).cells(), out) if cell.id not in named]
+        lost = [cell for cell in done(read_grid(out).cells(), out) if cell.id not in named]
         if lost:
-            listed = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-            raise UserError(f"{out} also compares {listed}: name these too, or choose another --out")
+            listed = ", ".join(cell.id for cell in lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            raise UserError(f"{out} also compares {listed}: name {_unnamed(lost, cells)} too, or choose another --out")
     for cell in cells:
         file = out / RUNS / cell.id / "config.yaml"
         if file.is_file():
@@ -559,6 +559,17 @@ def _configured(
 def _plugin(kind: str, settings: Mapping[str, Any], label: str) -> str:
     """The name that a label stands for: the one in its settings, else itself."""
     return str(plugin_data(kind, (settings.get(label) or {}).get(kind)).get("name") or label)
+
+
+def _unnamed(lost: list[Cell], cells: list[Cell]) -> str:
+    """What the cells that would be left out have that no other has: `objectives tmpo and seeds 3, 4`."""
+    found = []
+    for axis in ("objective", "sampler", "task", "seed"):
+        named = {getattr(cell, axis) for cell in cells}
+        values = _unique(str(value) for cell in lost if (value := getattr(cell, axis)) not in named)
+        if values:
+            found.append(f"{axis}s {', '.join(values)}")
+    return " and ".join(found)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:

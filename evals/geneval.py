@@ -362,7 +362,8 @@ class GenEval(Scorer):
             return None
         if entry is None:
             where = self.settings.metadata or f"the wordings that {self.settings.detector!r} knows"
-            raise UserError(f"no metadata for the prompt {prompt!r} in {where}; set geneval's metadata to a file that has it")
+            what_to_do = "set geneval's metadata to a file that has it, or others=skip to pass over such prompts"
+            raise UserError(f"no metadata for the prompt {prompt!r} in {where}; {what_to_do}")
         for clause in [*entry["include"], *entry.get("exclude", [])]:
             for word, known in ((clause["class"], self.detector.classes), (clause.get("color"), self.detector.colors)):
                 if word is not None and word not in known:

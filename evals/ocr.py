@@ -39,7 +39,8 @@ def target_text(prompt: str) -> str:
     """
     text = quoted_text(prompt)
     if not text:
-        raise UserError(f"the OCR task needs a text in double quotes in each prompt; {prompt!r} has none")
+        needs = f"ocr needs a text in double quotes in each prompt; {prompt!r} has none"
+        raise UserError(f"{needs} (its setting unquoted=skip passes over such prompts)")
     return text
 
 
@@ -114,9 +115,9 @@ class Reader(ABC):
 def _read_batches(read: Callable[[list[int]], Sequence[str]], batches: Sequence[list[int]], threads: int) -> list[str]:
     """The text of each line; `batches` holds each line's index once, `read` takes one of them.
 
-    Each thread computes alone: threads that share the work of one small batch mostly wait for one another.
+    With enough batches for all threads each computes alone: threads that share a small one mostly wait for one another.
     """
-    if threads == 1:
+    if threads == 1 or len(batches) < threads:
         answers = [read(batch) for batch in batches]
     else:
         of_this = torch.get_num_threads()

@@ -39,6 +39,8 @@ class GARDO(GRPO):
         """Weight of a step in the loss, 1 on average. noise: the deviation that the step draws with."""
         kl_beta: float = Field(0.04, ge=0)
         """Weight of the KL divergence to the reference; 0 saves the reference's forward pass."""
+        kl: Literal["exact", "released"] = "released"
+        """As in `grpo`. The code's `kl_beta` are weights of its own form."""
         kl_share: float = Field(0.1, gt=0, le=1)
         """Share of a rollout's doubtful leaves that the KL counts for, the most doubtful ones, at first; all leaves where the
         task has one reward alone, since nothing then casts doubt."""

@@ -1,25 +1,14 @@
 """The command line as a user meets it: in a process of its own."""
 
 import json
-import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import ROOT, alignbench, in_a_process, in_this_process
 from tests.plugins import toy_config, write_task
-
-ROOT = Path(__file__).parents[2]
-
-
-def alignbench(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    return subprocess.run(
-        [sys.executable, "-m", "alignbench", *arguments],
-        capture_output=True, text=True, cwd=cwd, env=environment, timeout=240, check=False,
-    )  # fmt: skip
 
 
 def toy_file(folder: Path) -> Path:
@@ -33,10 +22,7 @@ def toy_file(folder: Path) -> Path:
 
 def test_list_names_everything_without_importing_torch() -> None:
     code = "import sys; sys.argv = ['alignbench', 'list']; from alignbench.cli import app; app(standalone_mode=False)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules, 'torch was imported'"],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
+    done = in_a_process([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules, 'torch was imported'"], ROOT)
     assert done.returncode == 0, done.stderr
     for name in ("tmpo", "grpo", "dynamic_tree", "independent", "fixed_tree", "ocr", "diversity", "tiny"):
         assert f"  {name} " in done.stdout
@@ -69,7 +55,7 @@ def test_list_as_json_is_one_document() -> None:
     ],
 )
 def test_every_command_has_a_help_text(command: list[str]) -> None:
-    done = alignbench(*command, "--help")
+    done = in_this_process(*command, "--help")
     assert done.returncode == 0
     assert "Usage:" in done.stdout
 
@@ -105,7 +91,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_wrong_input_gets_one_sentence_and_exit_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = alignbench(*arguments, cwd=tmp_path)
+    done = in_this_process(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     message = [line for line in done.stderr.splitlines() if line.startswith("alignbench: error: ")]
     assert len(message) == 1
@@ -114,9 +100,17 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(arguments: list[str], say
     assert list(tmp_path.iterdir()) == []
 
 
+def test_in_a_process_of_its_own_the_sentence_stands_alone(tmp_path: Path) -> None:
+    done = alignbench("run", "--set", "sampler.levels=9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("alignbench: error: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_unreadable_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1, 2")
-    done = alignbench("run", "--config", str(tmp_path / "bad.yaml"), cwd=tmp_path)
+    done = in_this_process("run", "--config", str(tmp_path / "bad.yaml"), cwd=tmp_path)
     assert done.returncode == 2
     assert "is no valid YAML" in done.stderr
 
@@ -129,7 +123,7 @@ def test_a_run_as_json_prints_one_document_and_nothing_else(tmp_path: Path) -> N
     assert {"schema_version", "run", "budget", "metrics", "alarms", "environment", "config"} <= set(record)
     typed = shlex.join(["run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), "--json"])
     assert record["environment"]["command"] == f"alignbench {typed}"
-    again = alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
+    again = in_this_process("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
 
@@ -160,9 +154,9 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:
 
 
 def test_plots_are_drawn_again_from_the_record(tmp_path: Path) -> None:
-    alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
+    in_this_process("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
     assert not (tmp_path / "run" / "plots").exists()
-    done = alignbench("plot", str(tmp_path / "run"), cwd=tmp_path)
+    done = in_this_process("plot", str(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "plots" / "curves.png").is_file()
 
@@ -173,10 +167,10 @@ def test_a_diagnosis_shows_tables_or_one_json_document(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for part in ("split 2", "entropy / maximum", "total variation", "log Z_hat", "deviation of unshared ~ K^a", "model rows"):
         assert part in done.stdout
-    again = alignbench(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
+    again = in_this_process(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
-    as_json = alignbench(*arguments, "--out", str(tmp_path / "two"), "--json", cwd=tmp_path)
+    as_json = in_this_process(*arguments, "--out", str(tmp_path / "two"), "--json", cwd=tmp_path)
     assert json.loads(as_json.stdout) == json.loads((tmp_path / "two" / "diagnosis.json").read_text())
     assert (tmp_path / "two" / "diagnosis.png").stat().st_size > 10_000
 
@@ -186,9 +180,6 @@ def test_the_installed_command_finds_plug_ins_in_the_current_folder_too(tmp_path
     # -P keeps the current folder out of the path, as it is for a script in a bin folder.
     entry = [sys.executable, "-P", "-c", "from alignbench.__main__ import main; main()"]
     options = ["check", "--objective", "deaf:Deaf", "--backbone", "tests.plugins:ToyPolicy", "--iterations", "0"]
-    done = subprocess.run(
-        [*entry, *options], capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+    done = in_a_process([*entry, *options], tmp_path)
     assert done.returncode == 1, done.stderr
     assert "the gradient is zero" in done.stdout

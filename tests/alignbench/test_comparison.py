@@ -1,9 +1,7 @@
 import html
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +34,7 @@ from alignbench.record import read_result
 from alignbench.report import write_report
 from alignbench.results import read_results
 from tests.alignbench.test_processes import CALM, assert_same_but_for_rounding
+from tests.command_line import alignbench, in_a_process, in_this_process
 from tests.plugins import write_task
 
 ROWS = 22
@@ -334,7 +333,7 @@ def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_fold
     pasted = f"{html.unescape(printed).strip()} --out again"
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    found = in_a_folder(["sh", "-c", f'alignbench() {{ "{sys.executable}" -m alignbench "$@"; }}; {pasted}'], fresh)
+    found = in_a_process(["sh", "-c", f'alignbench() {{ "{sys.executable}" -m alignbench "$@"; }}; {pasted}'], fresh)
     assert found.returncode == 0, found.stderr
     runs = sorted(run.name for run in (first / "runs").iterdir())
     assert runs == sorted(run.name for run in (fresh / "again" / "runs").iterdir())
@@ -395,8 +394,13 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
     compare(grid(tmp_path), tmp_path / "out")
     with pytest.raises(UserError, match=r"tmpo-fixed_tree-toy-s0 was run with other settings: budget .*66.*now .*88"):
         compare(grid(tmp_path, budget={"model_rows": 88}), tmp_path / "out")
-    with pytest.raises(UserError, match="out also compares tmpo-fixed_tree-toy-s0: name these too, or choose another --out"):
+    with pytest.raises(
+        UserError, match="out also compares tmpo-fixed_tree-toy-s0: name objectives tmpo too, or choose another"
+    ):
         compare(grid(tmp_path, objectives=["grpo", "vargrad"]), tmp_path / "out")
+    everything = "toy-s0, grpo-fixed_tree-toy-s0: name tasks .*toy.yaml and seeds 0 too, or choose another --out"
+    with pytest.raises(UserError, match=everything):
+        compare(grid(tmp_path, backbone="gaussian_mixture", tasks=["rare_mode"], seeds=[1]), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="mine exists and holds no comparison"):
@@ -416,15 +420,6 @@ def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
     assert all(np.isfinite(c.seconds) and c.seconds > 0 for c in costs)
 
 
-def alignbench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return in_a_folder([sys.executable, "-m", "alignbench", *arguments], folder)
-
-
-def in_a_folder(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
-
-
 def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     (tmp_path / "config.yaml").write_text(
@@ -434,16 +429,16 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
         "compare", "--objectives", "grpo", "--samplers", "independent", "--tasks", str(task), "--seeds", "4,2",
         "--preset", "smoke", "--backbone", "tests.plugins:ToyPolicy", "--config", "config.yaml", "--out", "out",
     ]  # fmt: skip
-    planned = alignbench(*words, "--dry-run", folder=tmp_path)
+    planned = alignbench(*words, "--dry-run", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     # 2 iterations of two prompts: 4 chains of 4 steps, 3 of them stochastic.
     assert "model_rows 112" in planned.stdout
     assert "1 pair x 1 task x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
     assert not (tmp_path / "out").exists()
-    ran = alignbench(*words, folder=tmp_path)
+    ran = alignbench(*words, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "2/2  grpo-independent-toy-s2  done" in ran.stderr
-    again = alignbench("compare", "--out", "out", folder=tmp_path)
+    again = alignbench("compare", "--out", "out", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "s2  done" not in again.stderr
 
@@ -458,7 +453,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_slips_on_the_command_line_are_one_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
-    found = alignbench("compare", *words, folder=tmp_path)
+    found = in_this_process("compare", *words, cwd=tmp_path)
     assert found.returncode == 2
     assert sentence in found.stderr
     assert found.stderr.count("\n") == 1

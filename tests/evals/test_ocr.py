@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -143,6 +144,21 @@ def test_a_reading_depends_neither_on_its_neighbours_nor_on_what_was_read_before
     assert easyocr.read([first, noise])[0] == reading
     assert isinstance(easyocr.reader, EasyOCRReader)
     assert not easyocr.reader.reader.recognizer.training
+
+
+def test_threads_change_no_reading_and_stay_as_many_as_they_were(easyocr: OCR, rapidocr: OCR) -> None:
+    # With a line that is wider than what RapidOCR pads others to.
+    lines = [*map(locate, spoiled(36)), sign("WIDE WORDS HERE", canvas=(330, 44))]
+    for scorer in (easyocr, rapidocr):
+        alone = scorer.reader.read_line(lines)
+        assert similarity(alone[-1], "WIDE WORDS HERE") > 0.8
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            assert scorer.reader.read_line(lines) == alone
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("value", [0, 255, 128])

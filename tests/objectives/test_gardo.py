@@ -128,7 +128,7 @@ def test_the_loss_of_one_group_by_hand() -> None:
     forest = at_angles([0.0, 1.0, 2.0, 5.0], [0, 60, 90, 180])
     forest.scores = {"main": forest.rewards, "other": -forest.rewards}
     terms = {"log_prob": torch.zeros(4, requires_grad=True), "kl": torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)}
-    loss = gardo(kl_beta=0.5, kl_share=0.25, adv_clip=10).loss(terms, forest)
+    loss = gardo(kl="exact", kl_beta=0.5, kl_share=0.25, adv_clip=10).loss(terms, forest)
     d = [0.5, 1 - math.sqrt(0.75), 1 - math.sqrt(0.75), 1.0]
     good = 3 * d[3] / (sum(d) / 4)
     # Ratios are 1; the best leaf is the most overrated one (rank 1 against 4), and its KL is 4.
@@ -149,7 +149,7 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
     toy, behaviour, forest = drawn(plan_of("fixed_tree"))
     others = [4.0, 1.0, 5.0, 2.0, 8.0, 6.0, 7.0, 3.0]
     forest.scores = {"main": forest.rewards + torch.arange(8) * 1e-3, "other": torch.tensor(others)}  # without ties
-    objective = gardo(clip=0.01, kl_beta=0.3, kl_share=0.7)
+    objective = gardo(kl="exact", clip=0.01, kl_beta=0.3, kl_share=0.7)
     v = leaf_values(toy, behaviour, forest)
     pictures = forest.states[forest.leaves].flatten(1)
 
