@@ -429,7 +429,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
         "compare", "--objectives", "grpo", "--samplers", "independent", "--tasks", str(task), "--seeds", "4,2",
         "--preset", "smoke", "--backbone", "tests.plugins:ToyPolicy", "--config", "config.yaml", "--out", "out",
     ]  # fmt: skip
-    planned = alignbench(*words, "--dry-run", cwd=tmp_path)
+    planned = in_this_process(*words, "--dry-run", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     # 2 iterations of two prompts: 4 chains of 4 steps, 3 of them stochastic.
     assert "model_rows 112" in planned.stdout
@@ -438,7 +438,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     ran = alignbench(*words, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "2/2  grpo-independent-toy-s2  done" in ran.stderr
-    again = alignbench("compare", "--out", "out", cwd=tmp_path)
+    again = in_this_process("compare", "--out", "out", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "s2  done" not in again.stderr
 
