@@ -142,9 +142,9 @@ class Backbone(ABC):
         """While entered, `velocity` answers with the frozen base model."""
 
     def shard(self) -> None:
-        """Spreads the weights that are not trained over all processes (FSDP); each gathers those of a block while it asks it.
+        """Spreads weights over all processes (FSDP); each gathers those of a block while it asks it.
 
-        What is trained stays whole in each process: gradients, optimizer, averages and checkpoints see no difference.
+        What is trained beside frozen weights, such as a LoRA, is small and stays whole.
 
         Raises:
             UserError: this backbone cannot.

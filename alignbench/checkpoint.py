@@ -25,6 +25,7 @@ from alignbench.backbone import Backbone, holding
 from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import UserError
 from alignbench.objective import Objective
+from alignbench.processes import ALONE, Processes, spread_like, whole
 from alignbench.record import write_folder
 
 VERSION = 4
@@ -89,6 +90,7 @@ def save_checkpoint(
     *,
     keep: int = 1,
     best_window: int | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Writes `folder/iteration-N`, whole or not at all, and removes those that are not kept; returns its path.
 
@@ -97,27 +99,31 @@ def save_checkpoint(
     Args:
         keep: how many of the newest are kept.
         best_window: the best is kept as well, see `best_iteration`; None for none.
+        processes: that hold the tensors together; the first one writes.
 
     Raises:
         DiskError: it cannot be written; older checkpoints are untouched.
     """
     final = folder / f"iteration-{checkpoint.iteration}"
 
-    def write(partial: Path) -> None:
-        save_file(_trained(model), partial / WEIGHTS)
-        save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
-        averages: Sequence[Tensor] = ema.average if ema else []
-        lists = {AVERAGE: averages, REFERENCE: reference or [], OLD: old or [], OWN: [*objective.parameters()]}
-        for name, values in lists.items():
-            if values:
-                save_file({str(i): value.detach().contiguous() for i, value in enumerate(values)}, partial / name)
-        (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
-        sums = _sums({file.name: _digest(file) for file in partial.iterdir()})
-        (partial / SUMS).write_bytes(sums.encode())
+    averages: Sequence[Tensor] = ema.average if ema else []
+    lists = {AVERAGE: averages, REFERENCE: reference or [], OLD: old or [], OWN: [*objective.parameters()]}
+    tensors = {WEIGHTS: _trained(model), OPTIMIZER: _optimizer_tensors(optimizer)}
+    tensors |= {name: {str(i): _saved_form(v) for i, v in enumerate(values)} for name, values in lists.items() if values}
 
-    if _fault(final):
-        write_folder(final, write)
-    _remove_others(folder, checkpoint, keep, best_window)
+    def write(partial: Path) -> None:
+        for name, of_file in tensors.items():
+            save_file(of_file, partial / name)
+        (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
+        sums = [f"{_digest(file)}  {file.name}\n" for file in sorted(partial.iterdir())]
+        (partial / SUMS).write_text("".join(sums), encoding="utf-8")
+
+    def place() -> None:
+        if _fault(final):
+            write_folder(final, write)
+        _remove_others(folder, checkpoint, keep, best_window)
+
+    processes.by_first(place)
     return final
 
 
@@ -249,13 +255,15 @@ def load_checkpoint(
     own = list(objective.parameters())
     if own:
         _copy(own, _load_list(path / OWN))
-    device = next(model.parameters()).device
+    trained = [p for p in model.parameters() if p.requires_grad]
 
     def kept(name: str) -> list[Tensor] | None:
-        return [value.to(device) for value in _load_list(path / name)] if (path / name).exists() else None
+        values = _load_list(path / name) if (path / name).exists() else None
+        return values and [spread_like(value.to(p.device), p) for value, p in zip(values, trained, strict=True)]
 
     objective.load_state(checkpoint.objective)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": _optimizer_state(load_file(path / OPTIMIZER))})
+    state = _optimizer_state(load_file(path / OPTIMIZER), [p for group in optimizer.param_groups for p in group["params"]])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return Restored(checkpoint, kept(REFERENCE), kept(OLD), passed_over)
 
 
@@ -336,23 +344,30 @@ def _load_list(path: Path) -> list[Tensor]:
 @torch.no_grad()
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(into, values, strict=True):
-        tensor.copy_(value)
+        tensor.copy_(spread_like(value.to(tensor.device), tensor))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained, by name."""
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: _saved_form(p) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _saved_form(tensor: Tensor) -> Tensor:
+    return whole(tensor.detach()).contiguous()
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state, `parameter.name` -> tensor; its settings are those of the configuration."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": value.contiguous() for i, of_one in state.items() for name, value in of_one.items()}
+    return {f"{i}.{name}": _saved_form(value) for i, of_one in state.items() for name, value in of_one.items()}
 
 
-def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _optimizer_state(tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """What `_optimizer_tensors` gave, spread as the parameters are."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+        parameter = parameters[int(number)]
+        of_shape = value.shape == parameter.shape  # not so the count of steps
+        state.setdefault(int(number), {})[name] = spread_like(value.to(parameter.device), parameter) if of_shape else value
     return state

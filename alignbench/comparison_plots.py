@@ -35,6 +35,7 @@ COLUMN = 3.3
 """Inches: the width of one column."""
 PAPER: Any = {**STYLE, "font.size": 7, "legend.fontsize": 6, "xtick.labelsize": 6, "ytick.labelsize": 6, "savefig.dpi": 300}
 PAPER |= {"svg.hashsalt": "alignbench", "lines.markersize": 4.5, "lines.linewidth": 1.0}
+PAPER |= {"figure.max_open_warning": 0}  # all of a setup are drawn before the first is written
 PALETTE = (*COLORS[:-1], "#882255", "#999933", "#332288")
 """That of `plots` without black, and three of Paul Tol's muted colours."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")

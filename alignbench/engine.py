@@ -18,7 +18,7 @@ from alignbench.errors import NonFiniteError, RunError
 from alignbench.executor import predict
 from alignbench.forest import RolloutForest
 from alignbench.objective import Objective
-from alignbench.processes import ALONE, Processes
+from alignbench.processes import ALONE, Processes, is_spread
 from alignbench.terms import Rows, Terms, Velocities
 
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
@@ -166,9 +166,10 @@ def _parts(rows: Rows, micro_batch: int | None, processes: Processes) -> list[Ro
 
 
 def _add_up(parameters: Sequence[Tensor], processes: Processes) -> None:
-    """Makes each gradient the sum over processes; one that none of them has stays None."""
+    """Makes each gradient the sum over processes; one that none of them has stays None. Where weights are spread, it is."""
     if processes.count == 1:
         return
+    parameters = [p for p in parameters if not is_spread(p)]
     has = torch.tensor([float(p.grad is not None) for p in parameters], device=processes.device)
     processes.add([has])
     gradients = []

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from torch import Tensor
 from alignbench import errors, launch
 from alignbench.micro_batch import first_line, out_of_memory
 from alignbench.signals import ENDS, deferred_interrupt
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Found = TypeVar("Found")
 Item = TypeVar("Item")
@@ -222,6 +225,26 @@ def _described(error: Exception | None) -> tuple[str, str] | None:
         return torch.OutOfMemoryError.__name__, first_line(error)
     known = [cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _KINDS]
     return (known[0], str(error)) if known else (errors.RunError.__name__, f"{type(error).__name__}: {first_line(error)}")
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether this process holds a part of it alone: torch's DTensor, whose module takes a while to import."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is spread over the processes, each of which must ask; any other as it is."""
+    return cast("DTensor", tensor).full_tensor() if is_spread(tensor) else tensor
+
+
+def spread_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a whole tensor, for a parameter that is spread; for any other the tensor as it is."""
+    if not is_spread(parameter):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    spread = cast("DTensor", parameter)
+    return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
 
 
 def leave() -> None:

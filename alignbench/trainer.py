@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignbench import engine, groups, launch
 from alignbench.backbone import Backbone, holding
@@ -34,7 +34,7 @@ from alignbench.noise import Key, group_keys, seed_generators, seed_of
 from alignbench.objective import Objective
 from alignbench.pairs import Pair, pair_forest, read_pairs
 from alignbench.plan import Plan
-from alignbench.processes import ALONE, Processes
+from alignbench.processes import ALONE, Processes, is_spread, whole
 from alignbench.record import Budget, now
 from alignbench.sampler import Sampler
 
@@ -76,7 +76,10 @@ class Trainer:
         objective.prepare(policy.latent_shape, policy.device)
         self.parameters = [*policy.parameters(), *objective.parameters()]
         o = config.optimizer
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+        # AdamW takes no list in which some tensors are spread over processes and some are not.
+        alike = [[p for p in self.parameters if is_spread(p) == spread] for spread in (True, False)]
+        groups_of = [{"params": parameters} for parameters in alike if parameters]
+        self.optimizer = torch.optim.AdamW(groups_of, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
         self.ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
         self.reference: list[Tensor] | None = None
         self.old = self._parameters_now() if objective.needs.old_lags else None
@@ -194,7 +197,7 @@ class Trainer:
             micro_batch_halvings=self.micro_batch.halvings,
         )
 
-        def write() -> None:
+        with self.processes.deferred_interrupt():
             save_checkpoint(
                 folder,
                 checkpoint,
@@ -206,10 +209,8 @@ class Trainer:
                 self.old,
                 keep=config.checkpoints_kept,
                 best_window=config.best_window,
+                processes=self.processes,
             )
-
-        with self.processes.deferred_interrupt():
-            self.processes.by_first(write)
             self.saved = self.iteration
 
     def check_together(self) -> None:
@@ -401,7 +402,7 @@ class Trainer:
         factor = 0.1 + 0.45 * (1 + np.cos(np.pi * self.progress())) if o.schedule == "cosine" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * float(factor)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, o.max_grad_norm)
+        norm = _clip(self.parameters, o.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"the gradient is not finite in iteration {self.iteration} ({self.policy.dtype})")
         before = [p.detach().clone() for p in self.parameters]
@@ -409,8 +410,9 @@ class Trainer:
         self.optimizer.step()
         self.budget.optimizer_steps += 1
         with torch.no_grad():
-            moved = torch.stack([(p - b).square().sum() for p, b in zip(self.parameters, before, strict=True)]).sum().sqrt()
-            finite = torch.stack([torch.isfinite(p).all() for p in self.parameters]).all()
+            squares = [whole((p - b).square().sum()) for p, b in zip(self.parameters, before, strict=True)]
+            moved = torch.stack(squares).sum().sqrt()
+            finite = torch.stack([_all_finite(p) for p in self.parameters]).all()
         if not bool(finite):
             raise NonFiniteError(
                 f"the weights are not finite after the update of iteration {self.iteration}; lower optimizer.lr. "
@@ -461,9 +463,25 @@ def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
     }
 
 
+def _clip(parameters: list[nn.Parameter], most: float) -> Tensor:
+    """Scales all gradients down to the norm `most`; returns the norm they had."""
+    if not any(map(is_spread, parameters)):
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.stack([whole(torch.linalg.vector_norm(g)) for g in gradients]).norm()
+    for gradient in gradients:
+        gradient.mul_(float((most / (norm + 1e-6)).clamp(max=1.0)))
+    return norm
+
+
+def _all_finite(parameter: Tensor) -> Tensor:
+    """bool; of one that is spread, its sum tells: no process sees the others' part."""
+    return torch.isfinite(whole(parameter.sum()) if is_spread(parameter) else parameter).all()
+
+
 def _fingerprint(parameter: Tensor) -> int:
-    """Differs where a bit does; the same in whichever order it is summed."""
-    return int(parameter.detach().float().view(torch.int32).sum())
+    """Differs where a bit does, the same in whichever order it is summed; of one that is spread there is one copy alone."""
+    return 0 if is_spread(parameter) else int(parameter.detach().float().view(torch.int32).sum())
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -74,6 +74,9 @@ def run(
     shown = console if console and processes.first else Silent()
     try:
         made = processes.agree(lambda: _Run(config, out, shown, {} if bases is None else bases, processes))
+        if processes.sharded:
+            made.policy.shard()
+        processes.agree(made.prepare)
         return made.run(resume)
     except (ScorerError, DiskError) as error:
         if not (out / CONFIG).is_file():
@@ -96,7 +99,7 @@ class _Run:
         self.task = load_task(config.task)
         if config.scorer_url:
             self.task = self.task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url}))
-        objective = load_objective(config.objective.name, **config.objective.settings)
+        self.objective = objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         plan = self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
         if objective.needs.training and objective.replays and not plan.stochastic_steps:
@@ -104,18 +107,22 @@ class _Run:
                 f"objective {objective.name} trains on stochastic steps and the plan of sampler {self.sampler.name} has none; "
                 "choose another sampler, or an objective that trains on pictures (dpo, raft, nft)"
             )
-        judged = evaluation_prompts(self.task, config.evaluation)  # likewise
+        evaluation_prompts(self.task, config.evaluation)  # likewise
         check_trackers(config.trackers)
         console.status("loading models")
         self.judges = Judges(self.task, config.scorer_timeout)
         self.judges.require()
         self.policy = load_configured_backbone(config)
         self.judges.prepare()
-        prompts = self.task.train_prompts
-        self.trainer = Trainer(config, prompts, self.policy, objective, self.sampler, self.judges, processes)
-        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *judged])
         self.laws: list[pd.DataFrame] = []
         self.status = "complete"
+
+    def prepare(self) -> None:
+        """What comes once weights are where they will be."""
+        config, prompts = self.config, self.task.train_prompts
+        self.trainer = Trainer(config, prompts, self.policy, self.objective, self.sampler, self.judges, self.processes)
+        judged = evaluation_prompts(self.task, config.evaluation)
+        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *judged])
 
     def run(self, resume: bool) -> Result:
         with ExitStack() as stack:
@@ -130,8 +137,6 @@ class _Run:
 
     def _run(self, resume: bool) -> Result:
         config, trainer = self.config, self.trainer
-        if self.processes.sharded:
-            self.policy.shard()
         trainer.check_together()
         if resume and has_checkpoint(self.checkpoints):
             for damage in trainer.restore(self.checkpoints):

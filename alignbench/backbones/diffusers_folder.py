@@ -331,10 +331,13 @@ class DiffusersFolder(Backbone):
         from torch.distributed.fsdp import fully_shard
 
         for transformer in filter(None, (self.pipeline.transformer, self._base)):
-            trained = {p for p in transformer.parameters() if p.requires_grad}
+            adapter = {p for p in transformer.parameters() if p.requires_grad} if self.settings.train == "lora" else set()
             blocks = [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
             for module in (*blocks, transformer):
-                fully_shard(module, ignored_params=trained)
+                # Also after the last call of many, so that parameters are always this process's part.
+                fully_shard(module, ignored_params=adapter, reshard_after_forward=True)
+                module.set_gradient_divide_factor(1.0)  # gradients are added up, see `engine`
+                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import time
 from itertools import product
@@ -12,15 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from alignbench import engine, load_objective, run
+from alignbench import RunError, UserError, engine, load_objective, run
 from alignbench import record as record_module
 from alignbench.config import RunConfig, load_config
 from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone
 from alignbench.noise import group_keys
-from alignbench.processes import ALONE, Processes, Together, join
+from alignbench.processes import ALONE, Processes, Together, join, whole
 from tests.alignbench.test_training import OBJECTIVES, SAMPLERS
 from tests.faults import full_disk
 from tests.pipelines import SIDE, save_pipeline
@@ -165,6 +167,29 @@ def test_what_fails_in_one_process_ends_all_with_its_message_and_the_run_goes_on
     assert_same_but_for_rounding(tmp_path / "undisturbed", out)
 
 
+def failing(folder: Path) -> None:
+    """Both processes fail, each in its own way; writes what each raises."""
+    processes = join(torch.device("cpu"))
+
+    def work() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory") if processes.first else UserError("no such thing")
+
+    try:
+        processes.agree(work)
+    except Exception as error:
+        wrapped = RunError("about it")
+        wrapped.__cause__ = error
+        told = [type(error).__name__, str(error), processes.agreed(error), processes.agreed(wrapped)]
+        (folder / f"{processes.rank}.json").write_text(json.dumps([*told, processes.agreed(ValueError())]))
+
+
+def test_of_two_failures_all_raise_the_first_processs(tmp_path: Path) -> None:
+    assert ended(started(2, failing, tmp_path, said=tmp_path / "said")) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == ["OutOfMemoryError", "CUDA out of memory", True, True, False]
+    assert second == ["OutOfMemoryError", "process 0: CUDA out of memory", True, True, False]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, number: int) -> None:
     out = tmp_path / "run"
@@ -254,37 +279,56 @@ def test_what_cannot_be_shared_is_said_once(tmp_path: Path, arguments: list[str]
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_sharded_weights_give_the_same_run(tmp_path: Path, family: str) -> None:
+TRAININGS = [("sd3", "lora"), ("flux", "lora"), ("sd3", "full")]
+
+
+@pytest.mark.parametrize(("family", "train"), TRAININGS)
+def test_sharded_weights_give_the_same_run_and_resume(tmp_path: Path, family: str, train: str) -> None:
     folder = save_pipeline(family, tmp_path / family)
-    configs = {name: lora_config(folder, name == "sharded") for name in ("whole", "sharded")}
+    configs = {name: small_config(folder, train, sharded=name == "sharded") for name in ("whole", "sharded")}
     jobs = [(config, tmp_path / name) for name, config in configs.items()]
     assert ended(started(2, runs, jobs, said=tmp_path / "said")) == [0, 0]
     assert_same_but_for_rounding(tmp_path / "whole", tmp_path / "sharded")
+    for name in ("ema", "optimizer", "reference"):
+        kept, spread = (weights(tmp_path / out, name) for out in ("whole", "sharded"))
+        assert kept.keys() == spread.keys() != set()
+        for key, tensor in kept.items():
+            torch.testing.assert_close(spread[key], tensor, rtol=0, atol=ROUNDING)
+    interrupted = tmp_path / "interrupted"
+    shutil.copytree(tmp_path / "sharded", interrupted)
+    (interrupted / "result.json").unlink()
+    shutil.rmtree(interrupted / "checkpoints" / "iteration-2")
+    assert ended(started(2, runs, [(configs["sharded"], interrupted)], said=tmp_path / "said")) == [0, 0]
+    for key, tensor in weights(tmp_path / "sharded").items():
+        assert torch.equal(weights(interrupted)[key], tensor)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_sharded_each_process_holds_half_of_the_frozen_weights_and_all_of_the_gradient(tmp_path: Path, family: str) -> None:
-    config = lora_config(save_pipeline(family, tmp_path / family), sharded=True)
+@pytest.mark.parametrize(("family", "train"), TRAININGS)
+def test_sharded_each_process_holds_half_of_the_weights_and_finds_the_gradient(tmp_path: Path, family: str, train: str) -> None:
+    config = small_config(save_pipeline(family, tmp_path / family), train, sharded=True)
     assert ended(started(2, sharding, config, tmp_path, said=tmp_path / "said")) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    assert first["frozen"] + second["frozen"] == first["frozen_before"]
-    assert second["frozen"] > 0.4 * first["frozen_before"]  # an odd row is the first one's
+    part = "frozen" if train == "lora" else "trained"  # what is trained beside frozen weights stays whole
+    assert first[part] + second[part] == first[f"{part}_before"]
+    assert second[part] > 0.4 * first[f"{part}_before"]  # an odd row is the first one's
     for found in (first, second):
-        assert found["trained"] == found["trained_before"] > 0
+        assert train == "full" or found["trained"] == found["trained_before"] > 0
         assert found["gradient"] > 0
         assert found["off"] < 1e-5 * found["gradient"]
 
 
-def lora_config(folder: Path, sharded: bool) -> RunConfig:
+def small_config(folder: Path, train: str, sharded: bool) -> RunConfig:
     options = {
-        "backbone": {"name": str(folder), "lora_rank": 2, "resolution": SIDE},
-        "objective": "grpo",
+        "backbone": {"name": str(folder), "train": train, "lora_rank": 2, "resolution": SIDE},
+        "objective": {"name": "grpo", "kl_beta": 0.1},
         "sampler": {"name": "fixed_tree", "steps": 4, "levels": 2, "children": 2, "splits": [1, 2]},
         "task": str(write_task(folder.parent)),
         "iterations": 2,
         "prompts_per_iteration": 2,
-        "optimizer": CALM,
+        "optimizer": {**CALM, "max_grad_norm": 0.01},
+        "ema": {"decay": 0.9, "every": 1},
+        "reference_refresh": 1,
+        "checkpoint_every": 1,
         "evaluation": {"prompts": 3, "images_per_prompt": 2, "steps": 3},
         "threads": 1,
         "pictures": False,
@@ -295,8 +339,6 @@ def lora_config(folder: Path, sharded: bool) -> RunConfig:
 
 def sharding(config: RunConfig, folder: Path) -> None:
     """Writes how many numbers of the transformer this process holds, and how far the gradient is from that of one process."""
-    from torch.distributed.tensor import DTensor
-
     processes = join(torch.device("cpu"), sharded=True)
     policy = load_configured_backbone(config)
     objective = load_objective("grpo", kl_beta=1.0)
@@ -312,7 +354,7 @@ def sharding(config: RunConfig, folder: Path) -> None:
             parameter.grad = None
         # Three rows, one in a call: the first process has one of them, and a call without any.
         engine.backward(policy, objective, forest, micro_batch=1, processes=among)
-        return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        return torch.cat([whole(p.grad).flatten() for p in policy.parameters() if p.grad is not None])
 
     found: dict[str, Any] = {"frozen_before": held(False), "trained_before": held(True)}
     alone = gradient(ALONE)
