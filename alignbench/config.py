@@ -159,7 +159,7 @@ class RunConfig(Settings):
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
     sharded: bool = False
-    """With several processes: spread the weights that are not trained over them (FSDP), in place of a copy for each."""
+    """With several processes: spread the model's weights over them (FSDP), in place of a copy for each."""
 
     @field_validator(*PLUGINS, mode="before")
     @classmethod

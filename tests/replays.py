@@ -22,7 +22,7 @@ SMALL: dict[str, dict[str, object]] = {
     "sliding_window": {"steps": 5, "group_size": 4, "window": 2},
     "flash": {"steps": 7, "group_size": 4, "window": 2},
     "tree_window": {"steps": 6, "children": 2, "levels": 2},
-    "branch": {"steps": 5, "children": 2, "splits": (0, 2), "depth_pruning": 1},
+    "branch": {"steps": 5, "children": 2, "levels": 2, "splits": (0, 2), "depth_pruning": 1},
 }
 """Settings with which each sampler draws groups of four."""
 REWARDS = [[0.5, 2.0, -1.0, 0.25], [1.0, 0.0, 0.0, 3.5]]
