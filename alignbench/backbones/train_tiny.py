@@ -521,6 +521,10 @@ def export(
     # transformers 5 writes its own name of this class, which transformers 4 does not know; both know this one.
     for path in (out / "model_index.json", *out.glob("tokenizer*/tokenizer_config.json")):
         path.write_text(path.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
+    # diffusers writes where a part was read from: a path of the machine that trained it.
+    config = out / "vae" / "config.json"
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
     call = {
         "height": 64,
         "width": 64,

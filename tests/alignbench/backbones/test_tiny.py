@@ -31,6 +31,12 @@ def test_the_folder_is_small() -> None:
     assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= MAX_BYTES
 
 
+def test_no_config_names_a_place_on_the_machine_that_made_it() -> None:
+    configs = [json.loads(file.read_text()) for file in FOLDER.rglob("*config.json")]
+    assert len(configs) > 5
+    assert not [value for config in configs for value in config.values() if isinstance(value, str) and value.startswith("/")]
+
+
 @pytest.mark.parametrize("without", [{}, {"text_encoder_3": None, "tokenizer_3": None}])
 def test_plain_diffusers_opens_it_and_draws_what_our_ode_draws(tiny: DiffusersFolder, without: dict[str, Any]) -> None:
     call = json.loads((FOLDER / "alignbench.json").read_text())["call"]

@@ -110,6 +110,8 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) 
         (one,), (two,) = (list((tmp_path / out / name).glob("*.safetensors")) for out in ("out", "out_whole"))
         a, b = load_file(one), load_file(two)
         assert all(torch.equal(a[key], b[key]) for key in a)
+    # The autoencoder was read from the folder of the work, which is nobody else's business.
+    assert str(work) not in (tmp_path / "out" / "vae" / "config.json").read_text()
 
 
 def test_each_phase_has_pictures_and_a_rate_of_its_own(trained: tuple[Path, list[str]]) -> None:
