@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 
-from alignbench import registry
+from alignbench import launch, registry
 from alignbench.backbone import Backbone
 from alignbench.backbones import families
 from alignbench.config import RunConfig
@@ -59,5 +59,5 @@ def opens_hollow(config: RunConfig) -> bool:
 
 
 def threads_of(config: RunConfig) -> int:
-    """CPU threads of a run: what is asked for, else as many as this process may use, at most eight."""
-    return config.threads or min(8, len(os.sched_getaffinity(0)))
+    """CPU threads of a process: what is asked for, else its share of those that it may use, at most eight."""
+    return config.threads or min(8, max(1, len(os.sched_getaffinity(0)) // launch.on_this_machine()))

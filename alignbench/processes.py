@@ -12,6 +12,7 @@ writes files. With one process all of this costs nothing.
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -112,7 +113,10 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
         return ALONE
     from accelerate import PartialState
 
-    state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
+    with warnings.catch_warnings():
+        # It chooses a number of threads and says so; the run's own is set afterwards.
+        warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
+        state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
     return Together(state.device, sharded=sharded)
 
 
