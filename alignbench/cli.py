@@ -211,8 +211,9 @@ def compare(
                 grid, folder, engine=engine, workers=workers, processes=processes, gpus=gpus, observer=shown
             )
     except KeyboardInterrupt:
-        same = {"--out": str(folder), "--engine": engine, "--workers": str(workers), "--gpus": f"{gpus:g}"}
-        usual = {"--engine": "local", "--workers": "1", "--gpus": "0"}
+        same = {"--out": str(folder), "--engine": engine, "--workers": str(workers), "--processes": str(processes)}
+        same |= {"--gpus": f"{gpus:g}"}
+        usual = {"--engine": "local", "--workers": "1", "--processes": "1", "--gpus": "0"}
         words = [word for option, value in same.items() if value != usual.get(option) for word in (option, value)]
         typer.echo(f"alignbench: interrupted; go on with: {shlex.join(['alignbench', 'compare', *words])}", err=True)
         raise typer.Exit(130) from None
