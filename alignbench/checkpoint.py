@@ -105,7 +105,6 @@ def save_checkpoint(
         DiskError: it cannot be written; older checkpoints are untouched.
     """
     final = folder / f"iteration-{checkpoint.iteration}"
-
     averages: Sequence[Tensor] = ema.average if ema else []
     lists = {AVERAGE: averages, REFERENCE: reference or [], OLD: old or [], OWN: [*objective.parameters()]}
     tensors = {WEIGHTS: _trained(model), OPTIMIZER: _optimizer_tensors(optimizer)}
@@ -115,8 +114,8 @@ def save_checkpoint(
         for name, of_file in tensors.items():
             save_file(of_file, partial / name)
         (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
-        sums = [f"{_digest(file)}  {file.name}\n" for file in sorted(partial.iterdir())]
-        (partial / SUMS).write_text("".join(sums), encoding="utf-8")
+        sums = _sums({file.name: _digest(file) for file in partial.iterdir()})
+        (partial / SUMS).write_text(sums, encoding="utf-8")
 
     def place() -> None:
         if _fault(final):

@@ -51,9 +51,7 @@ def several(processes: int, work: Callable[..., Any], *arguments: Any) -> Iterat
     if processes == 1:
         yield
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = get_context("spawn")
     others = [
         context.Process(target=_other, args=(environment(rank, processes, port), work, arguments), daemon=True)
@@ -72,6 +70,13 @@ def several(processes: int, work: Callable[..., Any], *arguments: Any) -> Iterat
             other.kill()
         for name, value in former.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def end_with_parent() -> None:

@@ -196,7 +196,6 @@ class Trainer:
             micro_batch=self.micro_batch.rows,
             micro_batch_halvings=self.micro_batch.halvings,
         )
-
         with self.processes.deferred_interrupt():
             save_checkpoint(
                 folder,
@@ -215,6 +214,8 @@ class Trainer:
 
     def check_together(self) -> None:
         """Raises RunError where a process has come to other weights, or stands at another iteration, than the first."""
+        if self.processes.count == 1:
+            return  # a fingerprint reads every weight
         first, *others = self.processes.tell([self.iteration, *map(_fingerprint, self.parameters)])
         for rank, other in enumerate(others, 1):
             if other != first:

@@ -107,7 +107,7 @@ class _Run:
                 f"objective {objective.name} trains on stochastic steps and the plan of sampler {self.sampler.name} has none; "
                 "choose another sampler, or an objective that trains on pictures (dpo, raft, nft)"
             )
-        evaluation_prompts(self.task, config.evaluation)  # likewise
+        self.judged = evaluation_prompts(self.task, config.evaluation)  # likewise
         check_trackers(config.trackers)
         console.status("loading models")
         self.judges = Judges(self.task, config.scorer_timeout)
@@ -121,8 +121,7 @@ class _Run:
         """What comes once weights are where they will be."""
         config, prompts = self.config, self.task.train_prompts
         self.trainer = Trainer(config, prompts, self.policy, self.objective, self.sampler, self.judges, self.processes)
-        judged = evaluation_prompts(self.task, config.evaluation)
-        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *judged])
+        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *self.judged])
 
     def run(self, resume: bool) -> Result:
         with ExitStack() as stack:
@@ -228,10 +227,9 @@ class _Run:
         if self.trainer.progress() == 1:
             return  # the judged model comes
         began = time.perf_counter()
-        prompts = evaluation_prompts(self.task, self.config.evaluation)
         with self.trainer.averaged_weights():
-            row |= {f"measured_{name}": float(m.values.mean()) for name, m in self.policy.measure(prompts).items()}
-            self._keep_law(self.policy.law(prompts[0]), self.trainer.iteration)
+            row |= {f"measured_{name}": float(m.values.mean()) for name, m in self.policy.measure(self.judged).items()}
+            self._keep_law(self.policy.law(self.judged[0]), self.trainer.iteration)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
 
     def _keep_law(self, law: Law | None, iteration: int) -> None:

@@ -1,7 +1,6 @@
 """Several processes on this machine that work as if `torchrun` had started them, over gloo."""
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,7 @@ from tests.faults import CONTEXT, PATIENCE
 def started(count: int, work: Callable[..., None], *arguments: Any, said: Path) -> list[Any]:
     """`work(*arguments)` in so many processes; what process r says on stderr goes to the file r in the folder `said`."""
     said.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = launch.free_port()
     processes = [CONTEXT.Process(target=_one, args=(r, count, port, said, work, arguments)) for r in range(count)]
     for process in processes:
         process.start()

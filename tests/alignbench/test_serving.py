@@ -17,6 +17,7 @@ import uvicorn
 from PIL import Image
 
 from alignbench import RunError, Scorer, UserError, load_scorer, run, serving
+from alignbench.launch import free_port
 from alignbench.record import read_result
 from alignbench.scorer import Images, as_arrays
 from alignbench.serving import ScoreRequest, application, png
@@ -106,9 +107,7 @@ def test_what_the_service_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_server_that_is_not_there_or_is_something_else_never_gives_a_score() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(RunError, match=rf"http://127.0.0.1:{port} does not answer \(ConnectionError, 2 tries\)"):
         remote(f"http://127.0.0.1:{port}").score([picture(1)], ["x"])
     with pytest.raises(UserError, match="url"):
