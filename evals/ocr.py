@@ -159,13 +159,14 @@ class EasyOCRReader(Reader):
         self.source = str(folder.parent.name) if folder else "EasyOCR download"
 
     def read_line(self, crops: list[np.ndarray]) -> list[str]:
-        lines = [self._line(crop) for crop in crops]
-        batches = []
-        for width in sorted({line.shape[-1] for line in lines}, reverse=True):
-            alike = [i for i, line in enumerate(lines) if line.shape[-1] == width]
-            batches += [alike[start : start + self.batch] for start in range(0, len(alike), self.batch)]
+        widths = np.array([self._width(crop) for crop in crops], dtype=int)
+        batches: list[list[int]] = []
+        # The widest first and in equal parts: no thread then waits long for another's last batch.
+        for width in sorted({*widths.tolist()}, reverse=True):
+            alike = np.flatnonzero(widths == width)
+            batches += [part.tolist() for part in np.array_split(alike, -(-len(alike) // self.batch))]
         threads = torch.get_num_threads() if self.device == "cpu" else 1
-        return _read_batches(lambda batch: self._recognise([lines[i] for i in batch]), batches, threads)
+        return _read_batches(lambda batch: self._recognise([self._line(crops[i]) for i in batch]), batches, threads)
 
     @torch.no_grad()
     def _recognise(self, lines: list[torch.Tensor]) -> list[str]:
@@ -175,15 +176,20 @@ class EasyOCRReader(Reader):
         indices = np.asarray(self.allowed)[best]
         return list(self.reader.converter.decode_greedy(indices.reshape(-1), [indices.shape[1]] * len(lines)))
 
-    def _line(self, crop: np.ndarray) -> torch.Tensor:
-        """Dark on light, 64 pixels high, right-padded with its last column to a multiple of 64; [1, 64, width] in -1..1.
+    def _text_width(self, crop: np.ndarray) -> int:
+        """Of a crop [h, w, 3] that was made 64 pixels high."""
+        return min(self.MAX_WIDTH, max(1, -(-crop.shape[1] * self.HEIGHT // crop.shape[0])))
 
-        The width depends on the crop alone, so that a reading does not depend on what it is batched with.
-        """
-        grey = Image.fromarray(contrast_image(crop))
-        width = min(self.MAX_WIDTH, max(1, -(-grey.width * self.HEIGHT // grey.height)))
-        line = np.asarray(grey.resize((width, self.HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
-        padded = np.empty((self.HEIGHT, min(self.MAX_WIDTH, -(-width // self.WIDTH_STEP) * self.WIDTH_STEP)), np.float32)
+    def _width(self, crop: np.ndarray) -> int:
+        """Of its line, a multiple of 64: known from the crop alone, so a reading does not depend on what it is batched with."""
+        return min(self.MAX_WIDTH, -(-self._text_width(crop) // self.WIDTH_STEP) * self.WIDTH_STEP)
+
+    def _line(self, crop: np.ndarray) -> torch.Tensor:
+        """Dark on light, 64 pixels high, right-padded with its last column; [1, 64, `_width`] in -1..1."""
+        width = self._text_width(crop)
+        grey = Image.fromarray(contrast_image(crop)).resize((width, self.HEIGHT), Image.Resampling.BICUBIC)
+        line = np.asarray(grey, dtype=np.float32)
+        padded = np.empty((self.HEIGHT, self._width(crop)), np.float32)
         padded[:, :width], padded[:, width:] = line, line[:, -1:]
         return torch.from_numpy(padded / 127.5 - 1.0)[None]
 

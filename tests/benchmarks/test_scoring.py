@@ -1,4 +1,4 @@
-"""Speed of scorers in batches against one picture at a time (`make bench`)."""
+"""Speed of scorers in batches against one picture at a time, and against what readers offer themselves (`make bench`)."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from alignbench import load_scorer
 from alignbench.drawing import lettering, sample_lettering
 from alignbench.drawing.scenes import TASK_TYPES, sample_metadata, sample_scene
 from alignbench.scorer import Scorer
+from evals.ocr import OCR
 
 Drawn = tuple[np.ndarray, list[str]]
 PICTURES = 108
@@ -20,7 +21,8 @@ SCORERS: dict[str, dict[str, str]] = {
     "clip agreement": {"name": "clip_agreement"},
     "shapes": {"name": "geneval"},
 }
-"""By what they go by here. The detector of shapes looks at one object after the other: batches share nothing there."""
+"""By what they go by here. The readers' networks keep every core busy with one picture already, so a batch gains no more than
+the cores that one picture left idle; the detector of shapes looks at one object after the other and shares nothing."""
 
 
 @pytest.fixture(scope="module", params=SCORERS)
@@ -62,3 +64,10 @@ def test_one_by_one(benchmark: Any, request: pytest.FixtureRequest, scorer: Scor
             scorer.score(pictures[i : i + 1], [prompt])
 
     timed(benchmark, request, run)
+
+
+def test_readers_own_call(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
+    """A picture at a time through the reader's own detector and recogniser, as Flow-GRPO's published scorer reads."""
+    if not isinstance(scorer, OCR):
+        pytest.skip("is no reader")
+    timed(benchmark, request, lambda: [scorer.reader.read_page(picture) for picture in drawn[0]])
