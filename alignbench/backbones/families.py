@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from alignbench import registry
 from alignbench.errors import UserError
 
 INDEX = "model_index.json"
@@ -13,8 +14,9 @@ FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
 
 
 def is_folder(name: str) -> bool:
-    """Whether the name of a backbone is that of a local folder."""
-    return "/" in name or os.path.isdir(name)  # which takes any name, as long as it may be
+    """Whether the name of a backbone is that of a local folder; a plug-in's name is not, whatever lies in this folder."""
+    # os.path.isdir takes any name, as long as it may be.
+    return "/" in name or (os.path.isdir(name) and name not in registry.names("backbones"))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
