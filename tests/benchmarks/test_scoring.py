@@ -1,4 +1,4 @@
-"""Speed of scorers in batches against one picture at a time, and against what readers offer themselves (`make bench`)."""
+"""Speed of scorers in batches against one picture at a time, and of text readers against their own call (`make bench`)."""
 
 from typing import Any
 
@@ -21,8 +21,9 @@ SCORERS: dict[str, dict[str, str]] = {
     "clip agreement": {"name": "clip_agreement"},
     "shapes": {"name": "geneval"},
 }
-"""By what they go by here. The readers' networks keep every core busy with one picture already, so a batch gains no more than
-the cores that one picture left idle; the detector of shapes looks at one object after the other and shares nothing."""
+"""By what they go by here. A reader's network does as much arithmetic a picture in a batch as alone, so that a batch gains
+little but the cores that one picture leaves idle; the detector of shapes looks at one object after the other: batches share
+nothing there."""
 
 
 @pytest.fixture(scope="module", params=SCORERS)
@@ -67,7 +68,8 @@ def test_one_by_one(benchmark: Any, request: pytest.FixtureRequest, scorer: Scor
 
 
 def test_readers_own_call(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
-    """A picture at a time through the reader's own detector and recogniser, as Flow-GRPO's published scorer reads."""
+    """A picture at a time through the reader's own detector and recogniser, with the settings that we load it with: RapidOCR
+    then has one thread."""
     if not isinstance(scorer, OCR):
         pytest.skip("is no reader")
     timed(benchmark, request, lambda: [scorer.reader.read_page(picture) for picture in drawn[0]])
