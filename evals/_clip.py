@@ -15,6 +15,7 @@ from torch.nn import functional
 import alignbench
 from alignbench import Scorer, UserError, hub, settings
 from alignbench.backbone import device_named
+from evals._processors import torchvision
 
 TINY = "tiny"
 """The name of the small CLIP that ships, for the pictures of the `tiny` backbone."""
@@ -45,7 +46,7 @@ class Clip:
         source = str(FOLDERS.get(name, Path(name).expanduser() if Path(name).expanduser().is_dir() else name))
         try:
             self.model = CLIPModel.from_pretrained(source, use_safetensors=True).float().eval().requires_grad_(False)
-            self.processor = CLIPProcessor.from_pretrained(PROCESSORS.get(name, source))
+            self.processor = CLIPProcessor.from_pretrained(PROCESSORS.get(name, source), **torchvision())
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{name!r} opens as no CLIP model, neither as a local folder nor from the hub: {reason}") from error

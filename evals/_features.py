@@ -14,6 +14,7 @@ from alignbench import UserError, hub
 from alignbench.backbone import device_named
 from evals._clip import load_clip, sources
 from evals._open_clip import load_open_clip, tag_on_hub
+from evals._processors import torchvision
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
 """Pictures, each uint8 [h, w, 3], to features [N, D]."""
@@ -80,7 +81,7 @@ def _dinov2(name: str, device: torch.device) -> Callable[[list[Image.Image]], Te
     hub.require({name: "DINOv2"})
     source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        processor: Any = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **torchvision())
         model = Dinov2Model.from_pretrained(source, use_safetensors=True).float().eval().to(device)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -16,6 +16,7 @@ from torch.nn import functional
 from alignbench import UserError, hub
 from alignbench.backbone import device_named
 from evals._open_clip import OpenClip, load_open_clip
+from evals._processors import torchvision
 from evals.geneval import COCO, Detection, Detections, Detector
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
@@ -81,7 +82,7 @@ class Mask2FormerDetector(Detector):
         self.device = device_named(device)
         self.source, self._colors, self.batch = model, colors, batch
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+            self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False, **torchvision())
             opened = Mask2FormerForUniversalSegmentation.from_pretrained(model, use_safetensors=True)
             self.model = opened.float().eval().to(self.device)
         except (OSError, ValueError) as error:

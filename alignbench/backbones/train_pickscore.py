@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -305,7 +306,11 @@ def build_processor() -> CLIPProcessor:
     characters = [*string.ascii_lowercase, *string.digits, *"\".,;:!?'-&+"]
     tokens = [*SPECIAL.values(), *characters, *(f"{c}</w>" for c in characters)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS, **SPECIAL)
+    with TemporaryDirectory() as folder:
+        # From files, which transformers 4 and 5 both take.
+        Path(folder, "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        Path(folder, "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS, local_files_only=True, **SPECIAL)
     side = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
     return CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": PICTURE_SIZE}, crop_size=side), tokenizer)
 

@@ -207,11 +207,12 @@ def silent_third_encoder() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
     """A third text encoder that answers one zero vector whatever the prompt: what SD3's pipeline puts in its place.
 
     The pipeline can do without its third encoder, but `from_pretrained` then wants to be told so; with this one in the
-    folder it opens as it is. With `max_sequence_length=1` both ways give the same embeddings.
+    folder it opens as it is. With `max_sequence_length=1` both ways give the same embeddings. Its one layer is there because
+    transformers 4 opens no T5 without.
     """
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(Regex(".+"), "")
-    encoder = T5EncoderModel(T5Config(vocab_size=2, d_model=TEXT_WIDTH, d_kv=8, d_ff=8, num_layers=0, num_heads=1))
+    encoder = T5EncoderModel(T5Config(vocab_size=2, d_model=TEXT_WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=1))
     for parameter in encoder.parameters():
         nn.init.zeros_(parameter)
     return encoder, PreTrainedTokenizerFast(

@@ -37,6 +37,12 @@ def test_no_config_names_a_place_on_the_machine_that_made_it() -> None:
     assert not [value for config in configs for value in config.values() if isinstance(value, str) and value.startswith("/")]
 
 
+def test_it_is_written_so_that_transformers_4_opens_it_too() -> None:
+    index = json.loads((FOLDER / "model_index.json").read_text())
+    assert {index[name][1] for name in ("tokenizer", "tokenizer_2", "tokenizer_3")} == {"PreTrainedTokenizerFast"}
+    assert json.loads((FOLDER / "text_encoder_3" / "config.json").read_text())["num_layers"] == 1
+
+
 @pytest.mark.parametrize("without", [{}, {"text_encoder_3": None, "tokenizer_3": None}])
 def test_plain_diffusers_opens_it_and_draws_what_our_ode_draws(tiny: DiffusersFolder, without: dict[str, Any]) -> None:
     call = json.loads((FOLDER / "alignbench.json").read_text())["call"]

@@ -81,6 +81,8 @@ def test_a_training_ends_in_a_folder_that_diffusers_opens(trained: tuple[Path, l
     # Tokenizers go by the one name that transformers 4 and 5 both know.
     index = json.loads((folder / "out" / "model_index.json").read_text())
     assert {index[name][1] for name in ("tokenizer", "tokenizer_2", "tokenizer_3")} == {"PreTrainedTokenizerFast"}
+    # A T5 without layers is none to transformers 4.
+    assert json.loads((folder / "out" / "text_encoder_3" / "config.json").read_text())["num_layers"] == 1
 
 
 def test_latents_have_unit_variance_over_all_components(trained: tuple[Path, list[str]]) -> None:
