@@ -17,13 +17,15 @@ PICTURES = 108
 SCORERS: dict[str, dict[str, str]] = {
     "easyocr": {"name": "ocr", "characters": "letters"},
     "rapidocr": {"name": "ocr", "reader": "rapidocr"},
+    "easyocr pages": {"name": "ocr", "locate": "detect"},
+    "rapidocr pages": {"name": "ocr", "reader": "rapidocr", "locate": "detect"},
     "pickscore": {"name": "pickscore"},
     "clip agreement": {"name": "clip_agreement"},
     "shapes": {"name": "geneval"},
 }
-"""By what they go by here. A reader's network does as much arithmetic a picture in a batch as alone, so that a batch gains
-little but the cores that one picture leaves idle; the detector of shapes looks at one object after the other: batches share
-nothing there."""
+"""By what they go by here; pages are pictures whose text the reader's own detector finds. A reader's network does as much
+arithmetic a picture in a batch as alone, so that a batch gains little but the cores that one picture leaves idle; the
+detector of shapes looks at one object after the other: batches share nothing there."""
 
 
 @pytest.fixture(scope="module", params=SCORERS)
@@ -70,6 +72,6 @@ def test_one_by_one(benchmark: Any, request: pytest.FixtureRequest, scorer: Scor
 def test_readers_own_call(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
     """A picture at a time through the reader's own detector and recogniser, with the settings that we load it with: RapidOCR
     then has one thread."""
-    if not isinstance(scorer, OCR):
-        pytest.skip("is no reader")
+    if not isinstance(scorer, OCR) or scorer.settings.locate == "detect":
+        pytest.skip("is no reader, or makes that call already")
     timed(benchmark, request, lambda: [scorer.reader.read_page(picture) for picture in drawn[0]])

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from alignbench import UserError, load_scorer
 from alignbench.drawing.lettering import Lettering, sample_lettering, sample_text
-from evals.ocr import OCR, EasyOCRReader, contrast_image, locate, normalised, similarity, target_text
+from evals.ocr import OCR, EasyOCRReader, RapidOCRReader, contrast_image, locate, normalised, similarity, target_text
 
 
 def sign(
@@ -150,15 +150,36 @@ def test_threads_change_no_reading_and_stay_as_many_as_they_were(easyocr: OCR, r
     # With a line that is wider than what RapidOCR pads others to.
     lines = [*map(locate, spoiled(36)), sign("WIDE WORDS HERE", canvas=(330, 44))]
     for scorer in (easyocr, rapidocr):
-        alone = scorer.reader.read_line(lines)
+        alone = scorer.reader.read_lines(lines)
         assert similarity(alone[-1], "WIDE WORDS HERE") > 0.8
         before = torch.get_num_threads()
         torch.set_num_threads(2)
         try:
-            assert scorer.reader.read_line(lines) == alone
+            assert scorer.reader.read_lines(lines) == alone
             assert torch.get_num_threads() == 2
         finally:
             torch.set_num_threads(before)
+
+
+def test_threads_change_no_page_and_each_has_an_engine_of_its_own(
+    easyocr: OCR, rapidocr: OCR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["LEMON", "HOUSE", "GREEN", "STONE"]
+    pages = [sign(text, size=36, canvas=(230 + 20 * i, 160)) for i, text in enumerate(texts)]
+    for scorer in (easyocr, rapidocr):
+        monkeypatch.setattr(type(scorer.reader), "threads", 2)
+        assert scorer.read(pages) == [scorer.read([page])[0] for page in pages]
+        assert [similarity(read, text) for read, text in zip(scorer.read(pages), texts, strict=True)] == [1.0] * 4
+    assert isinstance(rapidocr.reader, RapidOCRReader)
+    assert len({id(engine) for engine in rapidocr.reader._idle}) == 2
+
+
+def test_letters_alone_are_letters_alone_on_pages_too(easyocr: OCR) -> None:
+    picture = sign("B2 4U", size=36, canvas=(230, 160))
+    assert load_scorer("ocr").score([picture], ['"B2 4U"'])[0] == 1.0
+    (read,) = easyocr.read([picture])
+    assert read
+    assert read.replace(" ", "").isalpha()
 
 
 @pytest.mark.parametrize("value", [0, 255, 128])
