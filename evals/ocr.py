@@ -101,6 +101,9 @@ def contrast_image(crop: np.ndarray) -> np.ndarray:
 class Reader(ABC):
     """Turns pictures into text. The answer for a picture does not depend on what it is batched with."""
 
+    PAGES = 8
+    """At a time, at most: EasyOCR's detector takes 0.6 GiB for one of 1,024 x 1,024 pixels."""
+
     @abstractmethod
     def read_lines(self, crops: list[np.ndarray]) -> list[str]:
         """The text of pictures that hold one line each, uint8 [h, w, 3]."""
@@ -117,7 +120,8 @@ class Reader(ABC):
     def read_pages(self, pictures: list[np.ndarray]) -> list[str]:
         """`read_page` of each, several at a time: detectors take pictures of one size alone, so threads share them out."""
         pages = [[i] for i in range(len(pictures))]
-        return _read_batches(lambda page: [self.read_page(pictures[page[0]])], pages, self.threads)
+        at_a_time = max(min(self.threads, self.PAGES, len(pages)), 1)
+        return _read_batches(lambda page: [self.read_page(pictures[page[0]])], pages, at_a_time)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]: ...
@@ -126,14 +130,15 @@ class Reader(ABC):
 def _read_batches(read: Callable[[list[int]], Sequence[str]], batches: Sequence[list[int]], threads: int) -> list[str]:
     """The text of each line; `batches` holds each line's index once, `read` takes one of them.
 
-    With enough batches for all threads each computes alone: threads that share a small one mostly wait for one another.
+    With enough batches for all threads each computes with its share of what torch may use: threads that share a small batch
+    mostly wait for one another.
     """
     if threads == 1 or len(batches) < threads:
         answers = [read(batch) for batch in batches]
     else:
         of_this = torch.get_num_threads()
         try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(max(of_this // threads, 1),)) as pool:
                 answers = list(pool.map(read, batches))
         finally:
             torch.set_num_threads(of_this)  # else threads that start later would compute alone too

@@ -1,4 +1,5 @@
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -172,6 +173,36 @@ def test_threads_change_no_page_and_each_has_an_engine_of_its_own(
         assert [similarity(read, text) for read, text in zip(scorer.read(pages), texts, strict=True)] == [1.0] * 4
     assert isinstance(rapidocr.reader, RapidOCRReader)
     assert len({id(engine) for engine in rapidocr.reader._idle}) == 2
+
+
+def test_so_many_pages_at_a_time_as_the_memory_is_for_share_the_cores() -> None:
+    at_work, seen, cores = [0], [0], set()
+
+    class Slow(RapidOCRReader):
+        PAGES = 2
+        threads = 4
+
+        def __init__(self) -> None:
+            pass
+
+        def read_page(self, picture: np.ndarray) -> str:
+            at_work[0] += 1
+            seen[0] = max(seen[0], at_work[0])
+            cores.add(torch.get_num_threads())
+            sleep(0.05)
+            at_work[0] -= 1
+            return str(picture[0, 0, 0])
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert Slow().read_pages([np.full((2, 2, 3), i, np.uint8) for i in range(6)]) == list("012345")
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2]
+    assert cores == {2}
+    assert Slow().read_pages([]) == []
 
 
 def test_letters_alone_are_letters_alone_on_pages_too(easyocr: OCR) -> None:
