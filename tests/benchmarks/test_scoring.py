@@ -14,6 +14,8 @@ from evals.ocr import OCR
 Drawn = tuple[np.ndarray, list[str]]
 PICTURES = 108
 """Of one training iteration with the default preset: 12 prompts x 9 leaves."""
+PAGES, ENLARGED = 12, 4
+"""How many larger pictures, and how many times as high and wide as those of the embedded model."""
 SCORERS: dict[str, dict[str, str]] = {
     "easyocr": {"name": "ocr", "characters": "letters"},
     "rapidocr": {"name": "ocr", "reader": "rapidocr"},
@@ -23,9 +25,9 @@ SCORERS: dict[str, dict[str, str]] = {
     "clip agreement": {"name": "clip_agreement"},
     "shapes": {"name": "geneval"},
 }
-"""By what they go by here; pages are pictures whose text the reader's own detector finds. A reader's network does as much
-arithmetic a picture in a batch as alone, so that a batch gains little but the cores that one picture leaves idle; the
-detector of shapes looks at one object after the other: batches share nothing there."""
+"""By what they go by here; pages are larger pictures, whose text the reader's own detector finds. A reader's network does
+as much arithmetic a picture in a batch as alone, so that a batch gains little but the cores that one picture leaves idle;
+the detector of shapes looks at one object after the other: batches share nothing there."""
 
 
 @pytest.fixture(scope="module", params=SCORERS)
@@ -38,25 +40,28 @@ def scorer(request: pytest.FixtureRequest, threads: int) -> Scorer:
 
 @pytest.fixture(scope="module")
 def drawn(scorer: Scorer) -> Drawn:
-    """Scenes for the detector, words for the others, with their prompts; nine pictures each."""
+    """Scenes for the detector, words for the others, with their prompts; nine pictures each, of pages one."""
     rng = np.random.default_rng(0)
     if scorer.name == "geneval":
         metadata = [
             entry for i in range(PICTURES // 9) for entry in [sample_metadata(rng, TASK_TYPES[i % len(TASK_TYPES)])] * 9
         ]
         return np.stack([sample_scene(rng, entry).draw() for entry in metadata]), [entry["prompt"] for entry in metadata]
-    texts = [text for _ in range(PICTURES // 9) for text in [lettering.sample_text(rng)] * 9]
-    return np.stack([sample_lettering(rng, text).draw() for text in texts]), [f'the word "{text}"' for text in texts]
+    pages = isinstance(scorer, OCR) and scorer.settings.locate == "detect"
+    each, enlarged = (1, ENLARGED) if pages else (9, 1)
+    texts = [text for _ in range(PAGES if pages else PICTURES // 9) for text in [lettering.sample_text(rng)] * each]
+    pictures = np.stack([sample_lettering(rng, text).draw() for text in texts])
+    return pictures.repeat(enlarged, axis=1).repeat(enlarged, axis=2), [f'the word "{text}"' for text in texts]
 
 
-def timed(benchmark: Any, request: pytest.FixtureRequest, function: Any) -> None:
+def timed(benchmark: Any, request: pytest.FixtureRequest, pictures: int, function: Any) -> None:
     benchmark.group = f"scoring: {request.node.callspec.params['scorer']}"
-    benchmark.extra_info["rows"] = PICTURES
+    benchmark.extra_info["rows"] = pictures
     benchmark.pedantic(function, rounds=5, warmup_rounds=1)
 
 
 def test_ours(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
-    timed(benchmark, request, lambda: scorer.score(*drawn))
+    timed(benchmark, request, len(drawn[0]), lambda: scorer.score(*drawn))
 
 
 def test_one_by_one(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
@@ -66,7 +71,7 @@ def test_one_by_one(benchmark: Any, request: pytest.FixtureRequest, scorer: Scor
         for i, prompt in enumerate(prompts):
             scorer.score(pictures[i : i + 1], [prompt])
 
-    timed(benchmark, request, run)
+    timed(benchmark, request, len(pictures), run)
 
 
 def test_readers_own_call(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
@@ -74,4 +79,5 @@ def test_readers_own_call(benchmark: Any, request: pytest.FixtureRequest, scorer
     then has one thread."""
     if not isinstance(scorer, OCR) or scorer.settings.locate == "detect":
         pytest.skip("is no reader, or makes that call already")
-    timed(benchmark, request, lambda: [scorer.reader.read_page(picture) for picture in drawn[0]])
+    pictures, _ = drawn
+    timed(benchmark, request, len(pictures), lambda: [scorer.reader.read_page(picture) for picture in pictures])
