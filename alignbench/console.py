@@ -183,11 +183,14 @@ class GridProgress:
         self.bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        self.progress.start()
+        # Older versions of rich end a bar that nobody sees with an empty line.
+        if self.rich.is_terminal:
+            self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        if self.rich.is_terminal:
+            self.progress.stop()
 
     def began(self, cell: str) -> None:
         self.bars[cell] = self.progress.add_task(cell, total=1.0, numbers="judging the base model")

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from rapidfuzz.distance import Levenshtein
 
 from alignbench import RunError, Scorer, UserError, settings
 from alignbench.scorer import Images, as_arrays
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 SMALL = 128
 """Pictures up to this many pixels on either side are located by contrast."""
@@ -119,29 +122,31 @@ class Reader(ABC):
 
     def read_pages(self, pictures: list[np.ndarray]) -> list[str]:
         """`read_page` of each, several at a time: detectors take pictures of one size alone, so threads share them out."""
-        pages = [[i] for i in range(len(pictures))]
-        at_a_time = max(min(self.threads, self.PAGES, len(pages)), 1)
-        return _read_batches(lambda page: [self.read_page(pictures[page[0]])], pages, at_a_time)
+        return _in_threads(self.read_page, pictures, min(self.threads, self.PAGES, len(pictures)))
 
     @abstractmethod
     def describe(self) -> dict[str, Any]: ...
 
 
-def _read_batches(read: Callable[[list[int]], Sequence[str]], batches: Sequence[list[int]], threads: int) -> list[str]:
-    """The text of each line; `batches` holds each line's index once, `read` takes one of them.
+def _in_threads(function: Callable[[Item], Answer], items: Sequence[Item], threads: int) -> list[Answer]:
+    """The function's answer for each item.
 
-    With enough batches for all threads each computes with its share of what torch may use: threads that share a small batch
+    With enough items for all threads each computes with its share of what torch may use: threads that share a small item
     mostly wait for one another.
     """
-    if threads == 1 or len(batches) < threads:
-        answers = [read(batch) for batch in batches]
-    else:
-        of_this = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(max(of_this // threads, 1),)) as pool:
-                answers = list(pool.map(read, batches))
-        finally:
-            torch.set_num_threads(of_this)  # else threads that start later would compute alone too
+    if threads <= 1 or len(items) < threads:
+        return [function(item) for item in items]
+    of_this = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(max(of_this // threads, 1),)) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(of_this)  # else threads that start later would compute alone too
+
+
+def _read_batches(read: Callable[[list[int]], Sequence[str]], batches: Sequence[list[int]], threads: int) -> list[str]:
+    """The text of each line; `batches` holds each line's index once, `read` takes one of them."""
+    answers = _in_threads(read, batches, threads)
     texts = {i: text for batch, answer in zip(batches, answers, strict=True) for i, text in zip(batch, answer, strict=True)}
     return [texts[i] for i in range(len(texts))]
 

@@ -292,7 +292,8 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
         run(toy_config(write_task(tmp_path, "Interrupting")), tmp_path / "run")
 
     def times() -> dict[Path, int]:
-        return {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*") if f.name != ".lock"}
+        # filelock before 4.0 touches the lock that it cannot have.
+        return {f: f.name != ".lock" and f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
 
     before = times()
     resume = [sys.executable, "-m", "alignbench", "run", "--resume", str(tmp_path / "run")]
