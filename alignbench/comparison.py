@@ -31,8 +31,7 @@ from alignbench.config import (
     load_config,
     merged_layers,
     plugin_data,
-    read_yaml,
-    to_yaml,
+    read_settings,
     validate,
 )
 from alignbench.errors import RunError, UserError, did_you_mean
@@ -40,6 +39,7 @@ from alignbench.load import load_configured_backbone, load_objective, threads_of
 from alignbench.record import exclusive, read_result, write_atomically
 from alignbench.registry import file_name, names
 from alignbench.settings import Settings
+from alignbench.yaml_files import to_yaml
 
 SCHEMA_VERSION = 1
 SETTINGS, RECORD, RUNS = "comparison.yaml", "comparison.json", "runs"
@@ -260,7 +260,7 @@ def read_grid(folder: Path) -> Grid:
         UserError: there is none, or its file has been altered beyond reading.
     """
     file = folder / SETTINGS
-    return validate(Grid, read_yaml(file), where=str(file))
+    return validate(Grid, read_settings(file, "comparison"), where=str(file))
 
 
 def check_folder(cells: list[Cell], out: Path) -> None:

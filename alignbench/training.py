@@ -15,7 +15,7 @@ from PIL import Image
 from alignbench import engine, groups, launch, laws, plots
 from alignbench.backbone import Law, device_named
 from alignbench.checkpoint import has_checkpoint
-from alignbench.config import RunConfig, to_yaml
+from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
 from alignbench.evaluation import (
@@ -38,6 +38,7 @@ from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, ex
 from alignbench.tasks import RewardChoice, load_task
 from alignbench.tracking import Tracking, check_trackers
 from alignbench.trainer import Trainer
+from alignbench.yaml_files import to_yaml
 
 EVALUATION_ROWS = 64
 """Rows in one model call of an evaluation, where `micro_batch` does not say."""
@@ -94,11 +95,14 @@ class _Run:
     def __init__(
         self, config: RunConfig, out: Path, console: Console, bases: dict[str, Evaluation], processes: Processes
     ) -> None:
-        self.config, self.out, self.console, self.bases, self.processes = config, out, console, bases, processes
+        self.config = config = config.anchored()
+        self.out, self.console, self.bases, self.processes = out, console, bases, processes
         self.checkpoints = out / "checkpoints"
         self.task = load_task(config.task)
         if config.scorer_url:
-            self.task = self.task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url}))
+            token = {"token_file": str(config.scorer_token_file)} if config.scorer_token_file else {}
+            service = RewardChoice(eval="remote", settings={"url": config.scorer_url, **token})
+            self.task = self.task.rewarded_by(service)
         self.objective = objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         plan = self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded

@@ -110,7 +110,7 @@ def test_code_in_a_models_folder_is_refused(tmp_path: Path, place: str) -> None:
 
 def test_a_yaml_file_that_asks_for_an_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "evil.yaml").write_text("seed: !!python/object/apply:os.mkdir [made]")
-    with pytest.raises(UserError, match="no valid YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         read_yaml(tmp_path / "evil.yaml")
 
 

@@ -10,10 +10,12 @@ from typing import Any
 from pydantic import Field
 
 from alignbench import registry
-from alignbench.config import read_yaml, validate
+from alignbench.config import tasks_path, validate
 from alignbench.errors import UserError, did_you_mean
+from alignbench.paths import absolute, local_path
 from alignbench.prompts import interleaved, read_prompts
 from alignbench.settings import Settings
+from alignbench.yaml_files import read_yaml
 
 FILE = "task file"
 """What errors call it."""
@@ -97,7 +99,7 @@ class Task:
 
 
 def _prompts(folder: Path, files: str | list[str]) -> list[str]:
-    return interleaved([read_prompts(folder / file) for file in ([files] if isinstance(files, str) else files)])
+    return interleaved([read_prompts(local_path(file, folder)) for file in ([files] if isinstance(files, str) else files)])
 
 
 def names() -> list[str]:
@@ -116,7 +118,7 @@ def load_task(name: str) -> Task:
     Raises:
         UserError: there is none of that name, or its file or prompts are wrong.
     """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    file = Path(tasks_path(name)) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if not os.path.isfile(file):  # which takes any name, as long as it may be
         raise UserError(f"there is no task {name!r}{did_you_mean(name, names())}")
     return Task(file.stem, validate(TaskConfig, read_yaml(file, FILE), where=str(file.name)), file.parent)

@@ -309,7 +309,8 @@ def test_a_set_without_key_or_value_is_refused(text: str) -> None:
 
 
 def test_a_set_whose_value_is_no_yaml_is_refused() -> None:
-    assert problem(sets=["optimizer.lr=[1"]) == "--set optimizer.lr: '[1' is no valid YAML value"
+    quotes = "a text that begins with [ needs quotes around it"
+    assert problem(sets=["optimizer.lr=[1"]) == f"--set optimizer.lr: '[1' is not a valid YAML value: {quotes}"
 
 
 # --- strictness
@@ -340,7 +341,6 @@ def test_an_unknown_key_is_refused_with_the_nearest_of_its_level(set_: str, sent
         ("optimizer.lr=nan", "optimizer.lr: input should be a finite number, got 'nan'"),
         ("optimizer.lr=.inf", "optimizer.lr: input should be a finite number, got inf"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: input should be less than 1, got 1"),
-        ("objective.beta=!!binary gA==", "objective.beta: bytes are no setting"),
         ("seed=9223372036854775808", "seed: a whole number must fit into 64 bits"),
         ("evaluation={seed: [1, -9223372036854775809]}", "evaluation.seed.1: a whole number must fit into 64 bits"),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
@@ -357,7 +357,7 @@ def test_a_value_out_of_range_or_kind_is_refused_by_name(set_: str, sentence: st
     assert f"configuration: {sentence}" in problem(sets=[set_])
 
 
-@pytest.mark.parametrize("value", ["3", "[tmpo, grpo]"])
+@pytest.mark.parametrize("value", ["true", "[tmpo, grpo]"])
 @pytest.mark.parametrize("kind", ["objective", "sampler", "backbone"])
 def test_a_plug_in_that_is_neither_name_nor_settings_is_refused(kind: str, value: str) -> None:
     assert kind in problem(sets=[f"{kind}={value}"])
@@ -377,7 +377,7 @@ def test_a_problem_in_a_file_names_the_file(file: Path) -> None:
     [
         ("- 1\n", "must hold keys and values, not list"),
         ("just words\n", "must hold keys and values, not str"),
-        ("a: [1\n", "is no valid YAML"),
+        ("a: [1\n", "is not valid YAML"),
     ],
 )
 def test_a_file_that_holds_no_keys_is_refused(file: Path, text: str, sentence: str) -> None:
@@ -389,7 +389,7 @@ def test_a_file_that_is_missing_a_folder_or_no_text_is_refused(file: Path) -> No
     assert problem(file=file) == f"cannot read the config file {file}: No such file or directory"
     assert problem(file=file.parent) == f"cannot read the config file {file.parent}: Is a directory"
     file.write_bytes(b"\xff\xfe\x00")
-    assert problem(file=file).startswith(f"the config file {file} is no valid YAML")
+    assert problem(file=file).startswith(f"the config file {file} is not valid YAML")
 
 
 # --- resolved
