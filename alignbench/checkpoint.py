@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from alignbench import tasks
 from alignbench.backbone import Backbone, holding
 from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import UserError
@@ -43,6 +44,8 @@ class Checkpoint(BaseModel):
     version: int = VERSION
     iteration: int
     config: dict[str, Any]
+    task: dict[str, str] = {}
+    """The fingerprint of the task (see `tasks.Task.fingerprint`) and of the fixed pairs; empty in checkpoints that lack it."""
     budget: dict[str, Any]
     metrics: list[dict[str, Any]]
     objective: dict[str, Any] = {}
@@ -227,13 +230,18 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     ema: EMA | None,
     objective: Objective,
+    task: Mapping[str, str] | None = None,
 ) -> Restored:
     """Restores the newest checkpoint in `folder` that is as it was written into the given objects.
 
     A damaged one is passed over: from an older one the run comes to the same place again.
 
+    Args:
+        task: the fingerprint of what the run trains on now; None to let it be.
+
     Raises:
-        UserError: there is none, all are damaged, or it is of another version or model, or was made with other settings.
+        UserError: there is none, all are damaged, or it is of another version or model, or was made with other settings, or
+            with other prompts, rewards or pairs.
     """
     passed_over = []
     for path in reversed(_saved(folder).values()):
@@ -247,6 +255,7 @@ def load_checkpoint(
     changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
+    tasks.refuse_changed(task or {}, checkpoint.task, f"the checkpoint {path}")
     weights = PolicyWeights("raw", checkpoint.iteration, load_file(path / WEIGHTS)).in_order(model)
     _copy([p for p in model.parameters() if p.requires_grad], weights)
     if ema:

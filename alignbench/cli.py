@@ -16,7 +16,6 @@ from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assi
 from alignbench.errors import UserError, did_you_mean
 from alignbench.paths import local_path
 
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -3,6 +3,7 @@
 The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with the pictures' paths relative to the file.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -61,6 +62,20 @@ def read_pairs(file: Path) -> list[Pair]:
     if not pairs:
         raise UserError(f"{file} holds no pair")
     return pairs
+
+
+def fingerprint(pairs: list[Pair]) -> str:
+    """SHA-256 of the prompts and of what is in the pictures' files, wherever they lie."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(json.dumps(pair.prompt).encode())
+        for file in (pair.chosen, pair.rejected):
+            try:
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+            except OSError as error:
+                raise UserError(f"cannot open the picture {file}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:

@@ -88,6 +88,7 @@ def _service_url(value: Any) -> Any:
 ServiceURL = Annotated[str, BeforeValidator(_service_url)]
 """Where a service listens; nothing secret is in it, so that it can stand in records and messages."""
 
+
 def first_problem(error: ValidationError, whole: str) -> str:
     """`place: what is wrong` of the first thing that validation found in received data.
 

@@ -99,10 +99,12 @@ class _Run:
         self.out, self.console, self.bases, self.processes = out, console, bases, processes
         self.checkpoints = out / "checkpoints"
         self.task = load_task(config.task)
+        fingerprint = self.task.fingerprint()
         if config.scorer_url:
             token = {"token_file": str(config.scorer_token_file)} if config.scorer_token_file else {}
             service = RewardChoice(eval="remote", settings={"url": config.scorer_url, **token})
             self.task = self.task.rewarded_by(service)
+        self.fingerprint = fingerprint
         self.objective = objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         plan = self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
@@ -124,7 +126,8 @@ class _Run:
     def prepare(self) -> None:
         """What comes once weights are where they will be."""
         config, prompts = self.config, self.task.train_prompts
-        self.trainer = Trainer(config, prompts, self.policy, self.objective, self.sampler, self.judges, self.processes)
+        made = (self.policy, self.objective, self.sampler, self.judges)
+        self.trainer = Trainer(config, prompts, *made, self.processes, self.fingerprint)
         self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *self.judged])
 
     def run(self, resume: bool) -> Result:
@@ -362,6 +365,7 @@ class _Run:
             ),
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
+            task=trainer.fingerprint,
         )
 
 

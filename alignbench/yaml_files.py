@@ -174,7 +174,9 @@ class _Builder:
             return node.value
         if node.tag not in _TAGS:
             tag = node.tag.replace(_PREFIX, "!!")
-            raise ValueError(f"{_line(node.start_mark)}the tag {tag} makes no setting; leave it out, or write the value as a text")
+            raise ValueError(
+                f"{_line(node.start_mark)}the tag {tag} makes no setting; leave it out, or write the value as a text"
+            )
         if isinstance(node, yaml.ScalarNode):
             return _plain(node.tag, node.value, _line(node.start_mark))
         if any(node is outer for outer in self.above):
