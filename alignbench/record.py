@@ -344,9 +344,8 @@ def command() -> str | None:
     ours = program.name == "alignbench" or program == Path(__file__).with_name("__main__.py")
     if not ours:
         return None
-    return (
-        shlex.join(["alignbench", *map(redacted, sys.argv[1:])]).encode(errors="replace").decode()
-    )  # no JSON holds bytes that are no text
+    words = ["alignbench", *map(redacted, sys.argv[1:])]
+    return shlex.join(words).encode(errors="replace").decode()  # no JSON holds bytes that are no text
 
 
 def git_revision() -> str | None:

@@ -77,8 +77,8 @@ def _service_url(value: Any) -> Any:
     if "@" in value or "?" in value or "#" in value:
         raise PydanticCustomError(
             "url",
-            "a service's URL is scheme, host, port and path alone: no user name, password or token; those come from the variable "
-            "ALIGNBENCH_SCORER_TOKEN or a token file (docs/evals.md)",
+            "a service's URL is scheme, host, port and path alone; a password or token comes from the variable "
+            "ALIGNBENCH_SCORER_TOKEN or from a token file (docs/evals.md)",
         )
     if not fits or any(letter.isspace() or not letter.isprintable() for letter in value):
         raise PydanticCustomError("url", "a service's URL is like http://127.0.0.1:8765, or begins with https://")

@@ -14,7 +14,7 @@ from pydantic import Field
 from alignbench import registry
 from alignbench.config import tasks_path, validate
 from alignbench.errors import UserError, did_you_mean
-from alignbench.paths import absolute, local_path
+from alignbench.paths import local_path
 from alignbench.prompts import interleaved, read_prompts
 from alignbench.settings import Settings
 from alignbench.yaml_files import read_yaml
@@ -114,7 +114,7 @@ def _prompts(folder: Path, files: str | list[str]) -> list[str]:
 
 
 def refuse_changed(now: Mapping[str, str], then: Mapping[str, str], what: str) -> None:
-    """Raises UserError where a fingerprint is not the one that `what` was made with; parts that only one of them has are left."""
+    """Raises UserError where a fingerprint is not the one that `what` was made with; parts that one of them lacks are left."""
     changed = [part for part in now if part in then and now[part] != then[part]]
     if changed:
         raise UserError(
@@ -124,7 +124,7 @@ def refuse_changed(now: Mapping[str, str], then: Mapping[str, str], what: str) -
 
 
 def _files_in(settings: Any) -> list[str]:
-    """SHA-256 of each local file that a setting names, such as GenEval's metadata; folders of weights are left out, and secrets."""
+    """SHA-256 of each local file that a setting names, such as GenEval's metadata, but for folders of weights and tokens."""
     if isinstance(settings, Mapping):
         settings = [value for key, value in settings.items() if key != "token_file"]
     if isinstance(settings, list):
