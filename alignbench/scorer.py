@@ -13,6 +13,7 @@ from PIL import Image
 
 from alignbench import settings
 from alignbench.errors import RunError, UserError
+from alignbench.images import as_rgb
 
 Images = Sequence[Image.Image | np.ndarray] | np.ndarray
 """PIL images, uint8 arrays [H, W, 3], or all in one array [N, H, W, 3]."""
@@ -74,7 +75,7 @@ class SetMetric(Eval, ABC):
 
 
 def as_arrays(images: Images) -> list[np.ndarray]:
-    """Each image as uint8 [H, W, 3]; transparent pixels over white, grey ones repeated."""
+    """Each image as uint8 [H, W, 3], as a viewer shows it: see `alignbench.images`."""
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
     return [_as_array(image) for image in images]
@@ -85,10 +86,7 @@ def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got one of {image.dtype} {list(image.shape)}")
         return image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(as_rgb(image))
 
 
 def checked_scores(scores: Any, count: int, name: str) -> np.ndarray:
