@@ -13,18 +13,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from alignbench.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Pillow decodes these itself. Formats that it hands to other programs, such as EPS to Ghostscript, must never be among them."""
+"""Pillow decodes these itself; what it hands to other programs, as it does EPS to Ghostscript, must never be among them."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Of the files that count as images when a folder is listed. What a file really is, its content says."""
 MAX_PIXELS = 100_000_000
 """Of one image; known from its header before it is decompressed."""
 MAX_BYTES = 2**30
 """Of one file."""
+PART_IMAGES, PART_PIXELS = 256, 2**25
+"""Of many files: what is held in memory at a time."""
 BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
 
@@ -66,7 +68,7 @@ def open_image(file: Path) -> Image.Image:
         raise UserError(f"cannot open the image {file}: {error}") from None
 
 
-def decode_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
+def decode_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """An image in mode RGB from the bytes of its file.
 
     Raises:
@@ -86,7 +88,7 @@ def decode_image(data: bytes, formats: Sequence[str] = FORMATS) -> Image.Image:
         raise UserError(_reason(error, formats)) from None
 
 
-def image_size(data: bytes, formats: Sequence[str] = FORMATS) -> tuple[int, int]:
+def image_size(data: bytes, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
     """Width and height as the header says, before anything is decompressed or turned; raises as `decode_image`."""
     try:
         with warnings.catch_warnings():
@@ -118,8 +120,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return shown if turn is None else shown.transpose(turn)
 
 
-class ImageFiles(Sequence[np.ndarray]):
-    """Image files as a sequence of uint8 arrays [H, W, 3], each opened anew when it is asked for.
+class ImageFiles:
+    """Image files that are opened anew whenever they are asked for, so that memory does not grow with their number.
 
     Attributes:
         sizes: width and height of each. To know them every file is decoded once, so that a damaged one is told at once.
@@ -132,11 +134,20 @@ class ImageFiles(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # single images alone
-        return np.array(open_image(self.files[index]))
+    def parts(self) -> list[list[int]]:
+        """The indices of all, in parts of at most PART_IMAGES images and PART_PIXELS pixels, but of one image at least."""
+        found: list[list[int]] = []
+        pixels = 0
+        for i, (width, height) in enumerate(self.sizes):
+            pixels += width * height
+            if not found or len(found[-1]) == PART_IMAGES or pixels > PART_PIXELS:
+                found.append([])
+                pixels = width * height
+            found[-1].append(i)
+        return found
 
     def load(self, indices: Sequence[int]) -> np.ndarray:
-        """Several of them: [N, H, W, 3], or an array of objects [N] where sizes differ.
+        """Some of them: uint8 [N, H, W, 3], or an array of objects [N] where sizes differ.
 
         Raises:
             UserError: a file has changed since it was first read.
@@ -145,7 +156,7 @@ class ImageFiles(Sequence[np.ndarray]):
         alike = len(set(sizes)) == 1
         loaded = np.empty((len(indices), sizes[0][1], sizes[0][0], 3), np.uint8) if alike else np.empty(len(indices), object)
         for place, (i, (width, height)) in enumerate(zip(indices, sizes, strict=True)):
-            array = self[i]
+            array = np.asarray(open_image(self.files[i]))
             if array.shape[:2] != (height, width):
                 raise UserError(f"the image {self.files[i]} has changed while it was being scored")
             loaded[place] = array
@@ -177,7 +188,7 @@ def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
+def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """The image, of which only the header has been read."""
     image = Image.open(io.BytesIO(_without_notes(data)), formats=formats)
     if image.width * image.height > MAX_PIXELS:
@@ -185,11 +196,11 @@ def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
     return image
 
 
-def _reason(error: Exception, formats: Sequence[str]) -> str:
+def _reason(error: Exception, formats: tuple[str, ...]) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MAX_PIXELS:,} pixels; scale it down"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"it is damaged, or none of {', '.join(formats)}"
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is damaged, or not one of the formats {', '.join(formats)}"
     return str(error) or type(error).__name__
 
 

@@ -69,6 +69,11 @@ class Scorer(Eval, ABC):
 class SetMetric(Eval, ABC):
     """Numbers for all the images of one prompt together, such as their diversity."""
 
+    fewest: ClassVar[int] = 1
+    """Images of a prompt that it needs; a prompt that has fewer gets no number."""
+    any_sizes: ClassVar[bool] = False
+    """Whether it takes images of several sizes, as an array of objects [N]; otherwise a prompt that has them gets no number."""
+
     @abstractmethod
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         """Metric -> number, from uint8 images [N, H, W, 3] and final latents, tensor [N, *latent] or None."""
@@ -86,7 +91,10 @@ def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got one of {image.dtype} {list(image.shape)}")
         return image
-    return np.asarray(as_rgb(image))
+    try:
+        return np.asarray(as_rgb(image))
+    except UserError as error:
+        raise UserError(f"an image cannot be scored: {error}") from None
 
 
 def checked_scores(scores: Any, count: int, name: str) -> np.ndarray:

@@ -71,11 +71,11 @@ STORED = {
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 def test_an_image_is_turned_as_its_exif_tag_says(kind: str) -> None:
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
+    exact: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
     for tag, stored in STORED.items():
         exif = Image.Exif()
         exif[0x0112] = tag
-        shown = pixels(encoded(Image.fromarray(stored.copy()), kind, exif=exif, **options)).astype(int)
+        shown = pixels(encoded(Image.fromarray(stored.copy()), kind, exif=exif, **exact.get(kind, {}))).astype(int)
         assert shown.shape == COLORS.shape, tag
         assert np.abs(shown - COLORS).max() <= (4 if kind == "JPEG" else 0), tag
 
@@ -258,7 +258,7 @@ def test_nothing_but_regular_files_is_read(tmp_path: Path) -> None:
         "zero.png": "not a regular file",
         "folder.png": "Is a directory",
         "nowhere.png": "there is no such file",
-        "empty.png": "it is damaged, or none of PNG, JPEG",
+        "empty.png": "it is damaged, or not one of the formats PNG, JPEG",
         "a\0b.png": "null byte",
         f"{'a' * 300}.png": "name too long",
     }.items():
@@ -274,13 +274,14 @@ def test_no_other_program_is_run_for_an_image(tmp_path: Path, monkeypatch: pytes
     assert shutil.which("gs") == str(tmp_path / "gs")
     eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "1.png").write_text(eps)
-    with pytest.raises(UserError, match="none of PNG, JPEG"):
+    with pytest.raises(UserError, match="not one of the formats PNG, JPEG"):
         open_image(tmp_path / "1.png")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_folder_lists_images_alone_by_number(tmp_path: Path) -> None:
-    for name in ("10.png", "2.JPG", "1.gif", "1.PNG", "01.png", "._2.png", ".hidden.png", ".DS_Store", "Thumbs.db", "desktop.ini", "a.txt"):  # fmt: skip
+    others = "._2.png", ".hidden.png", ".DS_Store", "Thumbs.db", "desktop.ini", "a.txt"
+    for name in ("10.png", "2.JPG", "1.gif", "1.PNG", "01.png", *others):
         (tmp_path / name).touch()
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "3.png").touch()
