@@ -6,7 +6,8 @@ The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,42 @@ from alignbench.evaluation import Judges
 from alignbench.executor import sample
 from alignbench.flow import Reduction
 from alignbench.forest import RolloutForest
+from alignbench.images import open_image
 from alignbench.plan import Plan, Step
 from alignbench.record import refuse_taken
 from alignbench.settings import first_problem
 
 
-class Pair(BaseModel):
-    """Two pictures of one prompt, the first preferred."""
-
+class _Line(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     prompt: str
     chosen: Path
     rejected: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures of one prompt, the first preferred.
+
+    Attributes:
+        where: the file and the line that it stands in.
+    """
+
+    prompt: str
+    chosen: Path
+    rejected: Path
+    where: str = "a pair"
+
+    def images(self) -> list[np.ndarray]:
+        """The chosen and the rejected one, uint8 [H, W, 3] each; raises UserError where one cannot be opened."""
+        found = []
+        for role in ("chosen", "rejected"):
+            try:
+                found.append(_opened(getattr(self, role)))
+            except UserError as error:
+                raise UserError(f"{self.where}, {role}: {error}") from None
+        return found
 
 
 def read_pairs(file: Path) -> list[Pair]:
@@ -50,15 +74,15 @@ def read_pairs(file: Path) -> list[Pair]:
         if not line.strip():
             continue
         try:
-            pair = Pair.model_validate_json(line)
+            found = _Line.model_validate_json(line)
         except ValidationError as error:
             raise UserError(f"{file}, line {number}, is no pair: {first_problem(error, 'line')}") from None
         for role in ("chosen", "rejected"):
-            picture = file.parent / getattr(pair, role)
+            picture = file.parent / getattr(found, role)
             if not os.path.isfile(picture):  # which takes any name, as long as it may be
                 raise UserError(f"{file}, line {number}: the {role} picture {picture} is not there")
-            setattr(pair, role, picture)
-        pairs.append(pair)
+        chosen, rejected = file.parent / found.chosen, file.parent / found.rejected
+        pairs.append(Pair(found.prompt, chosen, rejected, f"{file}, line {number}"))
     if not pairs:
         raise UserError(f"{file} holds no pair")
     return pairs
@@ -78,14 +102,31 @@ def fingerprint(pairs: list[Pair]) -> str:
     return digest.hexdigest()
 
 
+def check_pairs(pairs: Sequence[Pair], check: Callable[[np.ndarray], None]) -> None:
+    """Opens every picture once, so that what is wrong with the last pair is told before anything is trained.
+
+    Args:
+        check: raises UserError where the model cannot take a picture; `Backbone.check_image`.
+
+    Raises:
+        UserError: naming the line and the picture.
+    """
+    for pair in pairs:
+        for role, image in zip(("chosen", "rejected"), pair.images(), strict=True):
+            try:
+                check(image)
+            except UserError as error:
+                raise UserError(f"{pair.where}, {role}: {getattr(pair, role)}: {error}") from None
+
+
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:
     """Groups of two leaves without a path, rewarded 1 (chosen) and 0.
 
     Raises:
         UserError: a picture cannot be opened or does not fit the model, or the model cannot encode pictures.
     """
-    files = [file for pair in pairs for file in (pair.chosen, pair.rejected)]
-    latents = policy.encode_images([_opened(file) for file in files]).float()
+    images = [image for pair in pairs for image in pair.images()]
+    latents = policy.encode_images(images).float()
     none, numbers = torch.empty(0, dtype=torch.long, device=latents.device), latents.new_empty(0)
     return RolloutForest(
         prompts=[pair.prompt for pair in pairs],
@@ -103,8 +144,8 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
         edge_sigma_next=numbers,
         edge_noise_level=numbers,
         old_log_prob=numbers,
-        leaves=torch.arange(len(files), device=latents.device),
-        leaf_edges=none.new_empty(len(files), 0),
+        leaves=torch.arange(len(images), device=latents.device),
+        leaf_edges=none.new_empty(len(images), 0),
         seed=seed,
         rewards=latents.new_tensor([1.0, 0.0]).repeat(len(pairs)),
     )
@@ -150,7 +191,4 @@ def write_pairs(
 
 
 def _opened(file: Path) -> np.ndarray:
-    try:
-        return np.asarray(Image.open(file).convert("RGB"))
-    except OSError as error:
-        raise UserError(f"cannot open the picture {file}: {error}") from None
+    return np.asarray(open_image(file))

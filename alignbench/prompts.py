@@ -6,35 +6,33 @@ are left alone, except `image` where pictures are read.
 
 import csv
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from alignbench.errors import UserError, did_you_mean
+from alignbench.images import SUFFIXES, ImageFiles, list_images
 
 if TYPE_CHECKING:
     import pandas as pd
-    from PIL import Image
 
 T = TypeVar("T")
 
 TABLES = (".jsonl", ".csv", ".parquet")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures with their prompts.
+    """Images with their prompts.
 
     Attributes:
-        images: PIL images of any size and mode.
+        images: of any sizes; opened one after the other when they are scored.
         prompts: the distinct entries that were asked for.
         owners: index of the prompt of each picture.
     """
 
-    images: list["Image.Image"]
+    images: ImageFiles
     prompts: list[str]
     owners: list[int]
 
@@ -76,16 +74,16 @@ def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
         owners = [index[prompt] for prompt in table["prompt"]]
     else:
         prompts = read_prompts(prompts_file)
-        files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURES), key=_natural)
+        files = list_images(folder)
         if not files:
-            raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)})")
+            raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
         if len(files) % len(prompts):
             raise UserError(
                 f"{folder} holds {len(files)} pictures for the {len(prompts)} prompts of {prompts_file}; each prompt needs "
                 "the same number, or a table whose column `image` names the file of each row"
             )
         owners = [i // (len(files) // len(prompts)) for i in range(len(files))]
-    return Pictures([_opened(file) for file in files], prompts, owners)
+    return Pictures(ImageFiles(files), prompts, owners)
 
 
 def interleaved(lists: Sequence[list[T]]) -> list[T]:
@@ -135,20 +133,3 @@ def _read_csv(file: Path) -> "pd.DataFrame":
         if len(row) != len(head):
             raise ValueError(f"row {number} has {len(row)} fields and the head {len(head)}; a comma in a text needs quotes")
     return pd.DataFrame(rows, columns=head)
-
-
-def _natural(file: Path) -> list[tuple[int, str]]:
-    """Parts of the name, so that 2 comes before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file.name) if part]
-
-
-def _opened(file: Path) -> "Image.Image":
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
-        raise UserError(f"cannot open the picture {file}: {reason}") from None

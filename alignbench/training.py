@@ -33,6 +33,7 @@ from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.micro_batch import first_line
+from alignbench.pairs import check_pairs
 from alignbench.processes import Processes, join
 from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
@@ -128,6 +129,9 @@ class _Run:
         config, prompts = self.config, self.task.train_prompts
         made = (self.policy, self.objective, self.sampler, self.judges)
         self.trainer = Trainer(config, prompts, *made, self.processes, self.fingerprint)
+        if self.trainer.pairs:
+            self.console.status(f"checking the images of {len(self.trainer.pairs)} pairs")
+            check_pairs(self.processes.share(self.trainer.pairs), self.policy.check_image)
         self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *self.judged])
 
     def run(self, resume: bool) -> Result:
