@@ -568,12 +568,24 @@ def serve_scorer(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
     sets: Annotated[list[str] | None, typer.Option("--set", help="key=value of the scorer's settings.")] = None,
     max_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 64,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; further ones are told to ask again later.")] = 32,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file whose content each request must bring as its token. "
+            "(default: the variable ALIGNBENCH_SCORER_TOKEN, if it is set)"
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further name that clients call this machine by; can be repeated.")
+    ] = None,
 ) -> None:
     """Offers a scorer over HTTP, for `run --scorer-url` or the eval `remote`; Ctrl-C ends it."""
     from alignbench.load import load_scorer
     from alignbench.serving import serve
 
-    serve(load_scorer(name, **parse_assignments(sets or [])), host, port, max_mb * 2**20)
+    scorer = load_scorer(name, **parse_assignments(sets or []))
+    serve(scorer, host, port, max_mb * 2**20, queue=queue, token_file=token_file, allowed_hosts=allow_host or [])
 
 
 @app.command("train-tiny")

@@ -9,6 +9,7 @@ itself under other settings.
 """
 
 import logging
+import os
 import shlex
 import signal
 from collections import Counter
@@ -458,12 +459,25 @@ def _cell_process(config: RunConfig, folder: Path, processes: int, answer: Any) 
 
 
 def _with_ray(cells: list[Cell], out: Path, state: _State, gpus: float, processes: int) -> None:
-    """Cells as tasks of the cluster at RAY_ADDRESS, or of a local one; `out` must be on a file system that all nodes see."""
+    """Cells as tasks of the cluster at RAY_ADDRESS, or of a local one that listens to this machine alone.
+
+    `out` must be on a file system that all nodes see.
+    """
+    cluster = os.environ.get("RAY_ADDRESS")
+    if not cluster:
+        # Ray reads it when it is imported. Its servers then take 127.0.0.1 for their address, and listen nowhere else.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError:
         raise UserError("--engine ray needs Ray: pip install 'alignbench[ray]'") from None
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        cluster or "local",
+        ignore_reinit_error=True,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     try:
         calls = 1 if processes > 1 else 0  # of one process of Ray's; 0 for any number
         remote = ray.remote(max_retries=0, max_calls=calls)(run_cell)

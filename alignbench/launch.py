@@ -12,6 +12,7 @@ from typing import Any
 from alignbench import variables
 from alignbench.errors import RunError, UserError
 
+LOOPBACK = "127.0.0.1"
 PATIENCE = 60
 """Seconds that the others get to end once the first process has."""
 
@@ -76,8 +77,26 @@ def several(processes: int, work: Callable[..., Any], *arguments: Any) -> Iterat
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])
+
+
+def listening(port: int) -> socket.socket:
+    """A socket that listens on that port, to this machine alone."""
+    made = socket.socket()
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((LOOPBACK, port))
+        made.listen()
+    except OSError as error:
+        made.close()
+        raise RunError(f"cannot listen on {LOOPBACK}:{port}: {error.strerror}") from None
+    return made
+
+
+def loopback_interface() -> str | None:
+    """`lo` on Linux, `lo0` on macOS."""
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
 
 
 def end_with_parent() -> None:
@@ -99,7 +118,7 @@ def environment(rank: int, processes: int, port: int) -> dict[str, str]:
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(port),
     }
 
