@@ -117,30 +117,32 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
     with warnings.catch_warnings():
         # It chooses a number of threads and says so; the run's own is set afterwards.
         warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
-        state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **_on_loopback())
+        state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
     return Together(state.device, sharded=sharded)
 
 
-def _on_loopback() -> dict[str, Any]:
+def on_loopback() -> dict[str, Any]:
     """How processes that are all on this machine meet, so that none of them listens to others.
 
     By itself torch's store listens on every interface, and gloo and NCCL on the one that the host's name or they themselves
     choose. GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME say otherwise where they are set. The elastic agent of `torchrun` and
     `accelerate launch` brings a store of its own.
     """
-    if launch.on_this_machine() != launch.count():
+    import torch.distributed as dist
+
+    if launch.on_this_machine() != launch.count() or dist.is_initialized():
         return {}
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if interface := launch.loopback_interface():
             os.environ.setdefault(variable, interface)
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if address != launch.LOOPBACK or not port or "TORCHELASTIC_USE_AGENT_STORE" in os.environ:
+    if address != launch.LOOPBACK or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return {}
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     # The store takes the socket over, and closes it.
     listening = launch.listening(int(port)).detach() if launch.is_first() else None
-    store = TCPStore(address, int(port), launch.count(), launch.is_first(), TIMEOUT, master_listen_fd=listening)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        address, int(port), launch.count(), launch.is_first(), TIMEOUT, master_listen_fd=listening
+    )
     return {"store": store, "rank": int(os.environ["RANK"]), "world_size": launch.count()}
 
 

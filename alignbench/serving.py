@@ -95,7 +95,7 @@ def is_loopback(host: str) -> bool:
             address = ipaddress.ip_address(socket.inet_aton(name))  # 127.1 is another way to write 127.0.0.1
         except OSError:
             return False
-    return address.is_loopback
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def names_of_this_machine(host: str) -> set[str]:

@@ -213,7 +213,7 @@ def test_the_scorer_service_limits_a_request_unless_told(monkeypatch: pytest.Mon
     from alignbench import serving
 
     seen: list[int] = []
-    monkeypatch.setattr(serving, "application", lambda scorer, *, max_bytes: seen.append(max_bytes))
+    monkeypatch.setattr(serving, "application", lambda scorer, *, max_bytes, **_: seen.append(max_bytes))
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: None)
     for arguments in ([], ["--max-mb", "1"]):
         typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness", *arguments])

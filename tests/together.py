@@ -3,8 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from alignbench import launch, run
 from alignbench.__main__ import main
@@ -44,6 +47,17 @@ def command(arguments: Sequence[str]) -> None:
     """The command line."""
     sys.argv = ["alignbench", *arguments]
     main()
+
+
+def listening() -> set[str]:
+    """The addresses on which this process and all that it started listen for TCP connections."""
+    this = psutil.Process()
+    found: set[str] = set()
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            listening = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+            found |= {connection.laddr.ip.removeprefix("::ffff:") for connection in listening}
+    return found
 
 
 def _one(rank: int, count: int, port: int, said: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from alignbench.results import read_results
 from tests.alignbench.test_processes import CALM, assert_same_but_for_rounding
 from tests.command_line import alignbench, in_a_process, in_this_process
 from tests.plugins import write_task
+from tests.together import listening
 
 ROWS = 22
 """Of an iteration of two groups: a tree of 2 x 2 leaves over 4 steps with splits at 1 and 2 has 8 rows and 3 parents."""
@@ -80,6 +82,26 @@ class Log:
 
     def ended(self, record: CellRecord) -> None:
         self.lines.append((record.status, record.id))
+
+
+class Listening(Log):
+    """An observer that looks at the sockets of all that was started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: set[str] = set()
+
+    def moved(self, cell: str, row: Mapping[str, Any], progress: float) -> None:
+        self.addresses |= listening()
+
+    def ended(self, record: CellRecord) -> None:
+        self.addresses |= listening()
+
+
+def need_ray() -> None:
+    """Skips where Ray is not installed. It is not imported: the comparison says before how it is to listen."""
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
 
 
 def table(folder: Path) -> pd.DataFrame:
@@ -168,7 +190,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path: Path) -> None
 @pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}], ids=["two processes", "ray"])
 def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> None:
     if "engine" in options:
-        pytest.importorskip("ray")
+        need_ray()
     settings = {"evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4}, "threads": 1, "samplers": {}}
     choice: dict[str, Any] = {"backbone": "gaussian_mixture", "tasks": ["equal_modes"], "settings": settings, "budget": {}}
     made = grid(tmp_path, **choice)
@@ -181,13 +203,17 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> No
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_processes_that_share_a_cell_give_the_same_within_rounding(tmp_path: Path, engine: str) -> None:
+def test_processes_that_share_a_cell_give_the_same_within_rounding_and_listen_to_this_machine_alone(
+    tmp_path: Path, engine: str
+) -> None:
     if engine == "ray":
-        pytest.importorskip("ray")
+        need_ray()
     calm = {"prompts_per_iteration": 4, "optimizer": CALM}
     made = grid(tmp_path, objectives=["grpo"], settings=calm, budget={"model_rows": 3 * 2 * ROWS})
     here = compare(made, tmp_path / "here")
-    there = compare(made, tmp_path / "there", engine=engine, processes=2)
+    sockets = Listening()
+    there = compare(made, tmp_path / "there", engine=engine, processes=2, observer=sockets)
+    assert sockets.addresses == {"127.0.0.1"}
     assert [cell.status for cell in there.cells] == ["complete"] == [cell.status for cell in here.cells]
     for cell in here.cells:
         one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))

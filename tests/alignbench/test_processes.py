@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from alignbench import RunError, UserError, engine, load_objective, run
+from alignbench import RunError, UserError, engine, launch, load_objective, run
 from alignbench import record as record_module
 from alignbench.config import RunConfig, load_config
 from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone
 from alignbench.noise import group_keys
-from alignbench.processes import ALONE, Processes, Together, join, whole
+from alignbench.processes import ALONE, Processes, Together, join, on_loopback, whole
 from tests.faults import full_disk
 from tests.pipelines import SIDE, save_pipeline
 from tests.plugins import toy_config, write_task
@@ -152,6 +152,24 @@ def test_shares_are_as_long_and_say_what_is_repeated() -> None:
     assert kept == [2, 2, 0]
     assert ALONE.share("abcd") == list("abcd")
     assert ALONE.kept("abcd") == 4
+
+
+def test_processes_on_several_machines_and_those_who_are_told_an_interface_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in launch.environment(1, 4, 12345).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert on_loopback() == {}
+    assert "NCCL_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # `torchrun` has a store of its own
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # so that the test leaves nothing behind
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    assert on_loopback() == {}
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth7", launch.loopback_interface())
 
 
 def test_what_fails_in_one_process_ends_all_with_its_message_and_the_run_goes_on_later(tmp_path: Path) -> None:
