@@ -220,6 +220,34 @@ def test_the_scorer_service_limits_a_request_unless_told(monkeypatch: pytest.Mon
     assert seen == [64 * 2**20, 2**20]
 
 
+def test_the_scorer_service_asks_for_the_token_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alignbench import serving
+
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(serving, "application", lambda scorer, **options: seen.append(options))
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: None)
+    monkeypatch.delenv("ALIGNBENCH_SCORER_TOKEN", raising=False)
+    (tmp_path / "token").write_text("s3cret\n")
+    told = []
+    for arguments in (
+        [],
+        ["--token-file", str(tmp_path / "token"), "--allow-host", "Scorer.Lab", "--queue", "3"],
+        ["--host", "0.0.0.0"],
+        ["--host", "0.0.0.0", "--token-file", str(tmp_path / "token")],
+        ["--token-file", str(tmp_path / "none")],
+    ):
+        done = typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness", *arguments])
+        told.append(done.stderr)
+    assert [options["authorization"] for options in seen] == [None, "Bearer s3cret", None, "Bearer s3cret"]
+    assert [options["queue"] for options in seen] == [32, 3, 32, 32]
+    assert "scorer.lab" in seen[1]["hosts"]
+    assert ["can use this scorer" in line for line in told] == [False, False, True, False, False]
+    assert "s3cret" not in "".join(told)
+    monkeypatch.setenv("ALIGNBENCH_SCORER_TOKEN", "of the environment")
+    typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness"])
+    assert seen[-1]["authorization"] == "of the environment"
+
+
 def test_a_config_with_an_absolute_or_relative_path_of_a_task_reads_it_and_writes_nothing_there(tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
