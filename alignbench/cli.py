@@ -506,6 +506,7 @@ def pairs(
             seed,
             out,
             lambda done, found: advance(done, len(wanted), f"{found} pairs"),
+            normalise_rewards=settings.normalise_rewards,
         )
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignbench import groups
 from alignbench.flow import Reduction
 from alignbench.plan import Plan
 from alignbench.processes import Processes
@@ -40,8 +41,9 @@ class RolloutForest:
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
         trained: bool [R], the replay rows that the policy is asked about again; None for all. The others keep
             `row_velocity`, as constants: they cost no training row and teach nothing.
-        rewards: float32 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
-        scores: reward -> float32 [G * K], what the task's rewards answered before they were weighted into `rewards`.
+        rewards: float64 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
+        scores: reward -> float64 [G * K], what the task's rewards answered before they were weighted into `rewards`.
+        standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
     """
 
     prompts: list[str]
@@ -66,6 +68,7 @@ class RolloutForest:
     trained: Tensor | None = None
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
+    standardised: bool = False
 
     @classmethod
     def joined(cls, parts: "Sequence[RolloutForest]") -> "RolloutForest":
@@ -104,7 +107,7 @@ class RolloutForest:
         if processes.count == 1:
             return self
         prompts = processes.tell(self.prompts)
-        unscored = ("rewards", "trained", "scores")
+        unscored = ("rewards", "trained", "scores", "standardised")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
         gathered = {name: processes.gather(value) for name, value in values.items() if isinstance(value, Tensor)}
         parts = []
@@ -157,22 +160,27 @@ class RolloutForest:
         """[G * K] -> [G, K]."""
         return leaf_values.view(self.groups, self.group_size)
 
+    @property
+    def target_reward(self) -> Tensor:
+        """R~ of a Boltzmann target, float32 [G, K]; see `groups.target_reward`."""
+        return groups.target_reward(self.by_group(self.rewards), standardised=self.standardised)
+
     def path_sum(self, edge_values: Tensor) -> Tensor:
         """Sum over the stochastic steps of each leaf's path: [E] -> [G, K]. Shared edges enter every descendant."""
         return self.by_group(edge_values[self.leaf_edges].sum(1))
 
     def descendant_mean(self, leaf_values: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> [E].
+        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> float64 [E].
 
         Args:
             log_weights: [G, K], of the leaves in a weighted mean; a constant in them does not matter.
         """
-        values = leaf_values.flatten()[:, None].expand_as(self.leaf_edges)
+        values = leaf_values.double().flatten()[:, None].expand_as(self.leaf_edges)
         here = ~torch.isnan(values)
-        edges, values = self.leaf_edges[here], values[here].to(self.old_log_prob.dtype)
-        zeros, weights = self.old_log_prob.new_zeros(len(self.old_log_prob)), torch.ones_like(values)
+        edges, values = self.leaf_edges[here], values[here]
+        zeros, weights = values.new_zeros(len(self.old_log_prob)), torch.ones_like(values)
         if log_weights is not None:
-            logs = log_weights.flatten()[:, None].expand_as(self.leaf_edges)[here]
+            logs = log_weights.double().flatten()[:, None].expand_as(self.leaf_edges)[here]
             # Over the largest below each edge: a softmax that cannot underflow to nothing.
             weights = torch.exp(logs - (zeros - torch.inf).scatter_reduce(0, edges, logs, "amax")[edges])
         total, count = zeros.index_add(0, edges, weights * values), zeros.index_add(0, edges, weights)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alignbench import groups
 from alignbench.backbone import Backbone
 from alignbench.errors import UserError
 from alignbench.evaluation import Judges
@@ -103,8 +104,13 @@ def write_pairs(
     seed: int,
     out: Path,
     advance: Callable[[int, int], None] = lambda done, pairs: None,
+    *,
+    normalise_rewards: bool = True,
 ) -> int:
     """Draws pictures of each prompt and keeps the best and the worst by the task's reward; prompts without a best have none.
+
+    Args:
+        normalise_rewards: as of a run; a prompt's pictures are the group. See `groups.total`.
 
     Returns:
         How many pairs were written to `out/pairs.jsonl`.
@@ -120,15 +126,16 @@ def write_pairs(
             latents = sample(policy, [prompt], images_per_prompt, policy.default_steps, seed)
             images = policy.decode(latents)
             scores = judges.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
-            total = np.sum([weight * scores[name] for name, weight in judges.weights.items()], axis=0)
-            known = np.flatnonzero(~np.isnan(total))
-            if len(known) and total[known].max() > total[known].min():
+            of_group = {name: torch.from_numpy(answer)[None] for name, answer in scores.items()}
+            rewards = groups.total(of_group, judges.weights, normalise=normalise_rewards)
+            total, known = rewards[0].numpy(), np.flatnonzero(groups.comparable(rewards)[0])
+            if len(known):
                 best, worst = known[total[known].argmax()], known[total[known].argmin()]
                 names = {"chosen": f"pictures/{p:05d}-chosen.png", "rejected": f"pictures/{p:05d}-rejected.png"}
                 for role, index in (("chosen", best), ("rejected", worst)):
                     Image.fromarray(images[index]).save(out / names[role])
-                rewards = {"chosen_reward": float(total[best]), "rejected_reward": float(total[worst])}
-                file.write(json.dumps({"prompt": prompt, **names, **rewards}, ensure_ascii=False) + "\n")
+                totals = {"chosen_reward": float(total[best]), "rejected_reward": float(total[worst])}
+                file.write(json.dumps({"prompt": prompt, **names, **totals}, ensure_ascii=False) + "\n")
                 count += 1
             advance(p + 1, count)
     return count

@@ -107,33 +107,58 @@ class EdgeRows:
 
 
 def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
-    """Stock terms of stochastic edges, each float32 [E'] for the edges that leave `rows`.
+    """Stock terms of stochastic edges, each float32 [E'] for the edges that leave `rows`, reduced as the forest says.
 
-    log_prob: log-density of the child under the policy, reduced over latent dimensions as the forest says.
-    drift_noise: (mu - mu_old) . eps, reduced likewise, with eps the noise that was drawn: GRPO-Guard's regulated
-        log-ratio std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
-    With a reference: kl, the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians, reduced likewise; and
-        log_prob_reference, without gradient.
+    log_ratio: log pi(child) - log pi_old(child), from the difference of the two means; see `flow.log_ratio`.
+    log_prob: log-density of the child under the policy.
+    drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn: GRPO-Guard's regulated log-ratio
+        std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
+    With a reference: kl, the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians; log_prob_reference, without
+        gradient; and log_ratio_reference, log pi(child) - log pi_ref(child), from the difference of means.
     """
     forest, edges = rows.forest, rows.edges
     of_row = forest.edge_row[edges]
     local = of_row - rows.start
-    x = rows.x[local]
     child = forest.states[forest.edge_child[edges]]
-    mean, std = _moments(forest, edges, x, velocity[local])
+    old_velocity = forest.row_velocity[of_row]
+
+    def shift(change: Tensor) -> Tensor:
+        """By how much the means move when the velocity does."""
+        return _moments(forest, edges, torch.zeros_like(change, dtype=torch.float32), change)[0]
+
     with torch.no_grad():
-        old_mean, _ = _moments(forest, edges, x, forest.row_velocity[of_row])
+        old_mean, std = _moments(forest, edges, rows.x[local], old_velocity)
         noise = (child - old_mean) / std
+        old_log_prob = flow.log_prob(child, old_mean, std, reduction=forest.reduction)
+    moved = shift(velocity.float()[local] - old_velocity)
+    log_ratio = flow.log_ratio(moved, noise, std, reduction=forest.reduction)
     terms = {
-        "log_prob": flow.log_prob(child, mean, std, reduction=forest.reduction),
-        "drift_noise": flow.reduce_latent((mean - old_mean) * noise, forest.reduction),
+        "log_prob": old_log_prob + log_ratio,
+        "log_ratio": log_ratio,
+        "drift_noise": flow.reduce_latent(moved * noise, forest.reduction),
     }
     if reference_velocity is not None:
+        reference = reference_velocity.detach().float()[local]
         with torch.no_grad():
-            reference_mean, _ = _moments(forest, edges, x, reference_velocity[local])
-            terms["log_prob_reference"] = flow.log_prob(child, reference_mean, std, reduction=forest.reduction)
-        terms["kl"] = flow.reduce_latent((mean - reference_mean) ** 2 / (2 * std**2), forest.reduction)
+            away = shift(reference - old_velocity)
+            terms["log_prob_reference"] = old_log_prob + flow.log_ratio(away, noise, std, reduction=forest.reduction)
+        apart = shift(velocity.float()[local] - reference)
+        seen_from_reference = noise - away / std  # the child minus the reference's mean, in deviations
+        terms["log_ratio_reference"] = flow.log_ratio(apart, seen_from_reference, std, reduction=forest.reduction)
+        terms["kl"] = flow.reduce_latent(apart**2 / (2 * std**2), forest.reduction)
     return terms
+
+
+def log_ratio(terms: Terms, forest: RolloutForest) -> Tensor:
+    """log pi / pi_old of each edge, [E]: the stock term, or the difference of log-densities where an objective has its own."""
+    return terms["log_ratio"] if "log_ratio" in terms else terms["log_prob"] - forest.old_log_prob
+
+
+def log_ratio_reference(terms: Terms) -> Tensor:
+    """log pi / pi_ref of each edge, [E]; likewise."""
+    if "log_ratio_reference" in terms:
+        return terms["log_ratio_reference"]
+    return terms["log_prob"] - terms["log_prob_reference"]
 
 
 def edge_std(forest: RolloutForest) -> Tensor:

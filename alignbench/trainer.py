@@ -37,6 +37,7 @@ from alignbench.plan import Plan
 from alignbench.processes import ALONE, Processes, is_spread, whole
 from alignbench.record import Budget, now
 from alignbench.sampler import Sampler
+from alignbench.terms import log_ratio
 
 Item = TypeVar("Item", str, Pair)
 Answers = dict[str, np.ndarray]
@@ -339,19 +340,16 @@ class Trainer:
 
     def _reward(self, forest: RolloutForest, answers: Answers) -> None:
         """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
-        scores = {name: forest.by_group(torch.from_numpy(answer).float()) for name, answer in answers.items()}
-        weights = self.judges.weights
-        several = len(weights) > 1 and self.config.normalise_rewards
-        total = torch.zeros(forest.groups, forest.group_size)
-        for name, weight in weights.items():
-            raw = scores[name]
-            total = total + weight * (groups.standardise(raw).masked_fill(raw.isnan(), torch.nan) if several else raw)
+        scores = {name: forest.by_group(torch.from_numpy(answer)) for name, answer in answers.items()}
+        weights, normalise = self.judges.weights, self.config.normalise_rewards
+        total = groups.total(scores, weights, normalise=normalise)
         self.budget.decoded += len(forest.leaves)
         self.budget.reward_calls += len(forest.leaves) * len(scores)
         self.budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):
             raise ScorerError(f"no picture of iteration {forest.iteration} could be scored")
         forest.rewards = total.flatten().to(self.policy.device)
+        forest.standardised = normalise and len(weights) > 1
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
     def _updates(self, forest: RolloutForest) -> dict[str, float]:
@@ -367,7 +365,7 @@ class Trainer:
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows
             if "log_prob" in found.terms and len(found.terms["log_prob"]):
-                deviation = float((torch.exp(found.terms["log_prob"] - forest.old_log_prob) - 1).abs().max())
+                deviation = float(torch.expm1(log_ratio(found.terms, forest)).abs().max())
                 if update == 0:
                     self.ratio_deviation = max(self.ratio_deviation, deviation)
             numbers |= self._step() | {"loss": found.loss}
@@ -453,11 +451,10 @@ def _begun(work: Callable[[], Answers], *, beside: bool) -> "Future[Answers]":
 def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
     rewards = forest.by_group(forest.rewards)
     latents = forest.leaf_latents.reshape(forest.groups, forest.group_size, -1)
-    centred = groups.standardise(rewards, std="none")
     return {
         **{f"reward_{name}": float(raw.nanmean()) for name, raw in forest.scores.items()},
         "reward": float(rewards.nanmean()),
-        "reward_std_in_group": float(centred.square().mean(1).sqrt().mean()),
+        "reward_std_in_group": float(groups.deviation(rewards).mean()),
         "zero_std_ratio": float((~groups.spread(rewards)).float().mean()),
         "failed_scores": int(rewards.isnan().sum()),
         "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),

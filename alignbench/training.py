@@ -33,6 +33,7 @@ from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.micro_batch import first_line
+from alignbench.objective import Objective
 from alignbench.processes import Processes, join
 from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
@@ -84,6 +85,12 @@ def run(
         raise type(error)(f"{error}; once it works, go on with: alignbench run --resume {out}") from error
     except torch.OutOfMemoryError as error:
         raise RunError(f"out of memory: {first_line(error)}") from error
+
+
+def _chosen_clip(objective: Objective) -> bool:
+    """Whether the objective has a clip range, and another one than its default: a choice that is expected to act."""
+    clip = type(objective.settings).model_fields.get("clip")
+    return clip is not None and objective.settings.clip != clip.default
 
 
 def _refuse_taken(out: Path) -> None:
@@ -144,8 +151,8 @@ class _Run:
             self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, to_yaml(config.resolved()))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
-        if config.updates_per_rollout == 1 and hasattr(trainer.objective.settings, "clip"):
-            self.console.warn("updates_per_rollout is 1: every ratio is 1, and the objective's clip can never act")
+        if config.updates_per_rollout == 1 and _chosen_clip(trainer.objective):
+            self.console.warn("objective.clip has no effect: with updates_per_rollout=1 every importance ratio is 1")
         base = self._base()
         check_scores_vary(self.judges, base)
         self._write_evaluations(base=base)
@@ -311,8 +318,8 @@ class _Run:
         def write() -> None:
             images = self.policy.decode(forest.leaf_latents)
             scores = self.judges.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
-            forest.rewards = torch.from_numpy(scores).float().to(forest.leaf_latents.device)
-            spread = groups.standardise(forest.by_group(forest.rewards), std="none").square().sum(1)
+            forest.rewards = torch.from_numpy(scores).to(forest.leaf_latents.device)
+            spread = groups.deviation(forest.by_group(forest.rewards))
             beta = getattr(trainer.objective, "beta", None)
             at = float(beta(trainer.iteration)) if callable(beta) else 2.0
             plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)

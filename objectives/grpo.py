@@ -18,7 +18,7 @@ from torch import Tensor
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms, edge_std
+from alignbench.terms import Terms, edge_std, log_ratio
 
 
 class GRPO(Objective):
@@ -63,7 +63,7 @@ class GRPO(Objective):
         weighted = self.settings.credit == "depth_weighted"
         node = forest.descendant_mean(rewards, forest.path_sum(forest.old_log_prob) if weighted else None)
         spread = groups.spread(rewards)[:, None]
-        a = torch.empty_like(node)
+        a = torch.empty_like(node, dtype=torch.float32)
         for step in forest.edge_step.unique():
             # Edges of one step are ordered by group, and each group has as many.
             here = forest.edge_step == step
@@ -96,8 +96,8 @@ class GRPO(Objective):
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o = self.settings
-        log_ratio = terms["drift_noise"] if o.ratio == "guard" else terms["log_prob"] - forest.old_log_prob
-        ratio, weight = torch.exp(log_ratio), self.weight(forest)
+        ratio = torch.exp(terms["drift_noise"] if o.ratio == "guard" else log_ratio(terms, forest))
+        weight = self.weight(forest)
         kl = self.divergence(terms, forest)
         if o.credit == "leaf":
             a = self.advantage(forest).reshape(-1, 1)
@@ -111,7 +111,7 @@ class GRPO(Objective):
         return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        ratio = torch.exp(terms["log_prob"] - forest.old_log_prob)
+        ratio = torch.exp(log_ratio(terms, forest))
         numbers = {
             "advantage_abs": float(self.advantage(forest).abs().mean()),
             "clip_share": float(((ratio - 1).abs() > self.settings.clip).float().mean()),

@@ -35,7 +35,7 @@ class RAFT(Objective):
         rewards = forest.by_group(forest.rewards)
         counts = groups.comparable(rewards)
         if self.settings.weights == "softmax":
-            return counts * groups.log_softmax(self.settings.beta * groups.standardise(rewards), counts).exp()
+            return counts * groups.log_softmax(self.settings.beta * forest.target_reward, counts).exp()
         ranked = torch.where(counts, rewards, -torch.inf)
         best = torch.zeros_like(rewards).scatter(1, ranked.topk(min(self.settings.top, rewards.shape[1]), dim=1).indices, 1.0)
         best = best * counts

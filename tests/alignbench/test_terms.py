@@ -54,8 +54,20 @@ def test_terms_of_a_moved_policy_equal_those_replayed_leaf_by_leaf(plan: object,
         on_leaves = terms[name][forest.leaf_edges]
         assert torch.allclose(on_leaves, getattr(expected, name), rtol=1e-4, atol=ROUNDING), name
         assert terms[name].dtype == torch.float32
+    # Differences of log-densities, which are known to 1e-6 here: a mean, or a sum, over 18 dimensions.
+    known_to = 1e-5 * (18 if reduction == "sum" else 1)
+    ratio, of_reference = (terms[name][forest.leaf_edges] for name in ("log_ratio", "log_ratio_reference"))
+    assert torch.allclose(ratio, expected.log_prob - expected.old_log_prob, atol=known_to)
+    assert torch.allclose(of_reference, expected.log_prob - expected.log_prob_reference, atol=known_to)
     assert terms["kl"].min() > 0
     assert terms["drift_noise"].abs().max() > 1e-3
+    assert min(ratio.abs().max(), of_reference.abs().max()) > 1e-3
+
+
+def test_log_ratios_of_the_same_velocities_are_exactly_zero() -> None:
+    forest = rollout(ToyBackbone(), PROMPTS, MIXED, seed=0, reduction="sum")
+    terms = edge_terms(EdgeRows.of(forest), forest.row_velocity, forest.row_velocity)
+    assert terms["log_ratio"].abs().max() == terms["log_ratio_reference"].abs().max() == terms["kl"].max() == 0
 
 
 def test_drift_noise_is_the_regulated_log_ratio_of_a_single_edge() -> None:
@@ -99,7 +111,7 @@ def test_kl_of_a_hand_computed_step() -> None:
 
 def test_without_a_reference_there_are_no_reference_terms() -> None:
     forest = rollout(ToyBackbone(), ["a"], chains(3, 2), seed=0)
-    assert set(edge_terms(EdgeRows.of(forest), forest.row_velocity)) == {"log_prob", "drift_noise"}
+    assert set(edge_terms(EdgeRows.of(forest), forest.row_velocity)) == {"log_prob", "log_ratio", "drift_noise"}
 
 
 def test_the_reference_receives_no_gradient() -> None:

@@ -430,7 +430,7 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
         assert found[sorted(every | columns)].notna().all(axis=None), objective
 
 
-def test_a_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
+def test_a_chosen_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
     class Listening(Silent):
         def __init__(self) -> None:
             self.told: list[str] = []
@@ -439,11 +439,18 @@ def test_a_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
             self.told.append(text)
 
     task = write_task(tmp_path)
-    for number, (objective, updates, expected) in enumerate((("grpo", 1, 1), ("grpo", 2, 0), ("raft", 1, 0))):
+    cases: list[tuple[str, dict[str, float], int, int]] = [
+        ("grpo", {"clip": 0.01}, 1, 1),
+        ("grpo", {"clip": 0.01}, 2, 0),
+        ("grpo", {}, 1, 0),  # a default is nobody's choice
+        ("raft", {}, 1, 0),
+    ]
+    for number, (name, settings, updates, expected) in enumerate(cases):
         console = Listening()
+        objective: Any = {"name": name, "settings": settings}
         config = toy_config(task, objective=objective, updates_per_rollout=updates, iterations=1)
         run(config, tmp_path / str(number), console=console)
-        assert len([text for text in console.told if "clip can never act" in text]) == expected
+        assert len([text for text in console.told if "clip has no effect" in text]) == expected
 
 
 def test_a_plan_without_noise_is_refused_for_an_objective_on_steps_and_taken_by_one_on_pictures(tmp_path: Path) -> None:

@@ -58,6 +58,18 @@ def test_equal_rewards_move_nothing() -> None:
     assert torch.equal(log_prob.grad, torch.zeros_like(log_prob))
 
 
+def test_rounding_of_a_scorer_is_no_advantage_and_an_offset_changes_none() -> None:
+    one_unit = forest([0.95, 0.95, 0.95, 0.95000005], ["a", "a"])
+    objective = ddpo(min_count=4)
+    assert objective.advantage(one_unit).abs().max() == 0
+    objective.observe(one_unit)
+    assert objective.advantage(one_unit).abs().max() == 0
+    far = forest([0.0, 2.0, 4.0, 6.0], ["a", "b"])
+    near = ddpo().advantage(far)
+    far.rewards = far.rewards.double() + 1e8
+    assert torch.allclose(ddpo().advantage(far), near, atol=1e-6)
+
+
 def test_loss_by_hand_with_one_ratio_clipped() -> None:
     both = forest([0.0, 2.0], ["a"])  # advantages -1 and 1
     log_prob = both.old_log_prob + torch.log(torch.tensor([0.9, 1.5]))
