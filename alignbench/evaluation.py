@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alignbench import hub
+from alignbench import groups, hub
 from alignbench.backbone import Backbone, Law
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
@@ -340,8 +340,22 @@ def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
         values = evaluation.table.loc[evaluation.table.metric == name, "value"].dropna()
         if len(values) == 0:
             raise RunError(f"reward {name!r} could not score a single picture of the base model")
-        if values.nunique() == 1 and len(values) > 1:
+        if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
             raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} pictures; its scorer is broken")
+
+
+def too_faint(judges: Judges, evaluation: Evaluation) -> list[str]:
+    """A sentence for each trained reward whose images of one prompt differ too little to be standardised."""
+    found = []
+    for name in judges.weights:
+        table = evaluation.table[evaluation.table.metric == name]
+        deviation = table.groupby("prompt", sort=False)["value"].std(ddof=0).median()
+        if 0 < deviation < groups.MIN_STD:
+            found.append(
+                f"reward {name!r} varies by {deviation:.1g} within a prompt; deviations below {groups.MIN_STD:g} are not scaled "
+                "up to 1, so it will teach little: give it in larger units"
+            )
+    return found
 
 
 def estimates(evaluation: Evaluation) -> dict[str, Estimate]:

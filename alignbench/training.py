@@ -27,6 +27,7 @@ from alignbench.evaluation import (
     evaluate,
     evaluation_prompts,
     path_kl,
+    too_faint,
     with_measured,
 )
 from alignbench.executor import rollout
@@ -155,6 +156,8 @@ class _Run:
             self.console.warn("objective.clip has no effect: with updates_per_rollout=1 every importance ratio is 1")
         base = self._base()
         check_scores_vary(self.judges, base)
+        for sentence in too_faint(self.judges, base):
+            self.console.warn(sentence)
         self._write_evaluations(base=base)
         self._keep_law(self.policy.target(base.prompts[0]), laws.TARGET)
         self._keep_law(base.law, 0)

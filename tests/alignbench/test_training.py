@@ -45,6 +45,16 @@ REWARD_DRIVEN = {"name": "dynamic_tree", "schedule": "reward", "steps": 8, "leve
 """Remembers the rewards it has seen."""
 
 
+class Listening(Silent):
+    """Keeps the warnings of a run."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.told.append(text)
+
+
 def table(folder: Path) -> pd.DataFrame:
     """The metrics without wall-clock times."""
     frame = pd.read_parquet(folder / "metrics.parquet")
@@ -271,9 +281,18 @@ def test_a_scorer_that_dies_beside_a_rollout_stops_the_run(tmp_path: Path) -> No
     assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 1
 
 
-def test_a_scorer_that_answers_one_constant_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"0\.5 for all 18 pictures"):
-        run(toy_config(write_task(tmp_path, "Constant")), tmp_path / "run")
+@pytest.mark.parametrize(("scorer", "constant"), [("Constant", r"0\.5"), ("NearlyConstant", r"0\.95")])
+def test_a_scorer_that_answers_one_constant_up_to_rounding_stops_the_run(tmp_path: Path, scorer: str, constant: str) -> None:
+    with pytest.raises(RunError, match=f"{constant} for all 18 pictures"):
+        run(toy_config(write_task(tmp_path, scorer)), tmp_path / "run")
+
+
+def test_a_reward_in_units_too_large_to_be_standardised_is_told(tmp_path: Path) -> None:
+    for scorer, expected in (("Faint", 1), ("Brightness", 0)):
+        (tmp_path / scorer).mkdir()
+        console = Listening()
+        run(toy_config(write_task(tmp_path / scorer, scorer), iterations=1), tmp_path / scorer / "run", console=console)
+        assert len([text for text in console.told if "give it in larger units" in text]) == expected
 
 
 def test_a_scorer_with_too_few_answers_stops_the_run(tmp_path: Path) -> None:
@@ -431,13 +450,6 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
 
 
 def test_a_chosen_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
-    class Listening(Silent):
-        def __init__(self) -> None:
-            self.told: list[str] = []
-
-        def warn(self, text: str) -> None:
-            self.told.append(text)
-
     task = write_task(tmp_path)
     cases: list[tuple[str, dict[str, float], int, int]] = [
         ("grpo", {"clip": 0.01}, 1, 1),
