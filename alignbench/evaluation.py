@@ -352,8 +352,8 @@ def too_faint(judges: Judges, evaluation: Evaluation) -> list[str]:
         deviation = table.groupby("prompt", sort=False)["value"].std(ddof=0).median()
         if 0 < deviation < groups.MIN_STD:
             found.append(
-                f"reward {name!r} varies by {deviation:.1g} within a prompt; deviations below {groups.MIN_STD:g} are not scaled "
-                "up to 1, so it will teach little: give it in larger units"
+                f"reward {name!r} varies by {deviation:.1g} within a prompt; deviations below {groups.MIN_STD:g} are not "
+                "scaled up to 1, so it will teach little: give it in larger units"
             )
     return found
 
