@@ -15,12 +15,13 @@ def valid(rewards: Tensor) -> Tensor:
     return ~torch.isnan(rewards)
 
 
-def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD) -> Tensor:
+def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD, correction: int = 0) -> Tensor:
     """z = (r - group mean) / max(std, min_std), zero where a reward is missing.
 
     Args:
         std: "group" (population deviation of each group), "batch" (of all rewards about the mean of them all: one scale,
             in which prompts that differ count too), or "none" (no division).
+        correction: what is taken off the number of rewards in the deviation: 0 for the population's, 1 for a sample's.
     """
     here = valid(rewards)
     count = here.sum(1, keepdim=True).clamp(min=1)
@@ -31,9 +32,11 @@ def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD
     if std == "none":
         return centred
     if std == "group":
-        scale = torch.sqrt((centred**2).sum(1, keepdim=True) / count)
+        scale = torch.sqrt((centred**2).sum(1, keepdim=True) / (count - correction).clamp(min=1))
     elif std == "batch":
-        scale = torch.sqrt(mean((rewards - mean(rewards, here)) ** 2, here)).expand_as(centred)
+        number = here.sum()
+        variance = mean((rewards - mean(rewards, here)) ** 2, here) * number / (number - correction).clamp(min=1)
+        scale = torch.sqrt(variance).expand_as(centred)
     else:
         raise ValueError(f"std must be 'group', 'batch' or 'none', got {std!r}")
     return centred / scale.clamp(min=min_std)
