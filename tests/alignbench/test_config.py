@@ -117,7 +117,8 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("flux", "tmpo"): {
         "iterations": 250, "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-5, "max_grad_norm": 0.5,
         "lr_schedule": "cosine", "sampler": "dynamic_tree", "steps": 6, "early": [1, 2, 3], "late": [1, 3, 5], "kappa": 6,
-        "noise_level": 0.7, "early_split": "roots", "beta_start": 0.8, "beta": 2, "beta_warmup": 100, "lambda_ref": 0.05, "clip": 0.2,
+        "noise_level": 0.7, "early_split": "roots", "beta_start": 0.8, "beta": 2, "beta_warmup": 100, "lambda_ref": 0.05,
+        "clip": 0.2,
     },
     ("flux", "grpo"): {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 6,

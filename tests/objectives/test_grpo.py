@@ -298,10 +298,10 @@ def test_nested_depth_credit_weighs_at_each_split_by_its_own_edges_alone() -> No
     ln3, ln9 = math.log(3), math.log(9)
     forest.old_log_prob = torch.tensor(
         # Splits: two edges; their four; the four of the first branch in pairs of equal ones, then those of the second.
-        [40.0, -40.0, 0.0, ln3, 0.5, 0.5, 0.0, 0.0, ln9, ln9, 0.0, ln3, 0.0, 0.0]
-        # Between splits, or behind them, an edge has no rival.
-        + [70.0, -70.0, 3.0, 5.0, 0.0, 1.0, 2.0, 3.0]
-    )
+        [*(40.0, -40.0), *(0.0, ln3, 0.5, 0.5), *(0.0, 0.0, ln9, ln9, 0.0, ln3, 0.0, 0.0),
+         # Between splits, or behind them, an edge has no rival.
+         *(70.0, -70.0, 3.0, 5.0, 0.0, 1.0, 2.0, 3.0)]
+    )  # fmt: skip
     forest.rewards = torch.tensor([0.0, 2.0, 4.0, 6.0, 1.0, 5.0, 3.0, 7.0])
     found = grpo(credit="depth_nested", std="none").edge_advantage(forest)
     # First branch: 1/4 (0 + 2)/2 + 3/4 (4 + 6)/2 = 4. Second: 1/2 (1/4 1 + 3/4 5) + 1/2 (3 + 7)/2 = 4.5. Mean 4.25.

@@ -38,8 +38,8 @@ def test_a_scale_of_the_noise_at_splits_moves_what_is_drawn_and_not_its_density(
     first = plain.edge_step == 0  # from the same states
     velocity = plain.row_velocity[plain.edge_row[first]]
     x = plain.states[plain.rows][plain.edge_row[first]]
-    sigmas = [float(s) for s in toy.sigmas(5)[:2]]
-    mean, std = gaussian_step("dance", x, velocity, *sigmas, 0.3)
+    sigma, sigma_next = toy.sigmas(5)[:2].tolist()
+    mean, std = gaussian_step("dance", x, velocity, sigma, sigma_next, 0.3)
     quiet_noise, loud_noise = ((f.states[f.edge_child[first]] - mean) / std for f in (plain, loud))
     assert torch.allclose(loud_noise, 4 * quiet_noise, atol=1e-4)  # float32, over a deviation of 0.1
     # log N(4 eps) - log N(eps) = -(16 - 1) eps^2 / 2, a mean over dimensions.
