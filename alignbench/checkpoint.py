@@ -51,6 +51,8 @@ class Checkpoint(BaseModel):
     """What the sampler remembers of them."""
     ratio_deviation: float
     started: str
+    reference_since: int = 0
+    """How many iterations were done when the reference was last refreshed."""
     micro_batch: int | None = None
     """Rows in one model call, after memory ran out as often as the next number says."""
     micro_batch_halvings: int = 0

@@ -120,7 +120,8 @@ class RunConfig(Settings):
     updates_per_rollout: int = Field(1, ge=1)
     """Optimizer steps on each rollout; with more than one, all but the first are off-policy."""
     reference_refresh: int | None = Field(None, ge=1)
-    """The reference becomes the current policy after every so many iterations; the base model throughout where it is null."""
+    """The reference becomes the current policy after so many iterations without a refresh; it is the base model throughout
+    where this and the next are null."""
     reference_refresh_kl: float | None = Field(None, gt=0)
     """Likewise after an iteration at whose start the KL divergence to it was above this, for an objective that has one."""
     guidance: float | None = Field(None, ge=1)

@@ -186,6 +186,14 @@ class RolloutForest:
         total, count = zeros.index_add(0, edges, weights * values), zeros.index_add(0, edges, weights)
         return torch.where(count > 0, total / count, torch.nan)
 
+    def log_softmax_of_siblings(self, edge_values: Tensor) -> Tensor:
+        """log softmax of the values over the edges that leave the same row: [E] -> [E]; 0 where an edge is the only one."""
+        of_row = edge_values.new_full((len(self.rows),), -torch.inf)
+        largest = of_row.scatter_reduce(0, self.edge_row, edge_values, "amax")[self.edge_row]
+        exponentials = torch.exp(edge_values - largest)
+        totals = torch.zeros_like(of_row).index_add(0, self.edge_row, exponentials)
+        return edge_values - largest - torch.log(totals[self.edge_row])
+
     def path_mean(self, edge_values: Tensor) -> Tensor:
         """Mean over the stochastic steps of each leaf's path: [E] -> [G, K]."""
         return self.by_group(edge_values[self.leaf_edges].mean(1))

@@ -21,12 +21,13 @@ def valid(rewards: Tensor) -> Tensor:
     return ~torch.isnan(rewards)
 
 
-def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD) -> Tensor:
+def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD, correction: int = 0) -> Tensor:
     """z = (r - group mean) / max(std, min_std), float32, zero where a reward is missing.
 
     Args:
         std: "group" (population deviation of each group), "batch" (of all rewards about the mean of them all: one scale,
             in which prompts that differ count too), or "none" (no division).
+        correction: what is taken off the number of rewards in the deviation: 0 for the population's, 1 for a sample's.
     """
     rewards = rewards.double()
     here = valid(rewards)
@@ -34,10 +35,10 @@ def standardise(rewards: Tensor, *, std: str = "group", min_std: float = MIN_STD
     if std == "none":
         return centred.float()
     if std == "group":
-        scale = _root_mean_square(centred, here, 1)
+        scale = _deviation(centred, here, 1, correction)
     elif std == "batch":
         shifted = torch.where(here, rewards - rewards[here].median(), 0.0) if bool(here.any()) else centred
-        scale = _root_mean_square(torch.where(here, shifted - mean(shifted, here), 0.0), here, (0, 1))
+        scale = _deviation(torch.where(here, shifted - mean(shifted, here), 0.0), here, (0, 1), correction)
     else:
         raise ValueError(f"std must be 'group', 'batch' or 'none', got {std!r}")
     return (centred / scale.clamp(min=min_std)).float()
@@ -100,7 +101,7 @@ def deviation(rewards: Tensor) -> Tensor:
     """Population standard deviation of each group's rewards, float64 [G]; 0 where there is nothing to prefer."""
     rewards = rewards.double()
     here = valid(rewards)
-    return _root_mean_square(_centred(rewards, here), here, 1)[:, 0]
+    return _deviation(_centred(rewards, here), here, 1)[:, 0]
 
 
 def _centred(rewards: Tensor, here: Tensor) -> Tensor:
@@ -117,11 +118,11 @@ def _first(values: Tensor, here: Tensor) -> Tensor:
     return torch.where(here.any(1, keepdim=True), first, 0.0)
 
 
-def _root_mean_square(values: Tensor, here: Tensor, dims: int | tuple[int, int]) -> Tensor:
-    """Over the places `here`, whose squares cannot overflow or vanish: values are divided by the largest first."""
-    peak = values.abs().amax(dims, keepdim=True)
-    unit = torch.where(peak > 0, values / peak, 0.0)
-    return peak * torch.sqrt((unit**2).sum(dims, keepdim=True) / here.sum(dims, keepdim=True).clamp(min=1))
+def _deviation(centred: Tensor, here: Tensor, dims: int | tuple[int, int], correction: int = 0) -> Tensor:
+    """Root of the mean square over the places `here`, by (count - correction); the sum of squares cannot overflow or vanish."""
+    peak = centred.abs().amax(dims, keepdim=True)
+    unit = torch.where(peak > 0, centred / peak, 0.0)
+    return peak * torch.sqrt((unit**2).sum(dims, keepdim=True) / (here.sum(dims, keepdim=True) - correction).clamp(min=1))
 
 
 def mean(values: Tensor, where: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Trainer:
         budget: what they spent.
         metrics: one row of numbers for each of them.
         reference: the parameters of a reference that has been refreshed; None while it is the base model.
+        reference_since: how many iterations were done when it was.
         old: those of an old policy that lags, for an objective that wants one.
         ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
         started: when the training began, across interruptions.
@@ -83,6 +84,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups_of, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
         self.ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
         self.reference: list[Tensor] | None = None
+        self.reference_since = 0
         self.old = self._parameters_now() if objective.needs.old_lags else None
         self.iteration = 0
         self.budget = Budget(seconds_by_phase=dict.fromkeys(("rollout", "decode", "score", "train"), 0.0))
@@ -153,7 +155,7 @@ class Trainer:
         with self._phase("train"):
             row |= self._updates(forest)
         if self.objective.needs.reference and self._reference_is_stale(row):
-            self.reference = self._parameters_now()
+            self.reference, self.reference_since = self._parameters_now(), self.iteration + 1
         # All must see the same clock: what is left of a budget in seconds decides on the next plan.
         seconds = self.processes.tell(time.perf_counter() - began)[0]
         peaks = self.processes.tell(_peak_memory(self.policy.device))
@@ -173,7 +175,7 @@ class Trainer:
 
     def _reference_is_stale(self, row: dict[str, Any]) -> bool:
         every, limit = self.config.reference_refresh, self.config.reference_refresh_kl
-        return (every is not None and (self.iteration + 1) % every == 0) or (
+        return (every is not None and self.iteration + 1 - self.reference_since >= every) or (
             limit is not None and row.get("kl_reference", 0.0) > limit
         )
 
@@ -194,6 +196,7 @@ class Trainer:
             sampler=self.sampler.state(),
             ratio_deviation=self.ratio_deviation,
             started=self.started,
+            reference_since=self.reference_since,
             micro_batch=self.micro_batch.rows,
             micro_batch_halvings=self.micro_batch.halvings,
         )
@@ -229,6 +232,7 @@ class Trainer:
             lambda: load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
         )
         checkpoint, self.reference, self.old = found.checkpoint, found.reference, found.old
+        self.reference_since = checkpoint.reference_since
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         self.budget = Budget.model_validate(checkpoint.budget)

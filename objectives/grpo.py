@@ -29,10 +29,17 @@ class GRPO(Objective):
         """Advantages are clamped to +- this."""
         std: Literal["group", "batch", "none"] = "group"
         """Which deviation the advantage is divided by. batch: that of all rewards of the rollout about their common mean."""
-        credit: Literal["leaf", "edge", "depth", "depth_weighted"] = "leaf"
+        std_correction: Literal[0, 1] = 0
+        """0: the population's deviation, sqrt(sum / K). 1: a sample's, sqrt(sum / (K - 1)), as in the code of DanceGRPO,
+        MixGRPO and BranchGRPO."""
+        zero_advantage: Literal["keep", "drop"] = "keep"
+        """Whether leaves (or, by `credit`, edges) of advantage 0, such as all of a group of equal rewards, count in the means
+        of the loss. drop: they do not (the code of Flow-GRPO and GARDO), so that neither does their KL divergence."""
+        credit: Literal["leaf", "edge", "depth", "depth_weighted", "depth_nested"] = "leaf"
         """Whose advantage an edge of a tree gets. leaf: each descendant's, once for each. edge: their mean (TreeGRPO).
         depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: likewise,
-        in a mean that is weighted by the probability of the path to each descendant (an option of BranchGRPO)."""
+        in a mean that is weighted by the probability of the path to each descendant. depth_nested: weighted at each split by
+        the softmax of its own edges' log-probs, edges between splits left out (an option of BranchGRPO's code)."""
         ratio: Literal["plain", "guard"] = "plain"
         """guard: the regulated ratio exp((mu - mu_old) . eps) of GRPO-Guard, whose logarithm has mean zero."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "none"
@@ -52,16 +59,23 @@ class GRPO(Objective):
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """Of each leaf, [G, K]; zero in groups whose rewards are all equal."""
-        z = groups.standardise(forest.by_group(forest.rewards), std=self.settings.std)
+        z = self._standardised(forest.by_group(forest.rewards))
         return z.clamp(-self.settings.adv_clip, self.settings.adv_clip)
+
+    def _standardised(self, rewards: Tensor) -> Tensor:
+        return groups.standardise(rewards, std=self.settings.std, correction=self.settings.std_correction)
 
     def edge_advantage(self, forest: RolloutForest) -> Tensor:
         """Of each edge, [E], NaN where no descendant has a reward; for any `credit` but leaf."""
         rewards = forest.by_group(forest.rewards)
         if self.settings.credit == "edge":
             return forest.descendant_mean(torch.where(groups.valid(rewards), self.advantage(forest), torch.nan))
-        weighted = self.settings.credit == "depth_weighted"
-        node = forest.descendant_mean(rewards, forest.path_sum(forest.old_log_prob) if weighted else None)
+        log_weights = None
+        if self.settings.credit == "depth_weighted":
+            log_weights = forest.path_sum(forest.old_log_prob)
+        elif self.settings.credit == "depth_nested":
+            log_weights = forest.path_sum(forest.log_softmax_of_siblings(forest.old_log_prob))
+        node = forest.descendant_mean(rewards, log_weights)
         spread = groups.spread(rewards)[:, None]
         a = torch.empty_like(node, dtype=torch.float32)
         for step in forest.edge_step.unique():
@@ -69,7 +83,7 @@ class GRPO(Objective):
             here = forest.edge_step == step
             of_group = node[here].view(forest.groups, -1)
             # Means of equal rewards must not differ by their rounding.
-            z = torch.where(spread, groups.standardise(of_group, std=self.settings.std), 0.0)
+            z = torch.where(spread, self._standardised(of_group), 0.0)
             a[here] = z.masked_fill(of_group.isnan(), torch.nan).flatten()
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
@@ -108,6 +122,8 @@ class GRPO(Objective):
             a = self.edge_advantage(forest)
             counts = groups.valid(a)
             a = torch.where(counts, a, 0.0)
+        if o.zero_advantage == "drop":
+            counts = counts & (a != 0)
         return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:

@@ -94,12 +94,12 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("sd3", "grpo"): {
         "iterations": 250, "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "max_grad_norm": 1.0,
         "lr_schedule": "constant", "sampler": "independent", "steps": 10, "group_size": 24, "rule": "sde", "noise_level": 0.7,
-        "clip": 1e-4, "kl_beta": 0.04, "kl": "released", "std": "batch",
+        "clip": 1e-4, "kl_beta": 0.04, "kl": "released", "std": "batch", "zero_advantage": "drop",
     },
     ("sd3", "gardo"): {
         "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 10,
         "group_size": 24, "rule": "sde", "noise_level": 0.7, "clip": 1e-5, "kl_beta": 0.04, "kl": "released", "kl_share": 0.1,
-        "reference_refresh": 15, "reference_refresh_kl": 3e-4,
+        "reference_refresh": 16, "reference_refresh_kl": 3e-4, "step_weight": "none", "zero_advantage": "drop",
     },
     ("sd3", "nft"): {
         "prompts_per_iteration": 48, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 10,
@@ -117,7 +117,8 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("flux", "tmpo"): {
         "iterations": 250, "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-5, "max_grad_norm": 0.5,
         "lr_schedule": "cosine", "sampler": "dynamic_tree", "steps": 6, "early": [1, 2, 3], "late": [1, 3, 5], "kappa": 6,
-        "noise_level": 0.7, "beta_start": 0.8, "beta": 2, "beta_warmup": 100, "lambda_ref": 0.05, "clip": 0.2,
+        "noise_level": 0.7, "early_split": "roots", "beta_start": 0.8, "beta": 2, "beta_warmup": 100, "lambda_ref": 0.05,
+        "clip": 0.2,
     },
     ("flux", "grpo"): {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 6,
@@ -125,7 +126,7 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("flux", "gardo"): {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "steps": 6, "group_size": 27, "noise_level": 0.9, "kl_beta": 0.01,
-        "kl": "released", "reference_refresh": 15,
+        "kl": "released", "reference_refresh": 16, "step_weight": "none",
     },
     ("flux", "nft"): {"prompts_per_iteration": 48, "steps": 10, "group_size": 24, "stochastic_share": 0},
     ("flux", "ddpo"): {
@@ -154,6 +155,35 @@ def test_the_paper_preset_has_the_published_settings_of_each_family(family: str,
     assert {key: plugins[key] for key in ("resolution", "precision")} == {"resolution": 512, "precision": "bf16"}
     load_objective(objective, **found.objective.settings)
     load_sampler(found.sampler.name, **found.sampler.settings).plan(0.5, np.random.default_rng(0))
+
+
+KIN: dict[str, dict[str, Any]] = {
+    "sliding_window": {"initial_noise": "shared", "std": "group", "std_correction": 1, "credit": "leaf"},
+    "flash": {"initial_noise": "shared", "rounding": "released", "std": "group", "std_correction": 1, "credit": "leaf"},
+    "tree_window": {"std": "group", "std_correction": 0, "credit": "edge"},
+    "branch": {
+        "split_noise_scale": 4,
+        "noise_level": 0.3,
+        "std": "group",
+        "std_correction": 1,
+        "credit": "depth",
+        "clip": 1e-3,
+    },
+}
+"""sampler -> what the code of MixGRPO, MixGRPO-Flash, TreeGRPO and BranchGRPO has, which are grpo on these samplers."""
+
+
+@pytest.mark.parametrize("sampler", KIN)
+def test_the_paper_preset_has_the_settings_of_grpos_kin_on_their_samplers(sampler: str) -> None:
+    wanted = {"kl_beta": 0, "zero_advantage": "keep", **KIN[sampler]}
+    for family in ("sd3", "flux"):
+        found = load_config(preset="paper", options={"backbone": family, "objective": "grpo", "sampler": sampler})
+        made = load_objective("grpo", **found.objective.settings), load_sampler(sampler, **found.sampler.settings)
+        settings = made[0].settings.model_dump() | made[1].settings.model_dump()
+        assert {key: settings[key] for key in wanted} == wanted
+    # What belongs to the method and not to its sampler does not follow the sampler.
+    other = load_config(preset="paper", options={"backbone": "sd3", "objective": "tmpo", "sampler": sampler}).resolved()
+    assert other["sampler"].get("split_noise_scale", 1) == 1
 
 
 def test_without_anything_given_the_quick_preset_is_used() -> None:

@@ -23,6 +23,20 @@ def test_the_batch_deviation_is_one_scale_about_the_mean_of_all_rewards() -> Non
     assert z.flatten().tolist() == pytest.approx([-0.534522, 0.534522, -1.069045, 1.069045], abs=2e-6)  # six decimals
 
 
+@pytest.mark.parametrize(("size", "factor"), [(2, 1.414214), (4, 1.154701), (8, 1.069045)])
+def test_a_samples_deviation_is_larger_than_the_populations_by_the_root_of_n_over_n_less_1(size: int, factor: float) -> None:
+    rewards = rows([float(i * i) for i in range(size)], [NAN, *(float(3 * i) for i in range(1, size)), 100.0][:size])
+    rewards = torch.cat([rewards, rows([7.0, *[NAN] * (size - 1)])])  # one reward alone has nothing to differ from
+    first = torch.std(rewards[0], correction=1)
+    found = groups.standardise(rewards, correction=1)
+    assert found[0].tolist() == pytest.approx(((rewards[0] - rewards[0].mean()) / first).tolist(), abs=1e-6)  # float32
+    assert (groups.standardise(rewards)[0] / found[0]).tolist() == pytest.approx([factor] * size, abs=2e-6)
+    assert found[2].tolist() == [0.0] * size
+    here = rewards[~rewards.isnan()]
+    batch = groups.standardise(rewards, std="batch", correction=1)[0]
+    assert batch.tolist() == pytest.approx(((rewards[0] - rewards[0].mean()) / here.std(correction=1)).tolist(), abs=1e-6)
+
+
 def test_without_a_deviation_rewards_are_centred_only() -> None:
     assert groups.standardise(rows([0.0, 2.0], [1.0, 5.0]), std="none").tolist() == [[-1.0, 1.0], [-2.0, 2.0]]
 

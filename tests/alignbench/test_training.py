@@ -360,10 +360,12 @@ def test_the_reference_is_refreshed_where_the_policy_has_gone_far(tmp_path: Path
     far = table(tmp_path / "fixed")["kl_reference"]
     limit = float(far[2] + far[3]) / 2
     assert far[2] < limit < far[3]
-    run(toy_config(write_task(tmp_path), reference_refresh_kl=limit, **changes), tmp_path / "refreshed")
+    both = toy_config(write_task(tmp_path), reference_refresh_kl=limit, reference_refresh=5, **changes)
+    run(both, tmp_path / "refreshed")
     kl = table(tmp_path / "refreshed")["kl_reference"]
     # Above the limit for the first time at the start of iteration 3, after which the policy is its own reference.
     assert list(kl[:4]) == list(far[:4])
+    # The five iterations to the next refresh count from there.
     assert kl[4] == 0 < kl[5]
 
 
@@ -376,9 +378,9 @@ def test_a_refreshed_reference_is_the_policy_of_that_iteration_and_survives_a_re
     run(toy_config(write_task(tmp_path), **changes), tmp_path / "base")
     assert (table(tmp_path / "base")["kl_reference"][1:] > 0).all()
     with pytest.raises(KeyboardInterrupt):
-        run(toy_config(write_task(tmp_path, "Interrupting"), reference_refresh=1, **changes), tmp_path / "broken")
-    run(toy_config(write_task(tmp_path), reference_refresh=1, **changes), tmp_path / "broken", resume=True)
-    assert (table(tmp_path / "broken")["kl_reference"] == 0).all()
+        run(toy_config(write_task(tmp_path, "Interrupting"), reference_refresh=2, **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), reference_refresh=2, **changes), tmp_path / "broken", resume=True)
+    assert list(table(tmp_path / "broken")["kl_reference"]) == list(kl)
 
 
 def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
