@@ -338,7 +338,7 @@ def estimate(grid: Grid) -> list[PairCost]:
         made = load_objective(config.objective.name, **config.objective.settings)
         rows = costs.rows_per_iteration(config, made)
         counted = costs.model_rows(config, rows, made.needs)
-        seconds = costs.seconds_per_iteration(config, rows, pace, made.needs)
+        seconds = costs.seconds_per_iteration(config, rows, pace, made.needs, guided=costs.trains_guided(made))
         limits = [
             limit / each
             for limit, each in (

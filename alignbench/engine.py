@@ -76,6 +76,8 @@ def backward(
     if asked == 0:
         return Backward(0.0, {}, 0, 0)
     conditioning = policy.encode(forest.prompts)
+    if not rows.guided:
+        conditioning = policy.without_guidance(conditioning)
     parts = _parts(rows, micro_batch, processes)
     once = len(parts) == 1  # then its graph is kept; of several calls each is made anew on the way back
 

@@ -134,6 +134,8 @@ def rollout(
         leaf_edges=path,
         progress=progress,
         seed=seed,
+        sigmas=sigmas,
+        schedule_shift=policy.schedule_shift(),
     )
 
 

@@ -41,6 +41,8 @@ class RolloutForest:
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
         trained: bool [R], the replay rows that the policy is asked about again; None for all. The others keep
             `row_velocity`, as constants: they cost no training row and teach nothing.
+        sigmas: float32 [T + 1], noise levels of the plan's steps and of the end; empty where nobody tells.
+        schedule_shift: of the backbone's schedule.
         rewards: float64 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
         scores: reward -> float64 [G * K], what the task's rewards answered before they were weighted into `rewards`.
         standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
@@ -66,6 +68,8 @@ class RolloutForest:
     progress: float = 0.0
     seed: int = 0
     trained: Tensor | None = None
+    sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
+    schedule_shift: float = 1.0
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
     standardised: bool = False
@@ -107,8 +111,8 @@ class RolloutForest:
         if processes.count == 1:
             return self
         prompts = processes.tell(self.prompts)
-        unscored = ("rewards", "trained", "scores", "standardised")
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
+        apart = ("rewards", "trained", "scores", "standardised", "sigmas")  # not there yet, or the same in all
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         gathered = {name: processes.gather(value) for name, value in values.items() if isinstance(value, Tensor)}
         parts = []
         for rank, of_rank in enumerate(prompts):

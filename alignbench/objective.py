@@ -24,6 +24,7 @@ class Needs:
         old: whether each row is also answered by the old policy, which is the policy as it was at the rollout.
         old_lags: whether the old policy is an average over the training instead, which also draws the rollouts; see
             `Objective.old_decay`.
+        reference_draws: whether the reference, and not the policy, draws the rollouts.
     """
 
     training: bool = True
@@ -31,6 +32,7 @@ class Needs:
     reference: bool = False
     old: bool = False
     old_lags: bool = False
+    reference_draws: bool = False
 
 
 class Objective(ABC):

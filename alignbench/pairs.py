@@ -65,7 +65,7 @@ def read_pairs(file: Path) -> list[Pair]:
 
 
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:
-    """Groups of two leaves without a path, rewarded 1 (chosen) and 0.
+    """Groups of two leaves without a path, rewarded 1 (chosen) and 0. Their noise levels are those of the model's own call.
 
     Raises:
         UserError: a picture cannot be opened or does not fit the model, or the model cannot encode pictures.
@@ -92,6 +92,8 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
         leaves=torch.arange(len(files), device=latents.device),
         leaf_edges=none.new_empty(len(files), 0),
         seed=seed,
+        sigmas=policy.sigmas(policy.default_steps),
+        schedule_shift=policy.schedule_shift(),
         rewards=latents.new_tensor([1.0, 0.0]).repeat(len(pairs)),
     )
 

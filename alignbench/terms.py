@@ -8,19 +8,23 @@ with fresh noise, for objectives that compare denoising errors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from math import log
+from typing import Literal, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alignbench import flow
-from alignbench.errors import UserError
+from alignbench.errors import RunError, UserError
 from alignbench.forest import RolloutForest
-from alignbench.noise import Key, normal
+from alignbench.noise import Key, normal, seed_of
 from alignbench.plan import Rule
 
 Terms = dict[str, Tensor]
 """Name -> small tensor; micro-batches are concatenated along dimension 0."""
+Times = Literal["schedule", "logit_normal", "uniform", "steps"]
+"""How the noise levels of final samples are drawn; see `denoising_noise`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Rows(Protocol):
     def sigma(self) -> Tensor: ...
     @property
     def group(self) -> Tensor: ...
+    @property
+    def guided(self) -> bool:
+        """Whether the model answers with its guidance, as in a rollout, or with the prompt's own velocity alone."""
+
     @property
     def known(self) -> tuple[Tensor, Tensor] | None:
         """Rows that the model is not asked about, bool [R'], and velocities [R', *latent] of which they keep theirs."""
@@ -90,6 +98,11 @@ class EdgeRows:
     @property
     def group(self) -> Tensor:
         return self.forest.row_group[self.start : self.stop]
+
+    @property
+    def guided(self) -> bool:
+        """As the behaviour policy was."""
+        return True
 
     @property
     def known(self) -> tuple[Tensor, Tensor] | None:
@@ -219,19 +232,60 @@ class DenoisingRows:
         return self.leaf // self.forest.group_size
 
     @property
+    def guided(self) -> bool:
+        """A mixture of two velocities is no regression on noise - x_0, and has no likelihood."""
+        return False
+
+    @property
     def known(self) -> None:
         return None
 
 
-def denoising_noise(forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Noise levels [R], logit-normal (0, 1), and noise [R, *latent], both functions of the seed, iteration, update and key.
+def denoising_noise(
+    forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]], times: Times = "schedule", draws: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Noise levels [R] and noise [R, *latent], both functions of the seed, iteration, update and key.
 
     Equal keys get equal noise: a pair that is compared must differ in its samples alone.
+
+    Args:
+        times: of the noise levels. logit_normal: sigmoid of a standard normal. schedule: the same, shifted as the
+            backbone's schedule is. uniform: between 0 and 1. steps: those of the rollout's own steps, for each `draws`
+            consecutive keys in a random order without repetition, as long as there are so many.
+        draws: how many consecutive keys belong to one sample or pair.
+
+    Raises:
+        RunError: `steps` for a forest that does not tell its noise levels.
     """
     full: list[Key] = [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
     device = forest.states.device
-    sigma = torch.sigmoid(normal([("sigma", *key) for key in full], (1,), device)[:, 0])
-    return sigma, normal(full, forest.states.shape[1:], device)
+    return _noise_levels(forest, full, times, draws).to(device), normal(full, forest.states.shape[1:], device)
+
+
+def _noise_levels(forest: RolloutForest, keys: Sequence[Key], times: Times, draws: int) -> Tensor:
+    if times == "steps":
+        levels = forest.sigmas[:-1]
+        if not len(levels):
+            raise RunError("times=steps needs the noise levels of the rollout's steps, which this forest does not tell")
+        chosen: list[int] = []
+        for key in keys[::draws]:
+            generator = np.random.default_rng(seed_of("step", *key))
+            orders = [generator.permutation(len(levels)) for _ in range(-(-draws // len(levels)))]
+            chosen += np.concatenate(orders)[:draws].tolist()
+        return levels[chosen]
+    z = normal([("sigma", *key) for key in keys], (1,))[:, 0]
+    if times == "uniform":
+        return torch.special.ndtr(z)
+    # sigma = s t / (1 + (s - 1) t) multiplies the odds of t by s.
+    return torch.sigmoid(z + log(forest.schedule_shift) if times == "schedule" else z)
+
+
+def part_of_update(forest: RolloutForest, update: int, count: int, parts: int) -> Tensor:
+    """Which of `count` items an update trains on, int64, ascending: of `parts` random disjoint parts, each in its turn."""
+    if parts == 1:
+        return torch.arange(count, device=forest.states.device)
+    order = np.random.default_rng(seed_of("parts", forest.seed, forest.iteration)).permutation(count)
+    return torch.from_numpy(np.sort(order[update % parts :: parts])).to(forest.states.device)
 
 
 def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:

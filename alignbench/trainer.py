@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -323,10 +323,17 @@ class Trainer:
             )
 
         rows = len(prompts) * plan.live(len(plan.steps) - 1)
-        with nullcontext() if self.old is None else holding(list(self.policy.parameters()), self.old):
+        with self._behaviour():
             return self.micro_batch.fit(
                 lambda limit: self.processes.agree(partial(drawn, limit), asks_model=True), lambda: rows
             )
+
+    def _behaviour(self) -> AbstractContextManager[None]:
+        """While entered, the policy has the weights that draw the rollouts."""
+        weights = self.reference if self.objective.needs.reference_draws else self.old
+        if weights is not None:
+            return holding(list(self.policy.parameters()), weights)
+        return self.policy.reference() if self.objective.needs.reference_draws else nullcontext()
 
     def _decoded(self, forest: RolloutForest) -> np.ndarray:
         latents = forest.leaf_latents

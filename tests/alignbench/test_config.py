@@ -102,17 +102,19 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
         "reference_refresh": 16, "reference_refresh_kl": 3e-4, "step_weight": "none", "zero_advantage": "drop",
     },
     ("sd3", "nft"): {
-        "prompts_per_iteration": 48, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 10,
-        "group_size": 24, "stochastic_share": 0, "guidance": 1, "beta": 1, "adv_clip": 5, "kl_beta": 1e-4,
-        "decay_rate": 1e-3, "decay_max": 0.5,
+        "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 10,
+        "group_size": 24, "stochastic_share": 0, "guidance": 1, "beta": 0.1, "adv_clip": 5, "kl_beta": 1e-4,
+        "decay_rate": 0.0075, "decay_start": 75, "decay_max": 0.999, "std": "batch", "draws": 9, "times": "steps", "parts": 2,
+        "flat_groups": "keep",
     },
     ("sd3", "ddpo"): {
         "prompts_per_iteration": 32, "updates_per_rollout": 4, "lr": 3e-4, "sampler": "independent", "steps": 10,
         "group_size": 8, "clip": 1e-4, "buffer": 32, "min_count": 16,
     },
     ("sd3", "dpo"): {
-        "prompts_per_iteration": 48, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 40,
-        "group_size": 24, "beta": 100, "pairs": "best_worst",
+        "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 40,
+        "group_size": 24, "beta": 100, "pairs": "best_worst", "drawn_by": "reference", "draws": 39, "times": "schedule",
+        "parts": 2,
     },
     ("flux", "tmpo"): {
         "iterations": 250, "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-5, "max_grad_norm": 0.5,
