@@ -48,7 +48,7 @@ class Eval:
     def prepare(self) -> None:
         """Loads what it scores with, so that what is missing is told before anything is drawn."""
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most metrics take any prompt
+    def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raises UserError for a prompt that it would refuse to score, before images are drawn for it."""
 
     def describe(self) -> dict[str, Any]:

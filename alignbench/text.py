@@ -9,7 +9,7 @@ _INVISIBLE = re.compile(
     "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
 )
-"""Characters that draw nothing: Unicode's default-ignorable ones, control characters that are no white space, and blank letters."""
+"""Characters that draw nothing: default-ignorable ones of Unicode, control characters but white space, and blank letters."""
 _PUNCTUATION = str.maketrans(
     {
         **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u02b9\u2032", "'"),

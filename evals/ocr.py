@@ -493,8 +493,8 @@ class OCR(Scorer):
                 f"{self.settings.reader} with characters={self.settings.characters}" if self._letters else self.settings.reader
             )
             raise UserError(
-                f"{which} cannot read {', '.join(map(repr, unknown[:10]))} in the text {excerpt(text)} of a prompt; set another "
-                "reader or characters for ocr, or unquoted=skip to pass over such prompts"
+                f"{which} cannot read {', '.join(map(repr, unknown[:10]))} in the text {excerpt(text)} of a prompt; set "
+                "another reader or characters for ocr, or unquoted=skip to pass over such prompts"
             )
         return text
 
