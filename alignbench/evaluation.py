@@ -99,6 +99,12 @@ class Judges:
         for found in self.evals.values():
             found.prepare()
 
+    def check_prompts(self, evaluated: Sequence[str], trained: Sequence[str] = ()) -> None:
+        """Raises UserError for a prompt that a metric would refuse to score; only rewards score those that are trained on."""
+        for name, found in self.evals.items():
+            with named_failure(name, "on looking at the prompts", self.timeout):
+                found.check_prompts([*evaluated, *(trained if name in self.rewards else ())])
+
     def score(self, images: np.ndarray, prompts: Sequence[str], *, when: str) -> dict[str, np.ndarray]:
         """Reward -> float64 [N], finite or NaN.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from alignbench.errors import UserError, did_you_mean
+from alignbench.text import prompt_identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,20 @@ def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
                 "the same number, or a table whose column `image` names the file of each row"
             )
         owners = [i // (len(files) // len(prompts)) for i in range(len(files))]
+    prompts, owners = same_prompts_together(prompts, owners)
     return Pictures([_opened(file) for file in files], prompts, owners)
+
+
+def same_prompts_together(prompts: Sequence[str], owners: Sequence[int]) -> tuple[list[str], list[int]]:
+    """One entry for prompts that differ in case and blanks alone, else they would count as several in means over prompts.
+
+    Args:
+        owners: index into `prompts` of each image.
+    """
+    first = {prompt_identity(prompt): i for i, prompt in reversed(list(enumerate(prompts)))}
+    kept = sorted(first.values())
+    number = {i: k for k, i in enumerate(kept)}
+    return [prompts[i] for i in kept], [number[first[prompt_identity(prompts[owner])]] for owner in owners]
 
 
 def interleaved(lists: Sequence[list[T]]) -> list[T]:

@@ -48,6 +48,9 @@ class Eval:
     def prepare(self) -> None:
         """Loads what it scores with, so that what is missing is told before anything is drawn."""
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises UserError for a prompt that it would refuse to score, before images are drawn for it."""
+
     def describe(self) -> dict[str, Any]:
         """What must be known to score again alike: model, device, precision, settings."""
         return {"settings": self.settings.model_dump()}

@@ -122,6 +122,7 @@ class _Run:
         self.judges.require()
         self.policy = load_configured_backbone(config)
         self.judges.prepare()
+        self.judges.check_prompts(self.judged, self.task.train_prompts if objective.needs.training and not config.pairs else ())
         self.laws: list[pd.DataFrame] = []
         self.status = "complete"
 

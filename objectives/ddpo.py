@@ -19,6 +19,7 @@ from torch import Tensor
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.terms import Terms, log_ratio
+from alignbench.text import prompt_identity
 
 MIN_STD = 1e-8
 
@@ -42,7 +43,7 @@ class DDPO(Objective):
 
     def observe(self, forest: RolloutForest) -> None:
         for prompt, rewards in zip(forest.prompts, forest.by_group(forest.rewards).tolist(), strict=True):
-            kept = self.history.setdefault(prompt, [])
+            kept = self.history.setdefault(prompt_identity(prompt), [])
             kept += [r for r in rewards if r == r]
             del kept[: -self.settings.buffer]
 
@@ -50,7 +51,7 @@ class DDPO(Objective):
         return {"history": self.history}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.history = {prompt: list(rewards) for prompt, rewards in state.get("history", {}).items()}
+        self.history = {prompt_identity(prompt): list(rewards) for prompt, rewards in state.get("history", {}).items()}
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """[G, K], zero where a reward is missing or where all known rewards are equal."""
@@ -59,7 +60,7 @@ class DDPO(Objective):
         everything = rewards[here]
         rows = []
         for prompt, row in zip(forest.prompts, rewards, strict=True):
-            known = self.history.get(prompt, [])
+            known = self.history.get(prompt_identity(prompt), [])
             source = rewards.new_tensor(known) if len(known) >= self.settings.min_count else everything
             level = source[:1].sum()  # differences from one of them, so that a large offset costs no digits
             z = (row - level - (source - level).mean()) / ((source - level).std(correction=0) + MIN_STD)
@@ -74,7 +75,7 @@ class DDPO(Objective):
         return -groups.mean(groups.clipped(r, a, self.settings.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        ready = [len(self.history.get(p, [])) >= self.settings.min_count for p in forest.prompts]
+        ready = [len(self.history.get(prompt_identity(p), [])) >= self.settings.min_count for p in forest.prompts]
         return {
             "advantage_abs": float(self.advantage(forest).abs().mean()),
             "own_statistics_share": sum(ready) / len(ready),

@@ -14,6 +14,7 @@ from alignbench.config import read_yaml, validate
 from alignbench.errors import UserError, did_you_mean
 from alignbench.prompts import interleaved, read_prompts
 from alignbench.settings import Settings
+from alignbench.text import distinct, excerpt, prompt_identity
 
 FILE = "task file"
 """What errors call it."""
@@ -40,7 +41,7 @@ class TaskConfig(Settings):
     train_prompts: str | list[str]
     """A file of prompts (txt, jsonl, csv, parquet; see `alignbench.prompts`), relative to the YAML file; several take turns."""
     eval_prompts: str | list[str]
-    """Prompts that no run trains on."""
+    """Prompts that no run trains on. Of prompts that differ in case and blanks alone the first is taken."""
     same_prompts: bool = False
     """Judge on the training prompts: for a task whose question is the law of these very prompts' pictures."""
     reward: list[RewardChoice] = Field(min_length=1)
@@ -53,11 +54,13 @@ class Task:
     def __init__(self, name: str, config: TaskConfig, folder: Path) -> None:
         self.name, self.config = name, config
         self.train_prompts = _prompts(folder, config.train_prompts)
-        self.eval_prompts = _prompts(folder, config.eval_prompts)
-        shared = set(self.train_prompts) & set(self.eval_prompts)
+        # A repeated prompt would count as two in means and intervals over prompts.
+        self.eval_prompts = distinct(_prompts(folder, config.eval_prompts))
+        trained = set(map(prompt_identity, self.train_prompts))
+        shared = [prompt for prompt in self.eval_prompts if prompt_identity(prompt) in trained]
         if shared and not config.same_prompts:
             raise UserError(
-                f"task {name!r} would be judged on prompts it trains on ({len(shared)}, such as {min(shared)!r}); "
+                f"task {name!r} would be judged on prompts it trains on ({len(shared)}, such as {excerpt(min(shared))}); "
                 "take them out of one of the two files"
             )
 

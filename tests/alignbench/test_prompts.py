@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from alignbench import UserError
-from alignbench.prompts import interleaved, read_pictures, read_prompts
+from alignbench.prompts import interleaved, read_pictures, read_prompts, same_prompts_together
 from alignbench.record import read_table
 
 WANTED = ['the word "É, 12"', "2020", "NA"]
@@ -106,3 +106,9 @@ def test_numbers_that_do_not_match_and_unreadable_pictures_are_refused(tmp_path:
     (tmp_path / "p.csv").write_text("prompt,image\nx,z.png\n")
     with pytest.raises(UserError, match=r"z\.png: there is no such file"):
         read_pictures(pictures, tmp_path / "p.csv")
+
+
+def test_images_of_a_prompt_that_is_written_in_several_ways_belong_together() -> None:
+    prompts, owners = same_prompts_together(["A cat", "a dog", "a  CAT", "a cow"], [0, 0, 1, 1, 2, 2, 3, 3])
+    assert prompts == ["A cat", "a dog", "a cow"]
+    assert owners == [0, 0, 1, 1, 0, 0, 2, 2]

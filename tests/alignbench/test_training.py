@@ -323,6 +323,19 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     assert times() == before
 
 
+def test_a_training_prompt_that_the_reward_would_refuse_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    content = yaml.safe_load(task.read_text()) | {"reward": [{"eval": "geneval"}]}
+    (tmp_path / "train.txt").write_text("a red circle\na dog\n")
+    (tmp_path / "eval.txt").write_text(
+        "\n".join(f"a {color} star" for color in ("red", "blue", "green", "pink", "white", "black"))
+    )
+    task.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="no metadata for the prompt 'a dog'"):
+        run(toy_config(task), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_task_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     (tmp_path / "eval.txt").write_text("eval 0\ntrain 3\n")
