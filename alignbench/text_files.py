@@ -10,6 +10,7 @@ import json
 import re
 import reprlib
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -70,7 +71,7 @@ class Table:
         return len(self.numbers)
 
     def find(self, *names: str) -> str | None:
-        """The heading that is the first name, else the one that is any of them; case, blanks and signs do not count.
+        """The heading that is the first name, else the one that is any of them, but for case, blanks, `_`, `-` and dots.
 
         Raises:
             UserError: several are.
@@ -223,10 +224,10 @@ def parse_json(text: str) -> Any:
     """Like json.loads.
 
     Raises:
-        ValueError: whatever is wrong with it, also that it is nested too deeply.
+        ValueError: whatever is wrong with it, also that it is nested too deeply or has a key twice.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -292,7 +293,7 @@ def _check_rows(rows: int, file: Path, what: str) -> None:
 
 
 def _plain(heading: str) -> str:
-    return re.sub(r"[\W_]+", "", heading.casefold())
+    return re.sub(r"[ \xa0_.-]+", "", heading.casefold())
 
 
 def _is_unicode(text: str) -> bool:
@@ -300,6 +301,14 @@ def _is_unicode(text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {shown(twice)} twice")
+    return found
 
 
 def _parsed(text: str, file: Path, what: str) -> Any:
@@ -366,7 +375,7 @@ def _heads(text: str, delimiters: str) -> dict[str, list[str]]:
     found = {}
     for delimiter in delimiters:
         try:
-            found[delimiter] = next((row for _, row in _csv_rows(text.lstrip()[:MAX_CHARACTERS], delimiter)), [])
+            found[delimiter] = next((row for _, row in _csv_rows(text[:MAX_CHARACTERS], delimiter)), [])
         except csv.Error:
             continue
     return found
@@ -417,7 +426,7 @@ def _csv_rows(text: str, delimiter: str, skipinitialspace: bool = False) -> Iter
                 yield begin, row
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise csv.Error(f"line {begin}: {error}") from None
+        raise csv.Error(f"line {begin}: {error}; a text with quotes is quoted, and its quotes doubled") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- Parquet

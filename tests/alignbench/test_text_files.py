@@ -31,6 +31,13 @@ def test_what_spreadsheets_leave_around_a_table_is_no_row_of_it(tmp_path: Path) 
     assert found.place(1) == f"{tmp_path / 't.csv'}, line 6"
 
 
+def test_the_head_tells_the_delimiter(tmp_path: Path) -> None:
+    for head, row in (("n;prompt", "1;a, b"), ("\tPrompt", "0\ta; b"), (";prompt", "0;a, b"), ("prompt,n", "a; b,1")):
+        for suffix in ("csv", "tsv", "txt"):
+            found = table(tmp_path / f"t.{suffix}", f"{head}\n{row}\n", lines=True)
+            assert [found.texts(found.require("prompt"))[0][0], len(found.headings)] == ["a", 2], (head, suffix)
+
+
 def test_blanks_may_stand_between_a_comma_and_a_quote(tmp_path: Path) -> None:
     assert rows(table(tmp_path / "t.csv", 'image, prompt\na.png, "one, ""two"""\n')) == [["a.png"], ['one, "two"']]
     assert rows(table(tmp_path / "t.csv", 'image,prompt\na.png,"one, ""two"""\n'))[1] == ['one, "two"']
@@ -48,6 +55,8 @@ def test_blanks_may_stand_between_a_comma_and_a_quote(tmp_path: Path) -> None:
         ("t.jsonl", '{"prompt": "a"}\n' + "[" * 100_000, "line 2 is damaged, it is nested too deeply"),
         ("t.json", '[{"prompt": "a"},\n {"prompt" "b"}]', "line 2, column 12"),
         ("t.json", '[{"prompt": "a"}, 3]', "entry 2 is 3; the list must hold objects"),
+        ("t.jsonl", '{"prompt": "a", "prompt": "b"}', "line 1 is damaged, it has the key 'prompt' twice"),
+        ("t.tsv", 'prompt\tn\n"SUN" on a sign\t1\n', "line 2: .*; a text with quotes is quoted, and its quotes doubled"),
         ("t.json", "3", "line 1 must be an object in braces"),
         ("t.txt", "a cat\nd\xe9j\xe0 vu\n".encode("latin-1"), "line 2 is no UTF-8"),
         ("t.txt", "a\nb\n".encode("utf-16-le"), "line 1 holds a NUL"),
