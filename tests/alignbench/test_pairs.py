@@ -11,7 +11,7 @@ from PIL import Image
 from alignbench import UserError, load_backbone, load_objective, run
 from alignbench.engine import backward
 from alignbench.evaluation import Judges
-from alignbench.pairs import Pair, pair_forest, read_pairs, write_pairs
+from alignbench.pairs import pair_forest, read_pairs, write_pairs
 from alignbench.tasks import load_task
 from objectives.dpo import DPO
 from tests.plugins import ToyPolicy, toy_config, write_task
@@ -64,7 +64,8 @@ def test_files_that_are_no_pairs_are_refused(tmp_path: Path, lines: str, sentenc
 def test_pairs_come_from_any_table(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "pairs.csv").write_bytes('Chosen;rejected;prompt\na.png;a.png;"x; y"\n'.encode("utf-16"))
-    assert read_pairs(tmp_path / "pairs.csv") == [Pair("x; y", tmp_path / "a.png", tmp_path / "a.png")]
+    (pair,) = read_pairs(tmp_path / "pairs.csv")
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("x; y", tmp_path / "a.png", tmp_path / "a.png")
 
 
 def test_dpo_prefers_the_chosen_picture(tmp_path: Path) -> None:
