@@ -305,8 +305,8 @@ def eval_(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Their prompts: txt, jsonl, csv or parquet. A column `image` names each row's file; otherwise the pictures, "
-            "sorted by name, are dealt out in order, an equal number to each prompt."
+            help="Their prompts: txt, csv, tsv, json, jsonl or parquet, or a pipe. A column `image` names each row's file; "
+            "otherwise the pictures, sorted by name, are dealt out in order, an equal number to each prompt."
         ),
     ] = None,
     evals: Annotated[

@@ -1,17 +1,18 @@
 """Fixed pairs of pictures on disk, for training without rollouts (offline DPO): read, written, and made into forests.
 
-The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with the pictures' paths relative to the file.
+The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with the pictures' paths relative to the file; other
+tables with these columns are read as well (`alignbench.text_files`).
 """
 
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignbench import groups
 from alignbench.backbone import Backbone
@@ -22,13 +23,12 @@ from alignbench.flow import Reduction
 from alignbench.forest import RolloutForest
 from alignbench.plan import Plan, Step
 from alignbench.record import refuse_taken
-from alignbench.settings import first_problem
+from alignbench.text_files import read_table
 
 
-class Pair(BaseModel):
+@dataclass(frozen=True)
+class Pair:
     """Two pictures of one prompt, the first preferred."""
-
-    model_config = ConfigDict(extra="ignore")
 
     prompt: str
     chosen: Path
@@ -41,26 +41,16 @@ def read_pairs(file: Path) -> list[Pair]:
     Raises:
         UserError: the file cannot be read or is empty, a line is no pair, or a picture is missing.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file has
-        raise UserError(f"cannot read the pairs in {file}: {getattr(error, 'strerror', None) or error}") from None
+    table = read_table(file, "pairs", "prompt")
+    prompts, *pictures = (table.texts(table.require(name)) for name in ("prompt", "chosen", "rejected"))
     pairs = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            pair = Pair.model_validate_json(line)
-        except ValidationError as error:
-            raise UserError(f"{file}, line {number}, is no pair: {first_problem(error, 'line')}") from None
+    for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *pictures, strict=True)):
+        pair = Pair(prompt, file.parent / chosen, file.parent / rejected)
         for role in ("chosen", "rejected"):
-            picture = file.parent / getattr(pair, role)
+            picture = getattr(pair, role)
             if not os.path.isfile(picture):  # which takes any name, as long as it may be
-                raise UserError(f"{file}, line {number}: the {role} picture {picture} is not there")
-            setattr(pair, role, picture)
+                raise UserError(f"{table.place(row)}: the {role} picture {picture} is not there")
         pairs.append(pair)
-    if not pairs:
-        raise UserError(f"{file} holds no pair")
     return pairs
 
 

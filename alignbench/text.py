@@ -1,6 +1,7 @@
 """One normal form of text, so that two spellings of one text compare as equal, and the identity of a prompt."""
 
 import re
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 
@@ -56,6 +57,9 @@ def distinct(prompts: Iterable[str]) -> list[str]:
     return list(first.values())
 
 
-def excerpt(text: str, limit: int = 160) -> str:
-    """The text as Python writes it, for a message; of a long one its beginning."""
-    return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text)} characters)"
+def excerpt(value: object, limit: int = 80) -> str:
+    """A value as Python writes it, for a message: its beginning, however long or deep it is."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 2, limit - 20, limit - 20
+    text = brief.repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -6,7 +6,6 @@ that recorded detections can be scored and detectors can be swapped. `strict` is
 that Flow-GRPO's released reward server (arXiv 2505.05470) answers: it demands exact counts in every task type.
 """
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from alignbench.drawing.palette import COLORS
 from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS
 from alignbench.scorer import Images, as_arrays
 from alignbench.text import excerpt, prompt_identity
+from alignbench.text_files import read_objects, stripped
 
 SHRINK = 0.1
 """Share of both sizes by which an offset counts as none (GenEval's position threshold)."""
@@ -267,44 +267,41 @@ COCO = Grammar({name: coco.plurals(name) for name in coco.CLASSES})
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """Prompt -> metadata, from a jsonl file in GenEval's layout.
+    """Prompt -> metadata, from JSON lines (or a JSON list) in GenEval's layout.
 
     Raises:
         UserError: no such file, a line that is not of that layout, or a prompt with two different meanings.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the GenEval metadata {path}: {error}") from error
     entries: dict[str, dict[str, Any]] = {}
     first: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for place, found in read_objects(path, "GenEval metadata"):
         try:
-            entry = _checked_entry(json.loads(line))
+            entry = _checked_entry(found)
         except (ValueError, TypeError, KeyError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path}, line {number}, is no GenEval metadata: {reason}") from error
+            reason = f"there is no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{place}, is no GenEval metadata: {reason}") from error
         same = first.setdefault(prompt_identity(entry["prompt"]), entry)
         if {**same, "prompt": entry["prompt"]} != entry:
-            raise UserError(f"{path}, line {number}, gives {excerpt(entry['prompt'])} a second meaning; keep one of them")
+            raise UserError(f"{place}, gives {excerpt(entry['prompt'])} a second meaning; keep one of them")
         entries[entry["prompt"]] = entry
     return entries
 
 
 def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """With the prompt as prompt files are read, without blanks around it."""
     if not isinstance(entry["prompt"], str):
         raise TypeError("the prompt must be a text")
     for index, clause in enumerate(entry["include"]):
         if "position" in clause:
             relation, target = clause["position"]
-            if relation not in RELATIONS or target not in range(index):
-                raise ValueError(f"position {clause['position']} must be a known relation to an earlier clause")
+            if relation not in RELATIONS or not isinstance(target, int) or target not in range(index):
+                raise ValueError(f"position {excerpt(clause['position'])} must be a known relation to an earlier clause")
     for clause in [*entry["include"], *entry.get("exclude", [])]:
         if not isinstance(clause["class"], str) or not isinstance(clause["count"], int) or clause["count"] < 1:
-            raise ValueError(f"a clause needs a class and a count of at least 1, got {clause}")
-    return entry
+            raise ValueError(f"a clause needs a class and a count of at least 1, got {excerpt(clause)}")
+        if not isinstance(clause.get("color", ""), str):
+            raise TypeError(f"a color must be a text, got {excerpt(clause['color'])}")
+    return {**entry, "prompt": stripped(entry["prompt"])}
 
 
 def self_test(detector: Detector) -> None:

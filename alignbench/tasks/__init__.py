@@ -39,7 +39,7 @@ class TaskConfig(Settings):
 
     description: str
     train_prompts: str | list[str]
-    """A file of prompts (txt, jsonl, csv, parquet; see `alignbench.prompts`), relative to the YAML file; several take turns."""
+    """A prompt file (see `alignbench.prompts`), relative to the YAML file; several take turns."""
     eval_prompts: str | list[str]
     """Prompts that no run trains on. Of prompts that differ in case and blanks alone the first is taken."""
     same_prompts: bool = False
@@ -100,7 +100,7 @@ class Task:
 
 
 def _prompts(folder: Path, files: str | list[str]) -> list[str]:
-    return interleaved([read_prompts(folder / file) for file in ([files] if isinstance(files, str) else files)])
+    return interleaved([read_prompts(folder / file, pipe=False) for file in ([files] if isinstance(files, str) else files)])
 
 
 def names() -> list[str]:

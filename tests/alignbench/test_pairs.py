@@ -46,8 +46,10 @@ def test_writing_overwrites_nothing(tmp_path: Path) -> None:
     ("lines", "sentence"),
     [
         ("", "holds no pair"),
-        ("\n{}\n", "line 2, is no pair: prompt: field required"),
-        ('{"prompt": "a", "chosen": "a.png"', "line 1, is no pair: line: invalid json"),
+        ("\n{}\n", "has no column 'prompt'"),
+        ('{"prompt": "a", "chosen": "a", "rejected": "b"}\n\n{"prompt": "a", "chosen": "a"}', "line 3: 'rejected' is empty"),
+        ('{"prompt": "a", "chosen": 3, "rejected": "b"}', "line 1: 'chosen' must be a text, got 3"),
+        ('{"prompt": "a", "chosen": "a", "rejected": "b"}\n{"prompt": "a", "chosen": "a.png"', "line 2 is damaged"),
         ('{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}', "line 1: the chosen picture .*a.png is not there"),
     ],
 )
@@ -57,6 +59,13 @@ def test_files_that_are_no_pairs_are_refused(tmp_path: Path, lines: str, sentenc
         read_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(UserError, match="cannot read the pairs"):
         read_pairs(tmp_path / "nowhere.jsonl")
+
+
+def test_pairs_come_from_any_table(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "pairs.csv").write_bytes('Chosen;rejected;prompt\na.png;a.png;"x; y"\n'.encode("utf-16"))
+    (pair,) = read_pairs(tmp_path / "pairs.csv")
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("x; y", tmp_path / "a.png", tmp_path / "a.png")
 
 
 def test_dpo_prefers_the_chosen_picture(tmp_path: Path) -> None:

@@ -62,4 +62,5 @@ def test_the_first_of_each_prompt_is_kept_in_order() -> None:
 
 def test_an_excerpt_of_a_long_text_is_short() -> None:
     assert excerpt("it's") == '"it\'s"'
-    assert excerpt("x" * 10**6, limit=3) == "'xxx'... (1000000 characters)"
+    assert len(excerpt("x" * 10**6)) <= 80
+    assert excerpt("x" * 10**6).startswith("'xxxxxx")

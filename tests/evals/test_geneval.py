@@ -13,6 +13,7 @@ from alignbench import RunError, UserError, load_scorer
 from alignbench.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
 from alignbench.evaluation import Judges, estimates
 from alignbench.evaluation import judge as judge_pictures
+from alignbench.prompts import read_prompts
 from alignbench.tasks import EvalChoice, load_task
 from evals._shapes import ShapesDetector
 from evals.geneval import (
@@ -363,6 +364,37 @@ def test_metadata_comes_from_a_file(tmp_path: Path) -> None:
         scorer.score([Image.fromarray(RIGHT)], ["a star"])
 
 
+@pytest.mark.parametrize("separator", ["", "\u2028", "\u2029", "\x85", "\x0b"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_prompts_is_its_own_metadata(tmp_path: Path, separator: str, encoding: str) -> None:
+    prompts = [f" a photo of{separator} a star", "two stars"]
+    entries = [{"include": [{"class": "star", "count": 1}], "prompt": prompt} for prompt in prompts]
+    for name, text in (
+        ("p.jsonl", "\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)),
+        ("p.json", json.dumps(entries, indent=4)),
+    ):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert list(read_metadata(tmp_path / name)) == read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2 is damaged"),
+        ('["a star"]', "line 2 must be an object"),
+        ('{"prompt": "a star"}', "line 2, is no GenEval metadata: there is no 'include'"),
+        ('{"prompt": 3, "include": []}', "line 2, .* the prompt must be a text"),
+        ('{"prompt": "a", "include": [{"class": "star", "count": 1, "color": ["red"]}]}', "line 2, .* a color must be a text"),
+        ('{"prompt": "a", "include": [{"class": "star", "count": 1, "position": ["above", 0.0]}]}', "line 2, .* position"),
+        ('{"prompt": "my star", "include": []}', "line 2, gives 'my star' a second meaning"),
+    ],
+)
+def test_damaged_metadata_is_named_by_its_line(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "my star", "include": [{"class": "star", "count": 1}]}\n' + line)
+    with pytest.raises(UserError, match=says):
+        read_metadata(tmp_path / "p.jsonl")
+
+
 def test_a_prompt_without_metadata_is_refused() -> None:
     with pytest.raises(UserError, match="no metadata for the prompt 'a dog'"):
         load_scorer("geneval").score(RIGHT[None], ["a dog"])
@@ -389,7 +421,7 @@ def test_a_class_that_the_detector_does_not_know_is_refused(tmp_path: Path) -> N
 def test_a_wrong_metadata_line_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(line)
-    with pytest.raises(UserError, match="line 1"):
+    with pytest.raises(UserError, match=r"line 1|holds no GenEval metadata"):
         read_metadata(file)
     with pytest.raises(UserError, match="cannot read"):
         read_metadata(tmp_path / "missing.jsonl")
