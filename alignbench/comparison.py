@@ -201,7 +201,7 @@ def planned_rows(config: RunConfig) -> int:
     if config.iterations is None:
         raise UserError("iterations is null; say what each cell may spend with --budget model_rows=N")
     rows = costs.rows_per_iteration(config)
-    return round(config.iterations * (rows.rollout + config.updates_per_rollout * rows.replay))
+    return round(config.iterations * (rows.rollout + config.updates_per_rollout * rows.asked))
 
 
 def compare(

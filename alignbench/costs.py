@@ -20,6 +20,7 @@ from alignbench.config import RunConfig
 from alignbench.errors import UserError
 from alignbench.evaluation import Judges, evaluation_prompts
 from alignbench.executor import predict, sample
+from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, opens_hollow
 from alignbench.noise import normal
 from alignbench.objective import Needs, Objective
@@ -44,6 +45,8 @@ class Rows(NamedTuple):
     rollout: float
     replay: float
     """Of one training pass."""
+    asked: float
+    """Those of them that the policy is asked about, for rewards that differ within each group."""
     widest: float
     """Most rows that one denoising step of a rollout has."""
     pictures: int
@@ -144,9 +147,11 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     k = plans[0].leaves
     if objective is not None and not objective.replays:
         replay = len(_own_rows(objective, groups, k))
+    leaves = objective.trained_leaves(_hand_made(groups, k)) if objective is not None and objective.replays else None
     return Rows(
         float(np.mean([p.model_rows(groups) for p in plans])),
         replay,
+        replay if leaves is None else replay * float(leaves.float().mean()),
         groups * max(p.live(t) for p in plans for t in range(len(p.steps))),
         groups * k,
     )
@@ -159,8 +164,12 @@ def trains_guided(objective: Objective) -> bool:
 
 def _own_rows(objective: Objective, groups: int, k: int) -> AskedRows:
     """What an objective that does not replay the path asks about, for rewards that differ within each group."""
-    forest = hand_made_forest([range(k)] * groups, [[i] for i in range(groups * k)], [0.0] * groups * k)
-    return objective.rows(forest, 0)
+    return objective.rows(_hand_made(groups, k), 0)
+
+
+def _hand_made(groups: int, k: int) -> RolloutForest:
+    """Chains of one step, whose rewards differ within each group and from its mean."""
+    return hand_made_forest([[i**0.5 for i in range(k)]] * groups, [[i] for i in range(groups * k)], [0.0] * groups * k)
 
 
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
@@ -195,7 +204,8 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
 
 def model_rows(config: RunConfig, rows: Rows, needs: Needs) -> float:
     """All rows of an iteration, as a run's record counts them: with those of gradient caching, a reference, an old policy."""
-    return rows.rollout + rows.replay * (config.updates_per_rollout + _other_passes(config, rows, needs))
+    passes = config.updates_per_rollout * (1 + _cached(config, rows))
+    return rows.rollout + rows.asked * passes + rows.replay * _other_passes(config, needs)
 
 
 def seconds_per_iteration(config: RunConfig, rows: Rows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
@@ -205,7 +215,8 @@ def seconds_per_iteration(config: RunConfig, rows: Rows, pace: Pace, needs: Need
         guided: whether the rows of training are asked with guidance.
     """
     forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
-    trained = rows.replay * (_other_passes(config, rows, needs) * forward_row + config.updates_per_rollout * train_row)
+    of_policy = rows.asked * config.updates_per_rollout * (train_row + _cached(config, rows) * forward_row)
+    trained = of_policy + rows.replay * _other_passes(config, needs) * forward_row
     return rows.rollout * pace.forward_row + trained + rows.pictures * pace.picture
 
 
@@ -215,11 +226,11 @@ def seconds_of_judging(config: RunConfig, pace: Pace) -> float:
     return e.prompts * e.images_per_prompt * ((e.steps or pace.steps) * pace.forward_row + pace.picture)
 
 
-def _other_passes(config: RunConfig, rows: Rows, needs: Needs) -> int:
-    """Over the replay rows, without a gradient."""
+def _other_passes(config: RunConfig, needs: Needs) -> int:
+    """Of the reference and the old policy over all replay rows, without a gradient."""
     updates = config.updates_per_rollout
     old = (updates if needs.old_lags else updates - 1) * needs.old
-    return updates * (_cached(config, rows) + needs.reference) + old
+    return updates * needs.reference + old
 
 
 def _cached(config: RunConfig, rows: Rows) -> bool:

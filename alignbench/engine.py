@@ -71,6 +71,7 @@ def backward(
         NonFiniteError: naming the term or loss that is NaN or infinite.
         RunError: the loss is not one number, or has no gradient.
     """
+    forest.update = update
     rows = objective.rows(forest, update)
     asked = len(rows) if rows.known is None else int((~rows.known[0]).sum())
     if asked == 0:

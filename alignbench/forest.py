@@ -27,6 +27,7 @@ class RolloutForest:
         prompts: one for each group.
         plan: the plan that all groups share.
         seed: of the rollout's noise.
+        update: how many updates the rollout has already served; the engine sets it.
         iteration, progress: when in the training it was made; progress is 0 at the start and 1 at the end.
         reduction: how log-probabilities are taken over latent dimensions.
         states: float32 [N, *latent].
@@ -67,6 +68,7 @@ class RolloutForest:
     leaf_edges: Tensor
     progress: float = 0.0
     seed: int = 0
+    update: int = 0
     trained: Tensor | None = None
     sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
     schedule_shift: float = 1.0
@@ -157,8 +159,13 @@ class RolloutForest:
 
     def train_only(self, leaves: Tensor) -> None:
         """Trains on the paths to some leaves, bool [G * K]; edges to other leaves count where they leave the same row."""
-        self.trained = torch.zeros(len(self.rows), dtype=torch.bool, device=self.rows.device)
-        self.trained[self.edge_row[self.leaf_edges[leaves]]] = True
+        self.trained = self.rows_to(leaves)
+
+    def rows_to(self, leaves: Tensor) -> Tensor:
+        """The replay rows on the paths to some leaves, bool [G * K] -> bool [R]."""
+        rows = torch.zeros(len(self.rows), dtype=torch.bool, device=self.rows.device)
+        rows[self.edge_row[self.leaf_edges[leaves]]] = True
+        return rows
 
     def by_group(self, leaf_values: Tensor) -> Tensor:
         """[G * K] -> [G, K]."""

@@ -64,28 +64,39 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class EdgeRows:
-    """The forest's replay rows `start` to `stop`, with the edges that leave them."""
+    """The forest's replay rows `start` to `stop`, with the edges that leave them.
+
+    Attributes:
+        asked: bool [R] over all replay rows, those that the policy is asked about; None for all.
+    """
 
     forest: RolloutForest
     start: int
     stop: int
+    asked: Tensor | None = None
 
     @classmethod
-    def of(cls, forest: RolloutForest) -> "EdgeRows":
+    def of(cls, forest: RolloutForest, leaves: Tensor | None = None) -> "EdgeRows":
         """All replay rows.
+
+        Args:
+            leaves: bool [G * K]; the policy is asked about the rows on the paths to these alone. None for all.
 
         Raises:
             UserError: the plan has no stochastic step, so that no edge carries a density.
         """
         if len(forest.rows) == 0:
             raise UserError("the plan has no stochastic step, so there is nothing to train on; choose another sampler")
-        return cls(forest, 0, len(forest.rows))
+        asked = forest.trained
+        if leaves is not None:
+            asked = forest.rows_to(leaves) if asked is None else asked & forest.rows_to(leaves)
+        return cls(forest, 0, len(forest.rows), asked)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def part(self, start: int, stop: int) -> "EdgeRows":
-        return EdgeRows(self.forest, self.start + start, min(self.start + stop, self.stop))
+        return EdgeRows(self.forest, self.start + start, min(self.start + stop, self.stop), self.asked)
 
     @property
     def x(self) -> Tensor:
@@ -106,10 +117,10 @@ class EdgeRows:
 
     @property
     def known(self) -> tuple[Tensor, Tensor] | None:
-        if self.forest.trained is None:
+        if self.asked is None:
             return None
         here = slice(self.start, self.stop)
-        return ~self.forest.trained[here], self.forest.row_velocity[here]
+        return ~self.asked[here], self.forest.row_velocity[here]
 
     @property
     def edges(self) -> slice:

@@ -9,16 +9,16 @@ The settings that give DanceGRPO, MixGRPO, TreeGRPO, BranchGRPO and GRPO-Guard, 
 code: docs/methods/grpo.md.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms, edge_std, log_ratio
+from alignbench.terms import Terms, edge_std, log_ratio, part_of_update
 
 
 class GRPO(Objective):
@@ -34,7 +34,11 @@ class GRPO(Objective):
         MixGRPO and BranchGRPO."""
         zero_advantage: Literal["keep", "drop"] = "keep"
         """Whether leaves (or, by `credit`, edges) of advantage 0, such as all of a group of equal rewards, count in the means
-        of the loss. drop: they do not (the code of Flow-GRPO and GARDO), so that neither does their KL divergence."""
+        of the loss. drop: they do not (the code of Flow-GRPO and GARDO), so that neither does their KL divergence, and with
+        `credit: leaf` they cost no training row."""
+        parts: int = Field(1, ge=1)
+        """Into how many random disjoint parts a rollout's leaves are cut, of which each update trains on one in turn. 2 with
+        two updates a rollout is what Flow-GRPO's and GARDO's code does; 1: each update trains on all. Needs `credit: leaf`."""
         credit: Literal["leaf", "edge", "depth", "depth_weighted", "depth_nested"] = "leaf"
         """Whose advantage an edge of a tree gets. leaf: each descendant's, once for each. edge: their mean (TreeGRPO).
         depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: likewise,
@@ -51,6 +55,12 @@ class GRPO(Objective):
         """exact: the divergence of the step's two Gaussians. released: that times |sigma_next - sigma|, as in Flow-GRPO's
         code, whose variance leaves out the time step."""
 
+        @model_validator(mode="after")
+        def _parts_of_leaves(self) -> Self:
+            if self.parts > 1 and self.credit != "leaf":
+                raise ValueError("parts are parts of the leaves: credit must be leaf where parts is above 1")
+            return self
+
     settings: Settings
 
     @property
@@ -64,6 +74,16 @@ class GRPO(Objective):
 
     def _standardised(self, rewards: Tensor) -> Tensor:
         return groups.standardise(rewards, std=self.settings.std, correction=self.settings.std_correction)
+
+    def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
+        """Those of this update's part, without those that are dropped."""
+        o = self.settings
+        if o.credit != "leaf" or (o.parts == 1 and o.zero_advantage == "keep"):
+            return None
+        count = len(forest.leaves)
+        chosen = torch.zeros(count, dtype=torch.bool, device=forest.leaves.device)
+        chosen[part_of_update(forest, forest.update, count, o.parts)] = True
+        return chosen & (self.advantage(forest).flatten() != 0) if o.zero_advantage == "drop" else chosen
 
     def edge_advantage(self, forest: RolloutForest) -> Tensor:
         """Of each edge, [E], NaN where no descendant has a reward; for any `credit` but leaf."""
@@ -115,18 +135,20 @@ class GRPO(Objective):
         kl = self.divergence(terms, forest)
         if o.credit == "leaf":
             a = self.advantage(forest).reshape(-1, 1)
-            counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
+            counted, chosen = groups.valid(forest.rewards), self.trained_leaves(forest)
+            counts = (counted if chosen is None else counted & chosen)[:, None].expand_as(forest.leaf_edges)
             ratio, weight, kl = (values[forest.leaf_edges] for values in (ratio, weight, kl))
             kl = kl * self.kl_weight(forest)[:, None]
         else:
             a = self.edge_advantage(forest)
             counts = groups.valid(a)
+            counts = counts & (a != 0) if o.zero_advantage == "drop" else counts
             a = torch.where(counts, a, 0.0)
-        if o.zero_advantage == "drop":
-            counts = counts & (a != 0)
         return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
+        if not terms:  # every leaf was dropped
+            return {}
         ratio = torch.exp(log_ratio(terms, forest))
         numbers = {
             "advantage_abs": float(self.advantage(forest).abs().mean()),

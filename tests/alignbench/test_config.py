@@ -94,12 +94,13 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("sd3", "grpo"): {
         "iterations": 250, "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "max_grad_norm": 1.0,
         "lr_schedule": "constant", "sampler": "independent", "steps": 10, "group_size": 24, "rule": "sde", "noise_level": 0.7,
-        "clip": 1e-4, "kl_beta": 0.04, "kl": "released", "std": "batch", "zero_advantage": "drop",
+        "clip": 1e-4, "kl_beta": 0.04, "kl": "released", "std": "batch", "zero_advantage": "drop", "parts": 2,
     },
     ("sd3", "gardo"): {
         "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 10,
         "group_size": 24, "rule": "sde", "noise_level": 0.7, "clip": 1e-5, "kl_beta": 0.04, "kl": "released", "kl_share": 0.1,
         "reference_refresh": 16, "reference_refresh_kl": 3e-4, "step_weight": "none", "zero_advantage": "drop",
+        "parts": 2,
     },
     ("sd3", "nft"): {
         "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 10,
@@ -124,7 +125,7 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("flux", "grpo"): {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 6,
-        "group_size": 27, "rule": "sde", "noise_level": 0.9, "clip": 1e-4, "kl_beta": 0.0,
+        "group_size": 27, "rule": "sde", "noise_level": 0.9, "clip": 1e-4, "kl_beta": 0.0, "parts": 1,
     },
     ("flux", "gardo"): {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "steps": 6, "group_size": 27, "noise_level": 0.9, "kl_beta": 0.01,

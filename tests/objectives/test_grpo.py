@@ -4,12 +4,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from alignbench import Plan, RolloutForest, Step, UserError, load_objective, load_sampler, rollout
 from alignbench.engine import backward
 from alignbench.terms import Terms
 from objectives.grpo import GRPO
 from tests.by_hand import gaussian_step
+from tests.replays import drawn, plan_of
 from tests.toys import PROMPTS, ToyBackbone, chains, hand_made_forest, tree
 
 NAN = math.nan
@@ -118,6 +120,39 @@ def test_a_single_leaf_at_its_groups_mean_is_dropped_and_a_rollout_of_such_leave
     flat = drop.loss(terms, hand_made_forest([[1.0] * 3], [[0], [1], [2]], [0.0] * 3))
     torch.autograd.backward(flat)
     assert (flat.item(), gradient(terms), gradient(terms, "kl")) == (0.0, [0.0] * 3, [0.0] * 3)
+
+
+def test_each_update_trains_on_its_own_part_of_the_leaves() -> None:
+    forest = hand_made_forest([[0.0, 2.0, 4.0, 6.0]], ONE_EDGE_EACH, [0.0] * 4)
+    objective = grpo(parts=2, std="none")
+    trained: list[Tensor] = []
+    for update in (0, 1):
+        forest.update = update
+        terms = terms_of([0.0] * 4)
+        torch.autograd.backward(objective.loss(terms, forest))
+        leaves = objective.trained_leaves(forest)
+        assert leaves is not None
+        trained.append(leaves)
+        # -A / 2 for the two leaves of the part, by the advantages of the whole group.
+        wanted = torch.where(leaves, torch.tensor([3.0, 1.0, -1.0, -3.0]) / 2, 0.0)
+        assert gradient(terms) == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert torch.equal(trained[0], ~trained[1])
+    assert int(trained[0].sum()) == 2
+
+
+def test_leaves_of_another_part_and_dropped_ones_cost_no_row() -> None:
+    toy, _, forest = drawn(plan_of("independent"), rewards=[[0.0, 1.0, 2.0, 3.0], [1.0] * 4])
+    rows = len(forest.rows)
+    assert backward(toy, grpo(), forest).rows == rows
+    assert backward(toy, grpo(zero_advantage="drop"), forest).rows == rows // 2
+    halves = [backward(toy, grpo(parts=2, zero_advantage="drop"), forest, update=update).rows for update in (0, 1)]
+    assert sum(halves) == rows // 2
+    assert backward(toy, grpo(parts=2), forest).rows == rows // 2
+
+
+def test_parts_need_the_credit_of_leaves() -> None:
+    with pytest.raises(UserError, match="credit must be leaf where parts is above 1"):
+        grpo(parts=2, credit="edge")
 
 
 def test_with_edge_credit_it_is_edges_of_zero_advantage_that_are_dropped() -> None:
