@@ -88,7 +88,7 @@ def as_arrays(images: Images) -> list[np.ndarray]:
 
 def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
             raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got one of {image.dtype} {list(image.shape)}")
         return image
     try:
