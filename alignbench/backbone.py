@@ -138,6 +138,10 @@ class Backbone(ABC):
     def decode(self, latents: Tensor) -> np.ndarray:
         """Pictures of final latents, uint8 [B, H, W, 3]."""
 
+    def check_image(self, image: np.ndarray) -> None:
+        """Raises UserError where `encode_images` cannot take this image, uint8 [H, W, 3]; known without encoding it."""
+        return  # any may do
+
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Latents of pictures, each uint8 [H, W, 3], float32 [B, *latent]; for training on pictures that were not rolled out.
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from alignbench import laws
 from alignbench.errors import UserError
+from alignbench.images import open_image
 from alignbench.plots import COLORS, STYLE, write_figure
 from alignbench.record import Protocol
 from alignbench.results import BASE, Results, Run
@@ -273,6 +274,8 @@ def sample_pictures(run: Run, name: str, prompts: int = PICTURE_PROMPTS) -> list
     protocol: Protocol = run.result.protocol
     wide = protocol.images_per_prompt * max(1, 16 // protocol.images_per_prompt)  # as plots.grid lays them out
     size = sheet.width // wide
+    if size == 0:  # no sheet of that many pictures
+        return []
     found = []
     for p in range(min(prompts, protocol.prompts)):
         row, column = divmod(p * protocol.images_per_prompt, wide)
@@ -281,11 +284,10 @@ def sample_pictures(run: Run, name: str, prompts: int = PICTURE_PROMPTS) -> list
 
 
 def _opened(file: Path) -> Image.Image | None:
-    """None where there is no picture that can be opened: a report can do without it."""
+    """None where there is no image that can be opened: a report can do without it."""
     try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+        return open_image(file)
+    except UserError:
         return None
 
 

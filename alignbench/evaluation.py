@@ -15,6 +15,7 @@ from alignbench.backbone import Backbone, Law
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.executor import decode, predict, rollout, sample
+from alignbench.images import ImageFiles
 from alignbench.load import load_eval
 from alignbench.noise import group_keys
 from alignbench.plan import Plan, Step
@@ -176,11 +177,15 @@ def evaluate(
         processes: those that share the work, and all get the whole of it.
 
     Raises:
-        UserError: more prompts are asked for than the task has.
+        UserError: more prompts are asked for than the task has, or a metric needs more pictures of a prompt.
         RunError: a scorer failed, or answered one constant for all pictures.
     """
     prompts = evaluation_prompts(task, config)
     n = config.images_per_prompt
+    for name, loaded in judges.evals.items():
+        if isinstance(loaded, SetMetric) and n < loaded.fewest:
+            least = loaded.fewest
+            raise UserError(f"{name} needs {least} pictures of a prompt, but evaluation.images_per_prompt is {n}")
     advance("drawing pictures")
     policy.prepare(prompts)
     own = processes.share(range(len(prompts)))
@@ -212,7 +217,7 @@ def evaluate(
 
 
 def judge(
-    images: Images,
+    images: Images | ImageFiles,
     latents: Tensor | None,
     prompts: Sequence[str],
     owners: Sequence[int],
@@ -223,52 +228,99 @@ def judge(
     """Judges pictures, wherever they come from.
 
     Args:
-        images: uint8 [N, H, W, 3], or PIL images.
+        images: uint8 [N, H, W, 3], or PIL images; or files, which are read part by part and are not kept.
         latents: final latents [N, *latent]; None for pictures made elsewhere.
         owners: index into `prompts` for each picture; prompts without one are left out.
 
     Raises:
-        UserError: a metric of the pictures of one prompt cannot be had from these pictures.
         RunError: a scorer failed.
     """
-    image_prompts = [prompts[p] for p in owners]
     of_prompt = [[i for i, owner in enumerate(owners) if owner == p] for p in range(len(prompts))]
+    source = images if isinstance(images, np.ndarray | ImageFiles) else _together(as_arrays(images))
+    scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in judges.evals}
+    scorers = {name: found for name, found in judges.evals.items() if isinstance(found, Scorer)}
+    metrics = {name: found for name, found in judges.evals.items() if isinstance(found, SetMetric)}
+    if owners and scorers:
+        for part, arrays in _parts(source):
+            so_far = f" ({part[0]} of {len(owners)} pictures are done)" if len(part) < len(owners) else ""
+            some = arrays if arrays.dtype == np.uint8 else list(arrays)
+            for name, scorer in scorers.items():
+                advance(f"judging by {name}{so_far}")
+                with named_failure(name, "in the evaluation", judges.timeout):
+                    asked = [prompts[owners[i]] for i in part]
+                    answered = scorer.measure(some, asked)
+                    if name in judges.rewards and name not in answered:
+                        answered = {name: scorer.score(some, asked), **answered}
+                    for metric, values in answered.items():
+                        of_all = scores[name].setdefault(metric, np.full(len(owners), np.nan))
+                        of_all[part] = checked_scores(values, len(part), metric)
+    for p in sorted({*owners}) if metrics else ():
+        mine = of_prompt[p]
+        arrays = _some(source, mine)
+        for name, measured in metrics.items():
+            if len(mine) < measured.fewest or (arrays.dtype == object and not measured.any_sizes):
+                continue
+            advance(f"judging by {name}")
+            own_latents = None if latents is None else latents[mine].cpu()
+            with named_failure(name, "in the evaluation", judges.timeout):
+                for metric, value in measured.measure(arrays, own_latents, prompts[p]).items():
+                    of_all = scores[name].setdefault(metric, np.full(len(prompts), np.nan))
+                    of_all[p] = checked_scores([value], 1, metric)[0]
+    kept = np.empty(0, np.uint8) if isinstance(source, ImageFiles) else source
+    return _told(scores, kept, prompts, owners, of_prompt, judges)
+
+
+def _told(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    images: np.ndarray,
+    prompts: Sequence[str],
+    owners: Sequence[int],
+    of_prompt: Sequence[Sequence[int]],
+    judges: Judges,
+) -> Evaluation:
+    """What was found, as a table.
+
+    Args:
+        scores: eval -> metric -> a value for each picture, or for each prompt of a set metric; NaN where there is none.
+    """
     number = {i: k for mine in of_prompt for k, i in enumerate(mine)}
-    arrays = images if isinstance(images, np.ndarray) else _together(as_arrays(images))
     rows: list[tuple[int, str, int, str, float]] = []
     directions: dict[str, bool | None] = {}
     roles: dict[str, str] = {}
     overall: dict[str, tuple[str, ...]] = {}
     for name, found in judges.evals.items() if owners else ():
-        advance(f"judging by {name}")
         of_overall = found.overall(prompts)
         role = "reward" if name in judges.rewards else "judge"
         overall |= of_overall
         parts = {part for several in of_overall.values() for part in several}
-        if isinstance(found, Scorer):
-            with named_failure(name, "in the evaluation", judges.timeout):
-                answered = found.measure(images, image_prompts)
-                if role == "reward" and name not in answered:
-                    answered = {name: found.score(images, image_prompts), **answered}
-                measured = {metric: checked_scores(values, len(owners), metric) for metric, values in answered.items()}
-            for metric, scores in measured.items():
-                directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
-                rows += [(owners[i], image_prompts[i], number[i], metric, float(v)) for i, v in enumerate(scores)]
-        elif isinstance(found, SetMetric):
-            for p in sorted(set(owners)):
-                prompt, mine = prompts[p], list(arrays[of_prompt[p]])
-                if len({picture.shape for picture in mine}) > 1:
-                    raise UserError(f"{name} compares the pictures of one prompt, but those of {prompt!r} differ in size")
-                own_latents = None if latents is None else latents[of_prompt[p]].cpu()
-                with named_failure(name, "in the evaluation", judges.timeout):
-                    of_set = found.measure(np.stack(mine), own_latents, prompt)
-                    values = [float(checked_scores([value], 1, metric)[0]) for metric, value in of_set.items()]
-                for metric, value in zip(of_set, values, strict=True):
-                    directions[metric], roles[metric] = found.higher_is_better(metric), role
-                    rows.append((p, prompt, -1, metric, value))
+        of_eval = scores[name]
+        if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt: that is told under its own name
+            of_eval = {name: np.full(len(prompts), np.nan)}
+        for metric, values in of_eval.items():
+            directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
+            if isinstance(found, Scorer):
+                rows += [(p, prompts[p], number[i], metric, float(values[i])) for i, p in enumerate(owners)]
+            else:
+                rows += [(p, prompts[p], -1, metric, float(values[p])) for p in sorted(set(owners))]
         for metric in of_overall:
             directions[metric], roles[metric] = found.higher_is_better(metric), role
-    return Evaluation(pd.DataFrame(rows, columns=COLUMNS), arrays, list(prompts), directions, roles, overall)
+    return Evaluation(pd.DataFrame(rows, columns=COLUMNS), images, list(prompts), directions, roles, overall)
+
+
+def _parts(images: np.ndarray | ImageFiles) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The indices and the pictures of each part: all at once, unless they are files."""
+    if isinstance(images, ImageFiles):
+        yield from ((part, images.load(part)) for part in images.parts())
+    else:
+        yield list(range(len(images))), images
+
+
+def _some(images: np.ndarray | ImageFiles, indices: Sequence[int]) -> np.ndarray:
+    """uint8 [N, H, W, 3], or an array of objects [N] where sizes differ."""
+    if isinstance(images, ImageFiles):
+        return images.load(indices)
+    some = images[indices]
+    return _together(list(some)) if some.dtype == object else some
 
 
 def _gathered(part: Evaluation, processes: Processes) -> Evaluation:

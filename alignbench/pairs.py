@@ -6,7 +6,7 @@ tables with these columns are read as well (`alignbench.text_files`).
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from alignbench.evaluation import Judges
 from alignbench.executor import sample
 from alignbench.flow import Reduction
 from alignbench.forest import RolloutForest
+from alignbench.images import open_image
 from alignbench.plan import Plan, Step
 from alignbench.record import refuse_taken
 from alignbench.text_files import read_table
@@ -28,11 +29,26 @@ from alignbench.text_files import read_table
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of one prompt, the first preferred."""
+    """Two pictures of one prompt, the first preferred.
+
+    Attributes:
+        where: the file and the line that it stands in.
+    """
 
     prompt: str
     chosen: Path
     rejected: Path
+    where: str = "a pair"
+
+    def images(self) -> list[np.ndarray]:
+        """The chosen and the rejected one, uint8 [H, W, 3] each; raises UserError where one cannot be opened."""
+        found = []
+        for role in ("chosen", "rejected"):
+            try:
+                found.append(_opened(getattr(self, role)))
+            except UserError as error:
+                raise UserError(f"{self.where}, {role}: {error}") from None
+        return found
 
 
 def read_pairs(file: Path) -> list[Pair]:
@@ -45,7 +61,7 @@ def read_pairs(file: Path) -> list[Pair]:
     prompts, *pictures = (table.texts(table.require(name)) for name in ("prompt", "chosen", "rejected"))
     pairs = []
     for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *pictures, strict=True)):
-        pair = Pair(prompt, file.parent / chosen, file.parent / rejected)
+        pair = Pair(prompt, file.parent / chosen, file.parent / rejected, table.place(row))
         for role in ("chosen", "rejected"):
             picture = getattr(pair, role)
             if not os.path.isfile(picture):  # which takes any name, as long as it may be
@@ -54,14 +70,31 @@ def read_pairs(file: Path) -> list[Pair]:
     return pairs
 
 
+def check_pairs(pairs: Sequence[Pair], check: Callable[[np.ndarray], None]) -> None:
+    """Opens every picture once, so that what is wrong with the last pair is told before anything is trained.
+
+    Args:
+        check: raises UserError where the model cannot take a picture; `Backbone.check_image`.
+
+    Raises:
+        UserError: naming the line and the picture.
+    """
+    for pair in pairs:
+        for role, image in zip(("chosen", "rejected"), pair.images(), strict=True):
+            try:
+                check(image)
+            except UserError as error:
+                raise UserError(f"{pair.where}, {role}: {getattr(pair, role)}: {error}") from None
+
+
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:
     """Groups of two leaves without a path, rewarded 1 (chosen) and 0. Their noise levels are those of the model's own call.
 
     Raises:
         UserError: a picture cannot be opened or does not fit the model, or the model cannot encode pictures.
     """
-    files = [file for pair in pairs for file in (pair.chosen, pair.rejected)]
-    latents = policy.encode_images([_opened(file) for file in files]).float()
+    images = [image for pair in pairs for image in pair.images()]
+    latents = policy.encode_images(images).float()
     none, numbers = torch.empty(0, dtype=torch.long, device=latents.device), latents.new_empty(0)
     return RolloutForest(
         prompts=[pair.prompt for pair in pairs],
@@ -79,8 +112,8 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
         edge_sigma_next=numbers,
         edge_noise_level=numbers,
         old_log_prob=numbers,
-        leaves=torch.arange(len(files), device=latents.device),
-        leaf_edges=none.new_empty(len(files), 0),
+        leaves=torch.arange(len(images), device=latents.device),
+        leaf_edges=none.new_empty(len(images), 0),
         seed=seed,
         sigmas=policy.sigmas(policy.default_steps),
         schedule_shift=policy.schedule_shift(),
@@ -134,7 +167,4 @@ def write_pairs(
 
 
 def _opened(file: Path) -> np.ndarray:
-    try:
-        return np.asarray(Image.open(file).convert("RGB"))
-    except OSError as error:
-        raise UserError(f"cannot open the picture {file}: {error}") from None
+    return np.asarray(open_image(file))

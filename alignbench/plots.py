@@ -1,6 +1,7 @@
 """Plots and picture grids of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
 from collections.abc import Iterable, Sequence
+from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import BadZipFile
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from alignbench.evaluation import Evaluation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHEET_PIXELS = 2**26
+"""Of a sheet of samples, at most."""
+SIDE, ACROSS = 256, 4096
+"""Of `before_after`: pixels of a picture and of all beside one another, at most."""
 TREE = Path("samples") / "tree.npz"
 """In a run's folder, the tree that is drawn."""
 STYLE: Any = {
@@ -166,17 +171,21 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
     ]
     with plt.rc_context(STYLE):
         # One picture a side: a grid of axes for every single picture takes seconds to lay out.
-        size, gap = base.images.shape[1], base.images.shape[1] // 3
+        size = base.images.shape[1]
+        factor = max(ceil(size / SIDE), ceil(2 * n * size / ACROSS))
+        before, after = (_shrunk(e.images[: count * n], factor) for e in (base, final))
+        size = before.shape[1]
+        gap = size // 3
         width = 2 * n * size + gap
         sheet = np.full((count * (size + gap), width, 3), 255, dtype=np.uint8)
         figure, axis = plt.subplots(figsize=(3 + width / 90, count * (size + gap) / 90 + 0.4))
         figure.subplots_adjust(left=2.8 / (3 + width / 90), right=0.99, top=0.95, bottom=0.01)
         for p in range(count):
             top = p * (size + gap) + gap
-            for side, found in enumerate((base, final)):
+            for side, drawn in enumerate((before, after)):
                 for i in range(n):
                     left = i * size + side * (n * size + gap)
-                    sheet[top : top + size, left : left + size] = found.images[p * n + i]
+                    sheet[top : top + size, left : left + size] = drawn[p * n + i]
                     score = float(scores[side].to_numpy()[p, i])
                     axis.text(left + size / 2, top - 2, f"{score:.2f}", fontsize=6, ha="center", va="bottom")
             at = (-gap / 2, top + size / 2)
@@ -188,18 +197,29 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
 
 
 def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
-    """All pictures, a prompt a column block; uint8 [N, H, W, 3], small pictures enlarged without smoothing."""
+    """All pictures, a prompt a column block; uint8 [N, H, W, 3].
+
+    Small pictures are enlarged without smoothing. Large ones are shrunk by a whole number, so that the sheet has no more than
+    SHEET_PIXELS: viewers open it, and so do reports.
+    """
     wide = columns * max(1, 16 // columns)
     missing = -len(images) % wide
+    pixels = (len(images) + missing) * images.shape[1] * images.shape[2]
+    images = _shrunk(images, ceil(sqrt(pixels / SHEET_PIXELS)))
     padded = np.concatenate([images, np.full((missing, *images.shape[1:]), 255, dtype=np.uint8)])
     rows = padded.reshape(-1, wide, *images.shape[1:])
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     picture = Image.fromarray(sheet)
     return (
         picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        if images.shape[1] <= 128
+        if images.shape[1] <= 128 and pixels * scale**2 <= SHEET_PIXELS
         else picture
     )
+
+
+def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 [N, H, W, 3] by a whole number smaller; as they are where it is 1 or less."""
+    return images if factor <= 1 else np.stack([np.asarray(Image.fromarray(image).reduce(factor)) for image in images])
 
 
 class RolloutTree(NamedTuple):

@@ -8,14 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from alignbench.errors import UserError
+from alignbench.images import SUFFIXES, ImageFiles, list_images
 from alignbench.text import excerpt, prompt_identity
 from alignbench.text_files import Table, read_table, stripped
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 T = TypeVar("T")
 
@@ -26,20 +24,19 @@ IMAGE = (
     *("file", "file_name", "file_path", "path", "picture", "img", "img_path"),
 )
 """Headings of the column that names each row's image, in any case and with any sign between words; the first goes before."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures with their prompts.
+    """Images with their prompts.
 
     Attributes:
-        images: PIL images of any size and mode.
+        images: of any sizes; opened one after the other when they are scored.
         prompts: the distinct entries that were asked for.
         owners: index of the prompt of each picture.
     """
 
-    images: list["Image.Image"]
+    images: ImageFiles
     prompts: list[str]
     owners: list[int]
 
@@ -76,9 +73,9 @@ def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
     if named is not None:
         files, owners = [folder / name for name in table.texts(named)], list(range(len(rows)))
     else:
-        files = sorted((f for f in folder.iterdir() if f.suffix.lower() in PICTURES), key=_natural)
+        files = list_images(folder)
         if not files:
-            raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)})")
+            raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
         if len(files) % len(rows):
             raise UserError(
                 f"{folder} holds {len(files)} pictures for the {len(rows)} prompts of {prompts_file}; each prompt needs "
@@ -87,7 +84,7 @@ def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
         _refuse_another_order(table, files)
         owners = [i // (len(files) // len(rows)) for i in range(len(files))]
     prompts, owners = same_prompts_together(rows, owners)
-    return Pictures([_opened(file) for file in files], prompts, owners)
+    return Pictures(ImageFiles(files), prompts, owners)
 
 
 def same_prompts_together(prompts: Sequence[str], owners: Sequence[int]) -> tuple[list[str], list[int]]:
@@ -147,21 +144,4 @@ def _number(name: str) -> str:
 def _names_image(value: str) -> bool:
     """Whether a text is the name of an image, or begins or ends with one, as in a list `a.png: the prompt`."""
     parts = re.split(r"[\s,;:|]+", value)
-    return any(part.strip("\"'").lower().endswith(PICTURES) for part in (parts[0], parts[-1]))
-
-
-def _natural(file: Path) -> list[tuple[int, str]]:
-    """Parts of the name, so that 2 comes before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file.name) if part]
-
-
-def _opened(file: Path) -> "Image.Image":
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
-        raise UserError(f"cannot open the picture {file}: {reason}") from None
+    return any(part.strip("\"'").lower().endswith(SUFFIXES) for part in (parts[0], parts[-1]))

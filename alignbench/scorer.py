@@ -13,6 +13,7 @@ from PIL import Image
 
 from alignbench import settings
 from alignbench.errors import RunError, UserError
+from alignbench.images import as_rgb
 
 Images = Sequence[Image.Image | np.ndarray] | np.ndarray
 """PIL images, uint8 arrays [H, W, 3], or all in one array [N, H, W, 3]."""
@@ -71,13 +72,18 @@ class Scorer(Eval, ABC):
 class SetMetric(Eval, ABC):
     """Numbers for all the images of one prompt together, such as their diversity."""
 
+    fewest: ClassVar[int] = 1
+    """Images of a prompt that it needs; a prompt that has fewer gets no number."""
+    any_sizes: ClassVar[bool] = False
+    """Whether it takes images of several sizes, as an array of objects [N]; otherwise a prompt that has them gets no number."""
+
     @abstractmethod
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         """Metric -> number, from uint8 images [N, H, W, 3] and final latents, tensor [N, *latent] or None."""
 
 
 def as_arrays(images: Images) -> list[np.ndarray]:
-    """Each image as uint8 [H, W, 3]; transparent pixels over white, grey ones repeated."""
+    """Each image as uint8 [H, W, 3], as a viewer shows it: see `alignbench.images`."""
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
     return [_as_array(image) for image in images]
@@ -85,13 +91,13 @@ def as_arrays(images: Images) -> list[np.ndarray]:
 
 def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
             raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got one of {image.dtype} {list(image.shape)}")
         return image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return np.asarray(image.convert("RGB"))
+    try:
+        return np.asarray(as_rgb(image))
+    except UserError as error:
+        raise UserError(f"an image cannot be scored: {error}") from None
 
 
 def checked_scores(scores: Any, count: int, name: str) -> np.ndarray:

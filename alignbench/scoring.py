@@ -83,7 +83,7 @@ def score_pictures(
     """Judges pictures that were made elsewhere; `read_pictures` says which prompt each belongs to.
 
     Raises:
-        UserError: pictures and prompts do not fit, or an eval cannot take them.
+        UserError: pictures and prompts do not fit, one cannot be opened, or an eval cannot take them.
         RunError: a scorer failed.
     """
     if out is not None:

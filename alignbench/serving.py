@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from alignbench import __version__, hub
 from alignbench.errors import RunError, UserError
+from alignbench.images import decode_image, image_size
 from alignbench.scorer import Scorer, checked_scores
 from alignbench.settings import first_problem
 
@@ -129,16 +130,18 @@ def _request(body: bytes) -> tuple[Sequence[Image.Image], list[str]]:
         raise UserError(first_problem(error, "the body")) from None
     if len(request.images) != len(request.prompts):
         raise UserError(f"there are {len(request.images)} images for {len(request.prompts)} prompts")
-    images, pixels = [], 0
+    files, pixels = [], 0
     for number, text in enumerate(request.images):
         with _no_png(number):
-            image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
-        pixels += image.width * image.height  # known from its head, before anything is unfolded
+            files.append(base64.b64decode(text, validate=True))
+            width, height = image_size(files[-1], ("PNG",))
+        pixels += width * height  # known from its head, before anything is unfolded
         if pixels > MAX_PIXELS:
-            raise UserError(f"the pictures have more than {MAX_PIXELS} pixels; ask for fewer at a time")
+            raise UserError(f"the images have more than {MAX_PIXELS} pixels; ask for fewer at a time")
+    images = []
+    for number, file in enumerate(files):
         with _no_png(number):
-            image.load()
-        images.append(image)
+            images.append(decode_image(file, ("PNG",)))
     return images, request.prompts
 
 
@@ -146,5 +149,5 @@ def _request(body: bytes) -> tuple[Sequence[Image.Image], list[str]]:
 def _no_png(number: int) -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {number} is no PNG in base64: {error}") from None
+    except (UserError, ValueError) as error:  # ValueError: it is not base64
+        raise UserError(f"image {number} is not a PNG in base64: {error}") from None

@@ -35,6 +35,7 @@ from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.micro_batch import first_line
 from alignbench.objective import Objective
+from alignbench.pairs import check_pairs
 from alignbench.processes import Processes, join
 from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
 from alignbench.tasks import RewardChoice, load_task
@@ -130,6 +131,9 @@ class _Run:
         """What comes once weights are where they will be."""
         config, prompts = self.config, self.task.train_prompts
         self.trainer = Trainer(config, prompts, self.policy, self.objective, self.sampler, self.judges, self.processes)
+        if self.trainer.pairs:
+            self.console.status(f"checking the images of {len(self.trainer.pairs)} pairs")
+            check_pairs(self.processes.share(self.trainer.pairs), self.policy.check_image)
         self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *self.judged])
 
     def run(self, resume: bool) -> Result:

@@ -15,7 +15,7 @@ from torch.nn import functional
 import alignbench
 from alignbench import Scorer, UserError, hub, settings
 from alignbench.backbone import device_named
-from evals._processors import torchvision
+from evals._processors import middle, torchvision
 
 TINY = "tiny"
 """The name of the small CLIP that ships, for the pictures of the `tiny` backbone."""
@@ -62,7 +62,7 @@ class Clip:
         parts = [torch.empty(0, self.model.config.projection_dim)]
         for start in range(0, len(pictures), self.batch):
             # As PIL images: of an array three pixels high it is not plain which side holds the colours.
-            images = [Image.fromarray(picture) for picture in pictures[start : start + self.batch]]
+            images = [Image.fromarray(middle(picture)) for picture in pictures[start : start + self.batch]]
             pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
             parts.append(_unit(self.model.get_image_features(pixel_values=pixels.to(self.device))))
         return torch.cat(parts)

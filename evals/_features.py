@@ -14,7 +14,7 @@ from alignbench import UserError, hub
 from alignbench.backbone import device_named
 from evals._clip import load_clip, sources
 from evals._open_clip import load_open_clip, tag_on_hub
-from evals._processors import torchvision
+from evals._processors import middle, torchvision
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
 """Pictures, each uint8 [h, w, 3], to features [N, D]."""
@@ -41,7 +41,7 @@ def load_features(source: str, device: str, batch: int) -> Features:
 
     @torch.no_grad()
     def features(pictures: Sequence[np.ndarray]) -> Tensor:
-        images = [Image.fromarray(picture) for picture in pictures]
+        images = [Image.fromarray(middle(picture)) for picture in pictures]
         return torch.cat([embed(images[i : i + batch]).float().cpu() for i in range(0, len(images), batch)])
 
     return features

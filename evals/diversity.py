@@ -14,6 +14,9 @@ from torch import Tensor
 from alignbench import SetMetric, UserError, groups, settings
 from evals._features import features_on_hub, load_features
 
+COLUMNS = 2**16
+"""Values of each image whose products are summed at a time."""
+
 
 def lgmd(latents: Tensor | np.ndarray) -> float:
     """Mean over pairs of log(|z_i - z_j| / sqrt(D)), distances floored at 1e-8; latents [N, ...], N at least 2."""
@@ -42,9 +45,16 @@ def vendi_score(features: Tensor | np.ndarray) -> float:
 
 def pixel_diversity(images: np.ndarray) -> float:
     """Mean over pairs of the root-mean-square pixel difference, 0 to 1; images uint8 [N, H, W, 3], N at least 2."""
-    flat = torch.from_numpy(np.asarray(images)).double().flatten(1) / 255.0
+    flat = np.asarray(images).reshape(len(images), -1)
     _at_least_two(len(flat))
-    return float((torch.pdist(flat) / flat.shape[1] ** 0.5).mean())
+    products = np.zeros((len(flat), len(flat)))
+    for start in range(0, flat.shape[1], COLUMNS):  # in parts: floats take eight times the memory of the images
+        part = flat[:, start : start + COLUMNS].astype(np.float64)
+        products += part @ part.T  # exact, as all are whole numbers
+    squares = np.diag(products)
+    apart = np.triu_indices(len(flat), 1)
+    distances = np.sqrt((squares[:, None] + squares - 2 * products)[apart])
+    return float((distances / 255.0 / flat.shape[1] ** 0.5).mean())
 
 
 class Diversity(SetMetric):
@@ -58,6 +68,8 @@ class Diversity(SetMetric):
         batch: int = Field(64, ge=1)
 
     settings: Settings
+    fewest = 2
+    any_sizes = True
 
     def from_hub(self) -> list[str]:
         return features_on_hub(self.settings.features) if self.settings.features else []
@@ -67,7 +79,10 @@ class Diversity(SetMetric):
             load_features(self.settings.features, self.settings.device, self.settings.batch)
 
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
-        found = {"pixel_diversity": pixel_diversity(images)} if self.settings.pixels else {}
+        """In pixels NaN where the images differ in size; their features can be compared all the same."""
+        found = {}
+        if self.settings.pixels:
+            found["pixel_diversity"] = pixel_diversity(images) if images.dtype == np.uint8 else float("nan")
         if latents is not None:
             found["lgmd"] = lgmd(latents)
         if self.settings.features:

@@ -34,6 +34,8 @@ Answer = TypeVar("Answer")
 
 SMALL = 128
 """Pictures up to this many pixels on either side are located by contrast."""
+MOST_EXTREME = 48
+"""Times as long as it is wide may a page be: the readers' detectors scale longer ones to no width at all, and fail."""
 LEAST_CONTRAST = 24
 """Grey levels between text and background; below it nothing stands out."""
 MARKS = re.compile('"+|[\u201c\u201d\u201e]')
@@ -218,6 +220,19 @@ def contrast_image(crop: np.ndarray) -> np.ndarray:
     return (255.0 * (1.0 - distance / max(float(distance.max()), 1.0))).astype(np.uint8)
 
 
+def widened(picture: np.ndarray) -> np.ndarray:
+    """The picture in the middle of a page of its rim's colour, at most MOST_EXTREME times as long as wide; mostly itself."""
+    height, width = picture.shape[:2]
+    least = -(-max(height, width) // MOST_EXTREME)
+    if min(height, width) >= least:
+        return picture
+    page = np.empty((max(height, least), max(width, least), 3), np.uint8)
+    page[:] = _rim_median(picture).astype(np.uint8)
+    top, left = (page.shape[0] - height) // 2, (page.shape[1] - width) // 2
+    page[top : top + height, left : left + width] = picture
+    return page
+
+
 class Reader(ABC):
     """Turns pictures into text. The answer for a picture does not depend on what it is batched with."""
 
@@ -239,7 +254,8 @@ class Reader(ABC):
 
     def read_pages(self, pictures: list[np.ndarray]) -> list[str]:
         """`read_page` of each, several at a time: detectors take pictures of one size alone, so threads share them out."""
-        return _in_threads(self.read_page, pictures, min(self.threads, self.PAGES, len(pictures)))
+        pages = [widened(picture) for picture in pictures]
+        return _in_threads(self.read_page, pages, min(self.threads, self.PAGES, len(pages)))
 
     @abstractmethod
     def characters_known(self) -> Iterable[str]:

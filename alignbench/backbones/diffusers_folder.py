@@ -304,12 +304,15 @@ class DiffusersFolder(Backbone):
         return np.concatenate(pictures)
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
-        vae = self.pipeline.vae
+    def check_image(self, image: np.ndarray) -> None:
         side = self.latent_shape[-1] * self.pipeline.vae_scale_factor
+        if image.shape != (side, side, 3):
+            raise UserError(f"this model draws {side} x {side} pictures; got one of {image.shape[1]} x {image.shape[0]}")
+
+    def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
         for image in images:
-            if image.shape != (side, side, 3):
-                raise UserError(f"this model draws {side} x {side} pictures; got one of {image.shape[1]} x {image.shape[0]}")
+            self.check_image(image)
+        vae = self.pipeline.vae
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1
         parts = [vae.encode(part.to(vae.dtype)).latent_dist.mode().float() for part in pixels.split(self.settings.decode_batch)]
         return (torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor

@@ -11,7 +11,7 @@ from PIL import Image
 from alignbench import UserError, load_backbone, load_objective, run
 from alignbench.engine import backward
 from alignbench.evaluation import Judges
-from alignbench.pairs import pair_forest, read_pairs, write_pairs
+from alignbench.pairs import check_pairs, pair_forest, read_pairs, write_pairs
 from alignbench.tasks import load_task
 from objectives.dpo import DPO
 from tests.plugins import ToyPolicy, toy_config, write_task
@@ -113,3 +113,36 @@ def test_a_model_that_cannot_encode_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="'toy' cannot encode pictures"):
         pair_forest(ToyBackbone(), read_pairs(written(tmp_path)), 0, 0, "mean")
+
+
+def pair_file(folder: Path, **last: Path) -> Path:
+    """Two pairs of 64 x 64 pictures, of which the second has these instead."""
+    Image.new("RGB", (64, 64)).save(folder / "good.png")
+    good = {"prompt": "a", "chosen": "good.png", "rejected": "good.png"}
+    rows = [good, {**good, **{role: str(file) for role, file in last.items()}}]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "pairs.jsonl"
+
+
+def test_hidden_colours_of_a_pair_are_not_seen(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 1), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    chosen, _ = read_pairs(pair_file(tmp_path, chosen=tmp_path / "clear.png"))[1].images()
+    assert chosen.tolist() == [[[255] * 3] * 2]
+
+
+def test_what_is_wrong_with_the_last_pair_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 65)).save(tmp_path / "tall.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "tall.png").read_bytes()[:60])
+    config = toy_config(write_task(tmp_path), objective="dpo", pairs=str(pair_file(tmp_path, rejected=tmp_path / "cut.png")))
+    with pytest.raises(UserError, match=r"pairs\.jsonl, line 2, rejected: cannot open the image .*cut\.png: "):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    def square(image: np.ndarray) -> None:
+        if image.shape[0] != image.shape[1]:
+            raise UserError("it is not square")
+
+    tall = read_pairs(pair_file(tmp_path, chosen=tmp_path / "tall.png"))
+    with pytest.raises(UserError, match=r"pairs\.jsonl, line 2, chosen: .*tall\.png: it is not square"):
+        check_pairs(tall, square)
+    check_pairs(tall[:1], square)

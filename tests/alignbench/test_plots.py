@@ -1,13 +1,16 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import softmax
 from scipy.stats import zscore
 
 from alignbench import UserError, plots
+from alignbench.evaluation import Evaluation
 from alignbench.executor import rollout
+from alignbench.images import MAX_PIXELS, open_image
 from alignbench.record import Estimate, read_result
 from tests.alignbench.record_folders import write_run
 from tests.toys import PROMPTS, ToyBackbone, tree
@@ -71,3 +74,24 @@ def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_on
     assert ocr.difference.value is not None
     points = [float(np.asarray(line.get_xdata())[0]) for line in axis.get_lines() if line.get_marker() == "o"]
     assert points[0] == pytest.approx(ocr.difference.value / ((ocr.base.upper - ocr.base.lower) / 2))
+
+
+def test_a_sheet_is_no_larger_than_what_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """48 pictures of 40 x 40 pixels are 76,800: a third of their sides fits into 10,000 (14 x 14 each)."""
+    assert plots.SHEET_PIXELS < MAX_PIXELS
+    monkeypatch.setattr(plots, "SHEET_PIXELS", 10_000)
+    pictures = np.zeros((48, 40, 40, 3), np.uint8)
+    pictures[:] = np.arange(48, dtype=np.uint8)[:, None, None, None]
+    plots.grid(pictures, 4).save(tmp_path / "sheet.png")
+    sheet = np.asarray(open_image(tmp_path / "sheet.png"))
+    assert sheet.shape == (3 * 14, 16 * 14, 3)
+    assert sheet[::14, ::14, 0].ravel().tolist() == list(range(48))
+
+
+def test_large_pictures_before_and_after_are_shrunk(tmp_path: Path) -> None:
+    """Of 1,024 pixels a side, ten prompts of four pictures would make a drawing of 330 million pixels."""
+    rows = [(p, f"prompt {p}", i, "reward", 0.5) for p in range(2) for i in range(2)]
+    table = pd.DataFrame(rows, columns=["prompt_index", "prompt", "image", "metric", "value"])
+    found = Evaluation(table, np.full((4, 1024, 1024, 3), 7, np.uint8), ["prompt 0", "prompt 1"], {}, {})
+    file = plots.write_figure(tmp_path / "before_after.png", plots.before_after(found, found, "reward", 2))
+    assert open_image(file).width < 4 * 256 * 2 + 600  # each pixel of a picture is 150 / 90 wide

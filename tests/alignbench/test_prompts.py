@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -69,7 +68,7 @@ def test_sorted_pictures_are_dealt_out_by_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "notes.txt").write_text("no picture")
     (tmp_path / "p.txt").write_text("first\nsecond")
     found = read_pictures(tmp_path / "pictures", tmp_path / "p.txt")
-    assert [int(np.asarray(i)[0, 0]) for i in found.images] == [1, 2, 9, 10]
+    assert found.images.load(range(4))[:, 0, 0, 0].tolist() == [1, 2, 9, 10]
     assert (found.prompts, found.owners) == (["first", "second"], [0, 0, 1, 1])
 
 
@@ -78,7 +77,7 @@ def test_a_column_names_each_picture_and_rows_of_one_prompt_belong_together(tmp_
         save(tmp_path / "pictures", f"{name}.png", ord(name))
     pd.DataFrame({"prompt": ["x", "y", "x"], "image": ["c.png", "a.png", "b.png"]}).to_csv(tmp_path / "p.csv", index=False)
     found = read_pictures(tmp_path / "pictures", tmp_path / "p.csv")
-    assert [chr(np.asarray(i)[0, 0]) for i in found.images] == ["c", "a", "b"]
+    assert [chr(grey) for grey in found.images.load(range(3))[:, 0, 0, 0]] == ["c", "a", "b"]
     assert (found.prompts, found.owners) == (["x", "y"], [0, 1, 0])
 
 
@@ -88,14 +87,14 @@ def test_numbers_that_do_not_match_and_unreadable_pictures_are_refused(tmp_path:
         read_pictures(tmp_path / "nowhere", tmp_path / "p.txt")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         read_pictures(pictures, tmp_path / "p.txt")
     for name in "abc":
         save(pictures, f"{name}.png", 0)
     with pytest.raises(UserError, match="holds 3 pictures for the 2 prompts"):
         read_pictures(pictures, tmp_path / "p.txt")
     (pictures / "d.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(UserError, match=r"cannot open the picture .*d\.png"):
+    with pytest.raises(UserError, match=r"cannot open the image .*d\.png"):
         read_pictures(pictures, tmp_path / "p.txt")
     (tmp_path / "p.csv").write_text("prompt,image\nx,z.png\n")
     with pytest.raises(UserError, match=r"z\.png: there is no such file"):
@@ -120,7 +119,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def paired(pictures: Path, file: Path) -> list[tuple[str, str]]:
     found = read_pictures(pictures, file)
-    names = [f"{chr(np.asarray(image)[0, 0])}.png" for image in found.images]
+    names = [f"{chr(grey)}.png" for grey in found.images.load(range(len(found.images)))[:, 0, 0, 0]]
     return [(name, found.prompts[owner]) for name, owner in zip(names, found.owners, strict=True)]
 
 

@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from matplotlib import pyplot as plt
+from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -269,6 +271,23 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
     report.write_report(tmp_path)
     assert (tmp_path / "plots" / "pictures.svg").is_file()
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 8  # gallery and cards
+
+
+@pytest.mark.parametrize("kind", ["bomb", "pipe", "one pixel", "text"])
+def test_a_sheet_that_cannot_be_used_costs_its_own_place_alone(tmp_path: Path, kind: str) -> None:
+    run = write_run(tmp_path / "r")
+    for name in ("samples/base", "samples/final", "plots/tree"):
+        file = run / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        if kind == "pipe":
+            os.mkfifo(file)
+        elif kind == "text":
+            file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EOF\n")
+        else:
+            Image.new("1", (20_000, 10_000) if kind == "bomb" else (1, 1)).save(file)
+    results = read_results(tmp_path)
+    assert comparison_plots.gallery(results, "ocr on tiny") == ({}, [])
+    assert len(comparison_plots.tree_drawings(results, "ocr on tiny")) == (kind == "one pixel")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -94,7 +94,7 @@ def test_what_the_service_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None
         for body, status, says in [
             ("{", 422, "invalid json"),
             (json.dumps({"prompts": ["a"], "images": []}), 422, "0 images for 1 prompts"),
-            (json.dumps({"prompts": ["a"], "images": [text]}), 422, "image 0 is no PNG"),
+            (json.dumps({"prompts": ["a"], "images": [text]}), 422, "image 0 is not a PNG"),
             (json.dumps({"prompts": ["a", "b"], "images": [png(picture(1)), png(picture(1, 9))]}), 422, "more than 90 pixels"),
             (json.dumps({"prompts": ["a"], "images": [png(picture(1))], "pickle": "x"}), 422, "extra inputs"),
             (ScoreRequest(prompts=["x" * 3000], images=[png(picture(1))]).model_dump_json(), 413, "larger than 2000 bytes"),

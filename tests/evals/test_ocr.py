@@ -15,6 +15,7 @@ from alignbench.drawing.lettering import Lettering, sample_lettering, sample_tex
 from alignbench.text import prompt_identity
 from evals.geneval import COCO, SCENES
 from evals.ocr import (
+    MOST_EXTREME,
     OCR,
     EasyOCRReader,
     RapidOCRReader,
@@ -25,6 +26,7 @@ from evals.ocr import (
     similarity,
     target_text,
     unquoted_words,
+    widened,
 )
 
 
@@ -406,3 +408,21 @@ def test_the_score_of_tmpo_is_a_setting(rapidocr: OCR) -> None:
 def test_words_beyond_ascii_are_targets_too() -> None:
     assert target_text("ein Schild mit “GRÜN”") == "GRÜN"
     assert similarity("grün", "GRÜN") == 1.0
+
+
+@pytest.mark.parametrize("shape", [(2, 6000), (6000, 2), (1, 2560), (3, 20000)])
+def test_a_page_of_any_shape_is_read(rapidocr: OCR, shape: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    page = widened(picture)
+    assert max(page.shape) <= MOST_EXTREME * min(page.shape[:2])
+    assert len(rapidocr.reader.read_pages([picture])) == 1
+
+
+def test_a_widened_page_shows_the_picture_on_its_own_ground() -> None:
+    picture = np.full((2, 192, 3), 9, np.uint8)
+    assert widened(np.full((4, 192, 3), 9, np.uint8)).shape == (4, 192, 3)
+    picture[0, 96] = 200
+    page = widened(picture)
+    assert page.shape == (4, 192, 3)
+    assert page[1:3].tolist() == picture.tolist()
+    assert {*page[[0, 3]].ravel().tolist()} == {9}
