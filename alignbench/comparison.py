@@ -42,7 +42,7 @@ from alignbench.paths import current_folder, placed
 from alignbench.record import exclusive, read_result, write_atomically
 from alignbench.registry import file_name, names
 from alignbench.settings import Settings
-from alignbench.tasks import load_task, refuse_changed
+from alignbench.tasks import changed_parts, load_task, refuse_changed
 from alignbench.yaml_files import to_yaml
 
 SCHEMA_VERSION = 1
@@ -292,7 +292,7 @@ def check_folder(cells: list[Cell], out: Path) -> None:
         folder = out / RUNS / cell.id
         if cell.task not in fingerprints:
             fingerprints[cell.task] = load_task(cell.task).fingerprint()
-        refuse_changed(fingerprints[cell.task], read_result(folder).task, str(folder))
+        refuse_changed(changed_parts(fingerprints[cell.task], read_result(folder).task), str(folder))
 
 
 def run_cell(

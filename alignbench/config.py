@@ -234,7 +234,8 @@ def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(data, float) and not math.isfinite(data):
         yield key, f"input should be a finite number, got {data}"
     elif isinstance(data, str) and holds_secret(data):
-        yield key, "a password or token in a URL would stand in every record; take it out (docs/evals.md says how to give one)"
+        instead = "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/evals.md)"
+        yield key, f"a password or token in a URL would stand in every record; {instead}"
     elif isinstance(data, Mapping | list | tuple):
         for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
             yield from _unfit(value, f"{key}.{inner}" if key else str(inner))

@@ -92,6 +92,7 @@ class Trainer:
         self.ratio_deviation = 0.0
         self.started = now()
         self.micro_batch = MicroBatch(config.micro_batch)
+        self.changes: list[str] = []
         self.saved: int | None = None
         self.torn = False
 
@@ -191,6 +192,7 @@ class Trainer:
             iteration=self.iteration,
             config=config.resolved(),
             task=self.fingerprint,
+            changes=self.changes,
             budget=self.budget.model_dump(),
             metrics=self.metrics,
             objective=self.objective.state(),
@@ -236,7 +238,7 @@ class Trainer:
         checkpoint, self.reference, self.old = found.checkpoint, found.reference, found.old
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
-        self.budget = Budget.model_validate(checkpoint.budget)
+        self.budget, self.changes = Budget.model_validate(checkpoint.budget), checkpoint.changes
         self.ratio_deviation, self.started = checkpoint.ratio_deviation, checkpoint.started
         if checkpoint.config.get("micro_batch") == self.config.micro_batch:
             self.micro_batch.rows = checkpoint.micro_batch

@@ -147,6 +147,8 @@ class _Run:
         if resume and has_checkpoint(self.checkpoints):
             for damage in trainer.restore(self.checkpoints):
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
+            for change in trainer.changes:
+                self.console.warn(change)
             kept = laws.read_laws(self.out)
             self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, to_yaml(config.resolved()))
@@ -330,7 +332,7 @@ class _Run:
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation
         metrics = compare(base, final)
-        found = alarms(metrics, list(self.judges.weights))
+        found = alarms(metrics, list(self.judges.weights)) + trainer.changes
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
             off = f"{trainer.ratio_deviation:.1e} on a first update (at most {tolerance:.0e} is rounding)"

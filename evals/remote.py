@@ -3,8 +3,8 @@
 Pictures travel as PNG, everything else as JSON (see `alignbench.serving`). A server that cannot be reached, or that fails,
 stops the run with one sentence and a checkpoint; it never becomes a score.
 
-A service that asks for a token gets it from the file that `token_file` names, or else from the variable ALIGNBENCH_SCORER_TOKEN.
-It is read for each request, and stands in no record; `~/.netrc` is not read.
+A service that asks for a token gets it from the file that `token_file` names, or else from the variable
+ALIGNBENCH_SCORER_TOKEN. It is read for each request and stands in no record; `~/.netrc` is not read.
 """
 
 import time

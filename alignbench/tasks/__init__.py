@@ -113,12 +113,16 @@ def _prompts(folder: Path, files: str | list[str]) -> list[str]:
     return interleaved([read_prompts(local_path(file, folder)) for file in ([files] if isinstance(files, str) else files)])
 
 
-def refuse_changed(now: Mapping[str, str], then: Mapping[str, str], what: str) -> None:
-    """Raises UserError where a fingerprint is not the one that `what` was made with; parts that one of them lacks are left."""
-    changed = [part for part in now if part in then and now[part] != then[part]]
-    if changed:
+def changed_parts(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
+    """The parts in which two fingerprints differ; parts that one of them lacks are left."""
+    return [part for part in now if part in then and now[part] != then[part]]
+
+
+def refuse_changed(parts: Sequence[str], what: str) -> None:
+    """Raises UserError where parts of a task changed since `what` was made."""
+    if parts:
         raise UserError(
-            f"the {' and '.join(changed)} changed since {what} was made; put the task's files back as they were, or start anew "
+            f"the {' and '.join(parts)} changed since {what} was made; put the task's files back as they were, or start anew "
             "with another --out"
         )
 

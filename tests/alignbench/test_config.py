@@ -414,3 +414,41 @@ def test_a_plug_in_is_a_name_or_a_name_with_settings() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().seed = 3  # type: ignore[misc]
+
+
+# --- what a value is
+
+
+def test_labels_and_names_are_texts_whatever_yaml_takes_them_for(file: Path) -> None:
+    file.write_text("objective: {name: tmpo, label: 1e3}\nsampler: {name: dynamic_tree, label: no}\ntask: 1.10\nbackbone: 3\n")
+    found = load_config(file=file)
+    assert (found.objective.label, found.sampler.label, found.task, found.backbone.name) == ("1e3", "no", "1.10", "3")
+    for label in ("2", "true", "2024-01-01", "0x10", "010", "1_000"):
+        assert load_config(sets=[f"objective.label={label}"]).objective.label == label
+    assert load_config(sets=["objective.label=null"]).objective.label is None
+
+
+@pytest.mark.parametrize("key", ["checkpoint_every", "optimizer.lr", "seed", "guidance", "optimizer.betas", "task", "pairs"])
+def test_true_is_neither_a_number_nor_a_text(key: str) -> None:
+    value = "[0.9, true]" if key == "optimizer.betas" else "true"
+    assert f"configuration: {key}: true and false are no values here" in problem(sets=[f"{key}={value}"])
+
+
+def test_true_is_no_number_of_a_plug_ins_settings_either() -> None:
+    with pytest.raises(UserError, match="objective tmpo: beta: true and false are no values here"):
+        load_objective("tmpo", beta=True)
+    assert load_config(sets=["pictures=no"]).pictures is False
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("1_000", 1000), ("+5", 5), ("0x10", None), ("1:30", None), ("yes", None)]
+)
+def test_a_number_is_the_one_that_stands_there_or_refused(text: str, value: int | None) -> None:
+    if value is None:
+        assert "seed: input should be a valid integer" in problem(sets=[f"seed={text}"])
+    else:
+        assert load_config(sets=[f"seed={text}"]).seed == value
+
+
+def test_no_setting_is_infinite_even_where_nobody_looks_yet() -> None:
+    assert "objective.x.0: input should be a finite number, got inf" in problem(sets=["objective.x=[.inf]"])

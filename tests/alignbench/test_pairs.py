@@ -11,7 +11,7 @@ from PIL import Image
 from alignbench import UserError, load_backbone, load_objective, run
 from alignbench.engine import backward
 from alignbench.evaluation import Judges
-from alignbench.pairs import pair_forest, read_pairs, write_pairs
+from alignbench.pairs import fingerprint, pair_forest, read_pairs, write_pairs
 from alignbench.tasks import load_task
 from objectives.dpo import DPO
 from tests.plugins import ToyPolicy, toy_config, write_task
@@ -104,3 +104,17 @@ def test_a_model_that_cannot_encode_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="'toy' cannot encode pictures"):
         pair_forest(ToyBackbone(), read_pairs(written(tmp_path)), 0, 0, "mean")
+
+
+def test_a_fingerprint_of_pairs_is_of_what_is_in_the_pictures_wherever_they_lie(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    pairs = read_pairs(file)
+    before = fingerprint(pairs)
+    (tmp_path / "moved").mkdir()
+    moved = pairs[0].model_copy(update={"chosen": pairs[0].chosen.rename(tmp_path / "moved" / "x.png")})
+    assert fingerprint([moved, *pairs[1:]]) == before
+    Image.new("RGB", (4, 4), "red").save(moved.chosen)
+    assert fingerprint([moved, *pairs[1:]]) != before
+    moved.chosen.unlink()
+    with pytest.raises(UserError, match=r"cannot open the picture .*x\.png: No such file"):
+        fingerprint([moved])
