@@ -234,7 +234,9 @@ def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(data, float) and not math.isfinite(data):
         yield key, f"input should be a finite number, got {data}"
     elif isinstance(data, str) and holds_secret(data):
-        instead = "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/evals.md)"
+        instead = (
+            "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/configuration.md)"
+        )
         yield key, f"a password or token in a URL would stand in every record; {instead}"
     elif isinstance(data, Mapping | list | tuple):
         for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
@@ -389,7 +391,7 @@ def _assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes dotted.key=value, got {text!r}")
     try:
-        nested = parse_value(value)
+        nested = placed(parse_value(value), None)
     except ValueError as error:
         why = str(error).removeprefix("line 1: ")
         raise UserError(f"--set {key}: {value!r} is not a valid YAML value: {why}") from None

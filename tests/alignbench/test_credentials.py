@@ -124,7 +124,7 @@ def test_a_token_comes_from_a_file_or_else_the_variable(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("content", [b"", b" \n", b"a\nb", "ä".encode(), b"\xff", b"x" * 20_000])
 def test_a_file_that_holds_no_token_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "token").write_bytes(content)
-    with pytest.raises(UserError, match="the token file .* (is empty|does not hold a token)"):
+    with pytest.raises(UserError, match=r"the token file .* (is empty|does not hold a token)"):
         scorer_authorization(tmp_path / "token")
     with pytest.raises(UserError, match=r"cannot read the token file .*: No such file"):
         scorer_authorization(tmp_path / "none")

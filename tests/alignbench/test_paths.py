@@ -7,7 +7,7 @@ import yaml
 
 from alignbench import UserError, cli
 from alignbench.comparison import plan_grid
-from alignbench.config import load_config, read_settings
+from alignbench.config import load_config, parse_assignments, read_settings
 from alignbench.paths import current_folder, local_path
 from alignbench.tasks import load_task
 from tests.command_line import in_this_process
@@ -91,6 +91,10 @@ def test_every_option_of_the_command_line_knows_the_home_folder(home: Path) -> N
     done = in_this_process("prompts", "--out=~/o.jsonl", "--each", "1", "--exclude=~/p.txt", cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert (home / "o.jsonl").is_file()
+    assert parse_assignments(["evals.geneval.metadata=~/m.jsonl", "x=[~/a, {b: ~/c}]"]) == {
+        "evals": {"geneval": {"metadata": str(home / "m.jsonl")}},
+        "x": [str(home / "a"), {"b": str(home / "c")}],
+    }
     assert cli._home([Path("~/a"), Path("b")]) == [home / "a", Path("b")]
 
 

@@ -7,9 +7,7 @@ from alignbench.tracking import check_trackers
 def test_a_misspelt_variable_of_ours_is_told_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
     variables.check()
     monkeypatch.setenv("ALIGNBENCH_SCORER_TOKN", "x")
-    with pytest.raises(
-        UserError, match="no environment variable ALIGNBENCH_SCORER_TOKN; did you mean 'ALIGNBENCH_SCORER_TOKEN'"
-    ):
+    with pytest.raises(UserError, match="variable ALIGNBENCH_SCORER_TOKN; did you mean 'ALIGNBENCH_SCORER_TOKEN'"):
         variables.check()
 
 
