@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ def test_a_password_in_any_setting_is_refused_and_no_message_shows_one() -> None
 
 
 def test_the_command_in_a_record_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record.sys, "argv", ["alignbench", "run", "--scorer-url", f"http://a:{SECRET}@b"])
+    monkeypatch.setattr(sys, "argv", ["alignbench", "run", "--scorer-url", f"http://a:{SECRET}@b"])
     assert record.command() == "alignbench run --scorer-url 'http://***@b'"
 
 
