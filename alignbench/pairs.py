@@ -20,7 +20,6 @@ from alignbench.evaluation import Judges
 from alignbench.executor import sample
 from alignbench.flow import Reduction
 from alignbench.forest import RolloutForest
-from alignbench.paths import local_path
 from alignbench.plan import Plan, Step
 from alignbench.record import refuse_taken
 from alignbench.settings import first_problem
@@ -55,7 +54,7 @@ def read_pairs(file: Path) -> list[Pair]:
         except ValidationError as error:
             raise UserError(f"{file}, line {number}, is no pair: {first_problem(error, 'line')}") from None
         for role in ("chosen", "rejected"):
-            picture = local_path(getattr(pair, role), file.parent)
+            picture = file.parent / getattr(pair, role)
             if not os.path.isfile(picture):  # which takes any name, as long as it may be
                 raise UserError(f"{file}, line {number}: the {role} picture {picture} is not there")
             setattr(pair, role, picture)
