@@ -3,18 +3,46 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from alignbench import __version__, launch, registry, scaffold, tasks
+from alignbench import __version__, launch, registry, scaffold, tasks, variables
 from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
+from alignbench.paths import local_path
 
-app = typer.Typer(
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _App(typer.Typer):
+    """Commands whose paths may begin with `~`, in every option alike: a shell leaves it in quotes and after `--out=`."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        register = super().command(name, **options)
+
+        def decorate(function: F) -> F:
+            @wraps(function)
+            def with_paths(**given: Any) -> Any:
+                return function(**{key: _home(value) for key, value in given.items()})
+
+            register(with_paths)
+            return function
+
+        return decorate
+
+
+def _home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_home(each) for each in value]
+    return local_path(value) if isinstance(value, Path) else value
+
+
+app = _App(
     name="alignbench",
     help="Compares alignment objectives and rollout samplers for flow-matching text-to-image models.",
     no_args_is_help=True,
@@ -44,6 +72,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    variables.check()
     if launch.count() > 1 and context.invoked_subcommand != "run":
         raise UserError(
             f"{context.invoked_subcommand} is one process, but a launcher started {launch.count()}; only `run` shares its work"
@@ -175,7 +204,7 @@ def compare(
 ) -> None:
     """Trains a grid of pairs under one budget and reports on it; the same call goes on with an interrupted one."""
     from alignbench import comparison
-    from alignbench.config import merged_layers, read_yaml
+    from alignbench.config import merged_layers, read_settings
 
     if not (objectives and samplers):
         if out is None or any((objectives, samplers, tasks, seeds, backbone, preset, budget, config, sets)):
@@ -191,7 +220,7 @@ def compare(
             backbone=backbone,
             preset=preset,
             budget=parse_assignments(budget or []) or (former.budget.model_dump(exclude_none=True) if former else {}),
-            settings=merged_layers({} if config is None else read_yaml(config), parse_assignments(sets or [])),
+            settings=merged_layers({} if config is None else read_settings(config), parse_assignments(sets or [])),
             workers=workers,
             processes=processes,
         )

@@ -30,16 +30,20 @@ from alignbench.config import (
     assignments,
     load_config,
     merged_layers,
+    placed_keys,
     plugin_data,
-    read_yaml,
-    to_yaml,
+    read_settings,
+    tasks_path,
     validate,
 )
 from alignbench.errors import RunError, UserError, did_you_mean
 from alignbench.load import load_configured_backbone, load_objective, threads_of
+from alignbench.paths import current_folder, placed
 from alignbench.record import exclusive, read_result, write_atomically
 from alignbench.registry import file_name, names
 from alignbench.settings import Settings
+from alignbench.tasks import changed_parts, load_task, refuse_changed
+from alignbench.yaml_files import to_yaml
 
 SCHEMA_VERSION = 1
 SETTINGS, RECORD, RUNS = "comparison.yaml", "comparison.json", "runs"
@@ -85,7 +89,7 @@ class Cell:
         self.id = "-".join([*parts, f"s{seed}"])
         ends = {"iterations": None, "budget": grid.budget.model_dump(), "threads": grid.threads}
         names = {"backbone": grid.backbone, "task": task, "seed": seed}
-        self.config = _configured(grid.preset, grid.settings, objective, sampler, {**names, **ends})
+        self.config = _configured(grid.preset, grid.settings, objective, sampler, {**names, **ends}).anchored()
 
 
 class CellRecord(BaseModel):
@@ -145,7 +149,8 @@ def plan_grid(
     Raises:
         UserError: a name or a setting is wrong.
     """
-    given = dict(settings)
+    here = current_folder()
+    given = placed_keys(placed(settings, None), here)
     for key in ("objective", "sampler", "seed"):
         if key in given:
             instead = f"--{key}s" if key == "seed" else f"--{key}s, and settings from {key}s.NAME.{key}.KEY=VALUE"
@@ -156,13 +161,13 @@ def plan_grid(
     own_budget = given.pop("budget", None) or {}
     if (budget or own_budget) and given.get("iterations") is not None:
         raise UserError("a comparison ends each cell by its budget; leave out iterations")
-    named = {} if backbone is None else {"backbone": backbone}
+    named = {} if backbone is None else placed_keys({"backbone": backbone}, here)
     first = _configured(preset, given, objectives[0], samplers[0], named)
     apart = ("task", "seed", "preset", "threads", "iterations")
     grid: dict[str, Any] = {
         "objectives": _unique(objectives),
         "samplers": _unique(samplers),
-        "tasks": _unique(tasks or [first.task]),
+        "tasks": _unique(tasks_path(task, here) for task in tasks or [first.task]),
         "seeds": _unique(seeds),
         "backbone": first.backbone.name,
         "preset": first.preset,
@@ -179,7 +184,7 @@ def plan_grid(
 
 
 def command_of(grid: Grid) -> str:
-    """The call that makes the comparison anew, ready for a shell; from where it is run, paths must mean the same."""
+    """The call that makes the comparison anew, ready for a shell."""
     lists = {"objectives": grid.objectives, "samplers": grid.samplers, "tasks": grid.tasks, "seeds": map(str, grid.seeds)}
     words = ["alignbench", "compare"]
     for option, values in lists.items():
@@ -260,7 +265,7 @@ def read_grid(folder: Path) -> Grid:
         UserError: there is none, or its file has been altered beyond reading.
     """
     file = folder / SETTINGS
-    return validate(Grid, read_yaml(file), where=str(file))
+    return validate(Grid, read_settings(file, "comparison"), where=str(file))
 
 
 def check_folder(cells: list[Cell], out: Path) -> None:
@@ -282,6 +287,12 @@ def check_folder(cells: list[Cell], out: Path) -> None:
             if changed:
                 differences = ", ".join(f"{k} {kept.get(k)} (now {wanted[k]})" for k in changed)
                 raise UserError(f"{file.parent} was run with other settings: {differences}; choose another --out")
+    fingerprints: dict[str, dict[str, str]] = {}
+    for cell in done(cells, out):
+        folder = out / RUNS / cell.id
+        if cell.task not in fingerprints:
+            fingerprints[cell.task] = load_task(cell.task).fingerprint()
+        refuse_changed(changed_parts(fingerprints[cell.task], read_result(folder).task), str(folder))
 
 
 def run_cell(
@@ -514,7 +525,6 @@ def check_grid(grid: Grid) -> None:
     Raises:
         UserError: a name or a setting is wrong.
     """
-    from alignbench.tasks import load_task
     from alignbench.tracking import check_trackers
 
     for task in grid.tasks:

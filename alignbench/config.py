@@ -10,7 +10,7 @@ goes by the name of its family: sd3, flux.
 """
 
 import copy
-import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -18,21 +18,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from alignbench.backbones import families
-from alignbench.errors import UserError, did_you_mean
-from alignbench.settings import Settings
+from alignbench.errors import UserError, did_you_mean, holds_secret
+from alignbench.paths import absolute, current_folder, local_path, placed
+from alignbench.settings import ServiceURL, Settings
+from alignbench.yaml_files import parse, parse_value, read_yaml, to_yaml
 
 PLUGINS = ("objective", "sampler", "backbone")
 """Keys that name a plug-in and hold its settings."""
 
 WITHOUT_EFFECT = (
     *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
-    *("trackers", "sharded"),
+    *("trackers", "sharded", "scorer_token_file"),
 )
 """Keys that change no number of a run beyond rounding: it may go on with others."""
+PATHS = ("pairs", "scorer_token_file")
+"""Keys that are the path of a file."""
 Tracker = Literal["tensorboard", "wandb"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -106,8 +109,11 @@ class RunConfig(Settings):
     backbone: Plugin = Plugin(name="tiny")
     task: str = "ocr"
     """A task that ships, or the path of a task's YAML file."""
-    scorer_url: str | None = None
-    """A scorer service (see `alignbench serve-scorer`) that rewards in place of the task's rewards, which then only judge."""
+    scorer_url: ServiceURL | None = None
+    """A scorer service (see `alignbench serve-scorer`) that rewards in place of the task's rewards, which then only judge. It
+    holds no password; that comes from `scorer_token_file`, or from the variable ALIGNBENCH_SCORER_TOKEN."""
+    scorer_token_file: Path | None = None
+    """A file whose content is the service's token; nothing of it is kept."""
     seed: int = Field(0, ge=0)
     """Of rollout noise, plans and prompt order."""
     preset: str = "quick"
@@ -171,6 +177,12 @@ class RunConfig(Settings):
         flat = plugin_data(str(info.field_name), value)
         return {"name": flat.pop("name", None), "label": flat.pop("label", None), "settings": flat}
 
+    @field_validator(*PATHS, mode="before")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """A path may look like a number."""
+        return local_path(str(value)) if _names(value) else value
+
     @field_validator("trackers", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -184,9 +196,16 @@ class RunConfig(Settings):
             )
         return self
 
+    def anchored(self) -> "RunConfig":
+        """The same with paths that are absolute, so that it means the same when it is read from its record."""
+        return validate(RunConfig, placed_keys(self._flat("python"), current_folder()), where="configuration")
+
     def resolved(self) -> dict[str, Any]:
         """As plain data that `RunConfig` reads back."""
-        data = self.model_dump(mode="json")
+        return self._flat("json")
+
+    def _flat(self, mode: Literal["json", "python"]) -> dict[str, Any]:
+        data = self.model_dump(mode=mode)
         for kind in PLUGINS:
             settings = data[kind].pop("settings")
             data[kind] = {key: value for key, value in data[kind].items() if value is not None} | settings
@@ -213,6 +232,13 @@ def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, "a whole number must fit into 64 bits"
     elif isinstance(data, bytes):
         yield key, "bytes are no setting"
+    elif isinstance(data, float) and not math.isfinite(data):
+        yield key, f"input should be a finite number, got {data}"
+    elif isinstance(data, str) and holds_secret(data):
+        instead = (
+            "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/configuration.md)"
+        )
+        yield key, f"a password or token in a URL would stand in every record; {instead}"
     elif isinstance(data, Mapping | list | tuple):
         for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
             yield from _unfit(value, f"{key}.{inner}" if key else str(inner))
@@ -237,9 +263,10 @@ def load_config(
         preset: a preset's name; the config file's `preset`, else `quick`, where it is None.
         file: a YAML file with keys of `RunConfig`.
         options: keys from the command line.
-        sets: `dotted.key=value`, the value read as YAML.
+        sets: `dotted.key=value`, the value read by `alignbench.yaml_files.parse_value`.
     """
-    given = merged_layers({} if file is None else read_yaml(file), options or {}, parse_assignments(sets))
+    typed = placed(merged_layers(options or {}, parse_assignments(sets)), None)
+    given = merged_layers({} if file is None else read_settings(file), typed)
     if preset is not None or given.get("preset") is None:
         given["preset"] = preset or RunConfig.model_fields["preset"].default
     shipped = _read_preset(given["preset"])
@@ -297,50 +324,59 @@ def _read_preset(name: str) -> dict[str, Any]:
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> dict[str, Any]:
     """Once in a process: a study configures thousands of cells, and a preset takes longer to parse than all else."""
-    return dict(yaml.safe_load(text))
+    return dict(parse(text))
 
 
-def read_yaml(file: Path, what: str = "config file") -> dict[str, Any]:
-    """Keys and values of a YAML file; raises UserError where it holds anything else.
+def read_settings(file: Path, what: str = "config file") -> dict[str, Any]:
+    """Keys and values of a YAML file in which keys of a configuration stand, at whichever level; paths in it are absolute.
 
-    Args:
-        what: the file is called in errors.
+    Raises:
+        UserError: the file cannot be read, or holds anything else.
     """
-    try:
-        data = _from_yaml(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read the {what} {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"the {what} {file} is no valid YAML: {error}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise UserError(f"the {what} {file} must hold keys and values, not {type(data).__name__}")
+    return placed_keys(read_yaml(file, what), absolute(file.parent))
+
+
+def placed_keys(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The data with the paths of tasks, pairs, backbones and token files made absolute; relative ones start at the folder."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in PATHS:
+            value = str(local_path(str(value), folder)) if _names(value) else value
+        elif key == "task":
+            value = tasks_path(value, folder)
+        elif key == "tasks" and isinstance(value, list | tuple):
+            value = [tasks_path(task, folder) for task in value]
+        elif key == "backbone":
+            value = _placed_backbone(value, folder)
+        elif key in PLUGINS:
+            value = placed(value, folder)
+        elif isinstance(value, Mapping):
+            value = placed_keys(value, folder)
+        found[key] = value
+    return found
+
+
+def tasks_path(task: Any, folder: Path | None = None) -> Any:
+    """A task's name as it is, or the path of its YAML file; see `alignbench.paths.local_path`."""
+    return str(local_path(task, folder)) if isinstance(task, str) and task.endswith((".yaml", ".yml")) else task
+
+
+def _placed_backbone(value: Any, folder: Path) -> Any:
+    if _names(value):
+        return families.name_or_folder(str(value), folder)
+    if not isinstance(value, Mapping):
+        return value
+    data = dict(placed(value, folder))
+    for key, place in (("name", families.name_or_folder), ("path", lambda path, at: str(local_path(path, at)))):
+        if _names(data.get(key)):
+            data[key] = place(str(data[key]), folder)
+    if isinstance(data.get("settings"), Mapping):
+        data["settings"] = _placed_backbone(data["settings"], folder)
     return data
-
-
-def _from_yaml(text: str) -> Any:
-    """What a YAML text holds; raises ValueError in one line for all that a configuration cannot be made of."""
-    try:
-        data = yaml.safe_load(text)
-        json.dumps(data, default=str, skipkeys=True)  # refuses what holds itself
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except Exception as error:  # PyYAML raises whatever its constructors meet, such as a KeyError for `!!bool maybe`
-        raise ValueError(" ".join(str(error).split())) from None
-    return data
-
-
-def to_yaml(data: Any, **style: Any) -> str:
-    """YAML from which the same data is read, keys in their order and letters of all languages as they are."""
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, **style)
-    if set(text) & set("\x85\u2028\u2029\ufeff"):  # PyYAML writes these as they are, and reads them as ends of lines
-        text = yaml.safe_dump(data, sort_keys=False, **style)
-    return str(text)
 
 
 def parse_assignments(sets: Iterable[str]) -> dict[str, Any]:
-    """`dotted.key=value` texts as nested data, values read as YAML; later ones win.
+    """`dotted.key=value` texts as nested data, values read by `parse_value`; later ones win.
 
     Raises:
         UserError: a text without a key or with a value that is no YAML.
@@ -356,12 +392,10 @@ def _assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes dotted.key=value, got {text!r}")
     try:
-        parsed = _from_yaml(value)
-    except ValueError:
-        raise UserError(f"--set {key}: {value!r} is no valid YAML value") from None
-    if isinstance(parsed, str):
-        parsed = _number(parsed)
-    nested: Any = parsed
+        nested = placed(parse_value(value), None)
+    except ValueError as error:
+        why = str(error).removeprefix("line 1: ")
+        raise UserError(f"--set {key}: {value!r} is not a valid YAML value: {why}") from None
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return dict(nested)
@@ -378,11 +412,6 @@ def assignments(data: Mapping[str, Any], path: str = "") -> list[str]:
             text = to_yaml(value, default_flow_style=True, width=float("inf"))
             found.append(f"{dotted}={text.removesuffix('...' + chr(10)).strip()}")
     return found
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as text; nobody means that."""
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else text
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -403,14 +432,22 @@ def plugin_data(kind: str, value: Any) -> dict[str, Any]:
     """A plug-in as `{name, **settings}`, from a name, from that, or from `{name, settings: {...}}`."""
     if value is None:
         return {}
-    if isinstance(value, str):
-        return {"name": value}
+    if _names(value):
+        return {"name": str(value)}
     if not isinstance(value, Mapping):
         raise UserError(f"{kind} is a name, or a name with settings, got {value!r}")
     inner = value.get("settings") or {}
     if not isinstance(inner, Mapping):
         raise UserError(f"the settings of the {kind} are keys and values, got {inner!r}")
-    return {**{k: v for k, v in value.items() if k != "settings"}, **inner}
+    flat = {**{k: v for k, v in value.items() if k != "settings"}, **inner}
+    if _names(flat.get("name")):
+        flat["name"] = str(flat["name"])
+    return flat
+
+
+def _names(value: Any) -> bool:
+    """Whether a value can be a name or a path, which may look like a number."""
+    return isinstance(value, str | int | float | Path) and not isinstance(value, bool)
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
@@ -421,7 +458,8 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         return f"there is no key {key!r}{did_you_mean(path[-1], _fields_at(model, path[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    given = f", got {problem['input']!r}" if key and not isinstance(problem["input"], Mapping) else ""
+    shown = key and problem["type"] != "url" and not isinstance(problem["input"], Mapping)
+    given = f", got {problem['input']!r}" if shown else ""
     return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{given}{more}"
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+from alignbench import variables
 from alignbench.errors import RunError, UserError
 
 PATIENCE = 60
@@ -17,12 +18,12 @@ PATIENCE = 60
 
 def count() -> int:
     """Processes that were started together; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return variables.whole_number("WORLD_SIZE", 1, least=1)
 
 
 def on_this_machine() -> int:
     """Those of them that share this machine's cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return variables.whole_number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
 def is_first() -> bool:

@@ -10,6 +10,7 @@ from alignbench.backbone import Backbone
 from alignbench.backbones import families
 from alignbench.config import RunConfig
 from alignbench.objective import Objective
+from alignbench.paths import local_path
 from alignbench.sampler import Sampler
 from alignbench.scorer import Eval, Scorer
 
@@ -36,7 +37,7 @@ def load_eval(name: str, **settings: Any) -> Eval:
 
 def load_backbone(name: str, **settings: Any) -> Backbone:
     """The backbone of that name, or the local diffusers folder at that path; raises UserError for neither."""
-    of_folder = {"path": name} if families.is_folder(name) else {}
+    of_folder = {"path": str(local_path(name))} if families.is_folder(name) else {}
     return cast(Backbone, registry.create("backbones", families.opener(name), Backbone, {**of_folder, **settings}))
 
 

@@ -4,6 +4,7 @@ The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with 
 tables with these columns are read as well (`alignbench.text_files`).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -85,6 +86,20 @@ def check_pairs(pairs: Sequence[Pair], check: Callable[[np.ndarray], None]) -> N
                 check(image)
             except UserError as error:
                 raise UserError(f"{pair.where}, {role}: {getattr(pair, role)}: {error}") from None
+
+
+def fingerprint(pairs: list[Pair]) -> str:
+    """SHA-256 of the prompts and of what is in the pictures' files, wherever they lie."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(json.dumps(pair.prompt).encode())
+        for file in (pair.chosen, pair.rejected):
+            try:
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+            except OSError as error:
+                raise UserError(f"cannot open the picture {file}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:

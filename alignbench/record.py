@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
-from alignbench.errors import DiskError, UserError
+from alignbench.errors import DiskError, UserError, redacted
 from alignbench.settings import first_problem
 from alignbench.statistics import Interval
 
@@ -139,6 +139,8 @@ class Result(_Part):
     protocol: Protocol
     environment: dict[str, Any]
     config: dict[str, Any]
+    task: dict[str, str] = {}
+    """Part of the task (training prompts, evaluation prompts, reward, judges, pairs) -> SHA-256 of what is in it."""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -342,7 +344,8 @@ def command() -> str | None:
     ours = program.name == "alignbench" or program == Path(__file__).with_name("__main__.py")
     if not ours:
         return None
-    return shlex.join(["alignbench", *sys.argv[1:]]).encode(errors="replace").decode()  # no JSON holds bytes that are no text
+    words = ["alignbench", *map(redacted, sys.argv[1:])]
+    return shlex.join(words).encode(errors="replace").decode()  # no JSON holds bytes that are no text
 
 
 def git_revision() -> str | None:

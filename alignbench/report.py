@@ -12,7 +12,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,6 +20,7 @@ from PIL import Image
 from alignbench import comparison_plots as drawing
 from alignbench.record import MetricRecord, write_atomically
 from alignbench.results import BASE, SPENT, Results, read_results
+from alignbench.yaml_files import parse
 
 LEVEL = 0.05
 ARROWS = {True: "↑", False: "↓", None: ""}
@@ -66,7 +66,7 @@ def write_report(folder: Path, *, reward: str | None = None, diversity: str | No
     values = {
         "setups": [_setup(results, setup, folder, plots) for setup in results.setups],
         "results": results,
-        "published": yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")),
+        "published": parse(PUBLISHED.read_text(encoding="utf-8")),
         "base": BASE,
     }
     written = []

@@ -1,14 +1,92 @@
 """The base of every settings class: strict, so that a misspelt key is an error and never ignored."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import types
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+_WITHOUT_TRUTH = (int, float, str, bytes, Path, type(None))
 
 
 class Settings(BaseModel):
-    """Options of a plug-in or a part of a run; an unknown key is refused, and so is a number that is NaN or infinite."""
+    """Options of a plug-in or a part of a run; an unknown key is refused, and so is a number that is NaN or infinite.
+
+    A setting that is a text takes a number as it was written. true and false are neither numbers nor texts, except in `label`.
+    """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes true for 1."""
+        name = str(info.field_name)
+        if _holds_truth(value) and not _takes_truth_at(cls, name):
+            if name == "label":
+                return str(value).lower()
+            raise ValueError("true and false are no values here; write a number, or a text in quotes")
+        return value
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_truth, value.values()))
+    return any(map(_holds_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
+
+
+@cache
+def _takes_truth_at(model: type[BaseModel], name: str) -> bool:
+    return _takes_truth(model.model_fields[name].annotation)
+
+
+def _takes_truth(annotation: Any) -> bool:
+    """Whether true or false can be, or be inside, a value of this type."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _takes_truth(inner[0])
+    if origin is Literal:
+        return any(isinstance(value, bool) for value in inner)
+    if origin in (Union, types.UnionType) or (isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset)):
+        return any(_takes_truth(each) for each in inner if each is not Ellipsis)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _takes_truth(inner[1])
+    return annotation not in _WITHOUT_TRUTH
+
+
+def _service_url(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        parts = urlsplit(value)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or half an IPv6 address
+        fits = False
+    # The error must not show what was given: it may hold a password.
+    if "@" in value or "?" in value or "#" in value:
+        raise PydanticCustomError(
+            "url",
+            "a service's URL is scheme, host, port and path alone; a password or token comes from the variable "
+            "ALIGNBENCH_SCORER_TOKEN or from a token file (docs/configuration.md)",
+        )
+    if not fits or not value.isprintable():
+        raise PydanticCustomError("url", "a service's URL is like http://127.0.0.1:8765, or begins with https://")
+    return value
+
+
+ServiceURL = Annotated[str, BeforeValidator(_service_url)]
+"""Where a service listens; nothing secret is in it, so that it can stand in records and messages."""
 
 
 def first_problem(error: ValidationError, whole: str) -> str:

@@ -18,12 +18,13 @@ from pydantic import Field
 
 from alignbench import laws
 from alignbench.comparison import Grid, check_grid, compare
-from alignbench.config import merged_layers, read_yaml, to_yaml, validate
+from alignbench.config import merged_layers, read_settings, validate
 from alignbench.errors import UserError
 from alignbench.record import exclusive, read_result, read_table, write_atomically
 from alignbench.results import BASE
 from alignbench.settings import Settings
 from alignbench.statistics import Interval, holm, seed_interval, welch
+from alignbench.yaml_files import to_yaml
 
 FILE, RUNS = "study.yaml", "runs"
 KEYS = ["part", "objective", "sampler"]
@@ -67,7 +68,7 @@ def read_study(file: Path) -> Study:
     Raises:
         UserError: a key, name or setting is wrong.
     """
-    study = validate(Study, read_yaml(file), where=str(file))
+    study = validate(Study, read_settings(file, "study"), where=str(file))
     for name in study.parts:
         check_grid(study.part(name))
     return study

@@ -15,14 +15,18 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from alignbench.config import RunConfig, Tracker
-from alignbench.errors import UserError
+from alignbench.errors import UserError, did_you_mean
 from alignbench.record import Result
 
 PROJECT = "alignbench"
+WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Raises UserError where the package of one is not installed."""
+    """Raises UserError where the package of one is not installed, or WANDB_MODE is none."""
+    mode = os.environ.get("WANDB_MODE", "offline")
+    if "wandb" in names and mode not in WANDB_MODES:
+        raise UserError(f"WANDB_MODE is {mode!r}{did_you_mean(mode, WANDB_MODES)}")
     for name in names:
         if find_spec(name) is None:
             raise UserError(f"trackers names {name}, which is not installed: pip install 'alignbench[{name}]', or leave it out")

@@ -10,7 +10,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -33,6 +33,7 @@ from alignbench.micro_batch import MicroBatch
 from alignbench.noise import Key, group_keys, seed_generators, seed_of
 from alignbench.objective import Objective
 from alignbench.pairs import Pair, pair_forest, read_pairs
+from alignbench.pairs import fingerprint as pairs_fingerprint
 from alignbench.plan import Plan
 from alignbench.processes import ALONE, Processes, is_spread, whole
 from alignbench.record import Budget, now
@@ -70,11 +71,13 @@ class Trainer:
         sampler: Sampler,
         judges: Judges,
         processes: Processes = ALONE,
+        fingerprint: Mapping[str, str] | None = None,
     ) -> None:
         launch.check_share(config.prompts_per_iteration, processes.count)
         self.config, self.prompts, self.policy, self.processes = config, prompts, policy, processes
         self.objective, self.sampler, self.judges = objective, sampler, judges
         self.pairs = read_pairs(config.pairs) if config.pairs else []
+        self.fingerprint = {**(fingerprint or {}), **({"pairs": pairs_fingerprint(self.pairs)} if self.pairs else {})}
         objective.prepare(policy.latent_shape, policy.device)
         self.parameters = [*policy.parameters(), *objective.parameters()]
         o = config.optimizer
@@ -92,6 +95,7 @@ class Trainer:
         self.ratio_deviation = 0.0
         self.started = now()
         self.micro_batch = MicroBatch(config.micro_batch)
+        self.changes: list[str] = []
         self.saved: int | None = None
         self.torn = False
 
@@ -190,6 +194,8 @@ class Trainer:
         checkpoint = Checkpoint(
             iteration=self.iteration,
             config=config.resolved(),
+            task=self.fingerprint,
+            changes=self.changes,
             budget=self.budget.model_dump(),
             metrics=self.metrics,
             objective=self.objective.state(),
@@ -229,13 +235,15 @@ class Trainer:
         """Goes back to the newest checkpoint that is whole; returns a sentence for each damaged one. See `load_checkpoint`."""
         model = self.policy.trainable()
         found = self.processes.agree(
-            lambda: load_checkpoint(folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective)
+            lambda: load_checkpoint(
+                folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective, self.fingerprint
+            )
         )
         checkpoint, self.reference, self.old = found.checkpoint, found.reference, found.old
         self.reference_since = checkpoint.reference_since
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
-        self.budget = Budget.model_validate(checkpoint.budget)
+        self.budget, self.changes = Budget.model_validate(checkpoint.budget), checkpoint.changes
         self.ratio_deviation, self.started = checkpoint.ratio_deviation, checkpoint.started
         if checkpoint.config.get("micro_batch") == self.config.micro_batch:
             self.micro_batch.rows = checkpoint.micro_batch

@@ -15,7 +15,7 @@ from PIL import Image
 from alignbench import engine, groups, launch, laws, plots
 from alignbench.backbone import Law, device_named
 from alignbench.checkpoint import has_checkpoint
-from alignbench.config import RunConfig, to_yaml
+from alignbench.config import RunConfig
 from alignbench.console import Console, Silent
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
 from alignbench.evaluation import (
@@ -41,6 +41,7 @@ from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, ex
 from alignbench.tasks import RewardChoice, load_task
 from alignbench.tracking import Tracking, check_trackers
 from alignbench.trainer import Trainer
+from alignbench.yaml_files import to_yaml
 
 EVALUATION_ROWS = 64
 """Rows in one model call of an evaluation, where `micro_batch` does not say."""
@@ -103,11 +104,16 @@ class _Run:
     def __init__(
         self, config: RunConfig, out: Path, console: Console, bases: dict[str, Evaluation], processes: Processes
     ) -> None:
-        self.config, self.out, self.console, self.bases, self.processes = config, out, console, bases, processes
+        self.config = config = config.anchored()
+        self.out, self.console, self.bases, self.processes = out, console, bases, processes
         self.checkpoints = out / "checkpoints"
         self.task = load_task(config.task)
+        fingerprint = self.task.fingerprint()
         if config.scorer_url:
-            self.task = self.task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url}))
+            token = {"token_file": str(config.scorer_token_file)} if config.scorer_token_file else {}
+            service = RewardChoice(eval="remote", settings={"url": config.scorer_url, **token})
+            self.task = self.task.rewarded_by(service)
+        self.fingerprint = fingerprint
         self.objective = objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         plan = self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
@@ -130,7 +136,8 @@ class _Run:
     def prepare(self) -> None:
         """What comes once weights are where they will be."""
         config, prompts = self.config, self.task.train_prompts
-        self.trainer = Trainer(config, prompts, self.policy, self.objective, self.sampler, self.judges, self.processes)
+        made = (self.policy, self.objective, self.sampler, self.judges)
+        self.trainer = Trainer(config, prompts, *made, self.processes, self.fingerprint)
         if self.trainer.pairs:
             self.console.status(f"checking the images of {len(self.trainer.pairs)} pairs")
             check_pairs(self.processes.share(self.trainer.pairs), self.policy.check_image)
@@ -153,6 +160,8 @@ class _Run:
         if resume and has_checkpoint(self.checkpoints):
             for damage in trainer.restore(self.checkpoints):
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
+            for change in trainer.changes:
+                self.console.warn(change)
             kept = laws.read_laws(self.out)
             self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, to_yaml(config.resolved()))
@@ -338,7 +347,7 @@ class _Run:
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation
         metrics = compare(base, final)
-        found = alarms(metrics, list(self.judges.weights))
+        found = alarms(metrics, list(self.judges.weights)) + trainer.changes
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
             off = f"{trainer.ratio_deviation:.1e} on a first update (at most {tolerance:.0e} is rounding)"
@@ -373,6 +382,7 @@ class _Run:
             ),
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
+            task=trainer.fingerprint,
         )
 
 

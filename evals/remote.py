@@ -2,6 +2,9 @@
 
 Pictures travel as PNG, everything else as JSON (see `alignbench.serving`). A server that cannot be reached, or that fails,
 stops the run with one sentence and a checkpoint; it never becomes a score.
+
+A service that asks for a token gets it from the file that `token_file` names, or else from the variable
+ALIGNBENCH_SCORER_TOKEN. It is read for each request and stands in no record; `~/.netrc` is not read.
 """
 
 import time
@@ -11,8 +14,10 @@ from typing import Any
 import numpy as np
 import requests
 from pydantic import Field
+from requests.auth import AuthBase
 
 from alignbench import RunError, Scorer, UserError, settings
+from alignbench.credentials import scorer_authorization
 from alignbench.scorer import Images, as_arrays
 from alignbench.serving import PROTOCOL, ScoreRequest, ScoreResponse, ServiceInfo, png
 
@@ -22,8 +27,10 @@ REFUSED = (400, 413, 422)
 
 class Remote(Scorer):
     class Settings(settings.Settings):
-        url: str = Field(pattern=r"^https?://")
-        """Where the service listens, for instance http://127.0.0.1:8765."""
+        url: settings.ServiceURL
+        """Where the service listens, for instance http://127.0.0.1:8765; without a password or token."""
+        token_file: str | None = None
+        """A file whose content is the service's token; null for the variable ALIGNBENCH_SCORER_TOKEN, if it is there."""
         timeout: float = Field(120, gt=0)
         """Seconds for one request."""
         retries: int = Field(3, ge=0)
@@ -78,13 +85,16 @@ class Remote(Scorer):
         """
         o = self.settings
         url = f"{o.url.rstrip('/')}/{path}"
+        authorization = scorer_authorization(o.token_file)
         reason = ""
         for attempt in range(o.retries + 1):
             if attempt:
                 time.sleep(o.wait * 2 ** (attempt - 1))
             try:
                 headers = {"Content-Type": "application/json"}
-                response = requests.request(method, url, data=body, headers=headers, timeout=o.timeout)
+                response = requests.request(
+                    method, url, data=body, headers=headers, timeout=o.timeout, auth=_Authorization(authorization)
+                )
             except requests.RequestException as error:
                 reason = "it took too long" if isinstance(error, requests.Timeout) else type(error).__name__
                 continue
@@ -103,6 +113,18 @@ class Remote(Scorer):
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "service": self.info.model_dump()}
+
+
+class _Authorization(AuthBase):
+    """What a request is authorized by. That there is one, even an empty one, keeps requests from reading `~/.netrc`."""
+
+    def __init__(self, value: str | None) -> None:
+        self.value = value
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self.value is not None:
+            request.headers["Authorization"] = self.value
+        return request
 
 
 def _error_of(response: requests.Response) -> str:

@@ -23,9 +23,10 @@ from alignbench.backbones.tiny import FOLDER as TINY
 from alignbench.cli import _results_folder, app
 from alignbench.comparison import Grid
 from alignbench.comparison_plots import picture_grid, slug
-from alignbench.config import BudgetConfig, load_config, read_yaml
+from alignbench.config import BudgetConfig, load_config
 from alignbench.load import load_backbone
 from alignbench.results import read_results
+from alignbench.yaml_files import read_yaml
 from evals._clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.plugins import toy_config, write_task
@@ -110,7 +111,7 @@ def test_code_in_a_models_folder_is_refused(tmp_path: Path, place: str) -> None:
 
 def test_a_yaml_file_that_asks_for_an_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "evil.yaml").write_text("seed: !!python/object/apply:os.mkdir [made]")
-    with pytest.raises(UserError, match="no valid YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         read_yaml(tmp_path / "evil.yaml")
 
 

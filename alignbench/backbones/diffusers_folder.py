@@ -26,6 +26,7 @@ from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings, Component
 from alignbench.backbones import families
 from alignbench.backbones.trust import refuse_code
+from alignbench.paths import local_path
 
 ENCODE_BATCH = 64
 """Prompts that the text encoders take at a time."""
@@ -94,7 +95,7 @@ class DiffusersFolder(Backbone):
     def __init__(self, settings: Settings) -> None:
         _silence()
         self.settings = settings
-        self.folder = Path(settings.path)
+        self.folder = local_path(settings.path)
         self.index = families.read_index(self.folder)
         refuse_code(self.folder)
         if self.index["_class_name"] != self.PIPELINE:

@@ -7,16 +7,26 @@ from typing import Any
 
 from alignbench import registry
 from alignbench.errors import UserError
+from alignbench.paths import local_path
 
 INDEX = "model_index.json"
 FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
 """Class of a pipeline -> the backbone that opens it."""
 
 
-def is_folder(name: str) -> bool:
-    """Whether the name of a backbone is that of a local folder; a plug-in's name is not, whatever lies in this folder."""
+def is_folder(name: str, folder: Path | None = None) -> bool:
+    """Whether the name of a backbone is that of a local folder; a plug-in's name is not, whatever lies in this folder.
+
+    Args:
+        folder: in which relative ones are; None for the current one.
+    """
     # os.path.isdir takes any name, as long as it may be.
-    return "/" in name or (os.path.isdir(name) and name not in registry.names("backbones"))
+    return "/" in name or (os.path.isdir(local_path(name, folder)) and name not in registry.names("backbones"))
+
+
+def name_or_folder(name: str, folder: Path) -> str:
+    """The name of a plug-in as it is, or the path of a local folder; a relative one starts at `folder`."""
+    return str(local_path(name, folder)) if is_folder(name, folder) else name
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -54,7 +64,7 @@ def opener(name: str) -> str:
     Raises:
         UserError: it is that of a folder that none opens.
     """
-    return family(Path(name)) if is_folder(name) else name
+    return family(local_path(name)) if is_folder(name) else name
 
 
 def section_of(name: str) -> str:

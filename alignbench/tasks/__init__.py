@@ -1,6 +1,8 @@
 """Tasks: prompts to train on, other prompts to judge on, the reward and the judges. One YAML file each."""
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -10,14 +12,18 @@ from typing import Any
 from pydantic import Field
 
 from alignbench import registry
-from alignbench.config import read_yaml, validate
+from alignbench.config import tasks_path, validate
 from alignbench.errors import UserError, did_you_mean
+from alignbench.paths import local_path
 from alignbench.prompts import interleaved, read_prompts
 from alignbench.settings import Settings
 from alignbench.text import distinct, excerpt, prompt_identity
+from alignbench.yaml_files import read_yaml
 
 FILE = "task file"
 """What errors call it."""
+LARGE = 100_000_000
+"""Bytes of a file above which a fingerprint has its size alone."""
 
 
 class EvalChoice(Settings):
@@ -64,6 +70,13 @@ class Task:
                 "take them out of one of the two files"
             )
 
+    def fingerprint(self) -> dict[str, str]:
+        """Part of the task -> SHA-256 of what is in it: two tasks that are equal in all of them ask and reward the same."""
+        reward, judges = ([c.model_dump(mode="json") for c in cs] for cs in (self.config.reward, self.config.judges))
+        parts: dict[str, Any] = {"training prompts": self.train_prompts, "evaluation prompts": self.eval_prompts}
+        parts |= {"reward": [reward, _files_in(reward)], "judges": [judges, _files_in(judges)]}
+        return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+
     def rewarded_by(self, choice: RewardChoice) -> "Task":
         """The same prompts with another reward; the former ones judge, before the judges."""
         other = copy.copy(self)
@@ -100,7 +113,40 @@ class Task:
 
 
 def _prompts(folder: Path, files: str | list[str]) -> list[str]:
-    return interleaved([read_prompts(folder / file, pipe=False) for file in ([files] if isinstance(files, str) else files)])
+    listed = [files] if isinstance(files, str) else files
+    return interleaved([read_prompts(local_path(file, folder), pipe=False) for file in listed])
+
+
+def changed_parts(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
+    """The parts in which two fingerprints differ; parts that one of them lacks are left."""
+    return [part for part in now if part in then and now[part] != then[part]]
+
+
+def refuse_changed(parts: Sequence[str], what: str) -> None:
+    """Raises UserError where parts of a task changed since `what` was made."""
+    if parts:
+        raise UserError(
+            f"the {' and '.join(parts)} changed since {what} was made; put the task's files back as they were, or start anew "
+            "with another --out"
+        )
+
+
+def _files_in(settings: Any) -> list[str]:
+    """SHA-256 of each local file that a setting names, such as GenEval's metadata, but for folders of weights and tokens."""
+    if isinstance(settings, Mapping):
+        settings = [value for key, value in settings.items() if key != "token_file"]
+    if isinstance(settings, list):
+        return [digest for value in settings for digest in _files_in(value)]
+    file = local_path(settings) if isinstance(settings, str) and "\0" not in settings else None
+    if file is None or not os.path.isfile(file):
+        return []
+    try:
+        if file.stat().st_size > LARGE:
+            return [str(file.stat().st_size)]
+        with file.open("rb") as opened:
+            return [hashlib.file_digest(opened, "sha256").hexdigest()]
+    except OSError:
+        return []  # whoever reads it will say so
 
 
 def names() -> list[str]:
@@ -119,7 +165,7 @@ def load_task(name: str) -> Task:
     Raises:
         UserError: there is none of that name, or its file or prompts are wrong.
     """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
+    file = Path(tasks_path(name)) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
     if not os.path.isfile(file):  # which takes any name, as long as it may be
         raise UserError(f"there is no task {name!r}{did_you_mean(name, names())}")
     return Task(file.stem, validate(TaskConfig, read_yaml(file, FILE), where=str(file.name)), file.parent)

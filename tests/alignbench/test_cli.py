@@ -85,7 +85,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["run", "--resume", "x", "--set", "seed=3", "--set", "micro_batch=2"], "with its own settings; leave out --set seed"),
         (["export", "nowhere"], "nowhere is no folder of a run"),
         (["plot", "nowhere"], "cannot read"),
-        (["study", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
+        (["study", "nowhere.yaml"], "cannot read the study nowhere.yaml"),
         (["report", "nowhere"], "there is no folder nowhere"),
         (["train-tiny", "--out", "x", "--set", "batc=3"], "train-tiny: there is no key 'batc'; did you mean 'batch'"),
     ],
@@ -112,7 +112,7 @@ def test_unreadable_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1, 2")
     done = in_this_process("run", "--config", str(tmp_path / "bad.yaml"), cwd=tmp_path)
     assert done.returncode == 2
-    assert "is no valid YAML" in done.stderr
+    assert "is not valid YAML" in done.stderr
 
 
 def test_a_run_as_json_prints_one_document_and_nothing_else(tmp_path: Path) -> None:

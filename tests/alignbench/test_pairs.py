@@ -1,6 +1,7 @@
 """Pairs on disk: written from a model's pictures, read back, and trained on without a rollout."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from alignbench import UserError, load_backbone, load_objective, run
 from alignbench.engine import backward
 from alignbench.evaluation import Judges
-from alignbench.pairs import check_pairs, pair_forest, read_pairs, write_pairs
+from alignbench.pairs import check_pairs, fingerprint, pair_forest, read_pairs, write_pairs
 from alignbench.tasks import load_task
 from objectives.dpo import DPO
 from tests.plugins import ToyPolicy, toy_config, write_task
@@ -146,3 +147,17 @@ def test_what_is_wrong_with_the_last_pair_is_told_before_anything_is_trained(tmp
     with pytest.raises(UserError, match=r"pairs\.jsonl, line 2, chosen: .*tall\.png: it is not square"):
         check_pairs(tall, square)
     check_pairs(tall[:1], square)
+
+
+def test_a_fingerprint_of_pairs_is_of_what_is_in_the_pictures_wherever_they_lie(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    pairs = read_pairs(file)
+    before = fingerprint(pairs)
+    (tmp_path / "moved").mkdir()
+    moved = replace(pairs[0], chosen=pairs[0].chosen.rename(tmp_path / "moved" / "x.png"))
+    assert fingerprint([moved, *pairs[1:]]) == before
+    Image.new("RGB", (4, 4), "red").save(moved.chosen)
+    assert fingerprint([moved, *pairs[1:]]) != before
+    moved.chosen.unlink()
+    with pytest.raises(UserError, match=r"cannot open the picture .*x\.png: No such file"):
+        fingerprint([moved])

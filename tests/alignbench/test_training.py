@@ -225,6 +225,33 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
         run(toy_config(task, seed=9), tmp_path / "run", resume=True)
 
 
+def test_resuming_with_other_prompts_behind_the_same_task_is_refused_and_another_reward_is_told(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    config = toy_config(task, iterations=1)
+    result = run(config, tmp_path / "run")
+    assert list(result.task) == ["training prompts", "evaluation prompts", "reward", "judges"]
+    (tmp_path / "run" / "result.json").unlink()
+    for file, old, new, part in (
+        (tmp_path / "train.txt", "train 0", "other 0", "training prompts"),
+        (tmp_path / "eval.txt", "eval 5", "other 5", "evaluation prompts"),
+    ):
+        text = file.read_text()
+        file.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=f"the {part} changed since the checkpoint .* was made; put the task's files back"):
+            run(config, tmp_path / "run", resume=True)
+        file.write_text(text)
+    # What changes nothing may change.
+    task.write_text(task.read_text().replace("description: toy", "description: 'other words'"))
+    (tmp_path / "train.txt").write_text((tmp_path / "train.txt").read_text() + "\n\n")
+    again = run(config, tmp_path / "run", resume=True)
+    assert again.task == result.task
+    assert again.alarms == result.alarms
+    (tmp_path / "run" / "result.json").unlink()
+    task.write_text(task.read_text().replace("Brightness", "Sometimes"))
+    told = "the reward changed after iteration 1: what was trained until then had another one"
+    assert told in run(config, tmp_path / "run", resume=True).alarms
+
+
 def test_a_scorer_that_dies_stops_the_run_and_what_was_measured_stays(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"brightness.*iteration 2.*server is gone"):
         run(toy_config(write_task(tmp_path, "Dying")), tmp_path / "run")
