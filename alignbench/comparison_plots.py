@@ -28,7 +28,6 @@ from alignbench.statistics import (
     mean_interval,
     non_dominated,
     performance_profile,
-    seed_interval,
 )
 
 COLUMN = 3.3
@@ -172,7 +171,7 @@ def hypervolume_table(runs: pd.DataFrame, reward: str, diversity: str) -> pd.Dat
     shares = pd.Series(area[:-1], index=final.index)
     for cell in dict.fromkeys(runs["cell"]):
         if cell in final.index.get_level_values("cell"):
-            rows.append({"cell": cell, **seed_interval(shares.loc[cell].to_numpy(dtype=np.float64))._asdict()})
+            rows.append({"cell": cell, **mean_interval(shares.loc[cell].to_numpy(dtype=np.float64))._asdict()})
     return pd.DataFrame(rows)
 
 

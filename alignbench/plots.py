@@ -79,9 +79,8 @@ def curves(frame: pd.DataFrame, result: Result) -> Figure:
         middle.set(xlabel="model rows", ylabel="LGMD in a group", title="diversity of the rollouts")
         reward = next(m for m in result.metrics.values() if m.role == "reward")
         for x, estimate in enumerate((reward.base, reward.final)):
-            if estimate.value is not None and estimate.lower is not None and estimate.upper is not None:
-                error = [[estimate.value - estimate.lower], [estimate.upper - estimate.value]]
-                right.errorbar([x], [estimate.value], yerr=error, fmt="o", capsize=4, color=COLORS[x])
+            if estimate.value is not None:
+                right.errorbar([x], [estimate.value], yerr=_bars(estimate), fmt="o", capsize=4, color=COLORS[x])
                 right.annotate(
                     f"{estimate.value:.3f}", (x, estimate.value), xytext=(8, 0), textcoords="offset points", va="center"
                 )
@@ -130,23 +129,20 @@ def changes(result: Result) -> Figure:
 
     A metric that is the same for all of the base model's prompts, such as the distance to it, has no such unit.
     """
-    names, values, lows, highs, colors = [], [], [], [], []
+    names, values, bars, colors = [], [], [], []
     for name, metric in result.metrics.items():
         d, b = metric.difference, metric.base
-        if d.value is None or d.lower is None or d.upper is None or b.lower is None or b.upper is None:
+        if d.value is None or b.lower is None or b.upper is None or b.lower == b.upper:
             continue
         unit = (b.upper - b.lower) / 2
-        if unit == 0:
-            continue
         names.append(f"{name}{' (reward)' if metric.role == 'reward' else ''}")
         values.append(d.value / unit)
-        lows.append((d.value - d.lower) / unit)
-        highs.append((d.upper - d.value) / unit)
+        bars.append(np.divide(_bars(d), unit))
         colors.append(COLORS[1] if metric.role == "reward" else COLORS[0])
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 0.35 * len(names) + 1), layout="constrained")
-        for y, (value, low, high, color) in enumerate(zip(values, lows, highs, colors, strict=True)):
-            axis.errorbar([value], [y], xerr=[[low], [high]], fmt="o", capsize=3, color=color)
+        for y, (value, bar, color) in enumerate(zip(values, bars, colors, strict=True)):
+            axis.errorbar([value], [y], xerr=bar, fmt="o", capsize=3, color=color)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(
             yticks=range(len(names)),
@@ -343,16 +339,19 @@ def diagnosis(found: "Diagnosis") -> Figure:
 def _estimates(
     axis: Any, x: Iterable[float], estimates: Sequence[Estimate], label: str | None, color: str, linestyle: str = ""
 ) -> None:
-    """Points with their intervals; those that cannot be told are left out."""
-    known = [
-        (at, e.value, e.value - e.lower, e.upper - e.value)
-        for at, e in zip(x, estimates, strict=True)
-        if e.value is not None and e.lower is not None and e.upper is not None
-    ]
+    """Points with their intervals, as far as both can be told."""
+    known = [(at, e.value, _bars(e)) for at, e in zip(x, estimates, strict=True) if e.value is not None]
     if known:
-        at, value, below, above = (list(column) for column in zip(*known, strict=True))
+        at, value, bars = (list(column) for column in zip(*known, strict=True))
         style: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 3, "linewidth": 1, "linestyle": linestyle}
-        axis.errorbar(at, value, yerr=[below, above], label=label, color=color, **style)
+        axis.errorbar(at, value, yerr=np.hstack(bars), label=label, color=color, **style)
+
+
+def _bars(estimate: Estimate) -> np.ndarray:
+    """How far the interval reaches below and above the value, [2, 1]; NaN, which is not drawn, where it is unbounded."""
+    if estimate.value is None or estimate.lower is None or estimate.upper is None:
+        return np.full((2, 1), np.nan)
+    return np.maximum([[estimate.value - estimate.lower], [estimate.upper - estimate.value]], 0.0)
 
 
 def write_figure(path: Path, figure: Figure) -> Path:

@@ -22,11 +22,10 @@ from alignbench.record import Estimate, Result, read_result, read_table
 from alignbench.statistics import (
     Interval,
     holm,
+    interval_over_runs,
     mean_interval,
     paired_interval,
     probability_of_improvement,
-    seed_interval,
-    stratified_interval,
     welch,
     welch_interval,
 )
@@ -177,8 +176,8 @@ class Results:
         """A row a setup, cell and metric, the base model as a cell of its own.
 
         `mean`, `lower`, `upper` and `n`: over seeds by Student's t (`over` is `seeds`); of one seed, and of the base model,
-        over prompts by bootstrap (`over` is `prompts`), which does not tell what another seed would give. `sd` is over seeds.
-        `iqm`: interquartile mean over seeds and prompts, by bootstrap of whole seeds. `difference`: to the base model.
+        over prompts likewise (`over` is `prompts`), which does not tell what another seed would give. `sd` is over seeds.
+        `iqm`: interquartile mean over seeds and prompts, by a jackknife of whole seeds. `difference`: to the base model.
         What was spent, `seconds` of training among it: means over seeds, with the lowest and the highest, `_min` and `_max`.
         """
         rows = []
@@ -251,9 +250,9 @@ class Results:
                 | {"sampler": first.result.pair[1], "metric": name, "role": record.role}
                 | {"higher_is_better": record.higher_is_better, "seeds": len(runs), "over": "seeds" if several else "prompts"}
                 | {"sd": float(np.nanstd(final, ddof=1)) if several else np.nan}
-                | _columns("mean", seed_interval(final) if several else _interval(record.final))
+                | _columns("mean", mean_interval(final) if several else _interval(record.final))
                 | _columns("iqm", self._iqm(first.setup, first.cell, name, "final"))
-                | _columns("difference", seed_interval(difference) if several else _interval(record.difference))
+                | _columns("difference", mean_interval(difference) if several else _interval(record.difference))
                 | spent
             )
         return rows
@@ -262,7 +261,7 @@ class Results:
         scores = self.scores(setup, cell, metric, column)
         if column == "base":
             scores = scores[:1]
-        return stratified_interval(scores, shared_runs=True)
+        return interval_over_runs(scores)
 
     def _pair_rows(self, setup: str, metric: str) -> list[dict[str, Any]]:
         of_runs = self._by_metric["runs"]

@@ -23,7 +23,7 @@ from alignbench.errors import UserError
 from alignbench.record import exclusive, read_result, read_table, write_atomically
 from alignbench.results import BASE
 from alignbench.settings import Settings
-from alignbench.statistics import Interval, holm, seed_interval, welch
+from alignbench.statistics import Interval, difference, holm, mean_interval, welch
 
 FILE, RUNS = "study.yaml", "runs"
 KEYS = ["part", "objective", "sampler"]
@@ -189,7 +189,7 @@ def cells_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
                 values = part[metric].to_numpy(dtype=np.float64)
                 p = welch(values, np.repeat(base[metric].to_numpy(dtype=np.float64), 2))  # known, so without spread
                 names = {"task": task, **dict(zip(KEYS, key, strict=True)), "metric": metric}
-                rows.append({**names, **seed_interval(values)._asdict(), "p": p})
+                rows.append({**names, **mean_interval(values)._asdict(), "p": p})
     return _corrected(rows, ["task", "metric"])
 
 
@@ -255,7 +255,7 @@ def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         dict(zip(by, key, strict=True))
         | {"metric": metric}
-        | seed_interval(part[metric].to_numpy())._asdict()
+        | mean_interval(part[metric].to_numpy())._asdict()
         | {"runs": len(part)}
         for key, part in (at.groupby(by, sort=False) if len(at) else ())
         for metric in part.columns.difference([*by, "seed"], sort=False)
@@ -277,7 +277,7 @@ def modes_frame(runs: pd.DataFrame) -> pd.DataFrame:
                 names = {"task": run["task"], "part": "", "objective": name, "sampler": ""}
                 found.append(table[["mode", column]].rename(columns={column: "mass"}).assign(**names))
     return pd.DataFrame(
-        dict(zip(by, key, strict=True)) | seed_interval(masses.to_numpy())._asdict()
+        dict(zip(by, key, strict=True)) | mean_interval(masses.to_numpy())._asdict()
         for key, masses in (pd.concat(found).groupby(by, sort=False)["mass"] if found else ())
     )
 
@@ -313,10 +313,10 @@ def _over_tasks(runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
 
 def _differences(first: pd.DataFrame, second: pd.DataFrame, metrics: list[str], names: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each metric: second minus first over the seeds that both have, and p of the t test that there is none."""
-    apart = second.set_index("seed")[metrics] - first.set_index("seed")[metrics]
-    found = {metric: apart[metric].to_numpy(dtype=np.float64) for metric in metrics}
+    paired = second.merge(first, on="seed", suffixes=("", "_first"))
+    found = {metric: difference(paired[metric].to_numpy(), paired[f"{metric}_first"].to_numpy()) for metric in metrics}
     return [
-        {**names, "metric": metric, **seed_interval(values)._asdict(), "p": welch(values, np.zeros(2))}
+        {**names, "metric": metric, **mean_interval(values)._asdict(), "p": welch(values, np.zeros(2))}
         for metric, values in found.items()
     ]
 
