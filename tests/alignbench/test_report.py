@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from alignbench import comparison_plots, plots, report
 from alignbench.cli import app
+from alignbench.escaping import latex
 from alignbench.results import BASE, Results, read_results
 from tests.alignbench.record_folders import PROMPTS, write_run
 
@@ -105,8 +106,9 @@ def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Result
 
 
 def test_latex_escapes_what_is_special_and_knows_minus_from_hyphen() -> None:
-    assert report._latex("a_b-2 & 5 %") == r"a\_b-2 \& 5 \%"
-    assert report._latex("↓ -1.5 [-2, 1e-05]") == r"$\downarrow$ $-$1.5 [$-$2, 1e-05]"
+    assert latex("a_b-2 & 5 %") == r"a\_b-2 \& 5 \%"
+    assert latex("↓ -1.5 [-2, 1e-05]") == r"$\downarrow$ $-$1.5 [$-$2, 1e-05]"
+    assert latex("[a]*") == "{[}a]*"  # behind the `\\\\` of the row above, brackets would be its option
 
 
 def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> None:
