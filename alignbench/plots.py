@@ -91,7 +91,8 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
 def left_out(what: str, tell: Callable[[str], None]) -> Iterator[None]:
     """A record or a plot that cannot be read or drawn costs one sentence and nothing else; a full disk ends the command."""
     try:
-        yield
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
     except UserError as error:
         tell(f"left out: {what}: {error}")
     except RunError:

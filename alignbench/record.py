@@ -272,6 +272,8 @@ def read_evals(folder: Path) -> "pd.DataFrame | None":
     Raises:
         UserError: it is no such table.
     """
+    import numpy as np
+
     file = folder / EVALS
     if not os.path.lexists(file):
         return None
@@ -280,6 +282,8 @@ def read_evals(folder: Path) -> "pd.DataFrame | None":
         raise UserError(f"cannot read {file}: two rows are of the same phase, metric, prompt_index and image")
     if table.drop_duplicates(["prompt_index", "prompt"])["prompt_index"].duplicated().any():
         raise UserError(f"cannot read {file}: two prompts have the same prompt_index")
+    if np.isinf(table["value"].to_numpy(dtype=np.float64)).any():
+        raise UserError(f"cannot read {file}: a value is infinite")
     return table
 
 

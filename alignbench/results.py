@@ -181,6 +181,7 @@ class Results:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["setup", "cell", "seed"])
 
     @cached_property
+    @np.errstate(over="ignore", invalid="ignore")  # of numbers near the largest there are
     def cells_frame(self) -> pd.DataFrame:
         """A row a setup, cell and metric, the base model as a cell of its own.
 
@@ -197,6 +198,7 @@ class Results:
         return pd.DataFrame(rows)
 
     @cached_property
+    @np.errstate(over="ignore", invalid="ignore")
     def pairs_frame(self) -> pd.DataFrame:
         """A row a setup, metric and two cells: what they differ in.
 

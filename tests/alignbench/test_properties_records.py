@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -261,3 +262,5 @@ def test_no_name_is_markup_in_a_report(render: Render, plain: tuple[str, str], n
     assert hostile.tags == harmless.tags
     assert hostile.acts == harmless.acts
     assert columns(markdown) == columns(plain[1])
+    for text in (page, markdown):
+        assert not {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs")} - set("\n\u200c\u200d")
