@@ -181,6 +181,10 @@ def test_every_plot_has_a_title_in_words(folder: Path) -> None:
     assert not any("_" in title for title in titles)
 
 
+def test_good_records_leave_nothing_out(folder: Path) -> None:
+    assert "Not in the numbers" not in (folder / "report.md").read_text()
+
+
 def test_tables_hold_what_the_frames_hold(folder: Path, results: Results) -> None:
     for kind, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         assert len(read(folder / "tables" / f"cells.{kind}")) == len(results.cells_frame) == 6
