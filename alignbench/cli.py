@@ -406,12 +406,15 @@ def plot(
 
         if reward or diversity:
             raise UserError("--reward and --diversity choose the axes of a comparison's plots; a single run has no such plot")
-        written = plot_run(folder)
+        written = plot_run(folder, lambda line: typer.echo(f"alignbench: {line}", err=True))
     else:
         from alignbench.comparison_plots import plot_comparison
         from alignbench.results import read_results
 
-        written = plot_comparison(read_results(folder, reward=reward, diversity=diversity), folder / "plots")
+        results = read_results(folder, reward=reward, diversity=diversity)
+        written = plot_comparison(results, folder / "plots")
+        for line in results.unreadable:
+            typer.echo(f"alignbench: {line}", err=True)
     for file in written:
         print(file)
 

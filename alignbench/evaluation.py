@@ -23,7 +23,7 @@ from alignbench.processes import ALONE, Processes
 from alignbench.record import Estimate, MetricRecord
 from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
 from alignbench.signals import TimeLimitError, time_limit
-from alignbench.statistics import CONFIDENCE, holm, mean_interval, mean_of_means_interval, rise_test
+from alignbench.statistics import CONFIDENCE, difference, holm, mean_of_means_interval, rise_test
 from alignbench.tasks import EvalChoice, Task
 from alignbench.terms import EdgeRows, edge_terms
 
@@ -423,8 +423,8 @@ def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
 
 def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
     """Base, final and their difference, paired by prompt, for each metric."""
-    before, after = (_prompt_means(e.table) for e in (base, final))
-    change = after - before
+    before, after = _prompt_means(base.table).align(_prompt_means(final.table))
+    change = pd.DataFrame(difference(after.to_numpy(), before.to_numpy()), index=after.index, columns=after.columns)
     found = [_estimates(frame, base) for frame in (before, after, change)]
     p_rise = {metric: rise_test(_strata(change, base, metric)) for metric in base.directions}
     return {
@@ -442,11 +442,7 @@ def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
 
 def _estimates(by_prompt: pd.DataFrame, evaluation: Evaluation) -> dict[str, Estimate]:
     """From prompts x metrics; the mean of several metrics is taken over their means."""
-    found = {}
-    for metric in evaluation.directions:
-        strata = _strata(by_prompt, evaluation, metric)
-        found[metric] = Estimate.of(mean_interval(strata[0]) if len(strata) == 1 else mean_of_means_interval(strata))
-    return found
+    return {m: Estimate.of(mean_of_means_interval(_strata(by_prompt, evaluation, m))) for m in evaluation.directions}
 
 
 def _strata(by_prompt: pd.DataFrame, evaluation: Evaluation, metric: str) -> list[np.ndarray]:

@@ -187,7 +187,7 @@ class _Run:
             tracking.log_result(result)
         self._write("result.json", result.model_dump_json(indent=2) + "\n")
         if config.pictures:
-            self.processes.by_first(lambda: plots.plot_run(self.out))
+            self.processes.by_first(lambda: plots.plot_run(self.out, self.console.warn))
         self.console.end(result, self.out)
         return result
 
@@ -310,7 +310,8 @@ class _Run:
         def sheets() -> None:
             write_atomically(self.out / "samples" / "base.png", _saver(plots.grid(base.images, n)))
             write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
-            plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
+            with plots.left_out("samples/before_after.png", self.console.warn):
+                plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
 
         self.processes.by_first(sheets)
         self._write_tree(base.prompts[:TREE_CANDIDATES], reward)

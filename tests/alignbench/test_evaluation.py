@@ -40,7 +40,9 @@ def test_prompts_are_the_units_and_differences_are_paired() -> None:
     # Prompt means 0.5 and 1.0 become 1.0 and 0.5.
     assert (found.base.value, found.final.value, found.difference.value) == (0.75, 0.75, 0.0)
     assert found.base.n == 2
-    assert (found.difference.lower, found.difference.upper) == (-0.5, 0.5)
+    assert (found.difference.lower, found.difference.upper) == pytest.approx(
+        (-6.353102, 6.353102)
+    )  # t(0.975, 1) = 12.706205, standard error 0.5
     assert found.p_rise == pytest.approx(0.5)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from alignbench import UserError
 from alignbench.prompts import interleaved, read_pictures, read_prompts, same_prompts_together
-from alignbench.record import read_table
+from alignbench.reading import read_table
 
 WANTED = ['the word "É, 12"', "2020", "NA"]
 
