@@ -121,6 +121,19 @@ class Backbone(ABC):
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Any, group: Tensor) -> Tensor:
         """Predicted x_1 - x_0 for states x [B, *latent] at sigma [B]; row b belongs to prompt group[b]."""
 
+    def without_guidance(self, conditioning: Any) -> Any:
+        """The same prompts, for which `velocity` answers with the prompt's own velocity alone.
+
+        Losses on final images ask for it: a mixture of two velocities regresses on nothing. By default the conditioning as it
+        is, for models that do not mix. An embedded (distilled) guidance is an input of one network and stays.
+        """
+        return conditioning
+
+    def schedule_shift(self) -> float:
+        """The shift s of a schedule sigma = s t / (1 + (s - 1) t); of any other, the odds of sigma halfway."""
+        halfway = float(self.sigmas(2)[1])
+        return halfway / (1 - halfway)
+
     @abstractmethod
     def decode(self, latents: Tensor) -> np.ndarray:
         """Pictures of final latents, uint8 [B, H, W, 3]."""

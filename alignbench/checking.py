@@ -28,6 +28,7 @@ from alignbench.objective import Objective
 from alignbench.plan import Plan
 from alignbench.sampler import Sampler
 from alignbench.tasks import load_task
+from alignbench.terms import log_ratio
 
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GROUPS = 2
@@ -197,7 +198,7 @@ def _ratio_one(s: Subject) -> Outcome:
     found, _ = s.gradient(forest)
     if "log_prob" not in found.terms:
         return None, "uses no log-prob of the path"
-    off = float((torch.exp(found.terms["log_prob"] - forest.old_log_prob) - 1).abs().max())
+    off = float(torch.expm1(log_ratio(found.terms, forest)).abs().max())
     return off <= engine.RATIO_TOLERANCE.get(s.policy.dtype, 1e-5), f"off by at most {off:.0e}"
 
 

@@ -30,6 +30,8 @@ from alignbench.processes import ALONE, Processes, spread_like, whole
 from alignbench.record import write_folder
 
 VERSION = 4
+REPLACEABLE = ("reward", "judges")
+"""Parts of a task that a run may go on with others of: a scorer that died is replaced. Another reward is told in the record."""
 STATE, SUMS = "state.json", "SHA256SUMS"
 WEIGHTS, AVERAGE, REFERENCE, OLD, OWN, OPTIMIZER = (
     f"{name}.safetensors" for name in ("weights", "ema", "reference", "old", "objective", "optimizer")
@@ -46,6 +48,8 @@ class Checkpoint(BaseModel):
     config: dict[str, Any]
     task: dict[str, str] = {}
     """The fingerprint of the task (see `tasks.Task.fingerprint`) and of the fixed pairs; empty in checkpoints that lack it."""
+    changes: list[str] = []
+    """A sentence for each time that the run went on with another reward."""
     budget: dict[str, Any]
     metrics: list[dict[str, Any]]
     objective: dict[str, Any] = {}
@@ -54,6 +58,8 @@ class Checkpoint(BaseModel):
     """What the sampler remembers of them."""
     ratio_deviation: float
     started: str
+    reference_since: int = 0
+    """How many iterations were done when the reference was last refreshed."""
     micro_batch: int | None = None
     """Rows in one model call, after memory ran out as often as the next number says."""
     micro_batch_halvings: int = 0
@@ -240,8 +246,8 @@ def load_checkpoint(
         task: the fingerprint of what the run trains on now; None to let it be.
 
     Raises:
-        UserError: there is none, all are damaged, or it is of another version or model, or was made with other settings, or
-            with other prompts, rewards or pairs.
+        UserError: there is none, all are damaged, or it is of another version or model, or was made with other settings,
+            prompts or pairs.
     """
     passed_over = []
     for path in reversed(_saved(folder).values()):
@@ -255,7 +261,10 @@ def load_checkpoint(
     changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
-    tasks.refuse_changed(task or {}, checkpoint.task, f"the checkpoint {path}")
+    parts = tasks.changed_parts(task or {}, checkpoint.task)
+    tasks.refuse_changed([part for part in parts if part not in REPLACEABLE], f"the checkpoint {path}")
+    at = f"changed after iteration {checkpoint.iteration}: what was trained until then had another one"
+    checkpoint.changes += [f"the {part} {at}" for part in parts if part == "reward"]
     weights = PolicyWeights("raw", checkpoint.iteration, load_file(path / WEIGHTS)).in_order(model)
     _copy([p for p in model.parameters() if p.requires_grad], weights)
     if ema:

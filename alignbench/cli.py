@@ -334,8 +334,8 @@ def eval_(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Their prompts: txt, jsonl, csv or parquet. A column `image` names each row's file; otherwise the pictures, "
-            "sorted by name, are dealt out in order, an equal number to each prompt."
+            help="Their prompts: txt, csv, tsv, json, jsonl or parquet, or a pipe. A column `image` names each row's file; "
+            "otherwise the pictures, sorted by name, are dealt out in order, an equal number to each prompt."
         ),
     ] = None,
     evals: Annotated[
@@ -406,12 +406,15 @@ def plot(
 
         if reward or diversity:
             raise UserError("--reward and --diversity choose the axes of a comparison's plots; a single run has no such plot")
-        written = plot_run(folder)
+        written = plot_run(folder, lambda line: typer.echo(f"alignbench: {line}", err=True))
     else:
         from alignbench.comparison_plots import plot_comparison
         from alignbench.results import read_results
 
-        written = plot_comparison(read_results(folder, reward=reward, diversity=diversity), folder / "plots")
+        results = read_results(folder, reward=reward, diversity=diversity)
+        written = plot_comparison(results, folder / "plots")
+        for line in results.unreadable:
+            typer.echo(f"alignbench: {line}", err=True)
     for file in written:
         print(file)
 
@@ -535,6 +538,7 @@ def pairs(
             seed,
             out,
             lambda done, found: advance(done, len(wanted), f"{found} pairs"),
+            normalise_rewards=settings.normalise_rewards,
         )
     print(f"wrote {count} pairs from {len(wanted)} prompts to {out / 'pairs.jsonl'}")
 

@@ -43,7 +43,7 @@ from alignbench.paths import current_folder, placed
 from alignbench.record import exclusive, read_result, write_atomically
 from alignbench.registry import file_name, names
 from alignbench.settings import Settings
-from alignbench.tasks import load_task, refuse_changed
+from alignbench.tasks import changed_parts, load_task, refuse_changed
 from alignbench.yaml_files import to_yaml
 
 SCHEMA_VERSION = 1
@@ -207,7 +207,7 @@ def planned_rows(config: RunConfig) -> int:
     if config.iterations is None:
         raise UserError("iterations is null; say what each cell may spend with --budget model_rows=N")
     rows = costs.rows_per_iteration(config)
-    return round(config.iterations * (rows.rollout + config.updates_per_rollout * rows.replay))
+    return round(config.iterations * (rows.rollout + config.updates_per_rollout * rows.asked))
 
 
 def compare(
@@ -293,7 +293,7 @@ def check_folder(cells: list[Cell], out: Path) -> None:
         folder = out / RUNS / cell.id
         if cell.task not in fingerprints:
             fingerprints[cell.task] = load_task(cell.task).fingerprint()
-        refuse_changed(fingerprints[cell.task], read_result(folder).task, str(folder))
+        refuse_changed(changed_parts(fingerprints[cell.task], read_result(folder).task), str(folder))
 
 
 def run_cell(
@@ -350,7 +350,7 @@ def estimate(grid: Grid) -> list[PairCost]:
         made = load_objective(config.objective.name, **config.objective.settings)
         rows = costs.rows_per_iteration(config, made)
         counted = costs.model_rows(config, rows, made.needs)
-        seconds = costs.seconds_per_iteration(config, rows, pace, made.needs)
+        seconds = costs.seconds_per_iteration(config, rows, pace, made.needs, guided=costs.trains_guided(made))
         limits = [
             limit / each
             for limit, each in (

@@ -3,9 +3,9 @@
 Colour tells the objective and marker or line the sampler. Every interval is a 95 % one.
 """
 
-import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ from PIL import Image
 
 from alignbench import laws
 from alignbench.errors import UserError
+from alignbench.escaping import slugs
 from alignbench.images import open_image
-from alignbench.plots import COLORS, STYLE, write_figure
+from alignbench.plots import COLORS, STYLE, left_out, legend_name, write_figure
 from alignbench.record import Protocol
 from alignbench.results import BASE, Results, Run
 from alignbench.statistics import (
@@ -29,7 +30,6 @@ from alignbench.statistics import (
     mean_interval,
     non_dominated,
     performance_profile,
-    seed_interval,
 )
 
 COLUMN = 3.3
@@ -173,7 +173,7 @@ def hypervolume_table(runs: pd.DataFrame, reward: str, diversity: str) -> pd.Dat
     shares = pd.Series(area[:-1], index=final.index)
     for cell in dict.fromkeys(runs["cell"]):
         if cell in final.index.get_level_values("cell"):
-            rows.append({"cell": cell, **seed_interval(shares.loc[cell].to_numpy(dtype=np.float64))._asdict()})
+            rows.append({"cell": cell, **mean_interval(shares.loc[cell].to_numpy(dtype=np.float64))._asdict()})
     return pd.DataFrame(rows)
 
 
@@ -258,7 +258,7 @@ def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> 
                 axis.spines[:].set_visible(False)
             line[0].set_ylabel(name.replace(" x ", "\n"), rotation=0, ha="right", va="center", fontsize=6)
         for axis, title in zip(axes[0], titles, strict=True):
-            axis.set_title(title, fontsize=6, pad=2, parse_math=False)
+            axis.set_title(title, fontsize=6, pad=2)
     return figure
 
 
@@ -307,39 +307,49 @@ def metric_pairs(cells: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 
 def comparison_figures(results: Results, setup: str, diversity: str | None = None) -> dict[str, Figure]:
-    """Every plot that the records of a setup allow, by name."""
+    """Every plot that the records of a setup allow, by name; what cannot be drawn is a line of `results.unreadable`."""
     reward, diversity = results.reward(setup), diversity or results.diversity(setup)
     cells, runs, curves, prompts = (
         frame[frame["setup"] == setup]
         for frame in (results.cells_frame, results.runs_frame, results.curves_frame, results.prompts_frame)
     )
     metrics = [reward, *([diversity] if diversity else [])]
-    found = {}
-    if diversity:
-        found["trade_off"] = trade_off(cells, reward, diversity)
-        found["hypervolume"] = hypervolumes(runs, reward, diversity)
+    files = slugs(metrics)
+    drawings: dict[str, Callable[[], Figure | None]] = {}
+    if diversity and len(metric_pairs(cells, diversity, reward)):
+        drawings["trade_off"] = partial(trade_off, cells, reward, diversity)
+        drawings["hypervolume"] = partial(hypervolumes, runs, reward, diversity)
     for distance in DISTANCES:
         if distance in set(cells["metric"]):
-            found[f"against_{distance}"] = against(cells, distance, metrics)
+            drawings[f"against_{distance}"] = partial(against, cells, distance, metrics)
     for spent in ("model_rows", "reward_calls", "seconds"):
         of_cells = cells.loc[cells["cell"] != BASE, spent]
         if of_cells.max() - of_cells.min() > ALIKE * of_cells.max():
-            found[f"against_{spent}"] = against(cells, spent, metrics)
+            drawings[f"against_{spent}"] = partial(against, cells, spent, metrics)
     if len(curves):
-        found["curves_by_model_rows"] = learning_curves(curves)
-        found["curves_by_seconds"] = learning_curves(curves, "training_seconds")
+        drawings["curves_by_model_rows"] = partial(learning_curves, curves)
+        drawings["curves_by_seconds"] = partial(learning_curves, curves, "training_seconds")
         if any(c in curves and curves[c].notna().any() for c in DIAGNOSTICS):
-            found["diagnostics"] = diagnostics(curves)
+            drawings["diagnostics"] = partial(diagnostics, curves)
     for metric in metrics:
         if prompts.loc[prompts["metric"] == metric, "final"].nunique() > 1:
-            found[f"prompts_{slug(metric)}"] = prompt_differences(prompts, metric)
-            found[f"profile_{slug(metric)}"] = profiles(prompts, metric)
-    rows, texts = gallery(results, setup)
-    if rows:
-        found["pictures"] = picture_grid(rows, texts)
-    models = kept_laws(results, setup)
-    if models:
-        found["laws"] = laws.side_by_side(models, setup)
+            drawings[f"prompts_{files[metric]}"] = partial(prompt_differences, prompts, metric)
+            drawings[f"profile_{files[metric]}"] = partial(profiles, prompts, metric)
+
+    def of_pictures() -> Figure | None:
+        rows, texts = gallery(results, setup)
+        return picture_grid(rows, texts) if rows else None
+
+    def of_laws() -> Figure | None:
+        models = kept_laws(results, setup)
+        return laws.side_by_side(models, setup) if models else None
+
+    found = {}
+    for name, draw in (*drawings.items(), ("pictures", of_pictures), ("laws", of_laws)):
+        with left_out(f"plot {name} of {setup}", results.unreadable.append):
+            figure = draw()
+            if figure is not None:
+                found[name] = figure
     return found
 
 
@@ -391,7 +401,7 @@ def seeds_of(frame: pd.DataFrame) -> str:
 
 def plots_folder(results: Results, setup: str, folder: Path) -> Path:
     """Where the plots of a setup are below the folder of all: a folder of its own where there are several."""
-    return folder / slug(setup) if len(results.setups) > 1 else folder
+    return folder / results.file_names[setup] if len(results.setups) > 1 else folder
 
 
 def kept_laws(results: Results, setup: str) -> dict[tuple[str, str], pd.DataFrame]:
@@ -415,7 +425,7 @@ def plot_comparison(results: Results, folder: Path) -> list[Path]:
     for setup in results.setups:
         below = plots_folder(results, setup, folder)
         for name, figure in comparison_figures(results, setup).items():
-            with plt.rc_context(PAPER):
+            with left_out(f"plot {name} of {setup}", results.unreadable.append), plt.rc_context(PAPER):
                 written += [write_figure(below / f"{name}{suffix}", figure) for suffix in (".png", ".svg")]
     return written
 
@@ -496,8 +506,9 @@ def _legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front
     shapes: dict[str, Line2D] = {}
     for cell in (c for c in look if c != BASE):
         style: dict[str, Any] = {"linestyle": look[cell].line} if lines else {"linestyle": "", "marker": look[cell].marker}
-        colors.setdefault(_objective(cell), Line2D([], [], color=look[cell].color, linewidth=3, label=_objective(cell)))
-        shapes.setdefault(_sampler(cell), Line2D([], [], color="#555555", label=_sampler(cell), **style))
+        objective, sampler = _objective(cell), _sampler(cell)
+        colors.setdefault(objective, Line2D([], [], color=look[cell].color, linewidth=3, label=legend_name(objective)))
+        shapes.setdefault(sampler, Line2D([], [], color="#555555", label=legend_name(sampler), **style))
     if BASE in look:
         style = {"linestyle": look[BASE].line} if lines else {"linestyle": "", "marker": "*", "markersize": 6}
         shapes[BASE] = Line2D([], [], color="black", label=BASE, **style)
@@ -546,10 +557,6 @@ def _few_ticks(axis: Axes, whole: bool = False) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=whole))
     if axis.get_xlim()[1] >= 1e4:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "_", text).strip("_.")
 
 
 def _wrapped(text: str, width: int, lines: int = 5) -> str:

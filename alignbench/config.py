@@ -126,7 +126,8 @@ class RunConfig(Settings):
     updates_per_rollout: int = Field(1, ge=1)
     """Optimizer steps on each rollout; with more than one, all but the first are off-policy."""
     reference_refresh: int | None = Field(None, ge=1)
-    """The reference becomes the current policy after every so many iterations; the base model throughout where it is null."""
+    """The reference becomes the current policy after so many iterations without a refresh; it is the base model throughout
+    where this and the next are null."""
     reference_refresh_kl: float | None = Field(None, gt=0)
     """Likewise after an iteration at whose start the KL divergence to it was above this, for an objective that has one."""
     guidance: float | None = Field(None, ge=1)
@@ -234,7 +235,10 @@ def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(data, float) and not math.isfinite(data):
         yield key, f"input should be a finite number, got {data}"
     elif isinstance(data, str) and holds_secret(data):
-        yield key, "a password or token in a URL would stand in every record; take it out (docs/evals.md says how to give one)"
+        instead = (
+            "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/configuration.md)"
+        )
+        yield key, f"a password or token in a URL would stand in every record; {instead}"
     elif isinstance(data, Mapping | list | tuple):
         for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
             yield from _unfit(value, f"{key}.{inner}" if key else str(inner))
@@ -388,7 +392,7 @@ def _assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set takes dotted.key=value, got {text!r}")
     try:
-        nested = parse_value(value)
+        nested = placed(parse_value(value), None)
     except ValueError as error:
         why = str(error).removeprefix("line 1: ")
         raise UserError(f"--set {key}: {value!r} is not a valid YAML value: {why}") from None

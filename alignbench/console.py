@@ -27,6 +27,7 @@ from alignbench.backbone import Backbone
 from alignbench.config import RunConfig
 from alignbench.plan import Plan
 from alignbench.record import Estimate, EvalRecord, MetricRecord, Result
+from alignbench.statistics import CONFIDENCE
 
 if TYPE_CHECKING:
     from alignbench.checking import CheckResult
@@ -448,17 +449,21 @@ def with_interval(estimate: Estimate, sign: str = "+") -> str:
     """`+0.12 (+0.08 to +0.16)`; without plus signs where `sign` is empty."""
     if estimate.value is None:
         return "-"
-    lower = "-inf" if estimate.lower is None else f"{estimate.lower:{sign}.3g}"
-    upper = "inf" if estimate.upper is None else f"{estimate.upper:{sign}.3g}"
-    return f"{estimate.value:{sign}.3g} ({lower} to {upper})"
+    if estimate.lower is None or estimate.upper is None:
+        return f"{estimate.value:{sign}.3g} (no interval)"
+    return f"{estimate.value:{sign}.3g} ({estimate.lower:{sign}.3g} to {estimate.upper:{sign}.3g})"
 
 
 def verdict(metric: MetricRecord) -> str:
-    """Whether the difference is beyond its interval, and in which direction."""
-    change = metric.difference
-    if change.lower is None or change.upper is None or change.lower <= 0 <= change.upper:
+    """Whether the difference is beyond its interval, and in which direction; without an interval the sign test decides."""
+    change, p = metric.difference, metric.p_rise
+    if change.lower is not None and change.upper is not None:
+        rose, fell = change.lower > 0, change.upper < 0
+    else:
+        level = (1 - CONFIDENCE) / 2
+        rose, fell = (False, False) if p is None else (p < level, 1 - p < level)
+    if not rose and not fell:
         return "no clear change"
-    rose = change.lower > 0
     if metric.higher_is_better is None:
         return "rose" if rose else "fell"
     return "better" if rose == metric.higher_is_better else "worse"

@@ -20,10 +20,12 @@ from alignbench.config import RunConfig
 from alignbench.errors import UserError
 from alignbench.evaluation import Judges, evaluation_prompts
 from alignbench.executor import predict, sample
+from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, opens_hollow
 from alignbench.noise import normal
 from alignbench.objective import Needs, Objective
 from alignbench.tasks import load_task
+from alignbench.terms import Rows as AskedRows
 from alignbench.testing import hand_made_forest
 
 PROGRESS_POINTS = 25
@@ -43,6 +45,8 @@ class Rows(NamedTuple):
     rollout: float
     replay: float
     """Of one training pass."""
+    asked: float
+    """Those of them that the policy is asked about, for rewards that differ within each group."""
     widest: float
     """Most rows that one denoising step of a rollout has."""
     pictures: int
@@ -61,6 +65,8 @@ class Pace(NamedTuple):
     """Scores of each picture."""
     steps: int
     """Of the model's own call."""
+    unguided: tuple[float, float] | None = None
+    """`forward_row` and `train_row` without guidance; None where they are the same."""
 
 
 class Memory(BaseModel):
@@ -140,14 +146,30 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     replay = float(np.mean([p.replay_rows(groups) for p in plans]))
     k = plans[0].leaves
     if objective is not None and not objective.replays:
-        forest = hand_made_forest([range(k)] * groups, [[i] for i in range(groups * k)], [0.0] * groups * k)
-        replay = len(objective.rows(forest, 0))
+        replay = len(_own_rows(objective, groups, k))
+    leaves = objective.trained_leaves(_hand_made(groups, k)) if objective is not None and objective.replays else None
     return Rows(
         float(np.mean([p.model_rows(groups) for p in plans])),
         replay,
+        replay if leaves is None else replay * float(leaves.float().mean()),
         groups * max(p.live(t) for p in plans for t in range(len(p.steps))),
         groups * k,
     )
+
+
+def trains_guided(objective: Objective) -> bool:
+    """Whether the rows that it trains on are asked with guidance."""
+    return objective.replays or _own_rows(objective, 1, 2).guided
+
+
+def _own_rows(objective: Objective, groups: int, k: int) -> AskedRows:
+    """What an objective that does not replay the path asks about, for rewards that differ within each group."""
+    return objective.rows(_hand_made(groups, k), 0)
+
+
+def _hand_made(groups: int, k: int) -> RolloutForest:
+    """Chains of one step, whose rewards differ within each group and from its mean."""
+    return hand_made_forest([[i**0.5 for i in range(k)]] * groups, [[i] for i in range(groups * k)], [0.0] * groups * k)
 
 
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
@@ -155,19 +177,21 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     task = load_task(config.task)
     judges, prompts = Judges(task, config.scorer_timeout), task.train_prompts[:TIMED_PICTURES]
     rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
-    conditioning = policy.encode(prompts)
+    guided = policy.encode(prompts)
     x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)
     group = torch.arange(rows, device=policy.device) % len(prompts)
 
-    def forward() -> Tensor:
-        return predict(policy, x, 0.5, conditioning, group)
+    def timed(conditioning: Any) -> tuple[float, float]:
+        def forward() -> Tensor:
+            return predict(policy, x, 0.5, conditioning, group)
 
-    def train() -> None:
-        forward().square().mean().backward()
+        with torch.no_grad():
+            forward_row = _second_time(forward, policy.device) / rows
+        train_row = _second_time(lambda: forward().square().mean().backward(), policy.device) / rows
+        return forward_row, train_row
 
-    with torch.no_grad():
-        forward_row = _second_time(forward, policy.device) / rows
-    train_row = _second_time(train, policy.device) / rows
+    pace, own = timed(guided), policy.without_guidance(guided)
+    unguided = None if own is guided else timed(own)
     policy.trainable().zero_grad(set_to_none=True)
     latents = sample(policy, prompts, 1, policy.default_steps, 0, micro_batch=config.micro_batch)
 
@@ -175,19 +199,25 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
         judges.score(policy.decode(latents), prompts, when="while it was timed")
 
     picture = _second_time(judge, policy.device) / len(latents)
-    return Pace(forward_row, train_row, picture, len(judges.rewards), policy.default_steps)
+    return Pace(*pace, picture, len(judges.rewards), policy.default_steps, unguided)
 
 
 def model_rows(config: RunConfig, rows: Rows, needs: Needs) -> float:
     """All rows of an iteration, as a run's record counts them: with those of gradient caching, a reference, an old policy."""
-    return rows.rollout + rows.replay * (config.updates_per_rollout + _other_passes(config, rows, needs))
+    passes = config.updates_per_rollout * (1 + _cached(config, rows))
+    return rows.rollout + rows.asked * passes + rows.replay * _other_passes(config, needs)
 
 
-def seconds_per_iteration(config: RunConfig, rows: Rows, pace: Pace, needs: Needs) -> float:
-    """Of rollout, decoding, scoring and training."""
-    forward = rows.rollout + rows.replay * _other_passes(config, rows, needs)
-    trained = rows.replay * config.updates_per_rollout
-    return forward * pace.forward_row + trained * pace.train_row + rows.pictures * pace.picture
+def seconds_per_iteration(config: RunConfig, rows: Rows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
+    """Of rollout, decoding, scoring and training.
+
+    Args:
+        guided: whether the rows of training are asked with guidance.
+    """
+    forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
+    of_policy = rows.asked * config.updates_per_rollout * (train_row + _cached(config, rows) * forward_row)
+    trained = of_policy + rows.replay * _other_passes(config, needs) * forward_row
+    return rows.rollout * pace.forward_row + trained + rows.pictures * pace.picture
 
 
 def seconds_of_judging(config: RunConfig, pace: Pace) -> float:
@@ -196,11 +226,11 @@ def seconds_of_judging(config: RunConfig, pace: Pace) -> float:
     return e.prompts * e.images_per_prompt * ((e.steps or pace.steps) * pace.forward_row + pace.picture)
 
 
-def _other_passes(config: RunConfig, rows: Rows, needs: Needs) -> int:
-    """Over the replay rows, without a gradient."""
+def _other_passes(config: RunConfig, needs: Needs) -> int:
+    """Of the reference and the old policy over all replay rows, without a gradient."""
     updates = config.updates_per_rollout
     old = (updates if needs.old_lags else updates - 1) * needs.old
-    return updates * (_cached(config, rows) + needs.reference) + old
+    return updates * needs.reference + old
 
 
 def _cached(config: RunConfig, rows: Rows) -> bool:
@@ -281,15 +311,19 @@ def _fused_attention() -> Iterator[None]:
         yield
 
 
-def memory(config: RunConfig, policy: Backbone, prompt: str, rows: Rows) -> Memory:
-    """What a run needs, from one call of each kind; a policy without values (device `meta`) computes nothing for it."""
+def memory(config: RunConfig, policy: Backbone, prompt: str, rows: Rows, *, guided: bool = True) -> Memory:
+    """What a run needs, from one call of each kind; a policy without values (device `meta`) computes nothing for it.
+
+    Args:
+        guided: whether the rows of training are asked with guidance.
+    """
     components = policy.components()
     trained = list(policy.parameters())
     size = _bytes(trained)
     calls = max(1, round(min(config.micro_batch or rows.widest, rows.widest)))
     replayed = max(1, round(min(config.micro_batch or rows.replay, rows.replay)))
 
-    def answer(count: int) -> Tensor:
+    def answer(count: int, conditioning: Any) -> Tensor:
         x = torch.zeros(count, *policy.latent_shape, device=policy.device)
         group = torch.zeros(count, dtype=torch.long, device=policy.device)
         return predict(policy, x, 0.5, conditioning, group)
@@ -304,10 +338,11 @@ def memory(config: RunConfig, policy: Backbone, prompt: str, rows: Rows) -> Memo
         parameter.grad = torch.zeros_like(parameter)
     with _fused_attention():
         with torch.no_grad():
-            rollout = most(lambda: answer(calls))
+            rollout = most(lambda: answer(calls, conditioning))
             latents = torch.zeros(min(rows.pictures, WEIGHED_LATENTS), *policy.latent_shape, device=policy.device)
             decoding = most(lambda: policy.decode(latents))
-        training = most(lambda: answer(replayed).square().mean().backward())
+        asked = conditioning if guided else policy.without_guidance(conditioning)
+        training = most(lambda: answer(replayed, asked).square().mean().backward())
     for parameter in trained:
         parameter.grad = None
     return Memory(
@@ -343,7 +378,8 @@ def forecast(config: RunConfig) -> Forecast:
     evaluation_prompts(task, config.evaluation)
     hollow = opens_hollow(config)
     policy = load_configured_backbone(config, device="meta" if hollow else None)
-    needed = memory(config, policy, task.train_prompts[0], rows)
+    guided = trains_guided(objective)
+    needed = memory(config, policy, task.train_prompts[0], rows, guided=guided)
     parameters = {name: sum(p.numel() for p in c.module.parameters()) for name, c in policy.components().items()}
     trained = sum(p.numel() for p in policy.parameters())
     pace, why = _pace_or_reason(config, policy, needed)
@@ -363,7 +399,7 @@ def forecast(config: RunConfig) -> Forecast:
         call_rows=round(min(config.micro_batch or rows.widest, rows.widest)),
         memory=needed,
         device=str(device_named(config.device)),
-        seconds_iteration=None if pace is None else seconds_per_iteration(config, rows, pace, needs),
+        seconds_iteration=None if pace is None else seconds_per_iteration(config, rows, pace, needs, guided=guided),
         seconds_judging=None if pace is None else 2 * seconds_of_judging(config, pace),
         not_measured=why,
     )

@@ -6,7 +6,7 @@ docs/samplers.md says what each number means and what it does not say.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,7 +168,17 @@ def diagnose(
     chosen = task.train_prompts[:prompts]
     began = time.perf_counter()
     with judged_weights(policy, weights):
-        drawn = draw(policy, sampler, judges, chosen, wanted, progress=progress, seed=config.seed, advance=advance)
+        drawn = draw(
+            policy,
+            sampler,
+            judges,
+            chosen,
+            wanted,
+            progress=progress,
+            seed=config.seed,
+            normalise_rewards=config.normalise_rewards,
+            advance=advance,
+        )
     partition, slopes = partition_function(drawn, beta)
     rewards = np.stack([part.rewards for part in (drawn.shared, drawn.unshared, drawn.reference)])
     found = Diagnosis(
@@ -230,6 +240,7 @@ class Draws:
 
     Attributes:
         prefixes: branches of a group of the sampler at the noise and after each split.
+        standardised: whether rewards are a sum of rewards that were each standardised over the prompt's leaves.
     """
 
     shared: Groups
@@ -237,6 +248,7 @@ class Draws:
     reference: Groups
     prefixes: tuple[int, ...]
     model_rows: int = 0
+    standardised: bool = False
 
 
 def draw(
@@ -248,6 +260,7 @@ def draw(
     *,
     progress: float = 0.5,
     seed: int = 0,
+    normalise_rewards: bool = True,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Draws:
     """One group of each prompt in each round; a round has a plan of its own, the same for all its groups.
@@ -270,16 +283,31 @@ def draw(
             its_plan = plan if kind == "shared" else plan.unshared()
             forest = rollout(policy, prompts, its_plan, seed_of("diagnosis", kind, seed), i)
             scores = judges.score(policy.decode(forest.leaf_latents), forest.leaf_prompts, when=f"in round {i}")
-            total = sum(weight * scores[name] for name, weight in judges.weights.items())
-            forest.rewards = torch.from_numpy(np.asarray(total)).to(forest.states.device)
+            forest.scores = {name: torch.from_numpy(answer).to(forest.states.device) for name, answer in scores.items()}
             rows += its_plan.model_rows(len(prompts))
             made.append(forest)
         advance(i + 1, rounds)
-    drawn = Draws(**{kind: Groups.of(made) for kind, made in forests.items()}, prefixes=prefixes, model_rows=rows)
+    _reward(list(forests.values()), judges.weights, normalise=normalise_rewards)
+    parts = {kind: Groups.of(made) for kind, made in forests.items()}
+    standardised = forests["shared"][0].standardised
+    drawn = Draws(**parts, prefixes=prefixes, model_rows=rows, standardised=standardised)
     for prompt, rewards in zip(prompts, drawn.reference.rewards, strict=True):
         if np.isnan(rewards).all():
             raise RunError(f"no picture of the prompt {prompt!r} could be scored")
     return drawn
+
+
+def _reward(forests: Sequence[Sequence[RolloutForest]], weights: Mapping[str, float], *, normalise: bool) -> None:
+    """Fills `rewards` of all forests of the same prompts from their scores.
+
+    All leaves of a prompt are one group here: with a scale of each group's own, log Z would depend on the group.
+    """
+    every = [forest for made in forests for forest in made]
+    scores = {name: torch.cat([f.by_group(f.scores[name]) for f in every], dim=1) for name in every[0].scores}
+    total = groups.total(scores, weights, normalise=normalise)
+    for forest, rewards in zip(every, total.split([f.group_size for f in every], dim=1), strict=True):
+        forest.rewards = rewards.flatten()
+        forest.standardised = normalise and len(weights) > 1
 
 
 def distances(drawn: Draws) -> list[Distance]:
@@ -307,7 +335,7 @@ def prefix_entropy(drawn: Draws, beta: float) -> list[PrefixEntropy]:
     rewards = torch.from_numpy(drawn.shared.rewards).view(-1, k)
     here = groups.valid(rewards)
     log_p = torch.log_softmax(torch.from_numpy(drawn.shared.log_prob).view(-1, k), dim=1)
-    log_q = groups.log_softmax(beta * groups.standardise(rewards), here)
+    log_q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=drawn.standardised), here)
     q = torch.where(here, log_q.exp(), 0.0)
 
     def estimate(mass: torch.Tensor, prefixes: int) -> Estimate:

@@ -71,11 +71,14 @@ def backward(
         NonFiniteError: naming the term or loss that is NaN or infinite.
         RunError: the loss is not one number, or has no gradient.
     """
+    forest.update = update
     rows = objective.rows(forest, update)
     asked = len(rows) if rows.known is None else int((~rows.known[0]).sum())
     if asked == 0:
         return Backward(0.0, {}, 0, 0)
     conditioning = policy.encode(forest.prompts)
+    if not rows.guided:
+        conditioning = policy.without_guidance(conditioning)
     parts = _parts(rows, micro_batch, processes)
     once = len(parts) == 1  # then its graph is kept; of several calls each is made anew on the way back
 

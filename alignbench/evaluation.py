@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alignbench import hub
+from alignbench import groups, hub
 from alignbench.backbone import Backbone, Law
 from alignbench.config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
@@ -23,7 +23,7 @@ from alignbench.processes import ALONE, Processes
 from alignbench.record import Estimate, MetricRecord
 from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
 from alignbench.signals import TimeLimitError, time_limit
-from alignbench.statistics import CONFIDENCE, holm, mean_interval, mean_of_means_interval, rise_test
+from alignbench.statistics import CONFIDENCE, difference, holm, mean_of_means_interval, rise_test
 from alignbench.tasks import EvalChoice, Task
 from alignbench.terms import EdgeRows, edge_terms
 
@@ -99,6 +99,12 @@ class Judges:
         self.require()
         for found in self.evals.values():
             found.prepare()
+
+    def check_prompts(self, evaluated: Sequence[str], trained: Sequence[str] = ()) -> None:
+        """Raises UserError for a prompt that a metric would refuse to score; only rewards score those that are trained on."""
+        for name, found in self.evals.items():
+            with named_failure(name, "on looking at the prompts", self.timeout):
+                found.check_prompts([*evaluated, *(trained if name in self.rewards else ())])
 
     def score(self, images: np.ndarray, prompts: Sequence[str], *, when: str) -> dict[str, np.ndarray]:
         """Reward -> float64 [N], finite or NaN.
@@ -392,8 +398,22 @@ def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
         values = evaluation.table.loc[evaluation.table.metric == name, "value"].dropna()
         if len(values) == 0:
             raise RunError(f"reward {name!r} could not score a single picture of the base model")
-        if values.nunique() == 1 and len(values) > 1:
+        if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
             raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} pictures; its scorer is broken")
+
+
+def too_faint(judges: Judges, evaluation: Evaluation) -> list[str]:
+    """A sentence for each trained reward whose images of one prompt differ too little to be standardised."""
+    found = []
+    for name in judges.weights:
+        table = evaluation.table[evaluation.table.metric == name]
+        deviation = table.groupby("prompt", sort=False)["value"].std(ddof=0).median()
+        if 0 < deviation < groups.MIN_STD:
+            found.append(
+                f"reward {name!r} varies by {deviation:.1g} within a prompt; deviations below {groups.MIN_STD:g} are not "
+                "scaled up to 1, so it will teach little: give it in larger units"
+            )
+    return found
 
 
 def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
@@ -403,8 +423,8 @@ def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
 
 def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
     """Base, final and their difference, paired by prompt, for each metric."""
-    before, after = (_prompt_means(e.table) for e in (base, final))
-    change = after - before
+    before, after = _prompt_means(base.table).align(_prompt_means(final.table))
+    change = pd.DataFrame(difference(after.to_numpy(), before.to_numpy()), index=after.index, columns=after.columns)
     found = [_estimates(frame, base) for frame in (before, after, change)]
     p_rise = {metric: rise_test(_strata(change, base, metric)) for metric in base.directions}
     return {
@@ -422,11 +442,7 @@ def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
 
 def _estimates(by_prompt: pd.DataFrame, evaluation: Evaluation) -> dict[str, Estimate]:
     """From prompts x metrics; the mean of several metrics is taken over their means."""
-    found = {}
-    for metric in evaluation.directions:
-        strata = _strata(by_prompt, evaluation, metric)
-        found[metric] = Estimate.of(mean_interval(strata[0]) if len(strata) == 1 else mean_of_means_interval(strata))
-    return found
+    return {m: Estimate.of(mean_of_means_interval(_strata(by_prompt, evaluation, m))) for m in evaluation.directions}
 
 
 def _strata(by_prompt: pd.DataFrame, evaluation: Evaluation, metric: str) -> list[np.ndarray]:

@@ -86,7 +86,7 @@ def rollout(
             sigma_next,
             plan_step.noise_level,
             plan_step.rule,
-            noise=noise(f"step {t}", plan.live(t + 1)),
+            noise=noise(f"step {t}", plan.live(t + 1)) * plan_step.noise_scale,
             reduction=reduction,
         )
         finite.append((_all_finite(velocity), _all_finite(drawn.x_next) & _all_finite(drawn.log_prob)))
@@ -134,6 +134,8 @@ def rollout(
         leaf_edges=path,
         progress=progress,
         seed=seed,
+        sigmas=sigmas,
+        schedule_shift=policy.schedule_shift(),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignbench import groups
 from alignbench.flow import Reduction
 from alignbench.plan import Plan
 from alignbench.processes import Processes
@@ -26,6 +27,7 @@ class RolloutForest:
         prompts: one for each group.
         plan: the plan that all groups share.
         seed: of the rollout's noise.
+        update: how many updates the rollout has already served; the engine sets it.
         iteration, progress: when in the training it was made; progress is 0 at the start and 1 at the end.
         reduction: how log-probabilities are taken over latent dimensions.
         states: float32 [N, *latent].
@@ -40,8 +42,11 @@ class RolloutForest:
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
         trained: bool [R], the replay rows that the policy is asked about again; None for all. The others keep
             `row_velocity`, as constants: they cost no training row and teach nothing.
-        rewards: float32 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
-        scores: reward -> float32 [G * K], what the task's rewards answered before they were weighted into `rewards`.
+        sigmas: float32 [T + 1], noise levels of the plan's steps and of the end; empty where nobody tells.
+        schedule_shift: of the backbone's schedule.
+        rewards: float64 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
+        scores: reward -> float64 [G * K], what the task's rewards answered before they were weighted into `rewards`.
+        standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
     """
 
     prompts: list[str]
@@ -63,9 +68,13 @@ class RolloutForest:
     leaf_edges: Tensor
     progress: float = 0.0
     seed: int = 0
+    update: int = 0
     trained: Tensor | None = None
+    sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
+    schedule_shift: float = 1.0
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
+    standardised: bool = False
 
     @classmethod
     def joined(cls, parts: "Sequence[RolloutForest]") -> "RolloutForest":
@@ -104,8 +113,8 @@ class RolloutForest:
         if processes.count == 1:
             return self
         prompts = processes.tell(self.prompts)
-        unscored = ("rewards", "trained", "scores")
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in unscored}
+        apart = ("rewards", "trained", "scores", "standardised", "sigmas")  # not there yet, or the same in all
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         gathered = {name: processes.gather(value) for name, value in values.items() if isinstance(value, Tensor)}
         parts = []
         for rank, of_rank in enumerate(prompts):
@@ -150,33 +159,51 @@ class RolloutForest:
 
     def train_only(self, leaves: Tensor) -> None:
         """Trains on the paths to some leaves, bool [G * K]; edges to other leaves count where they leave the same row."""
-        self.trained = torch.zeros(len(self.rows), dtype=torch.bool, device=self.rows.device)
-        self.trained[self.edge_row[self.leaf_edges[leaves]]] = True
+        self.trained = self.rows_to(leaves)
+
+    def rows_to(self, leaves: Tensor) -> Tensor:
+        """The replay rows on the paths to some leaves, bool [G * K] -> bool [R]."""
+        rows = torch.zeros(len(self.rows), dtype=torch.bool, device=self.rows.device)
+        rows[self.edge_row[self.leaf_edges[leaves]]] = True
+        return rows
 
     def by_group(self, leaf_values: Tensor) -> Tensor:
         """[G * K] -> [G, K]."""
         return leaf_values.view(self.groups, self.group_size)
+
+    @property
+    def target_reward(self) -> Tensor:
+        """R~ of a Boltzmann target, float32 [G, K]; see `groups.target_reward`."""
+        return groups.target_reward(self.by_group(self.rewards), standardised=self.standardised)
 
     def path_sum(self, edge_values: Tensor) -> Tensor:
         """Sum over the stochastic steps of each leaf's path: [E] -> [G, K]. Shared edges enter every descendant."""
         return self.by_group(edge_values[self.leaf_edges].sum(1))
 
     def descendant_mean(self, leaf_values: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> [E].
+        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> float64 [E].
 
         Args:
             log_weights: [G, K], of the leaves in a weighted mean; a constant in them does not matter.
         """
-        values = leaf_values.flatten()[:, None].expand_as(self.leaf_edges)
+        values = leaf_values.double().flatten()[:, None].expand_as(self.leaf_edges)
         here = ~torch.isnan(values)
-        edges, values = self.leaf_edges[here], values[here].to(self.old_log_prob.dtype)
-        zeros, weights = self.old_log_prob.new_zeros(len(self.old_log_prob)), torch.ones_like(values)
+        edges, values = self.leaf_edges[here], values[here]
+        zeros, weights = values.new_zeros(len(self.old_log_prob)), torch.ones_like(values)
         if log_weights is not None:
-            logs = log_weights.flatten()[:, None].expand_as(self.leaf_edges)[here]
+            logs = log_weights.double().flatten()[:, None].expand_as(self.leaf_edges)[here]
             # Over the largest below each edge: a softmax that cannot underflow to nothing.
             weights = torch.exp(logs - (zeros - torch.inf).scatter_reduce(0, edges, logs, "amax")[edges])
         total, count = zeros.index_add(0, edges, weights * values), zeros.index_add(0, edges, weights)
         return torch.where(count > 0, total / count, torch.nan)
+
+    def log_softmax_of_siblings(self, edge_values: Tensor) -> Tensor:
+        """log softmax of the values over the edges that leave the same row: [E] -> [E]; 0 where an edge is the only one."""
+        of_row = edge_values.new_full((len(self.rows),), -torch.inf)
+        largest = of_row.scatter_reduce(0, self.edge_row, edge_values, "amax")[self.edge_row]
+        exponentials = torch.exp(edge_values - largest)
+        totals = torch.zeros_like(of_row).index_add(0, self.edge_row, exponentials)
+        return edge_values - largest - torch.log(totals[self.edge_row])
 
     def path_mean(self, edge_values: Tensor) -> Tensor:
         """Mean over the stochastic steps of each leaf's path: [E] -> [G, K]."""

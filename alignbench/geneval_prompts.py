@@ -17,6 +17,7 @@ from alignbench.drawing.scenes import NUMBERS, RELATIONS, TASK_TYPES
 from alignbench.errors import UserError, did_you_mean
 from alignbench.prompts import interleaved
 from alignbench.record import write_atomically
+from alignbench.text import prompt_identity
 
 Metadata = dict[str, Any]
 
@@ -58,13 +59,14 @@ def generate(objects: str, counts: Mapping[str, int], seed: int, exclude: Collec
         raise UserError(f"there are no prompts about {objects!r}{did_you_mean(objects, SAMPLERS)}")
     by_type: list[list[Metadata]] = []
     for number, tag in enumerate(TASK_TYPES):
-        rng, known, misses = np.random.default_rng([seed, number]), set(exclude), 0
+        rng, known, misses = np.random.default_rng([seed, number]), set(map(prompt_identity, exclude)), 0
         found: list[Metadata] = []
         while len(found) < counts.get(tag, 0) and misses < MAX_MISSES:
             metadata = SAMPLERS[objects](rng, tag)
-            misses = misses + 1 if metadata["prompt"] in known else 0
+            identity = prompt_identity(metadata["prompt"])
+            misses = misses + 1 if identity in known else 0
             if not misses:
-                known.add(metadata["prompt"])
+                known.add(identity)
                 found.append(metadata)
         by_type.append(found)
     return interleaved(by_type)

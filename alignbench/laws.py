@@ -6,6 +6,7 @@ A row is a point of a law: its iteration, x, y, the mass there, and the base mod
 A picture is a histogram of the mass, smoothed by a Gaussian of deviation `SMOOTHING`: details below that are not seen.
 """
 
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from alignbench.backbone import Law
-from alignbench.record import read_table
+from alignbench.errors import UserError
+from alignbench.reading import Kind, read_table
 
 FILE = "laws.parquet"
+TABLE: dict[str, Kind] = {"iteration": "whole", "x": "number", "y": "number", "mass": "number", "mode": "whole"}
 TARGET = -1
 NAMES = {TARGET: "target", 0: "base"}
 IN_A_ROW = 6
@@ -29,7 +32,7 @@ COLUMNS, GAP = 12, 0.45
 """Objectives side by side, at most; the room between them and the target, in pictures."""
 WIDTH = 6.8
 """Inches: both columns of a two-column paper."""
-STYLE: Any = {"font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.4, "savefig.dpi": 200}
+STYLE: Any = {"text.parse_math": False, "font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.4, "savefig.dpi": 200}
 PIXELS = 120
 """Of a picture, in each direction."""
 SMOOTHING = 0.12
@@ -46,8 +49,22 @@ def as_rows(law: Law, iteration: int) -> pd.DataFrame:
 
 
 def read_laws(folder: Path) -> pd.DataFrame | None:
-    """A run's `laws.parquet`, or None where its backbone cannot tell its law."""
-    return read_table(folder / FILE) if (folder / FILE).is_file() else None
+    """A run's `laws.parquet`, or None where its backbone cannot tell its law.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    file = folder / FILE
+    if not os.path.lexists(file):
+        return None
+    table = read_table(file, TABLE)[list(TABLE)]
+    numbers = table[["x", "y", "mass"]].to_numpy(dtype=np.float64)
+    if not np.isfinite(numbers).all() or (table["mass"] < 0).any():
+        raise UserError(f"cannot read {file}: points must be finite, and their masses not negative")
+    mass = table.groupby("iteration")["mass"].sum()
+    if not {TARGET, 0} <= set(mass.index) or (mass <= 0).any():
+        raise UserError(f"cannot read {file}: the target's or the base model's law is missing, or one has no mass")
+    return table
 
 
 def mode_masses(laws: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +148,7 @@ def _frame(base: pd.DataFrame) -> float:
     """Half the side of a square around the origin that holds nearly all of the base model."""
     reach = base[["x", "y"]].abs().max(axis=1).sort_values()
     inside = base["mass"].loc[reach.index].cumsum().to_numpy()
-    return 1.1 * float(reach.iloc[min(int(np.searchsorted(inside, 1 - BEYOND)), len(reach) - 1)])
+    return 1.1 * float(reach.iloc[min(int(np.searchsorted(inside, 1 - BEYOND)), len(reach) - 1)]) or 1.0
 
 
 def _picture(law: pd.DataFrame, half: float) -> np.ndarray:
@@ -145,6 +162,6 @@ def _picture(law: pd.DataFrame, half: float) -> np.ndarray:
 def _show(axis: Axes, picture: np.ndarray, half: float, brightest: float) -> None:
     """Square roots, so that faint modes are seen; brightest wherever it is above the target's highest density."""
     axis.axis("on")
-    shown = np.sqrt(np.clip(picture / brightest, 0, 1))
+    shown = np.sqrt(np.clip(picture / (brightest or 1.0), 0, 1))
     axis.imshow(shown, origin="lower", extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])

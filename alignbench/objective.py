@@ -24,6 +24,7 @@ class Needs:
         old: whether each row is also answered by the old policy, which is the policy as it was at the rollout.
         old_lags: whether the old policy is an average over the training instead, which also draws the rollouts; see
             `Objective.old_decay`.
+        reference_draws: whether the reference, and not the policy, draws the rollouts.
     """
 
     training: bool = True
@@ -31,6 +32,7 @@ class Needs:
     reference: bool = False
     old: bool = False
     old_lags: bool = False
+    reference_draws: bool = False
 
 
 class Objective(ABC):
@@ -72,6 +74,13 @@ class Objective(ABC):
         """
         return 0.0
 
+    def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
+        """The leaves that this update of the rollout trains on, bool [G * K]; None for all. Rows to others cost nothing.
+
+        `forest.update` says which update it is. The loss must not count the others: their terms are those of the rollout.
+        """
+        return None
+
     @property
     def replays(self) -> bool:
         """Whether the model is asked about the rollout's own steps, as by default, and not about rows that `rows` makes."""
@@ -79,7 +88,7 @@ class Objective(ABC):
 
     def rows(self, forest: RolloutForest, update: int) -> Rows:
         """What the model is asked in update number `update` of this rollout; by default each distinct parent once."""
-        return EdgeRows.of(forest)
+        return EdgeRows.of(forest, self.trained_leaves(forest))
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
         """Row terms of some of the rows, differentiable in the policy's velocity; by default `edge_terms`."""

@@ -1,6 +1,7 @@
 """Fixed pairs of pictures on disk, for training without rollouts (offline DPO): read, written, and made into forests.
 
-The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with the pictures' paths relative to the file.
+The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with the pictures' paths relative to the file; other
+tables with these columns are read as well (`alignbench.text_files`).
 """
 
 import hashlib
@@ -13,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alignbench import groups
 from alignbench.backbone import Backbone
 from alignbench.errors import UserError
 from alignbench.evaluation import Judges
@@ -24,15 +25,7 @@ from alignbench.forest import RolloutForest
 from alignbench.images import open_image
 from alignbench.plan import Plan, Step
 from alignbench.record import refuse_taken
-from alignbench.settings import first_problem
-
-
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    prompt: str
-    chosen: Path
-    rejected: Path
+from alignbench.text_files import read_table
 
 
 @dataclass(frozen=True)
@@ -65,41 +58,17 @@ def read_pairs(file: Path) -> list[Pair]:
     Raises:
         UserError: the file cannot be read or is empty, a line is no pair, or a picture is missing.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file has
-        raise UserError(f"cannot read the pairs in {file}: {getattr(error, 'strerror', None) or error}") from None
+    table = read_table(file, "pairs", "prompt")
+    prompts, *pictures = (table.texts(table.require(name)) for name in ("prompt", "chosen", "rejected"))
     pairs = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found = _Line.model_validate_json(line)
-        except ValidationError as error:
-            raise UserError(f"{file}, line {number}, is no pair: {first_problem(error, 'line')}") from None
+    for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *pictures, strict=True)):
+        pair = Pair(prompt, file.parent / chosen, file.parent / rejected, table.place(row))
         for role in ("chosen", "rejected"):
-            picture = file.parent / getattr(found, role)
+            picture = getattr(pair, role)
             if not os.path.isfile(picture):  # which takes any name, as long as it may be
-                raise UserError(f"{file}, line {number}: the {role} picture {picture} is not there")
-        chosen, rejected = file.parent / found.chosen, file.parent / found.rejected
-        pairs.append(Pair(found.prompt, chosen, rejected, f"{file}, line {number}"))
-    if not pairs:
-        raise UserError(f"{file} holds no pair")
+                raise UserError(f"{table.place(row)}: the {role} picture {picture} is not there")
+        pairs.append(pair)
     return pairs
-
-
-def fingerprint(pairs: list[Pair]) -> str:
-    """SHA-256 of the prompts and of what is in the pictures' files, wherever they lie."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(json.dumps(pair.prompt).encode())
-        for file in (pair.chosen, pair.rejected):
-            try:
-                with file.open("rb") as opened:
-                    digest.update(hashlib.file_digest(opened, "sha256").digest())
-            except OSError as error:
-                raise UserError(f"cannot open the picture {file}: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def check_pairs(pairs: Sequence[Pair], check: Callable[[np.ndarray], None]) -> None:
@@ -119,8 +88,22 @@ def check_pairs(pairs: Sequence[Pair], check: Callable[[np.ndarray], None]) -> N
                 raise UserError(f"{pair.where}, {role}: {getattr(pair, role)}: {error}") from None
 
 
+def fingerprint(pairs: list[Pair]) -> str:
+    """SHA-256 of the prompts and of what is in the pictures' files, wherever they lie."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(json.dumps(pair.prompt).encode())
+        for file in (pair.chosen, pair.rejected):
+            try:
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+            except OSError as error:
+                raise UserError(f"cannot open the picture {file}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:
-    """Groups of two leaves without a path, rewarded 1 (chosen) and 0.
+    """Groups of two leaves without a path, rewarded 1 (chosen) and 0. Their noise levels are those of the model's own call.
 
     Raises:
         UserError: a picture cannot be opened or does not fit the model, or the model cannot encode pictures.
@@ -147,6 +130,8 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
         leaves=torch.arange(len(images), device=latents.device),
         leaf_edges=none.new_empty(len(images), 0),
         seed=seed,
+        sigmas=policy.sigmas(policy.default_steps),
+        schedule_shift=policy.schedule_shift(),
         rewards=latents.new_tensor([1.0, 0.0]).repeat(len(pairs)),
     )
 
@@ -159,8 +144,13 @@ def write_pairs(
     seed: int,
     out: Path,
     advance: Callable[[int, int], None] = lambda done, pairs: None,
+    *,
+    normalise_rewards: bool = True,
 ) -> int:
     """Draws pictures of each prompt and keeps the best and the worst by the task's reward; prompts without a best have none.
+
+    Args:
+        normalise_rewards: as of a run; a prompt's pictures are the group. See `groups.total`.
 
     Returns:
         How many pairs were written to `out/pairs.jsonl`.
@@ -176,15 +166,16 @@ def write_pairs(
             latents = sample(policy, [prompt], images_per_prompt, policy.default_steps, seed)
             images = policy.decode(latents)
             scores = judges.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
-            total = np.sum([weight * scores[name] for name, weight in judges.weights.items()], axis=0)
-            known = np.flatnonzero(~np.isnan(total))
-            if len(known) and total[known].max() > total[known].min():
+            of_group = {name: torch.from_numpy(answer)[None] for name, answer in scores.items()}
+            rewards = groups.total(of_group, judges.weights, normalise=normalise_rewards)
+            total, known = rewards[0].numpy(), np.flatnonzero(groups.comparable(rewards)[0])
+            if len(known):
                 best, worst = known[total[known].argmax()], known[total[known].argmin()]
                 names = {"chosen": f"pictures/{p:05d}-chosen.png", "rejected": f"pictures/{p:05d}-rejected.png"}
                 for role, index in (("chosen", best), ("rejected", worst)):
                     Image.fromarray(images[index]).save(out / names[role])
-                rewards = {"chosen_reward": float(total[best]), "rejected_reward": float(total[worst])}
-                file.write(json.dumps({"prompt": prompt, **names, **rewards}, ensure_ascii=False) + "\n")
+                totals = {"chosen_reward": float(total[best]), "rejected_reward": float(total[worst])}
+                file.write(json.dumps({"prompt": prompt, **names, **totals}, ensure_ascii=False) + "\n")
                 count += 1
             advance(p + 1, count)
     return count

@@ -22,6 +22,8 @@ class Step:
         stride: how many steps of the model's schedule it takes at once.
         scored: whether a stochastic step's densities enter the loss. One that is not scored draws noise all the same, but
             costs no training row.
+        noise_scale: multiplies the noise that is drawn, but not the step's density. Anything but 1 draws from another
+            distribution than the policy's; it is there to reproduce BranchGRPO's script.
     """
 
     rule: Rule = "ode"
@@ -29,6 +31,7 @@ class Step:
     children: int = 1
     stride: int = 1
     scored: bool = True
+    noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -41,6 +44,8 @@ class Step:
             raise UserError("an ode step draws no noise: its noise level is 0 and its branches cannot split")
         if self.rule != "ode" and not 0 < self.noise_level < inf:
             raise UserError(f"a {self.rule} step needs a noise level above 0, got {self.noise_level}; use rule 'ode'")
+        if not 0 < self.noise_scale < inf or (self.rule == "ode" and self.noise_scale != 1):
+            raise UserError(f"a step's noise_scale is above 0, and 1 for an ode step, got {self.noise_scale} for {self.rule}")
         if self.rule == "cps" and self.noise_level > 1:
             raise UserError(f"a cps step's noise level is a share of the noise, at most 1, got {self.noise_level}")
 
@@ -92,6 +97,22 @@ class Plan:
     def unshared(self) -> "Plan":
         """Of as many leaves, each with a root and a path of its own: every single leaf has the same law as in this plan."""
         return Plan(tuple(replace(s, children=1) for s in self.steps), roots=self.leaves)
+
+    def from_one_noise(self) -> "Plan":
+        """As many leaves, which start from one initial noise a group and part at the first stochastic step.
+
+        Rollouts with the same initial noise are equal until then, so they are one branch and cost one model row a step; the
+        noise that each draws from there on is its own. The joint distribution of the leaves is that of K such rollouts.
+
+        Raises:
+            UserError: no step is stochastic, so that all leaves would be equal.
+        """
+        first = next((t for t, s in enumerate(self.steps) if s.stochastic), None)
+        if first is None:
+            raise UserError("rollouts that start from one initial noise need a stochastic step to differ")
+        step = self.steps[first]
+        parting = replace(step, children=self.roots * step.children)
+        return Plan((*self.steps[:first], parting, *self.steps[first + 1 :]))
 
     def model_rows(self, groups: int = 1) -> int:
         """Velocity evaluations that a rollout of `groups` groups costs."""

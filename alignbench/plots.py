@@ -1,10 +1,15 @@
 """Plots and picture grids of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
-from collections.abc import Iterable, Sequence
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import matplotlib
 
@@ -20,9 +25,11 @@ from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
 from alignbench import groups, laws
-from alignbench.errors import UserError
+from alignbench.errors import RunError, UserError
+from alignbench.escaping import visible
 from alignbench.forest import RolloutForest
-from alignbench.record import Estimate, Result, read_result, read_table, write_atomically
+from alignbench.reading import open_regular
+from alignbench.record import Estimate, Result, read_metrics, read_result, visible_record, write_atomically
 
 if TYPE_CHECKING:
     from alignbench.diagnosis import Diagnosis
@@ -35,6 +42,7 @@ SIDE, ACROSS = 256, 4096
 """Of `before_after`: pixels of a picture and of all beside one another, at most."""
 TREE = Path("samples") / "tree.npz"
 """In a run's folder, the tree that is drawn."""
+MAX_TREE_BYTES = 2**30
 STYLE: Any = {
     "figure.dpi": 150,
     "font.size": 8,
@@ -44,30 +52,58 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "axes.prop_cycle": cycler(color=COLORS),
+    "text.parse_math": False,  # two prices in a name are no formula
 }
 
 
-def plot_run(folder: Path) -> list[Path]:
+def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[Path]:
     """Draws the plots of a run's folder from its record alone; returns the files.
+
+    Args:
+        warn: told a sentence for each plot that is left out, because what it is drawn from cannot be read or drawn.
 
     Raises:
         UserError: the folder has no readable record.
+        DiskError: a plot cannot be written.
     """
-    result = read_result(folder)
-    written = []
-    table = folder / "metrics.parquet"
-    if table.is_file():
-        frame = read_table(table)
-        for name, figure in (("curves", curves(frame, result)), ("diagnostics", diagnostics(frame))):
-            written.append(write_figure(folder / "plots" / f"{name}.png", figure))
-    kept = laws.read_laws(folder)
-    if kept is not None:
+    result = visible_record(read_result(folder))
+    written: list[Path] = []
+
+    def write(name: str, draw: Callable[[], Figure | None]) -> None:
+        with left_out(f"plots/{name}.png", warn):
+            figure = draw()
+            if figure is not None:
+                written.append(write_figure(folder / "plots" / f"{name}.png", figure))
+
+    def of_laws() -> Figure | None:
+        kept = laws.read_laws(folder)
         title = f"{' x '.join(result.pair)}, {result.run.task}, seed {result.run.seed}"
-        written.append(write_figure(folder / "plots" / "laws.png", laws.over_training(kept, title)))
-    written.append(write_figure(folder / "plots" / "changes.png", changes(result)))
-    if (folder / TREE).is_file():
-        written.append(write_figure(folder / "plots" / "tree.png", tree(RolloutTree.read(folder / TREE))))
+        return None if kept is None else laws.over_training(kept, title)
+
+    frame = None
+    with left_out("plots/curves.png and plots/diagnostics.png", warn):
+        frame = read_metrics(folder)
+    if frame is not None and len(frame):
+        write("curves", partial(curves, frame, result))
+        write("diagnostics", partial(diagnostics, frame))
+    write("laws", of_laws)
+    write("changes", partial(changes, result))
+    write("tree", lambda: tree(RolloutTree.read(folder / TREE)) if os.path.lexists(folder / TREE) else None)
     return written
+
+
+@contextmanager
+def left_out(what: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """A record or a plot that cannot be read or drawn costs one sentence and nothing else; a full disk ends the command."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except UserError as error:
+        tell(f"left out: {what}: {error}")
+    except RunError:
+        raise
+    except Exception as error:  # whatever matplotlib raises for numbers and names that nobody thought of
+        tell(f"left out: {what}: it cannot be drawn ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
 
 
 def curves(frame: pd.DataFrame, result: Result) -> Figure:
@@ -80,13 +116,13 @@ def curves(frame: pd.DataFrame, result: Result) -> Figure:
         left.plot(rows, smooth, color=COLORS[0], label="mean of 8 iterations")
         left.set(xlabel="model rows", ylabel="training reward", title="reward of the rollouts")
         left.legend()
-        middle.plot(rows, frame["rollout_lgmd"], color=COLORS[2])
+        if "rollout_lgmd" in frame:
+            middle.plot(rows, frame["rollout_lgmd"], color=COLORS[2])
         middle.set(xlabel="model rows", ylabel="LGMD in a group", title="diversity of the rollouts")
-        reward = next(m for m in result.metrics.values() if m.role == "reward")
-        for x, estimate in enumerate((reward.base, reward.final)):
-            if estimate.value is not None and estimate.lower is not None and estimate.upper is not None:
-                error = [[estimate.value - estimate.lower], [estimate.upper - estimate.value]]
-                right.errorbar([x], [estimate.value], yerr=error, fmt="o", capsize=4, color=COLORS[x])
+        rewards = [m for m in result.metrics.values() if m.role == "reward"]
+        for x, estimate in enumerate((rewards[0].base, rewards[0].final) if rewards else ()):
+            if estimate.value is not None:
+                right.errorbar([x], [estimate.value], yerr=_bars(estimate), fmt="o", capsize=4, color=COLORS[x])
                 right.annotate(
                     f"{estimate.value:.3f}", (x, estimate.value), xytext=(8, 0), textcoords="offset points", va="center"
                 )
@@ -100,8 +136,8 @@ def curves(frame: pd.DataFrame, result: Result) -> Figure:
     return figure
 
 
-def diagnostics(frame: pd.DataFrame) -> Figure:
-    """Every other number of the metrics table against the iteration, a small panel each."""
+def diagnostics(frame: pd.DataFrame) -> Figure | None:
+    """Every other number of the metrics table against the iteration, a small panel each; None where there is none."""
     skipped = {
         "iteration",
         "reward",
@@ -112,6 +148,8 @@ def diagnostics(frame: pd.DataFrame) -> Figure:
         "reward_calls",
     }
     numeric = [c for c in frame.columns if c not in skipped and pd.api.types.is_numeric_dtype(frame[c])]
+    if not numeric:
+        return None
     columns = 4
     height = -(-len(numeric) // columns)
     with plt.rc_context(STYLE):
@@ -122,7 +160,7 @@ def diagnostics(frame: pd.DataFrame) -> Figure:
         for axis, name in zip(axes.flat, numeric, strict=False):
             known = frame[["iteration", name]].dropna()
             axis.plot(known["iteration"], known[name], linewidth=0.9, marker="." if len(known) < len(frame) else "")
-            axis.set_title(name)
+            axis.set_title(visible(name))
             axis.ticklabel_format(axis="y", useOffset=False)
         for axis in axes.flat[len(numeric) :]:
             axis.set_visible(False)
@@ -135,23 +173,20 @@ def changes(result: Result) -> Figure:
 
     A metric that is the same for all of the base model's prompts, such as the distance to it, has no such unit.
     """
-    names, values, lows, highs, colors = [], [], [], [], []
+    names, values, bars, colors = [], [], [], []
     for name, metric in result.metrics.items():
         d, b = metric.difference, metric.base
-        if d.value is None or d.lower is None or d.upper is None or b.lower is None or b.upper is None:
+        if d.value is None or b.lower is None or b.upper is None or b.lower == b.upper:
             continue
         unit = (b.upper - b.lower) / 2
-        if unit == 0:
-            continue
         names.append(f"{name}{' (reward)' if metric.role == 'reward' else ''}")
         values.append(d.value / unit)
-        lows.append((d.value - d.lower) / unit)
-        highs.append((d.upper - d.value) / unit)
+        bars.append(np.divide(_bars(d), unit))
         colors.append(COLORS[1] if metric.role == "reward" else COLORS[0])
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 0.35 * len(names) + 1), layout="constrained")
-        for y, (value, low, high, color) in enumerate(zip(values, lows, highs, colors, strict=True)):
-            axis.errorbar([value], [y], xerr=[[low], [high]], fmt="o", capsize=3, color=color)
+        for y, (value, bar, color) in enumerate(zip(values, bars, colors, strict=True)):
+            axis.errorbar([value], [y], xerr=bar, fmt="o", capsize=3, color=color)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(
             yticks=range(len(names)),
@@ -189,10 +224,10 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
                     score = float(scores[side].to_numpy()[p, i])
                     axis.text(left + size / 2, top - 2, f"{score:.2f}", fontsize=6, ha="center", va="bottom")
             at = (-gap / 2, top + size / 2)
-            axis.text(*at, base.prompts[p], fontsize=7, ha="right", va="center", parse_math=False)  # a price is no formula
+            axis.text(*at, visible(base.prompts[p]), fontsize=7, ha="right", va="center")
         axis.imshow(sheet)
         axis.axis("off")
-        figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {reward}", fontsize=8)
+        figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {visible(reward)}", fontsize=8)
     return figure
 
 
@@ -251,7 +286,7 @@ class RolloutTree(NamedTuple):
         rewards = forest.by_group(forest.rewards.cpu())[this]
         here = groups.valid(rewards)
         p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
-        q = groups.log_softmax(beta * groups.standardise(rewards), here).exp()[0]
+        q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=forest.standardised), here).exp()[0]
         steps = forest.plan.steps
         plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
         pictures = np.asarray(images[group * k : (group + 1) * k])
@@ -264,11 +299,39 @@ class RolloutTree(NamedTuple):
     def read(cls, file: Path) -> "RolloutTree":
         """What `write` wrote; raises UserError where the file is anything else."""
         try:
-            with np.load(file) as found:
-                kept = {name: found[name] for name in cls._fields}
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise UserError(f"{file} is no drawing of a rollout tree ({type(error).__name__}: {error})") from error
-        return cls(**{name: value.item() if value.ndim == 0 else value for name, value in kept.items()})
+            with open_regular(file) as opened:
+                size = sum(part.file_size for part in ZipFile(opened).infolist())
+                if size > MAX_TREE_BYTES:
+                    raise ValueError(f"it unfolds to {size:,} bytes")
+                with np.load(opened, allow_pickle=False) as found:
+                    kept = {name: found[name] for name in cls._fields}
+            read = cls(**{name: value.item() if value.ndim == 0 else value for name, value in kept.items()})
+            read._check()
+        except UserError:
+            raise
+        except Exception as error:  # zipfile, zlib and numpy raise their own errors for damaged bytes
+            raise UserError(f"{file} is not a drawing of a rollout tree ({type(error).__name__}: {error})") from None
+        return read
+
+    def _check(self) -> None:
+        """Raises an error where the parts do not belong together."""
+        k, steps = len(self.images), len(self.children)
+        fits = (
+            isinstance(self.prompt, str)
+            and isinstance(self.reward, str)
+            and isinstance(self.beta, float)
+            and self.images.ndim == 4
+            and self.images.shape[3] == 3
+            and self.images.dtype == np.uint8
+            and min(self.images.shape) > 0
+            and self.stochastic.shape == (steps,)
+            and all(values.shape == (k,) and values.dtype.kind == "f" for values in (self.rewards, self.p, self.q))
+            and self.children.dtype.kind in "iu"
+            and bool((self.children >= 1).all())
+            and k % math.prod(map(int, self.children)) == 0
+        )
+        if not fits:
+            raise ValueError("its parts do not belong together")
 
 
 def tree(drawn: RolloutTree) -> Figure:
@@ -284,14 +347,14 @@ def tree(drawn: RolloutTree) -> Figure:
             axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
         axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
         splits = ", ".join(str(t) for t in np.flatnonzero(drawn.children > 1)) or "none"
-        axis.set_title(f"{drawn.prompt}\n{k} leaves; splits at steps {splits}", parse_math=False)
+        axis.set_title(f"{visible(drawn.prompt)}\n{k} leaves; splits at steps {splits}")
         axis.spines["left"].set_visible(False)
         y = np.arange(k)
         bars.barh(y - 0.2, drawn.p, height=0.38, color=COLORS[0], label="p (policy)")
         bars.barh(y + 0.2, drawn.q, height=0.38, color=COLORS[1], label=f"q (target, beta {drawn.beta:.3g})")
         for leaf, (p, q, reward) in enumerate(zip(drawn.p, drawn.q, drawn.rewards, strict=True)):
             bars.text(float(max(p, q)), leaf, f" {reward:.2f}", va="center", fontsize=6)
-        bars.set(xlabel="probability in the group", title=f"numbers: {drawn.reward}")
+        bars.set(xlabel="probability in the group", title=f"numbers: {visible(drawn.reward)}")
         figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
@@ -313,10 +376,11 @@ def _branches(axis: Any, drawn: RolloutTree) -> None:
 
 def diagnosis(found: "Diagnosis") -> Figure:
     """Everything that `diagnose` measured, with 95 % intervals."""
+    sampler = legend_name(visible(found.sampler))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplot_mosaic("AABBCC;DDDEEE", figsize=(9, 5), layout="constrained")
         places = range(len(found.distances))
-        _estimates(axes["A"], places, [d.sampler for d in found.distances], found.sampler, COLORS[0])
+        _estimates(axes["A"], places, [d.sampler for d in found.distances], sampler, COLORS[0])
         _estimates(axes["A"], places, [d.unshared for d in found.distances], "unshared", COLORS[1])
         axes["A"].set(xticks=places, xticklabels=[d.apart_since for d in found.distances], xlim=(-0.5, len(places) - 0.5))
         axes["A"].set(ylim=(0, None), ylabel="|z - z'| / sqrt(D)", title="distance of two leaves, by where they part")
@@ -333,7 +397,7 @@ def diagnosis(found: "Diagnosis") -> Figure:
         axes["C"].set(xticks=[0, 1], xticklabels=["single leaves", "groups"], xlim=(-0.5, 1.5), ylim=(-0.15, 1.05))
         axes["C"].set_title("total variation to unshared, at least")
         sizes = [p.k for p in found.partition]
-        for name, label, color in (("sampler", found.sampler, COLORS[0]), ("unshared", "unshared", COLORS[1])):
+        for name, label, color in (("sampler", sampler, COLORS[0]), ("unshared", "unshared", COLORS[1])):
             for axis, quantity in (("D", "bias"), ("E", "deviation")):
                 values = [getattr(p, f"{name}_{quantity}") for p in found.partition]
                 _estimates(axes[axis], sizes, values, label, color, linestyle="-")
@@ -356,27 +420,43 @@ def diagnosis(found: "Diagnosis") -> Figure:
         for axis in "ABDE":
             axes[axis].legend()
         of = f"{len(found.prompts)} prompts x {found.groups} groups of {found.group_size}"
-        figure.suptitle(f"{found.sampler} on {found.backbone}, {of}", fontsize=9)
+        figure.suptitle(f"{sampler} on {visible(found.backbone)}, {of}", fontsize=9)
     return figure
 
 
 def _estimates(
     axis: Any, x: Iterable[float], estimates: Sequence[Estimate], label: str | None, color: str, linestyle: str = ""
 ) -> None:
-    """Points with their intervals; those that cannot be told are left out."""
-    known = [
-        (at, e.value, e.value - e.lower, e.upper - e.value)
-        for at, e in zip(x, estimates, strict=True)
-        if e.value is not None and e.lower is not None and e.upper is not None
-    ]
+    """Points with their intervals, as far as both can be told."""
+    known = [(at, e.value, _bars(e)) for at, e in zip(x, estimates, strict=True) if e.value is not None]
     if known:
-        at, value, below, above = (list(column) for column in zip(*known, strict=True))
+        at, value, bars = (list(column) for column in zip(*known, strict=True))
         style: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 3, "linewidth": 1, "linestyle": linestyle}
-        axis.errorbar(at, value, yerr=[below, above], label=label, color=color, **style)
+        axis.errorbar(at, value, yerr=np.hstack(bars), label=label, color=color, **style)
+
+
+def _bars(estimate: Estimate) -> np.ndarray:
+    """How far the interval reaches below and above the value, [2, 1]; NaN, which is not drawn, where it is unbounded."""
+    if estimate.value is None or estimate.lower is None or estimate.upper is None:
+        return np.full((2, 1), np.nan)
+    return np.maximum([[estimate.value - estimate.lower], [estimate.upper - estimate.value]], 0.0)
 
 
 def write_figure(path: Path, figure: Figure) -> Path:
     """Saves and closes the figure; the file is there whole or not at all."""
-    write_atomically(path, lambda p: figure.savefig(p))
-    plt.close(figure)
+    write_atomically(path, partial(save, figure))
     return path
+
+
+def save(figure: Figure, to: Any, **options: Any) -> None:
+    """Saves and closes the figure."""
+    # Labels of ticks are made when they are drawn. A name may have letters that the font lacks: it shows boxes for them.
+    with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from|constrained_layout not applied")
+        figure.savefig(to, **options)
+    plt.close(figure)
+
+
+def legend_name(name: str) -> str:
+    """A name as the label of a handle: matplotlib leaves out what begins with `_`."""
+    return f" {name}" if name.startswith("_") else name

@@ -1,25 +1,29 @@
-"""Prompts from files, and pictures that were made elsewhere with the prompts they belong to.
+"""Prompts from files, and images that were made elsewhere with the prompts they belong to.
 
-A prompts file is plain text with a prompt a line, or a table (jsonl, csv, parquet) with a column `prompt`; further columns
-are left alone, except `image` where pictures are read.
+A prompt file is plain text with a prompt per line, a JSON list of texts, or a table (CSV, TSV, JSON lines, a JSON list of
+objects, Parquet) with a column `prompt`. Other columns are ignored, except the one that names the images where images are read.
 """
 
-import csv
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from alignbench.errors import UserError, did_you_mean
+from alignbench.errors import UserError
 from alignbench.images import SUFFIXES, ImageFiles, list_images
-
-if TYPE_CHECKING:
-    import pandas as pd
+from alignbench.text import excerpt, prompt_identity
+from alignbench.text_files import Table, read_table, stripped
 
 T = TypeVar("T")
 
-TABLES = (".jsonl", ".csv", ".parquet")
+PROMPT = ("prompt", "caption", "text")
+"""Headings of the column of prompts, in any case; the first goes before the others."""
+IMAGE = (
+    *("image", "image_file", "image_path", "image_name", "image_file_name", "image_file_path"),
+    *("file", "file_name", "file_path", "path", "picture", "img", "img_path"),
+)
+"""Headings of the column that names each row's image, in any case and with any sign between words; the first goes before."""
 
 
 @dataclass(frozen=True)
@@ -37,53 +41,62 @@ class Pictures:
     owners: list[int]
 
 
-def read_prompts(file: Path) -> list[str]:
-    """The prompts of a file, in its order.
+def read_prompts(file: Path, *, pipe: bool = True) -> list[str]:
+    """The prompts of a file, in its order, without blanks around them.
+
+    Args:
+        file: to read.
+        pipe: also read what is no regular file, such as /dev/stdin, and wait for it.
 
     Raises:
         UserError: the file cannot be read, has no column `prompt`, holds something else than texts there, or no prompt.
     """
-    if file.suffix.lower() in TABLES:
-        return [str(p) for p in _read_table(file)["prompt"]]
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file has
-        raise UserError(f"cannot read the prompts in {file}: {getattr(error, 'strerror', None) or error}") from None
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise UserError(f"{file} holds no prompt")
-    return prompts
+    table = _read_table(file, pipe)
+    return table.texts(table.require(*PROMPT))
 
 
 def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
     """The pictures of a folder with their prompts.
 
-    A table with a column `image` names each picture's file, relative to the folder; rows of one prompt belong together.
-    Otherwise the folder's pictures, sorted by name with numbers by their value (2.png before 10.png), are dealt out to the
-    prompts in order, an equal number to each.
+    A table with a column `image` (or another of `IMAGE`) names each image's file, relative to the folder. Otherwise the
+    folder's images, sorted by name with numbers by their value (2.png before 10.png), are dealt out to the rows in order, an
+    equal number to each. Rows of one prompt belong together.
 
     Raises:
         UserError: nothing is there, the numbers do not match, or a picture cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder of pictures")
-    if prompts_file.suffix.lower() in TABLES and "image" in (table := _read_table(prompts_file)):
-        files = [folder / str(name) for name in table["image"]]
-        prompts = list(dict.fromkeys(table["prompt"]))
-        index = {prompt: i for i, prompt in enumerate(prompts)}
-        owners = [index[prompt] for prompt in table["prompt"]]
+    table = _read_table(prompts_file, pipe=True)
+    rows = table.texts(table.require(*PROMPT))
+    named = table.find(*IMAGE)
+    if named is not None:
+        files, owners = [folder / name for name in table.texts(named)], list(range(len(rows)))
     else:
-        prompts = read_prompts(prompts_file)
         files = list_images(folder)
         if not files:
             raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
-        if len(files) % len(prompts):
+        if len(files) % len(rows):
             raise UserError(
-                f"{folder} holds {len(files)} pictures for the {len(prompts)} prompts of {prompts_file}; each prompt needs "
+                f"{folder} holds {len(files)} pictures for the {len(rows)} prompts of {prompts_file}; each prompt needs "
                 "the same number, or a table whose column `image` names the file of each row"
             )
-        owners = [i // (len(files) // len(prompts)) for i in range(len(files))]
+        _refuse_another_order(table, files)
+        owners = [i // (len(files) // len(rows)) for i in range(len(files))]
+    prompts, owners = same_prompts_together(rows, owners)
     return Pictures(ImageFiles(files), prompts, owners)
+
+
+def same_prompts_together(prompts: Sequence[str], owners: Sequence[int]) -> tuple[list[str], list[int]]:
+    """One entry for prompts that differ in case and blanks alone, else they would count as several in means over prompts.
+
+    Args:
+        owners: index into `prompts` of each image.
+    """
+    first = {prompt_identity(prompt): i for i, prompt in reversed(list(enumerate(prompts)))}
+    kept = sorted(first.values())
+    number = {i: k for k, i in enumerate(kept)}
+    return [prompts[i] for i in kept], [number[first[prompt_identity(prompts[owner])]] for owner in owners]
 
 
 def interleaved(lists: Sequence[list[T]]) -> list[T]:
@@ -92,44 +105,43 @@ def interleaved(lists: Sequence[list[T]]) -> list[T]:
     return [items[i] for i in range(longest) for items in lists if i < len(items)]
 
 
-def _read_table(file: Path) -> "pd.DataFrame":
-    """Columns `prompt` and, if it is there, `image`, all texts that are not empty."""
-    import pandas as pd
-
-    try:
-        if file.suffix.lower() == ".csv":
-            table = _read_csv(file)
-        elif file.suffix.lower() == ".jsonl":
-            lines = file.read_text(encoding="utf-8-sig").split("\n")
-            table = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-        else:
-            table = pd.read_parquet(file).astype(object)  # else texts are decoded, or not, when they are looked at
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"cannot read the prompts in {file}: {why}") from None
-    if "prompt" not in table:
-        raise UserError(f"{file} has no column 'prompt'{did_you_mean('prompt', map(str, table.columns))}")
-    if table.empty:
-        raise UserError(f"{file} holds no prompt")
-    table = table[[c for c in ("prompt", "image") if c in table]]
-    for column in table:
-        for row, value in enumerate(table[column], start=1):
-            if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{file}, row {row}: {column!r} must be a text, got {value!r}")
-            if not value.isascii() and value.encode(errors="ignore").decode() != value:
-                raise UserError(f"{file}, row {row}: {column!r} is no valid Unicode: {value!r}")
-    return table
+def _read_table(file: Path, pipe: bool) -> Table:
+    return read_table(file, "prompts", *PROMPT, lines=True, pipe=pipe)
 
 
-def _read_csv(file: Path) -> "pd.DataFrame":
-    """All texts, as they are. pandas' own reader takes what is before a comma too many for the name of the row."""
-    import pandas as pd
+def _refuse_another_order(table: Table, files: list[Path]) -> None:
+    """Refuses to deal out images to rows which say themselves, under whatever heading, which images are theirs.
 
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        head, *rows = [row for row in csv.reader(opened, strict=True) if row] or [[]]
-    if len(set(head)) < len(head):
-        raise ValueError("two columns have one name")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(head):
-            raise ValueError(f"row {number} has {len(row)} fields and the head {len(head)}; a comma in a text needs quotes")
-    return pd.DataFrame(rows, columns=head)
+    Raises:
+        UserError: a column, or the lines of a plain text, names images, and not just these in this order.
+    """
+    order = {name: i for i, file in enumerate(files) for name in (file.name, _number(file.stem))}
+    prompts = table.require(*PROMPT)
+    for heading in table.headings:
+        try:
+            values = table.values(heading)
+        except UserError:  # of a type that names nothing, such as the images' pixels
+            continue
+        if not all(isinstance(value, str | int) for value in values):
+            continue
+        names = [stripped(str(value)) for value in values]
+        called = [order.get(name, order.get(_number(name), -1)) for name in names]
+        if called == list(range(len(files))):
+            continue
+        are_these = heading != prompts and len(names) == len(files) and min(called) >= 0
+        if are_these or all(map(_names_image, names)):
+            raise UserError(
+                f"{table.file} names images in its column {excerpt(heading)}, and not in the order of their names; pair them "
+                "with prompts by a table with the columns 'image' and 'prompt', or leave out what names no image of theirs"
+            )
+
+
+def _number(name: str) -> str:
+    """Without leading zeros, where a name is a number."""
+    return name.lstrip("0") or "0" if name.isdecimal() else name
+
+
+def _names_image(value: str) -> bool:
+    """Whether a text is the name of an image, or begins or ends with one, as in a list `a.png: the prompt`."""
+    parts = re.split(r"[\s,;:|]+", value)
+    return any(part.strip("\"'").lower().endswith(SUFFIXES) for part in (parts[0], parts[-1]))

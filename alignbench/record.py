@@ -1,6 +1,5 @@
 """The record of a run: a typed, versioned `result.json`, and files that are there whole or not at all."""
 
-import json
 import math
 import os
 import platform
@@ -17,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from alignbench.errors import DiskError, UserError, redacted
+from alignbench.escaping import visible
+from alignbench.reading import Kind, read_json, read_table
 from alignbench.settings import first_problem
 from alignbench.statistics import Interval
 
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+METRICS, EVALS = "metrics.parquet", "evals.parquet"
+METRICS_COLUMNS: dict[str, Kind] = {"iteration": "whole", "model_rows": "number", "reward": "number", "seconds": "number"}
+EVALS_COLUMNS: dict[str, Kind] = {
+    "prompt_index": "whole",
+    "prompt": "text",
+    "image": "whole",
+    "metric": "text",
+    "value": "number",
+    "phase": "text",
+}
+"""What every such table has; of metrics all other columns are numbers too."""
 CONFIG, LOCK = "config.yaml", ".lock"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr", "numpy", "scipy")
 
@@ -116,7 +128,7 @@ class Protocol(_Part):
     """How base and final model were compared."""
 
     prompts: int
-    images_per_prompt: int
+    images_per_prompt: int = Field(ge=1)
     steps: int
     guidance: float
     weights: str
@@ -124,6 +136,24 @@ class Protocol(_Part):
     noise_seed: int
     evals: dict[str, dict[str, Any]]
     """Eval -> model, device and settings."""
+
+
+class _Labelled(BaseModel):
+    name: str | None = None
+    label: str | None = None
+
+
+class _ReadOfConfig(BaseModel):
+    """What is read of a run's configuration, whose other keys are those of its version."""
+
+    objective: _Labelled = _Labelled()
+    sampler: _Labelled = _Labelled()
+    budget: dict[str, Any] | None = None
+
+
+def _readable(config: dict[str, Any]) -> dict[str, Any]:
+    _ReadOfConfig.model_validate(config)
+    return config
 
 
 class Result(_Part):
@@ -138,7 +168,7 @@ class Result(_Part):
     """`first_update_ratio_abs_dev_max`: how far the importance ratio was from 1 on the first update after a rollout."""
     protocol: Protocol
     environment: dict[str, Any]
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(_readable)]
     task: dict[str, str] = {}
     """Part of the task (training prompts, evaluation prompts, reward, judges, pairs) -> SHA-256 of what is in it."""
 
@@ -195,38 +225,68 @@ def read_result(folder: Path) -> Result:
         UserError: there is none, it was written by another version of the schema, or it has been altered beyond reading.
     """
     file = folder / "result.json"
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{file} is no valid JSON{where}; it may have been altered") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file} is no record of a run: it holds no keys and values")
+    data = read_json(file)
     if data.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{file} has schema version {data.get('schema_version')!r}; this alignbench reads {SCHEMA_VERSION}")
     try:
         return Result.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{file} is no record of a run: {first_problem(error, 'the record')}") from None
+        raise UserError(f"{file} is not a record of a run: {first_problem(error, 'the record')}") from None
 
 
-def read_table(file: Path) -> "pd.DataFrame":
-    """A table that a run has left.
+def visible_record(result: Result) -> Result:
+    """The record with every text in it as reports show it."""
+    return Result.model_validate(_visible(result.model_dump()))
+
+
+def _visible(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {visible(str(key)): _visible(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return list(map(_visible, data))
+    return visible(data) if isinstance(data, str) else data
+
+
+def read_metrics(folder: Path) -> "pd.DataFrame | None":
+    """A run's `metrics.parquet`, a row an iteration, or None where there is none: its numbers, and where its trees split.
 
     Raises:
-        UserError: the file cannot be read, or is none.
+        UserError: it is no such table.
     """
+    import numpy as np
     import pandas as pd
 
-    try:
-        table = pd.read_parquet(file)
-        table.select_dtypes("string").astype(object)  # else texts are decoded, or not, when they are looked at
-        return table
-    except Exception as error:  # pyarrow raises its own errors, and whatever damaged bytes lead it to
-        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read {file}: {why}") from None
+    file = folder / METRICS
+    if not os.path.lexists(file):
+        return None
+    table = read_table(file, METRICS_COLUMNS, {"splits": "text"})
+    table = table[[c for c in table.columns if c == "splits" or pd.api.types.is_numeric_dtype(table[c])]]
+    if table["iteration"].duplicated().any():
+        raise UserError(f"cannot read {file}: two rows are of the same iteration")
+    if not np.isfinite(table[["model_rows", "seconds"]].to_numpy(dtype=np.float64)).all():
+        raise UserError(f"cannot read {file}: model_rows and seconds must be finite")
+    return table
+
+
+def read_evals(folder: Path) -> "pd.DataFrame | None":
+    """A run's `evals.parquet`, a row an image, metric and phase (`base` or `final`), or None where there is none.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    import numpy as np
+
+    file = folder / EVALS
+    if not os.path.lexists(file):
+        return None
+    table = read_table(file, EVALS_COLUMNS)[list(EVALS_COLUMNS)]
+    if table.duplicated(["phase", "metric", "prompt_index", "image"]).any():
+        raise UserError(f"cannot read {file}: two rows are of the same phase, metric, prompt_index and image")
+    if table.drop_duplicates(["prompt_index", "prompt"])["prompt_index"].duplicated().any():
+        raise UserError(f"cannot read {file}: two prompts have the same prompt_index")
+    if np.isinf(table["value"].to_numpy(dtype=np.float64)).any():
+        raise UserError(f"cannot read {file}: a value is infinite")
+    return table
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

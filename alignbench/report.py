@@ -3,26 +3,32 @@
 import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from alignbench import comparison_plots as drawing
+from alignbench.escaping import csv_frame, latex, markdown, visible
+from alignbench.plots import left_out, save
 from alignbench.record import MetricRecord, write_atomically
 from alignbench.results import BASE, SPENT, Results, read_results
 from alignbench.yaml_files import parse
 
 LEVEL = 0.05
+SMALLEST_SHOWN = 1e-15
+"""Of p values: below it a test's assumptions are worth less than its digits."""
 ARROWS = {True: "↑", False: "↓", None: ""}
 """Where better is."""
 FEW_SEEDS = 5
@@ -78,21 +84,34 @@ def write_report(folder: Path, *, reward: str | None = None, diversity: str | No
 
 
 def render(template: str, values: dict[str, Any]) -> str:
-    """Fills a template; HTML is escaped, so that a prompt or a name stays text."""
+    """Fills a template; whatever stands in it is escaped for its format, so that a prompt or a name stays text."""
+    html = ".html" in template
+    escape = visible if html else markdown
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=lambda name: bool(name) and ".html" in str(name),
+        autoescape=html,
+        finalize=lambda value: escape(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "estimate": estimate, "spent": spent, "plain": plain, "listed": listed}
-    return environment.get_template(template).render(values)
+    environment.filters |= {"number": number, "p_value": p_value, "estimate": estimate, "spent": spent, "listed": listed}
+    environment.filters |= {"code": _code, "link": lambda file: Markup(quote(file))}
+    return environment.get_template(template).render(values | _style_and_script())
 
 
-def plain(text: Any) -> str:
-    """A name or a sentence as one line of Markdown text, which can open no tag, link or column of a table."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+def _style_and_script() -> dict[str, Markup]:
+    """What a page looks like and does, and the policy that lets a browser load and run these and nothing else."""
+    style, script = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    sources = (f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" for text in (style, script))
+    parts = zip(("style-src", "script-src"), sources, strict=True)
+    only = ["default-src 'none'", "img-src data:", *map(" ".join, parts), "base-uri 'none'", "form-action 'none'"]
+    return {"style": Markup(style), "script": Markup(script), "policy": Markup("; ".join(only))}
+
+
+def _code(command: str) -> Markup:
+    """A line of an indented block of code, in which Markdown reads nothing."""
+    return Markup(visible(" ".join(command.split())))
 
 
 def verdict(results: Results, setup: str) -> list[str]:
@@ -170,7 +189,11 @@ def _differences(results: Results, setup: str, metric: str) -> list[str]:
 def _by(row: dict[Any, Any]) -> str:
     size, ends = abs(row["difference"]), sorted(row[f"difference_{end}"] for end in ("lower", "upper"))
     low, high = ends if row["difference"] > 0 else (-ends[1], -ends[0])
-    return f"by {number(size)} [{number(low)}, {number(high)}], p = {row['p_holm']:.2g}"
+    return f"by {number(size)} [{number(low)}, {number(high)}], {_equals(row['p_holm'])}"
+
+
+def _equals(p: float) -> str:
+    return f"p {'' if p < SMALLEST_SHOWN else '= '}{p_value(p)}"
 
 
 def _moved(cells: pd.DataFrame) -> list[str]:
@@ -200,8 +223,11 @@ def _setup(results: Results, setup: str, folder: Path, plots: Sequence[Path]) ->
     files = [file for file in plots if file.parent == own and file.suffix == ".svg"]
     figures = {file.stem: _svg_uri(file.read_bytes()) for file in files}
     if not files:
-        figures = {name: _svg_uri(_svg(figure)) for name, figure in drawing.comparison_figures(results, setup).items()}
+        for name, figure in drawing.comparison_figures(results, setup).items():
+            with left_out(f"plot {name} of {setup}", results.unreadable.append):
+                figures[name] = _svg_uri(_svg(figure))
     pairs = results.pairs_frame
+    both = diversity is not None and len(drawing.metric_pairs(cells, diversity, reward)) > 0
     return {
         "name": setup,
         "reward": reward,
@@ -209,7 +235,7 @@ def _setup(results: Results, setup: str, folder: Path, plots: Sequence[Path]) ->
         "verdict": verdict(results, setup),
         "metrics": {name: heading(name, metric) for name, metric in first.metrics.items()},
         "rows": [_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])],
-        "plot": scatter(cells, reward, diversity) if diversity else None,
+        "plot": scatter(cells, reward, diversity) if diversity and both else None,
         # The page has a trade-off plot and pictures of its own.
         "figures": {drawing.figure_title(name): uri for name, uri in figures.items() if name not in ("trade_off", "pictures")},
         "files": {drawing.figure_title(f.stem): f.relative_to(folder).with_suffix(".png").as_posix() for f in files},
@@ -293,7 +319,14 @@ def number(value: float | None) -> str:
     """Four digits, those before the point in full, or a dash where there is none."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < math.inf else f"{value:.4g}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def p_value(p: float) -> str:
+    """No p value is 0, and where there is no test none is made up."""
+    if math.isnan(p):
+        return "cannot be told"
+    return f"{p:.2g}" if p >= SMALLEST_SHOWN else f"< {SMALLEST_SHOWN:.0g}"
 
 
 def estimate(row: Mapping[Any, Any], name: str = "mean") -> str:
@@ -302,7 +335,8 @@ def estimate(row: Mapping[Any, Any], name: str = "mean") -> str:
     if math.isnan(value):
         return "-"
     over = row.get("over", "seeds") if name != "iqm" else "seeds"
-    return f"{number(value)} [{number(lower)}, {number(upper)}] ({_counted(n, over)})"
+    interval = f"[{number(lower)}, {number(upper)}]" if math.isfinite(lower) and math.isfinite(upper) else "[no interval]"
+    return f"{number(value)} {interval} ({_counted(n, over)})"
 
 
 def spent(row: Mapping[str, Any], name: str) -> str:
@@ -331,20 +365,13 @@ def latex_table(rows: Sequence[dict[str, Any]], metrics: Mapping[str, str], abou
         metrics: those that are shown, with their headings.
         about: a line for its first comment.
     """
-    head = " & ".join(["Method", *map(_latex, metrics.values())])
-    lines = [f"% {' '.join(about.split())}", r"% Mean [95 % interval] (n); needs \usepackage{booktabs}."]
+    head = " & ".join(["Method", *map(latex, metrics.values())])
+    lines = [f"% {visible(' '.join(about.split()))}", r"% Mean [95 % interval] (n); needs \usepackage{booktabs}."]
     lines += [rf"\begin{{tabular}}{{l{'l' * len(metrics)}}}", r"\toprule", head + r" \\", r"\midrule"]
     for row in rows:
-        found = [_latex(estimate(row["metrics"][m])) if m in row["metrics"] else "-" for m in metrics]
-        lines.append(" & ".join([_latex(row["cell"]), *found]) + r" \\")
+        found = [latex(estimate(row["metrics"][m])) if m in row["metrics"] else "-" for m in metrics]
+        lines.append(" & ".join([latex(row["cell"]), *found]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}"}
-    escaped = "".join(special.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-    return re.sub(r"(?<![\w.-])-(?=\d|inf)", "$-$", escaped)  # a hyphen is no minus
 
 
 def _write_tables(results: Results, folder: Path) -> list[Path]:
@@ -355,7 +382,7 @@ def _write_tables(results: Results, folder: Path) -> list[Path]:
     if volumes:
         frames["hypervolumes"] = pd.concat(volumes, names=["setup"]).reset_index("setup")
     for name, frame in frames.items():
-        write_atomically(folder / f"{name}.csv", partial(frame.to_csv, index=False))
+        write_atomically(folder / f"{name}.csv", partial(csv_frame(frame).to_csv, index=False))
         write_atomically(folder / f"{name}.parquet", partial(frame.to_parquet, index=False))
         written += [folder / f"{name}.csv", folder / f"{name}.parquet"]
     for setup in results.setups:
@@ -364,7 +391,7 @@ def _write_tables(results: Results, folder: Path) -> list[Path]:
         metrics = results.of(setup)[0].result.metrics
         shown = {m: heading(m, metrics[m]) for m in (results.reward(setup), results.diversity(setup)) if m}
         text = latex_table(rows, shown, f"{setup}: {listed(_protocol(results, setup))}")
-        file = folder / f"{drawing.slug(setup)}.tex"
+        file = folder / f"{results.file_names[setup]}.tex"
         _write(file, text)
         written.append(file)
     return written
@@ -377,8 +404,7 @@ def _write(file: Path, text: str) -> None:
 def _svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with plt.rc_context(drawing.PAPER):
-        figure.savefig(buffer, format="svg")
-    plt.close(figure)
+        save(figure, buffer, format="svg")
     return buffer.getvalue()
 
 

@@ -4,9 +4,9 @@ A *cell* is an objective with a sampler and their settings; its runs differ in n
 equal for cells to be compared: task, backbone, evaluation protocol and budget. Nothing is averaged across setups.
 """
 
-import json
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, combinations
@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import UserError, did_you_mean
-from alignbench.record import Estimate, Result, read_result, read_table
+from alignbench.escaping import slugs, visible
+from alignbench.reading import read_json
+from alignbench.record import Estimate, Result, read_evals, read_metrics, read_result, visible_record
+from alignbench.settings import first_problem
 from alignbench.statistics import (
     Interval,
     holm,
+    interval_over_runs,
     mean_interval,
     paired_interval,
     probability_of_improvement,
-    seed_interval,
-    stratified_interval,
     welch,
     welch_interval,
 )
@@ -37,9 +40,6 @@ DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_divers
 SPENT = ("model_rows", "seconds", "reward_calls")
 """Columns of `cells_frame` and `runs_frame` that say what a training took."""
 
-COLUMNS = {"metrics": {"iteration"}, "evals": {"prompt_index", "prompt", "image", "metric", "value", "phase"}}
-"""Of a run's tables, those that frames are made of."""
-
 _NOT_OF_THE_METHOD = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
     *("snapshots", "threads", "device", *WITHOUT_EFFECT),
@@ -49,7 +49,10 @@ _NOT_OF_THE_METHOD = {
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its record and tables (None where there is none), and the names of its setup and cell."""
+    """A finished run: its folder, its record and tables (None where there is none), and the names of its setup and cell.
+
+    Every text in them is as `visible` shows it.
+    """
 
     folder: Path
     result: Result
@@ -66,7 +69,7 @@ class Results:
     Attributes:
         folder: where they were looked for.
         runs: those that can be used.
-        unreadable: a line for each record that cannot be read; the others are used.
+        unreadable: a line for each record, table or plot that is left out, with the reason; all else is there.
         unfinished: cells of comparisons that are not complete: id, status, error.
         notes: what a reader must know about how runs were grouped or left out.
         commands: what makes all of this anew.
@@ -84,6 +87,11 @@ class Results:
     @property
     def setups(self) -> list[str]:
         return list(dict.fromkeys(run.setup for run in self.runs))
+
+    @cached_property
+    def file_names(self) -> dict[str, str]:
+        """Of each setup, unlike any other's."""
+        return slugs(self.setups)
 
     def of(self, setup: str) -> list[Run]:
         return [run for run in self.runs if run.setup == setup]
@@ -173,12 +181,13 @@ class Results:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["setup", "cell", "seed"])
 
     @cached_property
+    @np.errstate(over="ignore", invalid="ignore")  # of numbers near the largest there are
     def cells_frame(self) -> pd.DataFrame:
         """A row a setup, cell and metric, the base model as a cell of its own.
 
         `mean`, `lower`, `upper` and `n`: over seeds by Student's t (`over` is `seeds`); of one seed, and of the base model,
-        over prompts by bootstrap (`over` is `prompts`), which does not tell what another seed would give. `sd` is over seeds.
-        `iqm`: interquartile mean over seeds and prompts, by bootstrap of whole seeds. `difference`: to the base model.
+        over prompts likewise (`over` is `prompts`), which does not tell what another seed would give. `sd` is over seeds.
+        `iqm`: interquartile mean over seeds and prompts, by a jackknife of whole seeds. `difference`: to the base model.
         What was spent, `seconds` of training among it: means over seeds, with the lowest and the highest, `_min` and `_max`.
         """
         rows = []
@@ -189,6 +198,7 @@ class Results:
         return pd.DataFrame(rows)
 
     @cached_property
+    @np.errstate(over="ignore", invalid="ignore")
     def pairs_frame(self) -> pd.DataFrame:
         """A row a setup, metric and two cells: what they differ in.
 
@@ -251,9 +261,9 @@ class Results:
                 | {"sampler": first.result.pair[1], "metric": name, "role": record.role}
                 | {"higher_is_better": record.higher_is_better, "seeds": len(runs), "over": "seeds" if several else "prompts"}
                 | {"sd": float(np.nanstd(final, ddof=1)) if several else np.nan}
-                | _columns("mean", seed_interval(final) if several else _interval(record.final))
+                | _columns("mean", mean_interval(final) if several else _interval(record.final))
                 | _columns("iqm", self._iqm(first.setup, first.cell, name, "final"))
-                | _columns("difference", seed_interval(difference) if several else _interval(record.difference))
+                | _columns("difference", mean_interval(difference) if several else _interval(record.difference))
                 | spent
             )
         return rows
@@ -262,7 +272,7 @@ class Results:
         scores = self.scores(setup, cell, metric, column)
         if column == "base":
             scores = scores[:1]
-        return stratified_interval(scores, shared_runs=True)
+        return interval_over_runs(scores)
 
     def _pair_rows(self, setup: str, metric: str) -> list[dict[str, Any]]:
         of_runs = self._by_metric["runs"]
@@ -306,7 +316,7 @@ def read_results(folder: Path, *, reward: str | None = None, diversity: str | No
             result = read_result(file.parent)
             if not result.metrics:
                 raise UserError(f"{file} holds no metric")
-            found.append((file.parent, result))
+            found.append((file.parent, visible_record(result)))
         except UserError as error:
             results.unreadable.append(str(error))
     if not found:
@@ -341,21 +351,42 @@ def _read_comparisons(folder: Path, found: list[tuple[Path, Result]], results: R
     order: dict[Path, int] = {}
     for home in sorted({folder, *(run.parent.parent for run in runs)}):
         file = home / "comparison.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             continue
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            if data.get("command"):
-                results.commands.append(" ".join([str(data["command"]), *map(shlex.quote, chain(*axes.items()))]))
-                alone -= {run for run in runs if run.parent.parent == home}
-            for cell in data.get("cells", []):
-                order[home / "runs" / str(cell.get("id"))] = len(order)
-                if cell.get("status") != "complete":
-                    results.unfinished.append({key: str(cell.get(key) or "") for key in ("id", "status", "error")})
-        except (OSError, ValueError, AttributeError) as error:
-            results.unreadable.append(f"cannot read {file}: {error}")
+            comparison = _read_comparison(file)
+        except UserError as error:
+            results.unreadable.append(str(error))
+            continue
+        if comparison.command:
+            results.commands.append(" ".join([comparison.command, *map(shlex.quote, chain(*axes.items()))]))
+            alone -= {run for run in runs if run.parent.parent == home}
+        for cell in comparison.cells:
+            order[home / "runs" / cell.id] = len(order)
+            if cell.status != "complete":
+                results.unfinished.append({k: " ".join((v or "").split()) for k, v in cell.model_dump().items()})
     found.sort(key=lambda run: order.get(run[0], len(order)))
     return alone
+
+
+class _Cell(BaseModel):
+    id: str
+    status: str
+    error: str | None = None
+
+
+class _Comparison(BaseModel):
+    """What is read of `comparison.json`."""
+
+    command: str | None = None
+    cells: list[_Cell] = []
+
+
+def _read_comparison(file: Path) -> _Comparison:
+    try:
+        return _Comparison.model_validate(read_json(file))
+    except ValidationError as error:
+        raise UserError(f"{file} is not a record of a comparison: {first_problem(error, 'the record')}") from None
 
 
 def _command(folder: Path, result: Result) -> str:
@@ -396,8 +427,11 @@ def _name(found: list[tuple[Path, Result]], results: Results) -> None:
         if first != folder:
             results.notes.append(f"{folder} repeats cell and seed of {first} and is left out")
             continue
-        tables = [_table(folder / f"{name}.parquet", columns, results) for name, columns in COLUMNS.items()]
-        results.runs.append(Run(folder, result, setup, cell, *tables))
+        metrics, evals = (_table(folder, read, results) for read in (read_metrics, read_evals))
+        if evals is not None:
+            names: Any = {column: {text: visible(text) for text in evals[column].unique()} for column in ("prompt", "metric")}
+            evals = evals.assign(**{column: evals[column].map(shown) for column, shown in names.items()})
+        results.runs.append(Run(folder, result, setup, cell, metrics, evals))
     results.notes += setups.notes + cells.notes
 
 
@@ -439,15 +473,9 @@ def _keys(run: Run) -> dict[str, Any]:
     return {"setup": run.setup, "cell": run.cell, "seed": run.result.run.seed}
 
 
-def _table(file: Path, columns: set[str], results: Results) -> pd.DataFrame | None:
-    if not file.is_file():
-        return None
+def _table(folder: Path, read: Callable[[Path], pd.DataFrame | None], results: Results) -> pd.DataFrame | None:
     try:
-        table = read_table(file)
-        missing = columns - set(table.columns)
-        if missing:
-            raise UserError(f"cannot read {file}: it has no column {min(missing)!r}")
-        return table
+        return read(folder)
     except UserError as error:
         results.unreadable.append(str(error))
         return None

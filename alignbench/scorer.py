@@ -49,6 +49,9 @@ class Eval:
     def prepare(self) -> None:
         """Loads what it scores with, so that what is missing is told before anything is drawn."""
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raises UserError for a prompt that it would refuse to score, before images are drawn for it."""
+
     def describe(self) -> dict[str, Any]:
         """What must be known to score again alike: model, device, precision, settings."""
         return {"settings": self.settings.model_dump()}
@@ -88,7 +91,7 @@ def as_arrays(images: Images) -> list[np.ndarray]:
 
 def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
             raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got one of {image.dtype} {list(image.shape)}")
         return image
     try:

@@ -41,11 +41,12 @@ def score_model(
     if out is not None:
         refuse_taken(out)
     task = _task(config, evals, settings or {})
-    evaluation_prompts(task, config.evaluation)
+    prompts = evaluation_prompts(task, config.evaluation)
     weights = policy_weights(run / "checkpoints") if run else None
     judges = Judges(task, config.scorer_timeout)
     advance("loading models")
     judges.prepare()
+    judges.check_prompts(prompts)
     policy = load_configured_backbone(config)
     e = config.evaluation
     with judged_weights(policy, weights):
@@ -94,6 +95,7 @@ def score_pictures(
     pictures = read_pictures(folder, prompts)
     advance("loading models")
     judges.prepare()
+    judges.check_prompts(pictures.prompts)
     found = judge(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
     protocol = EvalProtocol(
         source="images",

@@ -78,9 +78,9 @@ def _service_url(value: Any) -> Any:
         raise PydanticCustomError(
             "url",
             "a service's URL is scheme, host, port and path alone; a password or token comes from the variable "
-            "ALIGNBENCH_SCORER_TOKEN or from a token file (docs/evals.md)",
+            "ALIGNBENCH_SCORER_TOKEN or from a token file (docs/configuration.md)",
         )
-    if not fits or any(letter.isspace() or not letter.isprintable() for letter in value):
+    if not fits or not value.isprintable():
         raise PydanticCustomError("url", "a service's URL is like http://127.0.0.1:8765, or begins with https://")
     return value
 

@@ -1,20 +1,29 @@
 """Means with intervals, tests and fronts.
 
 The unit of a single run is the prompt: pictures of one prompt are not independent of one another. The unit of a comparison
-is the seed: prompts of one training run are not independent of one another either. Interquartile mean, stratified bootstrap,
-probability of improvement and performance profiles are those of Agarwal et al. 2021 (arXiv 2108.13264).
+is the seed: prompts of one training run are not independent of one another either.
+
+Intervals are Student's t throughout, with a jackknife or bootstrap standard error where the statistic is not a mean. On a few
+units a percentile bootstrap is too narrow, and BCa hardly less so; `docs/reading-a-report.md` has the simulation. Values that
+differ by rounding alone count as equal, and equal values have no interval and no t test: nothing is known about what varies.
+
+Interquartile mean, probability of improvement and performance profiles are those of Agarwal et al. 2021 (arXiv 2108.13264).
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 RESAMPLES = 2000
 AT_ONCE = 100
 """Resamples of groups that are in memory together."""
 CONFIDENCE = 0.95
+ROUNDING = 1e-12
+"""Relative to the larger of two float64 numbers, a difference that arithmetic alone can make."""
+SMALLEST_P = float(np.finfo(np.float64).tiny)
+"""No test gives 0: that is a p value too small for a float64."""
 
 
 class Interval(NamedTuple):
@@ -26,36 +35,40 @@ class Interval(NamedTuple):
     n: int
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean of one value a unit, with its percentile-bootstrap interval; NaN values are left out.
+def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """first - second, where rounding alone gives 0; NaN where either is."""
+    a, b = np.broadcast_arrays(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity minus itself is NaN
+        apart = a - b
+        return np.where(np.abs(apart) <= ROUNDING * np.maximum(np.abs(a), np.abs(b)), 0.0, apart)
 
-    Equal values give an interval of no width; with one value the interval is unbounded, with none all is NaN.
+
+def equal_values(values: np.ndarray) -> bool:
+    """Whether they differ by rounding at most; NaN values do not count."""
+    known = _known(values)
+    return len(known) == 0 or float(known.max()) - float(known.min()) <= ROUNDING * float(np.abs(known).max())
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """Mean of one value a unit (a prompt, or a seed) with Student's t interval; NaN values are left out.
+
+    Unbounded with one value and where all are equal; all is NaN where there is no value.
     """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    if len(known) == 0:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    mean = float(known.mean())
-    if len(known) == 1:
-        return Interval(mean, -np.inf, np.inf, 1)
-    if np.ptp(known) == 0:
-        return Interval(mean, mean, mean, len(known))
-    return Interval(mean, *_bootstrap([known], seed), len(known))
+    return mean_of_means_interval([values])
 
 
-def mean_of_means_interval(strata: Sequence[np.ndarray], seed: int = 0) -> Interval:
-    """Mean of the strata's means, each stratum resampled by itself; NaN values and strata without any other are left out."""
-    known = [values[~np.isnan(values)] for values in (np.asarray(s, dtype=np.float64) for s in strata)]
-    known = [values for values in known if len(values)]
+def mean_of_means_interval(strata: Sequence[np.ndarray]) -> Interval:
+    """Mean of the strata's means, with Welch's (1947) degrees of freedom; NaN values and strata without any other are left out.
+
+    Unbounded where a stratum has one value, and where all values of each are equal.
+    """
+    known = [values for values in map(_known, strata) if len(values)]
     count = sum(map(len, known))
     if not known:
         return Interval(np.nan, np.nan, np.nan, 0)
-    mean = float(np.mean([values.mean() for values in known]))
-    if any(len(values) == 1 for values in known):
-        return Interval(mean, -np.inf, np.inf, count)
-    if all(np.ptp(values) == 0 for values in known):
-        return Interval(mean, mean, mean, count)
-    return Interval(mean, *_bootstrap(known, seed), count)
+    mean, error, degrees = _mean_of_means(known)
+    half = _half(error, degrees) if degrees else np.inf
+    return Interval(mean, mean - half, mean + half, count)
 
 
 def rise_test(strata: Sequence[np.ndarray]) -> float:
@@ -65,36 +78,46 @@ def rise_test(strata: Sequence[np.ndarray]) -> float:
     the p of the sign test, so that few equal values prove nothing. NaN values are left out; NaN where it cannot be told, as
     with one value in a stratum.
     """
-    known = [values[~np.isnan(values)] for values in (np.asarray(s, dtype=np.float64) for s in strata)]
-    known = [values for values in known if len(values)]
+    known = [values for values in map(_known, strata) if len(values)]
     if not known or any(len(values) == 1 for values in known):
         return float("nan")
-    mean = float(np.mean([values.mean() for values in known]))
-    if all(np.ptp(values) == 0 for values in known):
-        by_chance = float(0.5 ** sum(map(len, known)))
-        return 0.5 if mean == 0 else by_chance if mean > 0 else 1 - by_chance
-    parts = np.array([values.var(ddof=1) / len(values) for values in known]) / len(known) ** 2
-    degrees = parts.sum() ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, known, strict=True))
-    return float(stats.t.sf(mean / np.sqrt(parts.sum()), degrees))
+    mean, error, degrees = _mean_of_means(known)
+    if degrees:
+        return max(float(stdtr(degrees, -mean / error)), SMALLEST_P)
+    by_chance = max(float(0.5 ** sum(map(len, known))), SMALLEST_P)
+    return 0.5 if mean == 0 else by_chance if mean > 0 else 1 - by_chance
 
 
-def _bootstrap(strata: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    found = stats.bootstrap(
-        strata,
-        lambda *samples, axis: np.mean([sample.mean(axis=axis) for sample in samples], axis=0),
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def _known(values: np.ndarray) -> np.ndarray:
+    found = np.asarray(values, dtype=np.float64)
+    return np.asarray(found[~np.isnan(found)])
+
+
+def _half(error: float, degrees: float) -> float:
+    """Half the width of Student's interval."""
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
+
+
+def _mean_of_means(strata: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Mean, standard error and degrees of freedom; 0 degrees where no spread is known. Of values without NaN."""
+    scale = max(float(np.abs(values).max()) for values in strata)
+    if not 0 < scale < np.inf:
+        return float(np.mean([values.mean() for values in strata])), np.nan, 0.0
+    scaled = [values / scale for values in strata]  # so that squares neither overflow nor vanish
+    mean = scale * float(np.mean([values.mean() for values in scaled]))
+    if any(len(values) == 1 for values in strata) or all(map(equal_values, strata)):
+        return mean, np.nan, 0.0
+    variances = [0.0 if equal_values(values) else values.var(ddof=1) / len(values) for values in scaled]
+    parts = np.array(variances) / sum(variances)
+    degrees = 1 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, strata, strict=True))
+    return mean, scale * float(np.sqrt(sum(variances))) / len(strata), float(degrees)
 
 
 def interval_over_groups(statistic: Callable[..., np.ndarray], *samples: np.ndarray, seed: int = 0) -> Interval:
-    """A statistic of groups of rollouts with its percentile-bootstrap interval, for these prompts.
+    """A statistic of groups of rollouts with Student's t interval for these prompts, by a bootstrap standard error.
 
     The groups of each prompt are drawn anew, those of each sample apart; the prompts stay. Resamples in which the statistic
-    is NaN are left out.
+    is NaN are left out. Unbounded with one group a prompt, and where all resamples give the same.
 
     Args:
         statistic: of one array [B, P, n, ...] for each sample, to float [B].
@@ -111,29 +134,17 @@ def interval_over_groups(statistic: Callable[..., np.ndarray], *samples: np.ndar
         return sample[np.arange(prompts)[:, None], chosen]
 
     value = float(statistic(*(sample[None] for sample in samples))[0])
-    found = np.concatenate([statistic(*map(resampled, samples)) for _ in range(RESAMPLES // AT_ONCE)])
-    known = found[~np.isnan(found)]
-    n = samples[0].shape[0] * samples[0].shape[1]
-    if np.isnan(value) or len(known) == 0:
-        return Interval(np.nan, np.nan, np.nan, n)
-    outside = (1 - CONFIDENCE) / 2
-    lower, upper = np.quantile(known, [outside, 1 - outside])
-    return Interval(value, float(lower), float(upper), n)
-
-
-def seed_interval(values: np.ndarray) -> Interval:
-    """Mean of one value a seed, with Student's t interval; NaN values are left out.
-
-    A handful of seeds is too few for a percentile bootstrap, which then covers far less often than it says. One seed has an
-    unbounded interval.
-    """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    if len(known) < 2 or np.ptp(known) == 0:
-        return mean_interval(known)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(known) - 1) * stats.sem(known))
-    mean = float(known.mean())
-    return Interval(mean, mean - half, mean + half, len(known))
+    found = _known(np.concatenate([statistic(*map(resampled, samples)) for _ in range(max(1, RESAMPLES // AT_ONCE))]))
+    prompts, n = samples[0].shape[:2]
+    if np.isnan(value) or len(found) == 0:
+        return Interval(np.nan, np.nan, np.nan, prompts * n)
+    groups = min(sample.shape[1] for sample in samples)
+    if groups == 1 or len(found) == 1 or equal_values(found):
+        return Interval(value, -np.inf, np.inf, prompts * n)
+    # Values drawn with replacement from n have a variance of (n - 1) / n of the values' own.
+    error = float(found.std(ddof=1)) * (groups / (groups - 1)) ** 0.5
+    half = _half(error, prompts * (groups - 1))
+    return Interval(value, value - half, value + half, prompts * n)
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -144,40 +155,29 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float(known[cut : len(known) - cut].mean()) if len(known) else float("nan")
 
 
-def stratified_interval(
-    scores: np.ndarray,
-    statistic: Callable[[np.ndarray], float] = interquartile_mean,
-    *,
-    shared_runs: bool = False,
-    seed: int = 0,
-) -> Interval:
-    """A statistic of scores [runs, strata] with its percentile-bootstrap interval over runs; `n` is the number of runs.
+def interval_over_runs(scores: np.ndarray, statistic: Callable[[np.ndarray], float] = interquartile_mean) -> Interval:
+    """A statistic of scores [runs, prompts] with Student's t interval over runs, by the jackknife (Tukey 1958).
 
-    Args:
-        shared_runs: False where each stratum has runs of its own (tasks): runs are drawn apart in each, as in Agarwal et al.
-            True where a row is one run scored on all strata (prompts of one task): whole rows are drawn, because drawing
-            apart would take the prompts of one run for independent and make the interval too narrow.
+    Whole runs are left out, one after the other: prompts of one run are not independent, and to take them for it would make
+    the interval too narrow. `n` is the number of runs; with one, or where it makes no difference which one is left out, the
+    interval is unbounded.
 
     Raises:
         ValueError: `scores` has not two axes.
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2:
-        raise ValueError(f"scores must be [runs, strata], got {table.ndim} axes")
-    runs, strata = table.shape
-    if runs == 0 or strata == 0:
-        return Interval(np.nan, np.nan, np.nan, 0)
-    value = statistic(table)
+        raise ValueError(f"scores must be [runs, prompts], got {table.ndim} axes")
+    runs = len(table)
+    value = statistic(table) if table.size else np.nan
     if np.isnan(value):
         return Interval(np.nan, np.nan, np.nan, runs)
-    if runs == 1:
-        return Interval(value, -np.inf, np.inf, 1)
-    rng = np.random.default_rng(seed)
-    width = 1 if shared_runs else strata
-    drawn = rng.integers(runs, size=(RESAMPLES, runs, width))
-    found = [statistic(np.take_along_axis(table, np.broadcast_to(rows, table.shape), axis=0)) for rows in drawn]
-    low, high = np.nanquantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high), runs)
+    without = np.array([statistic(np.delete(table, run, axis=0)) for run in range(runs)]) if runs > 1 else np.empty(0)
+    if np.isnan(without).any() or equal_values(without):
+        return Interval(value, -np.inf, np.inf, runs)
+    error = float(np.sqrt((runs - 1) / runs * ((without - without.mean()) ** 2).sum()))
+    half = _half(error, runs - 1)
+    return Interval(value, value - half, value + half, runs)
 
 
 def welch(first: np.ndarray, second: np.ndarray) -> float:
@@ -185,15 +185,11 @@ def welch(first: np.ndarray, second: np.ndarray) -> float:
 
     NaN where it cannot be told: fewer than two values on a side, or no spread on either side.
     """
-    a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
-    a, b = a[~np.isnan(a)], b[~np.isnan(b)]
-    if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+    a, b = _known(first), _known(second)
+    if min(len(a), len(b)) < 2:
         return float("nan")
-    if np.ptp(b) == 0:  # the same test; scipy warns of cancellation in the variance of equal values
-        return float(stats.ttest_1samp(a, b[0]).pvalue)
-    if np.ptp(a) == 0:
-        return float(stats.ttest_1samp(b, a[0]).pvalue)
-    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    mean, error, degrees = _mean_of_means([a, -b])
+    return max(float(2 * stdtr(degrees, -abs(mean) / error)), SMALLEST_P) if degrees else float("nan")
 
 
 def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:
@@ -201,18 +197,12 @@ def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:
 
     Unbounded where that test can tell nothing; NaN where a side has no value.
     """
-    a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
-    a, b = a[~np.isnan(a)], b[~np.isnan(b)]
-    n = min(len(a), len(b))
-    if n == 0:
+    a, b = _known(first), _known(second)
+    if min(len(a), len(b)) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    difference = float(a.mean() - b.mean())
-    if n == 1 or (np.ptp(a) == 0 and np.ptp(b) == 0):
-        return Interval(difference, -np.inf, np.inf, n)
-    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    degrees = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * np.sqrt(va + vb))
-    return Interval(difference, difference - half, difference + half, n)
+    half_of_it = mean_of_means_interval([a, -b])  # the mean of both means is half of the difference
+    apart = float(difference(a.mean(), b.mean()))
+    return Interval(apart, 2 * half_of_it.lower, 2 * half_of_it.upper, min(len(a), len(b)))
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -235,8 +225,8 @@ def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
         first, second: [runs, strata]; the numbers of runs may differ. Higher is better.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
-    difference = a[:, None, :] - b[None, :, :]
-    wins = np.where(np.isnan(difference), np.nan, (np.sign(difference) + 1) / 2)
+    apart = difference(a[:, None, :], b[None, :, :])
+    wins = np.where(np.isnan(apart), np.nan, (np.sign(apart) + 1) / 2)
     return float(np.nanmean(wins)) if (~np.isnan(wins)).any() else float("nan")
 
 
@@ -249,16 +239,17 @@ def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarra
 
 def paired_interval(first: np.ndarray, second: np.ndarray) -> Interval:
     """Mean of first - second, unit by unit, with the interval of `mean_interval`; pairs with a NaN are left out."""
-    return mean_interval(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64))
+    return mean_interval(difference(first, second))
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
     """Which points no other point beats: at least as high in both coordinates and higher in one. bool [N] of [N, 2]
 
-    Points with a NaN are not on the front, and beat none.
+    Nothing is beaten by rounding alone. Points with a NaN are not on the front, and beat none.
     """
     p = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    better = np.all(p[None] >= p[:, None], axis=2) & np.any(p[None] > p[:, None], axis=2)
+    apart = difference(p[None], p[:, None])
+    better = np.all(apart >= 0, axis=2) & np.any(apart > 0, axis=2)
     return np.asarray(~np.any(better, axis=1) & ~np.any(np.isnan(p), axis=1))
 
 

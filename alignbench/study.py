@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,14 @@ from alignbench import laws
 from alignbench.comparison import Grid, check_grid, compare
 from alignbench.config import merged_layers, read_settings, validate
 from alignbench.errors import UserError
-from alignbench.record import exclusive, read_result, read_table, write_atomically
+from alignbench.reading import read_table
+from alignbench.record import METRICS, exclusive, read_result, write_atomically
 from alignbench.results import BASE
 from alignbench.settings import Settings
-from alignbench.statistics import Interval, holm, seed_interval, welch
+from alignbench.statistics import Interval, difference, holm, mean_interval, welch
 from alignbench.yaml_files import to_yaml
 
+T = TypeVar("T")
 FILE, RUNS = "study.yaml", "runs"
 KEYS = ["part", "objective", "sampler"]
 MEASURED = "measured_"
@@ -143,32 +145,42 @@ def _run_job(job: Job) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def runs_frame(study: Study, out: Path) -> pd.DataFrame:
+def runs_frame(study: Study, out: Path, left_out: list[str] | None = None) -> pd.DataFrame:
     """A row a run, in the study's order: part, task, objective, sampler, seed, what it spent, every metric of the trained
     model, and its `folder`; and before them one for the base model of each task, of no part.
+
+    Args:
+        left_out: gets a line for each record that is not used, because it cannot be read or is of no cell of the study.
 
     Raises:
         UserError: no run has ended.
     """
+    left_out = [] if left_out is None else left_out
     rows: list[dict[str, Any]] = []
     bases: dict[str, dict[str, Any]] = {}
     for part in study.parts:
         grid = study.part(part)
         found = []
+        named = {"task": [Path(t).stem for t in grid.tasks], "objective": grid.objectives, "sampler": grid.samplers}
         for file in sorted((out / RUNS / part).glob("*/s*/runs/*/result.json")):
-            result = read_result(file.parent)
+            result = readable(read_result, file.parent, left_out)
+            if result is None:
+                continue
             info, budget = result.run, result.budget
             objective, sampler = result.pair
             row: dict[str, Any] = {"part": part, "task": info.task, "objective": objective, "sampler": sampler}
             row |= {"seed": info.seed, "iterations": info.iterations}
             row |= {"model_rows": budget.model_rows_rollout + budget.model_rows_train, "reward_calls": budget.reward_calls}
             row |= {"seconds": budget.seconds, "folder": file.parent}
+            foreign = [key for key, names in named.items() if row[key] not in names]
+            if foreign:
+                left_out.append(f"{file} is of no cell of the study: its {foreign[0]} is {row[foreign[0]]!r}")
+                continue
             found.append(row | {name: metric.final.value for name, metric in result.metrics.items()})
             base: dict[str, Any] = {"part": "", "task": info.task, "objective": BASE, "sampler": "", "seed": 0}
             base |= {"iterations": 0, "model_rows": 0, "reward_calls": 0, "seconds": 0.0}
             bases.setdefault(info.task, base | {name: metric.base.value for name, metric in result.metrics.items()})
-        orders = (([Path(t).stem for t in grid.tasks], "task"), (grid.objectives, "objective"), (grid.samplers, "sampler"))
-        rows += sorted(found, key=lambda row: [*(order.index(row[key]) for order, key in orders), row["seed"]])
+        rows += sorted(found, key=lambda row: [*(names.index(row[key]) for key, names in named.items()), row["seed"]])
     if not rows:
         raise UserError(f"there is no finished run below {out / RUNS}")
     return pd.DataFrame([*(bases[task] for task in dict.fromkeys(row["task"] for row in rows)), *rows])
@@ -190,7 +202,7 @@ def cells_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
                 values = part[metric].to_numpy(dtype=np.float64)
                 p = welch(values, np.repeat(base[metric].to_numpy(dtype=np.float64), 2))  # known, so without spread
                 names = {"task": task, **dict(zip(KEYS, key, strict=True)), "metric": metric}
-                rows.append({**names, **seed_interval(values)._asdict(), "p": p})
+                rows.append({**names, **mean_interval(values)._asdict(), "p": p})
     return _corrected(rows, ["task", "metric"])
 
 
@@ -227,20 +239,23 @@ def method_frame(runs: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     return _corrected(rows, ["metric"])
 
 
-def at_kl(runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str]) -> pd.DataFrame:
+def at_kl(
+    runs: pd.DataFrame, levels: Iterable[float], metrics: Iterable[str], left_out: list[str] | None = None
+) -> pd.DataFrame:
     """A row a run and level: its metrics where the training first reaches a KL divergence to the base model, by linear
     interpolation between the base model, the snapshots and the trained model. NaN where it does not, and where it was not
     measured within a factor of `NEAR` of that level: a training that leaps over it was never seen there.
 
-    Runs without snapshots are left out. The KL is `kl_base`; the best reward at it is no metric of the run.
+    Runs without snapshots are left out, and so are those whose table cannot be read, of which `left_out` gets a line. The KL is
+    `kl_base`; the best reward at it is no metric of the run.
     """
     names = [m for m in _known(runs, metrics) if m not in ("kl_base", "best_reward_at_kl")]
     bases = runs[runs["objective"] == BASE].set_index("task")
     rows = []
     for run in runs[runs["objective"] != BASE].to_dict("records") if levels and "kl_base" in runs.columns else ():
-        table = read_table(run["folder"] / "metrics.parquet")
+        table = readable(read_table, run["folder"] / METRICS, left_out)
         columns = [f"{MEASURED}{name}" for name in ("kl_base", *names)]
-        if set(columns) <= set(table.columns):
+        if table is not None and set(columns) <= set(table.columns):
             ends = [[of[name] for name in ("kl_base", *names)] for of in (bases.loc[run["task"]], run)]
             path = np.vstack([ends[0], table[columns].dropna().to_numpy(), ends[1]]).astype(np.float64)
             of_run = {key: run[key] for key in ("task", *KEYS, "seed")}
@@ -256,20 +271,21 @@ def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         dict(zip(by, key, strict=True))
         | {"metric": metric}
-        | seed_interval(part[metric].to_numpy())._asdict()
+        | mean_interval(part[metric].to_numpy())._asdict()
         | {"runs": len(part)}
         for key, part in (at.groupby(by, sort=False) if len(at) else ())
         for metric in part.columns.difference([*by, "seed"], sort=False)
     )
 
 
-def modes_frame(runs: pd.DataFrame) -> pd.DataFrame:
+def modes_frame(runs: pd.DataFrame, left_out: list[str] | None = None) -> pd.DataFrame:
     """A row a task, part, objective, sampler and mode: the mass there of what is drawn for the first evaluation prompt, mean
-    over seeds; the target's and the base model's go by no part. Empty where no run knows its law."""
+    over seeds; the target's and the base model's go by no part. Empty where no run knows its law. `left_out` gets a line for
+    each that cannot be read."""
     by = ["task", *KEYS, "mode"]
     found = []
     for run in runs[runs["objective"] != BASE].to_dict("records"):
-        kept = laws.read_laws(run["folder"])
+        kept = readable(laws.read_laws, run["folder"], left_out)
         if kept is not None:
             table = laws.mode_masses(kept).reset_index()
             of_run = {key: run[key] for key in ("task", *KEYS)}
@@ -278,9 +294,19 @@ def modes_frame(runs: pd.DataFrame) -> pd.DataFrame:
                 names = {"task": run["task"], "part": "", "objective": name, "sampler": ""}
                 found.append(table[["mode", column]].rename(columns={column: "mass"}).assign(**names))
     return pd.DataFrame(
-        dict(zip(by, key, strict=True)) | seed_interval(masses.to_numpy())._asdict()
+        dict(zip(by, key, strict=True)) | mean_interval(masses.to_numpy())._asdict()
         for key, masses in (pd.concat(found).groupby(by, sort=False)["mass"] if found else ())
     )
+
+
+def readable(read: Callable[[Path], T], path: Path, left_out: list[str] | None) -> T | None:
+    """What `read` finds there; None, and a line that says why, where it cannot be read."""
+    try:
+        return read(path)
+    except UserError as error:
+        if left_out is not None:
+            left_out.append(str(error))
+        return None
 
 
 def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
@@ -314,10 +340,10 @@ def _over_tasks(runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
 
 def _differences(first: pd.DataFrame, second: pd.DataFrame, metrics: list[str], names: dict[str, Any]) -> list[dict[str, Any]]:
     """Of each metric: second minus first over the seeds that both have, and p of the t test that there is none."""
-    apart = second.set_index("seed")[metrics] - first.set_index("seed")[metrics]
-    found = {metric: apart[metric].to_numpy(dtype=np.float64) for metric in metrics}
+    paired = second.merge(first, on="seed", suffixes=("", "_first"))
+    found = {metric: difference(paired[metric].to_numpy(), paired[f"{metric}_first"].to_numpy()) for metric in metrics}
     return [
-        {**names, "metric": metric, **seed_interval(values)._asdict(), "p": welch(values, np.zeros(2))}
+        {**names, "metric": metric, **mean_interval(values)._asdict(), "p": welch(values, np.zeros(2))}
         for metric, values in found.items()
     ]
 

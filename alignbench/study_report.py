@@ -1,6 +1,6 @@
 """What a study shows: `summary.md`, CSV tables and pictures in `report/` below its folder, from the records alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignbench import laws
-from alignbench.comparison_plots import MARKERS, slug
-from alignbench.plots import COLORS, STYLE, write_figure
+from alignbench.comparison_plots import MARKERS
+from alignbench.escaping import csv_frame, markdown, markdown_code, slugs, visible
+from alignbench.plots import COLORS, STYLE, legend_name, write_figure
 from alignbench.record import read_result, write_atomically
 from alignbench.results import BASE
 from alignbench.statistics import Interval
@@ -27,6 +28,7 @@ from alignbench.study import (
     method_frame,
     modes_frame,
     read_study,
+    readable,
     runs_frame,
     sampler_frame,
     shown,
@@ -52,8 +54,9 @@ def write_study(out: Path, command: str | None) -> list[Path]:
         UserError: there is no study, or no run of it has ended.
     """
     study, folder = read_study(out / FILE), out / "report"
-    runs = runs_frame(study, out)
-    at = at_kl(runs, study.kl_levels, study.metrics)
+    left_out: list[str] = []
+    runs = runs_frame(study, out, left_out)
+    at = at_kl(runs, study.kl_levels, study.metrics, left_out)
     tables = {
         "runs": runs.drop(columns=["folder", "seconds"]),
         "cells": cells_frame(runs, study.metrics),
@@ -61,14 +64,14 @@ def write_study(out: Path, command: str | None) -> list[Path]:
         "methods": method_frame(runs, study.metrics),
         "equal_kl": equal_kl_frame(at),
         "equal_kl_methods": _at_each_level(at, study.metrics),
-        "modes": modes_frame(runs),
+        "modes": modes_frame(runs, left_out),
     }
     written = []
     for name, table in tables.items():
         if len(table):
-            write_atomically(folder / f"{name}.csv", partial(table.to_csv, index=False, float_format="%.5g"))
+            write_atomically(folder / f"{name}.csv", partial(csv_frame(table).to_csv, index=False, float_format="%.5g"))
             written.append(folder / f"{name}.csv")
-    text = summary(study, tables, command, read_result(runs["folder"].iloc[-1]).environment)
+    text = summary(study, tables, command, read_result(runs["folder"].iloc[-1]).environment, sorted(set(left_out)))
     write_atomically(folder / "summary.md", lambda p: p.write_text(text, encoding="utf-8"))
     written.append(folder / "summary.md")
     if set(PRICE) <= set(runs.columns):
@@ -82,8 +85,18 @@ def _at_each_level(at: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     return pd.concat(found) if found else pd.DataFrame()
 
 
-def summary(study: Study, tables: dict[str, pd.DataFrame], command: str | None, environment: dict[str, Any]) -> str:
-    """Every table as Markdown; a number is a mean over seeds with its 95 % interval."""
+def summary(
+    study: Study,
+    tables: dict[str, pd.DataFrame],
+    command: str | None,
+    environment: dict[str, Any],
+    left_out: Sequence[str] = (),
+) -> str:
+    """Every table as Markdown; a number is a mean over seeds with its 95 % interval.
+
+    Args:
+        left_out: why records are not in the numbers, a line each.
+    """
     runs, cells = tables["runs"], tables["cells"]
     trained = runs[runs["objective"] != BASE]
     libraries = environment.get("libraries", {})
@@ -91,11 +104,11 @@ def summary(study: Study, tables: dict[str, pd.DataFrame], command: str | None, 
     made_by |= {"python": environment.get("python"), "torch": environment.get("torch")}
     made_by |= {"numpy": libraries.get("numpy"), "scipy": libraries.get("scipy")}
     known = ", ".join(f"{name} {version}" for name, version in made_by.items() if version)
-    first = method(study, trained[["part", "objective"]].iloc[0].to_dict())
+    first = markdown_code(method(study, trained[["part", "objective"]].iloc[0].to_dict()))
     lines = [
-        f"# {study.description}",
+        f"# {markdown(study.description)}",
         "",
-        *([f"    {command}", ""] if command else []),
+        *([f"    {visible(command)}", ""] if command else []),
         f"{len(trained)} runs, seeds {', '.join(map(str, sorted(set(trained['seed']))))}; {known}.",
         "A number is a mean over seeds with Student's 95 % interval; `part: objective x sampler` names a method.",
         f"`*`: p < {BEYOND_CHANCE} by Student's t test over seeds, corrected by Holm for the rows of the table. Where all",
@@ -104,26 +117,28 @@ def summary(study: Study, tables: dict[str, pd.DataFrame], command: str | None, 
     ]
     tasks = list(dict.fromkeys(cells["task"]))
     for task in ["all", *tasks[:-1]] if len(tasks) > 2 else tasks[:1]:
-        lines += [f"## {'Mean over the tasks' if task == 'all' else task}; `*` differs from the base model", ""]
+        lines += [f"## {'Mean over the tasks' if task == 'all' else markdown(task)}; `*` differs from the base model", ""]
         lines += [*_table(study, cells[cells["task"] == task], KEYS), ""]
     paired = "task means paired by seed"
     if len(tables["samplers"]):
         lines += [f"## Samplers: the second minus the first, {paired}", ""]
         lines += [*_table(study, tables["samplers"], ["part", "objective", "first", "second"]), ""]
     if len(tables["methods"]):
-        lines += [f"## Methods: minus `{first}` with the same sampler, {paired}", ""]
+        lines += [f"## Methods: minus {first} with the same sampler, {paired}", ""]
         lines += [*_table(study, tables["methods"], KEYS), ""]
     for (task, kl), table in tables["equal_kl"].groupby(["task", "kl"], sort=False) if len(tables["equal_kl"]) else ():
         lines += [
-            f"## {task}, where the divergence to the base model first reaches {kl:g}",
+            f"## {markdown(str(task))}, where the divergence to the base model first reaches {kl:g}",
             "",
             *_table(study, table, KEYS),
             "",
         ]
     apart = tables["equal_kl_methods"]
     for kl in study.kl_levels if len(apart) else ():
-        lines += [f"## Methods where the divergence first reaches {kl:g}: minus `{first}` with the same sampler, {paired}", ""]
+        lines += [f"## Methods where the divergence first reaches {kl:g}: minus {first} with the same sampler, {paired}", ""]
         lines += [*_table(study, apart[apart["kl"] == kl], KEYS), ""]
+    if left_out:
+        lines += ["## Not in the numbers", "", *(f"- {markdown(line)}" for line in left_out), ""]
     return "\n".join(lines)
 
 
@@ -170,17 +185,18 @@ def price(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
                     trail = np.array([*from_base, *way[["kl", "value"]].to_numpy(), end])
                     axis.plot(*trail.T, color=look["color"], linewidth=0.5, alpha=0.7)
             axis.plot(*start, marker="x", color="black", markersize=4)
-            axis.set(xscale="log", title=task.replace("_", " "), xlabel="KL to the base model")
+            axis.set(xscale="log", title=visible(task).replace("_", " "), xlabel="KL to the base model")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         for axis in axes.flat[len(tasks) :]:
             axis.set_visible(False)
         for axis in axes[:, 0]:
             axis.set_ylabel("expected reward")
         handles = [
-            Line2D([], [], linestyle="", **_look(i, 0), label=method(study, {"part": part, "objective": name}))
+            Line2D([], [], linestyle="", **_look(i, 0), label=legend_name(method(study, {"part": part, "objective": name})))
             for i, (part, name) in enumerate(names)
         ]
         others = [
-            Line2D([], [], linestyle="", color="#555555", marker=MARKERS[j % len(MARKERS)], label=s)
+            Line2D([], [], linestyle="", color="#555555", marker=MARKERS[j % len(MARKERS)], label=legend_name(s))
             for j, s in enumerate(samplers)
         ]
         others.append(Line2D([], [], linestyle="", color="black", marker="x", label=BASE))
@@ -202,13 +218,13 @@ def _table(study: Study, cells: pd.DataFrame, keys: list[str]) -> list[str]:
     metrics = [m for m in study.metrics if m in set(cells["metric"])]
     apart, more = [k for k in keys if k not in KEYS], ["runs"] if "runs" in cells.columns else []
     columns = ["method", *apart, *metrics, *more]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines = ["| " + " | ".join(map(markdown, columns)) + " |", "|---" * len(columns) + "|"]
     for key, part in cells.groupby(keys, sort=False):
         names = {name: str(value) for name, value in zip(keys, key, strict=True)}
         by_metric = part.set_index("metric").to_dict("index")
         found = [_cell(by_metric[metric]) if metric in by_metric else "-" for metric in metrics]
         found += [f"{part.iloc[0]['n']:.0f} of {part.iloc[0]['runs']:.0f}" for _ in more]
-        lines.append("| " + " | ".join([method(study, names), *(names[k] for k in apart), *found]) + " |")
+        lines.append("| " + " | ".join([markdown(method(study, names)), *(markdown(names[k]) for k in apart), *found]) + " |")
     return lines
 
 
@@ -220,19 +236,20 @@ def _cell(row: Mapping[Any, Any]) -> str:
 def _write_laws(study: Study, runs: pd.DataFrame, folder: Path) -> list[Path]:
     """Of each task the trained models of the first seed side by side; of runs with snapshots a strip each."""
     trained = runs[runs["objective"] != BASE]
-    seed, written = trained["seed"].min(), []
+    seed = trained["seed"].min()
+    drawings: dict[str, Callable[[], Figure]] = {}
     for task, of_task in trained[trained["seed"] == seed].groupby("task", sort=False):
         models: dict[tuple[str, str], pd.DataFrame] = {}
         for run in of_task.to_dict("records"):
-            kept = laws.read_laws(run["folder"])
+            kept = readable(laws.read_laws, run["folder"], [])  # what cannot be read, `modes_frame` has told
             if kept is None:
                 continue
             name = method(study, {"part": run["part"], "objective": run["objective"]})
             models[name, run["sampler"]] = kept
             if kept["iteration"].nunique() > 3:  # more than target, base and trained
                 title = f"{name} x {run['sampler']}, {task}, seed {seed}"
-                written.append(write_figure(folder / f"training_{slug(title)}.png", laws.over_training(kept, title)))
+                drawings[f"training {title}"] = partial(laws.over_training, kept, title)
         if models:
-            figure = laws.side_by_side(models, f"{task}, seed {seed}")
-            written.append(write_figure(folder / f"laws_{slug(str(task))}.png", figure))
-    return written
+            drawings[f"laws {task}"] = partial(laws.side_by_side, models, f"{task}, seed {seed}")
+    files = slugs(drawings)
+    return [write_figure(folder / f"{files[name]}.png", draw()) for name, draw in drawings.items()]

@@ -8,19 +8,23 @@ with fresh noise, for objectives that compare denoising errors.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from math import log
+from typing import Literal, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alignbench import flow
-from alignbench.errors import UserError
+from alignbench.errors import RunError, UserError
 from alignbench.forest import RolloutForest
-from alignbench.noise import Key, normal
+from alignbench.noise import Key, normal, seed_of
 from alignbench.plan import Rule
 
 Terms = dict[str, Tensor]
 """Name -> small tensor; micro-batches are concatenated along dimension 0."""
+Times = Literal["schedule", "logit_normal", "uniform", "steps"]
+"""How the noise levels of final samples are drawn; see `denoising_noise`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Rows(Protocol):
     @property
     def group(self) -> Tensor: ...
     @property
+    def guided(self) -> bool:
+        """Whether the model answers with its guidance, as in a rollout, or with the prompt's own velocity alone."""
+
+    @property
     def known(self) -> tuple[Tensor, Tensor] | None:
         """Rows that the model is not asked about, bool [R'], and velocities [R', *latent] of which they keep theirs."""
 
@@ -56,28 +64,39 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class EdgeRows:
-    """The forest's replay rows `start` to `stop`, with the edges that leave them."""
+    """The forest's replay rows `start` to `stop`, with the edges that leave them.
+
+    Attributes:
+        asked: bool [R] over all replay rows, those that the policy is asked about; None for all.
+    """
 
     forest: RolloutForest
     start: int
     stop: int
+    asked: Tensor | None = None
 
     @classmethod
-    def of(cls, forest: RolloutForest) -> "EdgeRows":
+    def of(cls, forest: RolloutForest, leaves: Tensor | None = None) -> "EdgeRows":
         """All replay rows.
+
+        Args:
+            leaves: bool [G * K]; the policy is asked about the rows on the paths to these alone. None for all.
 
         Raises:
             UserError: the plan has no stochastic step, so that no edge carries a density.
         """
         if len(forest.rows) == 0:
             raise UserError("the plan has no stochastic step, so there is nothing to train on; choose another sampler")
-        return cls(forest, 0, len(forest.rows))
+        asked = forest.trained
+        if leaves is not None:
+            asked = forest.rows_to(leaves) if asked is None else asked & forest.rows_to(leaves)
+        return cls(forest, 0, len(forest.rows), asked)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def part(self, start: int, stop: int) -> "EdgeRows":
-        return EdgeRows(self.forest, self.start + start, min(self.start + stop, self.stop))
+        return EdgeRows(self.forest, self.start + start, min(self.start + stop, self.stop), self.asked)
 
     @property
     def x(self) -> Tensor:
@@ -92,11 +111,16 @@ class EdgeRows:
         return self.forest.row_group[self.start : self.stop]
 
     @property
+    def guided(self) -> bool:
+        """As the behaviour policy was."""
+        return True
+
+    @property
     def known(self) -> tuple[Tensor, Tensor] | None:
-        if self.forest.trained is None:
+        if self.asked is None:
             return None
         here = slice(self.start, self.stop)
-        return ~self.forest.trained[here], self.forest.row_velocity[here]
+        return ~self.asked[here], self.forest.row_velocity[here]
 
     @property
     def edges(self) -> slice:
@@ -107,33 +131,58 @@ class EdgeRows:
 
 
 def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
-    """Stock terms of stochastic edges, each float32 [E'] for the edges that leave `rows`.
+    """Stock terms of stochastic edges, each float32 [E'] for the edges that leave `rows`, reduced as the forest says.
 
-    log_prob: log-density of the child under the policy, reduced over latent dimensions as the forest says.
-    drift_noise: (mu - mu_old) . eps, reduced likewise, with eps the noise that was drawn: GRPO-Guard's regulated
-        log-ratio std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
-    With a reference: kl, the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians, reduced likewise; and
-        log_prob_reference, without gradient.
+    log_ratio: log pi(child) - log pi_old(child), from the difference of the two means; see `flow.log_ratio`.
+    log_prob: log-density of the child under the policy.
+    drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn: GRPO-Guard's regulated log-ratio
+        std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
+    With a reference: kl, the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians; log_prob_reference, without
+        gradient; and log_ratio_reference, log pi(child) - log pi_ref(child), from the difference of means.
     """
     forest, edges = rows.forest, rows.edges
     of_row = forest.edge_row[edges]
     local = of_row - rows.start
-    x = rows.x[local]
     child = forest.states[forest.edge_child[edges]]
-    mean, std = _moments(forest, edges, x, velocity[local])
+    old_velocity = forest.row_velocity[of_row]
+
+    def shift(change: Tensor) -> Tensor:
+        """By how much the means move when the velocity does."""
+        return _moments(forest, edges, torch.zeros_like(change, dtype=torch.float32), change)[0]
+
     with torch.no_grad():
-        old_mean, _ = _moments(forest, edges, x, forest.row_velocity[of_row])
+        old_mean, std = _moments(forest, edges, rows.x[local], old_velocity)
         noise = (child - old_mean) / std
+        old_log_prob = flow.log_prob(child, old_mean, std, reduction=forest.reduction)
+    moved = shift(velocity.float()[local] - old_velocity)
+    log_ratio = flow.log_ratio(moved, noise, std, reduction=forest.reduction)
     terms = {
-        "log_prob": flow.log_prob(child, mean, std, reduction=forest.reduction),
-        "drift_noise": flow.reduce_latent((mean - old_mean) * noise, forest.reduction),
+        "log_prob": old_log_prob + log_ratio,
+        "log_ratio": log_ratio,
+        "drift_noise": flow.reduce_latent(moved * noise, forest.reduction),
     }
     if reference_velocity is not None:
+        reference = reference_velocity.detach().float()[local]
         with torch.no_grad():
-            reference_mean, _ = _moments(forest, edges, x, reference_velocity[local])
-            terms["log_prob_reference"] = flow.log_prob(child, reference_mean, std, reduction=forest.reduction)
-        terms["kl"] = flow.reduce_latent((mean - reference_mean) ** 2 / (2 * std**2), forest.reduction)
+            away = shift(reference - old_velocity)
+            terms["log_prob_reference"] = old_log_prob + flow.log_ratio(away, noise, std, reduction=forest.reduction)
+        apart = shift(velocity.float()[local] - reference)
+        seen_from_reference = noise - away / std  # the child minus the reference's mean, in deviations
+        terms["log_ratio_reference"] = flow.log_ratio(apart, seen_from_reference, std, reduction=forest.reduction)
+        terms["kl"] = flow.reduce_latent(apart**2 / (2 * std**2), forest.reduction)
     return terms
+
+
+def log_ratio(terms: Terms, forest: RolloutForest) -> Tensor:
+    """log pi / pi_old of each edge, [E]: the stock term, or the difference of log-densities where an objective has its own."""
+    return terms["log_ratio"] if "log_ratio" in terms else terms["log_prob"] - forest.old_log_prob
+
+
+def log_ratio_reference(terms: Terms) -> Tensor:
+    """log pi / pi_ref of each edge, [E]; likewise."""
+    if "log_ratio_reference" in terms:
+        return terms["log_ratio_reference"]
+    return terms["log_prob"] - terms["log_prob_reference"]
 
 
 def edge_std(forest: RolloutForest) -> Tensor:
@@ -194,19 +243,60 @@ class DenoisingRows:
         return self.leaf // self.forest.group_size
 
     @property
+    def guided(self) -> bool:
+        """A mixture of two velocities is no regression on noise - x_0, and has no likelihood."""
+        return False
+
+    @property
     def known(self) -> None:
         return None
 
 
-def denoising_noise(forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Noise levels [R], logit-normal (0, 1), and noise [R, *latent], both functions of the seed, iteration, update and key.
+def denoising_noise(
+    forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]], times: Times = "schedule", draws: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Noise levels [R] and noise [R, *latent], both functions of the seed, iteration, update and key.
 
     Equal keys get equal noise: a pair that is compared must differ in its samples alone.
+
+    Args:
+        times: of the noise levels. logit_normal: sigmoid of a standard normal. schedule: the same, shifted as the
+            backbone's schedule is. uniform: between 0 and 1. steps: those of the rollout's own steps, for each `draws`
+            consecutive keys in a random order without repetition, as long as there are so many.
+        draws: how many consecutive keys belong to one sample or pair.
+
+    Raises:
+        RunError: `steps` for a forest that does not tell its noise levels.
     """
     full: list[Key] = [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
     device = forest.states.device
-    sigma = torch.sigmoid(normal([("sigma", *key) for key in full], (1,), device)[:, 0])
-    return sigma, normal(full, forest.states.shape[1:], device)
+    return _noise_levels(forest, full, times, draws).to(device), normal(full, forest.states.shape[1:], device)
+
+
+def _noise_levels(forest: RolloutForest, keys: Sequence[Key], times: Times, draws: int) -> Tensor:
+    if times == "steps":
+        levels = forest.sigmas[:-1]
+        if not len(levels):
+            raise RunError("times=steps needs the noise levels of the rollout's steps, which this forest does not tell")
+        chosen: list[int] = []
+        for key in keys[::draws]:
+            generator = np.random.default_rng(seed_of("step", *key))
+            orders = [generator.permutation(len(levels)) for _ in range(-(-draws // len(levels)))]
+            chosen += np.concatenate(orders)[:draws].tolist()
+        return levels[chosen]
+    z = normal([("sigma", *key) for key in keys], (1,))[:, 0]
+    if times == "uniform":
+        return torch.special.ndtr(z)
+    # sigma = s t / (1 + (s - 1) t) multiplies the odds of t by s.
+    return torch.sigmoid(z + log(forest.schedule_shift) if times == "schedule" else z)
+
+
+def part_of_update(forest: RolloutForest, update: int, count: int, parts: int) -> Tensor:
+    """Which of `count` items an update trains on, int64, ascending: of `parts` random disjoint parts, each in its turn."""
+    if parts == 1:
+        return torch.arange(count, device=forest.states.device)
+    order = np.random.default_rng(seed_of("parts", forest.seed, forest.iteration)).permutation(count)
+    return torch.from_numpy(np.sort(order[update % parts :: parts])).to(forest.states.device)
 
 
 def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:

@@ -41,5 +41,6 @@ def hand_made_forest(
         old_log_prob=torch.tensor(old_log_prob, dtype=torch.float32),
         leaves=torch.arange(edges, edges + leaves),
         leaf_edges=torch.tensor(leaf_edges, dtype=torch.long),
+        sigmas=torch.linspace(1, 0, len(leaf_edges[0]) + 2),
         rewards=torch.tensor(rewards, dtype=torch.float32).flatten(),
     )

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from alignbench.plan import Plan
 from alignbench.processes import ALONE, Processes, is_spread, whole
 from alignbench.record import Budget, now
 from alignbench.sampler import Sampler
+from alignbench.terms import log_ratio
 
 Item = TypeVar("Item", str, Pair)
 Answers = dict[str, np.ndarray]
@@ -52,6 +53,7 @@ class Trainer:
         budget: what they spent.
         metrics: one row of numbers for each of them.
         reference: the parameters of a reference that has been refreshed; None while it is the base model.
+        reference_since: how many iterations were done when it was.
         old: those of an old policy that lags, for an objective that wants one.
         ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
         started: when the training began, across interruptions.
@@ -85,6 +87,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups_of, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
         self.ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
         self.reference: list[Tensor] | None = None
+        self.reference_since = 0
         self.old = self._parameters_now() if objective.needs.old_lags else None
         self.iteration = 0
         self.budget = Budget(seconds_by_phase=dict.fromkeys(("rollout", "decode", "score", "train"), 0.0))
@@ -92,6 +95,7 @@ class Trainer:
         self.ratio_deviation = 0.0
         self.started = now()
         self.micro_batch = MicroBatch(config.micro_batch)
+        self.changes: list[str] = []
         self.saved: int | None = None
         self.torn = False
 
@@ -155,7 +159,7 @@ class Trainer:
         with self._phase("train"):
             row |= self._updates(forest)
         if self.objective.needs.reference and self._reference_is_stale(row):
-            self.reference = self._parameters_now()
+            self.reference, self.reference_since = self._parameters_now(), self.iteration + 1
         # All must see the same clock: what is left of a budget in seconds decides on the next plan.
         seconds = self.processes.tell(time.perf_counter() - began)[0]
         peaks = self.processes.tell(_peak_memory(self.policy.device))
@@ -175,7 +179,7 @@ class Trainer:
 
     def _reference_is_stale(self, row: dict[str, Any]) -> bool:
         every, limit = self.config.reference_refresh, self.config.reference_refresh_kl
-        return (every is not None and (self.iteration + 1) % every == 0) or (
+        return (every is not None and self.iteration + 1 - self.reference_since >= every) or (
             limit is not None and row.get("kl_reference", 0.0) > limit
         )
 
@@ -191,12 +195,14 @@ class Trainer:
             iteration=self.iteration,
             config=config.resolved(),
             task=self.fingerprint,
+            changes=self.changes,
             budget=self.budget.model_dump(),
             metrics=self.metrics,
             objective=self.objective.state(),
             sampler=self.sampler.state(),
             ratio_deviation=self.ratio_deviation,
             started=self.started,
+            reference_since=self.reference_since,
             micro_batch=self.micro_batch.rows,
             micro_batch_halvings=self.micro_batch.halvings,
         )
@@ -234,9 +240,10 @@ class Trainer:
             )
         )
         checkpoint, self.reference, self.old = found.checkpoint, found.reference, found.old
+        self.reference_since = checkpoint.reference_since
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
-        self.budget = Budget.model_validate(checkpoint.budget)
+        self.budget, self.changes = Budget.model_validate(checkpoint.budget), checkpoint.changes
         self.ratio_deviation, self.started = checkpoint.ratio_deviation, checkpoint.started
         if checkpoint.config.get("micro_batch") == self.config.micro_batch:
             self.micro_batch.rows = checkpoint.micro_batch
@@ -324,10 +331,17 @@ class Trainer:
             )
 
         rows = len(prompts) * plan.live(len(plan.steps) - 1)
-        with nullcontext() if self.old is None else holding(list(self.policy.parameters()), self.old):
+        with self._behaviour():
             return self.micro_batch.fit(
                 lambda limit: self.processes.agree(partial(drawn, limit), asks_model=True), lambda: rows
             )
+
+    def _behaviour(self) -> AbstractContextManager[None]:
+        """While entered, the policy has the weights that draw the rollouts."""
+        weights = self.reference if self.objective.needs.reference_draws else self.old
+        if weights is not None:
+            return holding(list(self.policy.parameters()), weights)
+        return self.policy.reference() if self.objective.needs.reference_draws else nullcontext()
 
     def _decoded(self, forest: RolloutForest) -> np.ndarray:
         latents = forest.leaf_latents
@@ -345,19 +359,16 @@ class Trainer:
 
     def _reward(self, forest: RolloutForest, answers: Answers) -> None:
         """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
-        scores = {name: forest.by_group(torch.from_numpy(answer).float()) for name, answer in answers.items()}
-        weights = self.judges.weights
-        several = len(weights) > 1 and self.config.normalise_rewards
-        total = torch.zeros(forest.groups, forest.group_size)
-        for name, weight in weights.items():
-            raw = scores[name]
-            total = total + weight * (groups.standardise(raw).masked_fill(raw.isnan(), torch.nan) if several else raw)
+        scores = {name: forest.by_group(torch.from_numpy(answer)) for name, answer in answers.items()}
+        weights, normalise = self.judges.weights, self.config.normalise_rewards
+        total = groups.total(scores, weights, normalise=normalise)
         self.budget.decoded += len(forest.leaves)
         self.budget.reward_calls += len(forest.leaves) * len(scores)
         self.budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):
             raise ScorerError(f"no picture of iteration {forest.iteration} could be scored")
         forest.rewards = total.flatten().to(self.policy.device)
+        forest.standardised = normalise and len(weights) > 1
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
     def _updates(self, forest: RolloutForest) -> dict[str, float]:
@@ -373,7 +384,7 @@ class Trainer:
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows
             if "log_prob" in found.terms and len(found.terms["log_prob"]):
-                deviation = float((torch.exp(found.terms["log_prob"] - forest.old_log_prob) - 1).abs().max())
+                deviation = float(torch.expm1(log_ratio(found.terms, forest)).abs().max())
                 if update == 0:
                     self.ratio_deviation = max(self.ratio_deviation, deviation)
             numbers |= self._step() | {"loss": found.loss}
@@ -459,11 +470,10 @@ def _begun(work: Callable[[], Answers], *, beside: bool) -> "Future[Answers]":
 def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
     rewards = forest.by_group(forest.rewards)
     latents = forest.leaf_latents.reshape(forest.groups, forest.group_size, -1)
-    centred = groups.standardise(rewards, std="none")
     return {
         **{f"reward_{name}": float(raw.nanmean()) for name, raw in forest.scores.items()},
         "reward": float(rewards.nanmean()),
-        "reward_std_in_group": float(centred.square().mean(1).sqrt().mean()),
+        "reward_std_in_group": float(groups.deviation(rewards).mean()),
         "zero_std_ratio": float((~groups.spread(rewards)).float().mean()),
         "failed_scores": int(rewards.isnan().sum()),
         "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),

@@ -27,12 +27,14 @@ from alignbench.evaluation import (
     evaluate,
     evaluation_prompts,
     path_kl,
+    too_faint,
     with_measured,
 )
 from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.micro_batch import first_line
+from alignbench.objective import Objective
 from alignbench.pairs import check_pairs
 from alignbench.processes import Processes, join
 from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
@@ -88,6 +90,12 @@ def run(
         raise RunError(f"out of memory: {first_line(error)}") from error
 
 
+def _chosen_clip(objective: Objective) -> bool:
+    """Whether the objective has a clip range, and another one than its default: a choice that is expected to act."""
+    clip = type(objective.settings).model_fields.get("clip")
+    return clip is not None and objective.settings.clip != clip.default
+
+
 def _refuse_taken(out: Path) -> None:
     refuse_taken(out, f"choose another --out, or continue it with --resume {out}")
 
@@ -121,6 +129,7 @@ class _Run:
         self.judges.require()
         self.policy = load_configured_backbone(config)
         self.judges.prepare()
+        self.judges.check_prompts(self.judged, self.task.train_prompts if objective.needs.training and not config.pairs else ())
         self.laws: list[pd.DataFrame] = []
         self.status = "complete"
 
@@ -151,14 +160,18 @@ class _Run:
         if resume and has_checkpoint(self.checkpoints):
             for damage in trainer.restore(self.checkpoints):
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
+            for change in trainer.changes:
+                self.console.warn(change)
             kept = laws.read_laws(self.out)
             self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, to_yaml(config.resolved()))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
-        if config.updates_per_rollout == 1 and hasattr(trainer.objective.settings, "clip"):
-            self.console.warn("updates_per_rollout is 1: every ratio is 1, and the objective's clip can never act")
+        if config.updates_per_rollout == 1 and _chosen_clip(trainer.objective):
+            self.console.warn("objective.clip has no effect: with updates_per_rollout=1 every importance ratio is 1")
         base = self._base()
         check_scores_vary(self.judges, base)
+        for sentence in too_faint(self.judges, base):
+            self.console.warn(sentence)
         self._write_evaluations(base=base)
         self._keep_law(self.policy.target(base.prompts[0]), laws.TARGET)
         self._keep_law(base.law, 0)
@@ -174,7 +187,7 @@ class _Run:
             tracking.log_result(result)
         self._write("result.json", result.model_dump_json(indent=2) + "\n")
         if config.pictures:
-            self.processes.by_first(lambda: plots.plot_run(self.out))
+            self.processes.by_first(lambda: plots.plot_run(self.out, self.console.warn))
         self.console.end(result, self.out)
         return result
 
@@ -297,7 +310,8 @@ class _Run:
         def sheets() -> None:
             write_atomically(self.out / "samples" / "base.png", _saver(plots.grid(base.images, n)))
             write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
-            plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
+            with plots.left_out("samples/before_after.png", self.console.warn):
+                plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
 
         self.processes.by_first(sheets)
         self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
@@ -322,8 +336,8 @@ class _Run:
         def write() -> None:
             images = self.policy.decode(forest.leaf_latents)
             scores = self.judges.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
-            forest.rewards = torch.from_numpy(scores).float().to(forest.leaf_latents.device)
-            spread = groups.standardise(forest.by_group(forest.rewards), std="none").square().sum(1)
+            forest.rewards = torch.from_numpy(scores).to(forest.leaf_latents.device)
+            spread = groups.deviation(forest.by_group(forest.rewards))
             beta = getattr(trainer.objective, "beta", None)
             at = float(beta(trainer.iteration)) if callable(beta) else 2.0
             plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)
@@ -334,7 +348,7 @@ class _Run:
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation
         metrics = compare(base, final)
-        found = alarms(metrics, list(self.judges.weights))
+        found = alarms(metrics, list(self.judges.weights)) + trainer.changes
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
             off = f"{trainer.ratio_deviation:.1e} on a first update (at most {tolerance:.0e} is rounding)"

@@ -44,7 +44,7 @@ _RESOLVERS = (
     ("merge", r"<<", ("<",)),
 )
 _MERGE = f"{_PREFIX}merge"
-_TAGS = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+_TAGS = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
 class WrittenFloat(float):
@@ -117,8 +117,8 @@ def parse(text: str) -> Any:
 def parse_value(text: str) -> Any:
     """The value of `key=value` on a command line.
 
-    A list, a mapping and a text in quotes are YAML. Anything else is one plain value from its first letter to its last, in which
-    `#` and `: ` mean nothing.
+    A list, a mapping and a text in quotes are YAML. Anything else is one plain value from its first letter to its last: `#` and
+    `: ` mean nothing in it.
 
     Raises:
         ValueError: one line that says why it cannot be read.
@@ -134,7 +134,7 @@ def parse_value(text: str) -> Any:
 
 
 def to_yaml(data: Any, **style: Any) -> str:
-    """YAML from which the same data is read, here and by readers of YAML 1.1; keys in order, letters of all languages as they are."""
+    """YAML from which the same data is read, also by readers of YAML 1.1; keys in order, letters as they are."""
     options: dict[str, Any] = {"Dumper": _Dumper, "sort_keys": False, **style}
     text = yaml.dump(data, allow_unicode=True, **options)
     if set(text) & set("\x85\u2028\u2029\ufeff"):  # PyYAML writes these as they are, and reads them as ends of lines
@@ -170,8 +170,6 @@ class _Builder:
         self.values += 1
         if self.values > MAX_VALUES:
             raise ValueError(f"it unfolds to more than {MAX_VALUES:,} values; write less, or fewer aliases")
-        if node.tag == _MERGE:
-            return node.value
         if node.tag not in _TAGS:
             tag = node.tag.replace(_PREFIX, "!!")
             raise ValueError(
@@ -212,7 +210,7 @@ class _Builder:
 def _plain(tag: str, text: str, where: str = "") -> Any:
     """The value of a scalar with that tag, which the reader found by how it is written, or the user gave."""
     kind = tag.removeprefix(_PREFIX)
-    if kind == "str":
+    if kind in ("str", "merge"):  # << as a value
         return text
     if kind == "null" and text.lower() in ("~", "null", ""):
         return None

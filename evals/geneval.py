@@ -2,10 +2,10 @@
 
 The rules of GenEval (arXiv 2310.11513 and its evaluation script). What a detector found is judged as plain data, so
 that recorded detections can be scored and detectors can be swapped. `strict` is 1 for a picture in which all holds and
-0 for others; `graded` is the share of what holds, after Flow-GRPO (arXiv 2505.05470): 1 exactly where strict is 1.
+0 for others; `graded` is the share of what holds by the same rules: 1 exactly where strict is 1. `flow_grpo` is the score
+that Flow-GRPO's released reward server (arXiv 2505.05470) answers: it demands exact counts in every task type.
 """
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,6 +19,8 @@ from alignbench import RunError, Scorer, UserError, coco, settings
 from alignbench.drawing.palette import COLORS
 from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS
 from alignbench.scorer import Images, as_arrays
+from alignbench.text import excerpt, prompt_identity
+from alignbench.text_files import read_objects, stripped
 
 SHRINK = 0.1
 """Share of both sizes by which an offset counts as none (GenEval's position threshold)."""
@@ -88,10 +90,41 @@ def graded(detections: Detections, metadata: Mapping[str, Any]) -> float:
     """The share of satisfied requirements, 0..1: each clause's count, colour and position is one requirement.
 
     A count gives 1 - |found - asked| / asked, floored at 0. More than asked is a fault only where an exclude clause
-    says so, as it does for every counting prompt.
+    says so, as it does for every counting prompt. This is not Flow-GRPO's score; `flow_grpo` is.
     """
     _, shares = _check(detections, metadata)
     return sum(shares) / len(shares) if shares else 1.0
+
+
+def flow_grpo(detections: Detections, metadata: Mapping[str, Any]) -> float:
+    """The score of Flow-GRPO's released reward server: the mean over requirements, at most 1, negative for many extra objects.
+
+    Each include clause gives 1 - |found - asked| / asked for its count, without a floor. Unless exactly as many were found
+    as asked for, its colour and its position together give one 0. Otherwise its colour gives 1 - |of that colour - asked| /
+    asked; and where all have the colour, its position gives 0 if the target's clause failed, 1 if it holds, and both a 0 and
+    a 1 if it does not. Exclude clauses have no part in it.
+    """
+    shares: list[float] = []
+    matched: list[Sequence[Detection] | None] = []
+    for clause in metadata.get("include", []):
+        asked, found = clause["count"], detections.get(clause["class"], [])
+        shares.append(1 - abs(len(found) - asked) / asked)
+        holds = len(found) == asked
+        if not holds and ("color" in clause or "position" in clause):
+            shares.append(0.0)
+        if holds and "color" in clause:
+            colored = sum(d.get("color") == clause["color"] for d in found)
+            shares.append(1 - abs(colored - asked) / asked)
+            holds = colored == asked
+        if holds and "position" in clause:
+            if matched[clause["position"][1]] is None:
+                shares.append(0.0)
+                holds = False
+            else:
+                holds = not _position_failure(found, clause, matched)
+                shares += [1.0] if holds else [0.0, 1.0]
+        matched.append(found if holds else None)
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def relations(a: Detection, b: Detection) -> set[str]:
@@ -196,7 +229,7 @@ class Grammar:
         The prefix and the article may be missing; case and white space do not matter. A number, also `one`, asks for
         exactly so many.
         """
-        phrase = " ".join(prompt.lower().split()).rstrip(".")
+        phrase = prompt_identity(prompt).rstrip(".")
         phrase = phrase[_PREFIX.match(phrase).end() :]  # type: ignore[union-attr]  # an optional pattern always matches
         exclude: list[dict[str, Any]] = []
         if match := self._counting.fullmatch(phrase):
@@ -234,41 +267,41 @@ COCO = Grammar({name: coco.plurals(name) for name in coco.CLASSES})
 
 
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """Prompt -> metadata, from a jsonl file in GenEval's layout.
+    """Prompt -> metadata, from JSON lines (or a JSON list) in GenEval's layout.
 
     Raises:
         UserError: no such file, a line that is not of that layout, or a prompt with two different meanings.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the GenEval metadata {path}: {error}") from error
     entries: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    first: dict[str, dict[str, Any]] = {}
+    for place, found in read_objects(path, "GenEval metadata"):
         try:
-            entry = _checked_entry(json.loads(line))
+            entry = _checked_entry(found)
         except (ValueError, TypeError, KeyError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path}, line {number}, is no GenEval metadata: {reason}") from error
-        if entries.setdefault(entry["prompt"], entry) != entry:
-            raise UserError(f"{path}, line {number}, gives {entry['prompt']!r} a second meaning; keep one of them")
+            reason = f"there is no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{place}, is no GenEval metadata: {reason}") from error
+        same = first.setdefault(prompt_identity(entry["prompt"]), entry)
+        if {**same, "prompt": entry["prompt"]} != entry:
+            raise UserError(f"{place}, gives {excerpt(entry['prompt'])} a second meaning; keep one of them")
+        entries[entry["prompt"]] = entry
     return entries
 
 
 def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """With the prompt as prompt files are read, without blanks around it."""
     if not isinstance(entry["prompt"], str):
         raise TypeError("the prompt must be a text")
     for index, clause in enumerate(entry["include"]):
         if "position" in clause:
             relation, target = clause["position"]
-            if relation not in RELATIONS or target not in range(index):
-                raise ValueError(f"position {clause['position']} must be a known relation to an earlier clause")
+            if relation not in RELATIONS or not isinstance(target, int) or target not in range(index):
+                raise ValueError(f"position {excerpt(clause['position'])} must be a known relation to an earlier clause")
     for clause in [*entry["include"], *entry.get("exclude", [])]:
         if not isinstance(clause["class"], str) or not isinstance(clause["count"], int) or clause["count"] < 1:
-            raise ValueError(f"a clause needs a class and a count of at least 1, got {clause}")
-    return entry
+            raise ValueError(f"a clause needs a class and a count of at least 1, got {excerpt(clause)}")
+        if not isinstance(clause.get("color", ""), str):
+            raise TypeError(f"a color must be a text, got {excerpt(clause['color'])}")
+    return {**entry, "prompt": stripped(entry["prompt"])}
 
 
 def self_test(detector: Detector) -> None:
@@ -291,8 +324,8 @@ def self_test(detector: Detector) -> None:
 
 class GenEval(Scorer):
     class Settings(settings.Settings):
-        reward: Literal["strict", "graded"] = "strict"
-        """What `score` gives: 1 where all holds, else 0; or the share of what holds."""
+        reward: Literal["strict", "graded", "flow_grpo"] = "strict"
+        """What `score` gives: 1 where all holds, else 0; the share of what holds; or the score of Flow-GRPO's reward server."""
         detector: Literal["shapes", "mask2former"] = "shapes"
         """Who finds the objects: `shapes` knows drawn scenes, `mask2former` COCO's 80 classes in photographs."""
         model: str = "facebook/mask2former-swin-small-coco-instance"
@@ -354,8 +387,9 @@ class GenEval(Scorer):
         """
         if self.settings.metadata:
             if self._metadata is None:
-                self._metadata = read_metadata(Path(self.settings.metadata).expanduser())
-            entry = self._metadata.get(prompt)
+                entries = read_metadata(Path(self.settings.metadata).expanduser())
+                self._metadata = {prompt_identity(known): entry for known, entry in entries.items()}
+            entry = self._metadata.get(prompt_identity(prompt))
         else:
             entry = self.detector.grammar.parse(prompt)
         if entry is None and self.settings.others == "skip":
@@ -363,25 +397,30 @@ class GenEval(Scorer):
         if entry is None:
             where = self.settings.metadata or f"the wordings that {self.settings.detector!r} knows"
             what_to_do = "set geneval's metadata to a file that has it, or others=skip to pass over such prompts"
-            raise UserError(f"no metadata for the prompt {prompt!r} in {where}; {what_to_do}")
+            raise UserError(f"no metadata for the prompt {excerpt(prompt)} in {where}; {what_to_do}")
         for clause in [*entry["include"], *entry.get("exclude", [])]:
             for word, known in ((clause["class"], self.detector.classes), (clause.get("color"), self.detector.colors)):
                 if word is not None and word not in known:
-                    raise UserError(f"detector {self.settings.detector!r} knows no {word!r}, which {prompt!r} asks for")
+                    raise UserError(f"detector {self.settings.detector!r} knows no {word!r}, which {excerpt(prompt)} asks for")
         return entry
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            self.metadata_of(prompt)
 
     def detect(self, images: Images) -> list[Detections]:
         """What each picture shows."""
         return self.detector.detect(as_arrays(images))
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        return self._both(images, prompts)[self.settings.reward]
+        return self._scores(images, prompts)[self.settings.reward]
 
     def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        measured = self._both(images, prompts)
+        measured = self._scores(images, prompts)
         tags = np.array(self._tags(prompts))
         by_tag = {f"{self.name}_{tag}": np.where(tags == tag, measured["strict"], np.nan) for tag in sorted({*tags} - {""})}
-        return {self.name: measured["strict"], f"{self.name}_graded": measured["graded"], **by_tag}
+        further = ["graded"] if self.settings.reward != "flow_grpo" else ["graded", "flow_grpo"]
+        return {self.name: measured["strict"], **{f"{self.name}_{kind}": measured[kind] for kind in further}, **by_tag}
 
     def overall(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """GenEval's headline: the mean of the accuracies of the task types that the prompts have."""
@@ -392,15 +431,17 @@ class GenEval(Scorer):
         """The task type of each prompt; empty where it is skipped or its metadata names none."""
         return [str((self.metadata_of(prompt) or {}).get("tag", "")) for prompt in prompts]
 
-    def _both(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def _scores(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Kind of reward -> that of each image."""
         pictures, metadata = as_arrays(images), [self.metadata_of(p) for p in prompts]
         asked = [(i, entry) for i, entry in enumerate(metadata) if entry is not None]
-        found = {reward: np.full(len(prompts), np.nan) for reward in ("strict", "graded")}
+        found = {reward: np.full(len(prompts), np.nan) for reward in ("strict", "graded", "flow_grpo")}
         colored = [{clause["class"] for clause in entry["include"] if "color" in clause} for _, entry in asked]
         detected = self.detector.detect([pictures[i] for i, _ in asked], colored)
         for (i, entry), detections in zip(asked, detected, strict=True):
             kept = self.detector.considered(detections, entry)
             found["strict"][i], found["graded"][i] = float(judge(kept, entry)[0]), graded(kept, entry)
+            found["flow_grpo"][i] = flow_grpo(kept, entry)
         return found
 
     def describe(self) -> dict[str, Any]:

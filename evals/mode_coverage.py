@@ -25,7 +25,7 @@ from alignbench.drawing.scenes import SIZES, Scene, Shape
 from evals._lettering import background_of, find_lettering
 from evals._shapes import ShapesDetector
 from evals.geneval import SCENES, Detection
-from evals.ocr import QUOTED, quoted_text
+from evals.ocr import quoted_text, unquoted_words
 
 ASPECTS = ("color", "place", "size", "background")
 PLACES = 3
@@ -106,7 +106,7 @@ def subject_of(images: np.ndarray, prompt: str) -> Subject | None:
         backgrounds = len(backgrounds_for(named, scenes.MIN_CONTRAST))
         return Subject(shapes, "color" not in clauses[0], backgrounds, extents, False, PLACES**2)
     if text := quoted_text(prompt):
-        words = re.findall(r"\w+", QUOTED.sub(" ", prompt.lower()))
+        words = re.findall(r"\w+", unquoted_words(prompt).lower())
         heights = [float(height - 1) for height in lettering.HEIGHTS]
         named = frozenset(COLORS).intersection(words)
         backgrounds = len(backgrounds_for(named, lettering.MIN_CONTRAST))

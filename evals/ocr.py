@@ -1,7 +1,9 @@
 """ocr: how much of the quoted text a reader finds in the picture, from 0 to 1, and whether all of it.
 
 The reward of Flow-GRPO's text-rendering task (arXiv 2505.05470): 1 - min(Levenshtein(read, target), n) / n for a target
-of n letters, after removing spaces and lower-casing; 1 where the target stands inside what was read.
+of n letters, after removing spaces and lower-casing; 1 where the target stands inside what was read. With `score: tmpo` that of
+TMPO's released code: 1 - Levenshtein / length of the longer text, where case and spaces count and a part is not enough.
+What is read and what is asked for are compared in one normal form (`alignbench.text`).
 
 Two independent readers: EasyOCR (CRAFT and a CRNN) and RapidOCR (PP-OCR, onnxruntime). One trains, the other judges.
 A small picture holds one line of text, so its place is found by contrast and the recogniser alone reads the crop; large
@@ -11,8 +13,9 @@ pictures go through the reader's own detector.
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -24,6 +27,7 @@ from rapidfuzz.distance import Levenshtein
 
 from alignbench import RunError, Scorer, UserError, settings
 from alignbench.scorer import Images, as_arrays
+from alignbench.text import excerpt, normal_form, plain_form
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -34,38 +38,151 @@ MOST_EXTREME = 48
 """Times as long as it is wide may a page be: the readers' detectors scale longer ones to no width at all, and fail."""
 LEAST_CONTRAST = 24
 """Grey levels between text and background; below it nothing stands out."""
-QUOTED = re.compile(r'["\u201c]([^"\u201d]*)["\u201d]')
+MARKS = re.compile('"+|[\u201c\u201d\u201e]')
+"""Double quotation marks: runs of straight ones, and single curly and low ones."""
+CLOSERS = {"\u201c": '\u201d"', "\u201d": "\u201d", "\u201e": '\u201c\u201d"'}
+"""Opening mark -> what closes it; a run of straight marks is closed by as many, a single one also by a curly one."""
+OTHER_MARKS = re.compile("[\u00ab\u00bb\u2039\u203a\u201f\u2033\u300c-\u300f\u301d-\u301f\uff02\u275d\u275e]|``|(?<!\\d)''")
+"""Marks that can quote a text too, but are not read."""
+BEFORE_QUOTES, AFTER_QUOTES = "([{<=:;,/-\u2013\u2014", ".,:;!?)]}>/-'\u2019\u2013\u2014\u2026"
+"""What may stand between a space and an opening mark, and between a closing mark and a space."""
+
+Score = Literal["flow_grpo", "tmpo"]
+
+
+class UnclearQuotesError(ValueError):
+    """It cannot be told which text a prompt quotes; the message says why."""
 
 
 def target_text(prompt: str) -> str:
-    """The text that the picture should show: what stands in double quotes, several spans joined by a space.
+    """The text that the image should show: what stands in double quotes, several spans joined by a space.
 
     Raises:
-        UserError: the prompt quotes nothing.
+        UserError: the prompt quotes nothing, or it cannot be told what it quotes.
     """
-    text = quoted_text(prompt)
+    skipped = "(the setting unquoted=skip of ocr passes over such prompts)"
+    try:
+        text = " ".join(_spans_of(prompt))
+    except UnclearQuotesError as error:
+        raise UserError(
+            f"ocr cannot tell which text {excerpt(prompt)} quotes: {error}; put it in double quotes once {skipped}"
+        ) from None
     if not text:
-        needs = f"ocr needs a text in double quotes in each prompt; {prompt!r} has none"
-        raise UserError(f"{needs} (its setting unquoted=skip passes over such prompts)")
+        raise UserError(f"ocr needs a text in double quotes in each prompt; {excerpt(prompt)} has none {skipped}")
     return text
 
 
 def quoted_text(prompt: str) -> str:
-    """What stands in double quotes, several spans joined by a space; empty where nothing does."""
-    spans = [span.strip() for span in QUOTED.findall(prompt)]
-    return " ".join(span for span in spans if span)
+    """What stands in double quotes, several spans joined by a space; empty where nothing does, or where it cannot be told."""
+    try:
+        return " ".join(_spans_of(prompt))
+    except UnclearQuotesError:
+        return ""
+
+
+def unquoted_words(prompt: str) -> str:
+    """The prompt without what it quotes; the whole prompt where that cannot be told."""
+    text = _unescaped(prompt)
+    try:
+        spans = _quotations(text)
+    except UnclearQuotesError:
+        return text
+    return " ".join(_outside(text, spans))
+
+
+def _spans_of(prompt: str) -> list[str]:
+    text = _unescaped(prompt)
+    spans = _quotations(text)
+    if other := next(filter(None, map(OTHER_MARKS.search, _outside(text, spans))), None):
+        raise UnclearQuotesError(f"{other[0]} may quote a text as well")
+    found = (text[start:end].strip('"\u201c\u201d\u201e').strip() for start, end in spans)
+    return [span for span in found if _form(span, "flow_grpo")]
+
+
+def _unescaped(prompt: str) -> str:
+    """Quotation marks that were escaped for JSON or a shell, as they were meant."""
+    return prompt.replace('\\"', '"')
+
+
+def _outside(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """What stands before, between and after the spans."""
+    ends = [0, *(end for _, end in spans)]
+    return [text[end:start] for end, start in zip(ends, [*(start for start, _ in spans), len(text)], strict=True)]
+
+
+def _quotations(text: str) -> list[tuple[int, int]]:
+    """Where each quotation begins and ends, its marks included.
+
+    A quotation touches its marks. A mark after a digit, outside of a quotation, means inches. What no such reading explains is
+    refused: a wrong span would be scored as if it were the text.
+
+    Raises:
+        UnclearQuotesError: a mark is not closed, or neither opens nor closes a quotation where it stands.
+    """
+    spans: list[tuple[int, int]] = []
+    opening: re.Match[str] | None = None
+    for mark in MARKS.finditer(text):
+        before, after = text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1]
+        spaced_before, spaced_after = not before or before.isspace(), not after or after.isspace()
+        opens = not spaced_after and (spaced_before or (before in BEFORE_QUOTES and after not in AFTER_QUOTES))
+        closes = not spaced_before and (spaced_after or after in AFTER_QUOTES)
+        if opening is None:
+            if len(mark[0]) > 1 and spaced_before and (spaced_after or after in AFTER_QUOTES):
+                continue  # opens and closes nothing
+            if mark[0] in ('"', "\u201d") and _after_digit(text, mark.start(), spaced_after):
+                continue
+            if spaced_after or (closes and not opens):
+                raise UnclearQuotesError(f"{_where(text, mark)} opens no quotation")
+            opening = mark
+        else:
+            if mark[0] not in _closers(opening[0]) or spaced_before or (opens and not closes):
+                raise UnclearQuotesError(f"{_where(text, mark)} closes no quotation")
+            spans.append((opening.start(), mark.end()))
+            opening = None
+    if opening is not None:
+        raise UnclearQuotesError(f"the mark {opening[0]} before {text[opening.end() : opening.end() + 20]!r} is not closed")
+    return spans
+
+
+def _where(text: str, mark: re.Match[str]) -> str:
+    return f"the mark {mark[0]} after {text[max(mark.start() - 20, 0) : mark.start()]!r}"
+
+
+def _closers(opening: str) -> tuple[str, ...]:
+    if opening.startswith('"'):
+        return (opening, "\u201d") if opening == '"' else (opening,)
+    return tuple(CLOSERS[opening])
+
+
+def _after_digit(text: str, place: int, spaced_after: bool) -> bool:
+    """Whether a number stands before the place; a space may part them if another follows."""
+    before = text[place - 1 : place]
+    if spaced_after and before == " ":
+        before = text[place - 2 : place - 1]
+    return before.isnumeric()
 
 
 def normalised(text: str) -> str:
-    """Without white space, in lower case."""
-    return "".join(text.split()).lower()
+    """In the one normal form that texts are compared in, without white space: of ASCII, lower case without spaces."""
+    return "".join(normal_form(text).split())
 
 
-def similarity(read: str, target: str) -> float:
-    """1 - min(distance, n) / n, with n the length of the normalised target; 1 if the target is part of what was read."""
-    read, target = normalised(read), normalised(target)
+def _form(text: str, score: Score) -> str:
+    """What a score compares: `tmpo` keeps case and inner spaces."""
+    return normalised(text) if score == "flow_grpo" else plain_form(text).strip()
+
+
+def similarity(read: str, target: str, score: Score = "flow_grpo") -> float:
+    """How much of the target was read, from 0 to 1.
+
+    `flow_grpo`: 1 - min(distance, n) / n, with n the length of the normalised target; 1 if the target is part of what was
+    read. `tmpo`: 1 - distance / length of the longer one, with case and spaces, and nothing for a part.
+    """
+    read, target = _form(read, score), _form(target, score)
     if not target:
         raise UserError("the target text is empty")
+    if score == "tmpo":
+        return 1.0 - Levenshtein.distance(read, target) / max(len(read), len(target))
     if target in read:
         return 1.0
     return 1.0 - min(Levenshtein.distance(read, target), len(target)) / len(target)
@@ -139,6 +256,20 @@ class Reader(ABC):
         """`read_page` of each, several at a time: detectors take pictures of one size alone, so threads share them out."""
         pages = [widened(picture) for picture in pictures]
         return _in_threads(self.read_page, pages, min(self.threads, self.PAGES, len(pages)))
+
+    @abstractmethod
+    def characters_known(self) -> Iterable[str]:
+        """What its recogniser can answer."""
+
+    def unreadable(self, text: str, score: Score) -> list[str]:
+        """The characters of a text, as the score compares them, that no answer of this reader holds."""
+        if score not in self._alphabets:
+            self._alphabets[score] = frozenset("".join(_form(c, score) for c in self.characters_known()) + " ")
+        return sorted(set(_form(text, score)) - self._alphabets[score])
+
+    @cached_property
+    def _alphabets(self) -> dict[Score, frozenset[str]]:
+        return {}
 
     @abstractmethod
     def describe(self) -> dict[str, Any]: ...
@@ -238,6 +369,9 @@ class EasyOCRReader(Reader):
     def read_page(self, picture: np.ndarray) -> str:
         return " ".join(self.reader.readtext(picture, detail=0, allowlist=self.characters))
 
+    def characters_known(self) -> Iterable[str]:
+        return self.characters
+
     def describe(self) -> dict[str, Any]:
         import easyocr
 
@@ -298,6 +432,10 @@ class RapidOCRReader(Reader):
             self._idle.append(engine)
         return " ".join(answer.txts or ())
 
+    def characters_known(self) -> Iterable[str]:
+        self.engine.recognize_txt([np.full((self.HEIGHT, self.HEIGHT, 3), 255, np.uint8)])  # which loads the recogniser
+        return [c for c in self.engine.text_rec.postprocess_op.character if len(c) == 1]  # the first is CTC's `blank`
+
     def describe(self) -> dict[str, Any]:
         from importlib.metadata import version
 
@@ -314,7 +452,10 @@ class OCR(Scorer):
         device: str = "cpu"
         """Of EasyOCR. The CPU by default: CPU and GPU can read differently."""
         unquoted: Literal["refuse", "skip"] = "refuse"
-        """What becomes of a prompt without a quoted text: an error, or no score, for tasks where only some prompts have one."""
+        """What becomes of a prompt without a quoted text, with an unclear one, or with one whose characters the reader does not
+        know: an error, or no score, for tasks where only some prompts have one."""
+        score: Score = "flow_grpo"
+        """Which similarity: Flow-GRPO's, or that of TMPO's released code, where case, spaces and surplus text count."""
         batch: int = Field(16, ge=1)
         """Crops that EasyOCR reads at a time; the readings do not depend on it. On CPUs a larger one leaves the caches."""
 
@@ -349,14 +490,43 @@ class OCR(Scorer):
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         return self.measure(images, prompts)[self.name]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            self._target(prompt)
+
+    def _target(self, prompt: str) -> str:
+        """The text that the image should show; empty where the prompt is skipped.
+
+        Raises:
+            UserError: there is none that this reader could read, and such prompts are not skipped.
+        """
+        skips = self.settings.unquoted == "skip"
+        text = quoted_text(prompt) if skips else target_text(prompt)
+        if text and (unknown := self.reader.unreadable(text, self.settings.score)):
+            if skips:
+                return ""
+            which = (
+                f"{self.settings.reader} with characters={self.settings.characters}" if self._letters else self.settings.reader
+            )
+            raise UserError(
+                f"{which} cannot read {', '.join(map(repr, unknown[:10]))} in the text {excerpt(text)} of a prompt; set "
+                "another reader or characters for ocr, or unquoted=skip to pass over such prompts"
+            )
+        return text
+
+    @property
+    def _letters(self) -> bool:
+        return self.settings.reader == "easyocr" and self.settings.characters == "letters"
+
     def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        pictures = as_arrays(images)
-        asked = [i for i, prompt in enumerate(prompts) if self.settings.unquoted == "refuse" or quoted_text(prompt)]
-        targets = [target_text(prompts[i]) for i in asked]
+        pictures, score = as_arrays(images), self.settings.score
+        of_prompt = {prompt: self._target(prompt) for prompt in dict.fromkeys(prompts)}
+        asked = [i for i, prompt in enumerate(prompts) if of_prompt[prompt]]
         found = {self.name: np.full(len(prompts), np.nan), f"{self.name}_exact": np.full(len(prompts), np.nan)}
-        for i, read, target in zip(asked, self.read([pictures[i] for i in asked]), targets, strict=True):
-            found[self.name][i] = similarity(read, target)
-            found[f"{self.name}_exact"][i] = float(normalised(read) == normalised(target))
+        for i, read in zip(asked, self.read([pictures[i] for i in asked]), strict=True):
+            target = of_prompt[prompts[i]]
+            found[self.name][i] = similarity(read, target, score)
+            found[f"{self.name}_exact"][i] = float(_form(read, score) == _form(target, score))
         return found
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
-from alignbench.terms import Terms
+from alignbench.terms import Terms, log_ratio
+from alignbench.text import prompt_identity
 
 MIN_STD = 1e-8
 
@@ -42,7 +43,7 @@ class DDPO(Objective):
 
     def observe(self, forest: RolloutForest) -> None:
         for prompt, rewards in zip(forest.prompts, forest.by_group(forest.rewards).tolist(), strict=True):
-            kept = self.history.setdefault(prompt, [])
+            kept = self.history.setdefault(prompt_identity(prompt), [])
             kept += [r for r in rewards if r == r]
             del kept[: -self.settings.buffer]
 
@@ -50,31 +51,31 @@ class DDPO(Objective):
         return {"history": self.history}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.history = {prompt: list(rewards) for prompt, rewards in state.get("history", {}).items()}
+        self.history = {prompt_identity(prompt): list(rewards) for prompt, rewards in state.get("history", {}).items()}
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """[G, K], zero where a reward is missing or where all known rewards are equal."""
-        rewards = forest.by_group(forest.rewards)
+        rewards = forest.by_group(forest.rewards).double()
         here = groups.valid(rewards)
         everything = rewards[here]
         rows = []
         for prompt, row in zip(forest.prompts, rewards, strict=True):
-            known = self.history.get(prompt, [])
+            known = self.history.get(prompt_identity(prompt), [])
             source = rewards.new_tensor(known) if len(known) >= self.settings.min_count else everything
-            spread = source.max() - source.min()
-            z = (row - source.mean()) / (source.std(correction=0) + MIN_STD)
-            rows.append(z if bool(spread > 0) else torch.zeros_like(row))
-        a = torch.where(here, torch.stack(rows), 0.0)
+            level = source[:1].sum()  # differences from one of them, so that a large offset costs no digits
+            z = (row - level - (source - level).mean()) / ((source - level).std(correction=0) + MIN_STD)
+            rows.append(z if bool(groups.varies(source)) else torch.zeros_like(row))
+        a = torch.where(here, torch.stack(rows), 0.0).float()
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
         a = self.advantage(forest).reshape(-1, 1)
-        r = torch.exp(terms["log_prob"] - forest.old_log_prob)[forest.leaf_edges]
+        r = torch.exp(log_ratio(terms, forest))[forest.leaf_edges]
         return -groups.mean(groups.clipped(r, a, self.settings.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        ready = [len(self.history.get(p, [])) >= self.settings.min_count for p in forest.prompts]
+        ready = [len(self.history.get(prompt_identity(p), [])) >= self.settings.min_count for p in forest.prompts]
         return {
             "advantage_abs": float(self.advantage(forest).abs().mean()),
             "own_statistics_share": sum(ready) / len(ready),

@@ -5,7 +5,8 @@ the same noise and the same time for both, and e = |v - (noise - x_0)|^2 average
 
     L = -log sigmoid( -(beta / 2) [ (e_w - e_w^ref) - (e_l - e_l^ref) ] )
 
-The pictures need no stochastic step; the sampler's group is where pairs come from.
+The pictures need no stochastic step; the sampler's group is where pairs come from. Both velocities are the prompt's own,
+without classifier-free guidance, whatever guidance the rollouts had.
 """
 
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from torch.nn import functional
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import DenoisingRows, Terms, Velocities, denoising_noise, denoising_terms
+from alignbench.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, denoising_terms, part_of_update
 
 
 class DPO(Objective):
@@ -31,12 +32,19 @@ class DPO(Objective):
         """Smallest difference of rewards that makes a pair."""
         draws: int = Field(1, ge=1)
         """Noises and times for each pair."""
+        times: Times = "schedule"
+        """Noise levels of the images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
+        shift. uniform: between 0 and 1. steps: those of the rollout's steps, each once before any comes again."""
+        parts: int = Field(1, ge=1)
+        """Disjoint random parts of a rollout's pairs, of which each update takes the next; 1: every update takes all."""
+        drawn_by: Literal["policy", "reference"] = "policy"
+        """Whose pictures form the pairs."""
 
     settings: Settings
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=True)
+        return Needs(reference=True, reference_draws=self.settings.drawn_by == "reference")
 
     def pairs(self, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """Leaves that won and that lost, int64 [P] each."""
@@ -60,11 +68,13 @@ class DPO(Objective):
         return (torch.stack(winners), torch.stack(losers)) if winners else (empty, empty)
 
     def rows(self, forest: RolloutForest, update: int) -> DenoisingRows:
-        """All winners, then all losers in the same order, with the same noise and time for the two of a pair."""
+        """Winners, then losers in the same order, with the same noise and time for the two of a pair."""
         winners, losers = self.pairs(forest)
+        chosen = part_of_update(forest, update, len(winners), self.settings.parts)
+        winners, losers = winners[chosen], losers[chosen]
         draws = self.settings.draws
         keys = [(int(w), int(lost), d) for w, lost in zip(winners, losers, strict=True) for d in range(draws)]
-        sigma, noise = denoising_noise(forest, update, keys)
+        sigma, noise = denoising_noise(forest, update, keys, self.settings.times, draws)
         leaf = torch.cat([winners.repeat_interleave(draws), losers.repeat_interleave(draws)])
         return DenoisingRows(forest, leaf, torch.cat([sigma, sigma]), torch.cat([noise, noise]))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms
+from alignbench.terms import Terms, log_ratio, log_ratio_reference
 
 
 class FlowRL(Objective):
@@ -43,14 +43,14 @@ class FlowRL(Objective):
 
     def residual(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """log Z + m - beta z - m_ref, [G, K], and which leaves count."""
-        rewards = forest.by_group(forest.rewards)
-        z = groups.standardise(rewards)
-        path = forest.path_mean(terms["log_prob"] - terms["log_prob_reference"])
-        return self.log_z.to(path.device) + path - self.settings.beta * z, groups.comparable(rewards)
+        path = forest.path_mean(log_ratio_reference(terms))
+        return self.log_z.to(path.device) + path - self.settings.beta * forest.target_reward, groups.comparable(
+            forest.by_group(forest.rewards)
+        )
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         residual, counts = self.residual(terms, forest)
-        weight = torch.exp(forest.path_sum(terms["log_prob"].detach() - forest.old_log_prob))
+        weight = torch.exp(forest.path_sum(log_ratio(terms, forest).detach()))
         clip = self.settings.ratio_clip
         if clip is not None:
             weight = weight.clamp(1 - clip, 1 + clip)

@@ -79,7 +79,7 @@ class GARDO(GRPO):
         """Of each leaf, [G, K]; zero in groups whose rewards are all equal."""
         rewards = forest.by_group(forest.rewards)
         here = groups.valid(rewards)
-        a = groups.standardise(rewards, std=self.settings.std)
+        a = self._standardised(rewards)
         d = nearest_distance(forest.leaf_latents.reshape(*rewards.shape, -1), here)
         average = torch.where(here, d, 0.0).sum(1, keepdim=True) / here.sum(1, keepdim=True).clamp(min=1)
         a = torch.where(a > 0, a * d / average.clamp(min=MIN_DISTANCE), a)

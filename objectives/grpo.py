@@ -9,16 +9,16 @@ The settings that give DanceGRPO, MixGRPO, TreeGRPO, BranchGRPO and GRPO-Guard, 
 code: docs/methods/grpo.md.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms, edge_std
+from alignbench.terms import Terms, edge_std, log_ratio, part_of_update
 
 
 class GRPO(Objective):
@@ -29,10 +29,21 @@ class GRPO(Objective):
         """Advantages are clamped to +- this."""
         std: Literal["group", "batch", "none"] = "group"
         """Which deviation the advantage is divided by. batch: that of all rewards of the rollout about their common mean."""
-        credit: Literal["leaf", "edge", "depth", "depth_weighted"] = "leaf"
+        std_correction: Literal[0, 1] = 0
+        """0: the population's deviation, sqrt(sum / K). 1: a sample's, sqrt(sum / (K - 1)), as in the code of DanceGRPO,
+        MixGRPO and BranchGRPO."""
+        zero_advantage: Literal["keep", "drop"] = "keep"
+        """Whether leaves (or, by `credit`, edges) of advantage 0, such as all of a group of equal rewards, count in the means
+        of the loss. drop: they do not (the code of Flow-GRPO and GARDO), so that neither does their KL divergence, and with
+        `credit: leaf` they cost no training row."""
+        parts: int = Field(1, ge=1)
+        """Into how many random disjoint parts a rollout's leaves are cut, of which each update trains on one in turn. 2 with
+        two updates a rollout is what Flow-GRPO's and GARDO's code does; 1: each update trains on all. Needs `credit: leaf`."""
+        credit: Literal["leaf", "edge", "depth", "depth_weighted", "depth_nested"] = "leaf"
         """Whose advantage an edge of a tree gets. leaf: each descendant's, once for each. edge: their mean (TreeGRPO).
         depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: likewise,
-        in a mean that is weighted by the probability of the path to each descendant (an option of BranchGRPO)."""
+        in a mean that is weighted by the probability of the path to each descendant. depth_nested: weighted at each split by
+        the softmax of its own edges' log-probs, edges between splits left out (an option of BranchGRPO's code)."""
         ratio: Literal["plain", "guard"] = "plain"
         """guard: the regulated ratio exp((mu - mu_old) . eps) of GRPO-Guard, whose logarithm has mean zero."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "none"
@@ -44,6 +55,12 @@ class GRPO(Objective):
         """exact: the divergence of the step's two Gaussians. released: that times |sigma_next - sigma|, as in Flow-GRPO's
         code, whose variance leaves out the time step."""
 
+        @model_validator(mode="after")
+        def _parts_of_leaves(self) -> Self:
+            if self.parts > 1 and self.credit != "leaf":
+                raise ValueError("parts are parts of the leaves: credit must be leaf where parts is above 1")
+            return self
+
     settings: Settings
 
     @property
@@ -52,24 +69,41 @@ class GRPO(Objective):
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """Of each leaf, [G, K]; zero in groups whose rewards are all equal."""
-        z = groups.standardise(forest.by_group(forest.rewards), std=self.settings.std)
+        z = self._standardised(forest.by_group(forest.rewards))
         return z.clamp(-self.settings.adv_clip, self.settings.adv_clip)
+
+    def _standardised(self, rewards: Tensor) -> Tensor:
+        return groups.standardise(rewards, std=self.settings.std, correction=self.settings.std_correction)
+
+    def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
+        """Those of this update's part, without those that are dropped."""
+        o = self.settings
+        if o.credit != "leaf" or (o.parts == 1 and o.zero_advantage == "keep"):
+            return None
+        count = len(forest.leaves)
+        chosen = torch.zeros(count, dtype=torch.bool, device=forest.leaves.device)
+        chosen[part_of_update(forest, forest.update, count, o.parts)] = True
+        return chosen & (self.advantage(forest).flatten() != 0) if o.zero_advantage == "drop" else chosen
 
     def edge_advantage(self, forest: RolloutForest) -> Tensor:
         """Of each edge, [E], NaN where no descendant has a reward; for any `credit` but leaf."""
         rewards = forest.by_group(forest.rewards)
         if self.settings.credit == "edge":
             return forest.descendant_mean(torch.where(groups.valid(rewards), self.advantage(forest), torch.nan))
-        weighted = self.settings.credit == "depth_weighted"
-        node = forest.descendant_mean(rewards, forest.path_sum(forest.old_log_prob) if weighted else None)
+        log_weights = None
+        if self.settings.credit == "depth_weighted":
+            log_weights = forest.path_sum(forest.old_log_prob)
+        elif self.settings.credit == "depth_nested":
+            log_weights = forest.path_sum(forest.log_softmax_of_siblings(forest.old_log_prob))
+        node = forest.descendant_mean(rewards, log_weights)
         spread = groups.spread(rewards)[:, None]
-        a = torch.empty_like(node)
+        a = torch.empty_like(node, dtype=torch.float32)
         for step in forest.edge_step.unique():
             # Edges of one step are ordered by group, and each group has as many.
             here = forest.edge_step == step
             of_group = node[here].view(forest.groups, -1)
             # Means of equal rewards must not differ by their rounding.
-            z = torch.where(spread, groups.standardise(of_group, std=self.settings.std), 0.0)
+            z = torch.where(spread, self._standardised(of_group), 0.0)
             a[here] = z.masked_fill(of_group.isnan(), torch.nan).flatten()
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
@@ -96,22 +130,26 @@ class GRPO(Objective):
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o = self.settings
-        log_ratio = terms["drift_noise"] if o.ratio == "guard" else terms["log_prob"] - forest.old_log_prob
-        ratio, weight = torch.exp(log_ratio), self.weight(forest)
+        ratio = torch.exp(terms["drift_noise"] if o.ratio == "guard" else log_ratio(terms, forest))
+        weight = self.weight(forest)
         kl = self.divergence(terms, forest)
         if o.credit == "leaf":
             a = self.advantage(forest).reshape(-1, 1)
-            counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
+            counted, chosen = groups.valid(forest.rewards), self.trained_leaves(forest)
+            counts = (counted if chosen is None else counted & chosen)[:, None].expand_as(forest.leaf_edges)
             ratio, weight, kl = (values[forest.leaf_edges] for values in (ratio, weight, kl))
             kl = kl * self.kl_weight(forest)[:, None]
         else:
             a = self.edge_advantage(forest)
             counts = groups.valid(a)
+            counts = counts & (a != 0) if o.zero_advantage == "drop" else counts
             a = torch.where(counts, a, 0.0)
         return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        ratio = torch.exp(terms["log_prob"] - forest.old_log_prob)
+        if not terms:  # every leaf was dropped
+            return {}
+        ratio = torch.exp(log_ratio(terms, forest))
         numbers = {
             "advantage_abs": float(self.advantage(forest).abs().mean()),
             "clip_share": float(((ratio - 1).abs() > self.settings.clip).float().mean()),

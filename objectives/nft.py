@@ -4,16 +4,16 @@ Zheng et al. 2025 (arXiv 2509.16117). For a picture x_0 with fresh noise at sigm
 of the policy which drew the picture:
 
     v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v
-    r  = clip(A / (2 adv_clip) + 1/2, 0, 1),   A = group-standardised reward
+    r  = clip(A / (2 adv_clip) + 1/2, 0, 1),   A = (R - group mean) / deviation of the group or of the batch
     L  = adv_clip mean[ r |x0(v+) - x_0|^2 / (b w+) + (1 - r) |x0(v-) - x_0|^2 / (b w-) ] + kl_beta mean |v - v_ref|^2
 
 where x0(v) = x - sigma v and w+- is the mean absolute value of what is squared, without gradient. The old policy follows the
 policy: after a rollout's updates, n of them since the start, its weights become d old + (1 - d) new with
-d = min(decay_rate (n - decay_start), decay_max). The pictures need no stochastic step. How this differs from the paper:
-docs/methods/nft.md.
+d = min(decay_rate (n - decay_start), decay_max). The pictures need no stochastic step. All velocities are the prompt's own,
+without classifier-free guidance, whatever guidance the rollouts had. How this differs from the paper: docs/methods/nft.md.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import DenoisingRows, Terms, Velocities, denoising_noise
+from alignbench.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, part_of_update
 
 MIN_WEIGHT = 1e-5
 
@@ -30,12 +30,21 @@ class NFT(Objective):
     class Settings(settings.Settings):
         beta: float = Field(1.0, gt=0)
         """b: how far v+ and v- lie from v_old."""
+        std: Literal["group", "batch"] = "group"
+        """Deviation that rewards are divided by: their group's, or that of all rewards of the batch."""
+        flat_groups: Literal["keep", "drop"] = "keep"
+        """Groups whose rewards are all equal have r = 1/2: they pull v to an old policy that lags. drop: they cost no row."""
         adv_clip: float = Field(5.0, gt=0)
         """Advantages beyond +- this count as wholly good or wholly bad."""
         kl_beta: float = Field(1e-4, ge=0)
         """Weight of the squared distance to the base model's velocity; 0 saves the reference's forward pass."""
         draws: int = Field(1, ge=1)
         """Noises and times for each picture."""
+        times: Times = "schedule"
+        """Noise levels of the images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
+        shift. uniform: between 0 and 1. steps: those of the rollout's steps, each once before any comes again."""
+        parts: int = Field(1, ge=1)
+        """Disjoint random parts of a rollout's pictures, of which each update takes the next; 1: every update takes all."""
         decay_rate: float = Field(1e-3, ge=0)
         """How fast the old policy's decay grows with the updates; 0: the old policy is the newest, and costs no rows."""
         decay_start: int = Field(0, ge=0)
@@ -55,39 +64,40 @@ class NFT(Objective):
 
     def goodness(self, forest: RolloutForest) -> Tensor:
         """r, [G, K]; a half where a reward is missing or its group has no spread."""
-        a = groups.standardise(forest.by_group(forest.rewards))
+        a = groups.standardise(forest.by_group(forest.rewards), std=self.settings.std)
         return (a / (2 * self.settings.adv_clip) + 0.5).clamp(0, 1)
 
-    def chosen(self, forest: RolloutForest) -> Tensor:
-        """The leaves that a row is made of, int64 [R]: those whose reward says something."""
-        counts = groups.comparable(forest.by_group(forest.rewards)).flatten()
-        return counts.nonzero()[:, 0].repeat_interleave(self.settings.draws)
-
     def rows(self, forest: RolloutForest, update: int) -> DenoisingRows:
-        """Each picture in a group with spread, with its own noise and time."""
-        leaf = self.chosen(forest)
+        """Each picture that has a reward, with its own noise and time."""
+        o, rewards = self.settings, forest.by_group(forest.rewards)
+        counts = groups.valid(rewards) if o.flat_groups == "keep" else groups.comparable(rewards)
+        leaf = counts.flatten().nonzero()[:, 0]
+        leaf = leaf[part_of_update(forest, update, len(leaf), o.parts)].repeat_interleave(o.draws)
         keys = [(int(i), n) for n, i in enumerate(leaf)]
-        return DenoisingRows(forest, leaf, *denoising_noise(forest, update, keys))
+        return DenoisingRows(forest, leaf, *denoising_noise(forest, update, keys, o.times, o.draws))
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
-        """positive, negative: the normalised squared errors of v+ and v-; move: |v - v_ref|^2; each float32 [R']."""
-        b = self.settings.beta
+        """Each float32 [R'].
+
+        positive, negative: the normalised squared errors of v+ and v-. goodness: r of the row's picture. move: |v - v_ref|^2.
+        """
         v, old = velocities.policy.float(), velocities.old
         assert old is not None  # the engine gives what `needs` asks for
         old = old.float()
         sigma = rows.sigma.view(-1, *[1] * (v.ndim - 1))
-        target = rows.noise - rows.x0
+        # v+- = v_old +- b (v - v_old): at v = v_old the two errors are equal bits, and their gradients but for the sign.
+        of_old, step = rows.noise - rows.x0 - old, self.settings.beta * (v - old)
         terms = {
-            "positive": _normalised(sigma * (target - b * v - (1 - b) * old)),
-            "negative": _normalised(sigma * (target - (1 + b) * old + b * v)),
+            "positive": _normalised(sigma * (of_old - step)),
+            "negative": _normalised(sigma * (of_old + step)),
+            "goodness": self.goodness(rows.forest).flatten()[rows.leaf],
         }
         if velocities.reference is not None:
             terms["move"] = (v - velocities.reference.float()).square().flatten(1).mean(1)
         return terms
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        o = self.settings
-        r = self.goodness(forest).flatten()[self.chosen(forest)]
+        o, r = self.settings, terms["goodness"]
         loss = o.adv_clip / o.beta * (r * terms["positive"] + (1 - r) * terms["negative"]).mean()
         return loss + o.kl_beta * terms["move"].mean() if o.kl_beta else loss
 

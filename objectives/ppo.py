@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
-from alignbench.terms import Terms, Velocities
+from alignbench.terms import Terms, Velocities, log_ratio
 
 MIN_STD = 1e-6
 
@@ -81,7 +81,11 @@ class PPO(Objective):
     def returns(self, forest: RolloutForest) -> Tensor:
         """R of each leaf, [G * K], NaN where the reward is missing."""
         deviation = max((self.square / max(self.count, 1)) ** 0.5, MIN_STD)
-        return (forest.rewards - self.mean) / deviation
+        rewards = forest.rewards.double()
+        level = rewards.new_tensor([self.mean]).float()
+        if not bool(groups.varies(torch.cat([rewards, level.double()]))):  # rounding is no return
+            rewards = torch.where(groups.valid(rewards), self.mean, torch.nan)
+        return (rewards - self.mean) / deviation
 
     def advantage(self, values: Tensor, forest: RolloutForest) -> Tensor:
         """A of each leaf at each of its stochastic steps, before standardisation; [G * K, S], NaN for missing rewards.
@@ -108,7 +112,7 @@ class PPO(Objective):
         if len(here) == 0:
             return values.sum() * 0.0
         z = ((a - here.mean()) / here.std(correction=0).clamp(min=MIN_STD)).clamp(-o.adv_clip, o.adv_clip)
-        ratio = torch.exp(terms["log_prob"] - forest.old_log_prob)[forest.leaf_edges]
+        ratio = torch.exp(log_ratio(terms, forest))[forest.leaf_edges]
         surrogate = groups.clipped(ratio, torch.where(counts, z, 0.0), o.clip)
         error = torch.where(counts, values - target, 0.0) ** 2
         return groups.mean(o.value_weight * error - surrogate, counts)

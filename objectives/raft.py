@@ -4,6 +4,8 @@ Reward-ranked fine-tuning (Dong et al. 2023, arXiv 2304.06767) for `weights: top
 (Peters and Schaal 2007) for `weights: softmax`. With e_i = |v - (noise - x_0)|^2 averaged over latent dimensions:
 
     L = (1/G) sum_groups sum_i w_i e_i,      sum_i w_i = 1
+
+v is the prompt's own velocity, without classifier-free guidance, whatever guidance the rollouts had.
 """
 
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
-from alignbench.terms import DenoisingRows, Terms, Velocities, denoising_noise, denoising_terms
+from alignbench.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, denoising_terms
 
 
 class RAFT(Objective):
@@ -27,6 +29,9 @@ class RAFT(Objective):
         """Inverse temperature of `weights: softmax`."""
         draws: int = Field(1, ge=1)
         """Noises and times for each picture."""
+        times: Times = "schedule"
+        """Noise levels of the images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
+        shift. uniform: between 0 and 1. steps: those of the rollout's steps, each once before any comes again."""
 
     settings: Settings
 
@@ -35,7 +40,7 @@ class RAFT(Objective):
         rewards = forest.by_group(forest.rewards)
         counts = groups.comparable(rewards)
         if self.settings.weights == "softmax":
-            return counts * groups.log_softmax(self.settings.beta * groups.standardise(rewards), counts).exp()
+            return counts * groups.log_softmax(self.settings.beta * forest.target_reward, counts).exp()
         ranked = torch.where(counts, rewards, -torch.inf)
         best = torch.zeros_like(rewards).scatter(1, ranked.topk(min(self.settings.top, rewards.shape[1]), dim=1).indices, 1.0)
         best = best * counts
@@ -45,7 +50,7 @@ class RAFT(Objective):
         """The pictures whose weight is not zero, each with its own noise and time."""
         leaf = self.weights(forest).flatten().nonzero()[:, 0].repeat_interleave(self.settings.draws)
         keys = [(int(i), n) for n, i in enumerate(leaf)]
-        return DenoisingRows(forest, leaf, *denoising_noise(forest, update, keys))
+        return DenoisingRows(forest, leaf, *denoising_noise(forest, update, keys, self.settings.times, self.settings.draws))
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
         return denoising_terms(rows, velocities.policy, velocities.reference)

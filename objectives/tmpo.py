@@ -3,7 +3,7 @@
 Trajectory Matching Policy Optimization (arXiv 2605.10983). In the paper's symbols, for the K leaves of a group:
 
     s_i    = sum_j log pi_theta(x^i_{t_j - dt} | x^i_{t_j})       over the S stochastic steps
-    p      = softmax(s),   q = softmax(beta R~),   R~ = group-standardised reward
+    p      = softmax(s),   q = softmax(beta R~),   R~ = group-standardised reward (several: the sum of each)
     A_i    = stop_gradient(log q_i - log p_i)                     the Softmax-TB advantage
     L_TMPO = -(1/K) sum_i min(rho_i A_i, clip(rho_i, 1 - eps, 1 + eps) A_i)
              + lambda_ref (1/K) sum_i ((s_i - s_i^ref) / S)^2
@@ -22,7 +22,7 @@ from torch import Tensor
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms
+from alignbench.terms import Terms, log_ratio, log_ratio_reference
 
 BETA_MAX = 50.0
 
@@ -65,7 +65,7 @@ class TMPO(Objective):
     def observe(self, forest: RolloutForest) -> None:
         """Solves for beta where `ess_target` asks for it."""
         if self.settings.ess_target is not None:
-            self.solved_beta = self._solve_beta(forest.by_group(forest.rewards), self.settings.ess_target)
+            self.solved_beta = self._solve_beta(forest, self.settings.ess_target)
 
     def state(self) -> dict[str, Any]:
         return {"solved_beta": self.solved_beta}
@@ -73,13 +73,13 @@ class TMPO(Objective):
     def load_state(self, state: dict[str, Any]) -> None:
         self.solved_beta = float(state["solved_beta"])
 
-    def _solve_beta(self, rewards: Tensor, target: float) -> float:
+    def _solve_beta(self, forest: RolloutForest, target: float) -> float:
         """The beta whose q has the target's mean effective sample size; `BETA_MAX` where ties forbid so small a one."""
-        counts = groups.comparable(rewards)
+        counts = groups.comparable(forest.by_group(forest.rewards))
         some = counts.any(1)
         if not bool(some.any()):
             return self.solved_beta
-        z = groups.standardise(rewards).double()
+        z = forest.target_reward.double()
 
         def excess(beta: float) -> float:
             ess = groups.effective_sample_size(groups.log_softmax(beta * z, counts), counts)
@@ -103,13 +103,10 @@ class TMPO(Objective):
 
     def log_p_q(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor, Tensor]:
         """log p, log q and which leaves count; each [G, K]. Groups without spread do not count."""
-        rewards = forest.by_group(forest.rewards)
-        counts = groups.comparable(rewards)
-        s = forest.path_sum(terms["log_prob"])
-        if self.settings.reference == "frozen":
-            s = s - forest.path_sum(terms["log_prob_reference"])
+        counts = groups.comparable(forest.by_group(forest.rewards))
+        s = forest.path_sum(log_ratio_reference(terms) if self.settings.reference == "frozen" else terms["log_prob"])
         log_p = groups.log_softmax(s / self.settings.temperature, counts)
-        log_q = groups.log_softmax(self.beta(forest.iteration) * groups.standardise(rewards), counts)
+        log_q = groups.log_softmax(self.beta(forest.iteration) * forest.target_reward, counts)
         return log_p, log_q, counts
 
     def advantage(self, log_p: Tensor, log_q: Tensor, counts: Tensor) -> Tensor:
@@ -131,20 +128,20 @@ class TMPO(Objective):
         o = self.settings
         log_p, log_q, counts = self.log_p_q(terms, forest)
         a = self.advantage(log_p, log_q, counts).detach()
-        s, s_old = forest.path_sum(terms["log_prob"]), forest.path_sum(forest.old_log_prob)
+        moved = forest.path_sum(log_ratio(terms, forest))  # s - s_old
         regulated = forest.path_mean(terms["drift_noise"])
-        weight = torch.ones_like(s)
+        weight = torch.ones_like(moved)
         match o.ratio:
             case "rationorm":
                 rho = torch.exp(regulated)
             case "trajectory":
-                rho = torch.exp(s - s_old)
+                rho = torch.exp(moved)
             case "released":
-                drift = torch.where(counts, s - s_old, 0.0)
+                drift = torch.where(counts, moved, 0.0)
                 rho = torch.exp(drift - drift.detach().sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1))
                 weight = torch.exp(regulated).clamp(1 - o.clip, 1 + o.clip).detach()
             case "none":
-                return -groups.mean((s - s.detach()) * a, counts) + self.reference_term(terms, forest, counts)
+                return -groups.mean((moved - moved.detach()) * a, counts) + self.reference_term(terms, forest, counts)
         return -groups.mean(groups.clipped(rho, a, o.clip) * weight, counts) + self.reference_term(terms, forest, counts)
 
     def reference_term(self, terms: Terms, forest: RolloutForest, counts: Tensor) -> Tensor:
@@ -152,8 +149,8 @@ class TMPO(Objective):
         o = self.settings
         if o.reference == "none" or o.lambda_ref == 0:
             return terms["log_prob"].new_zeros(())
-        reference = terms["log_prob_reference"] if o.reference == "frozen" else forest.old_log_prob
-        return o.lambda_ref * groups.mean(forest.path_mean(terms["log_prob"] - reference) ** 2, counts)
+        moved = log_ratio_reference(terms) if o.reference == "frozen" else log_ratio(terms, forest)
+        return o.lambda_ref * groups.mean(forest.path_mean(moved) ** 2, counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         log_p, log_q, counts = self.log_p_q(terms, forest)

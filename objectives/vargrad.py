@@ -17,7 +17,7 @@ from torch import Tensor
 from alignbench import Objective, groups, settings
 from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms
+from alignbench.terms import Terms, log_ratio_reference
 
 
 class VarGrad(Objective):
@@ -35,12 +35,9 @@ class VarGrad(Objective):
 
     def deviation(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """delta_i minus its group mean, [G, K], and which leaves count."""
-        rewards = forest.by_group(forest.rewards)
-        counts = groups.comparable(rewards)
-        s = forest.path_sum(terms["log_prob"])
-        if self.settings.reference == "frozen":
-            s = s - forest.path_sum(terms["log_prob_reference"])
-        delta = torch.where(counts, s - self.settings.beta * groups.standardise(rewards), 0.0)
+        counts = groups.comparable(forest.by_group(forest.rewards))
+        s = forest.path_sum(log_ratio_reference(terms) if self.settings.reference == "frozen" else terms["log_prob"])
+        delta = torch.where(counts, s - self.settings.beta * forest.target_reward, 0.0)
         mean = delta.sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
         return torch.where(counts, delta - mean, 0.0), counts
 

@@ -64,14 +64,34 @@ class FixedSplits(TreeSettings):
         return self
 
 
-def tree_plan(settings: TreeSettings, splits: tuple[int, ...], noise_level: float | None = None) -> Plan:
+class EarlySplit(TreeSettings):
+    """What TMPO's released code makes of a split at the very start."""
+
+    early_split: Literal["step", "roots"] = "step"
+    """What a first split at step 0 or 1 is. step: a stochastic step like the others. roots: as many initial noises, with a
+    deterministic step in its place, as in TMPO's released code."""
+
+    @model_validator(mode="after")
+    def _leaves_a_step_to_train_on(self) -> Self:
+        if self.early_split == "roots" and self.levels == 1 and self.first_split <= 1:
+            raise ValueError("early_split=roots leaves no stochastic step of levels=1; raise levels or first_split")
+        return self
+
+
+def tree_plan(
+    settings: TreeSettings, splits: tuple[int, ...], noise_level: float | None = None, *, early_split: str = "step"
+) -> Plan:
     """One root; the given steps split, the others are deterministic.
 
     Args:
         noise_level: the settings' where it is None.
+        early_split: see `EarlySplit`; with "roots" a first split at step 0 or 1 becomes `children` roots.
     """
     split = Step(settings.rule, settings.noise_level if noise_level is None else noise_level, settings.children)
-    return Plan(steps=tuple(split if t in splits else Step() for t in range(settings.steps)))
+    roots = 1
+    if early_split == "roots" and splits[0] <= 1:
+        roots, splits = settings.children, splits[1:]
+    return Plan(tuple(split if t in splits else Step() for t in range(settings.steps)), roots=roots)
 
 
 def distinct(wanted: list[int], first: int, last: int, gap: int = 1) -> tuple[int, ...]:

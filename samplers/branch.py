@@ -29,6 +29,9 @@ class Branch(Sampler):
         """Steps that split."""
         split_noise_level: float | None = Field(None, gt=0)
         """Noise level of the splitting steps; that of the others where it is null."""
+        split_noise_scale: float = Field(1.0, gt=0)
+        """Multiplies the noise that splitting steps draw, and neither their mean nor their density: BranchGRPO's script has 4,
+        which draws from another distribution than the policy's."""
         depth_pruning: int = Field(0, ge=0)
         """How many stochastic steps in a row are not trained on."""
         pruning_stop: int = Field(0, ge=0)
@@ -65,7 +68,8 @@ class Branch(Sampler):
         def step(t: int) -> Step:
             splits = t in o.splits
             level = o.split_noise_level if splits and o.split_noise_level else o.noise_level
-            return Step(o.rule, level, o.children if splits else 1, scored=t not in pruned)
+            scale = o.split_noise_scale if splits else 1.0
+            return Step(o.rule, level, o.children if splits else 1, scored=t not in pruned, noise_scale=scale)
 
         return Plan(steps=(*(step(t) for t in range(o.steps - 1)), Step()))
 

@@ -14,7 +14,7 @@ kappa = 0 gives s_j = round(mu_j). `reward`, with alpha in 0.1..1 how good the r
 
 so that low rewards branch early, where the picture's layout is decided; the released code has this the wrong way round.
 Unlike there the splits are always distinct, so that every group has exactly children ** levels leaves, and each split is a
-scored stochastic step.
+scored stochastic step. The released code turns a first split at step 0 or 1 into initial noises: `early_split: roots`.
 """
 
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from alignbench import Plan, RolloutForest, Sampler
-from samplers._tree import TreeSettings, distinct, tree_plan
+from samplers._tree import EarlySplit, distinct, tree_plan
 
 ALPHA_MIN, ALPHA_DECAY, BOUND_DECAY = 0.1, 0.85, 0.99
 NOISE_RANGE = (0.2, 1.0)
@@ -31,7 +31,7 @@ DEFAULT_KAPPA = {"progress": 6.0, "reward": 4.0}
 
 
 class DynamicTree(Sampler):
-    class Settings(TreeSettings):
+    class Settings(EarlySplit):
         schedule: Literal["progress", "reward"] = "progress"
         """What decides where branches split: how far the training is, or how good its rewards are."""
         early: tuple[float, ...] = (1, 2, 3)
@@ -97,7 +97,7 @@ class DynamicTree(Sampler):
             noise_level = float(np.clip(o.noise_level * swing, *NOISE_RANGE))
             noise_side = rng.beta(1 + (1 - self.alpha) * kappa, 1 + self.alpha * kappa, size=o.levels)
             wanted = [round(first + (1 - float(t)) * (last - first)) for t in noise_side]
-        return tree_plan(o, distinct(wanted, first, last, o.min_gap), noise_level)
+        return tree_plan(o, distinct(wanted, first, last, o.min_gap), noise_level, early_split=o.early_split)
 
     def _by_progress(self, u: float, kappa: float, rng: np.random.Generator) -> list[int]:
         o = self.settings

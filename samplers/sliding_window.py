@@ -29,6 +29,9 @@ class SlidingWindow(Sampler):
         """Rule of the stochastic steps."""
         noise_level: float = Field(0.7, gt=0)
         """Its noise level."""
+        initial_noise: Literal["own", "shared"] = "own"
+        """own: each rollout starts from a noise of its own. shared: those of a group start from one and part at the window's
+        first step (MixGRPO's code), until when they are one branch and cost one model row a step."""
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
@@ -42,7 +45,8 @@ class SlidingWindow(Sampler):
         o = self.settings
         start = self.start(progress, rng)
         inside = [Step(o.rule, o.noise_level)] * o.window
-        return Plan((*[Step()] * start, *inside, *self.after(o.steps - start - o.window)), roots=o.group_size)
+        plan = Plan((*[Step()] * start, *inside, *self.after(o.steps - start - o.window)), roots=o.group_size)
+        return plan.from_one_noise() if o.initial_noise == "shared" else plan
 
     def start(self, progress: float, rng: np.random.Generator) -> int:
         """The window's first step."""

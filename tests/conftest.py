@@ -7,6 +7,8 @@ Property tests draw the same few examples each time; `make fuzz` draws many, and
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -15,6 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, signal.SIG_DFL)
 
+import pytest  # noqa: E402
 import torch  # noqa: E402  (reads the variables above when it is imported)
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
@@ -26,3 +29,11 @@ settings.register_profile("suite", _any_speed, derandomize=True, max_examples=30
 settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])  # one is enough
 settings.register_profile("fuzz", _any_speed, derandomize=False, max_examples=1000, print_blob=True)
 settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _figures_end_with_their_test() -> Iterator[None]:
+    """Matplotlib warns about figures that are left open, in whichever test makes one too many."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

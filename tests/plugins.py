@@ -106,6 +106,20 @@ class Constant(Scorer):
         return np.full(len(prompts), 0.5)
 
 
+class NearlyConstant(Scorer):
+    """Answers that differ by one unit of float32's rounding."""
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        return np.where(np.arange(len(prompts)) % 2, np.float32(0.95), np.nextafter(np.float32(0.95), np.float32(1)))
+
+
+class Faint(Brightness):
+    """Brightness in units so large that nothing is left of it."""
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        return super().score(images, prompts) * 1e-6
+
+
 class Sometimes(Brightness):
     """Gives up on every third picture."""
 

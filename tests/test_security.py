@@ -22,10 +22,12 @@ from alignbench import UserError, plots, report, run
 from alignbench.backbones.tiny import FOLDER as TINY
 from alignbench.cli import _results_folder, app
 from alignbench.comparison import Grid
-from alignbench.comparison_plots import picture_grid, slug
-from alignbench.config import BudgetConfig, load_config, read_yaml
+from alignbench.comparison_plots import picture_grid
+from alignbench.config import BudgetConfig, load_config
+from alignbench.escaping import slug
 from alignbench.load import load_backbone
 from alignbench.results import read_results
+from alignbench.yaml_files import read_yaml
 from evals._clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.plugins import toy_config, write_task

@@ -39,7 +39,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{folder} is no diffusers folder: it has no {INDEX}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{folder / INDEX} is no valid JSON") from None
     if not isinstance(index, dict) or "_class_name" not in index:
         raise UserError(f"{folder / INDEX} names no pipeline")

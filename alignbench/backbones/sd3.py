@@ -1,6 +1,7 @@
 """sd3: a local `StableDiffusion3Pipeline` folder (SD3, SD3.5), trained in full or through LoRA."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +56,9 @@ class SD3(DiffusersFolder):
             device=self.device,
         )
         return Embeddings(states, pooled)
+
+    def without_guidance(self, conditioning: Conditioning) -> Conditioning:
+        return conditioning if conditioning.empty is None else replace(conditioning, empty=None)
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
         texts = conditioning.prompts[group]

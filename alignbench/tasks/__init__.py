@@ -17,6 +17,7 @@ from alignbench.errors import UserError, did_you_mean
 from alignbench.paths import local_path
 from alignbench.prompts import interleaved, read_prompts
 from alignbench.settings import Settings
+from alignbench.text import distinct, excerpt, prompt_identity
 from alignbench.yaml_files import read_yaml
 
 FILE = "task file"
@@ -44,9 +45,9 @@ class TaskConfig(Settings):
 
     description: str
     train_prompts: str | list[str]
-    """A file of prompts (txt, jsonl, csv, parquet; see `alignbench.prompts`), relative to the YAML file; several take turns."""
+    """A prompt file (see `alignbench.prompts`), relative to the YAML file; several take turns."""
     eval_prompts: str | list[str]
-    """Prompts that no run trains on."""
+    """Prompts that no run trains on. Of prompts that differ in case and blanks alone the first is taken."""
     same_prompts: bool = False
     """Judge on the training prompts: for a task whose question is the law of these very prompts' pictures."""
     reward: list[RewardChoice] = Field(min_length=1)
@@ -59,11 +60,13 @@ class Task:
     def __init__(self, name: str, config: TaskConfig, folder: Path) -> None:
         self.name, self.config = name, config
         self.train_prompts = _prompts(folder, config.train_prompts)
-        self.eval_prompts = _prompts(folder, config.eval_prompts)
-        shared = set(self.train_prompts) & set(self.eval_prompts)
+        # A repeated prompt would count as two in means and intervals over prompts.
+        self.eval_prompts = distinct(_prompts(folder, config.eval_prompts))
+        trained = set(map(prompt_identity, self.train_prompts))
+        shared = [prompt for prompt in self.eval_prompts if prompt_identity(prompt) in trained]
         if shared and not config.same_prompts:
             raise UserError(
-                f"task {name!r} would be judged on prompts it trains on ({len(shared)}, such as {min(shared)!r}); "
+                f"task {name!r} would be judged on prompts it trains on ({len(shared)}, such as {excerpt(min(shared))}); "
                 "take them out of one of the two files"
             )
 
@@ -110,15 +113,20 @@ class Task:
 
 
 def _prompts(folder: Path, files: str | list[str]) -> list[str]:
-    return interleaved([read_prompts(local_path(file, folder)) for file in ([files] if isinstance(files, str) else files)])
+    listed = [files] if isinstance(files, str) else files
+    return interleaved([read_prompts(local_path(file, folder), pipe=False) for file in listed])
 
 
-def refuse_changed(now: Mapping[str, str], then: Mapping[str, str], what: str) -> None:
-    """Raises UserError where a fingerprint is not the one that `what` was made with; parts that one of them lacks are left."""
-    changed = [part for part in now if part in then and now[part] != then[part]]
-    if changed:
+def changed_parts(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
+    """The parts in which two fingerprints differ; parts that one of them lacks are left."""
+    return [part for part in now if part in then and now[part] != then[part]]
+
+
+def refuse_changed(parts: Sequence[str], what: str) -> None:
+    """Raises UserError where parts of a task changed since `what` was made."""
+    if parts:
         raise UserError(
-            f"the {' and '.join(changed)} changed since {what} was made; put the task's files back as they were, or start anew "
+            f"the {' and '.join(parts)} changed since {what} was made; put the task's files back as they were, or start anew "
             "with another --out"
         )
 

@@ -420,6 +420,9 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
     compare(grid(tmp_path), tmp_path / "out")
     with pytest.raises(UserError, match=r"tmpo-fixed_tree-toy-s0 was run with other settings: budget .*66.*now .*88"):
         compare(grid(tmp_path, budget={"model_rows": 88}), tmp_path / "out")
+    (tmp_path / "eval.txt").write_text((tmp_path / "eval.txt").read_text().replace("eval 5", "other 5"))
+    with pytest.raises(UserError, match=r"the evaluation prompts changed since .*tmpo-fixed_tree-toy-s0 was made; put"):
+        compare(read_grid(tmp_path / "out"), tmp_path / "out")
     with pytest.raises(
         UserError, match="out also compares tmpo-fixed_tree-toy-s0: name objectives tmpo too, or choose another"
     ):
@@ -475,7 +478,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
         (["--objectives", "grpo"], "compare needs --objectives and --samplers"),
         (["--objectives", "grpo", "--samplers", "independent", "--seeds", "many"], "--seeds takes how many"),
         (["--objectives", "grpo", "--samplers", "independent", "--out", "out", "--engine", "rai"], "did you mean 'ray'"),
-        (["--out", "nowhere"], "cannot read the config file nowhere/comparison.yaml"),
+        (["--out", "nowhere"], "cannot read the comparison nowhere/comparison.yaml"),
     ],
 )
 def test_slips_on_the_command_line_are_one_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:

@@ -94,38 +94,42 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("sd3", "grpo"): {
         "iterations": 250, "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "max_grad_norm": 1.0,
         "lr_schedule": "constant", "sampler": "independent", "steps": 10, "group_size": 24, "rule": "sde", "noise_level": 0.7,
-        "clip": 1e-4, "kl_beta": 0.04, "kl": "released", "std": "batch",
+        "clip": 1e-4, "kl_beta": 0.04, "kl": "released", "std": "batch", "zero_advantage": "drop", "parts": 2,
     },
     ("sd3", "gardo"): {
         "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 10,
         "group_size": 24, "rule": "sde", "noise_level": 0.7, "clip": 1e-5, "kl_beta": 0.04, "kl": "released", "kl_share": 0.1,
-        "reference_refresh": 15, "reference_refresh_kl": 3e-4,
+        "reference_refresh": 16, "reference_refresh_kl": 3e-4, "step_weight": "none", "zero_advantage": "drop",
+        "parts": 2,
     },
     ("sd3", "nft"): {
-        "prompts_per_iteration": 48, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 10,
-        "group_size": 24, "stochastic_share": 0, "guidance": 1, "beta": 1, "adv_clip": 5, "kl_beta": 1e-4,
-        "decay_rate": 1e-3, "decay_max": 0.5,
+        "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 10,
+        "group_size": 24, "stochastic_share": 0, "guidance": 1, "beta": 0.1, "adv_clip": 5, "kl_beta": 1e-4,
+        "decay_rate": 0.0075, "decay_start": 75, "decay_max": 0.999, "std": "batch", "draws": 9, "times": "steps", "parts": 2,
+        "flat_groups": "keep",
     },
     ("sd3", "ddpo"): {
         "prompts_per_iteration": 32, "updates_per_rollout": 4, "lr": 3e-4, "sampler": "independent", "steps": 10,
         "group_size": 8, "clip": 1e-4, "buffer": 32, "min_count": 16,
     },
     ("sd3", "dpo"): {
-        "prompts_per_iteration": 48, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 40,
-        "group_size": 24, "beta": 100, "pairs": "best_worst",
+        "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "sampler": "independent", "steps": 40,
+        "group_size": 24, "beta": 100, "pairs": "best_worst", "drawn_by": "reference", "draws": 39, "times": "schedule",
+        "parts": 2,
     },
     ("flux", "tmpo"): {
         "iterations": 250, "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-5, "max_grad_norm": 0.5,
         "lr_schedule": "cosine", "sampler": "dynamic_tree", "steps": 6, "early": [1, 2, 3], "late": [1, 3, 5], "kappa": 6,
-        "noise_level": 0.7, "beta_start": 0.8, "beta": 2, "beta_warmup": 100, "lambda_ref": 0.05, "clip": 0.2,
+        "noise_level": 0.7, "early_split": "roots", "beta_start": 0.8, "beta": 2, "beta_warmup": 100, "lambda_ref": 0.05,
+        "clip": 0.2,
     },
     ("flux", "grpo"): {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 6,
-        "group_size": 27, "rule": "sde", "noise_level": 0.9, "clip": 1e-4, "kl_beta": 0.0,
+        "group_size": 27, "rule": "sde", "noise_level": 0.9, "clip": 1e-4, "kl_beta": 0.0, "parts": 1,
     },
     ("flux", "gardo"): {
         "prompts_per_iteration": 8, "updates_per_rollout": 1, "steps": 6, "group_size": 27, "noise_level": 0.9, "kl_beta": 0.01,
-        "kl": "released", "reference_refresh": 15,
+        "kl": "released", "reference_refresh": 16, "step_weight": "none",
     },
     ("flux", "nft"): {"prompts_per_iteration": 48, "steps": 10, "group_size": 24, "stochastic_share": 0},
     ("flux", "ddpo"): {
@@ -154,6 +158,35 @@ def test_the_paper_preset_has_the_published_settings_of_each_family(family: str,
     assert {key: plugins[key] for key in ("resolution", "precision")} == {"resolution": 512, "precision": "bf16"}
     load_objective(objective, **found.objective.settings)
     load_sampler(found.sampler.name, **found.sampler.settings).plan(0.5, np.random.default_rng(0))
+
+
+KIN: dict[str, dict[str, Any]] = {
+    "sliding_window": {"initial_noise": "shared", "std": "group", "std_correction": 1, "credit": "leaf"},
+    "flash": {"initial_noise": "shared", "rounding": "released", "std": "group", "std_correction": 1, "credit": "leaf"},
+    "tree_window": {"std": "group", "std_correction": 0, "credit": "edge"},
+    "branch": {
+        "split_noise_scale": 4,
+        "noise_level": 0.3,
+        "std": "group",
+        "std_correction": 1,
+        "credit": "depth",
+        "clip": 1e-3,
+    },
+}
+"""sampler -> what the code of MixGRPO, MixGRPO-Flash, TreeGRPO and BranchGRPO has, which are grpo on these samplers."""
+
+
+@pytest.mark.parametrize("sampler", KIN)
+def test_the_paper_preset_has_the_settings_of_grpos_kin_on_their_samplers(sampler: str) -> None:
+    wanted = {"kl_beta": 0, "zero_advantage": "keep", **KIN[sampler]}
+    for family in ("sd3", "flux"):
+        found = load_config(preset="paper", options={"backbone": family, "objective": "grpo", "sampler": sampler})
+        made = load_objective("grpo", **found.objective.settings), load_sampler(sampler, **found.sampler.settings)
+        settings = made[0].settings.model_dump() | made[1].settings.model_dump()
+        assert {key: settings[key] for key in wanted} == wanted
+    # What belongs to the method and not to its sampler does not follow the sampler.
+    other = load_config(preset="paper", options={"backbone": "sd3", "objective": "tmpo", "sampler": sampler}).resolved()
+    assert other["sampler"].get("split_noise_scale", 1) == 1
 
 
 def test_without_anything_given_the_quick_preset_is_used() -> None:
@@ -414,3 +447,41 @@ def test_a_plug_in_is_a_name_or_a_name_with_settings() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config().seed = 3  # type: ignore[misc]
+
+
+# --- what a value is
+
+
+def test_labels_and_names_are_texts_whatever_yaml_takes_them_for(file: Path) -> None:
+    file.write_text("objective: {name: tmpo, label: 1e3}\nsampler: {name: dynamic_tree, label: no}\ntask: 1.10\nbackbone: 3\n")
+    found = load_config(file=file)
+    assert (found.objective.label, found.sampler.label, found.task, found.backbone.name) == ("1e3", "no", "1.10", "3")
+    for label in ("2", "true", "2024-01-01", "0x10", "010", "1_000"):
+        assert load_config(sets=[f"objective.label={label}"]).objective.label == label
+    assert load_config(sets=["objective.label=null"]).objective.label is None
+
+
+@pytest.mark.parametrize("key", ["checkpoint_every", "optimizer.lr", "seed", "guidance", "optimizer.betas", "task", "pairs"])
+def test_true_is_neither_a_number_nor_a_text(key: str) -> None:
+    value = "[0.9, true]" if key == "optimizer.betas" else "true"
+    assert f"configuration: {key}: true and false are no values here" in problem(sets=[f"{key}={value}"])
+
+
+def test_true_is_no_number_of_a_plug_ins_settings_either() -> None:
+    with pytest.raises(UserError, match="objective tmpo: beta: true and false are no values here"):
+        load_objective("tmpo", beta=True)
+    assert load_config(sets=["pictures=no"]).pictures is False
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("1_000", 1000), ("+5", 5), ("0x10", None), ("1:30", None), ("yes", None)]
+)
+def test_a_number_is_the_one_that_stands_there_or_refused(text: str, value: int | None) -> None:
+    if value is None:
+        assert "seed: input should be a valid integer" in problem(sets=[f"seed={text}"])
+    else:
+        assert load_config(sets=[f"seed={text}"]).seed == value
+
+
+def test_no_setting_is_infinite_even_where_nobody_looks_yet() -> None:
+    assert "objective.x.0: input should be a finite number, got inf" in problem(sets=["objective.x=[.inf]"])

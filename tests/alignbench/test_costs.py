@@ -11,14 +11,24 @@ from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 from alignbench import UserError, load_backbone, load_objective, run
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, BackboneSettings
 from alignbench.cli import app
 from alignbench.config import RunConfig
-from alignbench.costs import Pace, Rows, forecast, memory, model_rows, rows_per_iteration, seconds_per_iteration
+from alignbench.costs import (
+    Pace,
+    Rows,
+    forecast,
+    measure_pace,
+    memory,
+    model_rows,
+    rows_per_iteration,
+    seconds_per_iteration,
+    trains_guided,
+)
 from alignbench.errors import RunError
 from alignbench.executor import predict
 from tests.pipelines import FAMILIES, SIDE, save_pipeline
-from tests.plugins import toy_config, write_task
+from tests.plugins import ToyPolicy, toy_config, write_task
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +45,7 @@ def real_config(folder: Path, task: Path, **changes: Any) -> RunConfig:
 
 def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
     # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents; two groups.
-    assert rows_per_iteration(toy_config(write_task(tmp_path))) == (16, 6, 8, 8)
+    assert rows_per_iteration(toy_config(write_task(tmp_path))) == Rows(rollout=16, replay=6, asked=6, widest=8, pictures=8)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +54,9 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
         ({"name": "grpo"}, {}, 16 + 6),
         ({"name": "grpo"}, {"updates_per_rollout": 3}, 16 + 18),
         ({"name": "grpo"}, {"micro_batch": 4}, 16 + 2 * 6),
+        ({"name": "grpo", "parts": 2}, {"updates_per_rollout": 2}, 16 + 6),
+        # The base model is asked about all rows in both updates.
+        ({"name": "grpo", "parts": 2, "kl_beta": 0.1}, {"updates_per_rollout": 2}, 16 + 6 + 2 * 6),
         ({"name": "grpo", "kl_beta": 0.1}, {"micro_batch": 4, "updates_per_rollout": 2}, 16 + 2 * 3 * 6),
         # Eight pictures, and the policy of the rollout in the second update; two pictures of each group, and the base model.
         ({"name": "nft", "kl_beta": 0.0, "decay_rate": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
@@ -75,6 +88,36 @@ def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
     # 16 rows of the rollout; twice 6 with their way back and 6 of the reference; 8 pictures.
     found = seconds_per_iteration(config, rows_per_iteration(config), pace, needs)
     assert found == 16 + 2 * (6 * 10 + 6) + 800
+
+
+def test_rows_without_guidance_have_a_pace_of_their_own(tmp_path: Path) -> None:
+    config = toy_config(write_task(tmp_path), objective={"name": "dpo"}, updates_per_rollout=2)
+    made = load_objective("dpo")
+    pace = Pace(forward_row=1.0, train_row=10.0, picture=100.0, rewards=1, steps=4, unguided=(0.5, 4.0))
+    rows = rows_per_iteration(config, made)
+    # 16 rows of the rollout; twice 4 pictures of two pairs with their way back and for the reference; 8 pictures.
+    assert seconds_per_iteration(config, rows, pace, made.needs, guided=trains_guided(made)) == 16 + 2 * (4 * 4 + 4 * 0.5) + 800
+    assert seconds_per_iteration(config, rows, pace, made.needs) == 16 + 2 * (4 * 10 + 4) + 800
+
+
+class Mixing(ToyPolicy):
+    """Guidance is what is told with the prompts."""
+
+    def without_guidance(self, conditioning: torch.Tensor) -> torch.Tensor:
+        return conditioning.clone()
+
+
+@pytest.mark.parametrize(("model", "mixes"), [(ToyPolicy, False), (Mixing, True)])
+def test_only_a_mixture_of_two_velocities_is_timed_without_guidance(
+    tmp_path: Path, model: type[ToyPolicy], mixes: bool
+) -> None:
+    pace = measure_pace(toy_config(write_task(tmp_path)), model(BackboneSettings()))
+    assert (pace.unguided is not None) == mixes
+
+
+def test_objectives_on_final_images_train_without_guidance() -> None:
+    guided = {name: trains_guided(load_objective(name)) for name in ("grpo", "tmpo", "dpo", "raft", "nft")}
+    assert guided == {"grpo": True, "tmpo": True, "dpo": False, "raft": False, "nft": False}
 
 
 def test_a_scorer_is_given_as_long_as_in_the_run(tmp_path: Path) -> None:
@@ -118,7 +161,7 @@ def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
     settings = {"resolution": SIDE, "guidance": 2.0, **settings}
     real, hollow = (load_backbone(str(folders[family]), device=device, **settings) for device in ("cpu", "meta"))
     config = toy_config(write_task(tmp_path))
-    told = memory(config, hollow, "a", Rows(4, 3, 4, 4)).training
+    told = memory(config, hollow, "a", Rows(4, 3, 3, 4, 4)).training
     seen = most_allocated(real, "a", 3)
     # Kernels have work space of their own, and some write in place what is told as two tensors.
     assert told == pytest.approx(seen, rel=0.05)
@@ -141,9 +184,18 @@ def test_weights_and_what_training_adds_are_counted_to_the_byte(folders: dict[st
     assert found.peak == resident + max(found.rollout, found.training, found.decoding)
 
 
+def test_memory_of_training_without_guidance_is_that_of_a_model_without_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    config, rows = toy_config(write_task(tmp_path)), Rows(4, 3, 3, 4, 4)
+    guided, plain = (load_backbone(str(folders["sd3"]), device="meta", resolution=SIDE, guidance=g) for g in (2.0, 1.0))
+    found, expected = memory(config, guided, "a", rows, guided=False), memory(config, plain, "a", rows)
+    assert found.training == expected.training
+    assert found.rollout > 1.5 * expected.rollout
+    assert memory(config, guided, "a", rows).training > 1.5 * found.training
+
+
 def test_a_micro_batch_bounds_what_a_call_needs(folders: dict[str, Path], tmp_path: Path) -> None:
     policy = load_backbone(str(folders["flux"]), device="meta", resolution=SIDE)
-    task, rows = write_task(tmp_path), Rows(64, 32, 16, 16)
+    task, rows = write_task(tmp_path), Rows(64, 32, 32, 16, 16)
     whole, halves, quarters = (memory(toy_config(task, micro_batch=n), policy, "a", rows) for n in (None, 16, 8))
     assert whole.training / halves.training == pytest.approx(2, rel=0.05)
     assert whole.rollout == halves.rollout  # no step of a rollout has more than 16 rows

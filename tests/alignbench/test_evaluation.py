@@ -2,12 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from alignbench import UserError
 from alignbench import evaluation as judging
-from alignbench.evaluation import Evaluation, alarms, compare, path_kl, with_measured
+from alignbench.evaluation import Evaluation, Judges, alarms, compare, path_kl, with_measured
 from alignbench.executor import rollout
 from alignbench.plan import Plan, Step
 from alignbench.record import Estimate, MetricRecord
 from alignbench.statistics import rise_test
+from alignbench.tasks import EvalChoice, load_task
 from alignbench.terms import EdgeRows, edge_terms
 from tests.toys import PROMPTS, ToyBackbone
 
@@ -38,7 +40,9 @@ def test_prompts_are_the_units_and_differences_are_paired() -> None:
     # Prompt means 0.5 and 1.0 become 1.0 and 0.5.
     assert (found.base.value, found.final.value, found.difference.value) == (0.75, 0.75, 0.0)
     assert found.base.n == 2
-    assert (found.difference.lower, found.difference.upper) == (-0.5, 0.5)
+    assert (found.difference.lower, found.difference.upper) == pytest.approx(
+        (-6.353102, 6.353102)
+    )  # t(0.975, 1) = 12.706205, standard error 0.5
     assert found.p_rise == pytest.approx(0.5)
 
 
@@ -125,6 +129,16 @@ def test_false_alarms_are_as_rare_as_said_however_many_judges_there_are(law: str
     assert share <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / runs)
     # What is corrected for: uncorrected, every fifth run and more would have raised one.
     assert np.mean(np.max(p_rise, axis=1) > 1 - 0.025) > 0.15
+
+
+def test_prompts_that_an_eval_would_refuse_are_told_before_anything_is_drawn() -> None:
+    rewards = Judges(load_task("geneval"))
+    rewards.check_prompts(["a red circle"], ["two stars"])
+    for prompts in (["a dog"], []), (["a red circle"], ["a dog"]):
+        with pytest.raises(UserError, match="no metadata for the prompt 'a dog'"):
+            rewards.check_prompts(*prompts)
+    judges = Judges(load_task("quadratic").judged_by([EvalChoice(eval="geneval")]))
+    judges.check_prompts(["a red circle"], ["a dog"])  # which it will not see
 
 
 def test_the_base_model_is_at_no_distance_from_itself() -> None:

@@ -192,3 +192,39 @@ def test_an_unknown_rule_or_reduction_is_an_error() -> None:
         flow.moments(one(1.0), one(1.0), 0.5, 0.25, 0.5, "heun")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'mean' or 'sum', got 'max'"):
         flow.reduce_latent(torch.ones(1, 2), "max")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["sde", "cps", "dance"])
+@pytest.mark.parametrize("dimensions", [4 * 8 * 8, 16 * 64 * 64], ids=["tiny SD3", "FLUX at 512 pixels"])
+@pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_log_ratio_of_near_policies_is_that_of_float64_at_any_size(
+    rule: Rule, dimensions: int, apart: float, reduction: flow.Reduction
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, old, noise, change = torch.randn(4, 4, dimensions, generator=generator)
+    new = old + apart * change  # float32: what follows is about these very numbers
+    _, std = flow.moments(x, old, 0.8, 0.6, 0.7, rule)
+    shift = flow.mean_shift(new - old, 0.8, 0.6, 0.7, rule)
+    got = flow.log_ratio(shift, noise, std, reduction=reduction)
+
+    # Means by the rule's definition in float64: d mean / d v from two velocities that are far apart.
+    slope = (flow.moments(x, old + 1, 0.8, 0.6, 0.7, rule)[0] - flow.moments(x, old, 0.8, 0.6, 0.7, rule)[0]).double().mean()
+    moved, deviation = slope * (new.double() - old.double()), std.double()
+    exact = ((noise * deviation) ** 2 - (noise * deviation - moved) ** 2) / (2 * deviation**2)
+    want = exact.sum(1) if reduction == "sum" else exact.mean(1)
+    assert got.dtype == torch.float32
+    # Terms of both signs nearly cancel: rounding is counted against their deviation over the dimensions.
+    terms_of_both_signs = exact.std(1) * dimensions**0.5 / (1 if reduction == "sum" else dimensions)
+    assert ((got - want).abs() / terms_of_both_signs).max() < 1e-4  # float32, and the slope's own rounding
+
+
+def test_the_difference_of_two_sums_of_log_densities_is_noise_at_the_size_of_flux() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, noise, change = torch.randn(3, 4, 16 * 64 * 64, generator=generator)
+    std = torch.tensor(0.1)
+    x, moved = mean + std * noise, 1e-6 * change
+    want = (moved.double() / std * noise).sum(1)
+    subtracted = flow.log_prob(x, mean + moved, std, reduction="sum") - flow.log_prob(x, mean, std, reduction="sum")
+    assert ((subtracted - want).abs() / want.abs()).median() > 0.5
+    assert torch.allclose(flow.log_ratio(moved, noise, std, reduction="sum").double(), want, rtol=1e-3, atol=1e-5)

@@ -52,6 +52,13 @@ def test_articles_and_plurals_are_genevals() -> None:
     assert coco.plurals("cup") == ("cups",)
 
 
+def test_a_prompt_is_excluded_however_its_case_and_blanks_are() -> None:
+    first = generate("coco", {"single_object": 60}, seed=0)
+    rest = generate("coco", {"single_object": 60}, seed=0, exclude=[e["prompt"].upper().replace(" ", "  ") for e in first])
+    assert len(rest) == 20
+    assert not {e["prompt"] for e in first} & {e["prompt"] for e in rest}
+
+
 def test_excluded_prompts_are_not_made_and_a_used_up_type_gives_fewer() -> None:
     first = generate("coco", {"single_object": 60, "colors": 5}, seed=0)
     rest = generate("coco", {"single_object": 60, "colors": 5}, seed=0, exclude={e["prompt"] for e in first})

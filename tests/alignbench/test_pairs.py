@@ -1,6 +1,7 @@
 """Pairs on disk: written from a model's pictures, read back, and trained on without a rollout."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from alignbench import UserError, load_backbone, load_objective, run
 from alignbench.engine import backward
 from alignbench.evaluation import Judges
-from alignbench.pairs import check_pairs, pair_forest, read_pairs, write_pairs
+from alignbench.pairs import check_pairs, fingerprint, pair_forest, read_pairs, write_pairs
 from alignbench.tasks import load_task
 from objectives.dpo import DPO
 from tests.plugins import ToyPolicy, toy_config, write_task
@@ -46,8 +47,10 @@ def test_writing_overwrites_nothing(tmp_path: Path) -> None:
     ("lines", "sentence"),
     [
         ("", "holds no pair"),
-        ("\n{}\n", "line 2, is no pair: prompt: field required"),
-        ('{"prompt": "a", "chosen": "a.png"', "line 1, is no pair: line: invalid json"),
+        ("\n{}\n", "has no column 'prompt'"),
+        ('{"prompt": "a", "chosen": "a", "rejected": "b"}\n\n{"prompt": "a", "chosen": "a"}', "line 3: 'rejected' is empty"),
+        ('{"prompt": "a", "chosen": 3, "rejected": "b"}', "line 1: 'chosen' must be a text, got 3"),
+        ('{"prompt": "a", "chosen": "a", "rejected": "b"}\n{"prompt": "a", "chosen": "a.png"', "line 2 is damaged"),
         ('{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}', "line 1: the chosen picture .*a.png is not there"),
     ],
 )
@@ -57,6 +60,13 @@ def test_files_that_are_no_pairs_are_refused(tmp_path: Path, lines: str, sentenc
         read_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(UserError, match="cannot read the pairs"):
         read_pairs(tmp_path / "nowhere.jsonl")
+
+
+def test_pairs_come_from_any_table(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "pairs.csv").write_bytes('Chosen;rejected;prompt\na.png;a.png;"x; y"\n'.encode("utf-16"))
+    (pair,) = read_pairs(tmp_path / "pairs.csv")
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("x; y", tmp_path / "a.png", tmp_path / "a.png")
 
 
 def test_dpo_prefers_the_chosen_picture(tmp_path: Path) -> None:
@@ -137,3 +147,17 @@ def test_what_is_wrong_with_the_last_pair_is_told_before_anything_is_trained(tmp
     with pytest.raises(UserError, match=r"pairs\.jsonl, line 2, chosen: .*tall\.png: it is not square"):
         check_pairs(tall, square)
     check_pairs(tall[:1], square)
+
+
+def test_a_fingerprint_of_pairs_is_of_what_is_in_the_pictures_wherever_they_lie(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    pairs = read_pairs(file)
+    before = fingerprint(pairs)
+    (tmp_path / "moved").mkdir()
+    moved = replace(pairs[0], chosen=pairs[0].chosen.rename(tmp_path / "moved" / "x.png"))
+    assert fingerprint([moved, *pairs[1:]]) == before
+    Image.new("RGB", (4, 4), "red").save(moved.chosen)
+    assert fingerprint([moved, *pairs[1:]]) != before
+    moved.chosen.unlink()
+    with pytest.raises(UserError, match=r"cannot open the picture .*x\.png: No such file"):
+        fingerprint([moved])

@@ -1,6 +1,9 @@
+import math
+
 import pytest
 
 from alignbench import Plan, Step, UserError
+from alignbench.plan import Rule
 from tests.toys import MIXED, chains, tree
 
 
@@ -48,6 +51,28 @@ def test_unshared_leaves_take_the_same_steps_from_roots_of_their_own() -> None:
     assert (plan.roots, plan.leaves, plan.splits) == (12, 12, ())
     assert [(s.rule, s.noise_level) for s in plan.steps] == [(s.rule, s.noise_level) for s in MIXED.steps]
     assert chains(4, 5).unshared() == chains(4, 5)
+
+
+def test_rollouts_from_one_noise_are_one_branch_until_they_part() -> None:
+    plan = chains(4, 5).from_one_noise()
+    assert (plan.roots, plan.leaves, plan.prefixes, plan.splits) == (1, 5, (1, 5), (0,))
+    assert (plan.model_rows(), plan.replay_rows()) == (1 + 5 + 5 + 5, 1 + 5 + 5)
+    late = Plan((Step(), Step(), Step("cps", 0.5), Step("cps", 0.5), Step()), roots=4).from_one_noise()
+    assert (late.leaves, late.splits, late.stochastic_steps) == (4, (2,), (2, 3))
+    assert (late.model_rows(), late.replay_rows()) == (1 + 1 + 1 + 4 + 4, 1 + 4)
+    # Trees whose roots were different part at the first split, into as many branches as they had there together.
+    assert Plan(MIXED.steps, roots=3).from_one_noise().prefixes == (1, 6, 18)
+
+
+def test_rollouts_from_one_noise_need_a_step_to_part_at() -> None:
+    with pytest.raises(UserError, match="need a stochastic step to differ"):
+        Plan((Step(), Step()), roots=3).from_one_noise()
+
+
+@pytest.mark.parametrize(("rule", "level", "scale"), [("cps", 0.5, 0.0), ("cps", 0.5, math.inf), ("ode", 0.0, 4.0)])
+def test_a_noise_scale_that_means_nothing_is_refused(rule: Rule, level: float, scale: float) -> None:
+    with pytest.raises(UserError, match="noise_scale is above 0, and 1 for an ode step, got"):
+        Step(rule, level, noise_scale=scale)
 
 
 def test_roots_multiply_every_cost() -> None:

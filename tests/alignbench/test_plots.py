@@ -49,15 +49,20 @@ def test_the_branches_of_a_tree_by_hand() -> None:
 
 def test_a_tree_is_drawn_again_from_the_record(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r")
-    written = drawn()
-    written.write(run / plots.TREE)
+    of_run = drawn()
+    of_run.write(run / plots.TREE)
     read = plots.RolloutTree.read(run / plots.TREE)
-    for name, value in written._asdict().items():
+    for name, value in of_run._asdict().items():
         np.testing.assert_array_equal(getattr(read, name), value)
     assert run / "plots" / "tree.png" in plots.plot_run(run)
     (run / plots.TREE).write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"tree\.npz is no drawing of a rollout tree"):
-        plots.plot_run(run)
+    with pytest.raises(UserError, match=r"tree\.npz is not a drawing of a rollout tree"):
+        plots.RolloutTree.read(run / plots.TREE)
+    told: list[str] = []
+    written = plots.plot_run(run, told.append)
+    assert [file.name for file in written] == ["curves.png", "diagnostics.png", "changes.png"]
+    assert len(told) == 1
+    assert told[0].startswith("left out: plots/tree.png: ")
 
 
 def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_one(tmp_path: Path) -> None:

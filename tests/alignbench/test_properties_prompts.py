@@ -8,33 +8,36 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from alignbench import UserError
 from alignbench.pairs import read_pairs
 from alignbench.prompts import read_pictures, read_prompts
+from alignbench.text_files import MAX_CHARACTERS, stripped
 from tests.properties import one_sentence_at_most
 
-TEXTS = st.text(min_size=1).filter(str.strip)
-LINES = TEXTS.map(str.strip).filter(lambda text: not set("\n\r") & set(text))
+TEXTS = st.text(min_size=1).map(stripped).filter(bool)
+LINES = TEXTS.filter(lambda text: not set("\n\r\0") & set(text))
 TRICKY = [
-    "\ufeffa",
-    "a\0b",
     'say "a, b"',
     "'",
     "NA",
     "nan",
     "2020",
     "1e5",
-    "a\x85b\u2028c\x0bd",
+    "a\x85b\u2028c\u2029d\x0be",
+    'one, "two"',
+    "a; b\tc",
+    "{a} [b]",
     "é ，\U0001f600",
     "#",
     "\\N",
     "-",
 ]
 BOM = b"\xef\xbb\xbf"
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prompts")
 
 
-def as_csv(prompts: list[str]) -> bytes:
+def as_csv(prompts: list[str], delimiter: str = ",") -> str:
     opened = io.StringIO()
-    csv.writer(opened).writerows([["other", "prompt"], *([str(i), prompt] for i, prompt in enumerate(prompts))])
-    return opened.getvalue().encode()
+    writer = csv.writer(opened, delimiter=delimiter)
+    writer.writerows([["other", "Prompt"], *([str(i), prompt] for i, prompt in enumerate(prompts))])
+    return opened.getvalue()
+
+
+def as_lines(prompts: list[str], end: str = "\n\n", ascii_only: bool = True) -> str:
+    return end.join(json.dumps({"prompt": p, "other": 10**30}, ensure_ascii=ascii_only) for p in prompts)
 
 
 def as_parquet(prompts: list[str]) -> bytes:
@@ -54,41 +62,58 @@ def as_parquet(prompts: list[str]) -> bytes:
     return opened.getvalue()
 
 
-def as_lines(prompts: list[str], ascii_only: bool) -> bytes:
-    return "\n\n".join(json.dumps({"prompt": p, "other": 10**30}, ensure_ascii=ascii_only) for p in prompts).encode()
-
-
-TABLES: list[tuple[str, Callable[[list[str]], bytes]]] = [
+TABLES: list[tuple[str, Callable[[list[str]], str]]] = [
     ("p.csv", as_csv),
-    ("p.CSV", lambda prompts: BOM + as_csv(prompts)),
-    ("p.jsonl", lambda prompts: as_lines(prompts, True)),
-    ("p.jsonl", lambda prompts: BOM + as_lines(prompts, False)),
-    ("p.parquet", as_parquet),
+    ("p.CSV", lambda prompts: as_csv(prompts, ";")),
+    ("p.csv", lambda prompts: as_csv(prompts, "\t")),
+    ("p.tsv", lambda prompts: as_csv(prompts, "\t")),
+    ("p.tsv", as_csv),
+    ("p", as_csv),
+    ("p.txt", lambda prompts: as_csv(prompts, ";")),
+    ("p.jsonl", as_lines),
+    ("p.NDJSON", lambda prompts: as_lines(prompts, "\r\n", ascii_only=False)),
+    ("p.json", lambda prompts: as_lines(prompts, "\r")),
+    ("p.txt", lambda prompts: as_lines(prompts, ascii_only=False)),
+    ("p.json", json.dumps),
+    ("p.jsonl", lambda prompts: json.dumps(prompts, indent=2)),
+    ("p.json", lambda prompts: json.dumps([{"id": i, "prompt": p} for i, p in enumerate(prompts)], indent=4)),
+    ("p", lambda prompts: json.dumps([{"prompt": p} for p in prompts])),
 ]
 
 
-@given(st.lists(TEXTS | st.sampled_from(TRICKY), min_size=1, max_size=4), st.sampled_from(TABLES))
-@example(TRICKY, TABLES[0])
-@example(TRICKY, TABLES[1])
-@example(TRICKY, TABLES[2])
-@example(TRICKY, TABLES[3])
-@example(TRICKY, TABLES[4])
+@given(st.lists(TEXTS | st.sampled_from(TRICKY), min_size=1, max_size=4), st.sampled_from(TABLES), ENCODINGS)
 def test_prompts_of_a_table_are_those_that_were_written(
-    folder: Path, prompts: list[str], table: tuple[str, Callable[[list[str]], bytes]]
+    folder: Path, prompts: list[str], table: tuple[str, Callable[[list[str]], str]], encoding: str
 ) -> None:
     name, written = table
-    (folder / name).write_bytes(written(prompts))
+    text = written(prompts)
+    assume("\0" not in text)
+    (folder / name).write_bytes(text.encode(encoding))
+    assert read_prompts(folder / name) == prompts
+
+
+@pytest.mark.parametrize("number", range(len(TABLES)))
+def test_tricky_prompts_of_each_kind_of_table(folder: Path, number: int) -> None:
+    name, written = TABLES[number]
+    (folder / name).write_bytes(written(TRICKY).encode())
+    assert read_prompts(folder / name) == TRICKY
+
+
+@given(st.lists(TEXTS | st.sampled_from(TRICKY), min_size=1, max_size=4), st.sampled_from(["p.parquet", "p.PQ", "p.txt", "p"]))
+def test_prompts_of_a_parquet_file_are_those_that_were_written(folder: Path, prompts: list[str], name: str) -> None:
+    (folder / name).write_bytes(as_parquet(prompts))
     assert read_prompts(folder / name) == prompts
 
 
 @given(
-    st.lists(LINES | st.sampled_from(TRICKY[1:]), min_size=1, max_size=4),
-    st.sampled_from(["\n", "\r\n", "\n \n"]),
-    st.booleans(),
+    st.lists(LINES | st.sampled_from(TRICKY), min_size=1, max_size=4),
+    st.sampled_from(["\n", "\r", "\r\n", "\n \n"]),
+    ENCODINGS,
 )
-@example(TRICKY[1:], "\r\n", True)
-def test_prompts_of_a_text_are_its_lines(folder: Path, prompts: list[str], end: str, marked: bool) -> None:
-    (folder / "p.txt").write_bytes(BOM * marked + end.join(["", *prompts, ""]).encode())
+@example(TRICKY, "\r\n", "utf-8-sig")
+def test_prompts_of_a_text_are_its_lines(folder: Path, prompts: list[str], end: str, encoding: str) -> None:
+    assume(not prompts[0].startswith(("{", "[")) and "prompt" not in prompts[0].lower())
+    (folder / "p.txt").write_bytes(end.join(["", *prompts, ""]).encode(encoding))
     assert read_prompts(folder / "p.txt") == prompts
 
 
@@ -115,7 +140,7 @@ PARTS = [
 RUBBISH = st.binary(max_size=40) | st.lists(st.sampled_from(PARTS), max_size=25).map(b"".join)
 
 
-@given(st.sampled_from(["txt", "csv", "jsonl", "parquet"]), RUBBISH)
+@given(st.sampled_from(["txt", "csv", "tsv", "json", "jsonl", "parquet"]), RUBBISH)
 @example("csv", b"prompt\na cat, a dog\n")
 @example("csv", b"prompt,prompt\na,b\n")
 @example("csv", b'prompt\n"a')
@@ -125,7 +150,11 @@ RUBBISH = st.binary(max_size=40) | st.lists(st.sampled_from(PARTS), max_size=25)
 @example("jsonl", b'{"prompt": ' + b"9" * 5000 + b"}")
 @example("jsonl", b'["prompt"]\n{"prompt": "a"}')
 @example("csv", b'"\n\0"')
-@example("txt", "a\n".encode("utf-16"))
+@example("json", b"[" * 100_000)
+@example("json", b'{"prompt": ' + b'{"a":' * 100_000)
+@example("json", b'[{"prompt": "a"}, "b"]')
+@example("txt", "a\n".encode("utf-16-le"))
+@example("txt", b"\xff\xfea")
 def test_any_file_holds_prompts_or_is_refused_in_one_sentence(folder: Path, kind: str, content: bytes) -> None:
     file = folder / f"any.{kind}"
     file.write_bytes(content)
@@ -135,7 +164,7 @@ def test_any_file_holds_prompts_or_is_refused_in_one_sentence(folder: Path, kind
     with one_sentence_at_most():
         prompts = read_prompts(file)
         assert prompts
-        assert all(prompt.encode().strip() for prompt in prompts)
+        assert all(prompt.encode().strip() and len(prompt) <= MAX_CHARACTERS for prompt in prompts)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 255), st.lists(TEXTS, min_size=1, max_size=3))

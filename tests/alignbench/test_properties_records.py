@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,8 @@ from alignbench import UserError, comparison_plots, report, statistics
 from alignbench.cli import _results_folder
 from alignbench.comparison import Cell, Grid
 from alignbench.config import BudgetConfig
+from alignbench.escaping import slug
+from alignbench.reading import read_table
 from alignbench.record import (
     Budget,
     Estimate,
@@ -26,7 +29,6 @@ from alignbench.record import (
     Result,
     RunInfo,
     read_result,
-    read_table,
     write_atomically,
 )
 from alignbench.results import BASE, read_results
@@ -58,7 +60,8 @@ RESULTS = st.builds(
     checks=st.dictionaries(HOSTILE, NUMBERS, max_size=2),
     protocol=st.builds(
         Protocol,
-        **dict.fromkeys(("prompts", "images_per_prompt", "steps", "noise_seed"), WHOLE),
+        **dict.fromkeys(("prompts", "steps", "noise_seed"), WHOLE),
+        images_per_prompt=st.integers(1, 2**63 - 1),
         guidance=st.floats(1, 9),
         weights=st.sampled_from(["raw", "ema"]),
         evals=st.dictionaries(HOSTILE, SETTINGS, max_size=2),
@@ -186,8 +189,8 @@ def test_no_name_leaves_its_folder(one: str, other: str) -> None:
     inside = _results_folder(one, other)
     assert inside.parent == Path("results")
     assert inside.name not in ("", ".", "..")
-    assert not set("/\\:\n\0") & set(comparison_plots.slug(one))
-    assert comparison_plots.slug(one) not in (".", "..")
+    assert not set("/\\:\n\0") & set(slug(one))
+    assert slug(one) not in (".", "..")
 
 
 @given(st.lists(st.from_regex(r"[\w.+:/-]{1,9}", fullmatch=True), min_size=1, max_size=4, unique=True))
@@ -259,3 +262,5 @@ def test_no_name_is_markup_in_a_report(render: Render, plain: tuple[str, str], n
     assert hostile.tags == harmless.tags
     assert hostile.acts == harmless.acts
     assert columns(markdown) == columns(plain[1])
+    for text in (page, markdown):
+        assert not {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs")} - set("\n\u200c\u200d")

@@ -28,11 +28,11 @@ def test_what_is_no_number_is_none_in_memory_and_null_in_the_file(tmp_path: Path
     ("content", "sentence"),
     [
         (b"[]", "holds no keys and values"),
-        (b"{", r"is no valid JSON \(line 1\)"),
-        (b"\xff", "is no valid JSON; it may"),
-        (b"[" * 100_000, "is no valid JSON; it may"),
+        (b"{", r"is not valid JSON \(line 1\)"),
+        (b"\xff", "is not valid JSON; it may"),
+        (b"[" * 100_000, "is not valid JSON; it may"),
         (b'{"schema_version": 99}', "has schema version 99; this alignbench reads 1"),
-        (b'{"schema_version": 1}', "is no record of a run: run: field required"),
+        (b'{"schema_version": 1}', "is not a record of a run: run: field required"),
     ],
 )
 def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:

@@ -1,7 +1,10 @@
+import json
 import os
 import re
 import shutil
 import subprocess
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 
 from alignbench import comparison_plots, plots, report
 from alignbench.cli import app
+from alignbench.escaping import latex
 from alignbench.results import BASE, Results, read_results
 from tests.alignbench.record_folders import PROMPTS, write_run
 
@@ -97,6 +101,47 @@ def test_the_page_is_one_file_and_prompts_and_names_stay_text(tmp_path: Path) ->
     assert '<link rel="stylesheet"' not in page
 
 
+def test_a_browser_runs_the_reports_own_script_and_style_and_loads_nothing(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    policy = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    hashes = {}
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        hashes[tag] = f"{tag}-src 'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+    assert policy == [
+        f"default-src 'none'; img-src data:; {hashes['style']}; {hashes['script']}; base-uri 'none'; form-action 'none'"
+    ]
+    assert not re.findall(r"\s(style|on\w+)=", page.partition("<body>")[2].partition("<script>")[0])
+    assert page.index("Content-Security-Policy") < page.index("<style>")
+
+
+def test_what_cannot_be_told_is_said_and_no_p_value_is_0(tmp_path: Path) -> None:
+    for objective, reward in (("tmpo", 0.7), ("grpo", 0.5)):
+        for seed in (1, 2):  # no spread
+            write_run(tmp_path / f"{objective}{seed}", objective=objective, seed=seed, reward=(reward, reward))
+    results = read_results(tmp_path)
+    pairs = results.pairs_frame.query("metric == 'ocr'")
+    assert pairs["p"].isna().all()
+    values = report._setup(results, results.setups[0], tmp_path, [])
+    page = report.render("report.md.jinja", {"setups": [values], "results": results, "published": [], "base": BASE})
+    assert page.count("| cannot be told |") == 6
+    assert r"| tmpo x independent | 0.7 \[no interval\] (n = 2 seeds) |" in page
+    assert "nothing can be said about chance" in values["verdict"][2]
+    assert [report.p_value(p) for p in (0.04, 1e-300, float("nan"))] == ["0.04", "< 1e-15", "cannot be told"]
+
+
+def test_setups_and_metrics_whose_names_differ_in_signs_alone_have_plots_and_tables_of_their_own(tmp_path: Path) -> None:
+    for name, reward in (("m/x 1", (0.5, 0.7)), ("m/x_1", (0.1, 0.2)), ("M/x-1", (0.3, 0.4))):
+        file = write_run(tmp_path / str(reward[0]), reward=reward) / "result.json"
+        data = json.loads(file.read_text())
+        data["run"]["backbone"] = name
+        file.write_text(json.dumps(data))
+    results = read_results(tmp_path)
+    folders = {comparison_plots.plots_folder(results, setup, tmp_path) for setup in results.setups}
+    assert len({str(folder).casefold() for folder in folders}) == 3
+    assert len(list(filter(lambda f: f.suffix == ".tex", report._write_tables(results, tmp_path / "tables")))) == 3
+
+
 def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Results) -> None:
     lines = (folder / "report.md").read_text().splitlines()
     table, differences = [line for line in lines if line.startswith("| tmpo x independent")]
@@ -107,8 +152,9 @@ def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Result
 
 
 def test_latex_escapes_what_is_special_and_knows_minus_from_hyphen() -> None:
-    assert report._latex("a_b-2 & 5 %") == r"a\_b-2 \& 5 \%"
-    assert report._latex("↓ -1.5 [-2, 1e-05]") == r"$\downarrow$ $-$1.5 [$-$2, 1e-05]"
+    assert latex("a_b-2 & 5 %") == r"a\_b-2 \& 5 \%"
+    assert latex("↓ -1.5 [-2, 1e-05]") == r"$\downarrow$ $-$1.5 [$-$2, 1e-05]"
+    assert latex("[a]*") == "{[}a]*"  # behind the `\\\\` of the row above, brackets would be its option
 
 
 def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> None:
@@ -135,6 +181,10 @@ def test_every_plot_has_a_title_in_words(folder: Path) -> None:
         "Ocr of each prompt, trained minus base",
     } < titles
     assert not any("_" in title for title in titles)
+
+
+def test_good_records_leave_nothing_out(folder: Path) -> None:
+    assert "Not in the numbers" not in (folder / "report.md").read_text()
 
 
 def test_tables_hold_what_the_frames_hold(folder: Path, results: Results) -> None:
@@ -306,7 +356,9 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
       document.title = JSON.stringify({low, high, hovered, focused, clicked, wide, errors, tabs: points.map(p => p.tabIndex)});
     </script></body>"""
     page = tmp_path / "acted.html"
-    page.write_text((folder / "report.html").read_text().replace("</body>", acts))
+    own = b64encode(sha256(acts.removeprefix("<script>").removesuffix("</script></body>").encode()).digest()).decode()
+    text = (folder / "report.html").read_text().replace("script-src ", f"script-src 'sha256-{own}' ")
+    page.write_text(text.replace("</body>", acts))
     options = [
         "--headless",
         "--no-sandbox",

@@ -17,6 +17,10 @@ def test_an_array_of_the_wrong_kind_is_refused() -> None:
         as_arrays(np.zeros((1, 4, 4, 3)))
     with pytest.raises(UserError, match="uint8"):
         as_arrays(np.zeros((4, 4, 3), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"got one of uint8 \[0, 4, 3\]"):
+        as_arrays([np.zeros((0, 4, 3), dtype=np.uint8)])
+    with pytest.raises(UserError, match="an image cannot be scored: its floats are not all in"):
+        as_arrays([Image.fromarray(np.full((2, 2), 255, dtype=np.float32))])
 
 
 def test_nan_is_a_score_and_infinity_is_not() -> None:

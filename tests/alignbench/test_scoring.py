@@ -14,6 +14,7 @@ from alignbench import UserError, images, run
 from alignbench.config import load_config
 from alignbench.record import EvalRecord
 from alignbench.scoring import score_model, score_pictures
+from evals.diversity import Diversity
 from tests.plugins import toy_config, write_task
 
 ROOT = Path(__file__).parents[2]
@@ -192,3 +193,14 @@ def test_wrong_input_gets_one_sentence(arguments: list[str], says: str, tmp_path
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_draws_too_few_pictures_for_a_metric_is_refused_before_it_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(write_task(tmp_path), evaluation={"prompts": 2, "images_per_prompt": 2})
+    monkeypatch.setattr(Diversity, "fewest", 3)
+    steps: list[str] = []
+    with pytest.raises(UserError, match=r"diversity needs 3 pictures of a prompt, but evaluation\.images_per_prompt is 2"):
+        score_model(config, None, advance=steps.append)
+    assert "drawing pictures" not in steps

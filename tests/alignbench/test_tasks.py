@@ -38,6 +38,14 @@ def test_a_task_that_would_be_judged_on_its_training_prompts_is_refused(tmp_path
         user_task(tmp_path, eval_prompts=["eval.csv", "train.jsonl"])
 
 
+def test_case_and_blanks_make_no_other_prompt(tmp_path: Path) -> None:
+    (tmp_path / "same.txt").write_text("STRASSE  1\n")
+    with pytest.raises(UserError, match=r"judged on prompts it trains on .*'STRASSE  1'"):
+        user_task(tmp_path, eval_prompts=["eval.csv", "same.txt"])
+    (tmp_path / "again.txt").write_text("Three\nfour\nFour \n")
+    assert user_task(tmp_path, eval_prompts=["eval.csv", "again.txt"]).eval_prompts == ["one, two", "Three", "four"]
+
+
 def test_preference_takes_words_and_scenes_in_turns_and_is_judged_by_what_it_does_not_train_on() -> None:
     task = load_task("preference")
     assert Counter('"' in prompt for prompt in task.eval_prompts[:48]) == {True: 24, False: 24}

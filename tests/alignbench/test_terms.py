@@ -1,13 +1,24 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from alignbench import RolloutForest, rollout
+from alignbench.errors import RunError
 from alignbench.executor import predict
 from alignbench.flow import Reduction
-from alignbench.terms import DenoisingRows, EdgeRows, Terms, denoising_noise, denoising_terms, edge_terms
+from alignbench.terms import (
+    DenoisingRows,
+    EdgeRows,
+    Terms,
+    Times,
+    denoising_noise,
+    denoising_terms,
+    edge_terms,
+    part_of_update,
+)
 from tests.by_hand import gaussian_step, leaf_values, snapshot
 from tests.toys import MIXED, PROMPTS, ToyBackbone, chains, tree
 
@@ -54,8 +65,20 @@ def test_terms_of_a_moved_policy_equal_those_replayed_leaf_by_leaf(plan: object,
         on_leaves = terms[name][forest.leaf_edges]
         assert torch.allclose(on_leaves, getattr(expected, name), rtol=1e-4, atol=ROUNDING), name
         assert terms[name].dtype == torch.float32
+    # Differences of log-densities, which are known to 1e-6 here: a mean, or a sum, over 18 dimensions.
+    known_to = 1e-5 * (18 if reduction == "sum" else 1)
+    ratio, of_reference = (terms[name][forest.leaf_edges] for name in ("log_ratio", "log_ratio_reference"))
+    assert torch.allclose(ratio, expected.log_prob - expected.old_log_prob, atol=known_to)
+    assert torch.allclose(of_reference, expected.log_prob - expected.log_prob_reference, atol=known_to)
     assert terms["kl"].min() > 0
     assert terms["drift_noise"].abs().max() > 1e-3
+    assert min(ratio.abs().max(), of_reference.abs().max()) > 1e-3
+
+
+def test_log_ratios_of_the_same_velocities_are_exactly_zero() -> None:
+    forest = rollout(ToyBackbone(), PROMPTS, MIXED, seed=0, reduction="sum")
+    terms = edge_terms(EdgeRows.of(forest), forest.row_velocity, forest.row_velocity)
+    assert terms["log_ratio"].abs().max() == terms["log_ratio_reference"].abs().max() == terms["kl"].max() == 0
 
 
 def test_drift_noise_is_the_regulated_log_ratio_of_a_single_edge() -> None:
@@ -99,7 +122,7 @@ def test_kl_of_a_hand_computed_step() -> None:
 
 def test_without_a_reference_there_are_no_reference_terms() -> None:
     forest = rollout(ToyBackbone(), ["a"], chains(3, 2), seed=0)
-    assert set(edge_terms(EdgeRows.of(forest), forest.row_velocity)) == {"log_prob", "drift_noise"}
+    assert set(edge_terms(EdgeRows.of(forest), forest.row_velocity)) == {"log_prob", "log_ratio", "drift_noise"}
 
 
 def test_the_reference_receives_no_gradient() -> None:
@@ -149,6 +172,47 @@ def test_a_log_prob_falls_with_the_squared_distance_from_the_mean() -> None:
     expected = -4.5 - math.log(std) - 0.918939
     got = edge_terms(EdgeRows.of(forest), forest.row_velocity)["log_prob"]
     assert got.tolist() == pytest.approx([expected], abs=ROUNDING)
+
+
+def times_of(forest: RolloutForest, times: Times, count: int = 20_000) -> Tensor:
+    forest = replace(forest, states=torch.zeros(1, 1), leaves=torch.zeros(2, dtype=torch.long))
+    return denoising_noise(forest, 0, [(i,) for i in range(count)], times)[0].double()
+
+
+def test_noise_levels_follow_the_models_own_schedule() -> None:
+    forest = rollout(ToyBackbone(), ["a"], chains(2, 2), seed=0)
+    assert forest.sigmas.tolist() == pytest.approx([1, 2 / 3, 0])  # 2 t / (1 + t)
+    assert forest.schedule_shift == pytest.approx(2)
+    # The mean of 3 t / (1 + 2 t) over logit-normal t, by 20,000 quantiles of the normal: Flow-GRPO's times on SD3.5.
+    t = torch.sigmoid(torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000))
+    expected = float((3 * t / (1 + 2 * t)).mean())
+    assert expected == pytest.approx(0.714, abs=5e-4)
+    plain = times_of(forest, "logit_normal")
+    shifted = times_of(replace(forest, schedule_shift=3.0), "schedule")
+    assert float(shifted.mean()) == pytest.approx(expected, abs=5e-3)  # four standard errors: deviation 0.17 of 20,000
+    assert float(plain.mean()) == pytest.approx(0.5, abs=6e-3)
+    assert torch.allclose(shifted, 3 * plain / (1 + 2 * plain), atol=1e-6)
+    assert torch.equal(times_of(replace(forest, schedule_shift=1.0), "schedule"), plain)
+    even = times_of(forest, "uniform")
+    assert float(even.mean()) == pytest.approx(0.5, abs=9e-3)
+    assert float((even < 0.1).double().mean()) == pytest.approx(0.1, abs=9e-3)
+
+
+def test_noise_levels_of_the_steps_need_a_forest_that_tells_them() -> None:
+    forest = replace(rollout(ToyBackbone(), ["a"], chains(2, 2), seed=0), sigmas=torch.empty(0))
+    with pytest.raises(RunError, match="needs the noise levels of the rollout's steps"):
+        denoising_noise(forest, 0, [(0,)], "steps")
+
+
+def test_parts_of_the_updates_are_disjoint_and_leave_nothing_out() -> None:
+    forest = rollout(ToyBackbone(), ["a"], chains(2, 2), seed=0)
+    assert part_of_update(forest, 5, 4, 1).tolist() == [0, 1, 2, 3]
+    parts = [part_of_update(forest, update, 10, 3).tolist() for update in range(4)]
+    assert sorted(parts[0] + parts[1] + parts[2]) == list(range(10))
+    assert [len(part) for part in parts] == [4, 3, 3, 4]
+    assert parts[3] == parts[0] == sorted(parts[0])
+    assert parts != [part_of_update(replace(forest, iteration=1), update, 10, 3).tolist() for update in range(4)]
+    assert part_of_update(forest, 1, 1, 2).tolist() == []
 
 
 def test_denoising_errors_are_zero_for_the_velocity_from_picture_to_noise() -> None:

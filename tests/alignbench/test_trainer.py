@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from alignbench import RolloutForest, engine, load_objective, load_sampler
+from alignbench import RolloutForest, engine, load_objective, load_sampler, rollout
 from alignbench.backbone import BackboneSettings
 from alignbench.evaluation import Judges
 from alignbench.tasks import load_task
@@ -89,6 +89,29 @@ def test_the_cosine_schedule_falls_to_a_tenth_over_the_run(tmp_path: Path) -> No
     found = [made.iterate()["lr"] for _ in range(4)]
     # .1 + .45 (1 + cos(pi u)) at u = 0, 1/4, 1/2, 3/4.
     assert found == pytest.approx([0.01, 0.00868198, 0.0055, 0.00231802], rel=1e-5)
+
+
+def test_the_reference_draws_the_rollouts_where_the_objective_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forests(drawn_by: str, **changes: Any) -> list[RolloutForest]:
+        made = trainer(write_task(tmp_path), objective={"name": "dpo", "drawn_by": drawn_by}, **changes)
+        found = watched(made, monkeypatch)
+        for _ in range(3):
+            made.policy.nudge(0.1)  # type: ignore[attr-defined]
+            made.iterate()
+        return found
+
+    base = ToyPolicy(BackboneSettings())
+    for forest in forests("reference"):
+        again = rollout(base, forest.prompts, forest.plan, forest.seed, forest.iteration)
+        assert torch.equal(forest.states, again.states)
+    for forest in forests("policy"):
+        assert not torch.equal(forest.states, rollout(base, forest.prompts, forest.plan, forest.seed, forest.iteration).states)
+    # One that is refreshed draws from then on.
+    same = [
+        torch.equal(f.states, rollout(base, f.prompts, f.plan, f.seed, f.iteration).states)
+        for f in forests("reference", reference_refresh=2)
+    ]
+    assert same == [True, True, False]
 
 
 def test_later_updates_know_the_policy_of_the_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

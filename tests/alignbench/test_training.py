@@ -45,6 +45,16 @@ REWARD_DRIVEN = {"name": "dynamic_tree", "schedule": "reward", "steps": 8, "leve
 """Remembers the rewards it has seen."""
 
 
+class Listening(Silent):
+    """Keeps the warnings of a run."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.told.append(text)
+
+
 def table(folder: Path) -> pd.DataFrame:
     """The metrics without wall-clock times."""
     frame = pd.read_parquet(folder / "metrics.parquet")
@@ -215,6 +225,33 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
         run(toy_config(task, seed=9), tmp_path / "run", resume=True)
 
 
+def test_resuming_with_other_prompts_behind_the_same_task_is_refused_and_another_reward_is_told(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    config = toy_config(task, iterations=1)
+    result = run(config, tmp_path / "run")
+    assert list(result.task) == ["training prompts", "evaluation prompts", "reward", "judges"]
+    (tmp_path / "run" / "result.json").unlink()
+    for file, old, new, part in (
+        (tmp_path / "train.txt", "train 0", "other 0", "training prompts"),
+        (tmp_path / "eval.txt", "eval 5", "other 5", "evaluation prompts"),
+    ):
+        text = file.read_text()
+        file.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=f"the {part} changed since the checkpoint .* was made; put the task's files back"):
+            run(config, tmp_path / "run", resume=True)
+        file.write_text(text)
+    # What changes nothing may change.
+    task.write_text(task.read_text().replace("description: toy", "description: 'other words'"))
+    (tmp_path / "train.txt").write_text((tmp_path / "train.txt").read_text() + "\n\n")
+    again = run(config, tmp_path / "run", resume=True)
+    assert again.task == result.task
+    assert again.alarms == result.alarms
+    (tmp_path / "run" / "result.json").unlink()
+    task.write_text(task.read_text().replace("Brightness", "Sometimes"))
+    told = "the reward changed after iteration 1: what was trained until then had another one"
+    assert told in run(config, tmp_path / "run", resume=True).alarms
+
+
 def test_a_scorer_that_dies_stops_the_run_and_what_was_measured_stays(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"brightness.*iteration 2.*server is gone"):
         run(toy_config(write_task(tmp_path, "Dying")), tmp_path / "run")
@@ -271,9 +308,18 @@ def test_a_scorer_that_dies_beside_a_rollout_stops_the_run(tmp_path: Path) -> No
     assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 1
 
 
-def test_a_scorer_that_answers_one_constant_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"0\.5 for all 18 pictures"):
-        run(toy_config(write_task(tmp_path, "Constant")), tmp_path / "run")
+@pytest.mark.parametrize(("scorer", "constant"), [("Constant", r"0\.5"), ("NearlyConstant", r"0\.95")])
+def test_a_scorer_that_answers_one_constant_up_to_rounding_stops_the_run(tmp_path: Path, scorer: str, constant: str) -> None:
+    with pytest.raises(RunError, match=f"{constant} for all 18 pictures"):
+        run(toy_config(write_task(tmp_path, scorer)), tmp_path / "run")
+
+
+def test_a_reward_in_units_too_large_to_be_standardised_is_told(tmp_path: Path) -> None:
+    for scorer, expected in (("Faint", 1), ("Brightness", 0)):
+        (tmp_path / scorer).mkdir()
+        console = Listening()
+        run(toy_config(write_task(tmp_path / scorer, scorer), iterations=1), tmp_path / scorer / "run", console=console)
+        assert len([text for text in console.told if "give it in larger units" in text]) == expected
 
 
 def test_a_scorer_with_too_few_answers_stops_the_run(tmp_path: Path) -> None:
@@ -302,6 +348,19 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     assert found.returncode == 2
     assert "another process is at work in" in found.stderr
     assert times() == before
+
+
+def test_a_training_prompt_that_the_reward_would_refuse_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    content = yaml.safe_load(task.read_text()) | {"reward": [{"eval": "geneval"}]}
+    (tmp_path / "train.txt").write_text("a red circle\na dog\n")
+    (tmp_path / "eval.txt").write_text(
+        "\n".join(f"a {color} star" for color in ("red", "blue", "green", "pink", "white", "black"))
+    )
+    task.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="no metadata for the prompt 'a dog'"):
+        run(toy_config(task), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_task_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> None:
@@ -341,10 +400,12 @@ def test_the_reference_is_refreshed_where_the_policy_has_gone_far(tmp_path: Path
     far = table(tmp_path / "fixed")["kl_reference"]
     limit = float(far[2] + far[3]) / 2
     assert far[2] < limit < far[3]
-    run(toy_config(write_task(tmp_path), reference_refresh_kl=limit, **changes), tmp_path / "refreshed")
+    both = toy_config(write_task(tmp_path), reference_refresh_kl=limit, reference_refresh=5, **changes)
+    run(both, tmp_path / "refreshed")
     kl = table(tmp_path / "refreshed")["kl_reference"]
     # Above the limit for the first time at the start of iteration 3, after which the policy is its own reference.
     assert list(kl[:4]) == list(far[:4])
+    # The five iterations to the next refresh count from there.
     assert kl[4] == 0 < kl[5]
 
 
@@ -357,9 +418,9 @@ def test_a_refreshed_reference_is_the_policy_of_that_iteration_and_survives_a_re
     run(toy_config(write_task(tmp_path), **changes), tmp_path / "base")
     assert (table(tmp_path / "base")["kl_reference"][1:] > 0).all()
     with pytest.raises(KeyboardInterrupt):
-        run(toy_config(write_task(tmp_path, "Interrupting"), reference_refresh=1, **changes), tmp_path / "broken")
-    run(toy_config(write_task(tmp_path), reference_refresh=1, **changes), tmp_path / "broken", resume=True)
-    assert (table(tmp_path / "broken")["kl_reference"] == 0).all()
+        run(toy_config(write_task(tmp_path, "Interrupting"), reference_refresh=2, **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), reference_refresh=2, **changes), tmp_path / "broken", resume=True)
+    assert list(table(tmp_path / "broken")["kl_reference"]) == list(kl)
 
 
 def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
@@ -430,20 +491,20 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
         assert found[sorted(every | columns)].notna().all(axis=None), objective
 
 
-def test_a_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
-    class Listening(Silent):
-        def __init__(self) -> None:
-            self.told: list[str] = []
-
-        def warn(self, text: str) -> None:
-            self.told.append(text)
-
+def test_a_chosen_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
     task = write_task(tmp_path)
-    for number, (objective, updates, expected) in enumerate((("grpo", 1, 1), ("grpo", 2, 0), ("raft", 1, 0))):
+    cases: list[tuple[str, dict[str, float], int, int]] = [
+        ("grpo", {"clip": 0.01}, 1, 1),
+        ("grpo", {"clip": 0.01}, 2, 0),
+        ("grpo", {}, 1, 0),  # a default is nobody's choice
+        ("raft", {}, 1, 0),
+    ]
+    for number, (name, settings, updates, expected) in enumerate(cases):
         console = Listening()
+        objective: Any = {"name": name, "settings": settings}
         config = toy_config(task, objective=objective, updates_per_rollout=updates, iterations=1)
         run(config, tmp_path / str(number), console=console)
-        assert len([text for text in console.told if "clip can never act" in text]) == expected
+        assert len([text for text in console.told if "clip has no effect" in text]) == expected
 
 
 def test_a_plan_without_noise_is_refused_for_an_objective_on_steps_and_taken_by_one_on_pictures(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from alignbench import RunError, UserError, load_scorer
 from alignbench.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
 from alignbench.evaluation import Judges, estimates
 from alignbench.evaluation import judge as judge_pictures
+from alignbench.prompts import read_prompts
 from alignbench.tasks import EvalChoice, load_task
 from evals._shapes import ShapesDetector
 from evals.geneval import (
@@ -21,6 +22,7 @@ from evals.geneval import (
     Detection,
     Detections,
     GenEval,
+    flow_grpo,
     graded,
     judge,
     read_metadata,
@@ -162,6 +164,82 @@ def test_graded_is_one_exactly_where_the_judge_says_correct() -> None:
     assert answers == {(True, True), (False, False)}
 
 
+@pytest.mark.parametrize(
+    ("include", "detections", "expected"),
+    [
+        ([("a", 3)], {"a": 4}, 2 / 3),
+        ([("a", 1)], {"a": 2}, 0.0),  # one too many: as bad as none
+        ([("a", 1)], {"a": 5}, -3.0),  # without a floor
+        ([("a", 1), ("b", 1)], {"a": 1, "b": 2}, 1 / 2),
+        ([("a", 1, "red")], {"a": 1}, 1.0),
+        ([("a", 1, "blue")], {"a": 1}, 1 / 2),
+        ([("a", 1, "red")], {"a": 2}, 0.0),  # 0 for the count, 0 for the colour
+        ([("a", 2, "blue"), ("b", 1)], {"a": 2, "b": 1}, 2 / 3),  # counts 1 and 1, colour 1 - 2 / 2
+    ],
+)
+def test_flow_grpos_score_by_hand(include: list[Any], detections: dict[str, int], expected: float) -> None:
+    clauses = [{"class": c, "count": n, **({"color": color[0]} if color else {})} for c, n, *color in include]
+    assert flow_grpo({c: [found()] * n for c, n in detections.items()}, asks(*clauses)) == pytest.approx(expected)
+
+
+def test_flow_grpos_score_of_positions_by_hand() -> None:
+    place = asks({"class": "b", "count": 1}, {"class": "a", "count": 1, "position": ["left of", 0]})
+    assert flow_grpo({"a": [found(0)], "b": [found(50)]}, place) == 1.0
+    assert flow_grpo({"a": [found(50)], "b": [found(0)]}, place) == 3 / 4  # the wrong side gives a 0 and a 1 as well
+    assert flow_grpo({"a": [found(0)], "b": [found(50)] * 2}, place) == 1 / 3  # counts 0 and 1, and no target
+    assert flow_grpo({"a": [found(0)] * 2, "b": [found(50)]}, place) == 1 / 3
+    assert flow_grpo({}, asks()) == 0.0
+
+
+def requirements(clauses: list[dict[str, Any]], detections: Detections) -> float:
+    """Flow-GRPO's score written a second time, from a table of what each clause is worth: (sum of the requirements, number)."""
+    worth: list[tuple[float, int]] = []
+    held: list[bool] = []
+    for clause in clauses:
+        objects, asked = detections.get(clause["class"], []), clause["count"]
+        miscounted = abs(len(objects) - asked) / asked
+        miscolored = sum(d["color"] != clause["color"] for d in objects) / asked if "color" in clause else 0.0
+        further = "color" in clause or "position" in clause
+        if miscounted:
+            worth.append((1 - miscounted, 1 + further))
+            held.append(False)
+        elif miscolored or "position" not in clause:
+            worth.append((1 + (1 - miscolored) * ("color" in clause), 1 + ("color" in clause)))
+            held.append(not miscolored)
+        else:
+            relation, target = clause["position"]
+            targets = detections.get(clauses[target]["class"], []) if held[target] else None
+            right = targets is not None and all(relation in relations(a, b) for a in objects for b in targets)
+            beside = 1 + ("color" in clause)
+            worth.append((beside + (targets is not None), beside + (1 if targets is None or right else 2)))
+            held.append(right)
+    return sum(w for w, _ in worth) / sum(n for _, n in worth)
+
+
+def test_flow_grpos_score_is_another_than_graded_except_for_counting() -> None:
+    rng = np.random.default_rng(8)
+    equal: dict[str, list[bool]] = {tag: [] for tag in TASK_TYPES}
+    for i in range(3000):
+        metadata = sample_metadata(rng, TASK_TYPES[i % len(TASK_TYPES)])
+        clauses = metadata["include"]
+        if i % 4 == 0:  # what GenEval's list does not ask for: several of a colour and a side
+            clauses[-1] |= {"count": int(rng.integers(1, 4)), "color": "red"}
+        detections = {
+            c["class"]: [
+                found(rng.uniform(0, 50), rng.uniform(0, 50), color=c.get("color", "red") if rng.random() < 0.7 else "green")
+                for _ in range(rng.integers(max(c["count"] - 1, 0), c["count"] + 2))
+            ]
+            for c in clauses
+        }
+        score = flow_grpo(detections, metadata)
+        assert score == pytest.approx(requirements(clauses, detections), abs=1e-12)
+        if i % 4:
+            equal[metadata["tag"]].append(score == pytest.approx(graded(detections, metadata), abs=1e-12))
+    shares = {tag: np.mean(several) for tag, several in equal.items()}
+    assert shares.pop("counting") == 1.0
+    assert max(shares.values()) < 0.8
+
+
 @pytest.mark.skipif(not OFFICIAL.is_file(), reason="GenEval's list is not beside the repository")
 def test_the_official_list() -> None:
     entries = read_metadata(OFFICIAL)
@@ -246,6 +324,10 @@ def test_the_scorer_measures_strict_and_graded() -> None:
     pictures = [Image.fromarray(RIGHT)] * 3
     assert load_scorer("geneval").score(pictures, prompts).tolist() == [1.0, 0.0, 0.0]
     assert load_scorer("geneval", reward="graded").score(pictures, prompts).tolist() == [1.0, 0.75, 0.5]
+    of_flow_grpo = load_scorer("geneval", reward="flow_grpo")
+    assert of_flow_grpo.score(pictures, prompts).tolist() == [1.0, 0.75, 0.5]
+    assert {"geneval", "geneval_graded", "geneval_flow_grpo"} <= set(of_flow_grpo.measure(pictures, prompts))
+    assert "geneval_flow_grpo" not in measured
 
 
 def test_each_task_type_is_measured_and_the_overall_score_is_their_mean() -> None:
@@ -277,9 +359,40 @@ def test_metadata_comes_from_a_file(tmp_path: Path) -> None:
     line = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "blue"}], "prompt": "my star"}
     file.write_text(json.dumps(line) + "\n\n")
     scorer = load_scorer("geneval", metadata=str(file))
-    assert scorer.score([Image.fromarray(RIGHT)], ["my star"]).tolist() == [1.0]
+    assert scorer.score([Image.fromarray(RIGHT)] * 2, ["my star", "My  STAR"]).tolist() == [1.0, 1.0]
     with pytest.raises(UserError, match=r"'a star'.*prompts\.jsonl"):
         scorer.score([Image.fromarray(RIGHT)], ["a star"])
+
+
+@pytest.mark.parametrize("separator", ["", "\u2028", "\u2029", "\x85", "\x0b"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_prompts_is_its_own_metadata(tmp_path: Path, separator: str, encoding: str) -> None:
+    prompts = [f" a photo of{separator} a star", "two stars"]
+    entries = [{"include": [{"class": "star", "count": 1}], "prompt": prompt} for prompt in prompts]
+    for name, text in (
+        ("p.jsonl", "\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)),
+        ("p.json", json.dumps(entries, indent=4)),
+    ):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert list(read_metadata(tmp_path / name)) == read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2 is damaged"),
+        ('["a star"]', "line 2 must be an object"),
+        ('{"prompt": "a star"}', "line 2, is no GenEval metadata: there is no 'include'"),
+        ('{"prompt": 3, "include": []}', "line 2, .* the prompt must be a text"),
+        ('{"prompt": "a", "include": [{"class": "star", "count": 1, "color": ["red"]}]}', "line 2, .* a color must be a text"),
+        ('{"prompt": "a", "include": [{"class": "star", "count": 1, "position": ["above", 0.0]}]}', "line 2, .* position"),
+        ('{"prompt": "my star", "include": []}', "line 2, gives 'my star' a second meaning"),
+    ],
+)
+def test_damaged_metadata_is_named_by_its_line(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "my star", "include": [{"class": "star", "count": 1}]}\n' + line)
+    with pytest.raises(UserError, match=says):
+        read_metadata(tmp_path / "p.jsonl")
 
 
 def test_a_prompt_without_metadata_is_refused() -> None:
@@ -308,17 +421,20 @@ def test_a_class_that_the_detector_does_not_know_is_refused(tmp_path: Path) -> N
 def test_a_wrong_metadata_line_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(line)
-    with pytest.raises(UserError, match="line 1"):
+    with pytest.raises(UserError, match=r"line 1|holds no GenEval metadata"):
         read_metadata(file)
     with pytest.raises(UserError, match="cannot read"):
         read_metadata(tmp_path / "missing.jsonl")
 
 
-def test_a_prompt_with_two_meanings_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["a cup", "A  Cup"])
+def test_a_prompt_with_two_meanings_is_refused(tmp_path: Path, other: str) -> None:
     file = tmp_path / "prompts.jsonl"
-    lines = [{"prompt": "x", "include": [{"class": "cup", "count": n}]} for n in (1, 2)]
+    lines = [{"prompt": p, "include": [{"class": "cup", "count": n}]} for n, p in ((1, "a cup"), (1, other), (2, other))]
+    file.write_text("\n".join(json.dumps(line) for line in lines[:2]))
+    assert set(read_metadata(file)) == {"a cup", other}
     file.write_text("\n".join(json.dumps(line) for line in lines))
-    with pytest.raises(UserError, match="second meaning"):
+    with pytest.raises(UserError, match=r"line 3, gives .* a second meaning"):
         read_metadata(file)
 
 

@@ -1,14 +1,19 @@
+from contextlib import suppress
 from pathlib import Path
-from time import sleep
+from time import process_time, sleep
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from alignbench import UserError, load_scorer
 from alignbench.drawing.lettering import Lettering, sample_lettering, sample_text
+from alignbench.text import prompt_identity
+from evals.geneval import COCO, SCENES
 from evals.ocr import (
     MOST_EXTREME,
     OCR,
@@ -17,8 +22,10 @@ from evals.ocr import (
     contrast_image,
     locate,
     normalised,
+    quoted_text,
     similarity,
     target_text,
+    unquoted_words,
     widened,
 )
 
@@ -47,6 +54,13 @@ def easyocr() -> OCR:
 
 
 @pytest.fixture(scope="module")
+def easyocr_of_all() -> OCR:
+    scorer = load_scorer("ocr")
+    assert isinstance(scorer, OCR)
+    return scorer
+
+
+@pytest.fixture(scope="module")
 def rapidocr() -> OCR:
     scorer = load_scorer("ocr", reader="rapidocr")
     assert isinstance(scorer, OCR)
@@ -61,16 +75,107 @@ def rapidocr() -> OCR:
         ("a sign that says \u201cOPEN\u201d", "OPEN"),
         ('a "NEW" shop beside an "OLD" one', "NEW OLD"),
         ('the word "\u00fcber"', "\u00fcber"),
+        ('A 5" screen that says "HELLO"', "HELLO"),
+        ('a 5" by 7 " photo and a 6\'2\'\' man "HI"', "HI"),
+        ('"ROUTE 66" and a 5" nail', "ROUTE 66"),
+        ('"Hello," she said, ("world")', "Hello, world"),
+        ('says"HI"and "it\'s"', "HI it's"),
+        ("\u201eHallo\u201c und \u201eWelt\u201d", "Hallo Welt"),
+        ("\u201eHallo\u201c und \u201cHi\u201d", "Hallo Hi"),
+        ('\u201dHej\u201d och "CAT"', "Hej CAT"),
+        ('"HI\u201d and \u201cHO"', "HI HO"),
+        ('caption: ""Big Sale""', "Big Sale"),
+        ('says \\"HI\\"', "HI"),
+        ('"" and "CAT"', "CAT"),
     ],
 )
 def test_only_what_stands_in_double_quotes_is_the_target(prompt: str, target: str) -> None:
     assert target_text(prompt) == target
 
 
-@pytest.mark.parametrize("prompt", ["a red circle", 'an empty ""', "it's a 'dog'", 'one "quote'])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("a red circle", 'an empty ""', "it's a 'dog'", 'one "quote', '"\u200b" x', '" \u2060\ufeff" x'),
+        *('a "CAT" and a lone " mark', 'HELLO" he said', '"12" LP and 7" EP" "HI"', '"the \u201cHI\u201d sign"'),
+        *('says " HELLO "', 'half an " and half an " "5"', '"HI " x', '""HI"', '"HI"" x', "\u201eHI", '"A\u201cB"'),
+        *("\u300c\u6771\u4eac\u300d", "\u00abbonjour\u00bb", "\uff02FULL\uff02", "''OPEN''", "``OPEN''", '\u00aba\u00bb "b"'),
+    ],
+)
 def test_a_prompt_that_quotes_nothing_is_refused(prompt: str) -> None:
     with pytest.raises(UserError, match="double quotes"):
         target_text(prompt)
+
+
+@given(
+    st.text(st.sampled_from("ABC 5'6."), min_size=1, max_size=8).filter(str.strip),
+    st.lists(st.sampled_from(['a 5" screen', "a sign", 'a 12" by 4" board,', 'half an "', "it's", "\u201d"]), max_size=3),
+    st.sampled_from(['"{}"', "\u201c{}\u201d", "\u201e{}\u201c", '""{}""', '\\"{}\\"', "\u00ab{}\u00bb"]),
+    st.lists(st.sampled_from(['a 5" nail', "and more.", '7" wide', '"', "\u201c"]), max_size=2),
+)
+def test_a_target_is_the_right_one_or_refused(text: str, before: list[str], quotes: str, after: list[str]) -> None:
+    try:
+        target = target_text(" ".join([*before, quotes.format(text), *after]))
+    except UserError:
+        return
+    assert target == text.strip()
+
+
+@pytest.mark.parametrize(
+    "piece", ['"', "\u201c", '"a', 'a "', "'", '1" ', '\\"', "\u201e\u201c", '\u00ab "a" ', "a photo of a ", " "]
+)
+def test_no_prompt_takes_long(piece: str) -> None:
+    prompt, start = piece * (100_000 // len(piece)), process_time()
+    with suppress(UserError):
+        target_text(prompt)
+    assert SCENES.parse(prompt) is COCO.parse(prompt) is None
+    assert len(quoted_text(prompt)) + len(unquoted_words(prompt)) + len(prompt_identity(prompt)) <= 3 * len(prompt)
+    assert process_time() - start < 2  # a tenth of it; what grows with the square takes minutes
+
+
+def test_a_long_prompt_is_refused_with_a_short_sentence() -> None:
+    with pytest.raises(UserError) as error:
+        target_text("no text " * 10_000)
+    assert len(str(error.value)) < 500
+
+
+def test_what_is_not_quoted() -> None:
+    assert unquoted_words('a 5" RED sign "BLUE" on \u201eGREEN\u201c').split() == ["a", '5"', "RED", "sign", "on"]
+    assert unquoted_words('one "quote') == 'one "quote'
+
+
+@pytest.mark.parametrize(
+    ("read", "target"),
+    [
+        ("\uff33\uff34\uff2f\uff30", "STOP"),
+        ("CAFE\u0301", "caf\u00e9"),
+        ("\ufb01sh", "FISH"),
+        ("STRASSE", "Stra\u00dfe"),
+        ("don't", "DON\u2019T"),
+        ("A\u00a0B\u3000C", "a\u200bbc"),
+    ],
+)
+def test_read_and_target_are_compared_in_one_normal_form(read: str, target: str) -> None:
+    assert similarity(read, target) == similarity(target, read) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("read", "target", "expected"),
+    [
+        ("STOP", "STOP", 1.0),
+        ("stop", "STOP", 0.0),  # case counts
+        ("THE STOP SIGN", "STOP", 4 / 13),  # 9 insertions, 13 letters; a part is not enough
+        ("ABCDEFGHIJ", "XY", 0.0),
+        ("S T O P", "STOP", 4 / 7),  # spaces count
+        (" STOP ", "STOP", 1.0),  # but not at the ends
+        ("", "STOP", 0.0),
+        ("kitten", "sitting", 4 / 7),
+        ("New York", "New Yorc", 7 / 8),
+        ("CAFE\u0301", "CAF\u00c9", 1.0),
+    ],
+)
+def test_tmpo_similarity_by_hand(read: str, target: str, expected: float) -> None:
+    assert similarity(read, target, "tmpo") == pytest.approx(expected, abs=1e-12)
 
 
 def test_spaces_and_case_do_not_count() -> None:
@@ -216,9 +321,9 @@ def test_so_many_pages_at_a_time_as_the_memory_is_for_share_the_cores() -> None:
     assert Slow().read_pages([]) == []
 
 
-def test_letters_alone_are_letters_alone_on_pages_too(easyocr: OCR) -> None:
+def test_letters_alone_are_letters_alone_on_pages_too(easyocr: OCR, easyocr_of_all: OCR) -> None:
     picture = sign("B2 4U", size=36, canvas=(230, 160))
-    assert load_scorer("ocr").score([picture], ['"B2 4U"'])[0] == 1.0
+    assert easyocr_of_all.score([picture], ['"B2 4U"'])[0] == 1.0
     (read,) = easyocr.read([picture])
     assert read
     assert read.replace(" ", "").isalpha()
@@ -271,6 +376,33 @@ def test_prompts_without_quotes_can_be_skipped(rapidocr: OCR) -> None:
     assert np.isnan(scores).tolist() == [True, False, True]
     with pytest.raises(UserError, match="'a red circle' has none"):
         rapidocr.score(pictures[:1], ["a red circle"])
+
+
+def test_a_text_that_the_reader_has_no_characters_for_is_refused_or_skipped(
+    easyocr: OCR, easyocr_of_all: OCR, rapidocr: OCR
+) -> None:
+    for prompt, unknown in (('"B2"', "'2'"), ('"CAF\u00c9"', "'\u00e9'"), ('"\u6771 A"', "'\u6771'")):
+        with pytest.raises(UserError, match=f"characters=letters cannot read {unknown} in the text"):
+            easyocr.check_prompts(['"LAMP"', prompt])
+    easyocr_of_all.check_prompts(['"~`!@#$%^&*()_+-={}[]|\\:;\'<>,.?/ 0 Az"', '"DON\u2019T \uff21"'])
+    with pytest.raises(UserError, match="easyocr cannot read '\u00e9'"):
+        easyocr_of_all.check_prompts(['"CAF\u00c9"'])
+    rapidocr.check_prompts(['"CAF\u00c9 13\u00bd \u6771\u4eac"'])
+    with pytest.raises(UserError, match="rapidocr cannot read '\ud55c'"):
+        rapidocr.check_prompts(['"A \ud55c"'])
+    skipping = load_scorer("ocr", reader="rapidocr", unquoted="skip")
+    skipping.check_prompts(['"A \ud55c"', "nothing", 'one "quote'])
+    assert np.isnan(skipping.score(word("LAMP")[None], ['"A \ud55c"'])).all()
+
+
+def test_the_score_of_tmpo_is_a_setting(rapidocr: OCR) -> None:
+    scorer = load_scorer("ocr", reader="rapidocr", score="tmpo")
+    pictures, prompts = np.stack([word("LAMP")] * 4), ['"LAMP"', '"lamp"', '"LAM"', '"Lamp"']
+    measured = scorer.measure(pictures, prompts)
+    assert measured["ocr"].tolist() == [1.0, 0.0, 0.75, 0.25]
+    assert measured["ocr_exact"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert rapidocr.score(pictures, prompts).tolist() == [1.0] * 4
+    assert scorer.describe()["settings"]["score"] == "tmpo"
 
 
 def test_words_beyond_ascii_are_targets_too() -> None:

@@ -10,7 +10,7 @@ from evals._processors import middle, torchvision
 
 @pytest.mark.parametrize(("version", "options"), [("4.57.6", {"use_fast": True}), ("5.24.0", {}), ("40.0.0", {})])
 def test_only_transformers_4_is_told(version: str, options: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr("transformers.__version__", version)
     assert torchvision() == options
 
 

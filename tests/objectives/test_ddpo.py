@@ -41,6 +41,16 @@ def test_a_known_prompt_is_measured_against_its_own_history() -> None:
     assert torch.allclose(objective.advantage(second), torch.tensor([[1.0, 3.0]]) / 5**0.5, atol=1e-6)
 
 
+def test_prompts_that_differ_in_case_and_blanks_share_one_history() -> None:
+    objective = ddpo(min_count=4, buffer=4)
+    objective.observe(forest([1.0, 3.0], ["a cat"]))
+    second = forest([5.0, 7.0], ["A  Cat"])
+    objective.observe(second)
+    assert objective.history == {"a cat": [1.0, 3.0, 5.0, 7.0]}
+    assert torch.allclose(objective.advantage(second), torch.tensor([[1.0, 3.0]]) / 5**0.5, atol=1e-6)
+    assert objective.diagnostics({}, second)["own_statistics_share"] == 1.0
+
+
 def test_only_the_last_rewards_are_remembered_and_missing_ones_never() -> None:
     objective = ddpo(buffer=3)
     for rewards in ([1.0, 2.0], [float("nan"), 3.0], [4.0, 5.0]):
@@ -56,6 +66,18 @@ def test_equal_rewards_move_nothing() -> None:
     assert torch.equal(objective.advantage(same), torch.zeros(1, 2))
     assert log_prob.grad is not None
     assert torch.equal(log_prob.grad, torch.zeros_like(log_prob))
+
+
+def test_rounding_of_a_scorer_is_no_advantage_and_an_offset_changes_none() -> None:
+    one_unit = forest([0.95, 0.95, 0.95, 0.95000005], ["a", "a"])
+    objective = ddpo(min_count=4)
+    assert objective.advantage(one_unit).abs().max() == 0
+    objective.observe(one_unit)
+    assert objective.advantage(one_unit).abs().max() == 0
+    far = forest([0.0, 2.0, 4.0, 6.0], ["a", "b"])
+    near = ddpo().advantage(far)
+    far.rewards = far.rewards.double() + 1e8
+    assert torch.allclose(ddpo().advantage(far), near, atol=1e-6)
 
 
 def test_loss_by_hand_with_one_ratio_clipped() -> None:

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from alignbench import RolloutForest, load_objective
+from alignbench import RolloutForest, load_objective, rollout
 from alignbench.engine import backward
 from alignbench.terms import Velocities
 from objectives.dpo import DPO
 from tests.replays import by_autograd, check, drawn, plan_of
-from tests.toys import PROMPTS, ToyBackbone, two_groups_of_three
+from tests.toys import PROMPTS, ToyBackbone, chains, two_groups_of_three
 
 
 @pytest.fixture
@@ -116,6 +116,20 @@ def test_pairs_are_the_same_pictures_in_any_order_of_leaves_and_at_any_level_of_
     turned = replace(forest, leaves=forest.leaves[order], rewards=forest.rewards[order])
     assert pictures(turned) == pictures(replace(forest, rewards=forest.rewards + 16)) == pictures(forest)
     assert len(pictures(forest)) == 3
+
+
+def test_updates_take_disjoint_parts_of_the_pairs(policy: ToyBackbone) -> None:
+    forest = rollout(policy, [f"prompt {g}" for g in range(5)], chains(3, 2), seed=0)
+    forest.rewards = torch.tensor([0.0, 1.0] * 5)
+    objective = dpo(parts=2, draws=3)
+    winners = [objective.rows(forest, update).leaf.chunk(2)[0].tolist() for update in range(3)]
+    assert [len(part) for part in winners] == [9, 6, 9]
+    assert set(winners[0]) | set(winners[1]) == {1, 3, 5, 7, 9}
+    assert winners[2] == winners[0]
+    assert winners[0] != dpo(parts=2, draws=3).rows(replace(forest, iteration=1), 0).leaf.chunk(2)[0].tolist()
+    # The pictures of a pair stay together.
+    first, second = objective.rows(forest, 1).leaf.chunk(2)
+    assert torch.equal(first, second + 1)
 
 
 def test_another_update_draws_other_noise(forest: RolloutForest) -> None:

@@ -140,6 +140,15 @@ def test_the_loss_of_one_group_by_hand() -> None:
     assert terms["kl"].grad.tolist() == pytest.approx([0, 0, 0, 0.125], abs=1e-7)
 
 
+def test_leaves_of_zero_advantage_are_dropped_with_their_kl() -> None:
+    forest = at_angles([0.0, 1.0, 2.0, 5.0], [0, 60, 90, 180])
+    terms = {"log_prob": torch.zeros(4), "kl": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    d = [0.5, 1 - math.sqrt(0.75), 1 - math.sqrt(0.75), 1.0]
+    # One reward casts no doubt, so that the KL counts for all but the third leaf, which is at the mean.
+    loss = gardo(kl="exact", kl_beta=0.5, adv_clip=10, zero_advantage="drop").loss(terms, forest).item()
+    assert loss == pytest.approx((2 + 1 - 3 * d[3] / (sum(d) / 4)) / 3 + 0.5 * (1 + 2 + 4) / 3, abs=1e-5)
+
+
 def test_credit_is_the_leafs_own() -> None:
     with pytest.raises(UserError, match="objective gardo: credit"):
         load_objective("gardo", credit="edge")

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from alignbench import RolloutForest, UserError, load_objective, load_sampler, rollout
+from alignbench import Plan, RolloutForest, Step, UserError, load_objective, load_sampler, rollout
 from alignbench.engine import backward
 from alignbench.terms import Terms
 from objectives.grpo import GRPO
 from tests.by_hand import gaussian_step
+from tests.replays import drawn, plan_of
 from tests.toys import PROMPTS, ToyBackbone, chains, hand_made_forest, tree
 
 NAN = math.nan
@@ -89,6 +91,76 @@ def test_kl_is_averaged_over_paths_and_weighted() -> None:
     loss = grpo(kl_beta=0.5).loss(terms_of([0.0] * 3, kl=[0.1, 0.2, 0.4]), forest)
     # (.1 + .2 + .1 + .4) / 4, halved
     assert loss.item() == pytest.approx(0.1, abs=1e-6)  # float32
+
+
+@pytest.mark.parametrize(
+    ("zero_advantage", "loss", "of_log_prob", "of_kl"),
+    # A = (-1, 1, 0, 0). keep: means over four leaves. drop: over the two of the group that has a preference.
+    [
+        ("keep", 0.5 * (0.1 + 0.2 + 0.4 + 0.8) / 4, [0.25, -0.25, 0, 0], [0.125] * 4),
+        ("drop", 0.5 * (0.1 + 0.2) / 2, [0.5, -0.5, 0, 0], [0.25, 0.25, 0, 0]),
+    ],
+)
+def test_leaves_of_zero_advantage_count_or_do_not(
+    zero_advantage: str, loss: float, of_log_prob: list[float], of_kl: list[float]
+) -> None:
+    terms = terms_of([0.0] * 4, kl=[0.1, 0.2, 0.4, 0.8])
+    forest = hand_made_forest([[0.0, 2.0], [1.0, 1.0]], ONE_EDGE_EACH, [0.0] * 4)
+    found = grpo(kl_beta=0.5, zero_advantage=zero_advantage).loss(terms, forest)
+    assert found.item() == pytest.approx(loss, abs=1e-6)  # float32
+    torch.autograd.backward(found)
+    assert gradient(terms) == pytest.approx(of_log_prob, abs=1e-6)
+    assert gradient(terms, "kl") == pytest.approx(of_kl, abs=1e-6)
+
+
+def test_a_single_leaf_at_its_groups_mean_is_dropped_and_a_rollout_of_such_leaves_does_nothing() -> None:
+    terms = terms_of([0.0] * 3, kl=[0.1, 0.2, 0.4])
+    drop = grpo(kl_beta=1.0, zero_advantage="drop")
+    assert drop.loss(terms, hand_made_forest([[0.0, 1.0, 2.0]], [[0], [1], [2]], [0.0] * 3)).item() == pytest.approx(0.25)
+    flat = drop.loss(terms, hand_made_forest([[1.0] * 3], [[0], [1], [2]], [0.0] * 3))
+    torch.autograd.backward(flat)
+    assert (flat.item(), gradient(terms), gradient(terms, "kl")) == (0.0, [0.0] * 3, [0.0] * 3)
+
+
+def test_each_update_trains_on_its_own_part_of_the_leaves() -> None:
+    forest = hand_made_forest([[0.0, 2.0, 4.0, 6.0]], ONE_EDGE_EACH, [0.0] * 4)
+    objective = grpo(parts=2, std="none")
+    trained: list[Tensor] = []
+    for update in (0, 1):
+        forest.update = update
+        terms = terms_of([0.0] * 4)
+        torch.autograd.backward(objective.loss(terms, forest))
+        leaves = objective.trained_leaves(forest)
+        assert leaves is not None
+        trained.append(leaves)
+        # -A / 2 for the two leaves of the part, by the advantages of the whole group.
+        wanted = torch.where(leaves, torch.tensor([3.0, 1.0, -1.0, -3.0]) / 2, 0.0)
+        assert gradient(terms) == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert torch.equal(trained[0], ~trained[1])
+    assert int(trained[0].sum()) == 2
+
+
+def test_leaves_of_another_part_and_dropped_ones_cost_no_row() -> None:
+    toy, _, forest = drawn(plan_of("independent"), rewards=[[0.0, 1.0, 2.0, 3.0], [1.0] * 4])
+    rows = len(forest.rows)
+    assert backward(toy, grpo(), forest).rows == rows
+    assert backward(toy, grpo(zero_advantage="drop"), forest).rows == rows // 2
+    halves = [backward(toy, grpo(parts=2, zero_advantage="drop"), forest, update=update).rows for update in (0, 1)]
+    assert sum(halves) == rows // 2
+    assert backward(toy, grpo(parts=2), forest).rows == rows // 2
+
+
+def test_parts_need_the_credit_of_leaves() -> None:
+    with pytest.raises(UserError, match="credit must be leaf where parts is above 1"):
+        grpo(parts=2, credit="edge")
+
+
+def test_with_edge_credit_it_is_edges_of_zero_advantage_that_are_dropped() -> None:
+    forest = drawn_tree()
+    terms = terms_of(forest.old_log_prob.tolist())
+    torch.autograd.backward(grpo(credit="edge", std="none", zero_advantage="drop").loss(terms, forest))
+    # Advantages -2, 2, -3, -1, 1, 3 of six edges; those of the second group, whose rewards are equal, are 0.
+    assert gradient(terms) == pytest.approx([2 / 6, -2 / 6, 0, 0, 3 / 6, 1 / 6, -1 / 6, -3 / 6, 0, 0, 0, 0], abs=1e-6)
 
 
 def test_the_released_kl_leaves_out_the_time_step() -> None:
@@ -248,7 +320,34 @@ def test_weighted_depth_credit_takes_likelier_paths_for_more() -> None:
     assert found[8:].tolist() == found[2:4].tolist() * 2 == [0.0] * 4
 
 
-@pytest.mark.parametrize("credit", ["edge", "depth", "depth_weighted"])
+def test_depth_credit_with_a_samples_deviation_is_the_code_of_branchgrpo() -> None:
+    found = grpo(credit="depth", std_correction=1).edge_advantage(drawn_tree())
+    # Step 1: 1 and 5, of deviation sqrt 8. Step 2: 0, 2, 4, 6, of deviation sqrt(20 / 3).
+    expected = [-2 / math.sqrt(8), 2 / math.sqrt(8), 0, 0, *(np.array([-3, -1, 1, 3]) / math.sqrt(20 / 3)), 0, 0, 0, 0]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)  # float32
+
+
+def test_nested_depth_credit_weighs_at_each_split_by_its_own_edges_alone() -> None:
+    sde, split = Step("sde", 0.5), Step("sde", 0.5, 2)
+    forest = rollout(ToyBackbone(), PROMPTS[:1], Plan((split, split, split, sde, Step())), seed=0)
+    ln3, ln9 = math.log(3), math.log(9)
+    forest.old_log_prob = torch.tensor(
+        # Splits: two edges; their four; the four of the first branch in pairs of equal ones, then those of the second.
+        [*(40.0, -40.0), *(0.0, ln3, 0.5, 0.5), *(0.0, 0.0, ln9, ln9, 0.0, ln3, 0.0, 0.0),
+         # Between splits, or behind them, an edge has no rival.
+         *(70.0, -70.0, 3.0, 5.0, 0.0, 1.0, 2.0, 3.0)]
+    )  # fmt: skip
+    forest.rewards = torch.tensor([0.0, 2.0, 4.0, 6.0, 1.0, 5.0, 3.0, 7.0])
+    found = grpo(credit="depth_nested", std="none").edge_advantage(forest)
+    # First branch: 1/4 (0 + 2)/2 + 3/4 (4 + 6)/2 = 4. Second: 1/2 (1/4 1 + 3/4 5) + 1/2 (3 + 7)/2 = 4.5. Mean 4.25.
+    assert found[:2].tolist() == pytest.approx([-0.25, 0.25], abs=1e-5)  # float32, after log-probs of 40
+    # Their children: 1, 5, 4, 5, of mean 3.75.
+    assert found[2:6].tolist() == pytest.approx([-2.75, 1.25, 0.25, 1.25], abs=1e-5)
+    # By path probability the first branch's leaves weigh 1, 1, 27 and 27, and what is behind them counts too.
+    assert abs(float(grpo(credit="depth_weighted", std="none").edge_advantage(forest)[0]) + 0.25) > 0.5
+
+
+@pytest.mark.parametrize("credit", ["edge", "depth", "depth_weighted", "depth_nested"])
 def test_an_edge_without_any_scored_descendant_is_left_out(credit: str) -> None:
     forest = drawn_tree()
     forest.rewards = torch.tensor([NAN, NAN, 4.0, 6.0, NAN, 1.0, 2.0, 3.0])
@@ -289,18 +388,19 @@ def test_step_weights_by_hand() -> None:
     assert gradient(terms) == pytest.approx([1.25 / 2, -0.75 / 2], abs=1e-6)
 
 
-DANCE = {"children": 12, "levels": 1, "splits": [0], "rule": "dance", "noise_level": 0.3}
+DANCE = {"group_size": 12, "initial_noise": "shared", "rule": "dance", "noise_level": 0.3}
 TREE = {"steps": 10, "levels": 4, "children": 2, "rule": "sde"}
 BRANCH = {"steps": 20, "levels": 4, "splits": [0, 3, 6, 9], "children": 2, "rule": "dance", "noise_level": 0.3}
-WINDOW = {"steps": 25, "window": 4, "group_size": 12, "rule": "sde"}
+WINDOW = {"steps": 25, "window": 4, "group_size": 12, "rule": "sde", "initial_noise": "shared"}
 
 
 @pytest.mark.parametrize(
     ("sampler", "settings", "roots", "leaves", "replayed"),
     [
-        # Twelve chains of four steps behind the one noise: its own row, and 12 for each of the steps 1 to 4.
-        ("branch", DANCE, 1, 12, 1 + 4 * 12),
-        ("sliding_window", WINDOW, 12, 12, 4 * 12),
+        # Twelve chains of five stochastic steps from one noise: its own row, and 12 for each of the steps 1 to 4.
+        ("independent", DANCE, 1, 12, 1 + 4 * 12),
+        # Four stochastic steps, the first from the one noise.
+        ("sliding_window", WINDOW, 1, 12, 1 + 3 * 12),
         # (k^w - 1) / (k - 1) rows a tree.
         ("tree_window", TREE, 1, 16, 15),
         # Widths of 1; 2 at steps 1 to 3, 4 at 4 to 6, 8 at 7 to 9, 16 at 10 to 18.

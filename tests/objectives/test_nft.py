@@ -1,4 +1,5 @@
 from dataclasses import replace
+from statistics import mean, pstdev
 from typing import Any
 
 import pytest
@@ -44,17 +45,79 @@ def test_goodness_by_hand(forest: RolloutForest) -> None:
     assert nft().goodness(forest)[0].tolist() == pytest.approx([0.5 - 1.5**0.5 / 10, 0.5, 0.5 + 1.5**0.5 / 10], abs=1e-6)
 
 
-def test_only_pictures_whose_reward_says_something_cost_a_model_row(forest: RolloutForest) -> None:
-    assert nft(draws=2).rows(forest, 0).leaf.tolist() == [0, 0, 1, 1, 2, 2]
-    forest.rewards[1] = NAN
-    assert nft().rows(forest, 0).leaf.tolist() == [0, 2]
+def test_with_the_batchs_deviation_r_stays_near_a_half_in_a_group_of_small_spread(forest: RolloutForest) -> None:
+    # As the code has it: (reward - group mean) / population deviation of all six rewards.
+    rewards = [[0.0, 1.0, 2.0], [0.50, 0.51, 0.54]]
+    forest.rewards = torch.tensor(rewards).flatten()
+    scale = pstdev([r for group in rewards for r in group])
+    expected = [[0.5 + (r - mean(group)) / scale / 10 for r in group] for group in rewards]
+    found = nft(std="batch").goodness(forest)
+    assert found.flatten().tolist() == pytest.approx([r for group in expected for r in group], abs=1e-6)
+    assert found[1].tolist() == pytest.approx([0.4973, 0.4989, 0.5037], abs=1e-4)
+    # By the group's own deviation they are as far apart as in any other group.
+    assert nft().goodness(forest)[1].tolist() == pytest.approx([0.4019, 0.4608, 0.6373], abs=1e-4)
+
+
+def test_groups_without_spread_count_unless_they_are_dropped_and_pictures_without_a_reward_never_do(
+    forest: RolloutForest,
+) -> None:
+    dropping = nft(draws=2, flat_groups="drop")
+    assert dropping.rows(forest, 0).leaf.tolist() == [0, 0, 1, 1, 2, 2]
+    assert nft().rows(forest, 0).leaf.tolist() == [0, 1, 2, 3, 4, 5]
+    forest.rewards[[1, 4]] = NAN
+    assert dropping.rows(forest, 0).leaf.tolist() == [0, 0, 2, 2]
+    assert nft().rows(forest, 0).leaf.tolist() == [0, 2, 3, 5]
     forest.rewards[:] = 1.0
-    assert len(nft().rows(forest, 0)) == 0
+    assert len(dropping.rows(forest, 0)) == 0
+
+
+def test_rewards_that_are_all_equal_pull_the_policy_to_an_old_one_that_lags_and_nowhere_at_it(forest: RolloutForest) -> None:
+    forest.rewards[:] = 1.0
+    objective = nft(kl_beta=0.0, beta=0.5)
+    rows = objective.rows(forest, 0)
+    generator = torch.Generator().manual_seed(2)
+    v, old = (torch.randn(rows.x.shape, generator=generator) for _ in range(2))
+
+    def gradient(at: torch.Tensor) -> torch.Tensor:
+        at = at.clone().requires_grad_()
+        objective.loss(objective.terms(rows, Velocities(at, None, old)), forest).backward()
+        assert at.grad is not None
+        return at.grad
+
+    assert not gradient(old).any()
+    # A step against the gradient brings v nearer to v_old in every row.
+    nearer = (gradient(v) * (v - old)).flatten(1).sum(1)
+    assert (nearer > 0).all()
+
+
+def test_updates_take_disjoint_parts_of_the_pictures(forest: RolloutForest) -> None:
+    objective = nft(parts=2, draws=2)
+    halves = [set(objective.rows(forest, update).leaf.tolist()) for update in range(3)]
+    assert [len(half) for half in halves] == [3, 3, 3]
+    assert halves[0] | halves[1] == set(range(6))
+    assert halves[2] == halves[0]
+    # r is that of the whole rollout's statistics.
+    rows = objective.rows(forest, 1)
+    terms = objective.terms(rows, Velocities(rows.x, rows.x, rows.x))
+    assert torch.equal(terms["goodness"], objective.goodness(forest).flatten()[rows.leaf])
+
+
+def test_times_of_the_steps_are_the_rollouts_own_each_once_for_a_picture(forest: RolloutForest) -> None:
+    # Three steps by the toy's schedule 2 t / (1 + t); draws beyond them begin again.
+    rows = nft(times="steps", draws=5).rows(forest, 0)
+    assert rows.leaf.tolist() == [leaf for leaf in range(6) for _ in range(5)]
+    levels = [1.0, 0.8, 0.5]
+    orders = rows.sigma.view(6, 5).tolist()
+    for order in orders:
+        assert sorted(order[:3], reverse=True) == pytest.approx(levels)
+        assert len(set(order[3:])) == 2
+    assert len({tuple(order) for order in orders}) > 1
 
 
 def test_loss_by_hand(forest: RolloutForest) -> None:
     terms = {"positive": torch.tensor([1.0, 2.0, 3.0]), "negative": torch.tensor([5.0, 4.0, 1.0]), "move": torch.ones(3)}
-    # r = 0, 1/2, 1 at a clip of 1: (5 + (2 + 4) / 2 + 3) / 3, over b = 2; and a tenth of the distance.
+    terms["goodness"] = torch.tensor([0.0, 0.5, 1.0])
+    # (5 + (2 + 4) / 2 + 3) / 3, over b = 2; and a tenth of the distance.
     assert float(nft(adv_clip=1.0, beta=2.0, kl_beta=0.1).loss(terms, forest)) == pytest.approx(11 / 3 / 2 + 0.1, abs=1e-6)
 
 
@@ -77,7 +140,7 @@ def test_terms_are_the_errors_of_the_predicted_pictures(forest: RolloutForest) -
 def test_on_the_first_update_a_middling_picture_teaches_nothing_and_a_good_one_is_learnt(
     policy: ToyBackbone, forest: RolloutForest
 ) -> None:
-    rows = nft().rows(forest, 0)
+    rows = nft().rows(forest, 0).part(0, 3)
     v = torch.randn(rows.x.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     terms = nft(kl_beta=0.0, adv_clip=1.0).terms(rows, Velocities(v, None, v.detach()))
     nft(kl_beta=0.0, adv_clip=1.0).loss(terms, forest).backward()
@@ -85,7 +148,7 @@ def test_on_the_first_update_a_middling_picture_teaches_nothing_and_a_good_one_i
     towards = (v.grad * (v.detach() - (rows.noise - rows.x0))).flatten(1).sum(1)  # > 0 where a step goes to the picture
     # Of the worst picture r = 0, of the middle one 1/2 where the two parts cancel, of the best 1.
     assert towards[0] < 0
-    assert v.grad[1].abs().max() < 1e-7
+    assert not v.grad[1].any()
     assert towards[2] > 0
 
 
@@ -104,11 +167,11 @@ def test_later_updates_compare_with_the_policy_of_the_rollout(forest: RolloutFor
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(fresh.net.parameters()))])
     assert found.loss == pytest.approx(loss.item(), rel=1e-5)
     assert torch.allclose(fresh.gradient(), expected, atol=1e-6)
-    assert found.forward_rows == 3 * ((1 if micro_batch is None else 2) + 2)
+    assert found.forward_rows == 6 * ((1 if micro_batch is None else 2) + 2)
 
 
 def test_on_the_first_update_the_old_policy_costs_nothing(policy: ToyBackbone, forest: RolloutForest) -> None:
-    assert backward(policy, nft(kl_beta=0.0), forest).forward_rows == 3
+    assert backward(policy, nft(kl_beta=0.0), forest).forward_rows == 6
 
 
 def test_goodness_follows_the_pictures_and_not_the_level_of_rewards(forest: RolloutForest) -> None:

@@ -5,6 +5,7 @@ import torch
 from alignbench import RolloutForest, UserError, load_objective, load_sampler, rollout
 from alignbench.engine import backward
 from alignbench.sampler import Sampler
+from tests.by_hand import gaussian_step
 from tests.toys import PROMPTS, ToyBackbone
 
 RNG = np.random.default_rng(0)
@@ -25,6 +26,25 @@ def test_the_published_geometry() -> None:
     assert plan.leaves == 16
     # Model rows for each leaf over the steps, 13.68 in its table: 1 + 3 x (2 + 4 + 8) + 10 x 16 = 203 rows, 12.7 a leaf.
     assert plan.model_rows() == 203
+
+
+def test_a_scale_of_the_noise_at_splits_moves_what_is_drawn_and_not_its_density() -> None:
+    settings = {"steps": 5, "children": 2, "splits": (0, 2), "rule": "dance", "noise_level": 0.3}
+    plan = load_sampler("branch", **settings, split_noise_scale=4.0).plan(0.0, RNG)
+    assert [s.noise_scale for s in plan.steps] == [4.0, 1.0, 4.0, 1.0, 1.0]
+    assert [s.noise_level for s in plan.steps] == [0.3] * 4 + [0.0]
+    toy = ToyBackbone()
+    plain, loud = (rollout(toy, PROMPTS, p, seed=0) for p in (load_sampler("branch", **settings).plan(0.0, RNG), plan))
+    first = plain.edge_step == 0  # from the same states
+    velocity = plain.row_velocity[plain.edge_row[first]]
+    x = plain.states[plain.rows][plain.edge_row[first]]
+    sigma, sigma_next = toy.sigmas(5)[:2].tolist()
+    mean, std = gaussian_step("dance", x, velocity, sigma, sigma_next, 0.3)
+    quiet_noise, loud_noise = ((f.states[f.edge_child[first]] - mean) / std for f in (plain, loud))
+    assert torch.allclose(loud_noise, 4 * quiet_noise, atol=1e-4)  # float32, over a deviation of 0.1
+    # log N(4 eps) - log N(eps) = -(16 - 1) eps^2 / 2, a mean over dimensions.
+    expected = -7.5 * quiet_noise.flatten(1).square().mean(1)
+    assert torch.allclose(loud.old_log_prob[first] - plain.old_log_prob[first], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("splits", [(0,), (0, 0), (0, 5)])

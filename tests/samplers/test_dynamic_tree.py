@@ -36,6 +36,14 @@ def test_kappa_zero_gives_the_rounded_means(progress: float, splits: tuple[int, 
     assert sampler.plan(progress, np.random.default_rng(9)).splits == splits
 
 
+def test_early_first_splits_may_be_initial_noises_as_in_the_released_code() -> None:
+    sampler = load_sampler("dynamic_tree", early_split="roots", kappa=0)
+    early, late = (sampler.plan(u, np.random.default_rng(0)) for u in (0.0, 1.0))
+    # (1, 2, 3) and (1, 3, 4) without their first.
+    assert (early.roots, early.splits, early.leaves, early.model_rows()) == (3, (2, 3), 27, 72)
+    assert (late.roots, late.splits, late.leaves, late.model_rows()) == (3, (3, 4), 27, 48)
+
+
 @pytest.mark.parametrize("kappa", [0.0, 6.0])
 def test_splits_move_from_early_to_late_steps_as_training_progresses(kappa: float) -> None:
     sampler = load_sampler("dynamic_tree", kappa=kappa)

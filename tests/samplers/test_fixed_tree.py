@@ -33,6 +33,25 @@ def test_other_geometries_are_plans_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("splits", "roots", "stochastic", "rows", "replayed"),
+    [
+        # Three noises; their branches split at 3 and 4: 4 x 3 + 9 + 27 rows.
+        ((1, 3, 4), 3, (3, 4), 48, 3 + 9),
+        ((1, 2, 3), 3, (2, 3), 3 * 3 + 9 + 27 + 27, 3 + 9),
+        ((4, 3, 1), 3, (3, 4), 48, 3 + 9),
+        # A first split at step 2 or later is a split like the others.
+        ((2, 3, 4), 1, (2, 3, 4), 42, 13),
+    ],
+)
+def test_an_early_first_split_may_be_initial_noises_as_in_the_released_code(
+    splits: tuple[int, ...], roots: int, stochastic: tuple[int, ...], rows: int, replayed: int
+) -> None:
+    plan = load_sampler("fixed_tree", splits=splits, early_split="roots").plan(0.0, RNG)
+    assert (plan.roots, plan.leaves, plan.stochastic_steps) == (roots, 27, stochastic)
+    assert (plan.model_rows(), plan.replay_rows()) == (rows, replayed)
+
+
+@pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"splits": (1, 3)}, r"splits must be 3 different steps between 1 and 4, got \[1, 3\]"),
@@ -43,6 +62,7 @@ def test_other_geometries_are_plans_too() -> None:
         ({"splits": (1, 2, 3, 4, 5), "levels": 5}, r"levels=5 splits do not fit into steps 1..4 of 6; raise steps"),
         ({"children": 5}, r"children \*\* levels = 5\*\*3 = 125 leaves exceed max_leaves=81"),
         ({"children": 1}, r"sampler fixed_tree: children: .*greater than or equal to 2, got 1"),
+        ({"levels": 1, "splits": (1,), "early_split": "roots"}, "early_split=roots leaves no stochastic step of levels=1"),
         ({"levels": 0, "splits": ()}, r"sampler fixed_tree: levels: .*greater than or equal to 1, got 0"),
     ],
 )

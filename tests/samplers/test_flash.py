@@ -52,3 +52,21 @@ def test_steps_behind_the_window_go_from_and_to_sigmas_of_the_full_schedule() ->
 def test_a_window_without_room_is_refused() -> None:
     with pytest.raises(UserError, match="window=6 leaves no deterministic step at the end of steps=6"):
         load_sampler("flash", window=6)
+
+
+@pytest.mark.parametrize(
+    ("progress", "left", "behind"),
+    # The public code makes int(0.4 (left + 1)) points behind the window, which are one step fewer: 8, 8, 3, 1 and 1 points.
+    [(0.0, 21, 7), (2 / 21 + 0.01, 19, 7), (14 / 21 + 0.01, 7, 2), (18 / 21 + 0.01, 3, 1), (1.0, 1, 1)],
+)
+def test_the_public_codes_count_of_steps_behind_the_window(progress: float, left: int, behind: int) -> None:
+    sampler = load_sampler("flash", steps=25, group_size=12, window=4, rounding="released")
+    plan = sampler.plan(progress, RNG)
+    assert plan.stops[-behind - 1] == 25 - left
+    assert (len(plan.steps), plan.stops[-1]) == (25 - left + behind, 25)
+    assert plan.model_rows() == 12 * len(plan.steps)
+
+
+def test_the_public_codes_steps_at_the_start_are_even() -> None:
+    plan = load_sampler("flash", steps=25, window=4, rounding="released").plan(0.0, RNG)
+    assert plan.stops == (0, 1, 2, 3, 4, 7, 10, 13, 16, 19, 22, 25)

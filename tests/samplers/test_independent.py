@@ -30,6 +30,12 @@ def test_a_share_of_the_steps_is_stochastic_from_the_noise_on(share: float, stoc
     assert (plan.leaves, plan.model_rows(), plan.replay_rows()) == (4, 24, 4 * len(stochastic))
 
 
+def test_a_group_may_start_from_one_noise() -> None:
+    plan = load_sampler("independent", initial_noise="shared").plan(0.0, RNG)
+    assert (plan.roots, plan.leaves, plan.splits, plan.stochastic_steps) == (1, 27, (0,), (0, 1, 2, 3, 4))
+    assert (plan.model_rows(), plan.replay_rows()) == (1 + 27 * 5, 1 + 27 * 4)
+
+
 def test_the_plan_is_the_same_at_any_progress() -> None:
     sampler = load_sampler("independent")
     assert sampler.plan(0.0, np.random.default_rng(0)) == sampler.plan(1.0, np.random.default_rng(1))
@@ -43,6 +49,7 @@ def test_the_plan_is_the_same_at_any_progress() -> None:
         ({"stochastic_share": -1}, "sampler independent: stochastic_share: .*greater than or equal to 0, got -1"),
         ({"noise_level": 0}, "sampler independent: noise_level: .*greater than 0, got 0"),
         ({"rule": "ode"}, "sampler independent: rule: .*'sde', 'cps' or 'dance', got 'ode'"),
+        ({"initial_noise": "shared", "stochastic_share": 0}, "initial_noise=shared with stochastic_share=0 makes all rollouts"),
         ({"groupsize": 4}, "there is no key 'groupsize'; did you mean 'group_size'"),
     ],
 )

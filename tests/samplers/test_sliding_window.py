@@ -1,7 +1,14 @@
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from alignbench import Sampler, UserError, load_sampler
+from alignbench import Sampler, UserError, executor, load_sampler, rollout
+from alignbench.noise import Key, normal
+from tests.toys import PROMPTS, ToyBackbone
 
 RNG = np.random.default_rng(0)
 
@@ -38,3 +45,24 @@ def test_random_windows_stand_everywhere_alike() -> None:
 def test_a_window_without_room_is_refused() -> None:
     with pytest.raises(UserError, match="window=4 leaves no deterministic step at the end of steps=4"):
         load_sampler("sliding_window", steps=4, window=4)
+
+
+def test_a_group_may_start_from_one_noise_and_part_at_the_windows_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"steps": 6, "group_size": 4, "window": 2}
+    own = load_sampler("sliding_window", **settings).plan(0.5, RNG)
+    shared = load_sampler("sliding_window", **settings, initial_noise="shared").plan(0.5, RNG)
+    assert (shared.roots, shared.leaves, shared.splits, shared.stochastic_steps) == (1, 4, (2,), (2, 3))
+    # Rows until the window's first step are the group's, not each rollout's.
+    assert (own.model_rows(), shared.model_rows()) == (24, 3 + 3 * 4)
+    assert (own.replay_rows(), shared.replay_rows()) == (8, 1 + 4)
+
+    def of_one_root(keys: Sequence[Key], *rest: Any) -> Tensor:
+        return normal([(*key[:-1], 0) if key[-2] == "root" else key for key in keys], *rest)
+
+    forest = rollout(ToyBackbone(), PROMPTS, shared, seed=0)
+    monkeypatch.setattr(executor, "normal", of_one_root)
+    apart = rollout(ToyBackbone(), PROMPTS, own, seed=0)  # four rollouts that happen to start from the same noise
+    assert torch.allclose(forest.leaf_latents, apart.leaf_latents, atol=1e-5)  # float32
+    ones = torch.ones_like
+    assert torch.equal(forest.path_sum(ones(forest.old_log_prob)), apart.path_sum(ones(apart.old_log_prob)))
+    assert torch.allclose(forest.path_sum(forest.old_log_prob), apart.path_sum(apart.old_log_prob), atol=1e-5)

@@ -28,6 +28,7 @@ from alignbench.exporting import export
 from alignbench.load import load_configured_backbone
 from alignbench.noise import group_keys, normal
 from alignbench.tasks import load_task
+from alignbench.terms import Velocities
 from alignbench.trainer import Trainer
 from tests.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.plugins import toy_config, write_task
@@ -111,6 +112,78 @@ def test_guidance_changes_what_each_family_answers(folders: dict[str, Path]) -> 
     for folder in folders.values():
         weak, strong = (velocities(opened(folder, guidance=g)) for g in (1.0, 6.0))
         assert (weak - strong).abs().max() > 1e-3
+
+
+def since_a_rollout(folder: Path, guidance: float) -> tuple[DiffusersFolder, list[Tensor]]:
+    """A policy that is neither the base model nor, in the second, what it was at a rollout; the same for each guidance."""
+    torch.manual_seed(0)
+    policy = opened(folder, guidance=guidance)
+    generator = torch.Generator().manual_seed(1)
+    old = [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in policy.parameters()]
+    with torch.no_grad():
+        for parameter, value in zip(policy.parameters(), old, strict=True):
+            parameter.copy_(value + 0.02 * torch.randn(value.shape, generator=generator))
+    return policy, old
+
+
+def asked(policy: DiffusersFolder, old: list[Tensor], objective: Any, forest: Any) -> tuple[Any, Tensor]:
+    """The terms from velocities that are asked for one by one, and the gradient of their loss."""
+    rows = objective.rows(forest, 0)
+    inputs = rows.x, rows.sigma, policy.encode(forest.prompts), rows.group
+    with torch.no_grad():
+        with policy.reference():
+            reference = policy.velocity(*inputs) if objective.needs.reference else None
+        with holding(list(policy.parameters()), old):
+            before = policy.velocity(*inputs)
+    terms = objective.terms(rows, Velocities(policy.velocity(*inputs), reference, before))
+    gradients = torch.autograd.grad(objective.loss(terms, forest), list(policy.parameters()))
+    return {name: value.detach() for name, value in terms.items()}, torch.cat([g.flatten() for g in gradients])
+
+
+@pytest.mark.parametrize("objective", ["dpo", "raft", "nft"])
+def test_losses_on_final_images_take_the_prompts_own_velocity_under_guidance(folders: dict[str, Path], objective: str) -> None:
+    made = load_objective(objective)
+    (guided, old), (plain, _) = (since_a_rollout(folders["sd3"], guidance) for guidance in (4.5, 1.0))
+    plan = load_sampler("independent", steps=STEPS, group_size=3).plan(0.5, np.random.default_rng(0))
+    forest = rollout(guided, PROMPTS, plan, seed=0)
+    forest.rewards = torch.tensor([0.0, 1.0, 0.3, 0.2, 0.9, 0.5])
+    found = backward(guided, made, forest, old=old)
+    gradient = torch.cat([p.grad.flatten() for p in guided.parameters() if p.grad is not None])
+    terms, expected = asked(plain, old, made, forest)
+    for name, value in terms.items():
+        # float32: a batch of other rows is summed in another order.
+        assert torch.allclose(found.terms[name], value, rtol=1e-4, atol=1e-5), name
+    assert (gradient - expected).norm() < 1e-3 * expected.norm()
+    wrong_terms, wrong = asked(guided, old, made, forest)
+    assert max(float((wrong_terms[name] - value).abs().max() / value.abs().max()) for name, value in terms.items()) > 0.05
+    assert (wrong - expected).norm() > 0.1 * expected.norm()
+    # Without guidance there is nothing to take out: the same bits.
+    for parameter in plain.parameters():
+        parameter.grad = None
+    same = backward(plain, made, forest, old=old)
+    assert all(torch.equal(same.terms[name], value) for name, value in terms.items())
+
+
+def test_steps_of_a_rollout_keep_the_guidance_they_were_drawn_with(folders: dict[str, Path]) -> None:
+    guided, _ = since_a_rollout(folders["sd3"], 4.5)
+    plan = load_sampler("independent", steps=STEPS, group_size=3).plan(0.5, np.random.default_rng(0))
+    forest = rollout(guided, PROMPTS, plan, seed=0)
+    forest.rewards = torch.tensor([0.0, 1.0, 0.3, 0.2, 0.9, 0.5])
+    found = backward(guided, load_objective("grpo"), forest).terms["log_prob"]
+    assert (torch.exp(found - forest.old_log_prob) - 1).abs().max() < RATIO_TOLERANCE[torch.float32]
+
+
+def test_an_embedded_guidance_is_an_input_of_the_network_and_stays(folders: dict[str, Path]) -> None:
+    policy, old = since_a_rollout(folders["flux"], 4.5)
+    conditioning = policy.encode(PROMPTS)
+    assert policy.without_guidance(conditioning) is conditioning
+    forest = rollout(
+        policy, PROMPTS, load_sampler("independent", steps=STEPS, group_size=3).plan(0.5, np.random.default_rng(0)), 0
+    )
+    forest.rewards = torch.tensor([0.0, 1.0, 0.3, 0.2, 0.9, 0.5])
+    found = backward(policy, load_objective("dpo"), forest)
+    terms, _ = asked(policy, old, load_objective("dpo"), forest)
+    assert all(torch.equal(found.terms[name], value) for name, value in terms.items())
 
 
 @every_family
