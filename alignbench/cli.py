@@ -13,6 +13,7 @@ import typer
 from alignbench import __version__, launch, registry, scaffold, tasks
 from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
+from alignbench.files import LOCK, is_free
 
 app = typer.Typer(
     name="alignbench",
@@ -123,7 +124,7 @@ def run(
 def _show_forecast(settings: RunConfig, folder: Path, as_json: bool) -> None:
     from alignbench.console import show_forecast
     from alignbench.costs import forecast
-    from alignbench.record import refuse_taken
+    from alignbench.files import refuse_taken
 
     refuse_taken(folder, "choose another --out")
     found = forecast(settings)
@@ -379,10 +380,9 @@ def plot(
             raise UserError("--reward and --diversity choose the axes of a comparison's plots; a single run has no such plot")
         written = plot_run(folder)
     else:
-        from alignbench.comparison_plots import plot_comparison
-        from alignbench.results import read_results
+        from alignbench.report import write_plots
 
-        written = plot_comparison(read_results(folder, reward=reward, diversity=diversity), folder / "plots")
+        written = write_plots(folder, reward=reward, diversity=diversity)
     for file in written:
         print(file)
 
@@ -579,6 +579,8 @@ def train_pickscore(
 def _config_of(run: Path) -> Path:
     """The configuration of a run's folder; raises UserError where it has none."""
     file = run / "config.yaml"
+    if run.is_dir() and not file.is_file() and (run / LOCK).exists() and is_free(run):
+        raise UserError(f"the run in {run} was ended before it had begun; start it again with --out {run}")
     if not file.is_file():
         raise UserError(f"{run} is no folder of a run: it has no config.yaml")
     return file

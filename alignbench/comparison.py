@@ -36,8 +36,9 @@ from alignbench.config import (
     validate,
 )
 from alignbench.errors import RunError, UserError, did_you_mean
+from alignbench.files import exclusive, is_free, refuse_links, write_atomically
 from alignbench.load import load_configured_backbone, load_objective, threads_of
-from alignbench.record import exclusive, read_result, write_atomically
+from alignbench.record import read_result
 from alignbench.registry import file_name, names
 from alignbench.settings import Settings
 
@@ -266,8 +267,9 @@ def read_grid(folder: Path) -> Grid:
 def check_folder(cells: list[Cell], out: Path) -> None:
     """Refuses a folder of something else, one whose finished cells would be left out, and cells that were run with other
     settings: they could not be compared."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SETTINGS).is_file())):
+    if not (out / SETTINGS).is_file() and not is_free(out):
         raise UserError(f"{out} exists and holds no comparison; choose another --out")
+    refuse_links(out, RUNS)
     if (out / SETTINGS).is_file():
         named = {cell.id for cell in cells}
         lost = [cell for cell in done(read_grid(out).cells(), out) if cell.id not in named]
@@ -301,6 +303,7 @@ def run_cell(
 
     resume = (folder / "config.yaml").exists()
     try:
+        refuse_links(folder.parent, folder.name)
         with launch.several(processes, _share_cell, config, folder, resume):
             run(config, folder, console=Reporting(report), resume=resume, bases=bases)
     except (UserError, RunError) as error:

@@ -20,8 +20,9 @@ from PIL import Image
 
 from alignbench import groups, laws
 from alignbench.errors import UserError
+from alignbench.files import refuse_links, write_atomically
 from alignbench.forest import RolloutForest
-from alignbench.record import Estimate, Result, read_result, read_table, write_atomically
+from alignbench.record import Estimate, Result, read_result, read_table
 
 if TYPE_CHECKING:
     from alignbench.diagnosis import Diagnosis
@@ -49,6 +50,7 @@ def plot_run(folder: Path) -> list[Path]:
         UserError: the folder has no readable record.
     """
     result = read_result(folder)
+    refuse_links(folder, "plots")
     written = []
     table = folder / "metrics.parquet"
     if table.is_file():

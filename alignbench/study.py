@@ -18,9 +18,11 @@ from pydantic import Field
 
 from alignbench import laws
 from alignbench.comparison import Grid, check_grid, compare
-from alignbench.config import merged_layers, read_yaml, to_yaml, validate
+from alignbench.config import WITHOUT_EFFECT, merged_layers, read_yaml, to_yaml, validate
 from alignbench.errors import UserError
-from alignbench.record import exclusive, read_result, read_table, write_atomically
+from alignbench.files import exclusive, is_file_name, is_free, refuse_links, write_atomically
+from alignbench.record import read_result, read_table
+from alignbench.registry import file_name
 from alignbench.results import BASE
 from alignbench.settings import Settings
 from alignbench.statistics import Interval, holm, seed_interval, welch
@@ -69,6 +71,8 @@ def read_study(file: Path) -> Study:
     """
     study = validate(Study, read_yaml(file), where=str(file))
     for name in study.parts:
+        if not is_file_name(name):
+            raise UserError(f"{file}: a part's runs are in a folder of its name, which {name!r} cannot be")
         check_grid(study.part(name))
     return study
 
@@ -85,12 +89,18 @@ def jobs(study: Study, out: Path, seeds: Iterable[int] | None = None) -> list[Jo
         Job(
             f"{name}, {task}, seed {seed}",
             grid.model_copy(update={"tasks": [task], "seeds": [seed]}),
-            out / RUNS / name / Path(task).stem / f"s{seed}",
+            out / RUNS / name / _task_folder(task) / f"s{seed}",
         )
         for seed in wanted
         for name, grid in grids.items()
         for task in grid.tasks
     ]
+
+
+def _task_folder(task: str) -> str:
+    """A task's name, or that of its file; `..` and its like as text."""
+    stem = Path(task).stem
+    return stem if is_file_name(stem) else file_name(task).replace(".", "_")
 
 
 def run(
@@ -110,11 +120,12 @@ def run(
     Raises:
         UserError: the folder holds something else, or cells that were run with other settings.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
-        raise UserError(f"{out} exists and holds no study; choose another --out")
+    _refuse_other_study(study, out)
     waiting = jobs(study, out, seeds)
     failed: list[str] = []
     with exclusive(out):
+        _refuse_other_study(study, out)
+        refuse_links(out, RUNS)
         text = to_yaml(study.model_dump(mode="json"))
         write_atomically(out / FILE, lambda p: p.write_text(text, encoding="utf-8"))
         if workers == 1:
@@ -132,6 +143,34 @@ def run(
                 pool.shutdown(cancel_futures=True)
                 raise
     return failed
+
+
+def _refuse_other_study(study: Study, out: Path) -> None:
+    """Raises UserError where the folder holds something else, or a study whose runs this one would leave out or contradict."""
+    if not (out / FILE).is_file():
+        if not is_free(out):
+            raise UserError(f"{out} exists and holds no study; choose another --out")
+        return
+    former = read_study(out / FILE)
+    for name in former.parts:
+        if name not in study.parts:
+            raise UserError(f"{out} holds another study, with a part {name!r}; choose another --out")
+        kept = _method(former.part(name), former.part(name))
+        wanted = _method(study.part(name), former.part(name))
+        changed = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+        if changed:
+            raise UserError(f"{out} holds part {name!r} with other settings ({', '.join(changed)}); choose another --out")
+
+
+def _method(grid: Grid, former: Grid) -> dict[str, Any]:
+    """What must not change when a study goes on: everything but settings without effect and what is added to the comparison."""
+    kept = grid.model_dump(mode="json", exclude={"objectives", "samplers", "tasks", "seeds", "settings"})
+    for key, value in grid.settings.items():
+        if key in ("objectives", "samplers"):
+            kept |= {f"{key}.{name}": of_one for name, of_one in value.items() if name in former.settings.get(key, {})}
+        elif key not in WITHOUT_EFFECT:
+            kept[key] = value
+    return kept
 
 
 def _run_job(job: Job) -> list[str]:

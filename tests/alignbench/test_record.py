@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignbench import UserError
-from alignbench.record import LOCK, Estimate, command, read_result, refuse_taken
+from alignbench.record import Estimate, command, read_result
 from tests.alignbench.record_folders import write_run
 
 
@@ -39,23 +39,6 @@ def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path, content: b
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         read_result(tmp_path)
-
-
-def test_a_folder_is_taken_by_anything_but_a_lock(tmp_path: Path) -> None:
-    refuse_taken(tmp_path / "new")
-    (tmp_path / LOCK).touch()
-    refuse_taken(tmp_path)
-    (tmp_path / "file").touch()
-    for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match="exists already; choose another --out"):
-            refuse_taken(taken)
-
-
-@pytest.mark.parametrize("name", ["\udcff", "a\udcffb/c"])
-def test_a_folder_that_no_record_could_name_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"\\udcff.* is no valid UTF-8; choose another --out"):
-        refuse_taken(tmp_path / name)
-    assert not any(tmp_path.iterdir())
 
 
 def test_a_command_line_that_is_no_text_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
