@@ -25,6 +25,7 @@ from alignbench.config import RunConfig, load_config
 from alignbench.console import Silent
 from alignbench.errors import DiskError, NonFiniteError, ScorerError
 from alignbench.load import load_configured_backbone
+from tests.command_line import in_this_process
 from tests.faults import calls_of, command, full_disk, killed_at, killed_while_writing, read_only, small_files
 from tests.plugins import Cramped, toy_config, write_task
 
@@ -129,6 +130,19 @@ def test_killed_while_a_file_is_half_written_it_never_takes_the_half_for_a_whole
     run(points(), tmp_path / "run", resume=True)
     assert measured(tmp_path / "run") == whole
     assert leftovers(tmp_path / "run") == []
+
+
+def test_killed_before_its_config_is_there_it_can_be_begun_again(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Nothing has been lost, so the same folder is still free; there is nothing to resume, which is said."""
+    out = tmp_path / "run"
+    killed_while_writing("config.yaml", points(), out)
+    assert not (out / "config.yaml").exists()
+    again = in_this_process("run", "--resume", str(out))
+    assert again.returncode == 2
+    assert f"was ended before it had begun; start it again with --out {out}" in again.stderr
+    run(points(), out)
+    assert measured(out) == whole
+    assert leftovers(out) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
