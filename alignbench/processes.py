@@ -12,6 +12,7 @@ writes files. With one process all of this costs nothing.
 import json
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 Item = TypeVar("Item")
 
+SILENCE = 15.0
+"""Seconds after which a process that waits for the others at the start says so."""
 TIMEOUT = timedelta(hours=2)
 """How long one process waits for another: scorers and files can be slow."""
 
@@ -116,8 +119,31 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
     with warnings.catch_warnings():
         # It chooses a number of threads and says so; the run's own is set afterwards.
         warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
-        state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
+        with _waiting(), _meeting():
+            state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
     return Together(state.device, sharded=sharded)
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Says so where the others take long to come: a job that has ended may have left its variables behind."""
+    words = f"waiting for the other processes of this run ({launch.meeting_place()}); unset these if no launcher is at work"
+    timer = threading.Timer(SILENCE, lambda: print(f"alignbench: {words}", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        place = launch.meeting_place()
+        raise errors.RunError(f"the processes of this run cannot meet ({place}): {first_line(error)}") from error
 
 
 class Together(Processes):

@@ -21,6 +21,7 @@ from alignbench.comparison import Grid, check_grid, compare
 from alignbench.config import WITHOUT_EFFECT, merged_layers, read_yaml, to_yaml, validate
 from alignbench.errors import UserError
 from alignbench.files import exclusive, is_file_name, is_free, refuse_links, write_atomically
+from alignbench.paths import begin_child, safe_children
 from alignbench.record import read_result, read_table
 from alignbench.registry import file_name
 from alignbench.results import BASE
@@ -133,8 +134,9 @@ def run(
                 failed += _run_job(job)
                 advance(job.name, done, len(waiting))
             return failed
-        with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=get_context("spawn")) as pool:
-            at_work = {pool.submit(_run_job, job): job for job in waiting}
+        with ProcessPoolExecutor(min(workers, len(waiting)), get_context("spawn"), initializer=begin_child) as pool:
+            with safe_children():
+                at_work = {pool.submit(_run_job, job): job for job in waiting}
             try:
                 for done, ended in enumerate(as_completed(at_work), start=1):
                     failed += ended.result()

@@ -41,6 +41,7 @@ from alignbench.drawing import lettering, scenes
 from alignbench.drawing.palette import COLORS
 from alignbench.errors import UserError
 from alignbench.files import claimed, exclusive, fill, is_free, write_atomically, write_folder
+from alignbench.paths import begin_child, safe_children
 from alignbench.settings import Settings
 
 SEQUENCE_LENGTH = 16
@@ -395,7 +396,8 @@ class LatentPool:
         missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
         if missing:
             log(f"drawing and encoding {len(missing)} x {settings.shard_size} pictures")
-            with ProcessPoolExecutor(settings.threads, get_context("spawn")) as workers:
+            context = get_context("spawn")
+            with safe_children(), ProcessPoolExecutor(settings.threads, context, initializer=begin_child) as workers:
                 jobs = [workers.submit(_make_shard, settings, phases[i], i, work / "autoencoder", path) for i, path in missing]
                 for job in jobs:
                     job.result()
