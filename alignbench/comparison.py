@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -483,14 +484,23 @@ def _start_ray(ray: Any) -> None:
     """Connects to the cluster at RAY_ADDRESS, or starts one on this machine; raises RunError where that fails."""
     address = os.environ.get("RAY_ADDRESS")
     try:
+        if address is not None:
+            _check_reachable(address)
         with chdir(HOME):  # Ray puts the folder that it is started from on its workers' import path
             ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray has many kinds
         with suppress(Exception):
             ray.shutdown()
         what = f"be reached at RAY_ADDRESS={address}" if address else "be started on this machine"
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise RunError(f"Ray cannot {what} ({why}); nothing has been run; --engine local goes on without it") from None
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"Ray cannot {what}: {why}; nothing has been run, and --engine local works without it") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError where nothing listens at `host:port`, which Ray would take minutes to find out."""
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _ray_task(place: tuple[str, list[str]], config: RunConfig, folder: Path, processes: int) -> str | None:

@@ -54,12 +54,18 @@ def _moves(rich: RichConsole) -> bool:
 
 
 def _print_table(rich: RichConsole, table: Table) -> None:
-    """Prints a table with all its digits; on a terminal that is too narrow, lines of the table go on below."""
-    for column in table.columns:
-        column.overflow = "fold"
-    needed = rich.measure(table, options=rich.options.update(max_width=10_000)).minimum
-    if needed > rich.width:
-        rich = RichConsole(file=rich.file, quiet=rich.quiet, highlight=False, width=needed)
+    """Prints a table in which every word and number is whole; on a terminal that is too narrow for it, its lines go on below."""
+    sizes = [[rich.measure(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    least, most = ([max(getattr(size, end) for size in of_one) for of_one in sizes] for end in ("minimum", "maximum"))
+    frame = 3 * len(sizes) + 1
+    left = rich.width - frame - sum(least)
+    if sum(most) + frame > rich.width:
+        for i in sorted(range(len(sizes)), key=lambda i: most[i] - least[i]):  # what lacks little comes first: numbers
+            more = min(max(left, 0), most[i] - least[i])
+            table.columns[i].width = least[i] + more
+            left -= more
+    if left < 0:
+        rich = RichConsole(file=rich.file, quiet=rich.quiet, highlight=False, width=frame + sum(least))
     rich.print(table)
 
 

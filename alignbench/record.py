@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from alignbench.errors import UserError
 from alignbench.files import write_atomically
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CONFIG, RESULT = "config.yaml", "result.json"
+_SURROGATE, _UNPAIRED = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""What stands for a byte that is no text (U+DC80 to U+DCFF), and what stands for nothing."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr", "numpy", "scipy")
 
 
@@ -36,8 +39,26 @@ Number = Annotated[float | None, BeforeValidator(_known)]
 """A finite number; None, and null in the file, for what is none."""
 
 
+def _as_text(value: Any) -> Any:
+    """JSON holds no bytes: names of files that are not text to this process are decoded as UTF-8, as far as they can be."""
+    if isinstance(value, str):
+        return value if value.isascii() or not _SURROGATE.search(value) else _decoded(value)
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(item) for key, item in value.items()}
+    return [_as_text(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _decoded(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape" if not _UNPAIRED.search(text) else "replace").decode("utf-8", "replace")
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, data: Any) -> Any:
+        return _as_text(data)
 
 
 class Estimate(_Part):
@@ -252,7 +273,7 @@ def command() -> str | None:
     ours = program.name == "alignbench" or program == Path(__file__).with_name("__main__.py")
     if not ours:
         return None
-    return shlex.join(["alignbench", *sys.argv[1:]]).encode(errors="replace").decode()  # no JSON holds bytes that are no text
+    return str(_as_text(shlex.join(["alignbench", *sys.argv[1:]])))
 
 
 def git_revision() -> str | None:

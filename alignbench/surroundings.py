@@ -1,6 +1,8 @@
 """What libraries expect of a machine and not every machine has: a home folder that can be written, a name for the user."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,7 +14,9 @@ def prepare() -> None:
         private = None
         for variable in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
             if variable not in os.environ:
-                private = private or tempfile.mkdtemp(prefix="alignbench-")
+                if private is None:
+                    private = tempfile.mkdtemp(prefix="alignbench-")
+                    atexit.register(shutil.rmtree, private, ignore_errors=True)
                 os.environ[variable] = private
     if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
         os.environ["USER"] = _user_name()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignbench import UserError
-from alignbench.record import Estimate, command, read_result
+from alignbench.record import Estimate, EvalProtocol, command, read_result
 from tests.alignbench.record_folders import write_run
 
 
@@ -42,5 +42,13 @@ def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path, content: b
 
 
 def test_a_command_line_that_is_no_text_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["alignbench", "run", "--config", "a \udcff.yaml"])
-    assert command() == "alignbench run --config 'a ?.yaml'"
+    """Bytes that are UTF-8 are the letters that they stand for, also where Python took the locale's ASCII for them."""
+    monkeypatch.setattr(sys, "argv", ["alignbench", "run", "--config", "a \udcff.yaml", "--out", "\udcd0\udcb4"])
+    assert command() == "alignbench run --config 'a \ufffd.yaml' --out '\u0434'"
+
+
+def test_names_of_files_that_are_no_text_to_this_process_can_be_recorded() -> None:
+    protocol = {"source": "images", "path": "\udcd0\udcb4/\ud800", "task": "x", "prompts": 1, "pictures": 1}
+    made = EvalProtocol.model_validate({**protocol, "evals": {"\udcd0\udcb4": {"model": ["\udcd0\udcb4", 1]}}})
+    assert made.evals == {"\u0434": {"model": ["\u0434", 1]}}
+    assert json.loads(made.model_dump_json())["path"].endswith("/?")
