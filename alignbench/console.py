@@ -54,8 +54,9 @@ def _moves(rich: RichConsole) -> bool:
 
 
 def _print_table(rich: RichConsole, table: Table) -> None:
-    """Prints a table in which every word and number is whole; on a terminal that is too narrow for it, its lines go on below."""
-    sizes = [[rich.measure(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    """Prints a table in which every word and number is whole; on a terminal that is too narrow, its lines go on below."""
+    roomy = rich.options.update(max_width=10_000)
+    sizes = [[rich.measure(cell, options=roomy) for cell in (column.header, *column.cells)] for column in table.columns]
     least, most = ([max(getattr(size, end) for size in of_one) for of_one in sizes] for end in ("minimum", "maximum"))
     frame = 3 * len(sizes) + 1
     left = rich.width - frame - sum(least)

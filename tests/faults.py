@@ -78,9 +78,9 @@ def killed_while_writing(name: str, config: RunConfig, out: Path) -> None:
 
 
 def _slowly(name: str, config: RunConfig, out: Path, halfway: Any) -> None:
-    def half(file: Path) -> None:
-        if file.name.startswith(name):
-            os.truncate(file, file.stat().st_size // 2)
+    def half(path: Path) -> None:
+        if path.name.startswith(name):
+            os.truncate(path, path.stat().st_size // 2)
             halfway.set()
             time.sleep(PATIENCE)
 

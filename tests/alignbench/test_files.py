@@ -202,7 +202,12 @@ def test_a_new_file_replaces_nothing_that_came_while_it_was_written(tmp_path: Pa
 def test_a_folder_is_filled_with_its_last_entry_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
     rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda self, to: [moved.append(self.name), rename(self, to)][1])
+
+    def noted(self: Path, target: Path) -> Path:
+        moved.append(self.name)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
     with claimed(tmp_path / "out"):
         fill(tmp_path / "out", two_files, last="a")
     assert moved == ["b", "a"]
