@@ -9,24 +9,40 @@ from typing import NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from alignbench import launch
-from alignbench.cli import app, failure
-from alignbench.errors import RunError, UserError
-from alignbench.signals import interrupt_on_every_end
+from alignbench import import_path, streams
+
+import_path.leave_out_current_folder()  # before any library looks for its optional modules there
+streams.open_closed()
+
+from alignbench import launch, surroundings  # noqa: E402
+from alignbench.cli import app, failure  # noqa: E402
+from alignbench.errors import RunError, UserError  # noqa: E402
+from alignbench.signals import interrupt_on_every_end  # noqa: E402
 
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted, by whichever signal."""
     interrupt_on_every_end()
-    if os.getcwd() not in sys.path:  # the installed command; plug-ins in the current folder are for both, and hide nothing
-        sys.path.append(os.getcwd())
+    import_path.leave_out_current_folder()
+    surroundings.prepare()
+    with streams.tolerant() as output:
+        code = _command()
+        problem = output.problem()
+        if problem is not None:
+            print(failure(RunError(problem)), file=sys.stderr)
+    sys.exit(code or (1 if problem else 0))
+
+
+def _command() -> int:
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (UserError, RunError) as error:
-        if launch.is_first():  # of several processes all end with the same error
+        if launch.speaks():  # of several processes all end with the same error
             print(failure(error), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    sys.exit(0)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal
 
 import torch
@@ -25,9 +26,9 @@ from alignbench import tasks
 from alignbench.backbone import Backbone, holding
 from alignbench.config import WITHOUT_EFFECT
 from alignbench.errors import UserError
+from alignbench.files import is_litter, write_folder
 from alignbench.objective import Objective
 from alignbench.processes import ALONE, Processes, spread_like, whole
-from alignbench.record import write_folder
 
 VERSION = 4
 REPLACEABLE = ("reward", "judges")
@@ -298,10 +299,21 @@ def _read_state(path: Path) -> Checkpoint:
     fault = _fault(path)
     if fault:
         raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {fault}")
-    data = json.loads((path / STATE).read_text(encoding="utf-8"))
-    if data["version"] != VERSION:
-        raise UserError(f"{path} has checkpoint version {data['version']}; this alignbench reads {VERSION}")
+    data = _state(path)
+    if data.get("version") != VERSION:
+        raise UserError(f"{path} has checkpoint version {data.get('version')}; this alignbench reads {VERSION}")
     return Checkpoint.model_validate(data)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's `state.json`; raises DamagedCheckpointError where it is not JSON with keys and values."""
+    try:
+        data = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {STATE} is not what was written")
+    return data
 
 
 def _fault(path: Path) -> str | None:
@@ -309,7 +321,7 @@ def _fault(path: Path) -> str | None:
     try:
         sums = (path / SUMS).read_bytes().decode()  # as text, other line ends would look alike
         listed = dict(line.split("  ", 1)[::-1] for line in sums.splitlines())
-        there = {file.name for file in path.iterdir()} - {SUMS}
+        there = {file.name for file in path.iterdir() if not is_litter(file.name)} - {SUMS}
         for name in sorted({*listed, *there}):
             if name not in there:
                 return f"{name} is missing"
@@ -319,7 +331,13 @@ def _fault(path: Path) -> str | None:
                 return f"{name} is not what was written"
     except (OSError, ValueError):
         return f"{SUMS} is missing or unreadable"
-    return None if sums == _sums(listed) else f"{SUMS} is not what was written"
+    if sums != _sums(listed):
+        return f"{SUMS} is not what was written"
+    try:
+        held = _state(path).get("iteration")
+    except DamagedCheckpointError:
+        return f"{STATE} is not what was written"
+    return None if path.name == f"iteration-{held}" else f"it holds iteration {held}; it was renamed or copied"
 
 
 def _sums(digests: Mapping[str, str]) -> str:
@@ -348,7 +366,7 @@ def _remove_others(folder: Path, checkpoint: Checkpoint, keep: int, best_window:
     for n, path in saved.items():
         if n not in kept:
             with suppress(OSError):
-                path.rename(folder / f".{path.name}.removed")  # gone at once, not file by file
+                path.rename(folder / f".{path.name}.{token_hex(4)}.removed")  # gone at once, not file by file
     for rest in folder.glob(".iteration-*"):
         shutil.rmtree(rest, ignore_errors=True)
 

@@ -4,17 +4,23 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from alignbench import __version__, launch, registry, scaffold, tasks, variables
+from alignbench import __version__, import_path, launch, registry, scaffold, tasks, variables
 from alignbench.config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments, validate
 from alignbench.errors import UserError, did_you_mean
+from alignbench.files import LOCK, is_free, reserved
 from alignbench.paths import local_path
+from alignbench.streams import print_json
+
+if TYPE_CHECKING:
+    from alignbench.comparison import Grid
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,9 +79,12 @@ def _main(
     ] = False,
 ) -> None:
     variables.check()
+    if not import_path.current_folder_exists():
+        raise UserError("the current folder has been removed; change to another one first")
     if launch.count() > 1 and context.invoked_subcommand != "run":
         raise UserError(
-            f"{context.invoked_subcommand} is one process, but a launcher started {launch.count()}; only `run` shares its work"
+            f"{context.invoked_subcommand} is one process, but a launcher started {launch.count()} (WORLD_SIZE); only `run` "
+            "shares its work, so unset WORLD_SIZE or start it without the launcher"
         )
 
 
@@ -131,13 +140,17 @@ def run(
         if launch.is_first():
             _show_forecast(settings, folder, as_json)
         return
+    with reserved(folder) if resume is None and out is None and launch.is_first() else nullcontext(folder) as folder:
+        _run(settings, folder, resume is not None, as_json)
 
+
+def _run(settings: RunConfig, folder: Path, resume: bool, as_json: bool) -> None:
     try:
         from alignbench.console import Silent, Terminal
         from alignbench.processes import leave
         from alignbench.training import run as train
 
-        result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume is not None)
+        result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume)
         leave()
     except KeyboardInterrupt:
         begun = (folder / "config.yaml").is_file()
@@ -146,18 +159,18 @@ def run(
             typer.echo(f"alignbench: interrupted; {after}", err=True)
         raise typer.Exit(130) from None
     if as_json and launch.is_first():
-        print(result.model_dump_json(indent=2))
+        print_json(result.model_dump_json(indent=2))
 
 
 def _show_forecast(settings: RunConfig, folder: Path, as_json: bool) -> None:
     from alignbench.console import show_forecast
     from alignbench.costs import forecast
-    from alignbench.record import refuse_taken
+    from alignbench.files import refuse_taken
 
     refuse_taken(folder, "choose another --out")
     found = forecast(settings)
     if as_json:
-        print(found.model_dump_json(indent=2))
+        print_json(found.model_dump_json(indent=2))
     else:
         show_forecast(found, settings, folder)
 
@@ -224,16 +237,35 @@ def compare(
             workers=workers,
             processes=processes,
         )
-    folder = out or _results_folder("comparison")
+    name = out or _results_folder("comparison")
     cells = grid.cells()
-    done = len(comparison.done(cells, folder))
+    done = len(comparison.done(cells, name))
 
-    from alignbench.console import GridProgress, show_grid
+    from alignbench.console import show_grid
 
     if dry_run:
-        comparison.check_folder(cells, folder)
-        show_grid(grid, folder, comparison.estimate(grid), workers, processes, done)
+        comparison.check_folder(cells, name)
+        show_grid(grid, name, comparison.estimate(grid), workers, processes, done)
         return
+    with nullcontext(name) if out else reserved(name) as folder:
+        _compare(grid, folder, done, engine, workers, processes, gpus, reward, diversity)
+
+
+def _compare(
+    grid: "Grid",
+    folder: Path,
+    done: int,
+    engine: str,
+    workers: int,
+    processes: int,
+    gpus: float,
+    reward: str | None,
+    diversity: str | None,
+) -> None:
+    from alignbench import comparison
+    from alignbench.console import GridProgress
+
+    cells = grid.cells()
     try:
         with GridProgress(len(cells), done) as shown:
             record = comparison.compare(
@@ -273,21 +305,21 @@ def study(
     from alignbench.study_report import write_study
 
     wanted = studies.read_study(file)
-    folder = out or _results_folder(file.stem)
-    try:
-        with counting("parts") as count:
-            failed = studies.run(
-                wanted,
-                folder,
-                seeds=_seeds(seeds) if seeds else None,
-                workers=workers,
-                advance=lambda name, done, total: count(done, total, name),
-            )
-    except KeyboardInterrupt:
-        typer.echo("alignbench: interrupted; the same call goes on", err=True)
-        raise typer.Exit(130) from None
-    for written in write_study(folder, command()):
-        print(written)
+    with nullcontext(out) if out else reserved(_results_folder(file.stem)) as folder:
+        try:
+            with counting("parts") as count:
+                failed = studies.run(
+                    wanted,
+                    folder,
+                    seeds=_seeds(seeds) if seeds else None,
+                    workers=workers,
+                    advance=lambda name, done, total: count(done, total, name),
+                )
+        except KeyboardInterrupt:
+            typer.echo("alignbench: interrupted; the same call goes on", err=True)
+            raise typer.Exit(130) from None
+        for written in write_study(folder, command()):
+            print(written)
     for line in failed:
         typer.echo(f"alignbench: {line}", err=True)
     if failed:
@@ -372,7 +404,7 @@ def eval_(
         else:
             record = scoring.score_model(config, out, run=checkpoint, evals=names, settings=settings, advance=shown.advance)
     if as_json:
-        print(record.model_dump_json(indent=2))
+        print_json(record.model_dump_json(indent=2))
     else:
         shown.end(record, out)
 
@@ -408,12 +440,10 @@ def plot(
             raise UserError("--reward and --diversity choose the axes of a comparison's plots; a single run has no such plot")
         written = plot_run(folder, lambda line: typer.echo(f"alignbench: {line}", err=True))
     else:
-        from alignbench.comparison_plots import plot_comparison
-        from alignbench.results import read_results
+        from alignbench.report import write_plots
 
-        results = read_results(folder, reward=reward, diversity=diversity)
-        written = plot_comparison(results, folder / "plots")
-        for line in results.unreadable:
+        written, unreadable = write_plots(folder, reward=reward, diversity=diversity)
+        for line in unreadable:
             typer.echo(f"alignbench: {line}", err=True)
     for file in written:
         print(file)
@@ -491,17 +521,17 @@ def diagnose(
     if checkpoint is not None and config is not None:
         raise UserError("--checkpoint brings the run's configuration with it; change it by --set instead of --config")
     settings = load_config(file=_config_of(checkpoint) if checkpoint else config, options=options, sets=sets or [])
-    folder = out or _results_folder("diagnose", settings.sampler.name)
+    name = out or _results_folder("diagnose", settings.sampler.name)
 
     from alignbench import diagnosis
     from alignbench.console import counting, show_diagnosis
 
-    with counting("rounds of groups") as advance:
+    with nullcontext(name) if out else reserved(name) as folder, counting("rounds of groups") as advance:
         found = diagnosis.diagnose(
             settings, folder, run=checkpoint, prompts=prompts, rounds=groups, beta=beta, progress=progress, advance=advance
         )
     if as_json:
-        print(found.model_dump_json(indent=2))
+        print_json(found.model_dump_json(indent=2))
     else:
         show_diagnosis(found, folder)
 
@@ -624,6 +654,8 @@ def train_pickscore(
 def _config_of(run: Path) -> Path:
     """The configuration of a run's folder; raises UserError where it has none."""
     file = run / "config.yaml"
+    if run.is_dir() and not file.is_file() and (run / LOCK).exists() and is_free(run):
+        raise UserError(f"the run in {run} was ended before it had begun; start it again with --out {run}")
     if not file.is_file():
         raise UserError(f"{run} is no folder of a run: it has no config.yaml")
     return file

@@ -12,9 +12,11 @@ import logging
 import os
 import shlex
 import signal
+import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import chdir, suppress
 from itertools import combinations, product
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
@@ -38,9 +40,11 @@ from alignbench.config import (
     validate,
 )
 from alignbench.errors import RunError, UserError, did_you_mean
+from alignbench.files import exclusive, is_free, refuse_links, write_atomically
+from alignbench.import_path import HOME, begin_child, safe_children
 from alignbench.load import load_configured_backbone, load_objective, threads_of
 from alignbench.paths import current_folder, placed
-from alignbench.record import exclusive, read_result, write_atomically
+from alignbench.record import read_result
 from alignbench.registry import file_name, names
 from alignbench.settings import Settings
 from alignbench.tasks import changed_parts, load_task, refuse_changed
@@ -172,7 +176,7 @@ def plan_grid(
         "seeds": _unique(seeds),
         "backbone": first.backbone.name,
         "preset": first.preset,
-        "threads": first.threads or max(1, threads_of(first) // (workers * processes)),
+        "threads": threads_of(first, workers * processes),
         "settings": {k: v for k, v in given.items() if k not in apart and v != {}},
         "budget": {**own_budget, **budget},
     }
@@ -272,8 +276,9 @@ def read_grid(folder: Path) -> Grid:
 def check_folder(cells: list[Cell], out: Path) -> None:
     """Refuses a folder of something else, one whose finished cells would be left out, and cells that were run with other
     settings: they could not be compared."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / SETTINGS).is_file())):
+    if not (out / SETTINGS).is_file() and not is_free(out):
         raise UserError(f"{out} exists and holds no comparison; choose another --out")
+    refuse_links(out, RUNS)
     if (out / SETTINGS).is_file():
         named = {cell.id for cell in cells}
         lost = [cell for cell in done(read_grid(out).cells(), out) if cell.id not in named]
@@ -313,6 +318,7 @@ def run_cell(
 
     resume = (folder / "config.yaml").exists()
     try:
+        refuse_links(folder.parent, folder.name)
         with launch.several(processes, _share_cell, config, folder, resume):
             run(config, folder, console=Reporting(report), resume=resume, bases=bases)
     except (UserError, RunError) as error:
@@ -417,7 +423,8 @@ def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int, pro
                 state.began(cell)
                 ours, theirs = context.Pipe(duplex=False)
                 started = context.Process(target=_cell_process, args=(cell.config, out / RUNS / cell.id, processes, theirs))
-                started.start()
+                with safe_children():
+                    started.start()
                 theirs.close()  # so that the end of the process ends the pipe
                 at_work[ours] = (started, cell, [])
             if not at_work:
@@ -446,6 +453,7 @@ def _in_processes(cells: list[Cell], out: Path, state: _State, workers: int, pro
 
 def _cell_process(config: RunConfig, folder: Path, processes: int, answer: Any) -> None:
     """Sends a tuple for each iteration, and in the end what `run_cell` returns; leaves a checkpoint if its parent ends."""
+    begin_child()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     launch.end_with_parent()
@@ -463,26 +471,20 @@ def _with_ray(cells: list[Cell], out: Path, state: _State, gpus: float, processe
 
     `out` must be on a file system that all nodes see.
     """
-    cluster = os.environ.get("RAY_ADDRESS")
-    if not cluster:
+    if not os.environ.get("RAY_ADDRESS"):
         # Ray reads it when it is imported. Its servers then take 127.0.0.1 for their address, and listen nowhere else.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError:
         raise UserError("--engine ray needs Ray: pip install 'alignbench[ray]'") from None
-    ray.init(
-        cluster or "local",
-        ignore_reinit_error=True,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    _start_ray(ray)
     try:
         calls = 1 if processes > 1 else 0  # of one process of Ray's; 0 for any number
-        remote = ray.remote(max_retries=0, max_calls=calls)(run_cell)
+        remote = ray.remote(max_retries=0, max_calls=calls)(_ray_task)
         task = remote.options(num_cpus=state.grid.threads * processes, num_gpus=gpus)
-        at_work = {task.remote(cell.config, (out / RUNS / cell.id).resolve(), processes=processes): cell for cell in cells}
+        place = (os.getcwd(), list(sys.path))
+        at_work = {task.remote(place, cell.config, (out / RUNS / cell.id).resolve(), processes): cell for cell in cells}
         while at_work:
             done, _ = ray.wait(list(at_work), num_returns=1)
             cell = at_work.pop(done[0])
@@ -493,6 +495,44 @@ def _with_ray(cells: list[Cell], out: Path, state: _State, gpus: float, processe
             state.ended(cell, error)
     finally:
         ray.shutdown()
+
+
+def _start_ray(ray: Any) -> None:
+    """Connects to the cluster at RAY_ADDRESS, or starts one on this machine; raises RunError where that fails."""
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _check_reachable(address)
+        with chdir(HOME):  # Ray puts the folder that it is started from on its workers' import path
+            ray.init(
+                address or "local",
+                ignore_reinit_error=True,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:  # Ray has many kinds
+        with suppress(Exception):
+            ray.shutdown()
+        what = f"be reached at RAY_ADDRESS={address}" if address else "be started on this machine"
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"Ray cannot {what}: {why}; nothing has been run, and --engine local works without it") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError where nothing listens at `host:port`, which Ray would take minutes to find out."""
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _ray_task(place: tuple[str, list[str]], config: RunConfig, folder: Path, processes: int) -> str | None:
+    """`run_cell` in the folder and with the import path of the process that asks for it."""
+    here, path = place
+    with suppress(OSError):  # on other machines it may not exist
+        os.chdir(here)
+    sys.path += [entry for entry in path if entry not in sys.path]
+    return run_cell(config, folder, processes=processes)
 
 
 # ---------------------------------------------------------------------------------------------------- parts

@@ -162,7 +162,7 @@ class RunConfig(Settings):
     scorer_timeout: float | None = Field(1800, gt=0)
     """Seconds that one scorer may take for the pictures of a rollout or of an evaluation; null waits for ever."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of a process; null for its share of those that it may use, at most eight."""
+    """CPU threads of a process; null for OMP_NUM_THREADS, else its share of the cores that it may use, at most eight."""
     device: str = "auto"
     """`auto` takes CUDA where there is one."""
     sharded: bool = False

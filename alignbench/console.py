@@ -39,6 +39,38 @@ Row = dict[str, Any]
 TIMED_NOW = "from model rows and pictures timed now"
 
 
+NARROW = 60
+"""Columns below which a bar has no room for its numbers."""
+
+
+def _console(width: int = 120, *, stderr: bool = False, quiet: bool = False) -> RichConsole:
+    """The terminal, or a stream that is none, with so many columns."""
+    stream = sys.stderr if stderr else sys.stdout
+    return RichConsole(stderr=stderr, quiet=quiet, highlight=False, width=None if stream.isatty() else width)
+
+
+def _moves(rich: RichConsole) -> bool:
+    """Whether it can show bars that move; FORCE_COLOR makes a file no terminal."""
+    return rich.file.isatty() and not rich.is_dumb_terminal and rich.width >= NARROW
+
+
+def _print_table(rich: RichConsole, table: Table) -> None:
+    """Prints a table in which every word and number is whole; on a terminal that is too narrow, its lines go on below."""
+    roomy = rich.options.update(max_width=10_000)
+    sizes = [[rich.measure(cell, options=roomy) for cell in (column.header, *column.cells)] for column in table.columns]
+    least, most = ([max(getattr(size, end) for size in of_one) for of_one in sizes] for end in ("minimum", "maximum"))
+    frame = 3 * len(sizes) + 1
+    left = rich.width - frame - sum(least)
+    if sum(most) + frame > rich.width:
+        for i in sorted(range(len(sizes)), key=lambda i: most[i] - least[i]):  # what lacks little comes first: numbers
+            more = min(max(left, 0), most[i] - least[i])
+            table.columns[i].width = least[i] + more
+            left -= more
+    if left < 0:
+        rich = RichConsole(file=rich.file, quiet=rich.quiet, highlight=False, width=frame + sum(least))
+    rich.print(table)
+
+
 class Console(Protocol):
     """What a run tells; `Silent` says nothing, `Terminal` shows it to a person."""
 
@@ -89,7 +121,7 @@ class Terminal:
     """Live bars on a terminal, plain lines where stderr is no terminal."""
 
     def __init__(self) -> None:
-        self.rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+        self.rich = _console(stderr=True)
 
     def status(self, text: str) -> None:
         self.rich.print(f"[dim]{escape(text)} ...[/dim]")
@@ -115,7 +147,7 @@ class Terminal:
 
     @contextmanager
     def activity(self, what: str) -> Iterator[Callable[[str], None]]:
-        if not self.rich.is_terminal:
+        if not _moves(self.rich):
             self.rich.print(f"judging the {what}")
             yield lambda part: None
             return
@@ -124,7 +156,7 @@ class Terminal:
 
     @contextmanager
     def training(self, iterations: int | None, done: float) -> Iterator[Callable[[Row, float], None]]:
-        if not self.rich.is_terminal:
+        if not _moves(self.rich):
             yield _Lines(self.rich, iterations, done)
             return
         columns = (
@@ -150,7 +182,7 @@ class Terminal:
         for name, metric in result.metrics.items():
             label = f"[bold]{escape(name)}[/bold] (reward)" if metric.role == "reward" else escape(name)
             table.add_row(label, shown(metric.base), shown(metric.final), with_interval(metric.difference), verdict(metric))
-        self.rich.print(table)
+        _print_table(self.rich, table)
         b, p = result.budget, result.protocol
         self.rich.print(
             f"protocol: {p.prompts} evaluation prompts x {p.images_per_prompt} pictures, {p.steps} ODE steps, "
@@ -176,21 +208,21 @@ class GridProgress:
     """The cells of a comparison on stderr: a bar for all, one for each at work, and a line for each that ended."""
 
     def __init__(self, cells: int, done: int) -> None:
-        self.rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+        self.rich = _console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[numbers]}"))
-        self.progress = Progress(*columns, TimeElapsedColumn(), console=self.rich, disable=not self.rich.is_terminal)
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=self.rich, disable=not _moves(self.rich))
         self.total = self.progress.add_task("cells", total=cells, completed=done, numbers=f"{done}/{cells}")
         self.cells, self.done = cells, done
         self.bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         # Older versions of rich end a bar that nobody sees with an empty line.
-        if self.rich.is_terminal:
+        if _moves(self.rich):
             self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.rich.is_terminal:
+        if _moves(self.rich):
             self.progress.stop()
 
     def began(self, cell: str) -> None:
@@ -210,7 +242,7 @@ class GridProgress:
 
 def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, processes: int, done: int) -> None:
     """What a comparison will run, on stdout."""
-    rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
+    rich = _console()
     limits = ", ".join(f"{name} {limit:,}" for name, limit in grid.budget.model_dump(exclude_none=True).items())
     table = Table(title=f"budget of each cell: {limits}", title_justify="left")
     for column in ("objective", "sampler", "rows an iteration", "iterations", "time of a cell"):
@@ -218,7 +250,7 @@ def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, pr
     for cost in costs:
         numbers = (f"{cost.rows:,.0f}", f"{cost.iterations:,.0f}", duration(cost.seconds))
         table.add_row(cost.objective, cost.sampler, *numbers)
-    rich.print(table)
+    _print_table(rich, table)
     cells = len(costs) * len(grid.tasks) * len(grid.seeds)
     seconds = sum(cost.seconds for cost in costs) / len(costs) * (cells - done) / workers
     rich.print(
@@ -237,7 +269,7 @@ def _several(count: int, what: str) -> str:
 
 def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
     """What a run will do, on stdout."""
-    rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 120)
+    rich = _console()
     length = "iterations until the budget is spent" if found.iterations is None else f"{found.iterations} iterations"
     rich.print(
         f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}: {length} of "
@@ -252,7 +284,7 @@ def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
     passes = f"{found.updates} update{'s' * (found.updates > 1)}"
     table.add_row("replay, one pass", f"{found.replay_rows:,.0f}", passes + (besides and f"; more rows for {besides}"))
     table.add_row("decode and score", f"{found.pictures:,}", "pictures")
-    rich.print(table)
+    _print_table(rich, table)
     total = sum(found.parameters.values())
     parts = ", ".join(f"{name} {count:,}" for name, count in found.parameters.items())
     rich.print(f"{total:,} parameters ({parts}), of which {found.trained:,} are trained")
@@ -272,7 +304,7 @@ def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
         ("most at one time", m.peak),
     ):
         table.add_row(name, f"{size / 2**30:,.3f}")
-    rich.print(table)
+    _print_table(rich, table)
     rich.print("scorers, libraries and gaps between tensors come on top")
     if found.seconds_iteration is None or found.seconds_judging is None:
         rich.print(f"time: not measured ({found.not_measured})")
@@ -315,13 +347,13 @@ class Count(Protocol):
 @contextmanager
 def counting(what: str) -> Iterator[Count]:
     """A bar on stderr, or a line for each tenth where it is no terminal."""
-    rich = RichConsole(stderr=True, highlight=False)
+    rich = _console(stderr=True)
 
     def line(done: int, total: int, note: str = "") -> None:
         if done % max(1, total // 10) == 0:
             rich.print(f"{done}/{total} {what}{note and ', ' + note}")
 
-    if not rich.is_terminal:
+    if not _moves(rich):
         yield line
         return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
@@ -338,7 +370,7 @@ class Checklist:
     """A line for each check as soon as it is done, on stdout; a count of them at the end."""
 
     def __init__(self, silent: bool) -> None:
-        self.rich = RichConsole(quiet=silent, highlight=False, width=None if sys.stdout.isatty() else 120)
+        self.rich = _console(quiet=silent)
         self.failed = self.done = 0
 
     def __enter__(self) -> Self:
@@ -374,7 +406,7 @@ def show_diagnosis(found: "Diagnosis", out: Path) -> None:
         return with_interval(estimate, sign="")
 
     after = f" after {found.iteration} iterations of {found.checkpoint}" if found.checkpoint else ""
-    rich = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 132)
+    rich = _console(132)
     rich.print(
         f"[bold]{found.sampler}[/bold] on {found.backbone}{after}: {len(found.prompts)} prompts x {found.groups} groups of "
         f"{found.group_size}; unshared: the same steps, each leaf with a root of its own; 95 % intervals over groups"
@@ -382,11 +414,11 @@ def show_diagnosis(found: "Diagnosis", out: Path) -> None:
     table = Table("two leaves that part at", found.sampler, "unshared", title="distance", title_justify="left")
     for d in found.distances:
         table.add_row(d.apart_since, plain(d.sampler), plain(d.unshared))
-    rich.print(table)
+    _print_table(rich, table)
     table = Table("prefixes", "p (policy)", f"q (beta {found.beta:g})", title="entropy / maximum", title_justify="left")
     for e in found.prefix_entropy:
         table.add_row(str(e.prefixes), plain(e.policy), plain(e.target))
-    rich.print(table)
+    _print_table(rich, table)
     v = found.total_variation
     rich.print(f"total variation to unshared, at least: single leaves {plain(v.leaf)}, groups {plain(v.group)}")
     columns = ("K", "groups", f"bias, {found.sampler}", "bias, unshared", f"deviation, {found.sampler}", "deviation, unshared")
@@ -394,7 +426,7 @@ def show_diagnosis(found: "Diagnosis", out: Path) -> None:
     for p in found.partition:
         estimates = (p.sampler_bias, p.unshared_bias, p.sampler_deviation, p.unshared_deviation)
         table.add_row(str(p.k), str(p.pooled_groups), *(plain(e) for e in estimates))
-    rich.print(table)
+    _print_table(rich, table)
     for s in found.slopes:
         of = found.sampler if s.of == "sampler" else s.of
         rich.print(f"{s.quantity} of {of} ~ K^a over K = {', '.join(map(str, s.sizes)) or 'none'}: a = {plain(s.slope)}")
@@ -408,11 +440,14 @@ class Judgement:
     """What `eval` is doing, on stderr, and its table on stdout."""
 
     def __init__(self, silent: bool) -> None:
-        self.rich = RichConsole(quiet=silent, highlight=False, width=None if sys.stdout.isatty() else 120)
-        self.status = RichConsole(stderr=True, quiet=silent, highlight=False).status("starting")
+        self.rich = _console(quiet=silent)
+        stderr = _console(stderr=True, quiet=silent)
+        self.status = stderr.status("starting")
+        self.moves = _moves(stderr)
 
     def __enter__(self) -> Self:
-        self.status.start()
+        if self.moves:
+            self.status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -430,7 +465,7 @@ class Judgement:
             lower, upper = ("-" if bound is None else f"{bound:.4g}" for bound in (metric.lower, metric.upper))
             better = {True: "higher", False: "lower", None: ""}[metric.higher_is_better]
             table.add_row(escape(name), shown(metric), f"{lower} to {upper}", str(metric.n), better)
-        self.rich.print(table)
+        _print_table(self.rich, table)
         drawn = "" if p.steps is None else f", {p.steps} ODE steps, guidance {p.guidance:g}, {p.weights} weights"
         self.rich.print(f"{p.pictures} pictures of {p.prompts} prompts{drawn}; intervals over prompts")
         if record.failed_scores:

@@ -21,10 +21,11 @@ from alignbench.config import RunConfig
 from alignbench.errors import RunError, UserError
 from alignbench.evaluation import Judges
 from alignbench.executor import rollout
+from alignbench.files import claimed, fill
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
 from alignbench.noise import seed_of
-from alignbench.record import Estimate, environment, refuse_taken, write_atomically
+from alignbench.record import Estimate, environment
 from alignbench.sampler import Sampler
 from alignbench.statistics import interval_over_groups
 from alignbench.tasks import load_task
@@ -153,7 +154,20 @@ def diagnose(
         UserError: a wrong setting, no checkpoint, or a folder that is taken; nothing has been written.
         RunError: a scorer failed.
     """
-    refuse_taken(out)
+    with claimed(out):
+        return _diagnose(config, out, run, prompts, rounds, beta, progress, advance)
+
+
+def _diagnose(
+    config: RunConfig,
+    out: Path,
+    run: Path | None,
+    prompts: int,
+    rounds: int | None,
+    beta: float,
+    progress: float,
+    advance: Callable[[int, int], None],
+) -> Diagnosis:
     task = load_task(config.task)
     if prompts > len(task.train_prompts):
         raise UserError(f"{prompts} prompts are asked for, but task {task.name!r} has {len(task.train_prompts)}")
@@ -206,8 +220,12 @@ def diagnose(
         iteration=weights.iteration if weights else None,
     )
     text = found.model_dump_json(indent=2) + "\n"
-    write_atomically(out / "diagnosis.json", lambda p: p.write_text(text, encoding="utf-8"))
-    plots.write_figure(out / "diagnosis.png", plots.diagnosis(found))
+
+    def write(folder: Path) -> None:
+        plots.write_figure(folder / "diagnosis.png", plots.diagnosis(found))
+        (folder / "diagnosis.json").write_text(text, encoding="utf-8")
+
+    fill(out, write, last="diagnosis.json")
     return found
 
 

@@ -11,8 +11,8 @@ from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.checkpoint import PolicyWeights, policy_weights
 from alignbench.config import RunConfig
 from alignbench.errors import UserError, did_you_mean
+from alignbench.files import claimed, fill
 from alignbench.load import load_configured_backbone
-from alignbench.record import refuse_taken, write_folder
 
 CHOICES = ("last", "best")
 ABOUT = "alignbench-export.json"
@@ -44,7 +44,11 @@ def export(config: RunConfig, run: Path, out: Path, which: str = "last") -> str:
         raise UserError(f"--which takes last or best, got {which!r}{did_you_mean(which, CHOICES)}")
     if which == "best" and config.best_window is None:
         raise UserError(f"{run} kept no best checkpoint: its best_window is null")
-    refuse_taken(out)
+    with claimed(out):
+        return _export(config, run, out, which)
+
+
+def _export(config: RunConfig, run: Path, out: Path, which: str) -> str:
     weights = policy_weights(run / "checkpoints", config.best_window if which == "best" else None)
     policy = load_configured_backbone(config.model_copy(update={"device": "cpu"}))
     if not isinstance(policy, DiffusersFolder):
@@ -57,7 +61,7 @@ def export(config: RunConfig, run: Path, out: Path, which: str = "last") -> str:
         (folder / ABOUT).write_text(about, encoding="utf-8")
 
     with holding(list(policy.parameters()), weights.in_order(policy.trainable())):
-        write_folder(out, write)
+        fill(out, write, last=ABOUT)
     opened = f'pipeline.load_lora_weights("{out}")' if lora else f'DiffusionPipeline.from_pretrained("{out}")'
     return f"wrote {out} ({weights.kind} weights of iteration {weights.iteration}); in Python: {opened}"
 

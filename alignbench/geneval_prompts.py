@@ -15,8 +15,8 @@ from alignbench.drawing import scenes
 from alignbench.drawing.palette import COLORS
 from alignbench.drawing.scenes import NUMBERS, RELATIONS, TASK_TYPES
 from alignbench.errors import UserError, did_you_mean
+from alignbench.files import write_new
 from alignbench.prompts import interleaved
-from alignbench.record import write_atomically
 from alignbench.text import prompt_identity
 
 Metadata = dict[str, Any]
@@ -74,7 +74,5 @@ def generate(objects: str, counts: Mapping[str, int], seed: int, exclude: Collec
 
 def write(entries: list[Metadata], file: Path) -> None:
     """JSON lines; raises UserError where something is there already."""
-    if file.exists():
-        raise UserError(f"{file} exists already; choose another --out")
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    write_atomically(file, lambda p: p.write_text(lines, encoding="utf-8"))
+    write_new(file, lambda p: p.write_text(lines, encoding="utf-8"))

@@ -1,6 +1,5 @@
 """Plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
 
-import os
 from typing import Any, cast
 
 import torch
@@ -59,6 +58,6 @@ def opens_hollow(config: RunConfig) -> bool:
     return bool(cls.hollow)
 
 
-def threads_of(config: RunConfig) -> int:
-    """CPU threads of a process: what is asked for, else its share of those that it may use, at most eight."""
-    return config.threads or min(8, max(1, len(os.sched_getaffinity(0)) // launch.on_this_machine()))
+def threads_of(config: RunConfig, beside: int = 1) -> int:
+    """CPU threads of a process: what the configuration asks for, else `launch.threads`."""
+    return config.threads or launch.threads(beside)

@@ -20,11 +20,11 @@ from alignbench.backbone import Backbone
 from alignbench.errors import UserError
 from alignbench.evaluation import Judges
 from alignbench.executor import sample
+from alignbench.files import claimed, disk_error
 from alignbench.flow import Reduction
 from alignbench.forest import RolloutForest
 from alignbench.images import open_image
 from alignbench.plan import Plan, Step
-from alignbench.record import refuse_taken
 from alignbench.text_files import read_table
 
 
@@ -149,6 +149,8 @@ def write_pairs(
 ) -> int:
     """Draws pictures of each prompt and keeps the best and the worst by the task's reward; prompts without a best have none.
 
+    Until all prompts are done, the list is called `pairs.partial.jsonl`; what ends earlier leaves it under that name.
+
     Args:
         normalise_rewards: as of a run; a prompt's pictures are the group. See `groups.total`.
 
@@ -157,11 +159,29 @@ def write_pairs(
 
     Raises:
         UserError: the folder exists and is not empty.
+        DiskError: the disk is full, or the folder cannot be written.
+        RunError: a scorer failed.
     """
-    refuse_taken(out)
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
-    count = 0
-    with (out / "pairs.jsonl").open("w", encoding="utf-8") as file:
+    with claimed(out):
+        try:
+            return _write_pairs(policy, judges, prompts, images_per_prompt, seed, out, advance, normalise_rewards)
+        except OSError as error:
+            raise disk_error(out, error) from error
+
+
+def _write_pairs(
+    policy: Backbone,
+    judges: Judges,
+    prompts: list[str],
+    images_per_prompt: int,
+    seed: int,
+    out: Path,
+    advance: Callable[[int, int], None],
+    normalise_rewards: bool,
+) -> int:
+    (out / "pictures").mkdir()
+    count, partial = 0, out / "pairs.partial.jsonl"
+    with partial.open("x", encoding="utf-8") as file:
         for p, prompt in enumerate(prompts):
             latents = sample(policy, [prompt], images_per_prompt, policy.default_steps, seed)
             images = policy.decode(latents)
@@ -176,8 +196,11 @@ def write_pairs(
                     Image.fromarray(images[index]).save(out / names[role])
                 totals = {"chosen_reward": float(total[best]), "rejected_reward": float(total[worst])}
                 file.write(json.dumps({"prompt": prompt, **names, **totals}, ensure_ascii=False) + "\n")
+                file.flush()
                 count += 1
             advance(p + 1, count)
+        os.fsync(file.fileno())
+    partial.rename(out / "pairs.jsonl")
     return count
 
 

@@ -27,9 +27,10 @@ from PIL import Image
 from alignbench import groups, laws
 from alignbench.errors import RunError, UserError
 from alignbench.escaping import visible
+from alignbench.files import refuse_links, write_atomically
 from alignbench.forest import RolloutForest
 from alignbench.reading import open_regular
-from alignbench.record import Estimate, Result, read_metrics, read_result, visible_record, write_atomically
+from alignbench.record import Estimate, Result, read_metrics, read_result, visible_record
 
 if TYPE_CHECKING:
     from alignbench.diagnosis import Diagnosis
@@ -67,6 +68,7 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
         DiskError: a plot cannot be written.
     """
     result = visible_record(read_result(folder))
+    refuse_links(folder, "plots")
     written: list[Path] = []
 
     def write(name: str, draw: Callable[[], Figure | None]) -> None:

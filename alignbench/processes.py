@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 Item = TypeVar("Item")
 
+SILENCE = 15.0
+"""Seconds after which a process that waits for the others at the start says so."""
 TIMEOUT = timedelta(hours=2)
 """How long one process waits for another: scorers and files can be slow."""
 
@@ -117,7 +120,8 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
     with warnings.catch_warnings():
         # It chooses a number of threads and says so; the run's own is set afterwards.
         warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
-        state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
+        with _waiting(), _meeting():
+            state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
     return Together(state.device, sharded=sharded)
 
 
@@ -144,6 +148,28 @@ def on_loopback() -> dict[str, Any]:
         address, int(port), launch.count(), launch.is_first(), TIMEOUT, master_listen_fd=listening
     )
     return {"store": store, "rank": int(os.environ["RANK"]), "world_size": launch.count()}
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Says so where the others take long to come: a job that has ended may have left its variables behind."""
+    words = f"waiting for the other processes of this run ({launch.meeting_place()}); unset these if no launcher is at work"
+    timer = threading.Timer(SILENCE, lambda: print(f"alignbench: {words}", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        place = launch.meeting_place()
+        raise errors.RunError(f"the processes of this run cannot meet ({place}): {first_line(error)}") from error
 
 
 class Together(Processes):

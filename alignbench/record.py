@@ -1,26 +1,23 @@
-"""The record of a run: a typed, versioned `result.json`, and files that are there whole or not at all."""
+"""The record of a run: a typed, versioned `result.json`."""
 
 import math
 import os
 import platform
+import re
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from alignbench.errors import DiskError, UserError, redacted
+from alignbench.errors import UserError, redacted
 from alignbench.escaping import visible
+from alignbench.files import write_atomically
 from alignbench.reading import Kind, read_json, read_table
 from alignbench.settings import first_problem
 from alignbench.statistics import Interval
@@ -40,7 +37,9 @@ EVALS_COLUMNS: dict[str, Kind] = {
     "phase": "text",
 }
 """What every such table has; of metrics all other columns are numbers too."""
-CONFIG, LOCK = "config.yaml", ".lock"
+CONFIG, RESULT = "config.yaml", "result.json"
+_SURROGATE, _UNPAIRED = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""What stands for a byte that is no text (U+DC80 to U+DCFF), and what stands for nothing."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr", "numpy", "scipy")
 
 
@@ -53,8 +52,26 @@ Number = Annotated[float | None, BeforeValidator(_known)]
 """A finite number; None, and null in the file, for what is none."""
 
 
+def _as_text(value: Any) -> Any:
+    """JSON holds no bytes: names of files that are not text to this process are decoded as UTF-8, as far as they can be."""
+    if isinstance(value, str):
+        return value if value.isascii() or not _SURROGATE.search(value) else _decoded(value)
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(item) for key, item in value.items()}
+    return [_as_text(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _decoded(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape" if not _UNPAIRED.search(text) else "replace").decode("utf-8", "replace")
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, data: Any) -> Any:
+        return _as_text(data)
 
 
 class Estimate(_Part):
@@ -224,7 +241,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         UserError: there is none, it was written by another version of the schema, or it has been altered beyond reading.
     """
-    file = folder / "result.json"
+    file = folder / RESULT
     data = read_json(file)
     if data.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{file} has schema version {data.get('schema_version')!r}; this alignbench reads {SCHEMA_VERSION}")
@@ -289,95 +306,10 @@ def read_evals(folder: Path) -> "pd.DataFrame | None":
     return table
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary path beside `path`, then moves it into place: whole, or not there.
-
-    Raises:
-        DiskError: the disk is full, or the folder cannot be written; what was at `path` is still there.
-    """
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        _flush(partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise _disk_error(path, error) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a new folder beside `path`, then moves it into place: whole, or not there; a folder there is replaced.
-
-    Raises:
-        DiskError: the disk is full, or the parent folder cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    except (OSError, SafetensorError) as error:
-        raise _disk_error(path, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush(file: Path) -> None:
-    """Has the system put a file on the disk now: after a power cut, what a rename shows must be whole."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-
-
-def _disk_error(path: Path, error: Exception) -> DiskError:
-    return DiskError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
-
-
-def refuse_taken(out: Path, instead: str = "choose another --out") -> None:
-    """Raises UserError where something is at `out` already: nothing is overwritten. An empty folder is free.
-
-    Likewise where its name is no text that a record could hold.
-    """
-    try:
-        str(out).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"the name {str(out)!r} is no valid UTF-8; {instead}") from None
-    try:
-        taken = out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir()))
-    except OSError as error:
-        raise UserError(f"cannot look into {out}: {error.strerror or error}; {instead}") from None
-    if taken:
-        raise UserError(f"{out} exists already; {instead}")
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """While entered, no other process works in the folder, which is made where it is missing; the lock ends with its process.
-
-    Raises:
-        UserError: another process does.
-        DiskError: the folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"another process is at work in {folder}; wait for it, or choose another --out") from None
-    except OSError as error:
-        raise _disk_error(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def write_result(result: Result, folder: Path) -> None:
+    """Writes the record into a run's folder."""
+    text = result.model_dump_json(indent=2) + "\n"
+    write_atomically(folder / RESULT, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]:
@@ -404,8 +336,7 @@ def command() -> str | None:
     ours = program.name == "alignbench" or program == Path(__file__).with_name("__main__.py")
     if not ours:
         return None
-    words = ["alignbench", *map(redacted, sys.argv[1:])]
-    return shlex.join(words).encode(errors="replace").decode()  # no JSON holds bytes that are no text
+    return str(_as_text(shlex.join(["alignbench", *map(redacted, sys.argv[1:])])))
 
 
 def git_revision() -> str | None:

@@ -6,12 +6,14 @@ Nothing is imported before it is asked for: `describe` reads docstrings with `as
 import ast
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from alignbench import import_path
 from alignbench.errors import UserError, did_you_mean
 
 PACKAGES = {
@@ -53,7 +55,7 @@ def find(kind: str, name: str, base: type) -> type[Any]:
     """
     if ":" in name:
         module_name, _, class_name = name.partition(":")
-        return _class_in(_import(kind, name, module_name), class_name, base, name)
+        return _class_in(_import(kind, name, module_name, import_path.import_named), class_name, base, name)
     if name in _files(kind):
         module = _import(kind, name, f"{PACKAGES[kind]}.{name}")
         return _only_class_in(module, base, name)
@@ -147,9 +149,9 @@ def _first_line(file: Path) -> str:
     return _docstring(file).split("\n", 1)[0].partition(": ")[2]
 
 
-def _import(kind: str, name: str, module: str) -> Any:
+def _import(kind: str, name: str, module: str, by: Callable[[str], ModuleType] = importlib.import_module) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        return by(module)
     except Exception as error:
         raise UserError(f"{_one(kind)} {name!r} does not import: {type(error).__name__}: {error}") from error
 

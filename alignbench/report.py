@@ -21,8 +21,9 @@ from PIL import Image
 
 from alignbench import comparison_plots as drawing
 from alignbench.escaping import csv_frame, latex, markdown, visible
+from alignbench.files import PATIENCE, REPORT_LOCK, exclusive, own_folders, refuse_foreign, write_atomically
 from alignbench.plots import left_out, save
-from alignbench.record import MetricRecord, write_atomically
+from alignbench.record import MetricRecord
 from alignbench.results import BASE, SPENT, Results, read_results
 from alignbench.yaml_files import parse
 
@@ -39,6 +40,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 PUBLISHED = Path(__file__).parent / "published.yaml"
 FRAME = (86.0, 12.0, 464.0, 300.0)
 """Left, top, width and height of the trade-off plot's axes, in its own units."""
+REPORTS = {
+    "report.html": (b'<meta name="generator" content="alignbench">', b"<title>alignbench: comparison of"),
+    "report.md": (b"<!-- written by alignbench -->", b"Numbers stand as mean [95 % interval] (n)."),
+}
+"""A report's pages, and what marks them as alignbench's; the latter mark is that of pages without the former."""
 PATHS = {
     "o": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0",
     "s": "M-5.5-5.5h11v11h-11z",
@@ -64,10 +70,18 @@ def write_report(folder: Path, *, reward: str | None = None, diversity: str | No
         reward, diversity: metrics that are shown against one another, in place of each setup's first.
 
     Raises:
-        UserError: there is no finished run, or none with such a metric.
+        UserError: there is no finished run, or none with such a metric; or a file that alignbench did not write is in the way.
         RunError: a file cannot be written.
     """
     results = read_results(folder, reward=reward, diversity=diversity)
+    with exclusive(folder, REPORT_LOCK, PATIENCE):
+        known = _refuse_foreign_report(folder)
+        of_run = (folder / "result.json").is_file()  # whose plots stay what they are
+        own_folders(folder, "tables", *([] if of_run else ["plots"]), known=known)
+        return _write_report(results, folder)
+
+
+def _write_report(results: Results, folder: Path) -> list[Path]:
     plots = [] if (folder / "result.json").is_file() else drawing.plot_comparison(results, folder / "plots")
     values = {
         "setups": [_setup(results, setup, folder, plots) for setup in results.setups],
@@ -76,11 +90,27 @@ def write_report(folder: Path, *, reward: str | None = None, diversity: str | No
         "base": BASE,
     }
     written = []
-    for name in ("report.html", "report.md"):
+    for name in REPORTS:
         text = render(f"{name}.jinja", values)
+        refuse_foreign(folder / name, *REPORTS[name])
         _write(folder / name, text)
         written.append(folder / name)
     return written + _write_tables(results, folder / "tables") + plots
+
+
+def write_plots(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> tuple[list[Path], list[str]]:
+    """Draws the plots of a comparison alone; see `write_report`. Also returns a line for each file that is left out."""
+    results = read_results(folder, reward=reward, diversity=diversity)
+    with exclusive(folder, REPORT_LOCK, PATIENCE):
+        own_folders(folder, "plots", known=any((folder / name).exists() for name in REPORTS))
+        return drawing.plot_comparison(results, folder / "plots"), results.unreadable
+
+
+def _refuse_foreign_report(folder: Path) -> bool:
+    """Raises UserError where a file of the report's name is not a report; returns whether there is a report."""
+    for name, marks in REPORTS.items():
+        refuse_foreign(folder / name, *marks)
+    return any((folder / name).exists() for name in REPORTS)
 
 
 def render(template: str, values: dict[str, Any]) -> str:

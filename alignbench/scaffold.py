@@ -8,7 +8,8 @@ from pathlib import Path
 
 import alignbench
 from alignbench import registry
-from alignbench.errors import UserError, did_you_mean
+from alignbench.errors import DiskError, UserError, did_you_mean
+from alignbench.files import write_new
 
 KINDS = {"objective": "objectives", "sampler": "samplers", "scorer": "evals", "backbone": "backbones"}
 """What can be written -> its kind in `registry.PACKAGES`."""
@@ -67,7 +68,7 @@ def new(kind: str, name: str, out: Path | None = None) -> Scaffold:
     if in_checkout:
         first = [f"python -m pytest {test}", f"python -m alignbench list {KINDS[kind]}"]
     else:
-        # `python -m` finds modules in the current folder.
+        # A plug-in that is named as `module:Class` is looked for in the current folder.
         first = [*([] if folder.resolve() == Path.cwd() else [f"cd {folder}"]), f"python -m pytest {test.name}"]
     if kind != "scorer":
         first.append(f"python -m alignbench check --{kind} {handle}")
@@ -91,11 +92,9 @@ def _render(template: str, **values: str) -> str:
 
 def _write(file: Path, text: str) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
+        write_new(file, lambda path: path.write_text(text, encoding="utf-8"))
+    except DiskError as error:
+        raise UserError(str(error)) from None
 
 
 def _run(kind: str, name: str, handle: str, package: Path) -> list[str]:

@@ -4,13 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from alignbench import plots
 from alignbench.checkpoint import judged_weights, policy_weights
 from alignbench.config import RunConfig
 from alignbench.evaluation import Evaluation, Judges, estimates, evaluate, evaluation_prompts, judge
+from alignbench.files import claimed, fill
 from alignbench.load import load_configured_backbone, threads_of
 from alignbench.prompts import read_pictures
-from alignbench.record import EvalProtocol, EvalRecord, ScoredMetric, environment, now, refuse_taken, write_atomically
+from alignbench.record import EvalProtocol, EvalRecord, ScoredMetric, environment, now
 from alignbench.tasks import Task, load_task
 
 Advance = Callable[[str], None]
@@ -38,9 +41,19 @@ def score_model(
         UserError: an unknown name or setting, no checkpoint, too few prompts, or a folder that is taken.
         RunError: a scorer failed.
     """
-    if out is not None:
-        refuse_taken(out)
-    task = _task(config, evals, settings or {})
+    with claimed(out):
+        return _score_model(config, out, run, evals, settings or {}, advance)
+
+
+def _score_model(
+    config: RunConfig,
+    out: Path | None,
+    run: Path | None,
+    evals: Sequence[str],
+    settings: Mapping[str, dict[str, Any]],
+    advance: Advance,
+) -> EvalRecord:
+    task = _task(config, evals, settings)
     prompts = evaluation_prompts(task, config.evaluation)
     weights = policy_weights(run / "checkpoints") if run else None
     judges = Judges(task, config.scorer_timeout)
@@ -64,10 +77,8 @@ def score_model(
         noise_seed=e.seed,
         evals=judges.describe(),
     )
-    if out is not None:
-        sheet = plots.grid(found.images, e.images_per_prompt)
-        write_atomically(out / "samples.png", lambda p: sheet.save(p))
-    return _recorded(found, protocol, environment(str(policy.device), threads_of(config)), out)
+    sheet = None if out is None else plots.grid(found.images, e.images_per_prompt)
+    return _recorded(found, protocol, environment(str(policy.device), threads_of(config)), out, sheet)
 
 
 def score_pictures(
@@ -86,9 +97,20 @@ def score_pictures(
         UserError: pictures and prompts do not fit, one cannot be opened, or an eval cannot take them.
         RunError: a scorer failed.
     """
-    if out is not None:
-        refuse_taken(out)
-    task = _task(config, evals, settings or {})
+    with claimed(out):
+        return _score_pictures(folder, prompts, config, out, evals, settings or {}, advance)
+
+
+def _score_pictures(
+    folder: Path,
+    prompts: Path,
+    config: RunConfig,
+    out: Path | None,
+    evals: Sequence[str],
+    settings: Mapping[str, dict[str, Any]],
+    advance: Advance,
+) -> EvalRecord:
+    task = _task(config, evals, settings)
     judges = Judges(task, config.scorer_timeout)
     judges.require()
     advance("reading pictures")
@@ -116,7 +138,13 @@ def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[s
     return task.judged_by(task.choices(evals or own, settings))
 
 
-def _recorded(found: Evaluation, protocol: EvalProtocol, surroundings: dict[str, Any], out: Path | None) -> EvalRecord:
+def _recorded(
+    found: Evaluation,
+    protocol: EvalProtocol,
+    surroundings: dict[str, Any],
+    out: Path | None,
+    sheet: Image.Image | None = None,
+) -> EvalRecord:
     metrics = {
         name: ScoredMetric(**estimate.model_dump(), higher_is_better=found.directions[name], role=found.roles[name])
         for name, estimate in estimates(found).items()
@@ -129,7 +157,13 @@ def _recorded(found: Evaluation, protocol: EvalProtocol, surroundings: dict[str,
         protocol=protocol,
         environment=surroundings,
     )
+
+    def write(folder: Path) -> None:
+        if sheet is not None:
+            sheet.save(folder / "samples.png")
+        found.table.to_parquet(folder / "evals.parquet", index=False)
+        (folder / "eval.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
     if out is not None:
-        write_atomically(out / "evals.parquet", lambda p: found.table.to_parquet(p, index=False))
-        write_atomically(out / "eval.json", lambda p: p.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8"))
+        fill(out, write, last="eval.json")
     return record

@@ -18,10 +18,13 @@ from pydantic import Field
 
 from alignbench import laws
 from alignbench.comparison import Grid, check_grid, compare
-from alignbench.config import merged_layers, read_settings, validate
+from alignbench.config import WITHOUT_EFFECT, merged_layers, read_settings, validate
 from alignbench.errors import UserError
+from alignbench.files import exclusive, is_file_name, is_free, refuse_links, write_atomically
+from alignbench.import_path import begin_child, safe_children
 from alignbench.reading import read_table
-from alignbench.record import METRICS, exclusive, read_result, write_atomically
+from alignbench.record import METRICS, read_result
+from alignbench.registry import file_name
 from alignbench.results import BASE
 from alignbench.settings import Settings
 from alignbench.statistics import Interval, difference, holm, mean_interval, welch
@@ -72,6 +75,8 @@ def read_study(file: Path) -> Study:
     """
     study = validate(Study, read_settings(file, "study"), where=str(file))
     for name in study.parts:
+        if not is_file_name(name):
+            raise UserError(f"{file}: a part's runs are in a folder of its name, which {name!r} cannot be")
         check_grid(study.part(name))
     return study
 
@@ -88,12 +93,18 @@ def jobs(study: Study, out: Path, seeds: Iterable[int] | None = None) -> list[Jo
         Job(
             f"{name}, {task}, seed {seed}",
             grid.model_copy(update={"tasks": [task], "seeds": [seed]}),
-            out / RUNS / name / Path(task).stem / f"s{seed}",
+            out / RUNS / name / _task_folder(task) / f"s{seed}",
         )
         for seed in wanted
         for name, grid in grids.items()
         for task in grid.tasks
     ]
+
+
+def _task_folder(task: str) -> str:
+    """A task's name, or that of its file; `..` and its like as text."""
+    stem = Path(task).stem
+    return stem if is_file_name(stem) else file_name(task).replace(".", "_")
 
 
 def run(
@@ -113,11 +124,12 @@ def run(
     Raises:
         UserError: the folder holds something else, or cells that were run with other settings.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / FILE).is_file())):
-        raise UserError(f"{out} exists and holds no study; choose another --out")
+    _refuse_other_study(study, out)
     waiting = jobs(study, out, seeds)
     failed: list[str] = []
     with exclusive(out):
+        _refuse_other_study(study, out)
+        refuse_links(out, RUNS)
         text = to_yaml(study.model_dump(mode="json"))
         write_atomically(out / FILE, lambda p: p.write_text(text, encoding="utf-8"))
         if workers == 1:
@@ -125,8 +137,9 @@ def run(
                 failed += _run_job(job)
                 advance(job.name, done, len(waiting))
             return failed
-        with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=get_context("spawn")) as pool:
-            at_work = {pool.submit(_run_job, job): job for job in waiting}
+        with ProcessPoolExecutor(min(workers, len(waiting)), get_context("spawn"), initializer=begin_child) as pool:
+            with safe_children():
+                at_work = {pool.submit(_run_job, job): job for job in waiting}
             try:
                 for done, ended in enumerate(as_completed(at_work), start=1):
                     failed += ended.result()
@@ -135,6 +148,34 @@ def run(
                 pool.shutdown(cancel_futures=True)
                 raise
     return failed
+
+
+def _refuse_other_study(study: Study, out: Path) -> None:
+    """Raises UserError where the folder holds something else, or a study whose runs this one would leave out or contradict."""
+    if not (out / FILE).is_file():
+        if not is_free(out):
+            raise UserError(f"{out} exists and holds no study; choose another --out")
+        return
+    former = read_study(out / FILE)
+    for name in former.parts:
+        if name not in study.parts:
+            raise UserError(f"{out} holds another study, with a part {name!r}; choose another --out")
+        kept = _method(former.part(name), former.part(name))
+        wanted = _method(study.part(name), former.part(name))
+        changed = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+        if changed:
+            raise UserError(f"{out} holds part {name!r} with other settings ({', '.join(changed)}); choose another --out")
+
+
+def _method(grid: Grid, former: Grid) -> dict[str, Any]:
+    """What must not change when a study goes on: everything but settings without effect and what is added to the comparison."""
+    kept = grid.model_dump(mode="json", exclude={"objectives", "samplers", "tasks", "seeds", "settings"})
+    for key, value in grid.settings.items():
+        if key in ("objectives", "samplers"):
+            kept |= {f"{key}.{name}": of_one for name, of_one in value.items() if name in former.settings.get(key, {})}
+        elif key not in WITHOUT_EFFECT:
+            kept[key] = value
+    return kept
 
 
 def _run_job(job: Job) -> list[str]:

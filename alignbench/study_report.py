@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 from alignbench import laws
 from alignbench.comparison_plots import MARKERS
 from alignbench.escaping import csv_frame, markdown, markdown_code, slugs, visible
+from alignbench.files import PATIENCE, REPORT_LOCK, exclusive, own_folders, write_atomically
 from alignbench.plots import COLORS, STYLE, legend_name, write_figure
-from alignbench.record import read_result, write_atomically
+from alignbench.record import read_result
 from alignbench.results import BASE
 from alignbench.statistics import Interval
 from alignbench.study import (
@@ -54,6 +55,12 @@ def write_study(out: Path, command: str | None) -> list[Path]:
         UserError: there is no study, or no run of it has ended.
     """
     study, folder = read_study(out / FILE), out / "report"
+    with exclusive(out, REPORT_LOCK, PATIENCE):
+        own_folders(out, folder.name, known=(folder / "summary.md").is_file())
+        return _write_study(study, out, folder, command)
+
+
+def _write_study(study: Study, out: Path, folder: Path, command: str | None) -> list[Path]:
     left_out: list[str] = []
     runs = runs_frame(study, out, left_out)
     at = at_kl(runs, study.kl_levels, study.metrics, left_out)

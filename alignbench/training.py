@@ -31,18 +31,21 @@ from alignbench.evaluation import (
     with_measured,
 )
 from alignbench.executor import rollout
+from alignbench.files import exclusive, refuse_links, refuse_taken, write_atomically
 from alignbench.forest import RolloutForest
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.micro_batch import first_line
 from alignbench.objective import Objective
 from alignbench.pairs import check_pairs
 from alignbench.processes import Processes, join
-from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, exclusive, refuse_taken, write_atomically
+from alignbench.record import CONFIG, Protocol, Result, RunInfo, environment, write_result
 from alignbench.tasks import RewardChoice, load_task
 from alignbench.tracking import Tracking, check_trackers
 from alignbench.trainer import Trainer
 from alignbench.yaml_files import to_yaml
 
+SUBFOLDERS = ("checkpoints", "plots", "samples", "tensorboard", "wandb")
+"""Folders that a run writes below its own."""
 EVALUATION_ROWS = 64
 """Rows in one model call of an evaluation, where `micro_batch` does not say."""
 TREE_CANDIDATES = 4
@@ -150,6 +153,7 @@ class _Run:
                 stack.enter_context(exclusive(self.out))
                 if not resume:
                     _refuse_taken(self.out)  # while the models were loaded another process may have come and gone
+                refuse_links(self.out, *SUBFOLDERS)
 
             self.processes.by_first(take)
             return self._run(resume)
@@ -185,7 +189,7 @@ class _Run:
                 if config.pictures and self.policy.pictorial:
                     self._write_pictures(base, final)
             tracking.log_result(result)
-        self._write("result.json", result.model_dump_json(indent=2) + "\n")
+        self.processes.by_first(lambda: write_result(result, self.out))
         if config.pictures:
             self.processes.by_first(lambda: plots.plot_run(self.out, self.console.warn))
         self.console.end(result, self.out)
@@ -355,7 +359,7 @@ class _Run:
             found.append(f"the importance ratio was off 1 by {off}")
         return Result(
             run=RunInfo(
-                id=self.out.name,
+                id=self.out.resolve().name,
                 objective=config.objective.name,
                 sampler=config.sampler.name,
                 backbone=config.backbone.name,

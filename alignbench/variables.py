@@ -26,5 +26,8 @@ def whole_number(name: str, default: int, least: int = 0) -> int:
     if not text:
         return default
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
-        raise UserError(f"the environment variable {name} must be a whole number from {least} on, got {text!r}; unset it")
+        raise UserError(
+            f"the environment has {name}={text!r}, which must be a whole number of at least {least}; unset it if no launcher "
+            "is at work"
+        )
     return int(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from alignbench import record, run
+from alignbench import files, run
 from alignbench.__main__ import main
 from alignbench.config import RunConfig
 
@@ -78,13 +78,13 @@ def killed_while_writing(name: str, config: RunConfig, out: Path) -> None:
 
 
 def _slowly(name: str, config: RunConfig, out: Path, halfway: Any) -> None:
-    def half(file: Path) -> None:
-        if file.name.startswith(name):
-            os.truncate(file, file.stat().st_size // 2)
+    def half(path: Path) -> None:
+        if path.name.startswith(name):
+            os.truncate(path, path.stat().st_size // 2)
             halfway.set()
             time.sleep(PATIENCE)
 
-    record._flush = half  # a file is written, but not yet moved
+    files._flush = half  # a file is written, but not yet moved
     run(config, out)
 
 
@@ -120,7 +120,7 @@ def small_files(most: int) -> Iterator[None]:
 
 
 def full_disk(name: str, after: int = 0) -> Callable[[Path], None]:
-    """What `record._flush` is replaced by, so that the disk is full whenever a file of that name is written, from the
+    """What `files._flush` is replaced by, so that the disk is full whenever a file of that name is written, from the
     `after`-th time on."""
     times = 0
 

@@ -19,12 +19,13 @@ import pytest
 import torch
 import yaml
 
-from alignbench import RunError, UserError, checkpoint, record, run, training
+from alignbench import RunError, UserError, checkpoint, files, record, run, training
 from alignbench.checkpoint import STATE, SUMS, VERSION, policy_weights
 from alignbench.config import RunConfig, load_config
 from alignbench.console import Silent
 from alignbench.errors import DiskError, NonFiniteError, ScorerError
 from alignbench.load import load_configured_backbone
+from tests.command_line import in_this_process
 from tests.faults import calls_of, command, full_disk, killed_at, killed_while_writing, read_only, small_files
 from tests.plugins import Cramped, toy_config, write_task
 
@@ -119,7 +120,7 @@ def test_killed_at_random_moments_and_resumed_it_finds_the_same(tmp_path: Path, 
     assert kills == KILLS
 
 
-@pytest.mark.parametrize("file", ["optimizer.safetensors", "state.json", "SHA256SUMS", ".metrics.parquet", ".result.json"])
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "state.json", "SHA256SUMS", "metrics.parquet", "result.json"])
 def test_killed_while_a_file_is_half_written_it_never_takes_the_half_for_a_whole(
     tmp_path: Path, whole: dict[str, Any], file: str
 ) -> None:
@@ -129,6 +130,19 @@ def test_killed_while_a_file_is_half_written_it_never_takes_the_half_for_a_whole
     run(points(), tmp_path / "run", resume=True)
     assert measured(tmp_path / "run") == whole
     assert leftovers(tmp_path / "run") == []
+
+
+def test_killed_before_its_config_is_there_it_can_be_begun_again(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Nothing has been lost, so the same folder is still free; there is nothing to resume, which is said."""
+    out = tmp_path / "run"
+    killed_while_writing("config.yaml", points(), out)
+    assert not (out / "config.yaml").exists()
+    again = in_this_process("run", "--resume", str(out))
+    assert again.returncode == 2
+    assert f"was ended before it had begun; start it again with --out {out}" in again.stderr
+    run(points(), out)
+    assert measured(out) == whole
+    assert leftovers(out) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -154,7 +168,7 @@ def test_a_request_to_end_waits_for_the_checkpoint_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_toy: dict[str, Any]
 ) -> None:
     """An impatient second Ctrl-C does not cost the checkpoint that the first one asked for."""
-    out, write = tmp_path / "run", record.write_folder
+    out, write = tmp_path / "run", files.write_folder
 
     def pressed_again(path: Path, content: Callable[[Path], Any]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -201,7 +215,7 @@ def test_on_a_full_disk_the_run_ends_with_one_sentence_and_goes_on_later(
     """Whichever file is the first that does not fit, no checkpoint is lost and no record is wrong."""
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(record, "_flush", full_disk(file, after))
+        patched.setattr(files, "_flush", full_disk(file, after))
         with pytest.raises(DiskError, match="No space left on device"):
             run(points(), out)
     assert not (out / "result.json").exists()

@@ -34,7 +34,7 @@ from alignbench.drawing import lettering, scenes
 from alignbench.drawing.lettering import Lettering
 from alignbench.drawing.palette import COLORS, PICTURE_SIZE, colors_for
 from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS, SHAPES, Scene
-from alignbench.record import refuse_taken
+from alignbench.files import claimed, fill
 from alignbench.settings import Settings
 
 MAX_TOKENS = 77
@@ -488,16 +488,22 @@ def train_pickscore(settings: PickScoreTraining, out: Path, log: Any = print) ->
 
     Raises:
         UserError: the folder is taken.
+        DiskError: it cannot be written.
     """
-    refuse_taken(out)
-    torch.set_num_threads(settings.threads)
-    model, processor, history = train(settings, log)
-    model.to(torch.bfloat16).save_pretrained(out)
-    processor.save_pretrained(out)
-    processor.image_processor.save_pretrained(out)  # transformers 4 looks for it in a file of its own
-    accuracy = held_out_accuracy(out, settings)
-    facts = {"training": settings.model_dump(), "held_out_accuracy": accuracy, "history": history}
-    (out / "alignbench.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    accuracy: dict[str, float] = {}
+
+    def write(folder: Path) -> None:
+        model.to(torch.bfloat16).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        processor.image_processor.save_pretrained(folder)  # transformers 4 looks for it in a file of its own
+        accuracy.update(held_out_accuracy(folder, settings))
+        facts = {"training": settings.model_dump(), "held_out_accuracy": accuracy, "history": history}
+        (folder / "alignbench.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    with claimed(out):
+        torch.set_num_threads(settings.threads)
+        model, processor, history = train(settings, log)
+        fill(out, write, last="config.json")
     log(f"held-out pairs ordered rightly: {', '.join(f'{kind} {share:.3f}' for kind, share in accuracy.items())}")
     log(f"written to {out}")
     return accuracy

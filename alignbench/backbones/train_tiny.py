@@ -40,6 +40,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrained
 from alignbench.drawing import lettering, scenes
 from alignbench.drawing.palette import COLORS
 from alignbench.errors import UserError
+from alignbench.files import claimed, exclusive, fill, is_free, write_atomically, write_folder
+from alignbench.import_path import begin_child, safe_children
 from alignbench.settings import Settings
 
 SEQUENCE_LENGTH = 16
@@ -377,8 +379,8 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         restored = torch.cat([model.decode(z).sample for z in latents.split(64)])
     model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
     log(f"autoencoder held-out squared error {functional.mse_loss(restored, pixels).item():.5f}")
-    model.save_pretrained(done)
-    (work / "autoencoder_history.json").write_text(json.dumps(history))
+    write_folder(done, model.save_pretrained)
+    write_atomically(work / "autoencoder_history.json", lambda p: p.write_text(json.dumps(history), encoding="utf-8"))
     return model
 
 
@@ -394,7 +396,8 @@ class LatentPool:
         missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
         if missing:
             log(f"drawing and encoding {len(missing)} x {settings.shard_size} pictures")
-            with ProcessPoolExecutor(settings.threads, get_context("spawn")) as workers:
+            context = get_context("spawn")
+            with safe_children(), ProcessPoolExecutor(settings.threads, context, initializer=begin_child) as workers:
                 jobs = [workers.submit(_make_shard, settings, phases[i], i, work / "autoencoder", path) for i, path in missing]
                 for job in jobs:
                     job.result()
@@ -495,7 +498,7 @@ def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> T
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(average[name])
-    (work / "transformer_history.json").write_text(json.dumps(history))
+    write_atomically(work / "transformer_history.json", lambda p: p.write_text(json.dumps(history), encoding="utf-8"))
     return model.eval()
 
 
@@ -538,13 +541,18 @@ def export(
 
 
 def train_tiny(settings: TinyTraining, work: Path, out: Path, log: Any = print) -> None:
-    """All stages; goes on where an earlier call with the same `work` folder and settings stopped."""
+    """All stages; goes on where an earlier call with the same `work` folder and settings stopped.
+
+    Raises:
+        UserError: `out` is taken, `work` holds something else, or another process is at work in one of them.
+        DiskError: a file cannot be written.
+    """
     torch.set_num_threads(settings.threads)
-    work.mkdir(parents=True, exist_ok=True)
-    _keep_settings(settings, work)
-    autoencoder = train_autoencoder(settings, work, log).eval()
-    model = train_transformer(settings, work, log)
-    export(settings, autoencoder, model, out)
+    with claimed(out), exclusive(work):
+        _keep_settings(settings, work)
+        autoencoder = train_autoencoder(settings, work, log).eval()
+        model = train_transformer(settings, work, log)
+        fill(out, lambda folder: export(settings, autoencoder, model, folder), last="model_index.json")
     log(f"written to {out}")
 
 
@@ -554,13 +562,16 @@ def _keep_settings(settings: TinyTraining, work: Path) -> None:
     Phases may be added to those that it holds.
     """
     path, now = work / "settings.json", settings.model_dump(mode="json")
+    if not path.exists() and not is_free(work):
+        raise UserError(f"{work} holds something else than a training; choose another --work folder")
     kept = json.loads(path.read_text()) if path.exists() else now
     compared = now | {"phases": now["phases"][: len(kept.get("phases", []))]}
     changed = [k for k, v in compared.items() if kept.get(k) != v and k not in FREE_TO_CHANGE]
     if changed:
         differences = ", ".join(f"{k} {kept.get(k)} (now {now[k]})" for k in changed)
         raise UserError(f"{work} holds a training with other settings: {differences}; choose another --work folder")
-    path.write_text(json.dumps(now, indent=2) + "\n")
+    text = json.dumps(now, indent=2) + "\n"
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 class Muon(torch.optim.Optimizer):
@@ -630,6 +641,4 @@ def schedule(settings: TinyTraining, step: int) -> tuple[int, float]:
 
 
 def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    write_atomically(path, lambda partial: torch.save(state, partial))

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,21 @@ def test_a_whole_checkpoint_of_the_iteration_is_not_written_again_and_a_damaged_
     assert (path / STATE).stat().st_ino == before
     (path / "weights.safetensors").write_bytes(b"")
     save(tmp_path, 1)
+    assert policy_weights(tmp_path).iteration == 1
+
+
+def test_a_checkpoint_under_anothers_name_is_recognised(tmp_path: Path) -> None:
+    save(tmp_path, 1, keep=2)
+    shutil.copytree(tmp_path / "iteration-1", tmp_path / "iteration-2")
+    with pytest.raises(UserError, match=r"iteration-2 is damaged: it holds iteration 1; it was renamed or copied"):
+        policy_weights(tmp_path)
+    save(tmp_path, 2, keep=2)
+    assert policy_weights(tmp_path).iteration == 2
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs00000000abcdef01", "Thumbs.db", "._state.json", "desktop.ini"])
+def test_what_desktops_and_nfs_leave_in_a_checkpoint_does_no_harm(tmp_path: Path, name: str) -> None:
+    (save(tmp_path, 1) / name).write_bytes(b"x")
     assert policy_weights(tmp_path).iteration == 1
 
 

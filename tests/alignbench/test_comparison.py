@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from filelock import FileLock, Timeout
 from typer.testing import CliRunner
 
 from alignbench import UserError, comparison
@@ -31,6 +30,7 @@ from alignbench.comparison import (
     read_grid,
 )
 from alignbench.config import load_config
+from alignbench.files import exclusive
 from alignbench.record import read_result
 from alignbench.report import write_report
 from alignbench.results import read_results
@@ -269,9 +269,9 @@ def until(holds: Callable[[], bool], seconds: float = 240) -> None:
 
 def unlocked(folder: Path) -> bool:
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with exclusive(folder):
             return True
-    except Timeout:
+    except UserError:
         return False
 
 
@@ -439,7 +439,7 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
 
 def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path) -> None:
     compare(grid(tmp_path), tmp_path / "out")
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="another process is at work"):
+    with exclusive(tmp_path / "out"), pytest.raises(UserError, match="another process is at work"):
         compare(grid(tmp_path), tmp_path / "out")
 
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from diffusers import StableDiffusion3Pipeline
 
-from alignbench import UserError, run
+from alignbench import UserError, exporting, load_backbone, run
 from alignbench.backbone import holding
-from alignbench.checkpoint import policy_weights
+from alignbench.checkpoint import PolicyWeights, policy_weights
 from alignbench.config import RunConfig, load_config
 from alignbench.executor import sample
 from alignbench.exporting import ABOUT, export
@@ -106,6 +106,26 @@ def test_the_best_checkpoint_can_be_exported_instead(tmp_path: Path, base: Path)
     pipeline = StableDiffusion3Pipeline.from_pretrained(base)
     pipeline.load_lora_weights(tmp_path / "out")
     assert np.abs(plainly_drawn(pipeline) - ours_drawn(config, checkpoints, best_window=1)).max() <= 1
+
+
+def test_a_file_that_comes_while_the_model_is_loaded_is_not_removed(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, load = (
+        load_config(preset="smoke", options={"backbone": str(base), "task": str(write_task(tmp_path))}),
+        load_backbone,
+    )
+    monkeypatch.setattr(exporting, "policy_weights", lambda *_: PolicyWeights("raw", 1, {}))
+    monkeypatch.setattr(PolicyWeights, "in_order", lambda self, model: [p for p in model.parameters() if p.requires_grad])
+
+    def slowly(*_: Any) -> Any:
+        (tmp_path / "out" / "theirs").write_text("mine")
+        return load(str(base), device="cpu")
+
+    monkeypatch.setattr(exporting, "load_configured_backbone", slowly)
+    with pytest.raises(UserError, match="out exists already"):
+        export(config, tmp_path, tmp_path / "out")
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["theirs"]
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

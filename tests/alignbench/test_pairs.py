@@ -11,10 +11,12 @@ from PIL import Image
 
 from alignbench import UserError, load_backbone, load_objective, run
 from alignbench.engine import backward
+from alignbench.errors import DiskError, ScorerError
 from alignbench.evaluation import Judges
 from alignbench.pairs import check_pairs, fingerprint, pair_forest, read_pairs, write_pairs
 from alignbench.tasks import load_task
 from objectives.dpo import DPO
+from tests.faults import small_files
 from tests.plugins import ToyPolicy, toy_config, write_task
 
 
@@ -41,6 +43,22 @@ def test_writing_overwrites_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         write_pairs(ToyPolicy(ToyPolicy.Settings()), Judges(load_task(str(write_task(tmp_path)))), ["a"], 2, 0, file.parent)
     assert file.read_bytes() == before
+
+
+def test_pairs_that_stopped_half_way_do_not_look_whole(tmp_path: Path) -> None:
+    """The scorer dies at the fourth prompt; what was drawn until then is kept under a name that says so."""
+    judges = Judges(load_task(str(write_task(tmp_path, "Dying"))))
+    with pytest.raises(ScorerError, match="the server is gone"):
+        write_pairs(ToyPolicy(ToyPolicy.Settings()), judges, [f"train {i}" for i in range(5)], 2, 0, tmp_path / "pairs")
+    with pytest.raises(UserError, match="cannot read the pairs"):
+        read_pairs(tmp_path / "pairs" / "pairs.jsonl")
+    assert [p.prompt for p in read_pairs(tmp_path / "pairs" / "pairs.partial.jsonl")] == ["train 0", "train 1", "train 2"]
+
+
+def test_pairs_on_a_full_disk_are_one_sentence(tmp_path: Path) -> None:
+    judges = Judges(load_task(str(write_task(tmp_path))))
+    with small_files(64), pytest.raises(DiskError, match=r"cannot write .*pairs: "):
+        write_pairs(ToyPolicy(ToyPolicy.Settings()), judges, ["train 0"], 2, 0, tmp_path / "pairs")
 
 
 @pytest.mark.parametrize(

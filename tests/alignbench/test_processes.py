@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from alignbench import RunError, UserError, engine, launch, load_objective, run
-from alignbench import record as record_module
+from alignbench import RunError, UserError, engine, files, launch, load_objective, run
 from alignbench.config import RunConfig, load_config
 from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
@@ -260,7 +259,7 @@ def test_a_full_disk_of_the_first_process_ends_all(tmp_path: Path) -> None:
 
 
 def disk_full(config: RunConfig, out: Path) -> None:
-    setattr(record_module, "_flush", full_disk("metrics.parquet"))  # noqa: B010 - mypy knows it for a function
+    setattr(files, "_flush", full_disk("metrics.parquet"))  # noqa: B010 - mypy knows it for a function
     run(config, out)
 
 

@@ -29,7 +29,7 @@ from alignbench.record import (
     Result,
     RunInfo,
     read_result,
-    write_atomically,
+    write_result,
 )
 from alignbench.results import BASE, read_results
 from tests.alignbench.record_folders import write_run
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(RESULTS)
 def test_a_record_comes_back_as_it_was(folder: Path, result: Result) -> None:
-    write_atomically(folder / "result.json", lambda p: p.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8"))
+    write_result(result, folder)
     assert read_result(folder) == result
 
     def refused(constant: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignbench import UserError
-from alignbench.record import LOCK, Estimate, command, read_result, refuse_taken
+from alignbench.record import Estimate, EvalProtocol, command, read_result
 from tests.alignbench.record_folders import write_run
 
 
@@ -41,23 +41,14 @@ def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path, content: b
         read_result(tmp_path)
 
 
-def test_a_folder_is_taken_by_anything_but_a_lock(tmp_path: Path) -> None:
-    refuse_taken(tmp_path / "new")
-    (tmp_path / LOCK).touch()
-    refuse_taken(tmp_path)
-    (tmp_path / "file").touch()
-    for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match="exists already; choose another --out"):
-            refuse_taken(taken)
-
-
-@pytest.mark.parametrize("name", ["\udcff", "a\udcffb/c"])
-def test_a_folder_that_no_record_could_name_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"\\udcff.* is no valid UTF-8; choose another --out"):
-        refuse_taken(tmp_path / name)
-    assert not any(tmp_path.iterdir())
-
-
 def test_a_command_line_that_is_no_text_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["alignbench", "run", "--config", "a \udcff.yaml"])
-    assert command() == "alignbench run --config 'a ?.yaml'"
+    """Bytes that are UTF-8 are the letters that they stand for, also where Python took the locale's ASCII for them."""
+    monkeypatch.setattr(sys, "argv", ["alignbench", "run", "--config", "a \udcff.yaml", "--out", "\udcd0\udcb4"])
+    assert command() == "alignbench run --config 'a \ufffd.yaml' --out '\u0434'"
+
+
+def test_names_of_files_that_are_no_text_to_this_process_can_be_recorded() -> None:
+    protocol = {"source": "images", "path": "\udcd0\udcb4/\ud800", "task": "x", "prompts": 1, "pictures": 1}
+    made = EvalProtocol.model_validate({**protocol, "evals": {"\udcd0\udcb4": {"model": ["\udcd0\udcb4", 1]}}})
+    assert made.evals == {"\u0434": {"model": ["\u0434", 1]}}
+    assert json.loads(made.model_dump_json())["path"].endswith("/?")

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
-from alignbench import comparison_plots, plots, report
+from alignbench import UserError, comparison_plots, plots, report
 from alignbench.cli import app
 from alignbench.escaping import latex
 from alignbench.results import BASE, Results, read_results
@@ -276,6 +276,38 @@ def test_the_plots_of_a_run_stay_when_it_is_reported_on(tmp_path: Path) -> None:
     assert {file.name: file.read_bytes() for file in (run / "plots").iterdir()} == before
     assert run / "report.html" in written
     assert "data:image/svg+xml;base64" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("report.md", "was not written by alignbench"),
+        ("tables/runs.csv", "tables holds files"),
+        ("plots/mine.png", "plots holds"),
+    ],
+)
+def test_what_a_report_has_not_written_stays(tmp_path: Path, name: str, says: str) -> None:
+    write_run(tmp_path / "results" / "one")
+    file = tmp_path / "results" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("what I found, by hand")
+    before = {*(tmp_path / "results").rglob("*"), tmp_path / "results" / ".report.lock"}
+    with pytest.raises(UserError, match=says):
+        report.write_report(tmp_path / "results")
+    assert file.read_text() == "what I found, by hand"
+    assert {*(tmp_path / "results").rglob("*")} == before
+
+
+def test_a_report_is_written_again_over_itself_also_where_its_hidden_marks_are_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy made with `cp -r results/* elsewhere` has none."""
+    monkeypatch.setattr(report, "_write_report", lambda results, folder: [])
+    for mark in folder.rglob(".alignbench"):
+        mark.unlink()
+    report.write_report(folder)
+    (folder / "report.md").write_text("Numbers stand as mean [95 % interval] (n).")  # of a version without marks
+    report.write_report(folder)
 
 
 def test_axes_are_chosen_on_the_command_line(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from alignbench.backbone import Law
 from alignbench.comparison_plots import kept_laws
 from alignbench.results import BASE, read_results
 from alignbench.study import (
+    FILE,
     TARGET,
     Study,
+    _refuse_other_study,
     at_kl,
     cells_frame,
     equal_kl_frame,
@@ -105,6 +107,8 @@ def test_jobs_go_seed_by_seed(tmp_path: Path) -> None:
         ({"parts": {"other": {"objectivs": ["grpo"]}}}, r"part 'other' of the study: .*did you mean 'objectives'"),
         ({"parts": {"other": {"objectives": ["gpro"]}}}, "did you mean 'grpo'"),
         ({"parts": {}}, "parts"),
+        ({"parts": {"../../../escaped": {}}}, r"a folder of its name, which '\.\./\.\./\.\./escaped' cannot be"),
+        ({"parts": {"..": {}}}, r"which '\.\.' cannot be"),
     ],
 )
 def test_slips_are_told_before_anything_runs(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -156,7 +160,7 @@ def test_a_study_runs_goes_on_and_writes_its_tables_and_pictures(tmp_path: Path)
     assert "| grpo x fixed_tree |" in text
     assert "| grpo | independent | fixed_tree | " in text
     assert "## Methods: minus `grpo` with the same sampler" in text
-    with pytest.raises(UserError, match="was run with other settings"):
+    with pytest.raises(UserError, match=r"holds part .all. with other settings \(budget\)"):
         run(study(grid={**SMALL["grid"], "budget": {"model_rows": 90}}), tmp_path / "out")
 
 
@@ -166,6 +170,20 @@ def test_failed_cells_are_told_and_the_others_counted(tmp_path: Path) -> None:
     assert len(failed) == 1
     assert "a fault of the plug-in" in failed[0]
     assert len(runs_frame(failing, tmp_path / "out")) == 1 + 1
+
+
+def test_another_study_does_not_take_the_place_of_one(tmp_path: Path) -> None:
+    """Parts, objectives and seeds can be added; a part that is left out or has other settings is refused."""
+    first = study(parts={"plain": {}})
+    (tmp_path / FILE).write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(UserError, match=r"holds another study, with a part 'plain'; choose another --out"):
+        run(study(parts={"other": {}}), tmp_path)
+    with pytest.raises(UserError, match=r"holds part 'plain' with other settings \(preset\)"):
+        run(study(parts={"plain": {"preset": "quick"}}), tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+    more = study(parts={"plain": {"seeds": [0, 1, 2], "settings": {"pictures": True}}, "other": {}})
+    _refuse_other_study(more, tmp_path)
 
 
 def test_folders_of_other_things_are_refused(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 
 from alignbench import RunError, UserError, load_objective, load_sampler, registry, run
 from alignbench.backbone import BackboneSettings
 from alignbench.console import Silent
 from alignbench.evaluation import Judges
+from alignbench.files import exclusive
 from alignbench.record import Result, read_result
 from alignbench.tasks import load_task
 from alignbench.trainer import Trainer
@@ -338,12 +338,11 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
         run(toy_config(write_task(tmp_path, "Interrupting")), tmp_path / "run")
 
     def times() -> dict[Path, int]:
-        # filelock before 4.0 touches the lock that it cannot have.
-        return {f: f.name != ".lock" and f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
+        return {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
 
     before = times()
     resume = [sys.executable, "-m", "alignbench", "run", "--resume", str(tmp_path / "run")]
-    with FileLock(tmp_path / "run" / ".lock"):
+    with exclusive(tmp_path / "run"):
         found = subprocess.run(resume, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 2
     assert "another process is at work in" in found.stderr

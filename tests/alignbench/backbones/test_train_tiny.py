@@ -147,9 +147,9 @@ def test_a_folder_of_another_training_is_refused_and_left_as_it_is(trained: tupl
     folder, _ = trained
     before = {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*")}
     with pytest.raises(UserError, match=r"other settings: batch 8 \(now 9\); choose another --work"):
-        train_tiny(SMALL.model_copy(update={"batch": 9}), folder / "work", folder / "out")
+        train_tiny(SMALL.model_copy(update={"batch": 9}), folder / "work", folder / "another")
     with pytest.raises(UserError, match="other settings: phases"):
-        train_tiny(with_steps(5, 2), folder / "work", folder / "out")
+        train_tiny(with_steps(5, 2), folder / "work", folder / "another")
     assert {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*")} == before
 
 
