@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from alignbench import RunError, UserError, engine, load_objective, run
-from alignbench import record as record_module
+from alignbench import files as files_module
 from alignbench.config import RunConfig, load_config
 from alignbench.executor import rollout
 from alignbench.forest import RolloutForest
@@ -242,7 +242,7 @@ def test_a_full_disk_of_the_first_process_ends_all(tmp_path: Path) -> None:
 
 
 def disk_full(config: RunConfig, out: Path) -> None:
-    setattr(record_module, "_flush", full_disk("metrics.parquet"))  # noqa: B010 - mypy knows it for a function
+    setattr(files_module, "_flush", full_disk("metrics.parquet"))  # noqa: B010 - mypy knows it for a function
     run(config, out)
 
 
