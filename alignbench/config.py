@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from alignbench.backbones import families
 from alignbench.errors import UserError, did_you_mean
-from alignbench.settings import Settings
+from alignbench.settings import Device, Settings
 
 PLUGINS = ("objective", "sampler", "backbone")
 """Keys that name a plug-in and hold its settings."""
@@ -156,7 +156,7 @@ class RunConfig(Settings):
     """Seconds that one scorer may take for the pictures of a rollout or of an evaluation; null waits for ever."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a process; null for its share of those that it may use, at most eight."""
-    device: str = "auto"
+    device: Device = "auto"
     """`auto` takes CUDA where there is one."""
     sharded: bool = False
     """With several processes: spread the model's weights over them (FSDP), in place of a copy for each."""

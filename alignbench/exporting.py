@@ -74,10 +74,9 @@ def _write_lora(policy: DiffusersFolder, folder: Path) -> None:
 
 
 def _write_pipeline(policy: DiffusersFolder, folder: Path) -> None:
-    source = Path(policy.settings.path)
-    index = json.loads((source / BESIDE[0]).read_text(encoding="utf-8"))
-    for name in index:
-        if name != "transformer" and (source / name).is_dir():
+    source = policy.folder
+    for name, opened in policy.parts.classes.items():
+        if name != "transformer" and opened:
             shutil.copytree(source / name, folder / name)
     for name in BESIDE:
         if (source / name).is_file():

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench import UserError, hub
+from alignbench.backbones.trust import plain_weights
 from alignbench.errors import did_you_mean
 
 
@@ -46,9 +47,10 @@ def load_open_clip(
     if name not in open_clip.list_models():
         raise UserError(f"open_clip has no architecture {name!r}{did_you_mean(name, open_clip.list_models())}")
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai", image_resize_mode=resize
-        )
+        with plain_weights():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai", image_resize_mode=resize
+            )
     except Exception as error:  # whatever a missing tag or a damaged file makes its reader raise
         raise UserError(f"open_clip's {name} does not load the weights {weights!r}: {error}") from error
     model.eval().requires_grad_(False).to(device)

@@ -28,7 +28,7 @@ class HPSv2(Scorer):
         """A checkpoint of HPSv2: a local file, or OWNER/REPOSITORY/FILE on the hub."""
         architecture: str = "ViT-H-14"
         """Of open_clip."""
-        device: str = "auto"
+        device: settings.Device = "auto"
         batch: int = Field(32, ge=1)
 
     settings: Settings

@@ -81,7 +81,7 @@ def test_weights_that_are_pickled_are_refused_unread(tmp_path: Path) -> None:
     clip = tmp_path / "clip"
     shutil.copytree(FOLDERS["tiny"], clip, ignore=shutil.ignore_patterns("*.safetensors"))
     ran = [poisoned(clip / "pytorch_model.bin")]
-    with pytest.raises(UserError, match="opens as no CLIP"):
+    with pytest.raises(UserError, match="does not open as a CLIP"):
         load_clip(str(clip), "cpu", 1)
     ran.append(poisoned(tmp_path / "weights.pt"))
     with pytest.raises(Exception, match=r"(?i)does not load|weights.only"):

@@ -1,11 +1,11 @@
 """Which backbone opens a local diffusers folder, told by its `model_index.json` alone; imports no torch."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from alignbench import registry
+from alignbench.backbones.trust import read_json
 from alignbench.errors import UserError
 
 INDEX = "model_index.json"
@@ -19,19 +19,21 @@ def is_folder(name: str) -> bool:
     return "/" in name or (os.path.isdir(name) and name not in registry.names("backbones"))
 
 
+def place(name: str) -> Path:
+    """Where the folder of that name is; `~` is the user's own."""
+    return Path(os.path.expanduser(name))
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """A diffusers folder's `model_index.json`: the pipeline's class, and component -> [library, class].
 
     Raises:
         UserError: it has none, or one that cannot be read.
     """
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{folder} is no diffusers folder: it has no {INDEX}") from None
-    except ValueError:
-        raise UserError(f"{folder / INDEX} is no valid JSON") from None
-    if not isinstance(index, dict) or "_class_name" not in index:
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} is no diffusers folder: it has no {INDEX}")
+    index = read_json(folder, INDEX)
+    if not isinstance(index.get("_class_name"), str):
         raise UserError(f"{folder / INDEX} names no pipeline")
     return index
 
@@ -54,7 +56,7 @@ def opener(name: str) -> str:
     Raises:
         UserError: it is that of a folder that none opens.
     """
-    return family(Path(name)) if is_folder(name) else name
+    return family(place(name)) if is_folder(name) else name
 
 
 def section_of(name: str) -> str:

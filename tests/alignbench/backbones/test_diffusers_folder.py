@@ -484,6 +484,8 @@ def test_other_pipelines_and_other_folders_are_refused(folders: dict[str, Path],
     (tmp_path / "model_index.json").write_text("{")
     assert refused(tmp_path).endswith("model_index.json is no valid JSON")
     (tmp_path / "model_index.json").write_text("[]")
+    assert refused(tmp_path).endswith("model_index.json is not a JSON object")
+    (tmp_path / "model_index.json").write_text('{"_class_name": ["pipeline", "Mine"]}')
     assert refused(tmp_path).endswith("model_index.json names no pipeline")
     with pytest.raises(UserError, match="holds a FluxPipeline; this backbone opens StableDiffusion3Pipeline folders"):
         load_backbone("sd3", path=str(folders["flux"]), device="cpu")
@@ -491,7 +493,7 @@ def test_other_pipelines_and_other_folders_are_refused(folders: dict[str, Path],
 
 def test_a_folder_without_weights_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["flux"], tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    assert "does not open as a FluxPipeline: " in refused(folder)
+    assert "transformer lacks weights: there is no diffusion_pytorch_model.safetensors" in refused(folder)
 
 
 @pytest.mark.parametrize(
