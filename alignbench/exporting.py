@@ -58,7 +58,9 @@ def export(config: RunConfig, run: Path, out: Path, which: str = "last") -> str:
 
     with holding(list(policy.parameters()), weights.in_order(policy.trainable())):
         write_folder(out, write)
-    opened = f'pipeline.load_lora_weights("{out}")' if lora else f'DiffusionPipeline.from_pretrained("{out}")'
+    variants = {v for name, v in policy.parts.variants.items() if v and name != "transformer"}
+    named = "".join(f', variant="{variant}"' for variant in variants)
+    opened = f'pipeline.load_lora_weights("{out}")' if lora else f'DiffusionPipeline.from_pretrained("{out}"{named})'
     return f"wrote {out} ({weights.kind} weights of iteration {weights.iteration}); in Python: {opened}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from alignbench import UserError, hub
 from alignbench.backbones.trust import check_folder, lacking
+from alignbench.errors import first_line
 from evals._processors import torchvision
 
 
@@ -37,7 +38,7 @@ def open_pretrained(model: str, processor: str, name: str, what: str, *, process
         source, options = _source(processor_from or name)
         prepares = getattr(transformers, processor).from_pretrained(source, trust_remote_code=False, **options, **torchvision())
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{name!r} does not open as a {what}, neither as a local folder nor from the hub: {reason}") from error
     if missing := lacking(opened, loading):
         raise UserError(f"{name!r} lacks {len(missing)} of the weights of a {what}, among them {missing[0]}")

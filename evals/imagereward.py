@@ -17,6 +17,7 @@ from PIL import Image
 from alignbench import Scorer, UserError, settings
 from alignbench.backbone import device_named
 from alignbench.backbones.trust import plain_weights
+from alignbench.errors import first_line
 from alignbench.scorer import Images, as_arrays
 
 
@@ -43,8 +44,8 @@ class ImageReward(Scorer):
         try:
             with plain_weights():
                 return package.load(o.model, device=device, med_config=o.med_config)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"image-reward does not load {o.model!r}: {error}") from error
+        except Exception as error:  # whatever a missing name or a damaged file makes its reader raise
+            raise UserError(f"image-reward does not load {o.model!r}: {first_line(error)}") from error
 
     def prepare(self) -> None:
         self.model  # noqa: B018  (loads it)

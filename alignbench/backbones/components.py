@@ -18,7 +18,7 @@ from torch import nn
 
 from alignbench.backbones.families import INDEX
 from alignbench.backbones.trust import check_folder, lacking
-from alignbench.errors import UserError
+from alignbench.errors import UserError, first_line
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 TOKENIZERS = frozenset(
@@ -77,7 +77,7 @@ class Components:
                 raise UserError(f"{folder / INDEX} has a {name} but no {tokenizer_of(name)}")
         # Config files alone tell what a model needs; a folder with some weights is meant to be opened and must have them all.
         present = [name for name in models if self.classes[name]]
-        self.empty = not any((folder / name).glob("*.safetensors*") for name in present)
+        self.empty = not any(file for name in present for file in (folder / name).glob("*.safetensors"))
         self.variants = {} if self.empty else {name: self._variant(name) for name in present}
 
     def _checked(
@@ -169,8 +169,8 @@ class Components:
                 warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
                 return opening()
         except Exception as error:  # whatever a folder that lacks something makes its reader raise
-            first = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-            raise UserError(f"{self.folder / name} does not open as a {self._class(name)[1]}: {first}") from error
+            what = self._class(name)[1]
+            raise UserError(f"{self.folder / name} does not open as a {what}: {first_line(error)}") from error
 
 
 def _hollow(library: str, cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -118,7 +118,11 @@ class DiffusersFolder(Backbone):
         self.mixed = settings.train == "full" and self.dtype != torch.float32
         self.device = settings.torch_device
         schedule = _schedule(self.folder)
-        self.pipeline = self._open(dict.fromkeys(name for name in self.parts.classes if name.startswith(TEXT)))
+        texts = [name for name, cls in self.parts.classes.items() if name.startswith(TEXT) and cls]
+        self.pipeline = self._open(dict.fromkeys(texts))
+        if self.device.type == "meta" and not self.parts.empty:
+            for name in (n for n in texts if n.startswith("tokenizer")):
+                self.parts.open(name, self.dtype)  # so that a folder that opens here opens in a run, too
         # Its convolutions take half the time so on a CPU; pictures differ by rounding.
         self.pipeline.vae.to(memory_format=torch.channels_last)
         self.call = _call(type(self.pipeline).__call__, self.folder)
@@ -165,7 +169,8 @@ class DiffusersFolder(Backbone):
         """The folder's pipeline on its device, with some components given in place of its own, or None to leave them out."""
         import diffusers
 
-        own = {name: self._component(name) for name, cls in self.parts.classes.items() if name not in given and cls}
+        opener = self.parts.hollow if self.device.type == "meta" else self.parts.open
+        own = {name: opener(name, self.weights_dtype) for name, cls in self.parts.classes.items() if name not in given and cls}
         absent = dict.fromkeys(name for name, cls in self.parts.classes.items() if name not in given and not cls)
         try:
             pipeline = getattr(diffusers, self.PIPELINE)(**own, **absent, **given).to(self.device)
@@ -176,10 +181,6 @@ class DiffusersFolder(Backbone):
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
         return pipeline
-
-    def _component(self, name: str) -> Any:
-        opener = self.parts.hollow if self.device.type == "meta" else self.parts.open
-        return opener(name, self.weights_dtype)
 
     def _side(self) -> int:
         """Of a picture, in pixels."""
