@@ -158,7 +158,8 @@ def test_what_a_run_would_refuse_a_dry_run_refuses_alike(
 def test_an_index_of_shards_names_files_beside_it(base: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(base, tmp_path / "outside")
     (folder / VAE).unlink()
-    for content in ({"weight_map": {"a": "../../weights.safetensors"}}, {"weight_map": {}}, {"weight_map": {"a": 1}}, []):
+    contents: list[Any] = [{"weight_map": {"a": "../../weights.safetensors"}}, {"weight_map": {}}, {"weight_map": {"a": 1}}, []]
+    for content in contents:
         (folder / f"{VAE}.index.json").write_text(json.dumps(content))
         assert "is no index of weights beside it" in refused(folder)
 
