@@ -35,8 +35,8 @@ class HPSv2(Scorer):
 
     @cached_property
     def clip(self) -> OpenClip:
-        o = self.settings
-        return load_open_clip(o.architecture, str(weights_file(o.weights)), device_named(o.device), resize="longest")
+        o, device = self.settings, device_named(self.settings.device)
+        return load_open_clip(o.architecture, str(weights_file(o.weights)), device, resize="longest")
 
     def from_hub(self) -> list[str]:
         return weights_on_hub(self.settings.weights)
