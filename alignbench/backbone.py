@@ -4,15 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from alignbench import settings
 from alignbench.errors import UserError
+
+HOLLOW = "meta"
+"""The device on which a backbone opens without its weights."""
 
 
 @contextmanager
@@ -33,17 +36,38 @@ def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of that name; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: alignbench runs on no such device, or it is not there.
+    """
+    if name == HOLLOW:
+        return torch.device(HOLLOW)
+    try:
+        kind, _, number = settings.checked_device(name).partition(":")
+    except ValueError as error:
+        raise UserError(f"device {name!r}: {error}") from None
+    count = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
+    if kind == "auto":
+        return torch.device("cuda" if count else "cpu")
+    if kind == "cuda" and not count:
+        why = "sees no CUDA GPU" if torch.version.cuda or torch.version.hip else "is built without CUDA"
+        raise UserError(f"device {name}: torch {torch.__version__} {why}; take cpu, or auto")
+    if number and int(number) >= count:
+        there = "cuda:0 is the only GPU here" if count == 1 else f"the GPUs here are cuda:0 to cuda:{count - 1}"
+        raise UserError(f"device {name}: {there}")
     return torch.device(name)
+
+
+def _device_or_hollow(name: str) -> str:
+    return name if name == HOLLOW else settings.checked_device(name)
 
 
 class BackboneSettings(settings.Settings):
     """What every backbone can be asked for."""
 
-    device: str = "auto"
-    """`auto` takes CUDA where there is one."""
+    device: Annotated[str, AfterValidator(_device_or_hollow)] = "auto"
+    """`auto` takes CUDA where there is one; `meta` opens a model without its weights, to tell what it would need."""
     guidance: float | None = Field(None, ge=1)
     """Guidance, classifier-free or distilled; what the model itself asks for, else 1, where it is null."""
 

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignbench import costs, launch
+from alignbench.backbone import device_named
 from alignbench.config import (
     WITHOUT_EFFECT,
     BudgetConfig,
@@ -244,6 +245,9 @@ def compare(
     cells = grid.cells()
     for cell in cells:
         launch.check_share(cell.config.prompts_per_iteration, processes)
+    if engine == "local":
+        for device in {cell.config.device for cell in cells}:
+            device_named(device)
     check_folder(cells, out)
     with exclusive(out):
         write_atomically(out / SETTINGS, lambda p: p.write_text(to_yaml(grid.model_dump(mode="json")), encoding="utf-8"))

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from alignbench.backbones import families
 from alignbench.errors import UserError, did_you_mean, holds_secret
 from alignbench.paths import absolute, current_folder, local_path, placed
-from alignbench.settings import ServiceURL, Settings
+from alignbench.settings import Device, ServiceURL, Settings
 from alignbench.yaml_files import parse, parse_value, read_yaml, to_yaml
 
 PLUGINS = ("objective", "sampler", "backbone")
@@ -163,7 +163,7 @@ class RunConfig(Settings):
     """Seconds that one scorer may take for the pictures of a rollout or of an evaluation; null waits for ever."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a process; null for OMP_NUM_THREADS, else its share of the cores that it may use, at most eight."""
-    device: str = "auto"
+    device: Device = "auto"
     """`auto` takes CUDA where there is one."""
     sharded: bool = False
     """With several processes: spread the model's weights over them (FSDP), in place of a copy for each."""

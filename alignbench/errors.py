@@ -38,6 +38,11 @@ class NonFiniteError(RunError):
     """A tensor holds NaN or infinity where a run cannot go on."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an exception of another package says, which may be long; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with up to three near names, else `; known: ...`."""
     names = sorted(set(known))

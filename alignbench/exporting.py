@@ -62,7 +62,9 @@ def _export(config: RunConfig, run: Path, out: Path, which: str) -> str:
 
     with holding(list(policy.parameters()), weights.in_order(policy.trainable())):
         fill(out, write, last=ABOUT)
-    opened = f'pipeline.load_lora_weights("{out}")' if lora else f'DiffusionPipeline.from_pretrained("{out}")'
+    variants = {v for name, v in policy.parts.variants.items() if v and name != "transformer"}
+    named = "".join(f', variant="{variant}"' for variant in variants)
+    opened = f'pipeline.load_lora_weights("{out}")' if lora else f'DiffusionPipeline.from_pretrained("{out}"{named})'
     return f"wrote {out} ({weights.kind} weights of iteration {weights.iteration}); in Python: {opened}"
 
 
@@ -78,10 +80,9 @@ def _write_lora(policy: DiffusersFolder, folder: Path) -> None:
 
 
 def _write_pipeline(policy: DiffusersFolder, folder: Path) -> None:
-    source = Path(policy.settings.path)
-    index = json.loads((source / BESIDE[0]).read_text(encoding="utf-8"))
-    for name in index:
-        if name != "transformer" and (source / name).is_dir():
+    source = policy.folder
+    for name, opened in policy.parts.classes.items():
+        if name != "transformer" and opened:
             shutil.copytree(source / name, folder / name)
     for name in BESIDE:
         if (source / name).is_file():

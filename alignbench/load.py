@@ -5,9 +5,10 @@ from typing import Any, cast
 import torch
 
 from alignbench import launch, registry
-from alignbench.backbone import Backbone
+from alignbench.backbone import HOLLOW, Backbone, device_named
 from alignbench.backbones import families
 from alignbench.config import RunConfig
+from alignbench.errors import UserError
 from alignbench.objective import Objective
 from alignbench.paths import local_path
 from alignbench.sampler import Sampler
@@ -48,8 +49,11 @@ def load_configured_backbone(config: RunConfig, *, device: str | None = None) ->
     """
     torch.set_num_threads(threads_of(config))
     torch.manual_seed(config.seed)
-    settings = {"device": device or config.device, "guidance": config.guidance, **config.backbone.settings}
-    return load_backbone(config.backbone.name, **settings)
+    settings = {"device": config.device, "guidance": config.guidance, **config.backbone.settings}
+    if settings["device"] == HOLLOW:
+        raise UserError(f"device {HOLLOW}: nothing can be drawn on it; `run --dry-run` tells what a model would need")
+    device_named(str(settings["device"]))  # also where another one takes its place
+    return load_backbone(config.backbone.name, **(settings | ({"device": device} if device else {})))
 
 
 def opens_hollow(config: RunConfig) -> bool:

@@ -1,5 +1,6 @@
 """The base of every settings class: strict, so that a misspelt key is an error and never ignored."""
 
+import re
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 _WITHOUT_TRUTH = (int, float, str, bytes, Path, type(None))
@@ -87,6 +88,17 @@ def _service_url(value: Any) -> Any:
 
 ServiceURL = Annotated[str, BeforeValidator(_service_url)]
 """Where a service listens; nothing secret is in it, so that it can stand in records and messages."""
+
+
+def checked_device(name: str) -> str:
+    """The name, if it is that of a device; raises ValueError otherwise."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
+        raise ValueError("a device is auto, cpu, cuda or cuda:N")
+    return name
+
+
+Device = Annotated[str, AfterValidator(checked_device)]
+"""A device's name. Whether it is there is seen where it is used (`alignbench.backbone.device_named`)."""
 
 
 def first_problem(error: ValidationError, whole: str) -> str:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import alignbench
-from alignbench import Scorer, UserError, hub, settings
+from alignbench import Scorer, settings
 from alignbench.backbone import device_named
-from evals._processors import middle, torchvision
+from evals._pretrained import open_pretrained
+from evals._processors import middle
 
 TINY = "tiny"
 """The name of the small CLIP that ships, for the pictures of the `tiny` backbone."""
@@ -38,20 +39,11 @@ class Clip:
     """
 
     def __init__(self, name: str, device: str, batch: int) -> None:
-        from transformers import CLIPModel, CLIPProcessor
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        hub.require(dict.fromkeys(sources(name), "a CLIP"))
-        source = str(FOLDERS.get(name, Path(name).expanduser() if Path(name).expanduser().is_dir() else name))
-        try:
-            self.model = CLIPModel.from_pretrained(source, use_safetensors=True).float().eval().requires_grad_(False)
-            self.processor = CLIPProcessor.from_pretrained(PROCESSORS.get(name, source), **torchvision())
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{name!r} opens as no CLIP model, neither as a local folder nor from the hub: {reason}") from error
         self.name, self.batch = name, batch
         self.device = device_named(device)
+        self.model, self.processor = open_pretrained(
+            "CLIPModel", "CLIPProcessor", str(FOLDERS.get(name, name)), "CLIP model", processor_from=PROCESSORS.get(name)
+        )
         self.model.to(self.device)
         self.scale = float(self.model.logit_scale.exp())
         self.tokens = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
@@ -102,7 +94,7 @@ class ClipScorer(Scorer):
     class Settings(settings.Settings):
         model: str = TINY
         """`tiny`, a local folder that CLIPModel opens, or a hub id."""
-        device: str = "auto"
+        device: settings.Device = "auto"
         batch: int = Field(64, ge=1)
 
     settings: Settings

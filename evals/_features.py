@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from alignbench import UserError, hub
+from alignbench import UserError
 from alignbench.backbone import device_named
 from evals._clip import load_clip, sources
 from evals._open_clip import load_open_clip, tag_on_hub
-from evals._processors import middle, torchvision
+from evals._pretrained import open_pretrained
+from evals._processors import middle
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
 """Pictures, each uint8 [h, w, 3], to features [N, D]."""
@@ -76,14 +75,6 @@ def _open_clip(name: str, device: torch.device) -> Callable[[list[Image.Image]],
 
 
 def _dinov2(name: str, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
-    from transformers import AutoImageProcessor, Dinov2Model
-
-    hub.require({name: "DINOv2"})
-    source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    try:
-        processor: Any = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **torchvision())
-        model = Dinov2Model.from_pretrained(source, use_safetensors=True).float().eval().to(device)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{name!r} opens as no DINOv2, neither as a local folder nor from the hub: {reason}") from error
+    model, processor = open_pretrained("Dinov2Model", "AutoImageProcessor", name, "DINOv2")
+    model.to(device)
     return lambda images: model(**processor(images=images, return_tensors="pt").to(device)).last_hidden_state[:, 0]

@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from alignbench import UserError, hub
 from alignbench.backbone import device_named
 from evals._open_clip import OpenClip, load_open_clip
-from evals._processors import torchvision
+from evals._pretrained import open_pretrained
 from evals.geneval import COCO, Detection, Detections, Detector
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
@@ -76,20 +75,12 @@ class Mask2FormerDetector(Detector):
     grammar = COCO
 
     def __init__(self, model: str, colors: str | ColorNamer, device: str = "auto", batch: int = 8) -> None:
-        from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
-
-        hub.require({model: "Mask2Former"})
         self.device = device_named(device)
         self.source, self._colors, self.batch = model, colors, batch
-        try:
-            self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False, **torchvision())
-            opened = Mask2FormerForUniversalSegmentation.from_pretrained(model, use_safetensors=True)
-            self.model = opened.float().eval().to(self.device)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{model!r} opens as no Mask2Former, neither as a local folder nor from the hub: {reason}"
-            ) from error
+        opened, self.processor = open_pretrained(
+            "Mask2FormerForUniversalSegmentation", "AutoImageProcessor", model, "Mask2Former"
+        )
+        self.model = opened.to(self.device)
         self.names = {int(i): ALIASES.get(name, name) for i, name in self.model.config.id2label.items()}
         self.classes = frozenset(self.names.values())
 

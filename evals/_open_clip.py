@@ -1,5 +1,6 @@
 """Models of open_clip, and files of weights that lie here or on the hub."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench import UserError, hub
-from alignbench.errors import did_you_mean
+from alignbench.backbones.trust import plain_weights
+from alignbench.errors import did_you_mean, first_line
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,12 @@ def load_open_clip(
     if name not in open_clip.list_models():
         raise UserError(f"open_clip has no architecture {name!r}{did_you_mean(name, open_clip.list_models())}")
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai", image_resize_mode=resize
-        )
+        with plain_weights():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=weights, force_quick_gelu=quick_gelu or weights == "openai", image_resize_mode=resize
+            )
     except Exception as error:  # whatever a missing tag or a damaged file makes its reader raise
-        raise UserError(f"open_clip's {name} does not load the weights {weights!r}: {error}") from error
+        raise UserError(f"open_clip's {name} does not load the weights {weights!r}: {first_line(error)}") from error
     model.eval().requires_grad_(False).to(device)
     return OpenClip(model, preprocess, open_clip.get_tokenizer(name))
 
@@ -70,7 +73,7 @@ def weights_file(name: str) -> Path:
         UserError: it is neither.
     """
     if not weights_on_hub(name):
-        return Path(name).expanduser()
+        return Path(os.path.expanduser(name))
     from huggingface_hub import hf_hub_download
 
     hub.require({name: "the weights"})
@@ -78,8 +81,9 @@ def weights_file(name: str) -> Path:
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", file))
     except Exception as error:  # whatever the hub's client makes of a missing network, repository or file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the weights {name!r} are no local file, and the hub does not give them: {reason}") from error
+        raise UserError(
+            f"the weights {name!r} are no local file, and the hub does not give them: {first_line(error)}"
+        ) from error
 
 
 def weights_on_hub(name: str) -> list[str]:
@@ -88,7 +92,7 @@ def weights_on_hub(name: str) -> list[str]:
     Raises:
         UserError: it is neither.
     """
-    if Path(name).expanduser().is_file():
+    if Path(os.path.expanduser(name)).is_file():
         return []
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")

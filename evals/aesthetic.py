@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench import UserError
+from alignbench.errors import first_line
 from alignbench.scorer import Images, as_arrays
 from evals._clip import ClipScorer
 from evals._open_clip import weights_file, weights_on_hub
@@ -68,7 +69,7 @@ def read_layers(name: str) -> list[Layer]:
         numbers = sorted(int(found[1]) for key in state if (found := re.fullmatch(r"layers\.(\d+)\.weight", key)))
         layers = [(state[f"layers.{n}.weight"].float(), state[f"layers.{n}.bias"].float()) for n in numbers]
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"{file} is no aesthetic predictor: {type(error).__name__}: {error}") from error
+        raise UserError(f"{file} is no aesthetic predictor: {type(error).__name__}: {first_line(error)}") from error
     fit = all(after.shape[1] == before.shape[0] for (before, _), (after, _) in pairwise(layers))
     if not layers or not fit or layers[-1][0].shape[0] != 1:
         raise UserError(f"{file} is no aesthetic predictor: its layers do not lead from features to one number")

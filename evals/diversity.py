@@ -64,7 +64,7 @@ class Diversity(SetMetric):
         features: str = ""
         """Of cosine diversity and Vendi score: `clip:tiny`, `clip:NAME`, `dinov2:NAME`, `open_clip:MODEL/WEIGHTS` (see
         `evals._features`); without it neither is measured."""
-        device: str = "auto"
+        device: settings.Device = "auto"
         batch: int = Field(64, ge=1)
 
     settings: Settings

@@ -332,7 +332,7 @@ class GenEval(Scorer):
         """Of `mask2former`: a local folder or a hub id."""
         colors: str = "openai"
         """Of `mask2former`: weights of open_clip's ViT-L-14 that name colours, a tag or a local file."""
-        device: str = "auto"
+        device: settings.Device = "auto"
         """Of `mask2former`."""
         batch: int = Field(8, ge=1)
         """Of `mask2former`: pictures of one size, or crops whose colour is named, at a time."""

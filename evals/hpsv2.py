@@ -28,15 +28,15 @@ class HPSv2(Scorer):
         """A checkpoint of HPSv2: a local file, or OWNER/REPOSITORY/FILE on the hub."""
         architecture: str = "ViT-H-14"
         """Of open_clip."""
-        device: str = "auto"
+        device: settings.Device = "auto"
         batch: int = Field(32, ge=1)
 
     settings: Settings
 
     @cached_property
     def clip(self) -> OpenClip:
-        o = self.settings
-        return load_open_clip(o.architecture, str(weights_file(o.weights)), device_named(o.device), resize="longest")
+        o, device = self.settings, device_named(self.settings.device)
+        return load_open_clip(o.architecture, str(weights_file(o.weights)), device, resize="longest")
 
     def from_hub(self) -> list[str]:
         return weights_on_hub(self.settings.weights)

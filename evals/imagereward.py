@@ -16,6 +16,8 @@ from PIL import Image
 
 from alignbench import Scorer, UserError, settings
 from alignbench.backbone import device_named
+from alignbench.backbones.trust import plain_weights
+from alignbench.errors import first_line
 from alignbench.scorer import Images, as_arrays
 
 
@@ -25,7 +27,7 @@ class ImageReward(Scorer):
         """A name that the package knows, or a local checkpoint."""
         med_config: str | None = None
         """The text encoder's configuration, for a machine without a network; the package's own where it is null."""
-        device: str = "auto"
+        device: settings.Device = "auto"
 
     settings: Settings
 
@@ -38,11 +40,12 @@ class ImageReward(Scorer):
                 f"imagereward needs the package image-reward, which does not import here ({type(error).__name__}: {error}); "
                 "install it, or serve it elsewhere: alignbench serve-scorer imagereward"
             ) from error
-        o = self.settings
+        o, device = self.settings, str(device_named(self.settings.device))
         try:
-            return package.load(o.model, device=str(device_named(o.device)), med_config=o.med_config)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"image-reward does not load {o.model!r}: {error}") from error
+            with plain_weights():
+                return package.load(o.model, device=device, med_config=o.med_config)
+        except Exception as error:  # whatever a missing name or a damaged file makes its reader raise
+            raise UserError(f"image-reward does not load {o.model!r}: {first_line(error)}") from error
 
     def prepare(self) -> None:
         self.model  # noqa: B018  (loads it)

@@ -26,6 +26,8 @@ from pydantic import Field
 from rapidfuzz.distance import Levenshtein
 
 from alignbench import RunError, Scorer, UserError, settings
+from alignbench.backbone import device_named
+from alignbench.backbones.trust import plain_weights
 from alignbench.scorer import Images, as_arrays
 from alignbench.text import excerpt, normal_form, plain_form
 
@@ -307,17 +309,18 @@ class EasyOCRReader(Reader):
         import easyocr
 
         self.batch = batch
-        self.device = device
+        self.device = str(device_named(device))
         folder = easyocr_folder()
-        self.reader = easyocr.Reader(
-            ["en"],
-            gpu=device if device != "cpu" else False,
-            model_storage_directory=str(folder) if folder else None,
-            user_network_directory=str(folder) if folder else None,
-            download_enabled=folder is None,
-            quantize=False,
-            verbose=False,
-        )
+        with plain_weights():
+            self.reader = easyocr.Reader(
+                ["en"],
+                gpu=self.device if self.device != "cpu" else False,
+                model_storage_directory=str(folder) if folder else None,
+                user_network_directory=str(folder) if folder else None,
+                download_enabled=folder is None,
+                quantize=False,
+                verbose=False,
+            )
         warnings.filterwarnings("ignore", message="'pin_memory' argument is set")  # by EasyOCR for pages, and without a GPU
         # EasyOCR leaves it in training mode, where a batch's own statistics normalise it, until its own call is made. The
         # layout saves a quarter of the time on CPUs.
@@ -449,7 +452,7 @@ class OCR(Scorer):
         """How text is found: by contrast and recognition alone, by the reader's detector, or by picture size."""
         characters: Literal["all", "letters"] = "all"
         """What EasyOCR may answer: all that it knows, or letters alone. RapidOCR always answers with all."""
-        device: str = "cpu"
+        device: settings.Device = "cpu"
         """Of EasyOCR. The CPU by default: CPU and GPU can read differently."""
         unquoted: Literal["refuse", "skip"] = "refuse"
         """What becomes of a prompt without a quoted text, with an unclear one, or with one whose characters the reader does not

@@ -6,7 +6,10 @@ import os
 import pickle
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ import yaml
 from PIL import Image
 
 import alignbench
-from alignbench import UserError, plots, report, run
+from alignbench import UserError, load_scorer, plots, report, run
 from alignbench.backbones.tiny import FOLDER as TINY
 from alignbench.cli import _results_folder, app
 from alignbench.comparison import Grid
@@ -75,15 +78,15 @@ def test_no_code_reads_what_can_run(file: Path) -> None:
             assert given["weights_only"] == "True"
 
 
-def test_weights_that_are_pickled_are_refused_unread(tmp_path: Path) -> None:
-    """A CLIP, an open_clip and a pipeline whose weights would run code."""
+def test_weights_that_are_pickled_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CLIP, an open_clip, a pipeline, and what aesthetic, hpsv2, image-reward and EasyOCR read, which are no safetensors."""
     from evals._clip import load_clip
     from evals._features import load_features
 
     clip = tmp_path / "clip"
     shutil.copytree(FOLDERS["tiny"], clip, ignore=shutil.ignore_patterns("*.safetensors"))
     ran = [poisoned(clip / "pytorch_model.bin")]
-    with pytest.raises(UserError, match="opens as no CLIP"):
+    with pytest.raises(UserError, match="does not open as a CLIP"):
         load_clip(str(clip), "cpu", 1)
     ran.append(poisoned(tmp_path / "weights.pt"))
     with pytest.raises(Exception, match=r"(?i)does not load|weights.only"):
@@ -95,7 +98,68 @@ def test_weights_that_are_pickled_are_refused_unread(tmp_path: Path) -> None:
     ran.append(poisoned(pipeline / "transformer" / "diffusion_pytorch_model.bin"))
     with pytest.raises((UserError, OSError), match="safetensors"):
         load_backbone(str(pipeline), device="cpu")
+    from evals.aesthetic import read_layers
+    from evals.ocr import EasyOCRReader
+
+    ran.append(poisoned(tmp_path / "predictor.pth"))
+    with pytest.raises(UserError, match="Weights only load failed"):
+        read_layers(str(tmp_path / "predictor.pth"))
+    ran.append(poisoned(tmp_path / "preference.pt"))
+    with pytest.raises(UserError, match="Weights only load failed"):
+        load_scorer("hpsv2", weights=str(tmp_path / "preference.pt"), architecture="ViT-B-32", device="cpu").prepare()
+    ran.append(poisoned(tmp_path / "reward.pt"))
+    package = ModuleType("ImageReward")
+    # As its own reader would, told by nobody to be careful.
+    package.load = lambda name, **options: torch.load(name, weights_only=False)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ImageReward", package)
+    with pytest.raises(UserError, match=r"image-reward does not load .*Weights only load failed"):
+        load_scorer("imagereward", model=str(tmp_path / "reward.pt"), device="cpu").prepare()
+    ran.append(poisoned(tmp_path / "easy.pth"))
+    monkeypatch.setattr("easyocr.Reader", lambda *args, **options: torch.load(tmp_path / "easy.pth", weights_only=False))
+    with pytest.raises(Exception, match="Weights only load failed"):
+        EasyOCRReader("cpu", 1, "all")
     assert not any(folder.exists() for folder in ran)
+
+
+@pytest.mark.parametrize("entry", [["planted", "Mine"], ["transformer.planted", "Mine"], ["diffusers", "planted"]])
+def test_a_models_index_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: list[str]) -> None:
+    """Older diffusers imports whatever module the index names, from wherever Python looks."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "transformer": entry}))
+    for device in ("cpu", "meta"):
+        with pytest.raises(UserError, match="as its transformer; alignbench opens diffusers's SD3Transformer2DModel"):
+            load_backbone(str(folder), device=device)
+    assert not (tmp_path / "ran").exists()
+    assert "planted" not in sys.modules
+
+
+def test_what_an_eval_looks_through_comes_in_by_the_same_door(tmp_path: Path) -> None:
+    """Folders of a CLIP, a DINOv2 and a Mask2Former with code, or with a configuration that asks for some."""
+    from evals._clip import load_clip
+    from evals._features import load_features
+    from evals._mask2former import Mask2FormerDetector
+
+    opens: list[Callable[[str], Any]] = [
+        lambda name: load_clip(name, "cpu", 1),
+        lambda name: load_features(f"dinov2:{name}", "cpu", 1),
+        lambda name: Mask2FormerDetector(name, "openai", "cpu"),
+    ]
+    for i, opening in enumerate(opens):
+        folder = tmp_path / str(i)
+        shutil.copytree(FOLDERS["tiny"], folder)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "mine.pyc").write_bytes(b"")
+        with pytest.raises(UserError, match=r"holds code \(sub/mine.pyc\)"):
+            opening(str(folder))
+        (folder / "sub" / "mine.pyc").unlink()
+        config = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").write_text(json.dumps({**config, "auto_map": {"AutoImageProcessor": "m.M"}}))
+        with pytest.raises(UserError, match=r"names code of its own \(auto_map\)"):
+            opening(str(folder))
 
 
 @pytest.mark.parametrize("place", ["pipeline.py", "transformer/mine.py"])

@@ -5,15 +5,13 @@ of parameters is that of the real model.
 """
 
 import copy
-import importlib
 import inspect
-import json
 import shutil
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,15 +23,28 @@ from torch import Tensor, nn
 from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings, Component
 from alignbench.backbones import families
-from alignbench.backbones.trust import refuse_code
+from alignbench.backbones.components import SCHEDULER, Components
+from alignbench.backbones.trust import read_json
 from alignbench.paths import local_path
 
 ENCODE_BATCH = 64
 """Prompts that the text encoders take at a time."""
 CACHED_PROMPTS = 4000
 """Prompts whose embeddings are kept, in the main memory; 17 GB of FLUX.1's."""
-UNSUPPORTED = ("shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-"""Options of a flow-matching schedule that change it in ways we do not follow."""
+FOLLOWED = frozenset(
+    {"shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
+)
+"""Options of a scheduler that alignbench follows; any other that is set would change the steps."""
+AS_DEFAULT = {"num_train_timesteps": 1000, "prediction_type": "flow_prediction"}
+"""Options that may be set to one value."""
+TEXT = ("text_encoder", "tokenizer")
+"""Beginnings of the names of components that encode prompts."""
+OWN_CALL = "alignbench.json"
+"""A file of our own folders: the arguments that a plain pipeline's call is to be given."""
+OWN_ARGUMENTS: dict[str, type[int] | type[float]] = {
+    **dict.fromkeys(("height", "width", "max_sequence_length", "num_inference_steps"), int),
+    "guidance_scale": float,
+}
 
 
 @dataclass(frozen=True)
@@ -91,27 +102,36 @@ class DiffusersFolder(Backbone):
     hollow = True
     PIPELINE: ClassVar[str]
     """Class of the pipeline that the folder must hold."""
+    MODELS: ClassVar[Mapping[str, str]]
+    """Component with weights -> library.Class that opens it; the transformer, the vae and the text encoders in their order."""
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()
+    """Components that the pipeline does without."""
 
     def __init__(self, settings: Settings) -> None:
         _silence()
         self.settings = settings
         self.folder = local_path(settings.path)
-        self.index = families.read_index(self.folder)
-        refuse_code(self.folder)
-        if self.index["_class_name"] != self.PIPELINE:
-            raise UserError(f"{self.folder} holds a {self.index['_class_name']}; this backbone opens {self.PIPELINE} folders")
+        index = families.read_index(self.folder)
+        if index["_class_name"] != self.PIPELINE:
+            raise UserError(f"{self.folder} holds a {index['_class_name']}; this backbone opens {self.PIPELINE} folders")
+        self.parts = Components(self.folder, index, self.MODELS, self.OPTIONAL)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
         self.mixed = settings.train == "full" and self.dtype != torch.float32
         self.device = settings.torch_device
-        self.pipeline = self._open(dict.fromkeys(self._components("text_encoder", "tokenizer")))
+        schedule = _schedule(self.folder)
+        texts = [name for name, cls in self.parts.classes.items() if name.startswith(TEXT) and cls]
+        self.pipeline = self._open(dict.fromkeys(texts))
+        if self.device.type == "meta" and not self.parts.empty:
+            for name in (n for n in texts if n.startswith("tokenizer")):
+                self.parts.open(name, self.dtype)  # so that a folder that opens here opens in a run, too
         # Its convolutions take half the time so on a CPU; pictures differ by rounding.
         self.pipeline.vae.to(memory_format=torch.channels_last)
-        self.call = {**_defaults(type(self.pipeline).__call__), **_own_call(self.folder)}
+        self.call = _call(type(self.pipeline).__call__, self.folder)
         self.guidance = self._guidance()
         self.default_steps = int(self.call["num_inference_steps"])
         side, token = self._side(), self.pipeline.vae_scale_factor * self.patch
         self.latent_shape = (self.pipeline.vae.config.latent_channels, *[side // self.pipeline.vae_scale_factor] * 2)
-        self.shift = _shift(self.folder, self.pipeline.scheduler.config, (side // token) ** 2)
+        self.shift = _shift(schedule, (side // token) ** 2)
         transformer = self.pipeline.transformer
         self._base: nn.Module | None = None
         if settings.train == "full":
@@ -146,52 +166,22 @@ class DiffusersFolder(Backbone):
 
     # ------------------------------------------------------------------------------------------------ opening
 
-    def _components(self, *kinds: str) -> list[str]:
-        return [name for name in self.index if name.startswith(kinds) and not name.startswith("_")]
-
     def _open(self, given: dict[str, Any]) -> Any:
         """The folder's pipeline on its device, with some components given in place of its own, or None to leave them out."""
         import diffusers
 
-        cls = getattr(diffusers, self.PIPELINE)
-        # A component that the folder itself leaves out has to be left out by an argument.
-        given = {name: None for name, entry in self.index.items() if entry == [None, None]} | given
+        opener = self.parts.hollow if self.device.type == "meta" else self.parts.open
+        own = {name: opener(name, self.weights_dtype) for name, cls in self.parts.classes.items() if name not in given and cls}
+        absent = dict.fromkeys(name for name, cls in self.parts.classes.items() if name not in given and not cls)
         try:
-            with warnings.catch_warnings():
-                # Its new name, dtype, is not known to older versions.
-                warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-                if self.device.type == "meta":
-                    pipeline = cls(**{name: self._hollow(name) for name in self._components("") if name not in given}, **given)
-                else:
-                    options = {"torch_dtype": self.weights_dtype, "local_files_only": True, "use_safetensors": True}
-                    pipeline = cls.from_pretrained(self.folder, **options, **given).to(self.device)
-        except UserError:
-            raise
+            pipeline = getattr(diffusers, self.PIPELINE)(**own, **absent, **given).to(self.device)
         except torch.OutOfMemoryError as error:
             raise UserError(f"{self.folder} does not fit into the memory of {self.device}") from error
-        except Exception as error:  # whatever a folder that lacks something makes its reader raise
-            first = str(error).strip().split("\n", 1)[0]
-            raise UserError(f"{self.folder} does not open as a {self.PIPELINE}: {first}") from error
         pipeline.set_progress_bar_config(disable=True)
-        for name, module in pipeline.components.items():
-            if isinstance(module, nn.Module) and name not in given:
+        for module in own.values():
+            if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
         return pipeline
-
-    def _hollow(self, name: str) -> Any:
-        """A component made from its config; a module of it has shapes and types, but no values."""
-        library, class_name = self.index[name]
-        if library not in ("diffusers", "transformers"):
-            raise UserError(f"{self.folder} has a {name} from {library!r}, which only opens with its weights")
-        cls = getattr(importlib.import_module(library), class_name)
-        if not issubclass(cls, nn.Module):
-            return cls.from_pretrained(self.folder / name, local_files_only=True)
-        with torch.device("meta"):
-            if library == "diffusers":
-                module = cls.from_config(cls.load_config(self.folder / name, local_files_only=True))
-            else:
-                module = cls(cls.config_class.from_pretrained(self.folder / name, local_files_only=True))
-        return module.to("meta", self.weights_dtype)  # buffers that were computed have values
 
     def _side(self) -> int:
         """Of a picture, in pixels."""
@@ -304,12 +294,12 @@ class DiffusersFolder(Backbone):
             pictures.append(_on_cpu(pixels.permute(0, 2, 3, 1)).numpy())
         return np.concatenate(pictures)
 
-    @torch.no_grad()
     def check_image(self, image: np.ndarray) -> None:
         side = self.latent_shape[-1] * self.pipeline.vae_scale_factor
         if image.shape != (side, side, 3):
             raise UserError(f"this model draws {side} x {side} pictures; got one of {image.shape[1]} x {image.shape[0]}")
 
+    @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
         for image in images:
             self.check_image(image)
@@ -326,9 +316,8 @@ class DiffusersFolder(Backbone):
         found = {name: Component(getattr(self.pipeline, name)) for name in ("transformer", "vae")}
         if self._base is not None:
             found["reference"] = Component(self._base)
-        for name in self._components("text_encoder"):
-            if self.index[name] != [None, None]:
-                found[name] = Component(self._hollow(name), training=self.settings.keep_text_encoders)
+        for name in (n for n, cls in self.parts.classes.items() if n.startswith("text_encoder") and cls):
+            found[name] = Component(self.parts.hollow(name, self.weights_dtype), training=self.settings.keep_text_encoders)
         return found
 
     def shard(self) -> None:
@@ -369,37 +358,66 @@ def _silence() -> None:
         logging.set_verbosity_error()
 
 
-def _defaults(call: Any) -> dict[str, Any]:
-    """The arguments that a pipeline's call takes where none are given."""
-    return {name: p.default for name, p in inspect.signature(call).parameters.items() if p.default is not p.empty}
-
-
-def _own_call(folder: Path) -> dict[str, Any]:
-    """The arguments that a folder of ours asks a plain pipeline's call to be given."""
-    file = folder / "alignbench.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))["call"]) if file.is_file() else {}
-
-
-def _shift(folder: Path, scheduler: Mapping[str, Any], tokens: int) -> float:
-    """Of the sigma schedule, for pictures of that many tokens.
+def _call(call: Any, folder: Path) -> dict[str, Any]:
+    """The arguments that a pipeline's call takes where none are given; a folder of ours may ask for others.
 
     Raises:
-        UserError: the folder's scheduler is of another kind.
+        UserError: the folder asks for what the call does not take.
     """
-    if scheduler.get("prediction_type", "flow_prediction") not in ("flow_prediction", None) or "shift" not in scheduler:
-        raise UserError(f"{folder}/scheduler is no flow-matching schedule; alignbench needs FlowMatchEulerDiscreteScheduler")
-    for option in UNSUPPORTED:
-        if scheduler.get(option):
-            raise UserError(f"{folder}/scheduler sets {option}, which alignbench does not follow")
-    if not scheduler.get("use_dynamic_shifting"):
-        return float(scheduler["shift"])
+    defaults = {name: p.default for name, p in inspect.signature(call).parameters.items() if p.default is not p.empty}
+    if not (folder / OWN_CALL).is_file():
+        return defaults
+    own = read_json(folder, OWN_CALL).get("call")
+    if not isinstance(own, dict):
+        raise UserError(f"{folder / OWN_CALL} has no call")
+    for name, value in own.items():
+        if name not in OWN_ARGUMENTS or type(value) not in (int, float) or not isfinite(value) or value <= 0:
+            raise UserError(f"{folder / OWN_CALL}: call.{name} must be a positive number, one of {', '.join(OWN_ARGUMENTS)}")
+    return {**defaults, **{name: OWN_ARGUMENTS[name](value) for name, value in own.items()}}
+
+
+def _schedule(folder: Path) -> dict[str, Any]:
+    """The options of a folder's scheduler, those that its file leaves out as diffusers has them.
+
+    Raises:
+        UserError: it steps in another way than alignbench.
+    """
+    import diffusers
+
+    place = "scheduler/scheduler_config.json"
+    options = read_json(folder, place)
+    if (cls := options.get("_class_name", SCHEDULER)) != SCHEDULER:
+        raise UserError(f"{folder}/{place} is of a {cls}; alignbench steps as {SCHEDULER} does")
+    for key, value in options.items():
+        if not (key.startswith("_") or key in FOLLOWED or not value or (key in AS_DEFAULT and value == AS_DEFAULT[key])):
+            raise UserError(f"{folder}/{place} sets {key}, which alignbench does not follow: it steps as a plain {SCHEDULER}")
+    defaults = inspect.signature(getattr(diffusers, SCHEDULER).__init__).parameters
+    found = {key: options.get(key, defaults[key].default) for key in FOLLOWED}
+    dynamic = found["use_dynamic_shifting"]
+    if not isinstance(dynamic, bool):
+        raise UserError(f"{folder}/{place}: use_dynamic_shifting must be true or false, got {dynamic!r}")
+    if dynamic and found["time_shift_type"] not in ("exponential", "linear"):
+        raise UserError(f"{folder}/{place}: time_shift_type must be exponential or linear, got {found['time_shift_type']!r}")
+    for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len") if dynamic else ("shift",):
+        positive = not dynamic or key.endswith("seq_len") or found["time_shift_type"] == "linear"
+        if type(found[key]) not in (int, float) or not isfinite(found[key]) or (positive and found[key] <= 0):
+            raise UserError(f"{folder}/{place}: {key} must be a {'positive ' * positive}number, got {found[key]!r}")
+    if dynamic and found["base_image_seq_len"] == found["max_image_seq_len"]:
+        raise UserError(f"{folder}/{place}: max_image_seq_len must differ from base_image_seq_len")
+    return found
+
+
+def _shift(schedule: Mapping[str, Any], tokens: int) -> float:
+    """Of the sigma schedule, for pictures of that many tokens."""
+    if not schedule["use_dynamic_shifting"]:
+        return float(schedule["shift"])
     return flow.dynamic_shift(
         tokens,
-        base_shift=scheduler["base_shift"],
-        max_shift=scheduler["max_shift"],
-        base_tokens=scheduler["base_image_seq_len"],
-        max_tokens=scheduler["max_image_seq_len"],
-        exponential=scheduler.get("time_shift_type", "exponential") == "exponential",
+        base_shift=schedule["base_shift"],
+        max_shift=schedule["max_shift"],
+        base_tokens=schedule["base_image_seq_len"],
+        max_tokens=schedule["max_image_seq_len"],
+        exponential=schedule["time_shift_type"] == "exponential",
     )
 
 

@@ -1,11 +1,11 @@
 """Which backbone opens a local diffusers folder, told by its `model_index.json` alone; imports no torch."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from alignbench import registry
+from alignbench.backbones.trust import read_json
 from alignbench.errors import UserError
 from alignbench.paths import local_path
 
@@ -35,13 +35,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it has none, or one that cannot be read.
     """
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{folder} is no diffusers folder: it has no {INDEX}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{folder / INDEX} is no valid JSON") from None
-    if not isinstance(index, dict) or "_class_name" not in index:
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} is no diffusers folder: it has no {INDEX}")
+    index = read_json(folder, INDEX)
+    if not isinstance(index.get("_class_name"), str):
         raise UserError(f"{folder / INDEX} names no pipeline")
     return index
 

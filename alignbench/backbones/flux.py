@@ -25,6 +25,12 @@ class Flux(DiffusersFolder):
 
     settings: Settings
     PIPELINE = "FluxPipeline"
+    MODELS = {  # noqa: RUF012
+        "transformer": "diffusers.FluxTransformer2DModel",
+        "vae": "diffusers.AutoencoderKL",
+        "text_encoder": "transformers.CLIPTextModel",
+        "text_encoder_2": "transformers.T5EncoderModel",
+    }
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

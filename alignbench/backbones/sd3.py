@@ -1,6 +1,5 @@
 """sd3: a local `StableDiffusion3Pipeline` folder (SD3, SD3.5), trained in full or through LoRA."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,10 @@ from torch import Tensor
 
 from alignbench import UserError
 from alignbench.backbones.diffusers_folder import Conditioning, DiffusersFolder, Embeddings
+from alignbench.backbones.trust import read_json
+
+CLIP_TOKENS = 77
+"""Of a CLIP whose config does not say."""
 
 
 class SD3(DiffusersFolder):
@@ -24,6 +27,14 @@ class SD3(DiffusersFolder):
 
     settings: Settings
     PIPELINE = "StableDiffusion3Pipeline"
+    MODELS = {  # noqa: RUF012
+        "transformer": "diffusers.SD3Transformer2DModel",
+        "vae": "diffusers.AutoencoderKL",
+        "text_encoder": "transformers.CLIPTextModelWithProjection",
+        "text_encoder_2": "transformers.CLIPTextModelWithProjection",
+        "text_encoder_3": "transformers.T5EncoderModel",
+    }
+    OPTIONAL = frozenset({"text_encoder_3", "tokenizer_3"})
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -39,8 +50,8 @@ class SD3(DiffusersFolder):
     @property
     def text_tokens(self) -> int:
         """Of the CLIP encoders, and after them those of T5."""
-        clip = json.loads((self.folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
-        return int(clip["max_position_embeddings"] + self.call["max_sequence_length"])
+        clip = read_json(self.folder, "text_encoder/config.json")
+        return int(clip.get("max_position_embeddings", CLIP_TOKENS) + self.call["max_sequence_length"])
 
     @property
     def needs_empty_prompt(self) -> bool:

@@ -102,7 +102,7 @@ def test_features_give_cosine_diversity_and_vendi_score(dino: str) -> None:
         ("open_clip:ViT-L-14", "must be open_clip:MODEL/WEIGHTS"),
         ("open_clip:ViT-X/openai", "no architecture 'ViT-X'; did you mean"),
         ("open_clip:ViT-B-32/nowhere.pt", "does not load the weights"),
-        ("dinov2:./nowhere", "opens as no DINOv2"),
+        ("dinov2:./nowhere", "there is no folder './nowhere'"),
     ],
 )
 def test_features_that_do_not_open_are_refused(source: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:

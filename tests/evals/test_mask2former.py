@@ -162,5 +162,5 @@ def test_the_scorer_takes_it_by_name_and_refuses_what_is_no_model(tmp_path: Path
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     scorer = load_scorer("geneval", detector="mask2former", model=str(tmp_path))
     assert isinstance(scorer, GenEval)
-    with pytest.raises(UserError, match="opens as no Mask2Former"):
+    with pytest.raises(UserError, match="does not open as a Mask2Former"):
         scorer.score([Image.new("RGB", (8, 8))], ["a star"])

@@ -116,7 +116,7 @@ def test_no_pictures_and_long_prompts(folder: Path) -> None:
 
 def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="opens as no CLIP model"):
+    with pytest.raises(UserError, match="does not open as a CLIP model"):
         load_scorer("pickscore", model=str(tmp_path)).score(noise(1), ["x"])
 
 

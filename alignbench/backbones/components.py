@@ -1,0 +1,210 @@
+"""The components of a local diffusers folder: each is opened by a class of an installed package that its family allows.
+
+`model_index.json` says which class saved a component. It is compared with what the family expects and never imported by name,
+and nothing but a component's own folder is read: `DiffusionPipeline.from_pretrained` of older diffusers imports whatever module
+the file names.
+"""
+
+import importlib
+import json
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignbench.backbones.families import INDEX
+from alignbench.backbones.trust import check_folder, lacking
+from alignbench.errors import UserError, first_line
+
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+TOKENIZERS = frozenset(
+    {"CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"}
+)
+RENAMED = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+"""Name of a class in transformers 5 -> the one that transformers 4 knows too."""
+UNUSED = frozenset({"image_encoder", "feature_extractor"})
+"""Components for other uses of a pipeline than drawing from a prompt: left out."""
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+"""How each library calls the file of a component's weights."""
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+ABSENT = [None, None]
+"""What the index says of a component that is left out."""
+LFS = b"version https://git-lfs"
+
+
+def tokenizer_of(encoder: str) -> str:
+    """The tokenizer's name that belongs to a text encoder's."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+class Components:
+    """What a folder's index names, checked before anything is opened.
+
+    Attributes:
+        classes: component -> the library and the name of the class that opens it, None where the folder leaves it out.
+        variants: model -> the variant that its files of weights are named by (`fp16`), None for plain names.
+    """
+
+    def __init__(self, folder: Path, index: Mapping[str, Any], models: Mapping[str, str], optional: Collection[str]) -> None:
+        """Checks the folder.
+
+        Args:
+            index: of `model_index.json`.
+            models: component that holds weights -> library.Class that opens it.
+            optional: components that the pipeline does without.
+
+        Raises:
+            UserError: it holds code, names other classes than these, or lacks files.
+        """
+        check_folder(folder)
+        self.folder = folder
+        allowed: dict[str, tuple[str, frozenset[str]]] = {"scheduler": ("diffusers", frozenset({SCHEDULER}))}
+        for name, cls in models.items():
+            library, _, class_name = cls.partition(".")
+            allowed[name] = library, frozenset({class_name})
+            if name.startswith("text_encoder"):
+                allowed[tokenizer_of(name)] = "transformers", TOKENIZERS
+        named = {n: v for n, v in index.items() if isinstance(v, list) and not n.startswith("_") and n not in UNUSED}
+        if foreign := sorted(set(named) - set(allowed)):
+            raise UserError(f"{folder / INDEX} names a component {foreign[0]!r}, which a {index['_class_name']} does not have")
+        self.classes = {name: self._checked(name, named.get(name, ABSENT), *allowed[name], optional) for name in allowed}
+        for name in models:
+            if name.startswith("text_encoder") and self.classes[name] and not self.classes[tokenizer_of(name)]:
+                raise UserError(f"{folder / INDEX} has a {name} but no {tokenizer_of(name)}")
+        # Config files alone tell what a model needs; a folder with some weights is meant to be opened and must have them all.
+        present = [name for name in models if self.classes[name]]
+        self.empty = not any(file for name in present for file in (folder / name).glob("*.safetensors"))
+        self.variants = {} if self.empty else {name: self._variant(name) for name in present}
+
+    def _checked(
+        self, name: str, entry: list[Any], library: str, allowed: Collection[str], optional: Collection[str]
+    ) -> tuple[str, str] | None:
+        """The library and class that open a component; None for one that is left out."""
+        index = self.folder / INDEX
+        if entry == ABSENT:
+            if name in optional:
+                return None
+            raise UserError(f"{index} leaves out {name}, which alignbench needs")
+        if len(entry) != 2 or entry[0] != library or entry[1] not in allowed:
+            given, expected = ".".join(map(str, entry)), " or ".join(sorted(allowed))
+            raise UserError(f"{index} names {given} as its {name}; alignbench opens {library}'s {expected}")
+        config = "scheduler_config.json" if name == "scheduler" else "config.json"
+        config = "tokenizer_config.json" if name.startswith("tokenizer") else config
+        if not (self.folder / name / config).is_file():
+            otherwise = f", or set {' and '.join(sorted(optional))} to [null, null] in {INDEX}" if name in optional else ""
+            raise UserError(f"{self.folder} lacks {name}/{config}, though {INDEX} names a {name}: download it{otherwise}")
+        return library, str(entry[1])
+
+    def _variant(self, name: str) -> str | None:
+        """By which variant's name a model's weights go.
+
+        Raises:
+            UserError: it has no weights in safetensors, some are missing or damaged, or there are several variants alone.
+        """
+        folder, stem = self.folder / name, STEMS[self._class(name)[0]]
+        form = re.compile(rf"{stem}(?:\.(?P<single>\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(?P<index>\w+))?\.json")
+        found: dict[str | None, list[Path]] = {}
+        for file in sorted(folder.iterdir()):
+            if match := form.fullmatch(file.name):
+                found.setdefault(match["single"] or match["index"], []).append(file)
+        if not found:
+            other = next((f.name for f in sorted(folder.iterdir()) if f.suffix in PICKLED), None)
+            held = f"it holds {other}, and alignbench reads safetensors alone" if other else f"there is no {stem}.safetensors"
+            raise UserError(f"{folder} lacks weights: {held}")
+        if None not in found and len(found) > 1:
+            variants = ", ".join(str(variant) for variant in found)
+            raise UserError(f"{folder} has weights of several variants ({variants}) and no plain ones; keep one of them")
+        variant = None if None in found else next(iter(found))
+        for file in found[variant]:
+            for part in _shards(file) if file.suffix == ".json" else [file]:
+                _check_weights(part)
+        return variant
+
+    def _class(self, name: str) -> tuple[str, str]:
+        found = self.classes[name]
+        assert found is not None
+        return found
+
+    def open(self, name: str, dtype: torch.dtype) -> Any:
+        """A component with its weights, on the CPU.
+
+        Raises:
+            UserError: it does not open, or its files lack some of its weights.
+        """
+        library, cls = self._find(name)
+        if not issubclass(cls, nn.Module):
+            return self._guarded(name, lambda: cls.from_pretrained(self.folder / name, local_files_only=True))
+        options = {
+            "torch_dtype" if library == "diffusers" else "dtype": dtype,
+            "variant": self.variants[name] if self.variants else self._variant(name),
+            "use_safetensors": True,
+            "local_files_only": True,
+            "output_loading_info": True,
+        }
+        module, loading = self._guarded(name, lambda: cls.from_pretrained(self.folder / name, **options))
+        if missing := lacking(module, loading):
+            raise UserError(f"{self.folder / name} lacks {len(missing)} of its weights, among them {missing[0]}")
+        return module
+
+    def hollow(self, name: str, dtype: torch.dtype) -> Any:
+        """A component made from its config; a module of it has shapes and types, but no values."""
+        library, cls = self._find(name)
+        if not issubclass(cls, nn.Module):
+            return self.open(name, dtype)
+        return self._guarded(name, lambda: _hollow(library, cls, self.folder / name, dtype))
+
+    def _find(self, name: str) -> tuple[str, Any]:
+        library, class_name = self._class(name)
+        module = importlib.import_module({"diffusers": "diffusers", "transformers": "transformers"}[library])
+        return library, getattr(module, RENAMED.get(class_name, class_name))
+
+    def _guarded(self, name: str, opening: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                # Its new name, dtype, is not known to older versions.
+                warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+                return opening()
+        except Exception as error:  # whatever a folder that lacks something makes its reader raise
+            what = self._class(name)[1]
+            raise UserError(f"{self.folder / name} does not open as a {what}: {first_line(error)}") from error
+
+
+def _hollow(library: str, cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"):
+        if library == "diffusers":
+            module = cls.from_config(cls.load_config(folder, local_files_only=True))
+        else:
+            module = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
+    hollow: nn.Module = module.to("meta", dtype)  # buffers that were computed have values
+    return hollow
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all of them beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index} is no index of weights beside it") from None
+    return [index.parent / name for name in names]
+
+
+def _check_weights(file: Path) -> None:
+    """Reads the head of a file of weights."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise UserError(f"{file.parent} lacks {file.name}: download it")
+    try:
+        with safe_open(file, "pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as head:
+            pointer = head.read(len(LFS)) == LFS
+        why = "a Git LFS pointer in place of the weights: run git lfs pull" if pointer else f"damaged or cut short ({error})"
+        raise UserError(f"{file} is {why}") from None
