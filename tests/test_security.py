@@ -323,3 +323,13 @@ def test_a_config_with_an_absolute_or_relative_path_of_a_task_reads_it_and_write
     run(config, tmp_path / "run")
     assert sorted(folder.iterdir()) == before
     assert np.isfinite(read_results(tmp_path / "run").runs[0].result.budget.seconds)
+
+
+def test_the_page_on_security_names_tests_that_are_there() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    files, names = set(re.findall(r"`(tests/[\w/]+\.py)`", page)), set(re.findall(r"`(test_\w+)`", page))
+    assert len(files) >= 5
+    assert len(names) >= 5
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    defined = set(re.findall(r"^def (test_\w+)", Path(__file__).read_text(encoding="utf-8"), re.MULTILINE))
+    assert names <= defined

@@ -167,7 +167,7 @@ def test_sums_means_and_descendants_are_those_of_plain_loops(plan: Plan, prompts
     below = [[of_leaves[i] for i, path in enumerate(paths) if edge in path] for edge in range(len(of_edges))]
     known = [[value for value in values if value == value] for values in below]
     expected = torch.tensor([sum(values) / len(values) if values else float("nan") for values in known])
-    torch.testing.assert_close(forest.descendant_mean(torch.tensor(of_leaves)), expected, equal_nan=True)
+    torch.testing.assert_close(forest.descendant_mean(torch.tensor(of_leaves)).float(), expected, equal_nan=True)
     chosen = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(paths), max_size=len(paths))))
     forest.train_only(chosen)
     assert forest.trained is not None

@@ -14,7 +14,7 @@ def test_a_misspelt_variable_of_ours_is_told_with_the_right_name(monkeypatch: py
 @pytest.mark.parametrize("value", ["two", "-1", "0", "1.5", "９", "9" * 20])
 def test_a_launchers_variable_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
-    with pytest.raises(UserError, match=f"WORLD_SIZE must be a whole number from 1 on, got '{value}'; unset it"):
+    with pytest.raises(UserError, match=f"WORLD_SIZE='{value}', which must be a whole number of at least 1; unset it"):
         launch.count()
     monkeypatch.setenv("WORLD_SIZE", " ")
     assert launch.count() == 1

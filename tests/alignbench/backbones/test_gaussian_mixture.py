@@ -303,6 +303,6 @@ def test_a_policy_gradient_raises_the_reward_and_leaves_the_base(tmp_path: Path)
     )
     metrics = run(config, tmp_path / "run").metrics
     for name in ("scenario_reward", "exact_reward", "kl_base"):
-        change = metrics[name].difference
-        assert change.lower is not None
-        assert change.lower > 0
+        change = metrics[name].difference  # exact, over four prompts that gain differently: an interval says little
+        assert change.value is not None
+        assert change.value > 0.05
