@@ -32,12 +32,13 @@ fuzz: $(READY) ## the property tests with many examples, others each time
 	$(BIN)/python -m pytest -q -n auto tests/alignbench/test_properties_*.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
 mutants: $(READY) ## breaks one line at a time in a copy of the tree: does a test notice?
-	$(BIN)/python -m tests.mutants $(ARGS)
+	$(BIN)/python -m tests.support.mutants $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and which packages may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 BENCH := results/benchmarks/benchmarks.json
 

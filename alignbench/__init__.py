@@ -10,21 +10,21 @@ if TYPE_CHECKING:
     from alignbench.backbone import Backbone as Backbone
     from alignbench.errors import RunError as RunError
     from alignbench.errors import UserError as UserError
-    from alignbench.executor import rollout as rollout
-    from alignbench.forest import RolloutForest as RolloutForest
     from alignbench.load import load_backbone as load_backbone
     from alignbench.load import load_objective as load_objective
     from alignbench.load import load_sampler as load_sampler
     from alignbench.load import load_scorer as load_scorer
     from alignbench.objective import Needs as Needs
     from alignbench.objective import Objective as Objective
-    from alignbench.plan import Plan as Plan
-    from alignbench.plan import Step as Step
+    from alignbench.rollouts.executor import rollout as rollout
+    from alignbench.rollouts.forest import RolloutForest as RolloutForest
+    from alignbench.rollouts.plan import Plan as Plan
+    from alignbench.rollouts.plan import Step as Step
     from alignbench.sampler import Sampler as Sampler
     from alignbench.scorer import Scorer as Scorer
     from alignbench.scorer import SetMetric as SetMetric
     from alignbench.settings import Settings as Settings
-    from alignbench.training import run as run
+    from alignbench.training.run import run as run
 
 __version__ = "0.1.0"
 
@@ -32,21 +32,21 @@ _HOMES = {
     "Backbone": "backbone",
     "Needs": "objective",
     "Objective": "objective",
-    "Plan": "plan",
-    "RolloutForest": "forest",
+    "Plan": "rollouts.plan",
+    "RolloutForest": "rollouts.forest",
     "RunError": "errors",
     "Sampler": "sampler",
     "Scorer": "scorer",
     "SetMetric": "scorer",
     "Settings": "settings",
-    "Step": "plan",
+    "Step": "rollouts.plan",
     "UserError": "errors",
     "load_backbone": "load",
     "load_objective": "load",
     "load_sampler": "load",
     "load_scorer": "load",
-    "rollout": "executor",
-    "run": "training",
+    "rollout": "rollouts.executor",
+    "run": "training.run",
 }
 
 __all__ = sorted(_HOMES)

@@ -9,15 +9,15 @@ from typing import NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from alignbench import import_path, streams
+from alignbench.runtime import import_path, streams
 
 import_path.leave_out_current_folder()  # before any library looks for its optional modules there
 streams.open_closed()
 
-from alignbench import launch, surroundings  # noqa: E402
-from alignbench.cli import app, failure  # noqa: E402
+from alignbench.cli.app import app, failure  # noqa: E402
 from alignbench.errors import RunError, UserError  # noqa: E402
-from alignbench.signals import interrupt_on_every_end  # noqa: E402
+from alignbench.runtime import launch, surroundings  # noqa: E402
+from alignbench.runtime.signals import interrupt_on_every_end  # noqa: E402
 
 
 def main() -> NoReturn:

@@ -6,13 +6,15 @@ the model's dtype.
 """
 
 from math import exp, pi
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from alignbench.errors import NonFiniteError
-from alignbench.plan import Rule
+
+if TYPE_CHECKING:
+    from alignbench.rollouts.plan import Rule
 
 Reduction = Literal["mean", "sum"]
 
@@ -60,7 +62,7 @@ def moments(
     sigma: float | Tensor,
     sigma_next: float | Tensor,
     noise_level: float | Tensor,
-    rule: Rule,
+    rule: "Rule",
 ) -> tuple[Tensor, Tensor]:
     """Mean [B, ...] and standard deviation (broadcast over the latent dimensions) of one step.
 
@@ -101,7 +103,7 @@ def draw(
     sigma: float | Tensor,
     sigma_next: float | Tensor,
     noise_level: float | Tensor,
-    rule: Rule,
+    rule: "Rule",
     *,
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -121,7 +123,7 @@ def step(
     sigma: float | Tensor,
     sigma_next: float | Tensor,
     noise_level: float | Tensor = 0.0,
-    rule: Rule = "sde",
+    rule: "Rule" = "sde",
     *,
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -163,7 +165,7 @@ def mean_shift(
     sigma: float | Tensor,
     sigma_next: float | Tensor,
     noise_level: float | Tensor,
-    rule: Rule,
+    rule: "Rule",
 ) -> Tensor:
     """By how much a step's mean moves when the velocity changes by `change` [B, ...].
 

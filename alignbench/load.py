@@ -4,13 +4,14 @@ from typing import Any, cast
 
 import torch
 
-from alignbench import launch, registry
+from alignbench import registry
 from alignbench.backbone import HOLLOW, Backbone, device_named
 from alignbench.backbones import families
-from alignbench.config import RunConfig
+from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
+from alignbench.files.paths import local_path
 from alignbench.objective import Objective
-from alignbench.paths import local_path
+from alignbench.runtime import launch
 from alignbench.sampler import Sampler
 from alignbench.scorer import Eval, Scorer
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from alignbench import settings
-from alignbench.forest import RolloutForest
-from alignbench.terms import EdgeRows, Rows, Terms, Velocities, edge_terms
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import EdgeRows, Rows, Terms, Velocities, edge_terms
 
 
 @dataclass(frozen=True)

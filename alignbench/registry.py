@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from alignbench import import_path
 from alignbench.errors import UserError, did_you_mean
+from alignbench.runtime import import_path
 
 PACKAGES = {
     "objectives": "objectives",
@@ -74,7 +74,7 @@ def create(kind: str, name: str, base: type, settings: dict[str, Any]) -> Any:
     Raises:
         UserError: unknown name, unknown setting, a setting out of its range, or a class that cannot be called with them.
     """
-    from alignbench.config import validate
+    from alignbench.settings import validate
 
     cls = find(kind, name, base)
     valid = validate(cls.Settings, settings, where=f"{_one(kind)} {name}")

@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from alignbench import settings
-from alignbench.forest import RolloutForest
-from alignbench.plan import Plan
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.plan import Plan
 
 
 class Sampler(ABC):

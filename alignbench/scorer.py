@@ -13,7 +13,7 @@ from PIL import Image
 
 from alignbench import settings
 from alignbench.errors import RunError, UserError
-from alignbench.images import as_rgb
+from alignbench.files.images import as_rgb
 
 Images = Sequence[Image.Image | np.ndarray] | np.ndarray
 """PIL images, uint8 arrays [H, W, 3], or all in one array [N, H, W, 3]."""
@@ -83,7 +83,7 @@ class SetMetric(Eval, ABC):
 
 
 def as_arrays(images: Images) -> list[np.ndarray]:
-    """Each image as uint8 [H, W, 3], as a viewer shows it: see `alignbench.images`."""
+    """Each image as uint8 [H, W, 3], as a viewer shows it: see `alignbench.files.images`."""
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
     return [_as_array(image) for image in images]

@@ -1,15 +1,20 @@
 """The base of every settings class: strict, so that a misspelt key is an error and never ignored."""
 
+import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
+
+from alignbench.errors import UserError, did_you_mean, holds_secret
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _WITHOUT_TRUTH = (int, float, str, bytes, Path, type(None))
 
@@ -110,3 +115,59 @@ def first_problem(error: ValidationError, whole: str) -> str:
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"])) or whole
     return f"{where}: {problem['msg'].lower()}"
+
+
+def validate(model: type[Model], data: Mapping[str, Any], *, where: str) -> Model:
+    """The model built from data.
+
+    Raises:
+        UserError: one sentence that names the key, what is wrong, and for an unknown key the nearest valid one.
+    """
+    for key, why in _unfit(data):
+        raise UserError(f"{where}: {key}: {why}")
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(model, error)}") from None
+
+
+def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of what no setting can be, because neither torch nor a record could hold it, and why."""
+    if isinstance(data, int) and not -(2**63) <= data < 2**63:
+        yield key, "a whole number must fit into 64 bits"
+    elif isinstance(data, bytes):
+        yield key, "bytes are no setting"
+    elif isinstance(data, float) and not math.isfinite(data):
+        yield key, f"input should be a finite number, got {data}"
+    elif isinstance(data, str) and holds_secret(data):
+        instead = (
+            "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/configuration.md)"
+        )
+        yield key, f"a password or token in a URL would stand in every record; {instead}"
+    elif isinstance(data, Mapping | list | tuple):
+        for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
+            yield from _unfit(value, f"{key}.{inner}" if key else str(inner))
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(p) for p in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"there is no key {key!r}{did_you_mean(path[-1], _fields_at(model, path[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    shown = key and problem["type"] != "url" and not isinstance(problem["input"], Mapping)
+    given = f", got {problem['input']!r}" if shown else ""
+    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{given}{more}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

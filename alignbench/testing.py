@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from alignbench.forest import RolloutForest
-from alignbench.plan import Plan, Step
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.plan import Plan, Step
 
 
 def hand_made_forest(

@@ -7,8 +7,8 @@ furthest from the background show the ink itself.
 import numpy as np
 from scipy import ndimage
 
-from alignbench.drawing.lettering import MIN_CONTRAST
-from alignbench.drawing.palette import COLORS, nearest, srgb_to_lab
+from alignbench.embedded.drawing.lettering import MIN_CONTRAST
+from alignbench.embedded.drawing.palette import COLORS, nearest, srgb_to_lab
 from evals.geneval import Detection
 
 MIN_DISTANCE = MIN_CONTRAST / 2.5

@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from alignbench import UserError, hub
+from alignbench import UserError
 from alignbench.backbones.trust import check_folder, lacking
 from alignbench.errors import first_line
+from alignbench.runtime import hub
 from evals._processors import torchvision
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, contrast, nearest, srgb_to_lab
-from alignbench.drawing.scenes import MIN_CONTRAST, SHAPES, Scene, Shape
+from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, contrast, nearest, srgb_to_lab
+from alignbench.embedded.drawing.scenes import MIN_CONTRAST, SHAPES, Scene, Shape
 from evals.geneval import SCENES, Detection, Detections, Detector
 
 MIN_OVERLAP = {"circle": 0.85, "square": 0.85, "triangle": 0.8, "star": 0.75, "cross": 0.8}

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 import numpy as np
 from pydantic import Field
 
-from alignbench import RunError, Scorer, UserError, coco, settings
-from alignbench.drawing.palette import COLORS
-from alignbench.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS
+from alignbench import RunError, Scorer, UserError, settings
+from alignbench.embedded.drawing.palette import COLORS
+from alignbench.embedded.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS
+from alignbench.files.text import excerpt, prompt_identity
+from alignbench.files.text_files import read_objects, stripped
 from alignbench.scorer import Images, as_arrays
-from alignbench.text import excerpt, prompt_identity
-from alignbench.text_files import read_objects, stripped
+from alignbench.tasks import coco
 
 SHRINK = 0.1
 """Share of both sizes by which an offset counts as none (GenEval's position threshold)."""
@@ -261,7 +262,7 @@ class Grammar:
 
 
 SCENES = Grammar({kind: [plural] for kind, plural in PLURALS.items()})
-"""Of drawn scenes: reads back what `alignbench.drawing.scenes.sample_metadata` says."""
+"""Of drawn scenes: reads back what `alignbench.embedded.drawing.scenes.sample_metadata` says."""
 COCO = Grammar({name: coco.plurals(name) for name in coco.CLASSES})
 """Of photographs: reads back GenEval's own list."""
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from alignbench import SetMetric, UserError
-from alignbench.drawing import lettering, scenes
-from alignbench.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgrounds_for, nearest
-from alignbench.drawing.scenes import SIZES, Scene, Shape
+from alignbench.embedded.drawing import lettering, scenes
+from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgrounds_for, nearest
+from alignbench.embedded.drawing.scenes import SIZES, Scene, Shape
 from evals._lettering import background_of, find_lettering
 from evals._shapes import ShapesDetector
 from evals.geneval import SCENES, Detection

@@ -3,7 +3,7 @@
 The reward of Flow-GRPO's text-rendering task (arXiv 2505.05470): 1 - min(Levenshtein(read, target), n) / n for a target
 of n letters, after removing spaces and lower-casing; 1 where the target stands inside what was read. With `score: tmpo` that of
 TMPO's released code: 1 - Levenshtein / length of the longer text, where case and spaces count and a part is not enough.
-What is read and what is asked for are compared in one normal form (`alignbench.text`).
+What is read and what is asked for are compared in one normal form (`alignbench.files.text`).
 
 Two independent readers: EasyOCR (CRAFT and a CRNN) and RapidOCR (PP-OCR, onnxruntime). One trains, the other judges.
 A small picture holds one line of text, so its place is found by contrast and the recogniser alone reads the crop; large
@@ -28,8 +28,8 @@ from rapidfuzz.distance import Levenshtein
 from alignbench import RunError, Scorer, UserError, settings
 from alignbench.backbone import device_named
 from alignbench.backbones.trust import plain_weights
+from alignbench.files.text import excerpt, normal_form, plain_form
 from alignbench.scorer import Images, as_arrays
-from alignbench.text import excerpt, normal_form, plain_form
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

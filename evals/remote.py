@@ -1,7 +1,7 @@
 """remote: a scorer in another process or on another machine, which `serve-scorer` offers there over HTTP.
 
-Images travel as PNG, everything else as JSON (see `alignbench.serving`). A server that cannot be reached, or that fails,
-stops the run with one sentence and a checkpoint; it never becomes a score.
+Images travel as PNG, everything else as JSON (see `alignbench.scoring.serving`). A server that cannot be reached, or that
+fails, stops the run with one sentence and a checkpoint; it never becomes a score.
 
 The server is not trusted with more than its scores: it gets one deadline for a whole request, its answer has a largest size,
 and redirects are not followed. This machine is never asked through a proxy; other machines are where the environment says so,
@@ -26,9 +26,9 @@ from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 
 from alignbench import RunError, Scorer, UserError, settings
-from alignbench.credentials import scorer_authorization
+from alignbench.runtime.credentials import scorer_authorization
 from alignbench.scorer import Images, as_arrays
-from alignbench.serving import PROTOCOL, ScoreRequest, ScoreResponse, ServiceInfo, is_loopback, png
+from alignbench.scoring.serving import PROTOCOL, ScoreRequest, ScoreResponse, ServiceInfo, is_loopback, png
 
 REFUSED = (400, 401, 403, 407, 413, 415, 422)
 """HTTP statuses by which a server refuses what it was asked: asking again would not help."""

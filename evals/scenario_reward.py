@@ -1,6 +1,7 @@
 """scenario_reward: the known reward of a point of the `gaussian_mixture` backbone.
 
-`reward` is what training sees, noise and proxy included; `true_reward` is what is wanted. See `alignbench.scenarios`.
+`reward` is what training sees, noise and proxy included; `true_reward` is what is wanted. See
+`alignbench.backbones.mixture.scenarios`.
 """
 
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from alignbench import Scorer, settings
-from alignbench.mixtures import from_pictures
-from alignbench.scenarios import scored
+from alignbench.backbones.mixture.mixtures import from_pictures
+from alignbench.backbones.mixture.scenarios import scored
 from alignbench.scorer import Images, as_arrays
 
 

@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
-from alignbench.terms import Terms, log_ratio
-from alignbench.text import prompt_identity
+from alignbench.files.text import prompt_identity
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms, log_ratio
 
 MIN_STD = 1e-8
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, denoising_terms, part_of_update
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, denoising_terms, part_of_update
 
 
 class DPO(Objective):

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms, log_ratio, log_ratio_reference
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
 
 
 class FlowRL(Objective):

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench import groups
-from alignbench.forest import RolloutForest
-from alignbench.terms import Terms
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms
 from objectives.grpo import GRPO
 
 MIN_DISTANCE = 1e-8

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms, edge_std, log_ratio, part_of_update
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms, edge_std, log_ratio, part_of_update
 
 
 class GRPO(Objective):

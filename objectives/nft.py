@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, part_of_update
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, part_of_update
 
 MIN_WEIGHT = 1e-5
 

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from alignbench import Objective
-from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms
 
 
 class NoObjective(Objective):

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
-from alignbench.terms import Terms, Velocities, log_ratio
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms, Velocities, log_ratio
 
 MIN_STD = 1e-6
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
-from alignbench.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, denoising_terms
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, denoising_terms
 
 
 class RAFT(Objective):

@@ -20,9 +20,9 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms, log_ratio, log_ratio_reference
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
 
 BETA_MAX = 50.0
 

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.forest import RolloutForest
 from alignbench.objective import Needs
-from alignbench.terms import Terms, log_ratio_reference
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import Terms, log_ratio_reference
 
 
 class VarGrad(Objective):

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from alignbench import Plan, settings
-from alignbench.plan import Step
+from alignbench.rollouts.plan import Step
 
 
 class TreeSettings(settings.Settings):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from alignbench import Plan, RolloutForest, Sampler, groups
-from alignbench.plan import Step
+from alignbench.rollouts.plan import Step
 from samplers._tree import FixedSplits
 
 

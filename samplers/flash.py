@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from alignbench.plan import Step
+from alignbench.rollouts.plan import Step
 from samplers.sliding_window import SlidingWindow
 
 ROUNDING = 1e-9

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from alignbench import Plan, Sampler, settings
-from alignbench.plan import Step
+from alignbench.rollouts.plan import Step
 
 
 class SlidingWindow(Sampler):

@@ -1,6 +1,6 @@
 """What a run does when the world fails: it goes on to the same numbers, or ends with one clear sentence.
 
-Each test states what it proves. Ways to fail are in `tests.faults`, plug-ins that fail in `tests.plugins`.
+Each test states what it proves. Ways to fail are in `tests.support.faults`, plug-ins that fail in `tests.support.plugins`.
 """
 
 import json
@@ -19,15 +19,19 @@ import pytest
 import torch
 import yaml
 
-from alignbench import RunError, UserError, checkpoint, files, record, run, training
-from alignbench.checkpoint import STATE, SUMS, VERSION, policy_weights
-from alignbench.config import RunConfig, load_config
-from alignbench.console import Silent
+from alignbench import RunError, UserError, run
+from alignbench.config.run_config import RunConfig, load_config
 from alignbench.errors import DiskError, NonFiniteError, ScorerError
+from alignbench.files import writing as files
 from alignbench.load import load_configured_backbone
-from tests.command_line import in_this_process
-from tests.faults import calls_of, command, full_disk, killed_at, killed_while_writing, read_only, small_files
-from tests.plugins import Cramped, toy_config, write_task
+from alignbench.records import record
+from alignbench.training import checkpoint
+from alignbench.training import run as training
+from alignbench.training.checkpoint import STATE, SUMS, VERSION, policy_weights
+from alignbench.training.progress import Silent
+from tests.support.command_line import in_this_process
+from tests.support.faults import calls_of, command, full_disk, killed_at, killed_while_writing, read_only, small_files
+from tests.support.plugins import Cramped, toy_config, write_task
 
 KILLS = int(os.environ.get("ALIGNBENCH_KILLS", "10"))
 """Processes that are killed; ALIGNBENCH_KILLS=50 for a thorough test."""
@@ -305,7 +309,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
 
 def test_where_all_checkpoints_are_damaged_the_run_says_so(tmp_path: Path) -> None:
     """It neither starts from the beginning unasked nor goes on from what it cannot trust; judging refuses likewise."""
-    from alignbench.scoring import score_model
+    from alignbench.scoring.score import score_model
 
     config = toy_config(write_task(tmp_path), checkpoint_every=1, checkpoints_kept=2)
     run(config, tmp_path / "run")
@@ -393,7 +397,7 @@ def test_a_fault_of_a_plugin_costs_no_finished_iteration(
     tmp_path: Path, objective: str, error: type[Exception], done: int
 ) -> None:
     """A loss that is not finite, or fails, does so before any weight has changed, and what was done until then is saved."""
-    config = toy_config(write_task(tmp_path), objective=f"tests.plugins:{objective}", iterations=5)
+    config = toy_config(write_task(tmp_path), objective=f"tests.support.plugins:{objective}", iterations=5)
     with pytest.raises(error):
         run(config, tmp_path / "run")
     assert [f.name for f in (tmp_path / "run" / "checkpoints").iterdir()] == [f"iteration-{done}"]
@@ -430,7 +434,7 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_the_result_is_the_same
     """In rollout, training and judging alike, and the record says so."""
     changes: Any = {"objective": objective, "ema": {"decay": 0.9, "every": 1}}
     roomy = run(toy_config(write_task(tmp_path), **changes), tmp_path / "roomy")
-    cramped = run(toy_config(write_task(tmp_path), backbone="tests.plugins:Cramped", **changes), tmp_path / "cramped")
+    cramped = run(toy_config(write_task(tmp_path), backbone="tests.support.plugins:Cramped", **changes), tmp_path / "cramped")
     assert (cramped.budget.micro_batch, roomy.budget.micro_batch, roomy.budget.micro_batch_halvings) == (4, None, 0)
     assert cramped.budget.micro_batch_halvings > 0
     assert cramped.budget.reward_calls == roomy.budget.reward_calls
@@ -443,7 +447,7 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_the_result_is_the_same
 
 def test_a_run_that_ran_out_of_memory_resumes_with_what_fitted(tmp_path: Path) -> None:
     """Bit for bit, since it does not try again what had failed; other micro-batches round in another way."""
-    changes: Any = {"backbone": "tests.plugins:Cramped"}
+    changes: Any = {"backbone": "tests.support.plugins:Cramped"}
     whole = run(toy_config(write_task(tmp_path), **changes), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(toy_config(write_task(tmp_path, "Interrupting"), **changes), tmp_path / "broken")
@@ -456,7 +460,7 @@ def test_where_not_one_row_fits_the_run_says_so(tmp_path: Path, monkeypatch: pyt
     """In one line, and not by halving for ever."""
     monkeypatch.setattr(Cramped, "room", 0)
     with pytest.raises(RunError, match=r"^out of memory with one row in a model call: CUDA out of memory\. Tried .* GiB\.$"):
-        run(toy_config(write_task(tmp_path), backbone="tests.plugins:Cramped", micro_batch=2), tmp_path / "run")
+        run(toy_config(write_task(tmp_path), backbone="tests.support.plugins:Cramped", micro_batch=2), tmp_path / "run")
 
 
 def test_a_clock_that_jumps_changes_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]) -> None:

@@ -2,13 +2,29 @@
 
 import pytest
 
-from tests.mutants import ROOT, Mutation, mutations
+from tests.support.mutants import ROOT, Mutation, mutations
 
 CENTRAL = (
-    *("alignbench/plan.py", "alignbench/flow.py", "alignbench/noise.py", "alignbench/forest.py", "alignbench/executor.py"),
-    *("alignbench/terms.py", "alignbench/engine.py", "alignbench/groups.py", "alignbench/trainer.py"),
-    *("alignbench/checkpoint.py", "alignbench/evaluation.py", "alignbench/statistics.py", "alignbench/record.py"),
-    *("alignbench/config.py", "objectives/tmpo.py", "objectives/grpo.py"),
+    *(
+        "alignbench/rollouts/plan.py",
+        "alignbench/flow.py",
+        "alignbench/rollouts/noise.py",
+        "alignbench/rollouts/forest.py",
+        "alignbench/rollouts/executor.py",
+    ),
+    *(
+        "alignbench/rollouts/terms.py",
+        "alignbench/training/engine.py",
+        "alignbench/groups.py",
+        "alignbench/training/trainer.py",
+    ),
+    *(
+        "alignbench/training/checkpoint.py",
+        "alignbench/evaluation/evaluate.py",
+        "alignbench/statistics.py",
+        "alignbench/records/record.py",
+    ),
+    *("alignbench/config/run_config.py", "objectives/tmpo.py", "objectives/grpo.py"),
 )
 
 

@@ -21,19 +21,21 @@ import yaml
 from PIL import Image
 
 import alignbench
-from alignbench import UserError, load_scorer, plots, report, run
+from alignbench import UserError, load_scorer, run
 from alignbench.backbones.tiny import FOLDER as TINY
-from alignbench.cli import _results_folder, app
-from alignbench.comparison import Grid
-from alignbench.comparison_plots import picture_grid
-from alignbench.config import BudgetConfig, load_config
-from alignbench.escaping import slug
+from alignbench.cli.app import _results_folder, app
+from alignbench.comparison.compare import Grid
+from alignbench.config.run_config import BudgetConfig, load_config
+from alignbench.figures import plots
+from alignbench.files.escaping import slug
+from alignbench.files.yaml_files import read_yaml
 from alignbench.load import load_backbone
-from alignbench.results import read_results
-from alignbench.yaml_files import read_yaml
+from alignbench.records.results import read_results
+from alignbench.reports import report
+from alignbench.reports.comparison_plots import picture_grid
 from evals._clip import FOLDERS
 from tests.alignbench.record_folders import write_run
-from tests.plugins import toy_config, write_task
+from tests.support.plugins import toy_config, write_task
 
 ROOT = Path(alignbench.__file__).parents[1]
 SOURCES = sorted(f for package in ("alignbench", "objectives", "samplers", "evals") for f in (ROOT / package).rglob("*.py"))
@@ -256,7 +258,7 @@ def test_no_name_of_a_record_is_markup_in_a_report(tmp_path: Path) -> None:
 
 def test_the_terminal_shows_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets are no styles: a folder called `[/red]` ends no run with an error."""
-    from alignbench.console import Terminal
+    from alignbench.cli.console import Terminal
 
     out = tmp_path / "[/red] [bold]"
     run(toy_config(write_task(tmp_path)), out, console=Terminal())
@@ -270,24 +272,24 @@ def test_the_scorer_service_listens_to_this_machine_alone_unless_told(monkeypatc
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: seen.append(options))
     for arguments in ([], ["--host", "0.0.0.0"]):
-        done = typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness", *arguments])
+        done = typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.support.plugins:Brightness", *arguments])
         assert done.exit_code == 0, done.output
     assert [options["host"] for options in seen] == ["127.0.0.1", "0.0.0.0"]
 
 
 def test_the_scorer_service_limits_a_request_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignbench import serving
+    from alignbench.scoring import serving
 
     seen: list[int] = []
     monkeypatch.setattr(serving, "application", lambda scorer, *, max_bytes, **_: seen.append(max_bytes))
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: None)
     for arguments in ([], ["--max-mb", "1"]):
-        typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness", *arguments])
+        typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.support.plugins:Brightness", *arguments])
     assert seen == [64 * 2**20, 2**20]
 
 
 def test_the_scorer_service_asks_for_the_token_that_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignbench import serving
+    from alignbench.scoring import serving
 
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(serving, "application", lambda scorer, **options: seen.append(options))
@@ -302,7 +304,7 @@ def test_the_scorer_service_asks_for_the_token_that_it_was_given(tmp_path: Path,
         ["--host", "0.0.0.0", "--token-file", str(tmp_path / "token")],
         ["--token-file", str(tmp_path / "none")],
     ):
-        done = typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness", *arguments])
+        done = typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.support.plugins:Brightness", *arguments])
         told.append(done.stderr)
     assert [options["authorization"] for options in seen] == [None, "Bearer s3cret", None, "Bearer s3cret"]
     assert [options["queue"] for options in seen] == [32, 3, 32, 32]
@@ -310,7 +312,7 @@ def test_the_scorer_service_asks_for_the_token_that_it_was_given(tmp_path: Path,
     assert ["can use this scorer" in line for line in told] == [False, False, True, False, False]
     assert "s3cret" not in "".join(told)
     monkeypatch.setenv("ALIGNBENCH_SCORER_TOKEN", "of the environment")
-    typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.plugins:Brightness"])
+    typer.testing.CliRunner().invoke(app, ["serve-scorer", "tests.support.plugins:Brightness"])
     assert seen[-1]["authorization"] == "of the environment"
 
 

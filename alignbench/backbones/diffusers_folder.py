@@ -25,7 +25,7 @@ from alignbench.backbone import BackboneSettings, Component
 from alignbench.backbones import families
 from alignbench.backbones.components import SCHEDULER, Components
 from alignbench.backbones.trust import read_json
-from alignbench.paths import local_path
+from alignbench.files.paths import local_path
 
 ENCODE_BATCH = 64
 """Prompts that the text encoders take at a time."""

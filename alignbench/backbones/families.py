@@ -7,7 +7,7 @@ from typing import Any
 from alignbench import registry
 from alignbench.backbones.trust import read_json
 from alignbench.errors import UserError
-from alignbench.paths import local_path
+from alignbench.files.paths import local_path
 
 INDEX = "model_index.json"
 FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}

@@ -1,10 +1,10 @@
 """gaussian_mixture: points in the plane instead of pictures; the base model, its target and every divergence are known.
 
-The base velocity is the closed form of a Gaussian mixture, one for each prompt (`alignbench.scenarios`). A residual network
-that starts at zero is what training moves. Since the sampler is a chain of Euler steps x -> x + (sigma' - sigma) v(x), the
-density of what it draws is exact: log p(x_0) = log N(z) - sum_t log |det(I + (sigma' - sigma) dv/dx)|. With the noise z on a
-quadrature grid, so are the divergences to the target q(x) = p_base(x) exp(beta R(x)) / Z. In other dimensions than two the
-noise is quasi-random, and what is an integral over q an average with weights q / p.
+The base velocity is the closed form of a Gaussian mixture, one for each prompt (`alignbench.backbones.mixture.scenarios`). A
+residual network that starts at zero is what training moves. Since the sampler is a chain of Euler steps
+x -> x + (sigma' - sigma) v(x), the density of what it draws is exact: log p(x_0) = log N(z) - sum_t log |det(I + (sigma' -
+sigma) dv/dx)|. With the noise z on a quadrature grid, so are the divergences to the target q(x) = p_base(x) exp(beta R(x)) / Z.
+In other dimensions than two the noise is quasi-random, and what is an integral over q an average with weights q / p.
 """
 
 import math
@@ -23,8 +23,16 @@ from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings, Law, Measured
-from alignbench.mixtures import EXTENT, Mixture, as_pictures, divergences, midpoints, mixture_velocity, noise_quadrature
-from alignbench.scenarios import PROMPTS_EACH, Quadratic, World, world
+from alignbench.backbones.mixture.mixtures import (
+    EXTENT,
+    Mixture,
+    as_pictures,
+    divergences,
+    midpoints,
+    mixture_velocity,
+    noise_quadrature,
+)
+from alignbench.backbones.mixture.scenarios import PROMPTS_EACH, Quadratic, World, world
 
 FREQUENCIES = (1.0, 2.0, 4.0)
 FEATURES = 64

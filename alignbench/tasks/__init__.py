@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import Field
 
 from alignbench import registry
-from alignbench.config import tasks_path, validate
+from alignbench.config.run_config import tasks_path
 from alignbench.errors import UserError, did_you_mean
-from alignbench.paths import local_path
-from alignbench.prompts import interleaved, read_prompts
-from alignbench.settings import Settings
-from alignbench.text import distinct, excerpt, prompt_identity
-from alignbench.yaml_files import read_yaml
+from alignbench.files.paths import local_path
+from alignbench.files.text import distinct, excerpt, prompt_identity
+from alignbench.files.yaml_files import read_yaml
+from alignbench.settings import Settings, validate
+from alignbench.tasks.prompts import interleaved, read_prompts
 
 FILE = "task file"
 """What errors call it."""
@@ -45,7 +45,7 @@ class TaskConfig(Settings):
 
     description: str
     train_prompts: str | list[str]
-    """A prompt file (see `alignbench.prompts`), relative to the YAML file; several take turns."""
+    """A prompt file (see `alignbench.tasks.prompts`), relative to the YAML file; several take turns."""
     eval_prompts: str | list[str]
     """Prompts that no run trains on. Of prompts that differ in case and blanks alone the first is taken."""
     same_prompts: bool = False

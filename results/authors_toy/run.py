@@ -18,7 +18,7 @@ from scipy.special import rel_entr
 from torch import Tensor, nn
 
 from alignbench import load_objective
-from alignbench.mixtures import Mixture
+from alignbench.backbones.mixture.mixtures import Mixture
 from alignbench.testing import hand_made_forest
 
 HERE = Path(__file__).parent

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alignbench.evaluation import Evaluation, compare
-from alignbench.record import Budget, Protocol, Result, RunInfo
+from alignbench.evaluation.evaluate import Evaluation, compare
+from alignbench.records.record import Budget, Protocol, Result, RunInfo
 
 PROMPTS = ("a red circle", "a <b>blue</b> square")
 

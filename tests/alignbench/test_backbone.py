@@ -5,7 +5,7 @@ import torch
 
 from alignbench import UserError, load_backbone, load_scorer, registry
 from alignbench.backbone import device_named
-from alignbench.config import load_config
+from alignbench.config.run_config import load_config
 from alignbench.load import load_configured_backbone, load_eval
 from alignbench.scorer import Eval
 

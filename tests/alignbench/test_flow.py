@@ -6,7 +6,7 @@ from torch import Tensor
 
 from alignbench import flow
 from alignbench.errors import NonFiniteError
-from alignbench.plan import Rule
+from alignbench.rollouts.plan import Rule
 
 # Numbers in this file are worked out by hand to six decimals.
 ROUNDED = 2e-6

@@ -16,7 +16,7 @@ More words.
 """
 
 from alignbench import Plan, Sampler
-from alignbench.plan import Step
+from alignbench.rollouts.plan import Step
 
 
 class {cls}(Sampler):

@@ -7,8 +7,8 @@ import torch
 
 from alignbench import RolloutForest, flow
 from alignbench.backbone import Backbone
-from alignbench.executor import predict
-from alignbench.plan import Plan
+from alignbench.rollouts.executor import predict
+from alignbench.rollouts.plan import Plan
 
 
 @torch.no_grad()

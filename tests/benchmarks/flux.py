@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alignbench import flow
 from alignbench.backbone import Backbone
 from alignbench.backbones.flux import places
-from alignbench.noise import seed_of
+from alignbench.rollouts.noise import seed_of
 
 CHANNELS, WIDTH, TEXT = 16, 64, 16
 """Of a latent's token, of the text embeddings; tokens of the text."""

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from alignbench import load_objective, rollout
-from alignbench.engine import backward
+from alignbench.training.engine import backward
 from tests.benchmarks.flux import TinyFlux
-from tests.toys import tree
+from tests.support.toys import tree
 
 
 def test_the_first_ratio_is_1_and_the_gradient_is_the_same_at_any_micro_batch() -> None:

@@ -10,8 +10,8 @@ import torch
 
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
 from alignbench.backbone import Backbone
-from alignbench.engine import backward
-from alignbench.plan import Plan
+from alignbench.rollouts.plan import Plan
+from alignbench.training.engine import backward
 from tests.benchmarks.contenders import model_of_training, rollout_per_branch, training_per_leaf
 
 PROMPT = ['the word "TULIP" in red']

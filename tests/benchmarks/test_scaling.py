@@ -8,10 +8,10 @@ import torch
 
 from alignbench import RolloutForest, load_backbone, load_objective, rollout
 from alignbench.backbone import Backbone
-from alignbench.engine import backward
-from alignbench.plan import Plan
+from alignbench.rollouts.plan import Plan
+from alignbench.training.engine import backward
 from tests.benchmarks.flux import TinyFlux
-from tests.toys import tree
+from tests.support.toys import tree
 
 LEAVES = {9: (1, 3), 27: (1, 3, 4), 81: (1, 2, 3, 4)}
 """K -> splits into three."""
@@ -44,7 +44,7 @@ def test_rollout_against_k(benchmark: Any, tiny: Backbone, k: int) -> None:
 
 @pytest.mark.parametrize("k", LEAVES)
 def test_training_pass_against_k(benchmark: Any, tiny: Backbone, k: int) -> None:
-    """With gradient caching; tests/alignbench/test_memory.py has its memory."""
+    """With gradient caching; tests/alignbench/training/test_memory.py has its memory."""
     forest, objective = drawn(tiny, tree(6, LEAVES[k])), load_objective("grpo")
     rows = backward(tiny, objective, forest, micro_batch=MICRO_BATCH).forward_rows
     group = "training pass against K, micro-batches of 9, tiny"

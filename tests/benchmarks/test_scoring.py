@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from alignbench import load_scorer
-from alignbench.drawing import lettering, sample_lettering
-from alignbench.drawing.scenes import TASK_TYPES, sample_metadata, sample_scene
+from alignbench.embedded.drawing import lettering, sample_lettering
+from alignbench.embedded.drawing.scenes import TASK_TYPES, sample_metadata, sample_scene
 from alignbench.scorer import Scorer
 from evals.ocr import OCR
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from alignbench import UserError, load_scorer
-from alignbench.backbones.train_pickscore import PickScoreTraining, build_model, build_processor
+from alignbench.embedded.train_pickscore import PickScoreTraining, build_model, build_processor
 
 WIDTH = 16
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from alignbench import RunError, UserError, load_scorer
-from alignbench.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
-from alignbench.evaluation import Judges, estimates
-from alignbench.evaluation import judge as judge_pictures
-from alignbench.prompts import read_prompts
+from alignbench.embedded.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
+from alignbench.evaluation.evaluate import Judges, estimates
+from alignbench.evaluation.evaluate import judge as judge_pictures
 from alignbench.tasks import EvalChoice, load_task
+from alignbench.tasks.prompts import read_prompts
 from evals._shapes import ShapesDetector
 from evals.geneval import (
     COCO,

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from alignbench import UserError, load_scorer
-from alignbench.drawing.lettering import Lettering, sample_lettering, sample_text
-from alignbench.text import prompt_identity
+from alignbench.embedded.drawing.lettering import Lettering, sample_lettering, sample_text
+from alignbench.files.text import prompt_identity
 from evals.geneval import COCO, SCENES
 from evals.ocr import (
     MOST_EXTREME,

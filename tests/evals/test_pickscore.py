@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench import UserError, load_scorer
-from alignbench.backbones.train_pickscore import KINDS, PickScoreTraining, build_model, build_processor, draw_pairs
+from alignbench.embedded.train_pickscore import KINDS, PickScoreTraining, build_model, build_processor, draw_pairs
 from evals import _clip
 
 SMALL = PickScoreTraining(vision_width=32, vision_layers=1, text_width=32, text_layers=1, projection=16)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from alignbench.drawing.lettering import sample_lettering
-from alignbench.drawing.palette import BACKGROUNDS
-from alignbench.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
+from alignbench.embedded.drawing.lettering import sample_lettering
+from alignbench.embedded.drawing.palette import BACKGROUNDS
+from alignbench.embedded.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
 from evals._shapes import ShapesDetector
 from evals.geneval import Detections, judge
 

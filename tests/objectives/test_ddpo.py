@@ -8,9 +8,9 @@ import torch
 
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
 from objectives.ddpo import DDPO
-from tests.by_hand import clipped, leaf_values
-from tests.replays import by_autograd, check, drawn, plan_of
-from tests.toys import ToyBackbone
+from tests.support.by_hand import clipped, leaf_values
+from tests.support.replays import by_autograd, check, drawn, plan_of
+from tests.support.toys import ToyBackbone
 
 
 def forest(rewards: list[float], prompts: list[str]) -> RolloutForest:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from alignbench import Objective, RolloutForest, load_objective
-from alignbench.terms import Terms
-from tests.toys import LATENT, hand_made_forest
+from alignbench.rollouts.terms import Terms
+from tests.support.toys import LATENT, hand_made_forest
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *[

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from alignbench import RolloutForest, load_objective, rollout
-from alignbench.engine import backward
-from alignbench.terms import Velocities
+from alignbench.rollouts.terms import Velocities
+from alignbench.training.engine import backward
 from objectives.dpo import DPO
-from tests.replays import by_autograd, check, drawn, plan_of
-from tests.toys import PROMPTS, ToyBackbone, chains, two_groups_of_three
+from tests.support.replays import by_autograd, check, drawn, plan_of
+from tests.support.toys import PROMPTS, ToyBackbone, chains, two_groups_of_three
 
 
 @pytest.fixture

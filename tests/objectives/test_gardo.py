@@ -6,9 +6,9 @@ import torch
 
 from alignbench import RolloutForest, UserError, load_objective
 from objectives.gardo import GARDO, nearest_distance
-from tests.by_hand import clipped, leaf_values
-from tests.replays import REWARDS, by_autograd, check, drawn, plan_of
-from tests.toys import hand_made_forest
+from tests.support.by_hand import clipped, leaf_values
+from tests.support.replays import REWARDS, by_autograd, check, drawn, plan_of
+from tests.support.toys import hand_made_forest
 
 NAN = math.nan
 ONE_EDGE_EACH = [[0], [1], [2], [3]]

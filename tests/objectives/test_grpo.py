@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from alignbench import Plan, RolloutForest, Step, UserError, load_objective, load_sampler, rollout
-from alignbench.engine import backward
-from alignbench.terms import Terms
+from alignbench.rollouts.terms import Terms
+from alignbench.training.engine import backward
 from objectives.grpo import GRPO
-from tests.by_hand import gaussian_step
-from tests.replays import drawn, plan_of
-from tests.toys import PROMPTS, ToyBackbone, chains, hand_made_forest, tree
+from tests.support.by_hand import gaussian_step
+from tests.support.replays import drawn, plan_of
+from tests.support.toys import PROMPTS, ToyBackbone, chains, hand_made_forest, tree
 
 NAN = math.nan
 LN2 = math.log(2)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from alignbench import RolloutForest, load_objective
-from alignbench.engine import backward
-from alignbench.terms import Velocities
+from alignbench.rollouts.terms import Velocities
+from alignbench.training.engine import backward
 from objectives.nft import NFT
-from tests.toys import ToyBackbone, two_groups_of_three
+from tests.support.toys import ToyBackbone, two_groups_of_three
 
 NAN = float("nan")
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from alignbench import run
-from tests.plugins import toy_config, write_task
+from tests.support.plugins import toy_config, write_task
 
 
 def test_the_base_model_is_judged_and_nothing_is_trained(tmp_path: Path) -> None:

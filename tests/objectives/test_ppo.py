@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from alignbench import load_objective, rollout
-from alignbench.engine import backward
+from alignbench.training.engine import backward
 from objectives.ppo import PPO
-from tests.by_hand import clipped, leaf_values, snapshot
-from tests.toys import LATENT, PROMPTS, ToyBackbone, hand_made_forest, tree
+from tests.support.by_hand import clipped, leaf_values, snapshot
+from tests.support.toys import LATENT, PROMPTS, ToyBackbone, hand_made_forest, tree
 
 NAN = math.nan
 LN2 = math.log(2)

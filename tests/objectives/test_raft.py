@@ -8,8 +8,8 @@ import torch
 
 from alignbench import RolloutForest, load_objective
 from objectives.raft import RAFT
-from tests.replays import REWARDS, by_autograd, check, drawn, plan_of
-from tests.toys import PROMPTS, ToyBackbone, two_groups_of_three
+from tests.support.replays import REWARDS, by_autograd, check, drawn, plan_of
+from tests.support.toys import PROMPTS, ToyBackbone, two_groups_of_three
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from alignbench import RolloutForest, UserError, load_objective, rollout
-from alignbench.engine import backward
-from alignbench.terms import Terms
+from alignbench.rollouts.terms import Terms
+from alignbench.training.engine import backward
 from objectives.tmpo import TMPO
-from tests.toys import PROMPTS, ToyBackbone, hand_made_forest, tree
+from tests.support.toys import PROMPTS, ToyBackbone, hand_made_forest, tree
 
 NAN = math.nan
 LN2, LN3 = math.log(2), math.log(3)

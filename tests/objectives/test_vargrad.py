@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
-from tests.by_hand import leaf_values
-from tests.replays import REWARDS, by_autograd, check, drawn, plan_of
-from tests.toys import ToyBackbone
+from tests.support.by_hand import leaf_values
+from tests.support.replays import REWARDS, by_autograd, check, drawn, plan_of
+from tests.support.toys import ToyBackbone
 
 
 @pytest.fixture

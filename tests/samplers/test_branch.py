@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from alignbench import RolloutForest, UserError, load_objective, load_sampler, rollout
-from alignbench.engine import backward
 from alignbench.sampler import Sampler
-from tests.by_hand import gaussian_step
-from tests.toys import PROMPTS, ToyBackbone
+from alignbench.training.engine import backward
+from tests.support.by_hand import gaussian_step
+from tests.support.toys import PROMPTS, ToyBackbone
 
 RNG = np.random.default_rng(0)
 

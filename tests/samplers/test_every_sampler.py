@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from alignbench import Sampler, load_sampler, registry, rollout
-from alignbench.config import load_config, presets
+from alignbench.config.run_config import load_config, presets
 from alignbench.testing import hand_made_forest
-from tests.toys import PROMPTS, ToyBackbone
+from tests.support.toys import PROMPTS, ToyBackbone
 
 CASES = [(name, preset) for name in registry.names("samplers") for preset in presets()]
 every_case = pytest.mark.parametrize(("name", "preset"), CASES)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from alignbench import UserError, load_sampler
-from alignbench.executor import rollout
-from tests.toys import PROMPTS, ToyBackbone
+from alignbench.rollouts.executor import rollout
+from tests.support.toys import PROMPTS, ToyBackbone
 
 RNG = np.random.default_rng(0)
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignbench import Sampler, UserError, executor, load_sampler, rollout
-from alignbench.noise import Key, normal
-from tests.toys import PROMPTS, ToyBackbone
+from alignbench import Sampler, UserError, load_sampler, rollout
+from alignbench.rollouts import executor
+from alignbench.rollouts.noise import Key, normal
+from tests.support.toys import PROMPTS, ToyBackbone
 
 RNG = np.random.default_rng(0)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from alignbench import UserError, load_backbone
 from alignbench.backbones.diffusers_folder import DiffusersFolder
-from alignbench.exporting import _write_pipeline
-from tests.pipelines import SIDE, save_pipeline
+from alignbench.training.exporting import _write_pipeline
+from tests.support.pipelines import SIDE, save_pipeline
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
 INDEX = "model_index.json"

@@ -18,20 +18,20 @@ from alignbench.backbone import holding
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.flux import Flux, pack, places, unpack
 from alignbench.backbones.sd3 import SD3
-from alignbench.checkpoint import policy_weights
-from alignbench.config import load_config
-from alignbench.costs import LiveBytes
-from alignbench.engine import RATIO_TOLERANCE, backward
-from alignbench.evaluation import Judges, evaluate
-from alignbench.executor import predict, sample
-from alignbench.exporting import export
+from alignbench.config.run_config import load_config
+from alignbench.evaluation.evaluate import Judges, evaluate
 from alignbench.load import load_configured_backbone
-from alignbench.noise import group_keys, normal
+from alignbench.rollouts.executor import predict, sample
+from alignbench.rollouts.noise import group_keys, normal
+from alignbench.rollouts.terms import Velocities
 from alignbench.tasks import load_task
-from alignbench.terms import Velocities
-from alignbench.trainer import Trainer
-from tests.pipelines import FAMILIES, SIDE, save_pipeline
-from tests.plugins import toy_config, write_task
+from alignbench.training.checkpoint import policy_weights
+from alignbench.training.costs import LiveBytes
+from alignbench.training.engine import RATIO_TOLERANCE, backward
+from alignbench.training.exporting import export
+from alignbench.training.trainer import Trainer
+from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
+from tests.support.plugins import toy_config, write_task
 
 PROMPTS = ['the word "TULIP" in red', "a blue square"]
 STEPS = 4

@@ -9,10 +9,10 @@ import torch
 
 from alignbench import UserError, load_backbone, load_scorer, run
 from alignbench.backbones.gaussian_mixture import GaussianMixture, _best_reward, truth
-from alignbench.config import load_config
-from alignbench.executor import sample
-from alignbench.mixtures import EXTENT, as_pictures, from_pictures, midpoints, noise_quadrature
-from alignbench.scenarios import SCENARIOS, Bumps, world
+from alignbench.backbones.mixture.mixtures import EXTENT, as_pictures, from_pictures, midpoints, noise_quadrature
+from alignbench.backbones.mixture.scenarios import SCENARIOS, Bumps, world
+from alignbench.config.run_config import load_config
+from alignbench.rollouts.executor import sample
 from alignbench.tasks import load_task
 
 PROMPT = "equal_modes 1"

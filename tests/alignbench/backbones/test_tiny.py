@@ -11,10 +11,10 @@ from diffusers import StableDiffusion3Pipeline
 from alignbench import load_backbone, load_objective, load_sampler, rollout
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.tiny import FOLDER
-from alignbench.backbones.train_tiny import letter_tokenizer, word_tokenizer
-from alignbench.engine import backward
-from alignbench.executor import sample
-from alignbench.noise import group_keys, normal
+from alignbench.embedded.train_tiny import letter_tokenizer, word_tokenizer
+from alignbench.rollouts.executor import sample
+from alignbench.rollouts.noise import group_keys, normal
+from alignbench.training.engine import backward
 
 PROMPTS = ['the word "TULIP" in red', "a blue square"]
 MAX_BYTES = 12_000_000

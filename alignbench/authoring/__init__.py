@@ -1,0 +1,1 @@
+"""For authors of plug-ins: templates, and checks of what must hold."""

@@ -1,0 +1,337 @@
+"""Correctness checks on any (objective, sampler, backbone): what a plug-in's author wants to know before a long run.
+
+Each check asks the real executor and engine, with rewards of its own making, so that no scorer is needed. A check that does
+not apply to a plug-in says so; it then neither holds nor fails.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from scipy import stats
+from torch import Tensor
+
+from alignbench.backbone import Backbone
+from alignbench.config.run_config import RunConfig
+from alignbench.errors import NonFiniteError, RunError, UserError
+from alignbench.load import load_configured_backbone, load_objective, load_sampler
+from alignbench.objective import Objective
+from alignbench.rollouts.executor import rollout, sample
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.plan import Plan
+from alignbench.rollouts.terms import log_ratio
+from alignbench.sampler import Sampler
+from alignbench.tasks import load_task
+from alignbench.training import engine
+
+PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
+GROUPS = 2
+LEARNING_RATE = 3.0
+"""Of the learning check, in units of the configuration's: it has only so many iterations."""
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative difference of two gradients that may come from adding up in another order."""
+PROPERTIES = ("equal rewards", "shifted rewards")
+"""What holds for all that ships, but a sound objective may do without: absolute rewards can mean something to it."""
+
+Outcome = tuple[bool | None, str]
+"""Whether it holds, None where it does not apply, and what was seen."""
+
+
+class CheckResult(BaseModel):
+    """One check.
+
+    Attributes:
+        holds: None where it does not apply.
+        detail: what was seen.
+        required: whether a plug-in is wrong if it does not hold.
+    """
+
+    name: str
+    holds: bool | None
+    detail: str
+    required: bool
+
+    @property
+    def failed(self) -> bool:
+        return self.required and self.holds is False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked. `objective` is a factory: some objectives remember earlier rollouts."""
+
+    objective: Callable[[], Objective]
+    sampler: Sampler
+    policy: Backbone
+    prompts: tuple[str, ...]
+
+    def plan(self, progress: float = 0.5) -> Plan:
+        return self.sampler.plan(progress, np.random.default_rng(0))
+
+    def fresh_objective(self) -> Objective:
+        # The global generator stays as it is: a model that wrongly draws from it must not find it where it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = self.objective()
+            found.prepare(self.policy.latent_shape, self.policy.device)
+        return found
+
+    def forest(self, micro_batch: int | None = None) -> RolloutForest:
+        """A rollout with random rewards that all differ."""
+        found = rollout(self.policy, list(self.prompts), self.plan(), seed=0, micro_batch=micro_batch)
+        rewards = np.random.default_rng(1).permutation(len(found.leaves)) / len(found.leaves)
+        found.rewards = torch.tensor(rewards, dtype=torch.float32, device=found.states.device)
+        return found
+
+    def gradient(self, forest: RolloutForest, micro_batch: int | None = None) -> tuple[engine.Backward, Tensor]:
+        """Of a fresh objective, on all parameters; zero where it finds nothing to learn from."""
+        objective = self.fresh_objective()
+        parameters = [*self.policy.parameters(), *objective.parameters()]
+        for parameter in parameters:
+            parameter.grad = None
+        objective.observe(forest)
+        found = engine.backward(self.policy, objective, forest, micro_batch=micro_batch)
+        flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]
+        return found, torch.cat(flat)
+
+
+def subject_of(config: RunConfig) -> Subject:
+    """The pair and model of a configuration, with the first prompts of its task.
+
+    Raises:
+        UserError: one of them cannot be made of its settings.
+    """
+    o = config.objective
+    load_objective(o.name, **o.settings)
+    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+    prompts = tuple(load_task(config.task).train_prompts[:GROUPS])
+    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config), prompts)
+
+
+def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> Iterator[CheckResult]:
+    """All checks, one after the other.
+
+    Args:
+        iterations: of the learning check; 0 leaves it out. lr: its learning rate (Adam).
+
+    Raises:
+        UserError: the pair cannot run at all, for instance an objective on path densities with a plan that has none.
+    """
+    checks = dict(OF_THE_ROLLOUT)
+    if subject.fresh_objective().needs.training:
+        checks |= OF_THE_OBJECTIVE
+        if iterations:
+            checks["learning"] = lambda s: _learning(s, iterations, lr)
+    for name, check in checks.items():
+        try:
+            holds, detail = check(subject)
+        except UserError:
+            raise
+        except RunError as error:
+            holds, detail = False, str(error)
+        except Exception as error:
+            holds, detail = False, _told(error, subject)
+        yield CheckResult(name=name, holds=holds, detail=detail, required=name not in PROPERTIES)
+        if check is _plan and not holds:
+            return  # nothing else can be checked without a plan
+
+
+def _told(error: Exception, s: Subject) -> str:
+    """What a plug-in raised, and where in its file."""
+    files = {inspect.getfile(type(plugin)) for plugin in (s.objective(), s.sampler, s.policy)}
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    where = f" in {places[-1].filename}, line {places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}{where}: {error}"
+
+
+def _plan(s: Subject) -> Outcome:
+    """The same seed gives the same plan, with two leaves or more at every stage of a training."""
+    for progress in PROGRESS:
+        for seed in range(20):
+            one, two = (s.sampler.plan(progress, np.random.default_rng(seed)) for _ in range(2))
+            if one != two:
+                return False, f"two plans at progress {progress:g} with equal generators differ"
+            if one.leaves < 2:
+                return False, f"a group of {one.leaves} at progress {progress:g}"
+    plan = s.plan()
+    splits = ", ".join(map(str, plan.splits)) or "none"
+    return True, f"{plan.leaves} leaves, {len(plan.stochastic_steps)} stochastic steps, splits at {splits}"
+
+
+def _rollout_rows(s: Subject) -> Outcome:
+    """A rollout costs what the plan says, in one model call a step."""
+    with _counted(s.policy) as count:
+        s.forest()
+    plan = s.plan()
+    expected = plan.model_rows(len(s.prompts))
+    holds = count["rows"] == expected and count["calls"] == len(plan.steps)
+    return holds, f"{count['rows']} rows in {count['calls']} calls; planned {expected} in {len(plan.steps)}"
+
+
+def _micro_batch(s: Subject) -> Outcome:
+    """A rollout cut into micro-batches ends in the same latents."""
+    whole, cut = s.forest().leaf_latents, s.forest(micro_batch=3).leaf_latents
+    off = float((whole - cut).abs().max() / whole.abs().max())
+    return off < ROUNDING.get(s.policy.dtype, 1e-4), f"largest relative difference {off:.0e}"
+
+
+def _replay_rows(s: Subject) -> Outcome:
+    """Objectives that replay the path ask the model about each distinct parent once."""
+    forest, objective = s.forest(), s.fresh_objective()
+    rows = objective.rows(forest, 0)
+    if not objective.replays:
+        return None, f"asks about {len(rows)} rows of its own, not about the path"
+    distinct = len(torch.unique(forest.states[forest.rows].flatten(1), dim=0))
+    paths = forest.leaf_edges.numel()
+    return len(rows) == distinct, f"{len(rows)} rows for {distinct} distinct parents of {paths} steps"
+
+
+def _ratio_one(s: Subject) -> Outcome:
+    """On the first update after a rollout the importance ratio is 1."""
+    forest = s.forest()
+    found, _ = s.gradient(forest)
+    if "log_prob" not in found.terms:
+        return None, "uses no log-prob of the path"
+    off = float(torch.expm1(log_ratio(found.terms, forest)).abs().max())
+    return off <= engine.RATIO_TOLERANCE.get(s.policy.dtype, 1e-5), f"off by at most {off:.0e}"
+
+
+def _gradient(s: Subject) -> Outcome:
+    """The gradient through micro-batches of 1 and 3 is that of one pass, and it is not zero."""
+    forest = s.forest()
+    _, whole = s.gradient(forest)
+    size = float(whole.norm())
+    if size == 0:
+        return False, "the gradient is zero: nothing would be learnt from different rewards"
+    off = max(float((s.gradient(forest, micro_batch)[1] - whole).norm()) / size for micro_batch in (1, 3))
+    return off < ROUNDING.get(s.policy.dtype, 1e-4), f"norm {size:.3g}, relative difference {off:.0e}"
+
+
+def _permutation(s: Subject) -> Outcome:
+    """The order of a group's leaves means nothing."""
+    forest = s.forest()
+    if not s.fresh_objective().replays:
+        return None, "asks about rows of its own, whose noise may go by leaf"
+    k = forest.group_size
+    order = torch.cat([g * k + torch.arange(k).flip(0) for g in range(forest.groups)]).to(forest.leaves.device)
+    turned = replace(forest, leaves=forest.leaves[order], leaf_edges=forest.leaf_edges[order], rewards=forest.rewards[order])
+    return _same_gradient(s, forest, turned)
+
+
+def _finite(s: Subject) -> Outcome:
+    """Loss and gradient are finite, also where a picture or a whole group could not be scored."""
+    for unscored, what in ((0, "with all rewards"), (1, "without one reward"), (s.plan().leaves, "without those of a group")):
+        forest = s.forest()
+        forest.rewards[:unscored] = torch.nan
+        try:
+            found, gradient = s.gradient(forest)
+        except NonFiniteError as error:
+            return False, f"{what}: {error}"
+        norm = float(gradient.norm())
+        if not (np.isfinite(found.loss) and np.isfinite(norm)):
+            return False, f"{what}: loss {found.loss:.3g}, gradient norm {norm:.3g}"
+    return True, "also with a picture, or a group, that could not be scored"
+
+
+def _equal_rewards(s: Subject) -> Outcome:
+    """Rewards that are all equal pull the policy nowhere."""
+    forest = s.forest()
+    forest.rewards[:] = 0.5
+    gradient = s.gradient(forest)[1][: sum(p.numel() for p in s.policy.parameters())]
+    return float(gradient.abs().max()) == 0, f"largest gradient {float(gradient.abs().max()):.0e}"
+
+
+def _shift(s: Subject) -> Outcome:
+    """A constant added to every reward changes nothing."""
+    forest = s.forest()
+    return _same_gradient(s, forest, replace(forest, rewards=forest.rewards + 2.0))
+
+
+def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
+    """Trained on the brightness of its pictures, the policy draws brighter ones (one-sided paired t-test, 1 %).
+
+    Where pictures are none, it is the mean of the final latents.
+    """
+    objective = s.fresh_objective()
+    kept = [p.detach().clone() for p in s.policy.parameters()]
+    before = _lights(s)
+    optimizer = torch.optim.Adam([*s.policy.parameters(), *objective.parameters()], lr=lr)
+    try:
+        for i in range(iterations):
+            plan = s.sampler.plan(i / max(iterations - 1, 1), np.random.default_rng(i))
+            forest = rollout(s.policy, list(s.prompts), plan, seed=1, iteration=i, progress=i / max(iterations - 1, 1))
+            forest.rewards = _light(s.policy, forest.leaf_latents)
+            objective.observe(forest)
+            optimizer.zero_grad(set_to_none=True)
+            engine.backward(s.policy, objective, forest)
+            optimizer.step()
+        after = _lights(s)
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(s.policy.parameters(), kept, strict=True):
+                parameter.copy_(value)
+    test = stats.ttest_rel(after, before, alternative="greater")
+    change = float((after - before).mean())
+    went = f"{before.mean():.3f} to {after.mean():.3f} ({change:+.3f}, p = {test.pvalue:.1g})"
+    what = "brightness" if s.policy.pictorial else "mean latent"
+    more = "; more --iterations would tell" if change > 0 and not test.pvalue < 0.01 else ""
+    return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations{more}"
+
+
+def _lights(s: Subject) -> np.ndarray:
+    latents = sample(s.policy, list(s.prompts), 16, s.policy.default_steps, seed=2)
+    return np.asarray(_light(s.policy, latents).cpu(), dtype=np.float64)
+
+
+def _light(policy: Backbone, latents: Tensor) -> Tensor:
+    if not policy.pictorial:
+        return latents.flatten(1).mean(1)
+    images = policy.decode(latents)
+    return torch.from_numpy(images.reshape(len(images), -1).mean(1) / 255.0).float().to(latents.device)
+
+
+def _same_gradient(s: Subject, one: RolloutForest, two: RolloutForest) -> Outcome:
+    first, second = s.gradient(one)[1], s.gradient(two)[1]
+    off = float((first - second).norm() / first.norm().clamp(min=1e-30))
+    return off < ROUNDING.get(s.policy.dtype, 1e-4), f"relative difference of the gradients {off:.0e}"
+
+
+@contextmanager
+def _counted(policy: Backbone) -> Iterator[dict[str, int]]:
+    """Counts the calls and rows of `policy.velocity` while entered."""
+    count = {"calls": 0, "rows": 0}
+    original: Any = policy.velocity  # the class's method, bound
+
+    def velocity(x: Tensor, *arguments: Any) -> Tensor:
+        count["calls"] += 1
+        count["rows"] += len(x)
+        answer: Tensor = original(x, *arguments)
+        return answer
+
+    policy.velocity = velocity  # type: ignore[method-assign, assignment]
+    try:
+        yield count
+    finally:
+        del policy.velocity  # the class's is back
+
+
+OF_THE_ROLLOUT: dict[str, Callable[[Subject], Outcome]] = {
+    "plan": _plan,
+    "rollout rows": _rollout_rows,
+    "rollout at any micro-batch": _micro_batch,
+}
+OF_THE_OBJECTIVE: dict[str, Callable[[Subject], Outcome]] = {
+    "replay rows": _replay_rows,
+    "first ratio is 1": _ratio_one,
+    "gradient at any micro-batch": _gradient,
+    "order of leaves": _permutation,
+    "finite": _finite,
+    "equal rewards": _equal_rewards,
+    "shifted rewards": _shift,
+}

@@ -1,0 +1,167 @@
+"""Laws in the plane as records and as pictures: `laws.parquet` of runs whose backbone can tell what it draws.
+
+A row is a point of a law: its iteration, x, y, the mass there, and the base model's mode that it belongs to. Iteration
+`TARGET` is the target, 0 the base model, the last one the model that was judged. All are for the first evaluation prompt.
+
+A picture is a histogram of the mass, smoothed by a Gaussian of deviation `SMOOTHING`: details below that are not seen.
+"""
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+
+from alignbench.backbone import Law
+from alignbench.errors import UserError
+from alignbench.files.reading import Kind, read_table
+
+FILE = "laws.parquet"
+TABLE: dict[str, Kind] = {"iteration": "whole", "x": "number", "y": "number", "mass": "number", "mode": "whole"}
+TARGET = -1
+NAMES = {TARGET: "target", 0: "base"}
+IN_A_ROW = 6
+"""Pictures of a training, at most."""
+COLUMNS, GAP = 12, 0.45
+"""Objectives side by side, at most; the room between them and the target, in pictures."""
+WIDTH = 6.8
+"""Inches: both columns of a two-column paper."""
+STYLE: Any = {"text.parse_math": False, "font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.4, "savefig.dpi": 200}
+PIXELS = 120
+"""Of a picture, in each direction."""
+SMOOTHING = 0.12
+"""In the plane's units."""
+BEYOND = 1e-3
+"""A picture's frame leaves out at most this share of the base model's mass."""
+
+
+def as_rows(law: Law, iteration: int) -> pd.DataFrame:
+    """The rows of one law."""
+    columns = {"x": law.points[:, 0], "y": law.points[:, 1], "mass": law.mass}
+    table = pd.DataFrame({name: values.astype(np.float32) for name, values in columns.items()})
+    return table.assign(mode=law.mode.astype(np.int16), iteration=np.int32(iteration))
+
+
+def read_laws(folder: Path) -> pd.DataFrame | None:
+    """A run's `laws.parquet`, or None where its backbone cannot tell its law.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    file = folder / FILE
+    if not os.path.lexists(file):
+        return None
+    table = read_table(file, TABLE)[list(TABLE)]
+    numbers = table[["x", "y", "mass"]].to_numpy(dtype=np.float64)
+    if not np.isfinite(numbers).all() or (table["mass"] < 0).any():
+        raise UserError(f"cannot read {file}: points must be finite, and their masses not negative")
+    mass = table.groupby("iteration")["mass"].sum()
+    if not {TARGET, 0} <= set(mass.index) or (mass <= 0).any():
+        raise UserError(f"cannot read {file}: the target's or the base model's law is missing, or one has no mass")
+    return table
+
+
+def mode_masses(laws: pd.DataFrame) -> pd.DataFrame:
+    """Mass of each mode, a row a mode: columns `target`, `base` and `trained`, each summing to 1."""
+    wide = laws.pivot_table(index="mode", columns="iteration", values="mass", aggfunc="sum", fill_value=0.0)
+    return pd.DataFrame({"target": wide[TARGET], "base": wide[0], "trained": wide[wide.columns.max()]})
+
+
+def over_training(laws: pd.DataFrame, title: str) -> Figure:
+    """Target, base and the model at each iteration that was kept, and below them the mass of each mode."""
+    parts = _by_iteration(laws)
+    half = _frame(parts[0])
+    brightest = _picture(parts[TARGET], half).max()
+    columns = min(len(parts), IN_A_ROW)
+    rows = -(-len(parts) // columns)
+    side = WIDTH / max(columns, 4)
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(side * columns, (side + 0.15) * rows + 1.1), layout="constrained")
+        grid = figure.add_gridspec(rows + 1, columns, height_ratios=[side] * rows + [0.8])
+        for i, (iteration, part) in enumerate(parts.items()):
+            axis = figure.add_subplot(grid[i // columns, i % columns])
+            _show(axis, _picture(part, half), half, brightest)
+            axis.set_title(NAMES.get(iteration, f"iteration {iteration}"))
+        masses, bars = mode_masses(laws), figure.add_subplot(grid[rows, :])
+        for shift, (name, color) in enumerate(zip(masses.columns, ("#999999", "#56B4E9", "#D55E00"), strict=True)):
+            bars.bar(np.arange(len(masses)) + (shift - 1) * 0.27, masses[name], 0.27, label=name, color=color)
+        bars.set(title="mass of each mode", xticks=np.arange(len(masses)))
+        bars.tick_params(labelsize=5)
+        bars.legend(fontsize=5, frameon=False)
+        figure.suptitle(title, fontsize=7)
+    return figure
+
+
+def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Figure:
+    """Target and base, and beside them a row a sampler and a column an objective, each as it ended.
+
+    Args:
+        models: (objective, sampler) -> `laws.parquet` of one run, all of one prompt.
+    """
+    objectives, samplers = (list(dict.fromkeys(key[i] for key in models)) for i in range(2))
+    parts = _by_iteration(next(iter(models.values())))
+    half = _frame(parts[0])
+    brightest = _picture(parts[TARGET], half).max()
+    leftmost = {sampler: next(o for o in objectives if (o, sampler) in models) for sampler in samplers}
+    blocks = -(-len(objectives) // COLUMNS)
+    columns, rows = -(-len(objectives) // blocks), max(2, len(samplers))
+    headings = [textwrap.fill(name.replace("_", " "), 12, break_long_words=False) for name in objectives]
+    with plt.rc_context(STYLE):
+        side = min(1.2, WIDTH / (columns + GAP + 1.3))
+        heading = 0.06 + 0.1 * max(name.count("\n") + 1 for name in headings)
+        width, height = side * (columns + GAP + 1.3), 0.2 + blocks * (side * rows + heading)
+        figure = plt.figure(figsize=(width, height))
+        ratios = [1, GAP, *[1] * columns]
+        grids = []
+        for block in range(blocks):
+            top = height - 0.2 - heading - block * (side * rows + heading)
+            inside = {"left": 0.18 / width, "right": 0.995, "top": top / height, "bottom": (top - side * rows) / height}
+            grids.append(figure.add_gridspec(rows, columns + 2, width_ratios=ratios, wspace=0.04, hspace=0.04, **inside))
+        for row, iteration in enumerate((TARGET, 0)):
+            axis = figure.add_subplot(grids[0][row, 0])
+            _show(axis, _picture(parts[iteration], half), half, brightest)
+            axis.set_ylabel(NAMES[iteration], labelpad=2)
+        for (objective, sampler), laws in models.items():
+            row, (block, column) = samplers.index(sampler), divmod(objectives.index(objective), columns)
+            axis = figure.add_subplot(grids[block][row, 2 + column])
+            last = laws[laws["iteration"] == laws["iteration"].max()]
+            _show(axis, _picture(last, half), half, brightest)
+            if row == 0:
+                axis.set_title(headings[objectives.index(objective)], fontsize=6, pad=2)
+            if column == 0 or objective == leftmost[sampler]:
+                axis.set_ylabel(sampler.replace("_", " "), fontsize=6, labelpad=2)
+        figure.suptitle(title, fontsize=7, y=1 - 0.03 / height)
+    return figure
+
+
+def _by_iteration(laws: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    return {int(i): laws[laws["iteration"] == i] for i in sorted(laws["iteration"].unique())}
+
+
+def _frame(base: pd.DataFrame) -> float:
+    """Half the side of a square around the origin that holds nearly all of the base model."""
+    reach = base[["x", "y"]].abs().max(axis=1).sort_values()
+    inside = base["mass"].loc[reach.index].cumsum().to_numpy()
+    return 1.1 * float(reach.iloc[min(int(np.searchsorted(inside, 1 - BEYOND)), len(reach) - 1)]) or 1.0
+
+
+def _picture(law: pd.DataFrame, half: float) -> np.ndarray:
+    """Density on a grid of PIXELS x PIXELS over +- half, rows from low to high y."""
+    edges = np.linspace(-half, half, PIXELS + 1)
+    pixel = edges[1] - edges[0]
+    mass, _, _ = np.histogram2d(law["y"], law["x"], bins=[edges, edges], weights=law["mass"])
+    return np.asarray(gaussian_filter(mass, SMOOTHING / pixel, mode="constant")) / pixel**2
+
+
+def _show(axis: Axes, picture: np.ndarray, half: float, brightest: float) -> None:
+    """Square roots, so that faint modes are seen; brightest wherever it is above the target's highest density."""
+    axis.axis("on")
+    shown = np.sqrt(np.clip(picture / (brightest or 1.0), 0, 1))
+    axis.imshow(shown, origin="lower", extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])

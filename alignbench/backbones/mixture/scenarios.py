@@ -1,0 +1,213 @@
+"""The questions that the `gaussian_mixture` backbone is asked: base mixtures, and rewards with a known tilted target.
+
+A prompt is a scenario's name and a number, `equal_modes 2`: each number has its own mixture and its own good modes. Rewards
+are sums of bumps, h exp(-|x - c|^2 / (2 w^2)), in the plane; that of `quadratic` is a parabola, in any dimension.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench.backbones.mixture.mixtures import Mixture
+from alignbench.errors import UserError, did_you_mean
+
+PROMPTS_EACH = 4
+RADIUS, STD, BUMP = 3.0, 0.45, 0.7
+TURN = 0.4
+"""Radians from one prompt's mixture to the next one's."""
+
+
+@dataclass(frozen=True)
+class Bumps:
+    """A reward: heights [J], centres [J, 2], widths [J]."""
+
+    heights: Tensor
+    centres: Tensor
+    widths: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[...], for x [..., 2]."""
+        squared = (x[..., None, :] - self.centres.to(x.dtype)).square().sum(-1)
+        return (self.heights.to(x.dtype) * torch.exp(-squared / (2 * self.widths.to(x.dtype) ** 2))).sum(-1)
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A reward whose target is a mixture again (`Mixture.tilted`): -(curvature / 2) |x - centre|^2."""
+
+    curvature: float
+    centre: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[...], for x [..., d]."""
+        return -0.5 * self.curvature * (x - self.centre.to(x.dtype)).square().sum(-1)
+
+    def mean(self, law: Mixture) -> float:
+        """Its expectation under a mixture."""
+        squared = (law.means - self.centre).square().sum(1) + law.dimension * law.stds**2
+        return -0.5 * self.curvature * float((law.weights * squared).sum())
+
+
+@dataclass(frozen=True)
+class World:
+    """One prompt.
+
+    Attributes:
+        base: what the untrained model draws.
+        reward: what training sees, without its noise. true_reward: what is wanted; the same but for a proxy.
+        noise: deviation of what a scorer adds to the reward.
+    """
+
+    base: Mixture
+    reward: Bumps | Quadratic
+    true_reward: Bumps | Quadratic
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A family of worlds under one name.
+
+    Attributes:
+        world: from the number of a prompt; with `any_dimension` from the number and the dimension.
+    """
+
+    name: str
+    question: str
+    world: Callable[..., World]
+    any_dimension: bool = False
+
+
+def _ring(index: int, count: int, radius: float = RADIUS) -> Tensor:
+    angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count) + TURN * index
+    return radius * torch.stack([torch.cos(angles), torch.sin(angles)], dim=1)
+
+
+def _mixture(means: Tensor, std: float = STD, weights: list[float] | None = None) -> Mixture:
+    w = torch.full((len(means),), 1 / len(means), dtype=torch.float64) if weights is None else torch.tensor(weights).double()
+    return Mixture(w / w.sum(), means, torch.full((len(means),), std, dtype=torch.float64))
+
+
+def _bumps(means: Tensor, heights: dict[int, float], index: int, width: float = BUMP) -> Bumps:
+    """Bumps on the modes of the given numbers, counted from mode `index` on."""
+    places = [(j + index) % len(means) for j in heights]
+    return Bumps(
+        torch.tensor(list(heights.values()), dtype=torch.float64),
+        means[places],
+        torch.full((len(places),), width, dtype=torch.float64),
+    )
+
+
+def _with(bumps: Bumps, height: float, centre: Tensor, width: float) -> Bumps:
+    return Bumps(
+        torch.cat([bumps.heights, torch.tensor([height], dtype=torch.float64)]),
+        torch.cat([bumps.centres, centre[None]]),
+        torch.cat([bumps.widths, torch.tensor([width], dtype=torch.float64)]),
+    )
+
+
+def _equal_modes(index: int) -> World:
+    means = _ring(index, 6)
+    reward = _bumps(means, {0: 1.0, 2: 1.0, 4: 1.0}, index)
+    return World(_mixture(means), reward, reward)
+
+
+def _unequal_modes(index: int) -> World:
+    means = _ring(index, 6)
+    reward = _bumps(means, {0: 1.0, 1: 0.85, 2: 0.7, 3: 0.55, 4: 0.4, 5: 0.25}, index)
+    return World(_mixture(means), reward, reward)
+
+
+def _narrow_peak(index: int) -> World:
+    means = _ring(index, 6)
+    broad = _bumps(means, {0: 0.8, 2: 0.8, 4: 0.8}, index)
+    beside = means[(1 + index) % 6] * 0.9
+    reward = _with(broad, 1.6, beside, 0.15)
+    return World(_mixture(means), reward, reward)
+
+
+def _rare_mode(index: int) -> World:
+    means = _ring(index, 6)
+    weights = [0.2] * 6
+    weights[index % 6] = 0.02
+    reward = _bumps(means, {0: 1.0, 3: 0.3}, index)
+    return World(_mixture(means, weights=weights), reward, reward)
+
+
+def _many_modes(index: int) -> World:
+    means = torch.cat([_ring(index, 9, radius) for radius in (1.8, 3.4, 5.0)])
+    reward = _bumps(means, dict.fromkeys(range(0, 27, 3), 1.0), index, width=0.3)
+    return World(_mixture(means, std=0.2), reward, reward)
+
+
+def _noisy_reward(index: int) -> World:
+    plain = _equal_modes(index)
+    return World(plain.base, plain.reward, plain.true_reward, noise=0.5)
+
+
+def _proxy_reward(index: int) -> World:
+    means = _ring(index, 6)
+    true = _bumps(means, {0: 1.0, 2: 1.0, 4: 1.0, 1: -0.5}, index)
+    proxy = _bumps(means, {0: 1.0, 2: 1.0, 4: 1.0, 1: 1.3}, index)
+    return World(_mixture(means), proxy, true)
+
+
+def _quadratic(index: int, dimension: int) -> World:
+    ring = _ring(index, 6)
+    means = torch.cat([ring, torch.zeros(6, dimension - 2, dtype=torch.float64)], dim=1)
+    reward = Quadratic(0.1, means[index % 6])
+    return World(_mixture(means), reward, reward)
+
+
+SCENARIOS = {
+    s.name: s
+    for s in (
+        Scenario("equal_modes", "three of six modes are equally good: are all three kept?", _equal_modes),
+        Scenario("unequal_modes", "six modes from good to bad: is each kept in proportion?", _unequal_modes),
+        Scenario("narrow_peak", "a narrow high peak beside broad good modes: is it all that remains?", _narrow_peak),
+        Scenario("rare_mode", "the best mode has 2 % of the base model's mass: is it found?", _rare_mode),
+        Scenario("many_modes", "nine of 27 narrow modes are good", _many_modes),
+        Scenario("noisy_reward", "equal modes, scored with noise of half the reward's height", _noisy_reward),
+        Scenario("quadratic", "the better the nearer to one mode, in any dimension", _quadratic, any_dimension=True),
+        Scenario("proxy_reward", "the reward likes a mode that is bad: how far is it followed?", _proxy_reward),
+    )
+}
+
+
+@cache
+def world(prompt: str, dimension: int = 2) -> World:
+    """What a prompt stands for.
+
+    Raises:
+        UserError: it is no scenario's name and a number from 0 to 3, or the scenario is one of the plane alone.
+    """
+    name, _, number = prompt.partition(" ")
+    if name not in SCENARIOS:
+        raise UserError(f"there is no scenario {name!r} for the prompt {prompt!r}{did_you_mean(name, SCENARIOS)}")
+    if number not in map(str, range(PROMPTS_EACH)):
+        raise UserError(f"the prompt {prompt!r} must be the scenario's name and a number from 0 to {PROMPTS_EACH - 1}")
+    if SCENARIOS[name].any_dimension:
+        return SCENARIOS[name].world(int(number), dimension)
+    if dimension != 2:
+        everywhere = ", ".join(s.name for s in SCENARIOS.values() if s.any_dimension)
+        raise UserError(f"scenario {name!r} is one of the plane; in {dimension} dimensions take {everywhere}")
+    return SCENARIOS[name].world(int(number))
+
+
+def scored(points: np.ndarray, prompt: str, *, true: bool) -> np.ndarray:
+    """The reward of points [N, d] for one prompt, float64 [N]; its noise is a function of the point, so that scoring twice
+    gives the same."""
+    w = world(prompt, points.shape[1])
+    x = torch.from_numpy(points)
+    if true:
+        return w.true_reward(x).numpy()
+    clean = w.reward(x).numpy()
+    if not w.noise:
+        return clean
+    codes = (np.round(points * 4096).astype(np.int64) & 0xFFFFFFFF).tolist()
+    return clean + w.noise * np.array([np.random.default_rng(code).standard_normal() for code in codes])

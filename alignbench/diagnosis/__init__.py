@@ -1,0 +1,1 @@
+"""Diagnosis of a sampler: what shared steps do to a group."""

@@ -1,0 +1,132 @@
+"""Short words on a plain background: prompts and pictures of the OCR task."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, GRID, PICTURE_SIZE, backgrounds_for, colors_for
+
+FONTS: dict[str, str] = {
+    "sans": "DejaVuSans-Bold.ttf",
+    "serif": "DejaVuSerif-Bold.ttf",
+    "mono": "DejaVuSansMono-Bold.ttf",
+}
+"""Faces that matplotlib carries."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_LETTERS = 5
+HEIGHTS = (2 * GRID, 3 * GRID)
+"""Of a letter's cell, with one row of air."""
+MIN_CONTRAST = 45.0
+
+PLAIN_WORDINGS = (
+    'the word "{text}"',
+    '"{text}"',
+    'a sign that says "{text}"',
+    'a sign that reads "{text}"',
+    'the text "{text}" on a sign',
+    'a poster with the word "{text}"',
+)
+COLORED_WORDINGS = (
+    'the word "{text}" in {color}',
+    '"{text}" in {color} letters',
+    'a sign that says "{text}" in {color}',
+    '{color} letters that read "{text}"',
+)
+
+
+@dataclass(frozen=True)
+class Lettering:
+    """One word, letter by letter in equal cells (pixels) from `origin` (left, top)."""
+
+    text: str
+    color: str
+    background: str
+    font: str
+    cell_width: int
+    height: int
+    origin: tuple[int, int]
+
+    def draw(self) -> np.ndarray:
+        """The picture, uint8 [64, 64, 3]."""
+        canvas = np.empty((PICTURE_SIZE, PICTURE_SIZE, 3), dtype=np.float32)
+        canvas[:] = BACKGROUNDS[self.background]
+        ink = np.array(COLORS[self.color], dtype=np.float32)
+        left, top = self.origin
+        for letter in self.text:
+            mask = _glyph(letter, self.font, self.cell_width, self.height)
+            cell = canvas[top : top + self.height, left : left + self.cell_width]
+            cell += mask[..., None] * (ink - cell)
+            left += self.cell_width
+        return np.round(canvas).astype(np.uint8)
+
+
+def sample_lettering(rng: np.random.Generator, text: str, color: str | None = None) -> Lettering:
+    """A picture of `text` (1 to 5 letters A-Z); all that is not given is drawn at random."""
+    if not (1 <= len(text) <= MAX_LETTERS and set(text) <= set(LETTERS)):
+        raise ValueError(f"lettering needs 1 to {MAX_LETTERS} letters A-Z, got {text!r}")
+    if color is None:
+        background = str(rng.choice(list(BACKGROUNDS)))
+        color = str(rng.choice(colors_for(background, MIN_CONTRAST)))
+    else:
+        background = str(rng.choice(backgrounds_for(frozenset([color]), MIN_CONTRAST)))
+    height = int(rng.choice(HEIGHTS))
+    lefts, tops = origins(len(text), height)
+    left, top = lefts[rng.integers(len(lefts))], tops[rng.integers(len(tops))]
+    return Lettering(text, color, background, str(rng.choice(list(FONTS))), cell_width(len(text)), height, (left, top))
+
+
+def cell_width(letters: int) -> int:
+    """Of each letter of a word of so many, in pixels."""
+    return 2 * GRID if letters * 2 * GRID <= PICTURE_SIZE else PICTURE_SIZE // MAX_LETTERS
+
+
+def origins(letters: int, height: int) -> tuple[list[int], list[int]]:
+    """Where a word of so many letters in cells of that height may begin: its left edges and its top edges."""
+    free = PICTURE_SIZE - cell_width(letters) * letters
+    lefts = list(range(0, free + 1, GRID)) if free >= GRID else [free // 2]
+    return lefts, list(range(0, PICTURE_SIZE - height + 1, GRID))
+
+
+def sample_prompt(rng: np.random.Generator, text: str) -> tuple[str, str | None]:
+    """A wording for a picture of `text`, and the colour that it names, if any (half of the time)."""
+    if rng.random() < 0.5:
+        return str(rng.choice(PLAIN_WORDINGS)).format(text=text), None
+    color = str(rng.choice(list(COLORS)))
+    return str(rng.choice(COLORED_WORDINGS)).format(text=text, color=color), color
+
+
+def sample_text(rng: np.random.Generator, exclude: frozenset[str] = frozenset()) -> str:
+    """Random letters (2 to 5), vowels in every other place half of the time; never one of `exclude`."""
+    while True:
+        length = int(rng.integers(2, MAX_LETTERS + 1))
+        text = "".join(rng.choice(list(LETTERS), size=length))
+        if rng.random() < 0.5:
+            start = int(rng.integers(2))
+            text = "".join(str(rng.choice(list("AEIOU"))) if (i + start) % 2 else c for i, c in enumerate(text))
+        if text not in exclude:
+            return text
+
+
+@cache
+def _glyph(letter: str, font: str, cell_width: int, height: int) -> np.ndarray:
+    """Coverage 0..1 of one letter in its cell, float32 [height, cell_width], one pixel of air at either side."""
+    import matplotlib
+
+    scale = 4
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[font]
+    face = ImageFont.truetype(str(path), size=scale * height)
+    left, top, right, bottom = face.getbbox(letter)
+    tall = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(tall).text((-left, -top), letter, font=face, fill=255)
+    # Every letter gets the full height; wide ones are squeezed into their cell, narrow ones keep their shape.
+    natural_width = round(tall.width * (height - 1) / tall.height)
+    width = max(2, min(cell_width - 2, natural_width)) if letter != "I" else min(cell_width - 2, natural_width)
+    small = tall.resize((width, height - 1), Image.Resampling.LANCZOS)
+    mask = np.zeros((height, cell_width), dtype=np.float32)
+    x = (cell_width - width) // 2
+    mask[: height - 1, x : x + width] = np.asarray(small, dtype=np.float32) / 255.0
+    return mask

@@ -1,0 +1,491 @@
+"""Judges a policy: the same prompts and the same initial noise for every model that is compared."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from alignbench import groups
+from alignbench.backbone import Backbone, Law
+from alignbench.config.run_config import EvaluationConfig
+from alignbench.errors import RunError, ScorerError, UserError
+from alignbench.files.images import ImageFiles
+from alignbench.load import load_eval
+from alignbench.records.record import Estimate, MetricRecord
+from alignbench.rollouts.executor import decode, predict, rollout, sample
+from alignbench.rollouts.noise import group_keys
+from alignbench.rollouts.plan import Plan, Step
+from alignbench.rollouts.terms import EdgeRows, edge_terms
+from alignbench.runtime import hub
+from alignbench.runtime.processes import ALONE, Processes
+from alignbench.runtime.signals import TimeLimitError, time_limit
+from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
+from alignbench.statistics import CONFIDENCE, difference, holm, mean_of_means_interval, rise_test
+from alignbench.tasks import EvalChoice, Task
+
+COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
+PATH_STEPS, PATH_NOISE, PATHS = 8, 0.7, 64
+"""Of `path_kl`: denoising steps, their noise level, and how many rollouts over all prompts, but one of each at least."""
+ALARM_LEVEL = (1 - CONFIDENCE) / 2
+"""Of the one-sided tests behind an alarm, as of either side of an interval."""
+
+
+@contextmanager
+def named_failure(name: str, when: str, seconds: float | None = None) -> Iterator[None]:
+    """Whatever an eval raises as one sentence that names it; what its user did wrong stays what it is.
+
+    Args:
+        seconds: that it may take; None for any time.
+    """
+    try:
+        with time_limit(seconds):
+            yield
+    except UserError:
+        raise
+    except TimeLimitError:
+        late = f"scorer {name!r} did not answer within {seconds:g} s {when}"
+        raise ScorerError(f"{late}; if it only needs longer, raise scorer_timeout") from None
+    except RunError as error:
+        raise ScorerError(str(error)) from error
+    except Exception as error:
+        raise ScorerError(f"scorer {name!r} failed {when}: {type(error).__name__}: {error}") from error
+
+
+class Judges:
+    """A task's reward scorers and judges, loaded once.
+
+    Attributes:
+        rewards: the scorers that judge every rollout, by name.
+        weights: of those that are trained on; the others have weight 0 and only inform the objective.
+        evals: these and all that only judge.
+        timeout: seconds that one of them may take for one call; None for any time.
+    """
+
+    def __init__(self, task: Task, timeout: float | None = None) -> None:
+        self.timeout = timeout
+        self.rewards: dict[str, Scorer] = {}
+        self.weights: dict[str, float] = {}
+        self.evals: dict[str, Eval] = {}
+        for choice in task.config.reward:
+            scorer = self._load(choice)
+            if not isinstance(scorer, Scorer):
+                raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of pictures and cannot be a reward")
+            self.rewards[scorer.name] = scorer
+            if choice.weight:
+                self.weights[scorer.name] = choice.weight
+        if self.rewards and not self.weights:
+            raise UserError(f"task {task.name!r}: every reward has weight 0, so there is nothing to train on")
+        for judge in task.config.judges:
+            self._load(judge)
+
+    def _load(self, choice: EvalChoice) -> Eval:
+        found = load_eval(choice.eval, **choice.settings)
+        found.name = choice.label or choice.eval
+        if found.name in self.evals:
+            raise UserError(f"two evals go by the name {found.name!r}; give one of them another label")
+        self.evals[found.name] = found
+        return found
+
+    def require(self) -> None:
+        """Raises UserError where weights are missing that no hub gives, before anything is loaded."""
+        hub.require({weights: name for name, found in self.evals.items() for weights in found.from_hub()})
+
+    def prepare(self) -> None:
+        """Loads what the evals score with; raises what they raise where it is missing."""
+        self.require()
+        for found in self.evals.values():
+            found.prepare()
+
+    def check_prompts(self, evaluated: Sequence[str], trained: Sequence[str] = ()) -> None:
+        """Raises UserError for a prompt that a metric would refuse to score; only rewards score those that are trained on."""
+        for name, found in self.evals.items():
+            with named_failure(name, "on looking at the prompts", self.timeout):
+                found.check_prompts([*evaluated, *(trained if name in self.rewards else ())])
+
+    def score(self, images: np.ndarray, prompts: Sequence[str], *, when: str) -> dict[str, np.ndarray]:
+        """Reward -> float64 [N], finite or NaN.
+
+        Raises:
+            ScorerError: a scorer failed or broke its contract; the sentence says which one, and `when`.
+        """
+        scores = {}
+        for name, scorer in self.rewards.items():
+            with named_failure(name, when, self.timeout):
+                scores[name] = checked_scores(scorer.score(images, prompts), len(images), name)
+        return scores
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Eval -> what must be known to score again alike."""
+        return {name: found.describe() for name, found in self.evals.items()}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's pictures and scores.
+
+    Attributes:
+        table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
+        images: uint8 [N, H, W, 3], prompt by prompt; an array of objects [N] where pictures made elsewhere differ in size.
+        prompts: the evaluation prompts.
+        directions: metric -> whether higher is better, None where neither is.
+        roles: metric -> `reward`, `judge`, or `part` of another metric.
+        overall: metric -> the metrics whose mean it is; it has no rows of its own.
+        law: what the model draws for the first prompt, where the backbone knows it.
+    """
+
+    table: pd.DataFrame
+    images: np.ndarray
+    prompts: list[str]
+    directions: dict[str, bool | None]
+    roles: dict[str, str]
+    overall: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    law: Law | None = None
+
+
+def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
+    """The prompts that judge a model.
+
+    Raises:
+        UserError: more are asked for than the task has; training prompts are never used instead.
+    """
+    if config.prompts > len(task.eval_prompts):
+        raise UserError(
+            f"evaluation.prompts={config.prompts} but task {task.name!r} has {len(task.eval_prompts)} evaluation prompts; "
+            "lower it (training prompts are never used to judge)"
+        )
+    return task.eval_prompts[: config.prompts]
+
+
+def evaluate(
+    policy: Backbone,
+    task: Task,
+    judges: Judges,
+    config: EvaluationConfig,
+    *,
+    micro_batch: int | None = None,
+    advance: Callable[[str], None] = lambda what: None,
+    processes: Processes = ALONE,
+) -> Evaluation:
+    """Draws and judges pictures of the task's evaluation prompts.
+
+    Args:
+        advance: told what is being done now, for a progress display.
+        processes: those that share the work, and all get the whole of it.
+
+    Raises:
+        UserError: more prompts are asked for than the task has, or a metric needs more pictures of a prompt.
+        RunError: a scorer failed, or answered one constant for all pictures.
+    """
+    prompts = evaluation_prompts(task, config)
+    n = config.images_per_prompt
+    for name, loaded in judges.evals.items():
+        if isinstance(loaded, SetMetric) and n < loaded.fewest:
+            least = loaded.fewest
+            raise UserError(f"{name} needs {least} pictures of a prompt, but evaluation.images_per_prompt is {n}")
+    advance("drawing pictures")
+    policy.prepare(prompts)
+    own = processes.share(range(len(prompts)))
+    keys = group_keys(prompts)
+
+    def draw() -> tuple[np.ndarray, Tensor]:
+        latents = sample(
+            policy,
+            [prompts[p] for p in own],
+            n,
+            config.steps or policy.default_steps,
+            config.seed,
+            micro_batch=micro_batch,
+            keys=[keys[p] for p in own],
+        )
+        return decode(policy, latents, micro_batch), latents
+
+    images, latents = processes.agree(draw, asks_model=True)
+    owners = [p for p in own[: processes.kept(prompts)] for _ in range(n)]
+    here = slice(len(owners))
+    found = processes.agree(lambda: judge(images[here], latents[here], prompts, owners, judges, advance=advance))
+    found = _gathered(found, processes)
+    rows = []
+    for metric, measured in policy.measure(prompts).items():
+        found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
+        rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
+    table = pd.concat([found.table, pd.DataFrame(rows, columns=COLUMNS)]) if rows else found.table
+    return replace(found, table=table, law=policy.law(prompts[0]))
+
+
+def judge(
+    images: Images | ImageFiles,
+    latents: Tensor | None,
+    prompts: Sequence[str],
+    owners: Sequence[int],
+    judges: Judges,
+    *,
+    advance: Callable[[str], None] = lambda what: None,
+) -> Evaluation:
+    """Judges pictures, wherever they come from.
+
+    Args:
+        images: uint8 [N, H, W, 3], or PIL images; or files, which are read part by part and are not kept.
+        latents: final latents [N, *latent]; None for pictures made elsewhere.
+        owners: index into `prompts` for each picture; prompts without one are left out.
+
+    Raises:
+        RunError: a scorer failed.
+    """
+    of_prompt = [[i for i, owner in enumerate(owners) if owner == p] for p in range(len(prompts))]
+    source = images if isinstance(images, np.ndarray | ImageFiles) else _together(as_arrays(images))
+    scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in judges.evals}
+    scorers = {name: found for name, found in judges.evals.items() if isinstance(found, Scorer)}
+    metrics = {name: found for name, found in judges.evals.items() if isinstance(found, SetMetric)}
+    if owners and scorers:
+        for part, arrays in _parts(source):
+            so_far = f" ({part[0]} of {len(owners)} pictures are done)" if len(part) < len(owners) else ""
+            some = arrays if arrays.dtype == np.uint8 else list(arrays)
+            for name, scorer in scorers.items():
+                advance(f"judging by {name}{so_far}")
+                with named_failure(name, "in the evaluation", judges.timeout):
+                    asked = [prompts[owners[i]] for i in part]
+                    answered = scorer.measure(some, asked)
+                    if name in judges.rewards and name not in answered:
+                        answered = {name: scorer.score(some, asked), **answered}
+                    for metric, values in answered.items():
+                        of_all = scores[name].setdefault(metric, np.full(len(owners), np.nan))
+                        of_all[part] = checked_scores(values, len(part), metric)
+    for p in sorted({*owners}) if metrics else ():
+        mine = of_prompt[p]
+        arrays = _some(source, mine)
+        for name, measured in metrics.items():
+            if len(mine) < measured.fewest or (arrays.dtype == object and not measured.any_sizes):
+                continue
+            advance(f"judging by {name}")
+            own_latents = None if latents is None else latents[mine].cpu()
+            with named_failure(name, "in the evaluation", judges.timeout):
+                for metric, value in measured.measure(arrays, own_latents, prompts[p]).items():
+                    of_all = scores[name].setdefault(metric, np.full(len(prompts), np.nan))
+                    of_all[p] = checked_scores([value], 1, metric)[0]
+    kept = np.empty(0, np.uint8) if isinstance(source, ImageFiles) else source
+    return _told(scores, kept, prompts, owners, of_prompt, judges)
+
+
+def _told(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    images: np.ndarray,
+    prompts: Sequence[str],
+    owners: Sequence[int],
+    of_prompt: Sequence[Sequence[int]],
+    judges: Judges,
+) -> Evaluation:
+    """What was found, as a table.
+
+    Args:
+        scores: eval -> metric -> a value for each picture, or for each prompt of a set metric; NaN where there is none.
+    """
+    number = {i: k for mine in of_prompt for k, i in enumerate(mine)}
+    rows: list[tuple[int, str, int, str, float]] = []
+    directions: dict[str, bool | None] = {}
+    roles: dict[str, str] = {}
+    overall: dict[str, tuple[str, ...]] = {}
+    for name, found in judges.evals.items() if owners else ():
+        of_overall = found.overall(prompts)
+        role = "reward" if name in judges.rewards else "judge"
+        overall |= of_overall
+        parts = {part for several in of_overall.values() for part in several}
+        of_eval = scores[name]
+        if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt: that is told under its own name
+            of_eval = {name: np.full(len(prompts), np.nan)}
+        for metric, values in of_eval.items():
+            directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
+            if isinstance(found, Scorer):
+                rows += [(p, prompts[p], number[i], metric, float(values[i])) for i, p in enumerate(owners)]
+            else:
+                rows += [(p, prompts[p], -1, metric, float(values[p])) for p in sorted(set(owners))]
+        for metric in of_overall:
+            directions[metric], roles[metric] = found.higher_is_better(metric), role
+    return Evaluation(pd.DataFrame(rows, columns=COLUMNS), images, list(prompts), directions, roles, overall)
+
+
+def _parts(images: np.ndarray | ImageFiles) -> Iterator[tuple[list[int], np.ndarray]]:
+    """The indices and the pictures of each part: all at once, unless they are files."""
+    if isinstance(images, ImageFiles):
+        yield from ((part, images.load(part)) for part in images.parts())
+    else:
+        yield list(range(len(images))), images
+
+
+def _some(images: np.ndarray | ImageFiles, indices: Sequence[int]) -> np.ndarray:
+    """uint8 [N, H, W, 3], or an array of objects [N] where sizes differ."""
+    if isinstance(images, ImageFiles):
+        return images.load(indices)
+    some = images[indices]
+    return _together(list(some)) if some.dtype == object else some
+
+
+def _gathered(part: Evaluation, processes: Processes) -> Evaluation:
+    """The whole evaluation, of which each process has some prompts."""
+    if processes.count == 1:
+        return part
+    told = processes.tell([part.table.to_numpy().tolist(), part.directions, part.roles, part.overall])
+    rows, directions, roles, overall = zip(*told, strict=True)
+    images = processes.gather(torch.from_numpy(part.images))
+    return Evaluation(
+        pd.DataFrame([row for of_rank in rows for row in of_rank], columns=COLUMNS),
+        np.concatenate([of_rank.numpy() for of_rank in images]),
+        part.prompts,
+        {metric: direction for of_rank in directions for metric, direction in of_rank.items()},
+        {metric: role for of_rank in roles for metric, role in of_rank.items()},
+        {metric: tuple(parts) for metric, parts in overall[0].items()},
+    )
+
+
+@torch.no_grad()
+def path_kl(
+    policy: Backbone,
+    prompts: Sequence[str],
+    seed: int,
+    *,
+    micro_batch: int | None = None,
+    processes: Processes = ALONE,
+) -> np.ndarray:
+    """How far the policy's denoising paths are from the base model's, for each prompt: KL divergence in nats, float64 [P].
+
+    The sum over stochastic steps of |mu - mu_ref|^2 / (2 std^2), summed over latent dimensions, on fresh rollouts of the
+    policy by rule sde. The last step is deterministic and left out. Comparable between models at equal PATH_STEPS and
+    PATH_NOISE alone.
+    """
+    plan = Plan((*[Step("sde", PATH_NOISE)] * (PATH_STEPS - 1), Step()), roots=max(1, PATHS // len(prompts)))
+    keys, own = group_keys(prompts), processes.share(range(len(prompts)))
+
+    def measure() -> Tensor:
+        mine, of_mine = [prompts[p] for p in own], [keys[p] for p in own]
+        forest = rollout(policy, mine, plan, seed, reduction="sum", micro_batch=micro_batch, keys=of_mine)
+        rows = EdgeRows.of(forest)
+        with policy.reference():
+            reference = predict(policy, rows.x, rows.sigma, policy.encode(mine), rows.group, micro_batch)
+        kl = edge_terms(rows, forest.row_velocity, reference)["kl"]
+        return forest.path_sum(kl).double().mean(1)[: processes.kept(prompts)]
+
+    return np.asarray(torch.cat(processes.gather(processes.agree(measure, asks_model=True))).cpu())
+
+
+def with_measured(evaluation: Evaluation, metric: str, values: np.ndarray) -> Evaluation:
+    """The evaluation with one more metric of the model itself, neither direction of which is better; `values` [prompts]."""
+    rows = [(p, evaluation.prompts[p], -1, metric, float(value)) for p, value in enumerate(values)]
+    table = pd.concat([evaluation.table, pd.DataFrame(rows, columns=COLUMNS)])
+    directions, roles = {**evaluation.directions, metric: None}, {**evaluation.roles, metric: "judge"}
+    return replace(evaluation, table=table, directions=directions, roles=roles)
+
+
+def _together(pictures: list[np.ndarray]) -> np.ndarray:
+    """[N, H, W, 3], or an array of objects [N] where sizes differ."""
+    if len({picture.shape for picture in pictures}) == 1:
+        return np.stack(pictures)
+    together = np.empty(len(pictures), dtype=object)
+    for i, picture in enumerate(pictures):
+        together[i] = picture
+    return together
+
+
+def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
+    """Refuses a reward that answers one constant for everything: it would teach nothing, and hides a broken scorer.
+
+    Raises:
+        RunError: naming the reward and its constant.
+    """
+    for name in judges.rewards:
+        values = evaluation.table.loc[evaluation.table.metric == name, "value"].dropna()
+        if len(values) == 0:
+            raise RunError(f"reward {name!r} could not score a single picture of the base model")
+        if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
+            raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} pictures; its scorer is broken")
+
+
+def too_faint(judges: Judges, evaluation: Evaluation) -> list[str]:
+    """A sentence for each trained reward whose images of one prompt differ too little to be standardised."""
+    found = []
+    for name in judges.weights:
+        table = evaluation.table[evaluation.table.metric == name]
+        deviation = table.groupby("prompt", sort=False)["value"].std(ddof=0).median()
+        if 0 < deviation < groups.MIN_STD:
+            found.append(
+                f"reward {name!r} varies by {deviation:.1g} within a prompt; deviations below {groups.MIN_STD:g} are not "
+                "scaled up to 1, so it will teach little: give it in larger units"
+            )
+    return found
+
+
+def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
+    """Each metric's mean over prompts with its interval."""
+    return _estimates(_prompt_means(evaluation.table), evaluation)
+
+
+def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
+    """Base, final and their difference, paired by prompt, for each metric."""
+    before, after = _prompt_means(base.table).align(_prompt_means(final.table))
+    change = pd.DataFrame(difference(after.to_numpy(), before.to_numpy()), index=after.index, columns=after.columns)
+    found = [_estimates(frame, base) for frame in (before, after, change)]
+    p_rise = {metric: rise_test(_strata(change, base, metric)) for metric in base.directions}
+    return {
+        metric: MetricRecord(
+            base=found[0][metric],
+            final=found[1][metric],
+            difference=found[2][metric],
+            higher_is_better=direction,
+            role=base.roles[metric],
+            p_rise=None if np.isnan(p_rise[metric]) else p_rise[metric],
+        )
+        for metric, direction in base.directions.items()
+    }
+
+
+def _estimates(by_prompt: pd.DataFrame, evaluation: Evaluation) -> dict[str, Estimate]:
+    """From prompts x metrics; the mean of several metrics is taken over their means."""
+    return {m: Estimate.of(mean_of_means_interval(_strata(by_prompt, evaluation, m))) for m in evaluation.directions}
+
+
+def _strata(by_prompt: pd.DataFrame, evaluation: Evaluation, metric: str) -> list[np.ndarray]:
+    """One value a prompt, for each metric whose mean it is."""
+    return [by_prompt[part].to_numpy() for part in evaluation.overall.get(metric, (metric,))]
+
+
+def alarms(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[str]:
+    """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls.
+
+    "Rose", "fell" and "worse" are one-sided tests at ALARM_LEVEL, each corrected by Holm's method for how many were looked at:
+    the rewards that were trained on, and the judges that have a direction. So a run in which no judge got worse raises an alarm
+    about one with that probability at most, however many judge it.
+    """
+    rose = _corrected({name: metrics[name].p_rise for name in rewards})
+    fell = _corrected({name: _opposite(metrics[name].p_rise) for name in rewards})
+    judged = {name: m for name, m in metrics.items() if m.role == "judge" and m.higher_is_better is not None}
+    worse = _corrected({n: _opposite(m.p_rise) if m.higher_is_better else m.p_rise for n, m in judged.items()})
+    found = []
+    for name in rewards:
+        change = metrics[name].difference.value
+        if fell[name] < ALARM_LEVEL:
+            fall = f"{name} fell by {-(change or 0):.3f} although it was trained on"
+            found.append(f"{fall}; a lower learning rate may save the model")
+        if rose[name] < ALARM_LEVEL:
+            for metric, record in judged.items():
+                if worse[metric] < ALARM_LEVEL:
+                    went = f"{metric} went from {record.base.value:.3f} to {record.final.value:.3f}"
+                    found.append(f"{name} rose by {change:.3f} while {went}")
+    return found
+
+
+def _corrected(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    """By Holm's method; NaN, which is below no level, for what could not be tested."""
+    known = [np.nan if p is None else p for p in p_values.values()]
+    return dict(zip(p_values, holm(known).tolist(), strict=True))
+
+
+def _opposite(p: float | None) -> float | None:
+    return None if p is None else 1 - p
+
+
+def _prompt_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Prompts x metrics; a prompt none of whose pictures could be scored is NaN."""
+    return table.pivot_table(index="prompt_index", columns="metric", values="value", aggfunc="mean", dropna=False)

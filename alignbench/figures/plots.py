@@ -1,0 +1,465 @@
+"""Plots and picture grids of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import ceil, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import ZipFile
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.ticker import ScalarFormatter
+from PIL import Image
+
+from alignbench import groups
+from alignbench.backbones.mixture import laws
+from alignbench.errors import RunError, UserError
+from alignbench.files.escaping import visible
+from alignbench.files.reading import open_regular
+from alignbench.files.writing import refuse_links, write_atomically
+from alignbench.records.record import Estimate, Result, read_metrics, read_result, visible_record
+from alignbench.rollouts.forest import RolloutForest
+
+if TYPE_CHECKING:
+    from alignbench.diagnosis.diagnose import Diagnosis
+    from alignbench.evaluation.evaluate import Evaluation
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHEET_PIXELS = 2**26
+"""Of a sheet of samples, at most."""
+SIDE, ACROSS = 256, 4096
+"""Of `before_after`: pixels of a picture and of all beside one another, at most."""
+TREE = Path("samples") / "tree.npz"
+"""In a run's folder, the tree that is drawn."""
+MAX_TREE_BYTES = 2**30
+STYLE: Any = {
+    "figure.dpi": 150,
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "axes.prop_cycle": cycler(color=COLORS),
+    "text.parse_math": False,  # two prices in a name are no formula
+}
+
+
+def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[Path]:
+    """Draws the plots of a run's folder from its record alone; returns the files.
+
+    Args:
+        warn: told a sentence for each plot that is left out, because what it is drawn from cannot be read or drawn.
+
+    Raises:
+        UserError: the folder has no readable record.
+        DiskError: a plot cannot be written.
+    """
+    result = visible_record(read_result(folder))
+    refuse_links(folder, "plots")
+    written: list[Path] = []
+
+    def write(name: str, draw: Callable[[], Figure | None]) -> None:
+        with left_out(f"plots/{name}.png", warn):
+            figure = draw()
+            if figure is not None:
+                written.append(write_figure(folder / "plots" / f"{name}.png", figure))
+
+    def of_laws() -> Figure | None:
+        kept = laws.read_laws(folder)
+        title = f"{' x '.join(result.pair)}, {result.run.task}, seed {result.run.seed}"
+        return None if kept is None else laws.over_training(kept, title)
+
+    frame = None
+    with left_out("plots/curves.png and plots/diagnostics.png", warn):
+        frame = read_metrics(folder)
+    if frame is not None and len(frame):
+        write("curves", partial(curves, frame, result))
+        write("diagnostics", partial(diagnostics, frame))
+    write("laws", of_laws)
+    write("changes", partial(changes, result))
+    write("tree", lambda: tree(RolloutTree.read(folder / TREE)) if os.path.lexists(folder / TREE) else None)
+    return written
+
+
+@contextmanager
+def left_out(what: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """A record or a plot that cannot be read or drawn costs one sentence and nothing else; a full disk ends the command."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except UserError as error:
+        tell(f"left out: {what}: {error}")
+    except RunError:
+        raise
+    except Exception as error:  # whatever matplotlib raises for numbers and names that nobody thought of
+        tell(f"left out: {what}: it cannot be drawn ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+
+
+def curves(frame: pd.DataFrame, result: Result) -> Figure:
+    """Training reward and rollout diversity against model rows, and the reward of the evaluation prompts before and after."""
+    with plt.rc_context(STYLE):
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
+        rows = frame["model_rows"]
+        smooth = frame["reward"].rolling(8, min_periods=1).mean()
+        left.plot(rows, frame["reward"], alpha=0.35, linewidth=0.8)
+        left.plot(rows, smooth, color=COLORS[0], label="mean of 8 iterations")
+        left.set(xlabel="model rows", ylabel="training reward", title="reward of the rollouts")
+        left.legend()
+        if "rollout_lgmd" in frame:
+            middle.plot(rows, frame["rollout_lgmd"], color=COLORS[2])
+        middle.set(xlabel="model rows", ylabel="LGMD in a group", title="diversity of the rollouts")
+        rewards = [m for m in result.metrics.values() if m.role == "reward"]
+        for x, estimate in enumerate((rewards[0].base, rewards[0].final) if rewards else ()):
+            if estimate.value is not None:
+                right.errorbar([x], [estimate.value], yerr=_bars(estimate), fmt="o", capsize=4, color=COLORS[x])
+                right.annotate(
+                    f"{estimate.value:.3f}", (x, estimate.value), xytext=(8, 0), textcoords="offset points", va="center"
+                )
+        right.set(
+            xlim=(-0.5, 1.7),
+            xticks=[0, 1],
+            xticklabels=["base", "trained"],
+            ylabel="reward",
+            title="evaluation prompts, 95 %",
+        )
+    return figure
+
+
+def diagnostics(frame: pd.DataFrame) -> Figure | None:
+    """Every other number of the metrics table against the iteration, a small panel each; None where there is none."""
+    skipped = {
+        "iteration",
+        "reward",
+        "rollout_lgmd",
+        "model_rows",
+        "model_rows_rollout",
+        "model_rows_train",
+        "reward_calls",
+    }
+    numeric = [c for c in frame.columns if c not in skipped and pd.api.types.is_numeric_dtype(frame[c])]
+    if not numeric:
+        return None
+    columns = 4
+    height = -(-len(numeric) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(height, columns, figsize=(9, 1.5 * height + 0.3), squeeze=False)
+        figure.subplots_adjust(
+            hspace=0.7, wspace=0.45, left=0.07, right=0.98, top=1 - 0.35 / (1.5 * height), bottom=0.5 / (1.5 * height)
+        )
+        for axis, name in zip(axes.flat, numeric, strict=False):
+            known = frame[["iteration", name]].dropna()
+            axis.plot(known["iteration"], known[name], linewidth=0.9, marker="." if len(known) < len(frame) else "")
+            axis.set_title(visible(name))
+            axis.ticklabel_format(axis="y", useOffset=False)
+        for axis in axes.flat[len(numeric) :]:
+            axis.set_visible(False)
+        figure.supxlabel("iteration", fontsize=8)
+    return figure
+
+
+def changes(result: Result) -> Figure:
+    """Paired difference of each metric in units of the base model's half interval, so that all fit on one axis.
+
+    A metric that is the same for all of the base model's prompts, such as the distance to it, has no such unit.
+    """
+    names, values, bars, colors = [], [], [], []
+    for name, metric in result.metrics.items():
+        d, b = metric.difference, metric.base
+        if d.value is None or b.lower is None or b.upper is None or b.lower == b.upper:
+            continue
+        unit = (b.upper - b.lower) / 2
+        names.append(f"{name}{' (reward)' if metric.role == 'reward' else ''}")
+        values.append(d.value / unit)
+        bars.append(np.divide(_bars(d), unit))
+        colors.append(COLORS[1] if metric.role == "reward" else COLORS[0])
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6, 0.35 * len(names) + 1), layout="constrained")
+        for y, (value, bar, color) in enumerate(zip(values, bars, colors, strict=True)):
+            axis.errorbar([value], [y], xerr=bar, fmt="o", capsize=3, color=color)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(
+            yticks=range(len(names)),
+            yticklabels=names,
+            xlabel="trained minus base, in half-widths of the base's 95 % interval",
+        )
+        axis.set_title(f"{' x '.join(result.pair)}, seed {result.run.seed}")
+        axis.invert_yaxis()
+    return figure
+
+
+def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_per_prompt: int, prompts: int = 10) -> Figure:
+    """The same prompts and noise before (left) and after (right), with each picture's reward above it."""
+    n, count = images_per_prompt, min(prompts, len(base.prompts))
+    scores = [
+        e.table[e.table.metric == reward].pivot(index="prompt_index", columns="image", values="value") for e in (base, final)
+    ]
+    with plt.rc_context(STYLE):
+        # One picture a side: a grid of axes for every single picture takes seconds to lay out.
+        size = base.images.shape[1]
+        factor = max(ceil(size / SIDE), ceil(2 * n * size / ACROSS))
+        before, after = (_shrunk(e.images[: count * n], factor) for e in (base, final))
+        size = before.shape[1]
+        gap = size // 3
+        width = 2 * n * size + gap
+        sheet = np.full((count * (size + gap), width, 3), 255, dtype=np.uint8)
+        figure, axis = plt.subplots(figsize=(3 + width / 90, count * (size + gap) / 90 + 0.4))
+        figure.subplots_adjust(left=2.8 / (3 + width / 90), right=0.99, top=0.95, bottom=0.01)
+        for p in range(count):
+            top = p * (size + gap) + gap
+            for side, drawn in enumerate((before, after)):
+                for i in range(n):
+                    left = i * size + side * (n * size + gap)
+                    sheet[top : top + size, left : left + size] = drawn[p * n + i]
+                    score = float(scores[side].to_numpy()[p, i])
+                    axis.text(left + size / 2, top - 2, f"{score:.2f}", fontsize=6, ha="center", va="bottom")
+            at = (-gap / 2, top + size / 2)
+            axis.text(*at, visible(base.prompts[p]), fontsize=7, ha="right", va="center")
+        axis.imshow(sheet)
+        axis.axis("off")
+        figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {visible(reward)}", fontsize=8)
+    return figure
+
+
+def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
+    """All pictures, a prompt a column block; uint8 [N, H, W, 3].
+
+    Small pictures are enlarged without smoothing. Large ones are shrunk by a whole number, so that the sheet has no more than
+    SHEET_PIXELS: viewers open it, and so do reports.
+    """
+    wide = columns * max(1, 16 // columns)
+    missing = -len(images) % wide
+    pixels = (len(images) + missing) * images.shape[1] * images.shape[2]
+    images = _shrunk(images, ceil(sqrt(pixels / SHEET_PIXELS)))
+    padded = np.concatenate([images, np.full((missing, *images.shape[1:]), 255, dtype=np.uint8)])
+    rows = padded.reshape(-1, wide, *images.shape[1:])
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    picture = Image.fromarray(sheet)
+    return (
+        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        if images.shape[1] <= 128 and pixels * scale**2 <= SHEET_PIXELS
+        else picture
+    )
+
+
+def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 [N, H, W, 3] by a whole number smaller; as they are where it is 1 or less."""
+    return images if factor <= 1 else np.stack([np.asarray(Image.fromarray(image).reduce(factor)) for image in images])
+
+
+class RolloutTree(NamedTuple):
+    """One group's rollout as it is drawn: K leaves over T steps.
+
+    Attributes:
+        prompt: of the group. reward: the name of its reward.
+        beta: the inverse temperature of q.
+        stochastic: bool [T]. children: int [T], of each branch that is alive before the step.
+        images: uint8 [K, H, W, 3].
+        rewards: float [K], NaN where a scorer gave up.
+        p: softmax of the path's log-probability, [K]. q: softmax(beta z) of the standardised reward, [K].
+    """
+
+    prompt: str
+    reward: str
+    beta: float
+    stochastic: np.ndarray
+    children: np.ndarray
+    images: np.ndarray
+    rewards: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+
+    @classmethod
+    def of(cls, forest: RolloutForest, images: np.ndarray, reward: str, beta: float, group: int = 0) -> "RolloutTree":
+        """A group of a forest whose rewards are known, with the pictures of all its leaves."""
+        k, this = forest.group_size, slice(group, group + 1)
+        rewards = forest.by_group(forest.rewards.cpu())[this]
+        here = groups.valid(rewards)
+        p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
+        q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=forest.standardised), here).exp()[0]
+        steps = forest.plan.steps
+        plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
+        pictures = np.asarray(images[group * k : (group + 1) * k])
+        return cls(forest.prompts[group], reward, beta, *plan, pictures, rewards[0].numpy(), p.numpy(), q.numpy())
+
+    def write(self, file: Path) -> None:
+        write_atomically(file, lambda p: np.savez_compressed(p, **self._asdict()))
+
+    @classmethod
+    def read(cls, file: Path) -> "RolloutTree":
+        """What `write` wrote; raises UserError where the file is anything else."""
+        try:
+            with open_regular(file) as opened:
+                size = sum(part.file_size for part in ZipFile(opened).infolist())
+                if size > MAX_TREE_BYTES:
+                    raise ValueError(f"it unfolds to {size:,} bytes")
+                with np.load(opened, allow_pickle=False) as found:
+                    kept = {name: found[name] for name in cls._fields}
+            read = cls(**{name: value.item() if value.ndim == 0 else value for name, value in kept.items()})
+            read._check()
+        except UserError:
+            raise
+        except Exception as error:  # zipfile, zlib and numpy raise their own errors for damaged bytes
+            raise UserError(f"{file} is not a drawing of a rollout tree ({type(error).__name__}: {error})") from None
+        return read
+
+    def _check(self) -> None:
+        """Raises an error where the parts do not belong together."""
+        k, steps = len(self.images), len(self.children)
+        fits = (
+            isinstance(self.prompt, str)
+            and isinstance(self.reward, str)
+            and isinstance(self.beta, float)
+            and self.images.ndim == 4
+            and self.images.shape[3] == 3
+            and self.images.dtype == np.uint8
+            and min(self.images.shape) > 0
+            and self.stochastic.shape == (steps,)
+            and all(values.shape == (k,) and values.dtype.kind == "f" for values in (self.rewards, self.p, self.q))
+            and self.children.dtype.kind in "iu"
+            and bool((self.children >= 1).all())
+            and k % math.prod(map(int, self.children)) == 0
+        )
+        if not fits:
+            raise ValueError("its parts do not belong together")
+
+
+def tree(drawn: RolloutTree) -> Figure:
+    """Branches by step, pictures at the leaves with their rewards, and p and q."""
+    k, steps = len(drawn.images), len(drawn.children)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, (axis, bars) = plt.subplots(
+            1, 2, figsize=(8, max(2.5, 0.42 * k)), layout="constrained", width_ratios=[3, 1], sharey=True
+        )
+        _branches(axis, drawn)
+        for leaf, image in enumerate(drawn.images):
+            picture = OffsetImage(image, zoom=0.36 * 64 / drawn.images.shape[1])
+            axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
+        axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
+        splits = ", ".join(str(t) for t in np.flatnonzero(drawn.children > 1)) or "none"
+        axis.set_title(f"{visible(drawn.prompt)}\n{k} leaves; splits at steps {splits}")
+        axis.spines["left"].set_visible(False)
+        y = np.arange(k)
+        bars.barh(y - 0.2, drawn.p, height=0.38, color=COLORS[0], label="p (policy)")
+        bars.barh(y + 0.2, drawn.q, height=0.38, color=COLORS[1], label=f"q (target, beta {drawn.beta:.3g})")
+        for leaf, (p, q, reward) in enumerate(zip(drawn.p, drawn.q, drawn.rewards, strict=True)):
+            bars.text(float(max(p, q)), leaf, f" {reward:.2f}", va="center", fontsize=6)
+        bars.set(xlabel="probability in the group", title=f"numbers: {visible(drawn.reward)}")
+        figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    return figure
+
+
+def _branches(axis: Any, drawn: RolloutTree) -> None:
+    """Lines from right to left: a parent stands at the mean height of its children."""
+    heights = np.arange(len(drawn.images), dtype=np.float64)
+    for t in reversed(range(len(drawn.children))):
+        of_parent = heights.reshape(-1, int(drawn.children[t]))
+        heights = of_parent.mean(1)
+        color, width = (COLORS[1], 1.1) if drawn.stochastic[t] else ("#999999", 0.8)
+        for parent, children in zip(heights, of_parent, strict=True):
+            for child in children:
+                axis.plot([t, t + 1], [parent, child], color=color, linewidth=width)
+    axis.plot([], [], color=COLORS[1], label="stochastic")
+    axis.plot([], [], color="#999999", label="deterministic")
+    axis.legend(loc="upper left", fontsize=6)
+
+
+def diagnosis(found: "Diagnosis") -> Figure:
+    """Everything that `diagnose` measured, with 95 % intervals."""
+    sampler = legend_name(visible(found.sampler))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplot_mosaic("AABBCC;DDDEEE", figsize=(9, 5), layout="constrained")
+        places = range(len(found.distances))
+        _estimates(axes["A"], places, [d.sampler for d in found.distances], sampler, COLORS[0])
+        _estimates(axes["A"], places, [d.unshared for d in found.distances], "unshared", COLORS[1])
+        axes["A"].set(xticks=places, xticklabels=[d.apart_since for d in found.distances], xlim=(-0.5, len(places) - 0.5))
+        axes["A"].set(ylim=(0, None), ylabel="|z - z'| / sqrt(D)", title="distance of two leaves, by where they part")
+        prefixes = [str(e.prefixes) for e in found.prefix_entropy]
+        places = range(len(prefixes))
+        _estimates(axes["B"], places, [e.policy for e in found.prefix_entropy], "p (policy)", COLORS[0])
+        label = f"q (target, beta {found.beta:g})"
+        _estimates(axes["B"], places, [e.target for e in found.prefix_entropy], label, COLORS[1])
+        axes["B"].set(xticks=places, xticklabels=prefixes, xlim=(-0.5, len(places) - 0.5), ylim=(0, 1.05))
+        axes["B"].set(xlabel="prefixes", ylabel="entropy / maximum", title="prefix entropy")
+        variation = found.total_variation
+        _estimates(axes["C"], [0, 1], [variation.leaf, variation.group], None, COLORS[0])
+        axes["C"].axhline(0, color="black", linewidth=0.8)
+        axes["C"].set(xticks=[0, 1], xticklabels=["single leaves", "groups"], xlim=(-0.5, 1.5), ylim=(-0.15, 1.05))
+        axes["C"].set_title("total variation to unshared, at least")
+        sizes = [p.k for p in found.partition]
+        for name, label, color in (("sampler", sampler, COLORS[0]), ("unshared", "unshared", COLORS[1])):
+            for axis, quantity in (("D", "bias"), ("E", "deviation")):
+                values = [getattr(p, f"{name}_{quantity}") for p in found.partition]
+                _estimates(axes[axis], sizes, values, label, color, linestyle="-")
+        axes["D"].axhline(0, color="black", linewidth=0.8)
+        axes["D"].set(xscale="log", ylabel="E log Z_hat - log Z", title="bias of log Z_hat")
+        axes["E"].set(xscale="log", ylabel="deviation", title="standard deviation of log Z_hat")
+        first = found.partition[0].unshared_deviation.value
+        if first:
+            axes["E"].set_yscale("log")
+            for formatted in (axes["E"].yaxis.set_major_formatter, axes["E"].yaxis.set_minor_formatter):
+                formatted(ScalarFormatter())
+            guide = [first * (size / sizes[0]) ** -0.5 for size in sizes]
+            axes["E"].plot(sizes, guide, color="#999999", linestyle=":", label="1 / sqrt(K)")
+        for axis in ("D", "E"):
+            axes[axis].axvline(found.group_size, color="#999999", linewidth=0.8)
+            axes[axis].set(
+                xticks=sizes, xticklabels=[str(size) for size in sizes], xlabel="K (behind the line: several groups)"
+            )
+            axes[axis].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        for axis in "ABDE":
+            axes[axis].legend()
+        of = f"{len(found.prompts)} prompts x {found.groups} groups of {found.group_size}"
+        figure.suptitle(f"{sampler} on {visible(found.backbone)}, {of}", fontsize=9)
+    return figure
+
+
+def _estimates(
+    axis: Any, x: Iterable[float], estimates: Sequence[Estimate], label: str | None, color: str, linestyle: str = ""
+) -> None:
+    """Points with their intervals, as far as both can be told."""
+    known = [(at, e.value, _bars(e)) for at, e in zip(x, estimates, strict=True) if e.value is not None]
+    if known:
+        at, value, bars = (list(column) for column in zip(*known, strict=True))
+        style: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 3, "linewidth": 1, "linestyle": linestyle}
+        axis.errorbar(at, value, yerr=np.hstack(bars), label=label, color=color, **style)
+
+
+def _bars(estimate: Estimate) -> np.ndarray:
+    """How far the interval reaches below and above the value, [2, 1]; NaN, which is not drawn, where it is unbounded."""
+    if estimate.value is None or estimate.lower is None or estimate.upper is None:
+        return np.full((2, 1), np.nan)
+    return np.maximum([[estimate.value - estimate.lower], [estimate.upper - estimate.value]], 0.0)
+
+
+def write_figure(path: Path, figure: Figure) -> Path:
+    """Saves and closes the figure; the file is there whole or not at all."""
+    write_atomically(path, partial(save, figure))
+    return path
+
+
+def save(figure: Figure, to: Any, **options: Any) -> None:
+    """Saves and closes the figure."""
+    # Labels of ticks are made when they are drawn. A name may have letters that the font lacks: it shows boxes for them.
+    with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from|constrained_layout not applied")
+        figure.savefig(to, **options)
+    plt.close(figure)
+
+
+def legend_name(name: str) -> str:
+    """A name as the label of a handle: matplotlib leaves out what begins with `_`."""
+    return f" {name}" if name.startswith("_") else name

@@ -1,0 +1,1 @@
+"""Records of runs: typed and versioned, read back as frames."""

@@ -1,0 +1,1 @@
+"""Reports of many runs: verdicts, tables, plots and one self-contained page."""

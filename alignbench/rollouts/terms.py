@@ -1,0 +1,308 @@
+"""Row terms: what one model row contributes to a loss, from velocities and states.
+
+An objective asks the model about *rows*; the engine computes them in micro-batches and the objective's `terms` turns
+each micro-batch's velocities into small tensors. There are two stock kinds. `EdgeRows` are the distinct parents of the forest's
+stochastic edges: each is evaluated once, however many children and descendants it has. `DenoisingRows` are final samples
+with fresh noise, for objectives that compare denoising errors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignbench import flow
+from alignbench.errors import RunError, UserError
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.noise import Key, normal, seed_of
+from alignbench.rollouts.plan import Rule
+
+Terms = dict[str, Tensor]
+"""Name -> small tensor; micro-batches are concatenated along dimension 0."""
+Times = Literal["schedule", "logit_normal", "uniform", "steps"]
+"""How the noise levels of final samples are drawn; see `denoising_noise`."""
+
+
+@dataclass(frozen=True)
+class Velocities:
+    """What the models answer for some rows, each [R', *latent]; only `policy` carries a gradient.
+
+    Attributes:
+        reference: the frozen base model's answer, for an objective that needs it.
+        old: that of the policy as it was at the rollout, likewise.
+    """
+
+    policy: Tensor
+    reference: Tensor | None = None
+    old: Tensor | None = None
+
+
+class Rows(Protocol):
+    """Model inputs, in an order in which a contiguous part of the rows gives a contiguous part of each term."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def sigma(self) -> Tensor: ...
+    @property
+    def group(self) -> Tensor: ...
+    @property
+    def guided(self) -> bool:
+        """Whether the model answers with its guidance, as in a rollout, or with the prompt's own velocity alone."""
+
+    @property
+    def known(self) -> tuple[Tensor, Tensor] | None:
+        """Rows that the model is not asked about, bool [R'], and velocities [R', *latent] of which they keep theirs."""
+
+    def __len__(self) -> int: ...
+    def part(self, start: int, stop: int) -> Self: ...
+
+
+@dataclass(frozen=True)
+class EdgeRows:
+    """The forest's replay rows `start` to `stop`, with the edges that leave them.
+
+    Attributes:
+        asked: bool [R] over all replay rows, those that the policy is asked about; None for all.
+    """
+
+    forest: RolloutForest
+    start: int
+    stop: int
+    asked: Tensor | None = None
+
+    @classmethod
+    def of(cls, forest: RolloutForest, leaves: Tensor | None = None) -> "EdgeRows":
+        """All replay rows.
+
+        Args:
+            leaves: bool [G * K]; the policy is asked about the rows on the paths to these alone. None for all.
+
+        Raises:
+            UserError: the plan has no stochastic step, so that no edge carries a density.
+        """
+        if len(forest.rows) == 0:
+            raise UserError("the plan has no stochastic step, so there is nothing to train on; choose another sampler")
+        asked = forest.trained
+        if leaves is not None:
+            asked = forest.rows_to(leaves) if asked is None else asked & forest.rows_to(leaves)
+        return cls(forest, 0, len(forest.rows), asked)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> "EdgeRows":
+        return EdgeRows(self.forest, self.start + start, min(self.start + stop, self.stop), self.asked)
+
+    @property
+    def x(self) -> Tensor:
+        return self.forest.states[self.forest.rows[self.start : self.stop]]
+
+    @property
+    def sigma(self) -> Tensor:
+        return self.forest.row_sigma[self.start : self.stop]
+
+    @property
+    def group(self) -> Tensor:
+        return self.forest.row_group[self.start : self.stop]
+
+    @property
+    def guided(self) -> bool:
+        """As the behaviour policy was."""
+        return True
+
+    @property
+    def known(self) -> tuple[Tensor, Tensor] | None:
+        if self.asked is None:
+            return None
+        here = slice(self.start, self.stop)
+        return ~self.asked[here], self.forest.row_velocity[here]
+
+    @property
+    def edges(self) -> slice:
+        first, last = torch.searchsorted(
+            self.forest.edge_row, self.forest.edge_row.new_tensor([self.start, self.stop])
+        ).tolist()
+        return slice(first, last)
+
+
+def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
+    """Stock terms of stochastic edges, each float32 [E'] for the edges that leave `rows`, reduced as the forest says.
+
+    log_ratio: log pi(child) - log pi_old(child), from the difference of the two means; see `flow.log_ratio`.
+    log_prob: log-density of the child under the policy.
+    drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn: GRPO-Guard's regulated log-ratio
+        std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
+    With a reference: kl, the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians; log_prob_reference, without
+        gradient; and log_ratio_reference, log pi(child) - log pi_ref(child), from the difference of means.
+    """
+    forest, edges = rows.forest, rows.edges
+    of_row = forest.edge_row[edges]
+    local = of_row - rows.start
+    child = forest.states[forest.edge_child[edges]]
+    old_velocity = forest.row_velocity[of_row]
+
+    def shift(change: Tensor) -> Tensor:
+        """By how much the means move when the velocity does."""
+        return _moments(forest, edges, torch.zeros_like(change, dtype=torch.float32), change)[0]
+
+    with torch.no_grad():
+        old_mean, std = _moments(forest, edges, rows.x[local], old_velocity)
+        noise = (child - old_mean) / std
+        old_log_prob = flow.log_prob(child, old_mean, std, reduction=forest.reduction)
+    moved = shift(velocity.float()[local] - old_velocity)
+    log_ratio = flow.log_ratio(moved, noise, std, reduction=forest.reduction)
+    terms = {
+        "log_prob": old_log_prob + log_ratio,
+        "log_ratio": log_ratio,
+        "drift_noise": flow.reduce_latent(moved * noise, forest.reduction),
+    }
+    if reference_velocity is not None:
+        reference = reference_velocity.detach().float()[local]
+        with torch.no_grad():
+            away = shift(reference - old_velocity)
+            terms["log_prob_reference"] = old_log_prob + flow.log_ratio(away, noise, std, reduction=forest.reduction)
+        apart = shift(velocity.float()[local] - reference)
+        seen_from_reference = noise - away / std  # the child minus the reference's mean, in deviations
+        terms["log_ratio_reference"] = flow.log_ratio(apart, seen_from_reference, std, reduction=forest.reduction)
+        terms["kl"] = flow.reduce_latent(apart**2 / (2 * std**2), forest.reduction)
+    return terms
+
+
+def log_ratio(terms: Terms, forest: RolloutForest) -> Tensor:
+    """log pi / pi_old of each edge, [E]: the stock term, or the difference of log-densities where an objective has its own."""
+    return terms["log_ratio"] if "log_ratio" in terms else terms["log_prob"] - forest.old_log_prob
+
+
+def log_ratio_reference(terms: Terms) -> Tensor:
+    """log pi / pi_ref of each edge, [E]; likewise."""
+    if "log_ratio_reference" in terms:
+        return terms["log_ratio_reference"]
+    return terms["log_prob"] - terms["log_prob_reference"]
+
+
+def edge_std(forest: RolloutForest) -> Tensor:
+    """Deviation of each edge's Gaussian, float32 [E]."""
+    anywhere = forest.edge_sigma.new_zeros(len(forest.edge_sigma), 1)
+    return _moments(forest, slice(None), anywhere, anywhere)[1].flatten()
+
+
+def _moments(forest: RolloutForest, edges: slice, x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of some edges, each by the rule of its step."""
+    steps = forest.edge_step[edges].tolist()
+    numbers = forest.edge_sigma[edges], forest.edge_sigma_next[edges], forest.edge_noise_level[edges]
+    rules: set[Rule] = {forest.plan.steps[t].rule for t in set(steps)}
+    if len(rules) <= 1:  # without an edge by any rule, so that what is empty has its graph too
+        return flow.moments(x, velocity, *numbers, rules.pop() if rules else "sde")
+    mean, std = x.new_zeros(x.shape), x.new_zeros(len(x), *[1] * (x.ndim - 1))
+    for rule in sorted(rules):
+        of_rule = torch.tensor([forest.plan.steps[t].rule == rule for t in steps], device=x.device).nonzero()[:, 0]
+        sigma, sigma_next, level = (n[of_rule] for n in numbers)
+        m, s = flow.moments(x[of_rule], velocity[of_rule], sigma, sigma_next, level, rule)
+        mean, std = mean.index_copy(0, of_rule, m), std.index_copy(0, of_rule, s)
+    return mean, std
+
+
+@dataclass(frozen=True)
+class DenoisingRows:
+    """Final samples with fresh noise: x = (1 - sigma) x_0 + sigma noise.
+
+    Attributes:
+        forest: where the samples come from.
+        leaf: int64 [R], index of each row's leaf.
+        sigma: float32 [R], noise level of each row.
+        noise: float32 [R, *latent], standard normal.
+    """
+
+    forest: RolloutForest
+    leaf: Tensor
+    sigma: Tensor
+    noise: Tensor
+
+    def __len__(self) -> int:
+        return len(self.leaf)
+
+    def part(self, start: int, stop: int) -> "DenoisingRows":
+        return DenoisingRows(self.forest, self.leaf[start:stop], self.sigma[start:stop], self.noise[start:stop])
+
+    @property
+    def x0(self) -> Tensor:
+        return self.forest.states[self.forest.leaves[self.leaf]]
+
+    @property
+    def x(self) -> Tensor:
+        sigma = self.sigma.view(-1, *[1] * (self.noise.ndim - 1))
+        return (1 - sigma) * self.x0 + sigma * self.noise
+
+    @property
+    def group(self) -> Tensor:
+        return self.leaf // self.forest.group_size
+
+    @property
+    def guided(self) -> bool:
+        """A mixture of two velocities is no regression on noise - x_0, and has no likelihood."""
+        return False
+
+    @property
+    def known(self) -> None:
+        return None
+
+
+def denoising_noise(
+    forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]], times: Times = "schedule", draws: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Noise levels [R] and noise [R, *latent], both functions of the seed, iteration, update and key.
+
+    Equal keys get equal noise: a pair that is compared must differ in its samples alone.
+
+    Args:
+        times: of the noise levels. logit_normal: sigmoid of a standard normal. schedule: the same, shifted as the
+            backbone's schedule is. uniform: between 0 and 1. steps: those of the rollout's own steps, for each `draws`
+            consecutive keys in a random order without repetition, as long as there are so many.
+        draws: how many consecutive keys belong to one sample or pair.
+
+    Raises:
+        RunError: `steps` for a forest that does not tell its noise levels.
+    """
+    full: list[Key] = [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
+    device = forest.states.device
+    return _noise_levels(forest, full, times, draws).to(device), normal(full, forest.states.shape[1:], device)
+
+
+def _noise_levels(forest: RolloutForest, keys: Sequence[Key], times: Times, draws: int) -> Tensor:
+    if times == "steps":
+        levels = forest.sigmas[:-1]
+        if not len(levels):
+            raise RunError("times=steps needs the noise levels of the rollout's steps, which this forest does not tell")
+        chosen: list[int] = []
+        for key in keys[::draws]:
+            generator = np.random.default_rng(seed_of("step", *key))
+            orders = [generator.permutation(len(levels)) for _ in range(-(-draws // len(levels)))]
+            chosen += np.concatenate(orders)[:draws].tolist()
+        return levels[chosen]
+    z = normal([("sigma", *key) for key in keys], (1,))[:, 0]
+    if times == "uniform":
+        return torch.special.ndtr(z)
+    # sigma = s t / (1 + (s - 1) t) multiplies the odds of t by s.
+    return torch.sigmoid(z + log(forest.schedule_shift) if times == "schedule" else z)
+
+
+def part_of_update(forest: RolloutForest, update: int, count: int, parts: int) -> Tensor:
+    """Which of `count` items an update trains on, int64, ascending: of `parts` random disjoint parts, each in its turn."""
+    if parts == 1:
+        return torch.arange(count, device=forest.states.device)
+    order = np.random.default_rng(seed_of("parts", forest.seed, forest.iteration)).permutation(count)
+    return torch.from_numpy(np.sort(order[update % parts :: parts])).to(forest.states.device)
+
+
+def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
+    """error: |v - (noise - x_0)|^2 averaged over latent dimensions, float32 [R']; with a reference also error_reference."""
+    target = rows.noise - rows.x0
+    terms = {"error": flow.reduce_latent((velocity.float() - target) ** 2, "mean")}
+    if reference_velocity is not None:
+        terms["error_reference"] = flow.reduce_latent((reference_velocity.float() - target) ** 2, "mean").detach()
+    return terms

@@ -1,0 +1,1 @@
+"""The process and its surroundings: ranks, signals, streams, memory, the import path, environment variables."""

@@ -1,0 +1,1 @@
+"""Scoring without training: checkpoints, folders, images, and scorers over HTTP."""

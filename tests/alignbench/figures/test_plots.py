@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import zscore
+
+from alignbench import UserError
+from alignbench.evaluation.evaluate import Evaluation
+from alignbench.figures import plots
+from alignbench.files.images import MAX_PIXELS, open_image
+from alignbench.records.record import Estimate, read_result
+from alignbench.rollouts.executor import rollout
+from tests.alignbench.record_folders import write_run
+from tests.support.toys import PROMPTS, ToyBackbone, tree
+
+REWARDS = [[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 4.0, 5.0]]
+
+
+def drawn() -> plots.RolloutTree:
+    """The second of two groups of 2 x 2 leaves over four steps."""
+    forest = rollout(ToyBackbone(), PROMPTS, tree(4, (1, 2), children=2), seed=0)
+    forest.rewards = torch.tensor(REWARDS).flatten()
+    images = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((8, 2, 2, 3), dtype=np.uint8)
+    return plots.RolloutTree.of(forest, images, "ocr", beta=2.0, group=1)
+
+
+def test_a_drawn_tree_is_one_group() -> None:
+    found = drawn()
+    assert (found.prompt, found.reward, found.beta) == (PROMPTS[1], "ocr", 2.0)
+    assert found.stochastic.tolist() == [False, True, True, False]
+    assert found.children.tolist() == [1, 2, 2, 1]
+    assert found.images[:, 0, 0, 0].tolist() == [4, 5, 6, 7]
+    assert found.rewards.tolist() == REWARDS[1]
+    assert found.p.sum() == pytest.approx(1)
+    assert found.q == pytest.approx(softmax(2 * zscore(REWARDS[1])), rel=1e-3)  # the deviation has an epsilon
+
+
+def test_the_branches_of_a_tree_by_hand() -> None:
+    axis = plots.tree(drawn()).axes[0]
+    lines = [np.asarray(line.get_xydata()).tolist() for line in axis.get_lines() if np.size(line.get_xydata())]
+    # Leaves stand at 0, 1, 2, 3; their parents at 0.5 and 2.5; the root at 1.5.
+    expected: list[list[list[float]]] = [[[3, y], [4, y]] for y in (0, 1, 2, 3)]
+    expected += [[[2, parent], [3, child]] for parent, child in ((0.5, 0), (0.5, 1), (2.5, 2), (2.5, 3))]
+    expected += [[[1, 1.5], [2, 0.5]], [[1, 1.5], [2, 2.5]], [[0, 1.5], [1, 1.5]]]
+    assert sorted(lines) == sorted(expected)
+
+
+def test_a_tree_is_drawn_again_from_the_record(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    of_run = drawn()
+    of_run.write(run / plots.TREE)
+    read = plots.RolloutTree.read(run / plots.TREE)
+    for name, value in of_run._asdict().items():
+        np.testing.assert_array_equal(getattr(read, name), value)
+    assert run / "plots" / "tree.png" in plots.plot_run(run)
+    (run / plots.TREE).write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"tree\.npz is not a drawing of a rollout tree"):
+        plots.RolloutTree.read(run / plots.TREE)
+    told: list[str] = []
+    written = plots.plot_run(run, told.append)
+    assert [file.name for file in written] == ["curves.png", "diagnostics.png", "changes.png"]
+    assert len(told) == 1
+    assert told[0].startswith("left out: plots/tree.png: ")
+
+
+def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_one(tmp_path: Path) -> None:
+    result = read_result(write_run(tmp_path / "run"))
+    zero = Estimate(value=0.0, lower=0.0, upper=0.0, n=2)
+    moved = Estimate(value=5.0, lower=4.0, upper=6.0, n=2)
+    distance = result.metrics["lgmd"].model_copy(update={"base": zero, "difference": moved})
+    result.metrics["path_kl"] = distance
+    (axis,) = plots.changes(result).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ocr (reward)", "lgmd"]
+    ocr = result.metrics["ocr"]
+    assert ocr.base.upper is not None
+    assert ocr.base.lower is not None
+    assert ocr.difference.value is not None
+    points = [float(np.asarray(line.get_xdata())[0]) for line in axis.get_lines() if line.get_marker() == "o"]
+    assert points[0] == pytest.approx(ocr.difference.value / ((ocr.base.upper - ocr.base.lower) / 2))
+
+
+def test_a_sheet_is_no_larger_than_what_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """48 pictures of 40 x 40 pixels are 76,800: a third of their sides fits into 10,000 (14 x 14 each)."""
+    assert plots.SHEET_PIXELS < MAX_PIXELS
+    monkeypatch.setattr(plots, "SHEET_PIXELS", 10_000)
+    pictures = np.zeros((48, 40, 40, 3), np.uint8)
+    pictures[:] = np.arange(48, dtype=np.uint8)[:, None, None, None]
+    plots.grid(pictures, 4).save(tmp_path / "sheet.png")
+    sheet = np.asarray(open_image(tmp_path / "sheet.png"))
+    assert sheet.shape == (3 * 14, 16 * 14, 3)
+    assert sheet[::14, ::14, 0].ravel().tolist() == list(range(48))
+
+
+def test_large_pictures_before_and_after_are_shrunk(tmp_path: Path) -> None:
+    """Of 1,024 pixels a side, ten prompts of four pictures would make a drawing of 330 million pixels."""
+    rows = [(p, f"prompt {p}", i, "reward", 0.5) for p in range(2) for i in range(2)]
+    table = pd.DataFrame(rows, columns=["prompt_index", "prompt", "image", "metric", "value"])
+    found = Evaluation(table, np.full((4, 1024, 1024, 3), 7, np.uint8), ["prompt 0", "prompt 1"], {}, {})
+    file = plots.write_figure(tmp_path / "before_after.png", plots.before_after(found, found, "reward", 2))
+    assert open_image(file).width < 4 * 256 * 2 + 600  # each pixel of a picture is 150 / 90 wide

@@ -1,0 +1,417 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from matplotlib import pyplot as plt
+from PIL import Image
+from scipy import stats
+from typer.testing import CliRunner
+
+from alignbench import UserError
+from alignbench.cli.app import app
+from alignbench.figures import plots
+from alignbench.files.escaping import latex
+from alignbench.records.results import BASE, Results, read_results
+from alignbench.reports import comparison_plots, report
+from tests.alignbench.record_folders import PROMPTS, write_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods, three seeds each: tmpo has more reward, grpo more diversity."""
+    made = tmp_path_factory.mktemp("comparison")
+    for seed in range(3):
+        shift = 0.01 * seed
+        write_run(made / f"t{seed}", seed=seed, reward=(0.8 + shift, 0.9 + shift), lgmd=(0.1 + shift, 0.2 - shift / 2))
+        write_run(
+            made / f"g{seed}", objective="grpo", seed=seed, reward=(0.5 + shift, 0.6), lgmd=(0.6 + shift, 0.7 - shift / 2)
+        )
+    report.write_report(made)
+    return made
+
+
+@pytest.fixture
+def results(folder: Path) -> Results:
+    return read_results(folder)
+
+
+def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results) -> None:
+    said = report.verdict(results, results.setups[0])
+    assert said[0] == "On the front of ocr and lgmd, by their means: grpo x independent, tmpo x independent."
+    assert said[1] == "Beaten in both beyond chance: base model (by grpo x independent)."
+    assert said[2] == "ocr: 3 of 3 tested differences are beyond chance (Welch's test over 3 seeds a method, Holm-corrected)."
+    rewards = {"grpo": [0.55, 0.555, 0.56], "tmpo": [0.85, 0.86, 0.87], "base": [0.45] * 3}
+    p = {
+        "between": stats.ttest_ind(rewards["grpo"], rewards["tmpo"], equal_var=False).pvalue,
+        "grpo": stats.ttest_1samp(rewards["grpo"], 0.45).pvalue,
+        "tmpo": stats.ttest_1samp(rewards["tmpo"], 0.45).pvalue,
+    }
+    assert p["between"] < p["tmpo"] < p["grpo"]  # so Holm multiplies them by 3, 2 and 1, and none falls below the former
+    between = 3 * p["between"]
+    tmpo = max(2 * p["tmpo"], between)
+    grpo = max(p["grpo"], tmpo)
+    # Standard errors .01 / sqrt 3 and .005 / sqrt 3; t(0.975, 2) = 4.302653, and 4.302653 * .005 / sqrt 3 = 0.01242.
+    assert said[3] == (
+        f"ocr is above the base model's for grpo x independent (by 0.105 [0.09258, 0.1174], p = {grpo:.2g}), "
+        f"tmpo x independent (by 0.41 [0.3852, 0.4348], p = {tmpo:.2g})."
+    )
+    low, high = stats.ttest_ind(rewards["tmpo"], rewards["grpo"], equal_var=False).confidence_interval()
+    by = f"by 0.305 [{low:.4g}, {high:.4g}], p = {between:.2g}"
+    assert said[4] == f"ocr between methods: tmpo x independent above grpo x independent ({by})."
+    assert "3 seeds a method: a difference that is not beyond chance here may still be there." in said
+    assert said[-1] == "No run raised an alarm."
+
+
+def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> None:
+    write_run(tmp_path / "r")
+    said = report.verdict(read_results(tmp_path), "ocr on tiny")
+    assert "nothing can be said about chance" in said[1]
+    assert not any("Beaten" in s for s in said)
+
+
+def test_the_verdict_compares_at_equal_distance_from_the_base_model(results: Results) -> None:
+    frame = results.cells_frame.query("metric == 'lgmd'").assign(metric="kl_base")
+    # Means .15, .1525, .155 and .65, .6525, .655: t(0.975, 2) * .0025 / sqrt 3 = 0.00621.
+    assert report._moved(frame) == [
+        "The distance from the base model, kl_base, goes from 0.1525 [0.1463, 0.1587] (n = 3 seeds) for tmpo x independent "
+        "to 0.6525 [0.6463, 0.6587] (n = 3 seeds) for grpo x independent: "
+        "what moved less keeps diversity for free, so compare at equal distance."
+    ]
+    assert report._moved(results.cells_frame) == []
+
+
+def test_the_page_is_one_file_and_prompts_and_names_stay_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    write_run(tmp_path / "r", objective=evil, prompts=(evil, "plain"))
+    report.write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert evil not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert 'src="http' not in page
+    assert '<link rel="stylesheet"' not in page
+
+
+def test_a_browser_runs_the_reports_own_script_and_style_and_loads_nothing(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    policy = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    hashes = {}
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        hashes[tag] = f"{tag}-src 'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+    assert policy == [
+        f"default-src 'none'; img-src data:; {hashes['style']}; {hashes['script']}; base-uri 'none'; form-action 'none'"
+    ]
+    assert not re.findall(r"\s(style|on\w+)=", page.partition("<body>")[2].partition("<script>")[0])
+    assert page.index("Content-Security-Policy") < page.index("<style>")
+
+
+def test_what_cannot_be_told_is_said_and_no_p_value_is_0(tmp_path: Path) -> None:
+    for objective, reward in (("tmpo", 0.7), ("grpo", 0.5)):
+        for seed in (1, 2):  # no spread
+            write_run(tmp_path / f"{objective}{seed}", objective=objective, seed=seed, reward=(reward, reward))
+    results = read_results(tmp_path)
+    pairs = results.pairs_frame.query("metric == 'ocr'")
+    assert pairs["p"].isna().all()
+    values = report._setup(results, results.setups[0], tmp_path, [])
+    page = report.render("report.md.jinja", {"setups": [values], "results": results, "published": [], "base": BASE})
+    assert page.count("| cannot be told |") == 6
+    assert r"| tmpo x independent | 0.7 \[no interval\] (n = 2 seeds) |" in page
+    assert "nothing can be said about chance" in values["verdict"][2]
+    assert [report.p_value(p) for p in (0.04, 1e-300, float("nan"))] == ["0.04", "< 1e-15", "cannot be told"]
+
+
+def test_setups_and_metrics_whose_names_differ_in_signs_alone_have_plots_and_tables_of_their_own(tmp_path: Path) -> None:
+    for name, reward in (("m/x 1", (0.5, 0.7)), ("m/x_1", (0.1, 0.2)), ("M/x-1", (0.3, 0.4))):
+        file = write_run(tmp_path / str(reward[0]), reward=reward) / "result.json"
+        data = json.loads(file.read_text())
+        data["run"]["backbone"] = name
+        file.write_text(json.dumps(data))
+    results = read_results(tmp_path)
+    folders = {comparison_plots.plots_folder(results, setup, tmp_path) for setup in results.setups}
+    assert len({str(folder).casefold() for folder in folders}) == 3
+    assert len(list(filter(lambda f: f.suffix == ".tex", report._write_tables(results, tmp_path / "tables")))) == 3
+
+
+def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Results) -> None:
+    lines = (folder / "report.md").read_text().splitlines()
+    table, differences = [line for line in lines if line.startswith("| tmpo x independent")]
+    assert table.count("(n = 3 seeds)") == differences.count("(n = 3 seeds)") == 2
+    tex = (folder / "tables" / "ocr_on_tiny.tex").read_text()
+    assert r"\toprule" in tex
+    assert tex.count("n = 3 seeds") == 4
+
+
+def test_latex_escapes_what_is_special_and_knows_minus_from_hyphen() -> None:
+    assert latex("a_b-2 & 5 %") == r"a\_b-2 \& 5 \%"
+    assert latex("↓ -1.5 [-2, 1e-05]") == r"$\downarrow$ $-$1.5 [$-$2, 1e-05]"
+    assert latex("[a]*") == "{[}a]*"  # behind the `\\\\` of the row above, brackets would be its option
+
+
+def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert "ocr ↑ (trained on)</button>" in page
+    assert "lgmd ↑</button>" in page
+    assert "| method | ocr ↑ (trained on) | lgmd ↑ | model rows | seconds of training |" in (folder / "report.md").read_text()
+
+
+def test_what_was_spent_is_told_with_the_seeds_where_they_differ(tmp_path: Path) -> None:
+    for seed, rows in enumerate((150, 250)):
+        write_run(tmp_path / str(seed), seed=seed, rows=rows)
+    cells = read_results(tmp_path).cells_frame
+    of_base, of_cell = (report._row(cells, cell) for cell in (BASE, "tmpo x independent"))
+    assert report.spent(of_cell, "model_rows") == "200 (150 to 250, n = 2 seeds)"
+    assert report.spent(of_cell, "seconds") == "2.5"
+    assert report.spent(of_base, "model_rows") == "0"
+
+
+def test_every_plot_has_a_title_in_words(folder: Path) -> None:
+    titles = {comparison_plots.figure_title(file.stem) for file in (folder / "plots").iterdir()}
+    assert {
+        "Training against seconds of training: running means of 8 iterations",
+        "Ocr of each prompt, trained minus base",
+    } < titles
+    assert not any("_" in title for title in titles)
+
+
+def test_good_records_leave_nothing_out(folder: Path) -> None:
+    assert "Not in the numbers" not in (folder / "report.md").read_text()
+
+
+def test_tables_hold_what_the_frames_hold(folder: Path, results: Results) -> None:
+    for kind, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        assert len(read(folder / "tables" / f"cells.{kind}")) == len(results.cells_frame) == 6
+        for name, rows in (("runs", 12), ("pairs", 6), ("prompts", 24), ("curves", 12), ("images", 48), ("hypervolumes", 3)):
+            assert len(read(folder / "tables" / f"{name}.{kind}")) == rows
+
+
+def test_published_figures_have_a_source_and_full_rows() -> None:
+    tables = yaml.safe_load(report.PUBLISHED.read_text())
+    for table in tables:
+        assert table["source"]
+        assert table["protocol"]
+        assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+
+
+def test_plots_are_written_for_paper_and_screen(folder: Path) -> None:
+    names = {f.name for f in (folder / "plots").iterdir()}
+    for name in ("trade_off", "hypervolume", "curves_by_seconds", "prompts_ocr", "profile_lgmd"):
+        assert {f"{name}.png", f"{name}.svg"} <= names
+    assert not any(name.startswith("against") for name in names)  # all cells cost the same
+
+
+def test_what_cells_spent_is_drawn_where_it_differs(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", objective="grpo", rows=1500)
+    figures = comparison_plots.comparison_figures(read_results(tmp_path), "ocr on tiny")
+    assert [name for name in figures if name.startswith("against")] == ["against_model_rows"]
+
+
+def test_curves_are_averaged_where_all_seeds_have_one() -> None:
+    slow, fast = ({"iteration": [0, 1, 2], "x": x, "y": [0.0, 1.0, 2.0]} for x in ([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]))
+    part = pd.concat([pd.DataFrame(c).assign(seed=s) for s, c in enumerate((slow, fast))])
+    across, curves = comparison_plots._over_seeds(part, "x", "y", smooth=1)
+    assert across.tolist() == [2.0, 3.0]
+    assert curves.tolist() == [[1.0, 2.0], [0.0, 0.5]]
+
+
+def test_diagnostics_that_are_zero_throughout_are_said_in_words() -> None:
+    frame = pd.DataFrame({"cell": "a x b", "seed": 0, "iteration": [0, 1], "grad_norm": [1.0, 2.0], "zero_std_ratio": 0.0})
+    figure = comparison_plots.diagnostics(frame)
+    assert [axis.get_title() for axis in figure.axes if axis.get_visible()] == ["gradient norm"]
+    assert figure.get_suptitle() == "0 throughout: groups of equal rewards"
+
+
+def test_the_legend_has_a_line_for_objectives_and_one_for_samplers() -> None:
+    cells = [f"{objective} x {sampler}" for objective in "abcde" for sampler in ("one", "two")]
+    figure = plt.figure()
+    comparison_plots._legend(figure, comparison_plots.looks([BASE, *cells]))
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [texts[i::3] for i in range(3)] == [["a", "b", "c", "d"], ["e", "", "", ""], ["one", "two", BASE, ""]]
+
+
+def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
+    name = "a|b <i>*c*</i> [d](e) `f`"
+    write_run(tmp_path / "r", objective=name)
+    report.write_report(tmp_path)
+    tokens = MarkdownIt().enable("table").parse((tmp_path / "report.md").read_text())
+    cells, rows = [], []
+    for at, token in enumerate(tokens):
+        if token.type == "tr_open":
+            rows.append(0)
+        elif token.type in ("td_open", "th_open"):
+            rows[-1] += 1
+            cells.append("".join(t.content for t in tokens[at + 1].children or []))
+    assert f"{name} x independent" in cells
+    # Own numbers, differences, one pair for each of two metrics, and all published tables, each with a head.
+    published = yaml.safe_load(report.PUBLISHED.read_text())
+    expected = [5, 5, 5, 3, 3, 7, 7, 7, *(len(t["columns"]) for t in published for _ in range(len(t["rows"]) + 1))]
+    assert rows == expected
+    assert not any("<i>" in t.content for t in tokens if t.type == "html_block")
+
+
+def test_markdown_links_to_plots_that_are_there(tmp_path: Path) -> None:
+    for steps in (8, 16):  # two setups, so that plots are in folders of their own
+        write_run(tmp_path / str(steps), steps=steps)
+    report.write_report(tmp_path)
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", (tmp_path / "report.md").read_text())
+    assert {Path(link).parts[:2] for link in linked} == {("plots", "ocr_on_tiny"), ("plots", "ocr_on_tiny_2")}
+    assert all((tmp_path / link).is_file() for link in linked)
+
+
+def test_the_plots_of_a_run_stay_when_it_is_reported_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    plots.plot_run(run)
+    before = {file.name: file.read_bytes() for file in (run / "plots").iterdir()}
+    written = report.write_report(run)
+    assert {file.name: file.read_bytes() for file in (run / "plots").iterdir()} == before
+    assert run / "report.html" in written
+    assert "data:image/svg+xml;base64" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("report.md", "was not written by alignbench"),
+        ("tables/runs.csv", "tables holds files"),
+        ("plots/mine.png", "plots holds"),
+    ],
+)
+def test_what_a_report_has_not_written_stays(tmp_path: Path, name: str, says: str) -> None:
+    write_run(tmp_path / "results" / "one")
+    file = tmp_path / "results" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("what I found, by hand")
+    before = {*(tmp_path / "results").rglob("*"), tmp_path / "results" / ".report.lock"}
+    with pytest.raises(UserError, match=says):
+        report.write_report(tmp_path / "results")
+    assert file.read_text() == "what I found, by hand"
+    assert {*(tmp_path / "results").rglob("*")} == before
+
+
+def test_a_report_is_written_again_over_itself_also_where_its_hidden_marks_are_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy made with `cp -r results/* elsewhere` has none."""
+    monkeypatch.setattr(report, "_write_report", lambda results, folder: [])
+    for mark in folder.rglob(".alignbench"):
+        mark.unlink()
+    report.write_report(folder)
+    (folder / "report.md").write_text("Numbers stand as mean [95 % interval] (n).")  # of a version without marks
+    report.write_report(folder)
+
+
+def test_axes_are_chosen_on_the_command_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "r")
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--reward", "lgmd", "--diversity", "ocr"])
+    assert done.exit_code == 0, done.output
+    assert "reward: lgmd" in (tmp_path / "report.html").read_text()
+    for command in ("report", "plot"):
+        refused = CliRunner().invoke(app, [command, str(tmp_path), "--diversity", "lgdm"])
+        assert str(refused.exception) == "--diversity: no run recorded a metric 'lgdm'; did you mean 'lgmd'?"
+    refused = CliRunner().invoke(app, ["plot", str(tmp_path / "r"), "--diversity", "ocr"])
+    assert "a single run has no such plot" in str(refused.exception)
+
+
+def test_the_front_is_a_staircase(results: Results) -> None:
+    cells = results.cells_frame
+    found = report.scatter(cells, "ocr", "lgmd")
+    at = {mark["cell"]: (mark["x"], mark["y"]) for mark in found["marks"]}
+    left, right = at["tmpo x independent"], at["grpo x independent"]
+    points = [tuple(map(float, point.split(","))) for point in found["front"].split()]
+    assert points == [left, (left[0], right[1]), right]
+
+
+def test_hypervolume_by_hand(results: Results) -> None:
+    runs = results.runs_frame.query("seed == 0")
+    table = comparison_plots.hypervolume_table(runs, "ocr", "lgmd").set_index("cell")
+    # Rewards .85 .55 .45, diversities .15 .65 .45: the box starts at .45 - .04 = .41 and .15 - .05 = .10, and is .44 x .55.
+    assert table.loc["tmpo x independent", "value"] == pytest.approx(0.44 * 0.05 / (0.44 * 0.55))
+    assert table.loc["grpo x independent", "value"] == pytest.approx(0.14 * 0.55 / (0.44 * 0.55))
+    assert table.loc[BASE, "value"] == pytest.approx(0.04 * 0.35 / (0.44 * 0.55))
+
+
+def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    (run / "samples").mkdir()
+    for name, shades in (("base", (10, 20)), ("final", (30, 40))):
+        images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
+        plots.grid(images, 1).save(run / "samples" / f"{name}.png")
+    rows, prompts = comparison_plots.gallery(read_results(tmp_path), "ocr on tiny")
+    found = {cell: [picture.getpixel((9, 9)) for picture in pictures] for cell, pictures in rows.items()}
+    assert found == {BASE: [(10,) * 3, (20,) * 3], "tmpo x independent": [(30,) * 3, (40,) * 3]}
+    assert prompts == list(PROMPTS)
+    report.write_report(tmp_path)
+    assert (tmp_path / "plots" / "pictures.svg").is_file()
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 8  # gallery and cards
+
+
+@pytest.mark.parametrize("kind", ["bomb", "pipe", "one pixel", "text"])
+def test_a_sheet_that_cannot_be_used_costs_its_own_place_alone(tmp_path: Path, kind: str) -> None:
+    run = write_run(tmp_path / "r")
+    for name in ("samples/base", "samples/final", "plots/tree"):
+        file = run / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        if kind == "pipe":
+            os.mkfifo(file)
+        elif kind == "text":
+            file.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EOF\n")
+        else:
+            Image.new("1", (20_000, 10_000) if kind == "bomb" else (1, 1)).save(file)
+    results = read_results(tmp_path)
+    assert comparison_plots.gallery(results, "ocr on tiny") == ({}, [])
+    assert len(comparison_plots.tree_drawings(results, "ocr on tiny")) == (kind == "one pixel")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp_path: Path) -> None:
+    """A script at the end of the page acts as a reader would, and writes what it saw into the title."""
+    acts = """<script>
+      const errors = []; window.addEventListener("error", e => errors.push(e.message));
+      const table = document.querySelector(".sortable"), first = () => table.tBodies[0].rows[0].cells[0].textContent;
+      const button = table.querySelectorAll("th button")[1];
+      button.click(); const low = first(); button.click(); const high = first();
+      const points = [...document.querySelectorAll(".point")], card = document.querySelector(".card");
+      points[1].dispatchEvent(new MouseEvent("mouseenter")); const hovered = card.textContent;
+      points[2].focus(); const focused = card.textContent;
+      points[0].dispatchEvent(new MouseEvent("click")); const clicked = card.textContent;
+      const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+      document.title = JSON.stringify({low, high, hovered, focused, clicked, wide, errors, tabs: points.map(p => p.tabIndex)});
+    </script></body>"""
+    page = tmp_path / "acted.html"
+    own = b64encode(sha256(acts.removeprefix("<script>").removesuffix("</script></body>").encode()).digest()).decode()
+    text = (folder / "report.html").read_text().replace("script-src ", f"script-src 'sha256-{own}' ")
+    page.write_text(text.replace("</body>", acts))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--window-size=390,800",  # a phone
+    ]
+    done = subprocess.run(
+        [str(CHROMIUM), *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=200, check=True
+    )
+    title = done.stdout.split("<title>")[1].split("</title>")[0]
+    saw = yaml.safe_load(title)
+    assert (saw["low"], saw["high"]) == (BASE, "tmpo x independent")
+    assert "grpo x independent" in saw["hovered"]
+    assert "n = 3 seeds" in saw["hovered"]
+    assert "tmpo x independent" in saw["focused"]
+    assert BASE in saw["clicked"]
+    assert saw["tabs"] == [0, 0, 0]  # in the order of the page
+    assert saw["wide"] == 0  # only tables scroll sideways, not the page
+    assert saw["errors"] == []
+    assert "CONSOLE" not in done.stderr

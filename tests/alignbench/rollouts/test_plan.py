@@ -1,0 +1,132 @@
+import math
+
+import pytest
+
+from alignbench import Plan, Step, UserError
+from alignbench.rollouts.plan import Rule
+from tests.support.toys import MIXED, chains, tree
+
+
+@pytest.mark.parametrize(
+    ("splits", "rows"),
+    # Sums of live branches by hand: (1, 3, 4) is 1 + 1 + 3 + 3 + 9 + 27.
+    [((1, 3, 4), 44), ((1, 2, 3), 68), ((1, 2, 4), 50), ((2, 3, 4), 42), ((0, 1, 2), 94)],
+)
+def test_rollout_rows_of_a_3x3x3_tree_over_six_steps(splits: tuple[int, ...], rows: int) -> None:
+    plan = tree(6, splits)
+    assert plan.model_rows() == rows
+    assert plan.model_rows(5) == 5 * rows
+
+
+@pytest.mark.parametrize("splits", [(1, 3, 4), (1, 2, 3), (2, 3, 4)])
+def test_a_3x3x3_tree_has_27_leaves_and_13_replay_rows_wherever_it_splits(splits: tuple[int, ...]) -> None:
+    plan = tree(6, splits)
+    assert plan.leaves == 27
+    assert plan.replay_rows() == 1 + 3 + 9
+    assert plan.replay_rows(4) == 52
+    assert plan.splits == plan.stochastic_steps == splits
+
+
+def test_27_independent_rollouts_of_six_steps_cost_162_rows_and_replay_all_but_the_last_step() -> None:
+    plan = chains(6, 27)
+    assert plan.leaves == 27
+    assert plan.model_rows() == 27 * 6 == 162
+    assert plan.replay_rows() == 27 * 5
+    assert plan.splits == ()
+    assert plan.stochastic_steps == (0, 1, 2, 3, 4)
+
+
+def test_live_branches_multiply_after_a_split() -> None:
+    assert [tree(6, (1, 3, 4)).live(t) for t in range(7)] == [1, 1, 3, 3, 9, 27, 27]
+
+
+def test_prefixes_count_branches_after_each_split() -> None:
+    assert tree(6, (1, 3, 4)).prefixes == (1, 3, 9, 27)
+    assert Plan(MIXED.steps, roots=2).prefixes == (2, 4, 12)
+    assert chains(4, 5).prefixes == (5,)
+
+
+def test_unshared_leaves_take_the_same_steps_from_roots_of_their_own() -> None:
+    plan = Plan(MIXED.steps, roots=2).unshared()
+    assert (plan.roots, plan.leaves, plan.splits) == (12, 12, ())
+    assert [(s.rule, s.noise_level) for s in plan.steps] == [(s.rule, s.noise_level) for s in MIXED.steps]
+    assert chains(4, 5).unshared() == chains(4, 5)
+
+
+def test_rollouts_from_one_noise_are_one_branch_until_they_part() -> None:
+    plan = chains(4, 5).from_one_noise()
+    assert (plan.roots, plan.leaves, plan.prefixes, plan.splits) == (1, 5, (1, 5), (0,))
+    assert (plan.model_rows(), plan.replay_rows()) == (1 + 5 + 5 + 5, 1 + 5 + 5)
+    late = Plan((Step(), Step(), Step("cps", 0.5), Step("cps", 0.5), Step()), roots=4).from_one_noise()
+    assert (late.leaves, late.splits, late.stochastic_steps) == (4, (2,), (2, 3))
+    assert (late.model_rows(), late.replay_rows()) == (1 + 1 + 1 + 4 + 4, 1 + 4)
+    # Trees whose roots were different part at the first split, into as many branches as they had there together.
+    assert Plan(MIXED.steps, roots=3).from_one_noise().prefixes == (1, 6, 18)
+
+
+def test_rollouts_from_one_noise_need_a_step_to_part_at() -> None:
+    with pytest.raises(UserError, match="need a stochastic step to differ"):
+        Plan((Step(), Step()), roots=3).from_one_noise()
+
+
+@pytest.mark.parametrize(("rule", "level", "scale"), [("cps", 0.5, 0.0), ("cps", 0.5, math.inf), ("ode", 0.0, 4.0)])
+def test_a_noise_scale_that_means_nothing_is_refused(rule: Rule, level: float, scale: float) -> None:
+    with pytest.raises(UserError, match="noise_scale is above 0, and 1 for an ode step, got"):
+        Step(rule, level, noise_scale=scale)
+
+
+def test_roots_multiply_every_cost() -> None:
+    two = Plan(tree(4, (1,)).steps, roots=2)
+    assert (two.leaves, two.model_rows(), two.replay_rows()) == (6, 2 + 2 + 6 + 6, 2)
+
+
+def test_a_stochastic_step_without_a_split_is_replayed_but_no_split() -> None:
+    assert MIXED.stochastic_steps == (0, 2, 3)
+    assert MIXED.splits == (0, 3)
+    assert MIXED.leaves == 6
+    assert MIXED.model_rows() == 1 + 2 + 2 + 2 + 6
+    assert MIXED.replay_rows() == 1 + 2 + 2
+
+
+def test_strides_change_where_steps_stop_and_not_what_they_cost() -> None:
+    plan = Plan((Step(stride=2), Step("cps", 0.5, 3), Step(stride=4)), roots=2)
+    assert plan.stops == (0, 2, 3, 7)
+    assert (plan.model_rows(), plan.replay_rows()) == (2 + 2 + 6, 2)
+    assert tree(4, (1,)).stops == (0, 1, 2, 3, 4)
+
+
+def test_a_step_that_is_not_scored_costs_no_training_row_but_its_leaves() -> None:
+    plan = Plan((Step("cps", 0.5, 2), Step("cps", 0.5, 3, scored=False), Step("cps", 0.5), Step()))
+    assert (plan.stochastic_steps, plan.splits, plan.leaves) == ((0, 2), (0, 1), 6)
+    assert (plan.model_rows(), plan.replay_rows()) == (1 + 2 + 6 + 6, 1 + 6)
+
+
+def test_an_ode_plan_replays_nothing() -> None:
+    plan = Plan((Step(), Step()), roots=3)
+    assert (plan.leaves, plan.model_rows(2), plan.replay_rows(2)) == (3, 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"rule": "heun"}, "ode, sde, cps, dance, got 'heun'"),
+        ({"rule": "cps", "noise_level": 0.5, "children": 0}, "at least one child"),
+        ({"stride": 0}, "at least one step of the schedule, got stride 0"),
+        ({"rule": "ode", "noise_level": 0.5}, "draws no noise"),
+        ({"rule": "ode", "children": 2}, "cannot split"),
+        ({"rule": "sde", "noise_level": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),
+        ({"rule": "cps", "noise_level": float("nan")}, "noise level above 0, got nan"),
+        ({"rule": "sde", "noise_level": float("inf")}, "noise level above 0, got inf"),
+        ({"rule": "cps", "noise_level": 1.2}, "share of the noise, at most 1, got 1.2"),
+    ],
+)
+def test_a_step_that_cannot_be_run_is_refused(arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Step(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_plan_without_roots_or_steps_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one root and one step, got 0 and 1"):
+        Plan((Step(),), roots=0)
+    with pytest.raises(UserError, match="at least one root and one step, got 1 and 0"):
+        Plan(())

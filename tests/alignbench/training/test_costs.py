@@ -1,0 +1,269 @@
+"""What is told before a run: rows by hand, memory against what the profiler sees, and the words of the dry run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from typer.testing import CliRunner
+
+from alignbench import UserError, load_backbone, load_objective, run
+from alignbench.backbone import Backbone, BackboneSettings
+from alignbench.cli.app import app
+from alignbench.config.run_config import RunConfig
+from alignbench.errors import RunError
+from alignbench.rollouts.executor import predict
+from alignbench.training.costs import (
+    Pace,
+    Rows,
+    forecast,
+    measure_pace,
+    memory,
+    model_rows,
+    rows_per_iteration,
+    seconds_per_iteration,
+    trains_guided,
+)
+from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
+from tests.support.plugins import ToyPolicy, toy_config, write_task
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: save_pipeline(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+def real_config(folder: Path, task: Path, **changes: Any) -> RunConfig:
+    return toy_config(task, backbone={"name": str(folder), "resolution": SIDE}, device="cpu", **changes)
+
+
+# --- rows and time
+
+
+def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
+    # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents; two groups.
+    assert rows_per_iteration(toy_config(write_task(tmp_path))) == Rows(rollout=16, replay=6, asked=6, widest=8, pictures=8)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "rows"),
+    [
+        ({"name": "grpo"}, {}, 16 + 6),
+        ({"name": "grpo"}, {"updates_per_rollout": 3}, 16 + 18),
+        ({"name": "grpo"}, {"micro_batch": 4}, 16 + 2 * 6),
+        ({"name": "grpo", "parts": 2}, {"updates_per_rollout": 2}, 16 + 6),
+        # The base model is asked about all rows in both updates.
+        ({"name": "grpo", "parts": 2, "kl_beta": 0.1}, {"updates_per_rollout": 2}, 16 + 6 + 2 * 6),
+        ({"name": "grpo", "kl_beta": 0.1}, {"micro_batch": 4, "updates_per_rollout": 2}, 16 + 2 * 3 * 6),
+        # Eight pictures, and the policy of the rollout in the second update; two pictures of each group, and the base model.
+        ({"name": "nft", "kl_beta": 0.0, "decay_rate": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
+        # An old policy that lags is asked in the first update too.
+        ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 2 * 8),
+        ({"name": "dpo"}, {}, 16 + 2 * 4),
+    ],
+)
+def test_rows_of_caching_reference_and_old_policy_are_counted(
+    tmp_path: Path, objective: dict[str, Any], changes: dict[str, Any], rows: int
+) -> None:
+    config = toy_config(write_task(tmp_path), objective=objective, **changes)
+    made = load_objective(config.objective.name, **config.objective.settings)
+    assert model_rows(config, rows_per_iteration(config, made), made.needs) == rows
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dpo", "nft", "raft"])
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 2, "updates_per_rollout": 2}])
+def test_a_run_spends_the_rows_that_were_told(tmp_path: Path, objective: str, changes: dict[str, Any]) -> None:
+    config = toy_config(write_task(tmp_path), objective=objective, **changes)
+    spent = run(config, tmp_path / "run").budget
+    assert forecast(config).rows * 3 == spent.model_rows_rollout + spent.model_rows_train
+
+
+def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
+    config = toy_config(write_task(tmp_path), objective={"name": "grpo", "kl_beta": 0.1}, updates_per_rollout=2)
+    pace = Pace(forward_row=1.0, train_row=10.0, picture=100.0, rewards=1, steps=4)
+    needs = load_objective("grpo", kl_beta=0.1).needs
+    # 16 rows of the rollout; twice 6 with their way back and 6 of the reference; 8 pictures.
+    found = seconds_per_iteration(config, rows_per_iteration(config), pace, needs)
+    assert found == 16 + 2 * (6 * 10 + 6) + 800
+
+
+def test_rows_without_guidance_have_a_pace_of_their_own(tmp_path: Path) -> None:
+    config = toy_config(write_task(tmp_path), objective={"name": "dpo"}, updates_per_rollout=2)
+    made = load_objective("dpo")
+    pace = Pace(forward_row=1.0, train_row=10.0, picture=100.0, rewards=1, steps=4, unguided=(0.5, 4.0))
+    rows = rows_per_iteration(config, made)
+    # 16 rows of the rollout; twice 4 pictures of two pairs with their way back and for the reference; 8 pictures.
+    assert seconds_per_iteration(config, rows, pace, made.needs, guided=trains_guided(made)) == 16 + 2 * (4 * 4 + 4 * 0.5) + 800
+    assert seconds_per_iteration(config, rows, pace, made.needs) == 16 + 2 * (4 * 10 + 4) + 800
+
+
+class Mixing(ToyPolicy):
+    """Guidance is what is told with the prompts."""
+
+    def without_guidance(self, conditioning: torch.Tensor) -> torch.Tensor:
+        return conditioning.clone()
+
+
+@pytest.mark.parametrize(("model", "mixes"), [(ToyPolicy, False), (Mixing, True)])
+def test_only_a_mixture_of_two_velocities_is_timed_without_guidance(
+    tmp_path: Path, model: type[ToyPolicy], mixes: bool
+) -> None:
+    pace = measure_pace(toy_config(write_task(tmp_path)), model(BackboneSettings()))
+    assert (pace.unguided is not None) == mixes
+
+
+def test_objectives_on_final_images_train_without_guidance() -> None:
+    guided = {name: trains_guided(load_objective(name)) for name in ("grpo", "tmpo", "dpo", "raft", "nft")}
+    assert guided == {"grpo": True, "tmpo": True, "dpo": False, "raft": False, "nft": False}
+
+
+def test_a_scorer_is_given_as_long_as_in_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"did not answer within 0.02 s while it was timed; .* raise scorer_timeout"):
+        forecast(toy_config(write_task(tmp_path, "Slow"), scorer_timeout=0.02))
+
+
+# --- memory
+
+
+def most_allocated(policy: Backbone, prompt: str, count: int) -> int:
+    """Bytes that one forward and backward pass has at one time beyond what is there before, by torch's own profiler."""
+    x, group = torch.zeros(count, *policy.latent_shape), torch.zeros(count, dtype=torch.long)
+    conditioning = policy.encode([prompt])
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def work() -> None:
+        predict(policy, x, 0.5, conditioning, group).square().mean().backward()
+
+    work()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    now = most = 0
+    for event in found.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gradient_checkpointing": True}, {"train": "full"}, {"precision": "bf16"}],
+    ids=["lora", "checkpointed", "full", "bf16"],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
+    folders: dict[str, Path], tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    settings = {"resolution": SIDE, "guidance": 2.0, **settings}
+    real, hollow = (load_backbone(str(folders[family]), device=device, **settings) for device in ("cpu", "meta"))
+    config = toy_config(write_task(tmp_path))
+    told = memory(config, hollow, "a", Rows(4, 3, 3, 4, 4)).training
+    seen = most_allocated(real, "a", 3)
+    # Kernels have work space of their own, and some write in place what is told as two tensors.
+    assert told == pytest.approx(seen, rel=0.05)
+    assert told > 100_000
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_and_what_training_adds_are_counted_to_the_byte(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    config = toy_config(write_task(tmp_path), ema={"decay": 0.9, "every": 1})
+    policy = load_backbone(str(folders[family]), device="meta", precision="bf16", resolution=SIDE)
+    found = memory(config, policy, "a", rows_per_iteration(config))
+    files = {f: f.stat().st_size for f in folders[family].rglob("*.safetensors")}
+    trained = sum(p.numel() for p in policy.parameters())
+    # On disk in float32, here in bfloat16 but for the LoRA; a file has some kilobytes of names and shapes besides.
+    frozen = sum(size for f, size in files.items() if "text_encoder" not in f.parent.name)
+    assert found.weights - 4 * trained == pytest.approx(frozen / 2, abs=20_000)
+    assert found.text_encoders == pytest.approx(sum(files.values()) / 2 - frozen / 2, abs=20_000)
+    assert (found.gradients, found.optimizer, found.ema) == (4 * trained, 8 * trained, 4 * trained)
+    resident = found.weights + found.gradients + found.optimizer + found.ema
+    assert found.peak == resident + max(found.rollout, found.training, found.decoding)
+
+
+def test_memory_of_training_without_guidance_is_that_of_a_model_without_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    config, rows = toy_config(write_task(tmp_path)), Rows(4, 3, 3, 4, 4)
+    guided, plain = (load_backbone(str(folders["sd3"]), device="meta", resolution=SIDE, guidance=g) for g in (2.0, 1.0))
+    found, expected = memory(config, guided, "a", rows, guided=False), memory(config, plain, "a", rows)
+    assert found.training == expected.training
+    assert found.rollout > 1.5 * expected.rollout
+    assert memory(config, guided, "a", rows).training > 1.5 * found.training
+
+
+def test_a_micro_batch_bounds_what_a_call_needs(folders: dict[str, Path], tmp_path: Path) -> None:
+    policy = load_backbone(str(folders["flux"]), device="meta", resolution=SIDE)
+    task, rows = write_task(tmp_path), Rows(64, 32, 32, 16, 16)
+    whole, halves, quarters = (memory(toy_config(task, micro_batch=n), policy, "a", rows) for n in (None, 16, 8))
+    assert whole.training / halves.training == pytest.approx(2, rel=0.05)
+    assert whole.rollout == halves.rollout  # no step of a rollout has more than 16 rows
+    assert halves.rollout / quarters.rollout == pytest.approx(2, rel=0.05)
+
+
+# --- the forecast
+
+
+def test_a_folder_of_config_files_is_weighed_and_not_timed(folders: dict[str, Path], tmp_path: Path) -> None:
+    bare = shutil.copytree(folders["flux"], tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    task = write_task(tmp_path)
+    with_weights, without = (forecast(real_config(folder, task)) for folder in (folders["flux"], bare))
+    assert without.memory == with_weights.memory
+    assert without.parameters == with_weights.parameters
+    assert without.seconds_iteration is None
+    assert without.not_measured is not None
+    assert "transformer lacks weights" in without.not_measured
+    assert with_weights.not_measured is None
+    assert with_weights.seconds_iteration is not None
+    assert with_weights.seconds_iteration > 0
+
+
+def test_a_model_too_large_for_a_cpu_is_weighed_and_not_timed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignbench.training.costs.CPU_LIMIT", 1000)
+    found = forecast(real_config(folders["sd3"], write_task(tmp_path)))
+    assert (found.seconds_iteration, found.seconds_judging) == (None, None)
+    assert found.not_measured == "no GPU here, and the model is too large for a CPU"
+
+
+def test_an_objective_that_trains_nothing_has_no_iterations(tmp_path: Path) -> None:
+    assert forecast(toy_config(write_task(tmp_path), objective="none")).iterations == 0
+
+
+def test_what_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 6 evaluation prompts"):
+        forecast(toy_config(write_task(tmp_path), evaluation={"prompts": 7}))
+    with pytest.raises(UserError, match="is no diffusers folder"):
+        forecast(real_config(tmp_path, write_task(tmp_path)))
+
+
+def test_the_command_tells_what_a_run_would_do_and_leaves_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    words = ["run", "--backbone", str(folders["flux"]), "--preset", "paper", "--objective", "grpo", "--dry-run"]
+    words += ["--task", str(write_task(tmp_path / "tasks")), "--out", str(tmp_path / "run")]
+    for set_ in (f"backbone.resolution={SIDE}", "backbone.precision=fp32", "evaluation.prompts=6", "threads=1"):
+        words += ["--set", set_]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 0, told.output
+    text = " ".join(told.stdout.split())
+    assert "grpo x independent on" in text
+    # 8 prompts x 27 pictures; 6 steps in the rollout, 5 of them replayed, twice for gradient caching in micro-batches of 9.
+    assert "250 iterations of 8 prompts, 216 pictures and 3,456 model rows each" in text
+    assert "more rows for gradient caching" in text
+    assert "from model rows and pictures timed now" in text
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert (found["rollout_rows"], found["replay_rows"], found["rows"]) == (1296, 1080, 3456)
+    assert found["memory"]["peak"] > found["memory"]["weights"]
+    assert [f.name for f in tmp_path.iterdir()] == ["tasks"]
+
+
+def test_a_folder_that_is_taken_and_a_run_to_resume_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    taken = CliRunner().invoke(app, ["run", "--dry-run", "--out", str(tmp_path)])
+    assert isinstance(taken.exception, UserError)
+    assert "exists already" in str(taken.exception)
+    resumed = CliRunner().invoke(app, ["run", "--dry-run", "--resume", str(tmp_path)])
+    assert isinstance(resumed.exception, UserError)
+    assert "leave out --dry-run" in str(resumed.exception)

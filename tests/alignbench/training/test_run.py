@@ -1,0 +1,519 @@
+import subprocess
+import sys
+import threading
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from alignbench import RunError, UserError, load_objective, load_sampler, registry, run
+from alignbench.backbone import BackboneSettings
+from alignbench.evaluation.evaluate import Judges
+from alignbench.files.writing import exclusive
+from alignbench.records.record import Result, read_result
+from alignbench.tasks import load_task
+from alignbench.training.progress import Silent
+from alignbench.training.trainer import Trainer
+from tests.support.plugins import ToyPolicy, toy_config, write_task
+
+OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad"]
+LEARNING: dict[str, Any] = {
+    "flowrl": {},
+    "gardo": {"clip": 0.01},
+    "nft": {"draws": 4},
+    "ppo": {"clip": 0.01},
+    "tmpo": {"beta_warmup": 0},
+    "grpo": {"clip": 0.01},
+    "ddpo": {"clip": 0.01},
+    "dpo": {"pairs": "all", "draws": 4},
+    "raft": {"draws": 4},
+    "vargrad": {},
+}
+"""Settings under which each objective learns the toy within forty iterations."""
+TREE: dict[str, Any] = {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}
+SAMPLERS: list[Any] = [
+    {"name": "independent", "steps": 4, "group_size": 4},
+    {"name": "fixed_tree", **TREE},
+    {"name": "dynamic_tree", "steps": 6, "levels": 2, "children": 2, "early": [1, 2], "late": [2, 4]},
+]
+REWARD_DRIVEN = {"name": "dynamic_tree", "schedule": "reward", "steps": 8, "levels": 2, "children": 2}
+"""Remembers the rewards it has seen."""
+
+
+class Listening(Silent):
+    """Keeps the warnings of a run."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.told.append(text)
+
+
+def table(folder: Path) -> pd.DataFrame:
+    """The metrics without wall-clock times."""
+    frame = pd.read_parquet(folder / "metrics.parquet")
+    return frame[[c for c in frame.columns if not c.startswith("seconds")]]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
+def test_every_pair_runs_and_leaves_a_whole_folder(tmp_path: Path, objective: str, sampler: Any) -> None:
+    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, pictures=True), tmp_path / "run")
+    written = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    assert {
+        "config.yaml", "result.json", "metrics.parquet", "evals.parquet", "samples/base.png", "samples/final.png",
+        "samples/before_after.png", "plots/curves.png", "plots/diagnostics.png", "plots/changes.png", "plots/tree.png",
+        "checkpoints/iteration-3/weights.safetensors", "checkpoints/iteration-3/state.json",
+    } <= written  # fmt: skip
+    assert not [f for f in written if "partial" in f]
+    assert read_result(tmp_path / "run") == result
+    assert result.run.status == "complete"
+    assert result.checks["first_update_ratio_abs_dev_max"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_record_counts_what_was_spent(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path)), tmp_path / "run")
+    # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents.
+    assert result.budget.model_rows_rollout == 3 * 2 * 8
+    assert result.budget.model_rows_train == result.budget.replay_rows == 3 * 2 * 3
+    assert result.budget.decoded == result.budget.reward_calls == 3 * 2 * 4
+    assert result.budget.optimizer_steps == 3
+    assert list(table(tmp_path / "run")["model_rows"]) == [22, 44, 66]
+
+
+def test_gradient_caching_is_accounted_for(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path), micro_batch=2), tmp_path / "run")
+    assert result.budget.model_rows_train == 2 * result.budget.replay_rows
+
+
+def test_the_same_seed_gives_the_same_table_and_another_seed_another(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(toy_config(task, seed=seed), tmp_path / name)
+    pd.testing.assert_frame_equal(table(tmp_path / "a"), table(tmp_path / "b"), check_exact=True)
+    assert not table(tmp_path / "a")["reward"].equals(table(tmp_path / "c")["reward"])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
+def test_the_reward_rises_beyond_its_interval(tmp_path: Path, objective: str, sampler: Any) -> None:
+    settings: Any = {"name": objective, **LEARNING[objective]}
+    config = toy_config(
+        write_task(tmp_path), objective=settings, sampler=sampler, iterations=40, prompts_per_iteration=5,
+        optimizer={"lr": 0.02, "weight_decay": 0.0},
+    )  # fmt: skip
+    change = run(config, tmp_path / "run").metrics["brightness"].difference
+    assert change.lower is not None
+    assert change.lower > 0
+
+
+def test_without_iterations_nothing_changes(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path), iterations=0), tmp_path / "run")
+    assert all(m.difference.value == 0 for m in result.metrics.values())
+
+
+def test_a_budget_ends_the_run(tmp_path: Path) -> None:
+    result = run(toy_config(write_task(tmp_path), iterations=50, budget={"model_rows": 44}), tmp_path / "run")
+    assert result.run.status == "budget spent"
+    assert result.run.iterations == 2
+
+
+def test_averaged_weights_are_judged_and_the_live_ones_saved(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    result = run(toy_config(write_task(tmp_path), ema={"decay": 0.5, "every": 1}), tmp_path / "run")
+    assert result.protocol.weights == "ema"
+    folder = tmp_path / "run" / "checkpoints" / "iteration-3"
+    live, average = load_file(folder / "weights.safetensors"), load_file(folder / "ema.safetensors")
+    assert live["inner.weight"].shape == average["0"].shape
+    assert not np.allclose(live["inner.weight"], average["0"])
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler"),
+    [*product(registry.names("objectives"), registry.names("samplers")), ("tmpo", REWARD_DRIVEN)],
+)
+def test_interrupted_and_resumed_equals_never_interrupted(tmp_path: Path, objective: str, sampler: Any) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    changes = {"objective": objective, "sampler": sampler, "iterations": 5, "ema": {"decay": 0.9, "every": 2}}
+    run(toy_config(write_task(tmp_path), **changes), whole)
+    interrupting = toy_config(write_task(tmp_path, "Interrupting"), **changes)
+    if objective == "none":  # it never asks for a reward again
+        run(interrupting, broken)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupting, broken)
+        assert len(pd.read_parquet(broken / "metrics.parquet")) == 2
+        run(toy_config(write_task(tmp_path), **changes), broken, resume=True)
+        pd.testing.assert_frame_equal(table(broken), table(whole), check_exact=True)
+    assert weights(broken) == weights(whole)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The tensors of the newest checkpoint, file by file."""
+    newest = max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name.rpartition("-")[2]))
+    return {f"{newest.name}/{file.name}": file.read_bytes() for file in newest.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("objective", ["tmpo", "dpo", "ppo"])
+def test_resumed_with_other_micro_batches_it_is_the_same_within_rounding(tmp_path: Path, objective: str) -> None:
+    changes: Any = {"objective": objective, "iterations": 5}
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting"), **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), micro_batch=3, checkpoint_every=2, **changes), tmp_path / "broken", resume=True)
+    # Gradient caching evaluates rows twice, and sums them in another order.
+    counted = ["model_rows", "model_rows_train"]
+    broken, whole = (table(tmp_path / name).drop(columns=counted) for name in ("broken", "whole"))
+    pd.testing.assert_frame_equal(broken, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_what_a_plugin_draws_from_global_generators_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    changes: Any = {"objective": "tests.support.plugins:Drawing", "iterations": 5}
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting"), **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "broken", resume=True)
+    assert table(tmp_path / "whole")["loss"].nunique() == 5
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_the_newest_checkpoints_are_kept_and_the_best(tmp_path: Path) -> None:
+    changes: Any = {"iterations": 9, "checkpoint_every": 1, "checkpoints_kept": 3, "best_window": 2}
+    # Hardly any training: which iterations had the best prompts is up to the seed.
+    run(toy_config(write_task(tmp_path), optimizer={"lr": 1e-6}, seed=4, **changes), tmp_path / "run")
+    reward = table(tmp_path / "run")["reward"]
+    best = max(range(2, 10), key=lambda n: reward[n - 2 : n].mean())
+    kept = {int(f.name.rpartition("-")[2]) for f in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {7, 8, 9, best}
+    assert best < 7  # or the test would not show it
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    run(toy_config(write_task(tmp_path), checkpoint_every=1), tmp_path / "whole")
+    with pytest.raises(RunError):
+        run(toy_config(write_task(tmp_path, "Dying"), checkpoint_every=1), tmp_path / "died")
+    assert sorted(f.name for f in (tmp_path / "died" / "checkpoints").iterdir()) == ["iteration-1", "iteration-2"]
+    run(toy_config(write_task(tmp_path), checkpoint_every=1), tmp_path / "died", resume=True)
+    pd.testing.assert_frame_equal(table(tmp_path / "died"), table(tmp_path / "whole"), check_exact=True)
+
+
+def test_a_taken_folder_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        run(toy_config(write_task(tmp_path)), tmp_path / "run")
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_more_evaluation_prompts_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 6 evaluation prompts"):
+        run(toy_config(write_task(tmp_path), evaluation={"prompts": 7}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    run(toy_config(task), tmp_path / "run")
+    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+        run(toy_config(task, seed=9), tmp_path / "run", resume=True)
+
+
+def test_resuming_with_other_prompts_behind_the_same_task_is_refused_and_another_reward_is_told(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    config = toy_config(task, iterations=1)
+    result = run(config, tmp_path / "run")
+    assert list(result.task) == ["training prompts", "evaluation prompts", "reward", "judges"]
+    (tmp_path / "run" / "result.json").unlink()
+    for file, old, new, part in (
+        (tmp_path / "train.txt", "train 0", "other 0", "training prompts"),
+        (tmp_path / "eval.txt", "eval 5", "other 5", "evaluation prompts"),
+    ):
+        text = file.read_text()
+        file.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=f"the {part} changed since the checkpoint .* was made; put the task's files back"):
+            run(config, tmp_path / "run", resume=True)
+        file.write_text(text)
+    # What changes nothing may change.
+    task.write_text(task.read_text().replace("description: toy", "description: 'other words'"))
+    (tmp_path / "train.txt").write_text((tmp_path / "train.txt").read_text() + "\n\n")
+    again = run(config, tmp_path / "run", resume=True)
+    assert again.task == result.task
+    assert again.alarms == result.alarms
+    (tmp_path / "run" / "result.json").unlink()
+    task.write_text(task.read_text().replace("Brightness", "Sometimes"))
+    told = "the reward changed after iteration 1: what was trained until then had another one"
+    assert told in run(config, tmp_path / "run", resume=True).alarms
+
+
+def test_a_scorer_that_dies_stops_the_run_and_what_was_measured_stays(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"brightness.*iteration 2.*server is gone"):
+        run(toy_config(write_task(tmp_path, "Dying")), tmp_path / "run")
+    assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 2
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_parts_that_are_scored_beside_a_rollout_change_nothing(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    tables = []
+    for overlap in (1, 3):
+        result = run(toy_config(task, overlap=overlap, prompts_per_iteration=4), tmp_path / str(overlap))
+        found = table(tmp_path / str(overlap))
+        tables.append(found[[c for c in found.columns if not c.startswith("ratio")]])  # rounding itself
+        assert (result.budget.reward_calls, result.budget.failed_scores) == (3 * 4 * 4, 0)
+    # float32 sums of other batch sizes, in gradients that are then divided by their own size.
+    pd.testing.assert_frame_equal(tables[0], tables[1], rtol=1e-3)
+
+
+def test_a_part_is_scored_while_the_next_is_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(write_task(tmp_path), overlap=2)
+    task, policy = load_task(config.task), ToyPolicy(BackboneSettings())
+    judges = Judges(task)
+    trainer = Trainer(config, task.train_prompts, policy, load_objective("grpo"), load_sampler("fixed_tree", **TREE), judges)
+    scoring, rolling, velocity = threading.Event(), threading.Event(), policy.velocity
+
+    def watched_velocity(*arguments: Any) -> torch.Tensor:
+        if policy.calls >= 4 and not rolling.is_set():  # the second part
+            assert scoring.wait(60)
+            rolling.set()
+        return velocity(*arguments)
+
+    def watched_score(images: np.ndarray, prompts: list[str]) -> np.ndarray:
+        scoring.set()
+        assert rolling.wait(60)
+        return np.linspace(0, 1, len(prompts))
+
+    monkeypatch.setattr(policy, "velocity", watched_velocity)
+    monkeypatch.setattr(judges.rewards["brightness"], "score", watched_score)
+    assert trainer.iterate()["reward"] == pytest.approx(0.5)
+
+
+def test_a_scorer_that_hangs_beside_a_rollout_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    monkeypatch.setattr(Judges, "score", lambda *arguments, **named: never.wait(60))
+    with pytest.raises(RunError, match=r"took more than 0.2 s in iteration 0; .* raise scorer_timeout"):
+        run(toy_config(write_task(tmp_path), overlap=2, scorer_timeout=0.2), tmp_path / "run")
+    never.set()
+
+
+def test_a_scorer_that_dies_beside_a_rollout_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"brightness.*iteration 1.*server is gone"):
+        run(toy_config(write_task(tmp_path, "Dying"), overlap=2), tmp_path / "run")
+    assert len(pd.read_parquet(tmp_path / "run" / "metrics.parquet")) == 1
+
+
+@pytest.mark.parametrize(("scorer", "constant"), [("Constant", r"0\.5"), ("NearlyConstant", r"0\.95")])
+def test_a_scorer_that_answers_one_constant_up_to_rounding_stops_the_run(tmp_path: Path, scorer: str, constant: str) -> None:
+    with pytest.raises(RunError, match=f"{constant} for all 18 pictures"):
+        run(toy_config(write_task(tmp_path, scorer)), tmp_path / "run")
+
+
+def test_a_reward_in_units_too_large_to_be_standardised_is_told(tmp_path: Path) -> None:
+    for scorer, expected in (("Faint", 1), ("Brightness", 0)):
+        (tmp_path / scorer).mkdir()
+        console = Listening()
+        run(toy_config(write_task(tmp_path / scorer, scorer), iterations=1), tmp_path / scorer / "run", console=console)
+        assert len([text for text in console.told if "give it in larger units" in text]) == expected
+
+
+def test_a_scorer_with_too_few_answers_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"17.* scores for 18 images"):
+        run(toy_config(write_task(tmp_path, "Short")), tmp_path / "run")
+
+
+def test_pictures_that_cannot_be_scored_are_dropped_and_counted(tmp_path: Path) -> None:
+    result: Result = run(toy_config(write_task(tmp_path, "Sometimes")), tmp_path / "run")
+    assert result.budget.failed_scores == 3 * 3  # each third of eight pictures, from the first on
+    assert list(table(tmp_path / "run")["failed_scores"]) == [3, 3, 3]
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting")), tmp_path / "run")
+
+    def times() -> dict[Path, int]:
+        return {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
+
+    before = times()
+    resume = [sys.executable, "-m", "alignbench", "run", "--resume", str(tmp_path / "run")]
+    with exclusive(tmp_path / "run"):
+        found = subprocess.run(resume, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 2
+    assert "another process is at work in" in found.stderr
+    assert times() == before
+
+
+def test_a_training_prompt_that_the_reward_would_refuse_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    content = yaml.safe_load(task.read_text()) | {"reward": [{"eval": "geneval"}]}
+    (tmp_path / "train.txt").write_text("a red circle\na dog\n")
+    (tmp_path / "eval.txt").write_text(
+        "\n".join(f"a {color} star" for color in ("red", "blue", "green", "pink", "white", "black"))
+    )
+    task.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="no metadata for the prompt 'a dog'"):
+        run(toy_config(task), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    (tmp_path / "eval.txt").write_text("eval 0\ntrain 3\n")
+    with pytest.raises(UserError, match="train 3"):
+        run(toy_config(task), tmp_path / "run")
+
+
+def test_a_reward_of_weight_zero_is_scored_and_not_trained_on(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    alone = toy_config(task, objective={"name": "gardo", "clip": 0.01}, iterations=1)
+    run(alone, tmp_path / "alone")
+    data = yaml.safe_load(task.read_text())
+    data["reward"].append({"eval": "tests.support.plugins:Sometimes", "label": "doubt", "weight": 0})
+    task.write_text(yaml.safe_dump(data))
+    result: Result = run(alone, tmp_path / "doubted")
+    assert result.budget.reward_calls == 2 * 2 * 4
+    assert result.budget.failed_scores == 3  # a missing doubt costs no reward
+    row, with_doubt = (table(tmp_path / name).iloc[0] for name in ("alone", "doubted"))
+    assert with_doubt["reward"] == row["reward"] == with_doubt["reward_brightness"]
+    assert with_doubt["failed_scores"] == 0
+    assert np.isfinite(with_doubt["reward_doubt"])
+
+
+def test_a_task_without_a_weighted_reward_is_refused(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    task.write_text(task.read_text().replace("label: brightness", "label: brightness\n  weight: 0"))
+    with pytest.raises(UserError, match="nothing to train on"):
+        run(toy_config(task), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_reference_is_refreshed_where_the_policy_has_gone_far(tmp_path: Path) -> None:
+    changes: Any = {"objective": {"name": "grpo", "kl_beta": 1.0, "clip": 0.1}, "iterations": 6, "optimizer": {"lr": 0.02}}
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "fixed")
+    far = table(tmp_path / "fixed")["kl_reference"]
+    limit = float(far[2] + far[3]) / 2
+    assert far[2] < limit < far[3]
+    both = toy_config(write_task(tmp_path), reference_refresh_kl=limit, reference_refresh=5, **changes)
+    run(both, tmp_path / "refreshed")
+    kl = table(tmp_path / "refreshed")["kl_reference"]
+    # Above the limit for the first time at the start of iteration 3, after which the policy is its own reference.
+    assert list(kl[:4]) == list(far[:4])
+    # The five iterations to the next refresh count from there.
+    assert kl[4] == 0 < kl[5]
+
+
+def test_a_refreshed_reference_is_the_policy_of_that_iteration_and_survives_a_resume(tmp_path: Path) -> None:
+    changes: Any = {"objective": {"name": "grpo", "kl_beta": 1.0, "clip": 0.1}, "iterations": 5, "optimizer": {"lr": 0.02}}
+    run(toy_config(write_task(tmp_path), reference_refresh=2, **changes), tmp_path / "whole")
+    kl = table(tmp_path / "whole")["kl_reference"]
+    # At the start and after each refresh the policy is its own reference.
+    assert [k == 0 for k in kl] == [True, False, True, False, True]
+    run(toy_config(write_task(tmp_path), **changes), tmp_path / "base")
+    assert (table(tmp_path / "base")["kl_reference"][1:] > 0).all()
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(tmp_path, "Interrupting"), reference_refresh=2, **changes), tmp_path / "broken")
+    run(toy_config(write_task(tmp_path), reference_refresh=2, **changes), tmp_path / "broken", resume=True)
+    assert list(table(tmp_path / "broken")["kl_reference"]) == list(kl)
+
+
+def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Decays of 0, 0.4 and 0.5 after updates 1, 2 and 3.
+    settings: Any = {"name": "nft", "decay_rate": 0.4, "decay_start": 1, "decay_max": 0.5}
+    drew, seen = [], []
+    drawn, updates = Trainer._drawn, Trainer._updates
+
+    def watched_drawn(self: Trainer, *arguments: Any) -> Any:
+        velocity = self.policy.velocity
+
+        def noted(*inputs: Any) -> Any:
+            drew.append([p.detach().clone() for p in self.policy.parameters()])
+            return velocity(*inputs)
+
+        monkeypatch.setattr(self.policy, "velocity", noted)
+        forest = drawn(self, *arguments)
+        monkeypatch.setattr(self.policy, "velocity", velocity)
+        return forest
+
+    def watched_updates(self: Trainer, forest: Any) -> Any:
+        found = updates(self, forest)
+        seen.append([p.detach().clone() for p in self.policy.parameters()])
+        return found
+
+    monkeypatch.setattr(Trainer, "_drawn", watched_drawn)
+    monkeypatch.setattr(Trainer, "_updates", watched_updates)
+    run(toy_config(write_task(tmp_path), objective=settings, iterations=4), tmp_path / "run")
+    base = [p.detach() for p in ToyPolicy(BackboneSettings()).parameters()]
+    calls = len(drew) // 4
+    first, second, third, fourth = drew[::calls]
+    for i, start in enumerate(base):
+        one, two, three = seen[0][i], seen[1][i], seen[2][i]
+        assert torch.equal(first[i], start)
+        assert torch.allclose(second[i], one)
+        assert torch.allclose(third[i], 0.4 * one + 0.6 * two)
+        assert torch.allclose(fourth[i], 0.5 * (0.4 * one + 0.6 * two) + 0.5 * three)
+    assert any(not torch.allclose(a, b) for a, b in zip(third, seen[1], strict=True))
+    assert list(table(tmp_path / "run")["old_decay"]) == pytest.approx([0, 0.4, 0.5, 0.5])
+
+
+def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path: Path) -> None:
+    every = {"reward", "reward_std_in_group", "zero_std_ratio", "loss", "grad_norm", "policy_update_norm", "off_policy_share"}
+    ratios = {"ratio_abs_dev_first", "ratio_abs_dev_max"}
+    own = {
+        "tmpo": {
+            *("beta", "kl_target_policy", "ess_policy", "ess_target", "policy_term_abs", "target_term_abs"),
+            *("advantage_mean", "advantage_abs", "advantage_skew"),
+        },
+        "grpo": {"advantage_abs", "clip_share"},
+        "gardo": {"advantage_abs", "clip_share", "kl_reference", "kl_leaves"},
+        "ddpo": {"advantage_abs", "own_statistics_share"},
+        "dpo": {"pairs", "implicit_accuracy", "winner_error", "loser_error"},
+        "ppo": {"value_mean", "explained_variance"},
+        "raft": {"error"},
+        "nft": {"positive_error", "negative_error", "distance_reference", "old_decay"},
+        "vargrad": {"balance_rms"},
+        "flowrl": {"balance_rms", "log_z"},
+    }
+    assert set(own) == set(OBJECTIVES)
+    task = write_task(tmp_path)
+    for objective, columns in own.items():
+        run(toy_config(task, objective=objective, iterations=1), tmp_path / objective)
+        found = table(tmp_path / objective)
+        assert every | ratios | columns <= set(found.columns), objective
+        assert found[sorted(every | columns)].notna().all(axis=None), objective
+
+
+def test_a_chosen_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    cases: list[tuple[str, dict[str, float], int, int]] = [
+        ("grpo", {"clip": 0.01}, 1, 1),
+        ("grpo", {"clip": 0.01}, 2, 0),
+        ("grpo", {}, 1, 0),  # a default is nobody's choice
+        ("raft", {}, 1, 0),
+    ]
+    for number, (name, settings, updates, expected) in enumerate(cases):
+        console = Listening()
+        objective: Any = {"name": name, "settings": settings}
+        config = toy_config(task, objective=objective, updates_per_rollout=updates, iterations=1)
+        run(config, tmp_path / str(number), console=console)
+        assert len([text for text in console.told if "clip has no effect" in text]) == expected
+
+
+def test_a_plan_without_noise_is_refused_for_an_objective_on_steps_and_taken_by_one_on_pictures(tmp_path: Path) -> None:
+    sampler: Any = {"name": "independent", "steps": 4, "group_size": 4, "stochastic_share": 0}
+    task = write_task(tmp_path)
+    with pytest.raises(
+        UserError, match="objective grpo trains on stochastic steps and the plan of sampler independent has none"
+    ):
+        run(toy_config(task, objective="grpo", sampler=sampler), tmp_path / "grpo")
+    assert not (tmp_path / "grpo").exists()
+    result = run(toy_config(task, objective={"name": "nft", "decay_rate": 0}, sampler=sampler), tmp_path / "nft")
+    # Two groups of four pictures, each asked about under the policy and the base model, three times.
+    assert result.budget.model_rows_train == 3 * 2 * 8

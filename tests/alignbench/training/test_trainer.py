@@ -1,0 +1,134 @@
+"""The loop's body; whole runs are in test_training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from alignbench.backbone import BackboneSettings
+from alignbench.evaluation.evaluate import Judges
+from alignbench.tasks import load_task
+from alignbench.training import engine
+from alignbench.training.trainer import Trainer
+from tests.support.plugins import ToyPolicy, toy_config, write_task
+
+
+def two_rewards(folder: Path) -> Path:
+    """Brightness, and half of a scorer that gives up on every third picture."""
+    file = write_task(folder)
+    task = yaml.safe_load(file.read_text())
+    task["reward"].append({"eval": "tests.support.plugins:Sometimes", "label": "sometimes", "weight": 0.5})
+    file.write_text(yaml.safe_dump(task))
+    return file
+
+
+def trainer(task: Path, **changes: Any) -> Trainer:
+    """Two groups of four, of five prompts."""
+    config = toy_config(task, **changes)
+    read = load_task(config.task)
+    objective = load_objective(config.objective.name, **config.objective.settings)
+    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+    return Trainer(config, read.train_prompts, ToyPolicy(BackboneSettings()), objective, sampler, Judges(read))
+
+
+def watched(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[RolloutForest]:
+    """Where the forests of its iterations are put."""
+    seen: list[RolloutForest] = []
+    monkeypatch.setattr(trainer.objective, "observe", seen.append)
+    return seen
+
+
+def test_the_average_of_the_weights_is_judged_and_the_live_ones_are_trained(tmp_path: Path) -> None:
+    made = trainer(write_task(tmp_path), ema={"decay": 0.5, "every": 1})
+    first = [p.detach().clone() for p in made.policy.parameters()]
+    made.iterate()
+    live = [p.detach().clone() for p in made.policy.parameters()]
+    with made.averaged_weights():
+        for parameter, start, now in zip(made.policy.parameters(), first, live, strict=True):
+            # The first step's decay is min(2 / 11, 0.5).
+            torch.testing.assert_close(parameter.detach(), start * 2 / 11 + now * 9 / 11)
+            assert not torch.equal(parameter, now)
+    assert all(torch.equal(p, now) for p, now in zip(made.policy.parameters(), live, strict=True))
+
+
+def test_several_rewards_are_standardised_weighted_and_each_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(two_rewards(tmp_path))
+    seen = watched(made, monkeypatch)
+    row = made.iterate()
+    (forest,) = seen
+    assert made.budget.reward_calls == row["reward_calls"] == 2 * len(forest.leaves) == 16
+    assert made.budget.decoded == 8
+    scores = {name: score.view(2, 4).double().numpy() for name, score in forest.scores.items()}
+    assert np.isnan(scores["sometimes"]).ravel().nonzero()[0].tolist() == [0, 3, 6]
+    z = {
+        name: (s - np.nanmean(s, 1, keepdims=True)) / np.maximum(np.nanstd(s, 1, keepdims=True), 1e-4)
+        for name, s in scores.items()
+    }
+    # A picture that one of them gave up on has no reward; float32.
+    expected = z["brightness"] + 0.5 * z["sometimes"]
+    np.testing.assert_allclose(forest.rewards.view(2, 4).numpy(), expected, atol=1e-4)
+    assert (row["failed_scores"], made.budget.failed_scores) == (3, 3)
+
+
+def test_prompts_come_in_shuffles_each_of_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(write_task(tmp_path), iterations=10)
+    seen = watched(made, monkeypatch)
+    for _ in range(10):
+        made.iterate()
+    asked = [prompt for forest in seen for prompt in forest.prompts]
+    shuffles = [tuple(asked[i : i + 5]) for i in range(0, 20, 5)]
+    assert all(sorted(shuffle) == sorted(made.prompts) for shuffle in shuffles)
+    assert len(set(shuffles)) > 1
+
+
+def test_the_cosine_schedule_falls_to_a_tenth_over_the_run(tmp_path: Path) -> None:
+    made = trainer(write_task(tmp_path), iterations=4, optimizer={"lr": 0.01, "schedule": "cosine"})
+    found = [made.iterate()["lr"] for _ in range(4)]
+    # .1 + .45 (1 + cos(pi u)) at u = 0, 1/4, 1/2, 3/4.
+    assert found == pytest.approx([0.01, 0.00868198, 0.0055, 0.00231802], rel=1e-5)
+
+
+def test_the_reference_draws_the_rollouts_where_the_objective_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forests(drawn_by: str, **changes: Any) -> list[RolloutForest]:
+        made = trainer(write_task(tmp_path), objective={"name": "dpo", "drawn_by": drawn_by}, **changes)
+        found = watched(made, monkeypatch)
+        for _ in range(3):
+            made.policy.nudge(0.1)  # type: ignore[attr-defined]
+            made.iterate()
+        return found
+
+    base = ToyPolicy(BackboneSettings())
+    for forest in forests("reference"):
+        again = rollout(base, forest.prompts, forest.plan, forest.seed, forest.iteration)
+        assert torch.equal(forest.states, again.states)
+    for forest in forests("policy"):
+        assert not torch.equal(forest.states, rollout(base, forest.prompts, forest.plan, forest.seed, forest.iteration).states)
+    # One that is refreshed draws from then on.
+    same = [
+        torch.equal(f.states, rollout(base, f.prompts, f.plan, f.seed, f.iteration).states)
+        for f in forests("reference", reference_refresh=2)
+    ]
+    assert same == [True, True, False]
+
+
+def test_later_updates_know_the_policy_of_the_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(write_task(tmp_path), objective={"name": "nft", "decay_rate": 0}, updates_per_rollout=3)
+    at_rollout = [p.detach().clone() for p in made.policy.parameters()]
+    seen: list[Any] = []
+    backward = engine.backward
+
+    def watching(*arguments: Any, **named: Any) -> engine.Backward:
+        seen.append((named["update"], named["old"]))
+        return backward(*arguments, **named)
+
+    monkeypatch.setattr(engine, "backward", watching)
+    made.iterate()
+    assert [update for update, _ in seen] == [0, 1, 2]
+    assert seen[0][1] is None  # the current policy is that of the rollout
+    for _, old in seen[1:]:
+        assert all(torch.equal(kept, start) for kept, start in zip(old, at_rollout, strict=True))
+    assert not torch.equal(next(iter(made.policy.parameters())), at_rollout[0])

@@ -1,0 +1,1 @@
+"""Helpers of the tests: toys, plug-ins, independent replays, faults, processes, mutations."""

@@ -1,0 +1,175 @@
+"""Ways for the world to fail: processes that are killed, disks that are full, folders that cannot be written."""
+
+import ctypes
+import errno
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from alignbench import run
+from alignbench.__main__ import main
+from alignbench.config.run_config import RunConfig
+from alignbench.files import writing as files
+
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "tests.support.faults",
+        "tests.support.plugins",
+        "torch._dynamo",
+        "pyarrow.parquet",
+        "evals.mode_coverage",
+        "evals.scenario_reward",
+    ]
+)
+"""Its processes are forked from one that has torch, so that each costs milliseconds."""
+
+PATIENCE = 240
+"""Seconds to wait for another process."""
+
+
+def killed_at(moment: int | None, config: RunConfig, out: Path) -> int:
+    """Runs or resumes in a process of its own that is killed as it makes its call number `moment`; its exit code."""
+    process = CONTEXT.Process(target=_counting, args=(moment, config, out, None))
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def calls_of(config: RunConfig, out: Path) -> int:
+    """How many calls of functions a whole run makes."""
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_counting, args=(None, config, out, theirs))
+    process.start()
+    assert ours.poll(PATIENCE)
+    count = int(ours.recv())
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    return count
+
+
+def _counting(moment: int | None, config: RunConfig, out: Path, answer: Any) -> None:
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        if event in ("call", "c_call"):
+            calls += 1
+            if calls == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
+    run(config, out, resume=(out / "config.yaml").is_file())
+    sys.setprofile(None)
+    if answer is not None:
+        answer.send(calls)
+
+
+def killed_while_writing(name: str, config: RunConfig, out: Path) -> None:
+    """Runs until half of a file of that name is on the disk, and kills the process there."""
+    halfway = CONTEXT.Event()
+    process = CONTEXT.Process(target=_slowly, args=(name, config, out, halfway))
+    process.start()
+    assert halfway.wait(PATIENCE)
+    process.kill()
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _slowly(name: str, config: RunConfig, out: Path, halfway: Any) -> None:
+    def half(path: Path) -> None:
+        if path.name.startswith(name):
+            os.truncate(path, path.stat().st_size // 2)
+            halfway.set()
+            time.sleep(PATIENCE)
+
+    files._flush = half  # a file is written, but not yet moved
+    run(config, out)
+
+
+@contextmanager
+def command(arguments: list[str], said: Path) -> Iterator[Any]:
+    """The command line in a process of its own; what it says on stderr goes to the file."""
+    process = CONTEXT.Process(target=_command, args=(arguments, said))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join(PATIENCE)
+
+
+def _command(arguments: list[str], said: Path) -> None:
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
+        sys.stderr = file
+        sys.argv = ["alignbench", *arguments]
+        main()
+
+
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: what the system then answers differs from a full disk in its words alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def full_disk(name: str, after: int = 0) -> Callable[[Path], None]:
+    """What `files._flush` is replaced by, so that the disk is full whenever a file of that name is written, from the
+    `after`-th time on."""
+    times = 0
+
+    def flush(file: Path) -> None:
+        nonlocal times
+        if name in file.name:
+            times += 1
+            if times > after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    return flush
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing can be written into the folder, by root neither."""
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    try:
+        with _without_roots_rights():
+            yield
+    finally:
+        folder.chmod(mode)
+
+
+@contextmanager
+def _without_roots_rights() -> Iterator[None]:
+    """Takes from this thread what lets root write where permissions forbid it (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    version3, this_thread = 0x20080522, 0
+    header = (ctypes.c_uint32 * 2)(version3, this_thread)
+    rights = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(header, rights) == 0
+    effective = rights[0]
+    rights[0] = effective & ~0b110
+    assert libc.capset(header, rights) == 0
+    try:
+        yield
+    finally:
+        rights[0] = effective
+        assert libc.capset(header, rights) == 0

@@ -1,0 +1,123 @@
+"""Complete diffusers pipelines of random weights, a few thousand each: the real classes, saved as a hub's folders are."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from alignbench.embedded.train_tiny import EOS_ID, word_tokenizer
+
+FAMILIES = ("sd3", "flux")
+SIDE = 16
+"""Pixels; 8 x 8 latents, 4 x 4 tokens."""
+CLIP, T5 = 16, 32
+"""Widths of the text encoders."""
+
+
+def save_pipeline(family: str, folder: Path, **scheduler: Any) -> Path:
+    """A folder of that family's pipeline; `scheduler` changes its schedule."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = {"sd3": _sd3, "flux": _flux}[family](scheduler)
+        # Larger than at the start of a training, so that what a model is told shows in what it answers.
+        for parameter in made.transformer.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    made.save_pretrained(folder)
+    return folder
+
+
+def _sd3(scheduler: dict[str, Any]) -> StableDiffusion3Pipeline:
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=T5,
+        pooled_projection_dim=2 * CLIP,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModelWithProjection(_clip()),
+        tokenizer=word_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip()),
+        tokenizer_2=word_tokenizer(),
+        text_encoder_3=_t5(),
+        tokenizer_3=word_tokenizer(),
+    )
+
+
+def _flux(scheduler: dict[str, Any]) -> FluxPipeline:
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=T5,
+        pooled_projection_dim=CLIP,
+        guidance_embeds=True,
+        axes_dims_rope=(2, 2, 4),
+    )
+    shifting = {"shift": 3.0, "use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
+    return FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**{**shifting, **scheduler}),
+        vae=_autoencoder(),
+        text_encoder=CLIPTextModel(_clip()),
+        tokenizer=word_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=word_tokenizer(),
+    )
+
+
+def _autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=1.5,
+        shift_factor=0.1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def _clip() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(word_tokenizer()),
+        hidden_size=CLIP,
+        intermediate_size=CLIP,
+        projection_dim=CLIP,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=EOS_ID,
+    )
+
+
+def _t5() -> T5EncoderModel:
+    return T5EncoderModel(T5Config(vocab_size=len(word_tokenizer()), d_model=T5, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
