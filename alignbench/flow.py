@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
 
 
 def sigmas(steps: int, shift: float = 1.0) -> Tensor:
-    """Noise levels of `steps` denoising steps, float32 [steps + 1] from 1 to 0.
+    """The schedule of `steps` denoising steps, sigma, float32 [steps + 1] from 1 to 0.
 
     t = linspace(1, 0); sigma = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
     """

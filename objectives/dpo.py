@@ -33,7 +33,7 @@ class DPO(Objective):
         draws: int = Field(1, ge=1)
         """Noises and times for each pair."""
         times: Times = "schedule"
-        """Noise levels of the images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
+        """Sigmas of noised images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
         shift. uniform: between 0 and 1. steps: those of the rollout's steps, each once before any comes again."""
         parts: int = Field(1, ge=1)
         """Disjoint random parts of a rollout's pairs, of which each update takes the next; 1: every update takes all."""

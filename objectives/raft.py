@@ -30,7 +30,7 @@ class RAFT(Objective):
         draws: int = Field(1, ge=1)
         """Noises and times for each picture."""
         times: Times = "schedule"
-        """Noise levels of the images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
+        """Sigmas of noised images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
         shift. uniform: between 0 and 1. steps: those of the rollout's steps, each once before any comes again."""
 
     settings: Settings

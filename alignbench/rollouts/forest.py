@@ -42,7 +42,7 @@ class RolloutForest:
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
         trained: bool [R], the replay rows that the policy is asked about again; None for all. The others keep
             `row_velocity`, as constants: they cost no training row and teach nothing.
-        sigmas: float32 [T + 1], noise levels of the plan's steps and of the end; empty where nobody tells.
+        sigmas: float32 [T + 1], sigma before each step of the plan and at its end; empty if unknown.
         schedule_shift: of the backbone's schedule.
         rewards: float64 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
         scores: reward -> float64 [G * K], what the task's rewards answered before they were weighted into `rewards`.
@@ -138,7 +138,7 @@ class RolloutForest:
 
     @property
     def row_sigma(self) -> Tensor:
-        """Noise level of each replay row, float32 [R]."""
+        """Sigma of each replay row, float32 [R]."""
         first_edge = torch.searchsorted(self.edge_row, torch.arange(len(self.rows), device=self.edge_row.device))
         return self.edge_sigma[first_edge]
 

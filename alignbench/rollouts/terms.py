@@ -24,7 +24,7 @@ from alignbench.rollouts.plan import Rule
 Terms = dict[str, Tensor]
 """Name -> small tensor; micro-batches are concatenated along dimension 0."""
 Times = Literal["schedule", "logit_normal", "uniform", "steps"]
-"""How the noise levels of final samples are drawn; see `denoising_noise`."""
+"""How the sigmas of noised final samples are drawn; see `denoising_noise`."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class DenoisingRows:
     Attributes:
         forest: where the samples come from.
         leaf: int64 [R], index of each row's leaf.
-        sigma: float32 [R], noise level of each row.
+        sigma: float32 [R], of each row.
         noise: float32 [R, *latent], standard normal.
     """
 
@@ -255,18 +255,18 @@ class DenoisingRows:
 def denoising_noise(
     forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]], times: Times = "schedule", draws: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Noise levels [R] and noise [R, *latent], both functions of the seed, iteration, update and key.
+    """Sigmas [R] and noise [R, *latent], both functions of the seed, iteration, update and key.
 
     Equal keys get equal noise: a pair that is compared must differ in its samples alone.
 
     Args:
-        times: of the noise levels. logit_normal: sigmoid of a standard normal. schedule: the same, shifted as the
+        times: how sigmas are drawn. logit_normal: sigmoid of a standard normal. schedule: the same, shifted as the
             backbone's schedule is. uniform: between 0 and 1. steps: those of the rollout's own steps, for each `draws`
             consecutive keys in a random order without repetition, as long as there are so many.
         draws: how many consecutive keys belong to one sample or pair.
 
     Raises:
-        RunError: `steps` for a forest that does not tell its noise levels.
+        RunError: `steps` for a forest that does not tell its sigmas.
     """
     full: list[Key] = [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
     device = forest.states.device
@@ -277,7 +277,7 @@ def _noise_levels(forest: RolloutForest, keys: Sequence[Key], times: Times, draw
     if times == "steps":
         levels = forest.sigmas[:-1]
         if not len(levels):
-            raise RunError("times=steps needs the noise levels of the rollout's steps, which this forest does not tell")
+            raise RunError("times=steps needs the sigmas of the rollout's steps, which this forest does not tell")
         chosen: list[int] = []
         for key in keys[::draws]:
             generator = np.random.default_rng(seed_of("step", *key))

@@ -103,7 +103,7 @@ def fingerprint(pairs: list[Pair]) -> str:
 
 
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:
-    """Groups of two leaves without a path, rewarded 1 (chosen) and 0. Their noise levels are those of the model's own call.
+    """Groups of two leaves without a path, rewarded 1 (chosen) and 0. Their sigmas are those of the model's own call.
 
     Raises:
         UserError: a picture cannot be opened or does not fit the model, or the model cannot encode pictures.

@@ -200,7 +200,7 @@ def test_noise_levels_follow_the_models_own_schedule() -> None:
 
 def test_noise_levels_of_the_steps_need_a_forest_that_tells_them() -> None:
     forest = replace(rollout(ToyBackbone(), ["a"], chains(2, 2), seed=0), sigmas=torch.empty(0))
-    with pytest.raises(RunError, match="needs the noise levels of the rollout's steps"):
+    with pytest.raises(RunError, match="needs the sigmas of the rollout's steps"):
         denoising_noise(forest, 0, [(0,)], "steps")
 
 
