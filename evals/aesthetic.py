@@ -17,8 +17,8 @@ from torch.nn import functional
 from alignbench import UserError
 from alignbench.errors import first_line
 from alignbench.scorer import Images, as_arrays
-from evals._clip import ClipScorer
-from evals._open_clip import weights_file, weights_on_hub
+from evals.embedders.clip import ClipScorer
+from evals.embedders.open_clip import weights_file, weights_on_hub
 
 Layer = tuple[Tensor, Tensor]
 """Weight [out, in] and bias [out]."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignbench.scorer import Images, as_arrays
-from evals._clip import ClipScorer
+from evals.embedders.clip import ClipScorer
 
 
 class ClipAgreement(ClipScorer):

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import SetMetric, UserError, groups, settings
-from evals._features import features_on_hub, load_features
+from evals.embedders.features import features_on_hub, load_features
 
 COLUMNS = 2**16
 """Values of each image whose products are summed at a time."""
@@ -63,7 +63,7 @@ class Diversity(SetMetric):
         """Measure it in pixels too, which says nothing where pictures stand for something else."""
         features: str = ""
         """Of cosine diversity and Vendi score: `clip:tiny`, `clip:NAME`, `dinov2:NAME`, `open_clip:MODEL/WEIGHTS` (see
-        `evals._features`); without it neither is measured."""
+        `evals.embedders.features`); without it neither is measured."""
         device: settings.Device = "auto"
         batch: int = Field(64, ge=1)
 

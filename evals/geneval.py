@@ -6,73 +6,24 @@ that recorded detections can be scored and detectors can be swapped. `strict` is
 that Flow-GRPO's released reward server (arXiv 2505.05470) answers: it demands exact counts in every task type.
 """
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from alignbench import RunError, Scorer, UserError, settings
-from alignbench.embedded.drawing.palette import COLORS
-from alignbench.embedded.drawing.scenes import NUMBERS, PLURALS, PREFIXES, RELATIONS
+from alignbench.embedded.drawing.scenes import RELATIONS
 from alignbench.files.text import excerpt, prompt_identity
 from alignbench.files.text_files import read_objects, stripped
 from alignbench.scorer import Images, as_arrays
-from alignbench.tasks import coco
+from evals.detectors.base import Detection, Detections, Detector
 
 SHRINK = 0.1
 """Share of both sizes by which an offset counts as none (GenEval's position threshold)."""
 CLEAR = 0.5
 """Smallest component of the shrunk direction that makes a relation."""
-
-
-class Detection(TypedDict):
-    """One object that was found."""
-
-    box: Sequence[float]
-    """[x0, y0, x1, y1] in pixels, x to the right, y down."""
-    score: float
-    color: NotRequired[str]
-    """One of GenEval's eleven names; only colour clauses need it."""
-
-
-Detections = Mapping[str, Sequence[Detection]]
-"""Class -> what was found of it, best first."""
-
-
-class Detector(ABC):
-    """Finds objects in pictures. The answer for a picture does not depend on what it is batched with."""
-
-    classes: frozenset[str]
-    """What it can find."""
-    colors: frozenset[str]
-    """The colours that it can name."""
-    grammar: "Grammar"
-    """Of prompts about what it can find."""
-
-    @abstractmethod
-    def detect(self, images: list[np.ndarray], colored: Sequence[Collection[str]] | None = None) -> list[Detections]:
-        """What each picture shows.
-
-        Args:
-            images: uint8 [h, w, 3] each.
-            colored: for each picture the classes whose colours will be asked for; None for all. A detector to which
-                colours cost nothing gives them all.
-        """
-
-    def considered(self, detections: Detections, metadata: Mapping[str, Any]) -> Detections:
-        """Those of the detections that count for this prompt; all of them by default."""
-        return detections
-
-    @abstractmethod
-    def golden(self) -> list[tuple[np.ndarray, dict[str, Any], bool]]:
-        """Pictures with metadata and whether they fulfil it: a detector set up wrongly fails on them."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]: ...
 
 
 def judge(detections: Detections, metadata: Mapping[str, Any]) -> tuple[bool, str]:
@@ -202,71 +153,6 @@ def _position_failure(
     return ""
 
 
-_COUNTS = {"one": 1, **{word: number for number, word in NUMBERS.items()}}
-
-
-def _any(words: Iterable[str]) -> str:
-    return "|".join(re.escape(w) for w in words)
-
-
-_PREFIX = re.compile(f"(?:{_any([p for p in PREFIXES if p])})?")
-
-
-class Grammar:
-    """Reads what prompts ask for that are worded as GenEval's are."""
-
-    def __init__(self, plurals: Mapping[str, Sequence[str]]) -> None:
-        """From each kind of object with its plurals."""
-        self._kinds = {kind: kind for kind in plurals}
-        self._plurals = {plural: kind for kind, several in plurals.items() for plural in several}
-        number, kinds = _any(_COUNTS), _any(self._kinds)
-        item = rf"(?:an? )?(?:(?P<color_{{0}}>{_any(COLORS)}) )?(?P<kind_{{0}}>{kinds})"
-        self._counting = re.compile(f"(?P<count>{number}) (?P<kind>{_any(self._plurals)}|{kinds})")
-        self._items = re.compile(f"{item.format('a')}(?: (?P<link>and|{_any(RELATIONS)}) {item.format('b')})?")
-
-    def parse(self, prompt: str) -> dict[str, Any] | None:
-        """The prompt's metadata in GenEval's layout; None where it is worded in another way.
-
-        The prefix and the article may be missing; case and white space do not matter. A number, also `one`, asks for
-        exactly so many.
-        """
-        phrase = prompt_identity(prompt).rstrip(".")
-        phrase = phrase[_PREFIX.match(phrase).end() :]  # type: ignore[union-attr]  # an optional pattern always matches
-        exclude: list[dict[str, Any]] = []
-        if match := self._counting.fullmatch(phrase):
-            count = _COUNTS[match["count"]]
-            kind = (self._kinds if count == 1 else self._plurals).get(match["kind"])
-            if kind is None:
-                return None
-            tag, include = "counting", [{"class": kind, "count": count}]
-            exclude = [{"class": kind, "count": count + 1}]
-        elif match := self._items.fullmatch(phrase):
-            link, kinds, colors = match["link"], match.group("kind_a", "kind_b"), match.group("color_a", "color_b")
-            if kinds[0] == kinds[1]:
-                # A clause sees the best of its class alone, so that two clauses of one class cannot tell two objects apart.
-                return None
-            clauses = [
-                {"class": kind, "count": 1, **({"color": color} if color else {})}
-                for kind, color in zip(kinds, colors, strict=True)
-                if kind
-            ]
-            if link in RELATIONS:
-                tag, include = "position", [clauses[1], {**clauses[0], "position": [link, 0]}]
-            elif link == "and":
-                tag, include = "color_attr" if any(colors) else "two_object", clauses
-            else:
-                tag, include = "colors" if any(colors) else "single_object", clauses
-        else:
-            return None
-        return {"tag": tag, "include": include, "exclude": exclude, "prompt": prompt}
-
-
-SCENES = Grammar({kind: [plural] for kind, plural in PLURALS.items()})
-"""Of drawn scenes: reads back what `alignbench.embedded.drawing.scenes.sample_metadata` says."""
-COCO = Grammar({name: coco.plurals(name) for name in coco.CLASSES})
-"""Of photographs: reads back GenEval's own list."""
-
-
 def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     """Prompt -> metadata, from JSON lines (or a JSON list) in GenEval's layout.
 
@@ -361,19 +247,19 @@ class GenEval(Scorer):
 
     def _load_detector(self) -> Detector:
         if self.settings.detector == "mask2former":
-            from evals._mask2former import Mask2FormerDetector
+            from evals.detectors.mask2former import Mask2FormerDetector
 
             o = self.settings
             return Mask2FormerDetector(o.model, o.colors, o.device, o.batch)
-        from evals._shapes import ShapesDetector
+        from evals.detectors.shapes import ShapesDetector
 
         return ShapesDetector()
 
     def from_hub(self) -> list[str]:
         if self.settings.detector != "mask2former":
             return []
-        from evals._mask2former import COLOR_MODEL
-        from evals._open_clip import tag_on_hub
+        from evals.detectors.mask2former import COLOR_MODEL
+        from evals.embedders.open_clip import tag_on_hub
 
         return [self.settings.model, *tag_on_hub(COLOR_MODEL, self.settings.colors)]
 

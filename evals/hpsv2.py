@@ -19,7 +19,7 @@ from torch.nn import functional
 from alignbench import Scorer, UserError, settings
 from alignbench.backbone import device_named
 from alignbench.scorer import Images, as_arrays
-from evals._open_clip import OpenClip, load_open_clip, weights_file, weights_on_hub
+from evals.embedders.open_clip import OpenClip, load_open_clip, weights_file, weights_on_hub
 
 
 class HPSv2(Scorer):

@@ -22,9 +22,10 @@ from alignbench import SetMetric, UserError
 from alignbench.embedded.drawing import lettering, scenes
 from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgrounds_for, nearest
 from alignbench.embedded.drawing.scenes import SIZES, Scene, Shape
-from evals._lettering import background_of, find_lettering
-from evals._shapes import ShapesDetector
-from evals.geneval import SCENES, Detection
+from evals.detectors.base import Detection
+from evals.detectors.grammar import SCENES
+from evals.detectors.lettering import background_of, find_lettering
+from evals.detectors.shapes import ShapesDetector
 from evals.ocr import quoted_text, unquoted_words
 
 ASPECTS = ("color", "place", "size", "background")

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from alignbench.scorer import Images, as_arrays
-from evals._clip import TINY, ClipScorer
+from evals.embedders.clip import TINY, ClipScorer
 
 FLOW_GRPO_SCALE = 26.0
 

@@ -33,7 +33,7 @@ from alignbench.load import load_backbone
 from alignbench.records.results import read_results
 from alignbench.reports import report
 from alignbench.reports.comparison_plots import picture_grid
-from evals._clip import FOLDERS
+from evals.embedders.clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.support.plugins import toy_config, write_task
 
@@ -82,8 +82,8 @@ def test_no_code_reads_what_can_run(file: Path) -> None:
 
 def test_weights_that_are_pickled_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CLIP, an open_clip, a pipeline, and what aesthetic, hpsv2, image-reward and EasyOCR read, which are no safetensors."""
-    from evals._clip import load_clip
-    from evals._features import load_features
+    from evals.embedders.clip import load_clip
+    from evals.embedders.features import load_features
 
     clip = tmp_path / "clip"
     shutil.copytree(FOLDERS["tiny"], clip, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -141,9 +141,9 @@ def test_a_models_index_imports_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_an_eval_looks_through_comes_in_by_the_same_door(tmp_path: Path) -> None:
     """Folders of a CLIP, a DINOv2 and a Mask2Former with code, or with a configuration that asks for some."""
-    from evals._clip import load_clip
-    from evals._features import load_features
-    from evals._mask2former import Mask2FormerDetector
+    from evals.detectors.mask2former import Mask2FormerDetector
+    from evals.embedders.clip import load_clip
+    from evals.embedders.features import load_features
 
     opens: list[Callable[[str], Any]] = [
         lambda name: load_clip(name, "cpu", 1),

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from alignbench import UserError
-from evals._features import load_features
 from evals.diversity import Diversity, cosine_diversity, lgmd, pixel_diversity, vendi_score
+from evals.embedders.features import load_features
 
 
 def test_lgmd_by_hand() -> None:

@@ -15,20 +15,10 @@ from alignbench.evaluation.evaluate import Judges, estimates
 from alignbench.evaluation.evaluate import judge as judge_pictures
 from alignbench.tasks import EvalChoice, load_task
 from alignbench.tasks.prompts import read_prompts
-from evals._shapes import ShapesDetector
-from evals.geneval import (
-    COCO,
-    SCENES,
-    Detection,
-    Detections,
-    GenEval,
-    flow_grpo,
-    graded,
-    judge,
-    read_metadata,
-    relations,
-    self_test,
-)
+from evals.detectors.base import Detection, Detections
+from evals.detectors.grammar import COCO, SCENES
+from evals.detectors.shapes import ShapesDetector
+from evals.geneval import GenEval, flow_grpo, graded, judge, read_metadata, relations, self_test
 
 OFFICIAL = Path(__file__).parents[2].parent / "shared/data/geneval_metadata.jsonl"
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from alignbench import UserError, load_scorer
 from alignbench.embedded.drawing.lettering import Lettering, sample_lettering, sample_text
 from alignbench.files.text import prompt_identity
-from evals.geneval import COCO, SCENES
+from evals.detectors.grammar import COCO, SCENES
 from evals.ocr import (
     MOST_EXTREME,
     OCR,

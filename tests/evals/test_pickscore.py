@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignbench import UserError, load_scorer
 from alignbench.embedded.train_pickscore import KINDS, PickScoreTraining, build_model, build_processor, draw_pairs
-from evals import _clip
+from evals.embedders import clip as _clip
 
 SMALL = PickScoreTraining(vision_width=32, vision_layers=1, text_width=32, text_layers=1, projection=16)
 PROMPTS = ["a red circle", 'the word "CUBE"', "a red circle", "ein grüner Stern 星"]

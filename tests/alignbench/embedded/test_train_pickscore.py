@@ -29,7 +29,8 @@ from alignbench.embedded.train_pickscore import (
     reading_of,
     train_pickscore,
 )
-from evals.geneval import SCENES, judge
+from evals.detectors.grammar import SCENES
+from evals.geneval import judge
 from evals.ocr import quoted_text
 
 

@@ -14,7 +14,7 @@ from alignbench import UserError, load_scorer
 from alignbench.config.run_config import load_config
 from alignbench.runtime import hub
 from alignbench.scoring import score as scoring
-from evals._clip import FOLDERS, TINY
+from evals.embedders.clip import FOLDERS, TINY
 
 
 @pytest.fixture(autouse=True)

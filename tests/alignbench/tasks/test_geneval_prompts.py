@@ -11,7 +11,8 @@ from alignbench.embedded.drawing.scenes import TASK_TYPES
 from alignbench.tasks import coco, load_task
 from alignbench.tasks.geneval_prompts import OFFICIAL_COUNTS, generate, sample_coco_metadata, write
 from alignbench.tasks.prompts import read_prompts
-from evals.geneval import COCO, SCENES, Grammar, judge, read_metadata
+from evals.detectors.grammar import COCO, SCENES, Grammar
+from evals.geneval import judge, read_metadata
 
 
 @pytest.mark.parametrize(("objects", "grammar"), [("coco", COCO), ("drawn", SCENES)])

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from alignbench.embedded.drawing.lettering import MIN_CONTRAST
 from alignbench.embedded.drawing.palette import COLORS, nearest, srgb_to_lab
-from evals.geneval import Detection
+from evals.detectors.base import Detection
 
 MIN_DISTANCE = MIN_CONTRAST / 2.5
 """In L*a*b* from the background: where a letter may begin."""

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from alignbench import UserError
 from alignbench.backbone import device_named
-from evals._clip import load_clip, sources
-from evals._open_clip import load_open_clip, tag_on_hub
-from evals._pretrained import open_pretrained
-from evals._processors import middle
+from evals.embedders.clip import load_clip, sources
+from evals.embedders.open_clip import load_open_clip, tag_on_hub
+from evals.embedders.pretrained import open_pretrained
+from evals.embedders.processors import middle
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
 """Pictures, each uint8 [h, w, 3], to features [N, D]."""

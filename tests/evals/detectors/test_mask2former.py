@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from alignbench import RunError, UserError, load_scorer
-from evals import _mask2former
-from evals._mask2former import COLORS, ColorNamer, Mask2FormerDetector, _crop
-from evals._open_clip import OpenClip
+from evals.detectors import mask2former as _mask2former
+from evals.detectors.mask2former import COLORS, ColorNamer, Mask2FormerDetector, _crop
+from evals.embedders.open_clip import OpenClip
 from evals.geneval import GenEval, self_test
 
 LABELS = {0: "cat", 1: "mouse", 2: "cup"}

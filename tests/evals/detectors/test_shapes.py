@@ -9,8 +9,9 @@ from scipy import ndimage
 from alignbench.embedded.drawing.lettering import sample_lettering
 from alignbench.embedded.drawing.palette import BACKGROUNDS
 from alignbench.embedded.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
-from evals._shapes import ShapesDetector
-from evals.geneval import Detections, judge
+from evals.detectors.base import Detections
+from evals.detectors.shapes import ShapesDetector
+from evals.geneval import judge
 
 
 def seen(detections: Detections) -> Counter[tuple[str, str]]:

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench.backbone import device_named
-from evals._open_clip import OpenClip, load_open_clip
-from evals._pretrained import open_pretrained
-from evals.geneval import COCO, Detection, Detections, Detector
+from evals.detectors.base import Detection, Detections, Detector
+from evals.detectors.grammar import COCO
+from evals.embedders.open_clip import OpenClip, load_open_clip
+from evals.embedders.pretrained import open_pretrained
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16

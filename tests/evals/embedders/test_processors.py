@@ -4,8 +4,8 @@ import transformers
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from evals._clip import FOLDERS, TINY, Clip
-from evals._processors import middle, torchvision
+from evals.embedders.clip import FOLDERS, TINY, Clip
+from evals.embedders.processors import middle, torchvision
 
 
 @pytest.mark.parametrize(("version", "options"), [("4.57.6", {"use_fast": True}), ("5.24.0", {}), ("40.0.0", {})])

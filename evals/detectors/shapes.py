@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, contrast, nearest, srgb_to_lab
 from alignbench.embedded.drawing.scenes import MIN_CONTRAST, SHAPES, Scene, Shape
-from evals.geneval import SCENES, Detection, Detections, Detector
+from evals.detectors.base import Detection, Detections, Detector
+from evals.detectors.grammar import SCENES
 
 MIN_OVERLAP = {"circle": 0.85, "square": 0.85, "triangle": 0.8, "star": 0.75, "cross": 0.8}
 """Smallest overlap (soft intersection over union) that makes an object of a patch. A diamond and a circle of one area

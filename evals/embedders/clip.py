@@ -15,8 +15,8 @@ from torch.nn import functional
 import alignbench
 from alignbench import Scorer, settings
 from alignbench.backbone import device_named
-from evals._pretrained import open_pretrained
-from evals._processors import middle
+from evals.embedders.pretrained import open_pretrained
+from evals.embedders.processors import middle
 
 TINY = "tiny"
 """The name of the small CLIP that ships, for the pictures of the `tiny` backbone."""

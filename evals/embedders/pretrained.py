@@ -12,7 +12,7 @@ from alignbench import UserError
 from alignbench.backbones.trust import check_folder, lacking
 from alignbench.errors import first_line
 from alignbench.runtime import hub
-from evals._processors import torchvision
+from evals.embedders.processors import torchvision
 
 
 def open_pretrained(model: str, processor: str, name: str, what: str, *, processor_from: str | None = None) -> tuple[Any, Any]:

@@ -1,0 +1,1 @@
+"""Detectors of objects and lettering, and the grammar of prompts about them."""

@@ -1,0 +1,1 @@
+"""Image and text encoders: how their weights are found, opened and fed."""
