@@ -65,7 +65,9 @@ class Diversity(SetMetric):
         """Of cosine diversity and Vendi score: `clip:tiny`, `clip:NAME`, `dinov2:NAME`, `open_clip:MODEL/WEIGHTS` (see
         `evals.embedders.features`); without it neither is measured."""
         device: settings.Device = "auto"
+        """Device that the model runs on; `auto` takes CUDA where there is one."""
         batch: int = Field(64, ge=1)
+        """Images in one call of the model; results do not depend on it."""
 
     settings: Settings
     fewest = 2

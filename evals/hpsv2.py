@@ -29,7 +29,9 @@ class HPSv2(Scorer):
         architecture: str = "ViT-H-14"
         """Of open_clip."""
         device: settings.Device = "auto"
+        """Device that the model runs on; `auto` takes CUDA where there is one."""
         batch: int = Field(32, ge=1)
+        """Images in one call of the model; results do not depend on it."""
 
     settings: Settings
 

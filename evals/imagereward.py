@@ -28,6 +28,7 @@ class ImageReward(Scorer):
         med_config: str | None = None
         """The text encoder's configuration, for a machine without a network; the package's own where it is null."""
         device: settings.Device = "auto"
+        """Device that the model runs on; `auto` takes CUDA where there is one."""
 
     settings: Settings
 

@@ -448,6 +448,7 @@ class RapidOCRReader(Reader):
 class OCR(Scorer):
     class Settings(settings.Settings):
         reader: Literal["easyocr", "rapidocr"] = "easyocr"
+        """Which reader reads the images; train on one and judge with the other."""
         locate: Literal["auto", "contrast", "detect"] = "auto"
         """How text is found: by contrast and recognition alone, by the reader's detector, or by picture size."""
         characters: Literal["all", "letters"] = "all"

@@ -35,6 +35,7 @@ class GARDO(GRPO):
         std: Literal["group", "batch", "none"] = "none"
         """Which deviation the advantage is divided by."""
         credit: Literal["leaf"] = "leaf"
+        """Each leaf has its own advantage; the only choice here."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "noise"
         """Weight of a step in the loss, 1 on average. noise: the deviation that the step draws with."""
         kl_beta: float = Field(0.04, ge=0)

@@ -77,7 +77,9 @@ class DiffusersFolder(Backbone):
         train: Literal["full", "lora"] = "lora"
         """Train all weights of the transformer, or a LoRA."""
         lora_rank: int = Field(ge=1)
+        """Rank of the LoRA, with train=lora."""
         lora_alpha: float = Field(gt=0)
+        """Scale of the LoRA: its output is multiplied by alpha / rank."""
         lora_targets: tuple[str, ...]
         """Modules that get a LoRA, by the end of their names."""
         precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -16,7 +16,9 @@ PATCH = 2
 class Flux(DiffusersFolder):
     class Settings(DiffusersFolder.Settings):
         lora_rank: int = Field(64, ge=1)
+        """Rank of the LoRA, with train=lora."""
         lora_alpha: float = Field(128, gt=0)
+        """Scale of the LoRA: its output is multiplied by alpha / rank."""
         lora_targets: tuple[str, ...] = (
             "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
             "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",

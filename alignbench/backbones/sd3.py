@@ -18,7 +18,9 @@ CLIP_TOKENS = 77
 class SD3(DiffusersFolder):
     class Settings(DiffusersFolder.Settings):
         lora_rank: int = Field(32, ge=1)
+        """Rank of the LoRA, with train=lora."""
         lora_alpha: float = Field(64, gt=0)
+        """Scale of the LoRA: its output is multiplied by alpha / rank."""
         lora_targets: tuple[str, ...] = (
             "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
             "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",

@@ -350,6 +350,23 @@ def list_(
 
 
 @app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="objective, sampler, eval or backbone; or run, for the keys of a run.")],
+    name: Annotated[str | None, typer.Argument(help="Name or dotted path of the plug-in.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Shows what a plug-in is, its source, and every setting with type, default and meaning."""
+    from alignbench.authoring.describing import describe
+    from alignbench.cli.console import show_description
+
+    found = describe(kind, name)
+    if as_json:
+        print_json(found.model_dump_json(indent=2))
+    else:
+        show_description(found)
+
+
+@app.command()
 def new(
     kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(scaffold.KINDS)}.")],
     name: Annotated[str, typer.Argument(help="Its name: lower-case letters, digits and underscores.")],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from rich.console import Console as RichConsole
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,6 +33,7 @@ from alignbench.training.progress import Row
 
 if TYPE_CHECKING:
     from alignbench.authoring.checking import CheckResult
+    from alignbench.authoring.describing import Description
     from alignbench.comparison.compare import CellRecord, Grid, PairCost
     from alignbench.diagnosis.diagnose import Diagnosis
     from alignbench.training.costs import Forecast
@@ -351,6 +353,21 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     raise ValueError(f"{seconds} s is no duration")
+
+
+def show_description(found: "Description") -> None:
+    """What a plug-in is, then each setting with its type and default on one line and its meaning below."""
+    rich = _console(100)
+    name = "" if found.kind == found.name else f" [bold]{escape(found.name)}[/bold]"
+    rich.print(f"{found.kind}{name}: {escape(found.summary)}")
+    if found.text:
+        rich.print(f"\n{escape(found.text)}", soft_wrap=True)
+    rich.print("\nsettings" if found.settings else "\nno settings")
+    for setting in found.settings:
+        default = "required" if setting.required else f"default {'null' if setting.default is None else setting.default}"
+        rich.print(f"  [bold]{escape(setting.name)}[/bold]  {escape(f'{setting.type}; {default}')}", soft_wrap=True)
+        if setting.meaning:
+            rich.print(Padding(escape(setting.meaning), (0, 0, 0, 6)))
 
 
 def show_diagnosis(found: "Diagnosis", out: Path) -> None:

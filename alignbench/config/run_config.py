@@ -62,8 +62,11 @@ class OptimizerConfig(Settings):
     lr: float = Field(1e-4, gt=0)
     """Learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Of AdamW's moving averages of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
+    """Added to the root of the squared gradient's average (AdamW)."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Share of each weight that is taken off per unit of learning rate (AdamW)."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -74,7 +77,9 @@ class EMAConfig(Settings):
     """Moving average of the trained weights: decay min((1 + n) / (10 + n), decay) every `every` updates."""
 
     decay: float = Field(0.9, gt=0, lt=1)
+    """Share of the average that each update keeps, once there have been enough of them."""
     every: int = Field(8, ge=1)
+    """Optimizer steps between two updates of the average."""
 
 
 class EvaluationConfig(Settings):
@@ -96,6 +101,7 @@ class BudgetConfig(Settings):
     model_rows: int | None = Field(None, ge=1)
     """Rollout and training rows together."""
     reward_calls: int | None = Field(None, ge=1)
+    """Images scored, times the rewards of each."""
     seconds: float | None = Field(None, gt=0)
     """Of training, without judging."""
 
@@ -104,8 +110,11 @@ class RunConfig(Settings):
     """Everything that determines a run."""
 
     objective: Plugin = Plugin(name="tmpo")
+    """Name of the objective, followed by its settings: `show objective NAME`."""
     sampler: Plugin = Plugin(name="dynamic_tree")
+    """Name of the rollout sampler, followed by its settings: `show sampler NAME`."""
     backbone: Plugin = Plugin(name="tiny")
+    """Name of the backbone, or a local diffusers folder, followed by its settings: `show backbone NAME`."""
     task: str = "ocr"
     """A task that ships, or the path of a task's YAML file."""
     scorer_url: ServiceURL | None = None
@@ -116,6 +125,7 @@ class RunConfig(Settings):
     seed: int = Field(0, ge=0)
     """Of rollout noise, plans and prompt order."""
     preset: str = "quick"
+    """Which settings to start from: smoke, quick or paper."""
     iterations: int | None = Field(50, ge=0)
     """Rollouts, each followed by its updates; null for as many as the budget allows."""
     pairs: Path | None = None

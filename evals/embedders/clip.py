@@ -95,7 +95,9 @@ class ClipScorer(Scorer):
         model: str = TINY
         """`tiny`, a local folder that CLIPModel opens, or a hub id."""
         device: settings.Device = "auto"
+        """Device that the model runs on; `auto` takes CUDA where there is one."""
         batch: int = Field(64, ge=1)
+        """Images in one call of the model; results do not depend on it."""
 
     settings: Settings
 

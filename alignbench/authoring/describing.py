@@ -1,0 +1,165 @@
+"""What `show` prints of a plug-in or of a run's configuration: what it is, its source, and every setting.
+
+All of it is read from the code: the module's docstring holds the equation and the source, the fields of `Settings` their types,
+defaults and meanings.
+"""
+
+import sys
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from alignbench import registry
+from alignbench.backbone import Backbone
+from alignbench.config.run_config import Plugin, RunConfig
+from alignbench.errors import UserError, did_you_mean
+from alignbench.objective import Objective
+from alignbench.sampler import Sampler
+from alignbench.scorer import Eval
+
+KINDS: dict[str, tuple[str, type]] = {
+    "objective": ("objectives", Objective),
+    "sampler": ("samplers", Sampler),
+    "eval": ("evals", Eval),
+    "backbone": ("backbones", Backbone),
+}
+"""Kind -> where the registry finds it, and its base class."""
+RUN = "run"
+
+
+class Setting(BaseModel):
+    """One setting, or one key of a run's configuration."""
+
+    name: str
+    """Dotted, as `--set` takes it below the plug-in's own key."""
+    type: str
+    default: Any = None
+    required: bool = False
+    meaning: str
+
+
+class Description(BaseModel):
+    """What `show` prints; with `--json` this document."""
+
+    kind: str
+    name: str
+    summary: str
+    text: str
+    """The rest of the module's docstring: equation, notation, source."""
+    settings: list[Setting]
+
+
+def describe(kind: str, name: str | None = None) -> Description:
+    """What a plug-in, or a run's configuration (kind `run`), is and can be set to.
+
+    Args:
+        kind: one of `KINDS`, in the singular or plural, or `run`.
+        name: of the plug-in; None for `run`.
+
+    Raises:
+        UserError: an unknown kind or name, or a name that is missing or too many.
+    """
+    one = kind.removesuffix("s")
+    if one == RUN:
+        if name is not None:
+            raise UserError("`show run` shows the keys of a run's configuration and takes no name")
+        summary = "the configuration of a run"
+        text = "Keys of --config and --set. Those of a plug-in follow its own key: objective.beta, sampler.steps."
+        return Description(kind=RUN, name=RUN, summary=summary, text=text, settings=list(_settings(RunConfig)))
+    if one not in KINDS:
+        raise UserError(f"there is nothing called {kind!r} to show{did_you_mean(one, [*KINDS, RUN])}")
+    where, base = KINDS[one]
+    if name is None:
+        raise UserError(f"say which {one}: {', '.join(registry.names(where))}")
+    found = registry.find(where, name, base)
+    summary, _, text = cleandoc(sys.modules[found.__module__].__doc__ or found.__doc__ or name).partition("\n")
+    return Description(
+        kind=one,
+        name=name,
+        summary=summary.removeprefix(f"{name}: "),
+        text=text.strip(),
+        settings=list(_settings(found.Settings)),
+    )
+
+
+def _settings(model: type[BaseModel], above: str = "") -> Iterator[Setting]:
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        nested = _settings(inner, f"{name}.") if inner not in (None, Plugin) and not above else ()
+        if nested and field.default is not None:
+            yield from nested
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        yield Setting(
+            name=above + name,
+            type=_type_of(field),
+            default=None if default is PydanticUndefined else _plain(default),
+            required=field.is_required(),
+            meaning=" ".join((field.description or "").split()),
+        )
+        yield from nested
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Plugin):
+        return value.name
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _type_of(field: FieldInfo) -> str:
+    """The type as a person writes it: `float above 0, or null`, `one of mean, sum`."""
+    bounds = []
+    for bound in field.metadata:
+        match bound:
+            case Gt():
+                bounds.append(f"above {bound.gt:g}")
+            case Ge():
+                bounds.append(f"at least {bound.ge:g}")
+            case Lt():
+                bounds.append(f"below {bound.lt:g}")
+            case Le():
+                bounds.append(f"at most {bound.le:g}")
+    kinds = _kinds(field.annotation)
+    text = " or ".join(kind for kind in kinds if kind != "null")
+    text = " ".join([text, " and ".join(bounds)]).strip()
+    return f"{text}, or null" if "null" in kinds else text
+
+
+_WORDS = {float: "float", int: "whole number", bool: "true or false", str: "text", Path: "path", type(None): "null"}
+
+
+def _kinds(annotation: Any) -> list[str]:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(inner[0])
+    if origin in (Union, UnionType):
+        return [kind for each in inner for kind in _kinds(each)]
+    if origin is Literal:
+        return [f"one of {', '.join(map(str, inner))}"]
+    if origin in (list, tuple):
+        return [
+            "list of " + " or ".join(dict.fromkeys(kind for each in inner if each is not Ellipsis for kind in _kinds(each)))
+        ]
+    if annotation is Plugin:
+        return ["name"]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return ["keys and values"]
+    return [_WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))]

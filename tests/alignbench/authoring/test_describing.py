@@ -1,0 +1,71 @@
+"""`show` tells every setting of every plug-in, and of a run, with type, default and meaning."""
+
+import json
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from alignbench import UserError, registry, settings
+from alignbench.authoring.describing import KINDS, _settings, describe
+from alignbench.config.run_config import RunConfig, load_config
+from tests.support.command_line import in_this_process
+
+
+def test_types_are_told_as_a_person_writes_them() -> None:
+    class Mine(settings.Settings):
+        rate: float | None = Field(0.5, gt=0, le=1)
+        """How fast."""
+        kind: Literal["a", "b"] = "a"
+        names: tuple[str, ...] = ()
+        count: int = Field(ge=1)
+
+    told = {s.name: (s.type, s.default, s.required, s.meaning) for s in _settings(Mine)}
+    assert told == {
+        "rate": ("float above 0 and at most 1, or null", 0.5, False, "How fast."),
+        "kind": ("one of a, b", "a", False, ""),
+        "names": ("list of text", [], False, ""),
+        "count": ("whole number at least 1", None, True, ""),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_of_a_plug_in_that_ships_has_a_meaning(kind: str) -> None:
+    where, _ = KINDS[kind]
+    found = {name: describe(kind, name) for name in registry.names(where)}
+    assert {name: line.removeprefix(f"{name}: ") for name, line in registry.describe(where).items()} == {
+        name: told.summary for name, told in found.items()
+    }
+    assert [(name, s.name) for name, told in found.items() for s in told.settings if not s.meaning] == []
+
+
+def test_every_key_of_a_run_is_told_and_can_be_set() -> None:
+    told = {s.name: s for s in describe("run").settings}
+    assert {name.partition(".")[0] for name in told} >= set(RunConfig.model_fields)
+    assert [name for name, setting in told.items() if not setting.meaning] == []
+    assert told["optimizer.lr"].default == RunConfig().optimizer.lr
+    assert load_config(sets=["optimizer.lr=0.5", "evaluation.prompts=3"]).evaluation.prompts == 3
+
+
+def test_the_command_prints_equation_source_and_settings_or_one_document() -> None:
+    shown = in_this_process("show", "objective", "tmpo")
+    assert shown.returncode == 0
+    for part in ("arXiv 2605.10983", "L_TMPO", "clip  float above 0; default 0.2", "reference  one of none, behaviour, frozen"):
+        assert part in shown.stdout
+    document = json.loads(in_this_process("show", "objectives", "tmpo", "--json").stdout)
+    assert (document["kind"], document["name"]) == ("objective", "tmpo")
+    assert {"beta", "clip"} <= {setting["name"] for setting in document["settings"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("objective", "tmp", "did you mean 'tmpo'"),
+        ("objectif", None, "nothing called 'objectif' to show; did you mean 'objective'"),
+        ("sampler", None, "say which sampler: branch, dynamic_tree"),
+        ("run", "tmpo", "takes no name"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence(kind: str, name: str | None, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        describe(kind, name)
