@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from alignbench.errors import UserError
 from alignbench.files.images import SUFFIXES, ImageFiles, list_images
+from alignbench.files.paths import local_path
 from alignbench.files.text import excerpt, prompt_identity
 from alignbench.files.text_files import Table, read_table, stripped
 
@@ -71,7 +72,7 @@ def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
     rows = table.texts(table.require(*PROMPT))
     named = table.find(*IMAGE)
     if named is not None:
-        files, owners = [folder / name for name in table.texts(named)], list(range(len(rows)))
+        files, owners = [local_path(name, folder) for name in table.texts(named)], list(range(len(rows)))
     else:
         files = list_images(folder)
         if not files:

@@ -20,6 +20,7 @@ from alignbench.backbone import Backbone
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import Judges
 from alignbench.files.images import open_image
+from alignbench.files.paths import local_path
 from alignbench.files.text_files import read_table
 from alignbench.files.writing import claimed, disk_error
 from alignbench.flow import Reduction
@@ -62,7 +63,7 @@ def read_pairs(file: Path) -> list[Pair]:
     prompts, *pictures = (table.texts(table.require(name)) for name in ("prompt", "chosen", "rejected"))
     pairs = []
     for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *pictures, strict=True)):
-        pair = Pair(prompt, file.parent / chosen, file.parent / rejected, table.place(row))
+        pair = Pair(prompt, local_path(chosen, file.parent), local_path(rejected, file.parent), table.place(row))
         for role in ("chosen", "rejected"):
             picture = getattr(pair, role)
             if not os.path.isfile(picture):  # which takes any name, as long as it may be

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from alignbench import UserError
 from alignbench.cli import app as cli
@@ -11,6 +12,8 @@ from alignbench.comparison.compare import plan_grid
 from alignbench.config.run_config import load_config, parse_assignments, read_settings
 from alignbench.files.paths import current_folder, local_path
 from alignbench.tasks import load_task
+from alignbench.tasks.prompts import read_pictures
+from alignbench.training.pairs import read_pairs
 from tests.support.command_line import in_this_process
 from tests.support.plugins import toy_config, write_task
 
@@ -105,3 +108,14 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "gone").rmdir()
     with pytest.raises(UserError, match="the current folder is gone"):
         current_folder()
+
+
+def test_images_that_a_table_names_may_be_in_the_home_folder(home: Path) -> None:
+    (home / "images").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(home / "images" / f"{name}.png")
+    (home / "p.csv").write_text("image,prompt\n~/images/a.png,x\nb.png,y\n")
+    assert read_pictures(home / "images", home / "p.csv").prompts == ["x", "y"]
+    (home / "pairs.csv").write_text("prompt,chosen,rejected\nx,~/images/a.png,images/b.png\n")
+    pair = read_pairs(home / "pairs.csv")[0]
+    assert (pair.chosen, pair.rejected) == (home / "images" / "a.png", home / "images" / "b.png")
