@@ -5,7 +5,6 @@ The classes that open it come from installed packages alone, whatever the folder
 within `plain_weights`.
 """
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.errors import UserError
+from alignbench.files import text_files
 
 CODE = (".py", ".pyw", ".pyc", ".pyo", ".pyd", ".so", ".dylib", ".dll")
 """Ends of the names of files that Python imports."""
@@ -55,14 +55,11 @@ def read_json(folder: Path, place: Path | str) -> dict[str, Any]:
         UserError: it is not there, or holds something else.
     """
     file = folder / place
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(f"{file} is too large to be a configuration")
-        found = json.loads(file.read_bytes())
-    except OSError:
-        raise UserError(f"{folder} has no {place}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{file} is no valid JSON") from None
+    if not file.is_file():
+        raise UserError(f"{folder} has no {place}")
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"{file} is too large to be a configuration")
+    found = text_files.read_json(file, "configuration")
     if not isinstance(found, dict):
         raise UserError(f"{file} is not a JSON object")
     return found

@@ -143,7 +143,7 @@ def without_weight(file: Path) -> None:
         (lambda d: (d / VAE).rename(d / "vae/x.bin"), "lacks weights: it holds x.bin, and alignbench reads safetensors alone"),
         (lambda d: (d / VAE).write_text("version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer in place of"),
         (lambda d: (d / VAE).write_bytes((d / VAE).read_bytes()[:-1]), f"{VAE} is damaged or cut short"),
-        (lambda d: (d / "vae" / "config.json").write_text("{"), "vae/config.json is no valid JSON"),
+        (lambda d: (d / "vae" / "config.json").write_text("{"), "vae/config.json: line 1, column 2"),
         (lambda d: (d / "tokenizer" / "tokenizer.json").write_text("{"), "tokenizer does not open as a "),
     ],
 )
