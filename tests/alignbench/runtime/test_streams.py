@@ -38,7 +38,7 @@ def test_a_stream_that_cannot_be_written_is_one_sentence_or_none(tmp_path: Path,
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     """What libraries print on stderr would otherwise end up in it."""
     code = (
-        "from alignbench import streams; streams.open_closed(); import os, sys; opened = open('file', 'w'); "
+        "from alignbench.runtime import streams; streams.open_closed(); import os, sys; opened = open('file', 'w'); "
         "assert opened.fileno() > 2; os.write(2, b'noise'); os.write(1, b'noise'); print('noise', file=sys.stderr)"
     )
     done = shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-', tmp_path)
