@@ -160,20 +160,6 @@ def log_prob(x_next: Tensor, mean: Tensor, std: Tensor, *, reduction: Reduction 
     return reduce_latent(density.expand_as(x_next), reduction)
 
 
-def mean_shift(
-    change: Tensor,
-    sigma: float | Tensor,
-    sigma_next: float | Tensor,
-    noise_level: float | Tensor,
-    rule: "Rule",
-) -> Tensor:
-    """By how much a step's mean moves when the velocity changes by `change` [B, ...].
-
-    Means are linear in (x, velocity), so that no two nearly equal means have to be subtracted.
-    """
-    return moments(torch.zeros_like(change, dtype=torch.float32), change, sigma, sigma_next, noise_level, rule)[0]
-
-
 def log_ratio(shift: Tensor, noise: Tensor, std: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """log p(x) / p_0(x) of two Gaussians of equal `std` at x = mean_0 + std * noise; averaged or summed over latent dimensions.
 
@@ -182,7 +168,9 @@ def log_ratio(shift: Tensor, noise: Tensor, std: Tensor, *, reduction: Reduction
     dimensions is as large as the log-ratio of a small update.
 
     Args:
-        shift: mean - mean_0, [B, ...]; see `mean_shift`. noise: standard normal, the same shape.
+        shift: mean - mean_0, [B, ...], best taken from the difference of velocities: means are linear in (x, velocity), so that
+            it is the mean of `moments` at x = 0.
+        noise: standard normal, the same shape.
 
     Returns:
         float32 [B].

@@ -147,7 +147,7 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
     old_velocity = forest.row_velocity[of_row]
 
     def shift(change: Tensor) -> Tensor:
-        """By how much the means move when the velocity does."""
+        """By how much the means move when the velocity does: they are linear in (x, velocity)."""
         return _moments(forest, edges, torch.zeros_like(change, dtype=torch.float32), change)[0]
 
     with torch.no_grad():
