@@ -52,7 +52,7 @@ def total(scores: Mapping[str, Tensor], weights: Mapping[str, float], *, normali
         normalise: whether each of several rewards is standardised within its group before the sum (`advantage_aggr` of TMPO's
             code), so that weights compare what is comparable. A single reward stays as it is.
     """
-    normalise = normalise and len(weights) > 1
+    normalise = standardises(weights, normalise=normalise)
     parts = []
     for name, weight in weights.items():
         raw = scores[name].double()
@@ -60,6 +60,11 @@ def total(scores: Mapping[str, Tensor], weights: Mapping[str, float], *, normali
         raw = torch.where(valid(raw) & ~spread(raw)[:, None], _first(raw, valid(raw)), raw)
         parts.append(weight * (standardise(raw).double().masked_fill(~valid(raw), torch.nan) if normalise else raw))
     return torch.stack(parts).sum(0)
+
+
+def standardises(weights: Mapping[str, float], *, normalise: bool) -> bool:
+    """Whether `total` adds up standardised rewards: a single one is left as it is."""
+    return normalise and len(weights) > 1
 
 
 def target_reward(rewards: Tensor, *, standardised: bool) -> Tensor:

@@ -80,10 +80,14 @@ class GRPO(Objective):
         o = self.settings
         if o.credit != "leaf" or (o.parts == 1 and o.zero_advantage == "keep"):
             return None
-        count = len(forest.leaves)
-        chosen = torch.zeros(count, dtype=torch.bool, device=forest.leaves.device)
-        chosen[part_of_update(forest, forest.update, count, o.parts)] = True
-        return chosen & (self.advantage(forest).flatten() != 0) if o.zero_advantage == "drop" else chosen
+        part = self._part(forest)
+        return part & (self.advantage(forest).flatten() != 0) if o.zero_advantage == "drop" else part
+
+    def _part(self, forest: RolloutForest) -> Tensor:
+        """The leaves whose turn it is, bool [G * K]."""
+        part = torch.zeros(len(forest.leaves), dtype=torch.bool, device=forest.leaves.device)
+        part[part_of_update(forest, forest.update, len(part), self.settings.parts)] = True
+        return part
 
     def edge_advantage(self, forest: RolloutForest) -> Tensor:
         """Of each edge, [E], NaN where no descendant has a reward; for any `credit` but leaf."""
@@ -135,15 +139,15 @@ class GRPO(Objective):
         kl = self.divergence(terms, forest)
         if o.credit == "leaf":
             a = self.advantage(forest).reshape(-1, 1)
-            counted, chosen = groups.valid(forest.rewards), self.trained_leaves(forest)
-            counts = (counted if chosen is None else counted & chosen)[:, None].expand_as(forest.leaf_edges)
+            counts = (groups.valid(forest.rewards) & self._part(forest))[:, None].expand_as(forest.leaf_edges)
             ratio, weight, kl = (values[forest.leaf_edges] for values in (ratio, weight, kl))
             kl = kl * self.kl_weight(forest)[:, None]
         else:
             a = self.edge_advantage(forest)
             counts = groups.valid(a)
-            counts = counts & (a != 0) if o.zero_advantage == "drop" else counts
             a = torch.where(counts, a, 0.0)
+        if o.zero_advantage == "drop":
+            counts = counts & (a != 0)
         return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), counts)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:

@@ -326,7 +326,7 @@ def _reward(forests: Sequence[Sequence[RolloutForest]], weights: Mapping[str, fl
     total = groups.total(scores, weights, normalise=normalise)
     for forest, rewards in zip(every, total.split([f.group_size for f in every], dim=1), strict=True):
         forest.rewards = rewards.flatten()
-        forest.standardised = normalise and len(weights) > 1
+        forest.standardised = groups.standardises(weights, normalise=normalise)
 
 
 def distances(drawn: Draws) -> list[Distance]:

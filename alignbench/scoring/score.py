@@ -42,43 +42,32 @@ def score_model(
         RunError: a scorer failed.
     """
     with claimed(out):
-        return _score_model(config, out, run, evals, settings or {}, advance)
-
-
-def _score_model(
-    config: RunConfig,
-    out: Path | None,
-    run: Path | None,
-    evals: Sequence[str],
-    settings: Mapping[str, dict[str, Any]],
-    advance: Advance,
-) -> EvalRecord:
-    task = _task(config, evals, settings)
-    prompts = evaluation_prompts(task, config.evaluation)
-    weights = policy_weights(run / "checkpoints") if run else None
-    judges = Judges(task, config.scorer_timeout)
-    advance("loading models")
-    judges.prepare()
-    judges.check_prompts(prompts)
-    policy = load_configured_backbone(config)
-    e = config.evaluation
-    with judged_weights(policy, weights):
-        found = evaluate(policy, task, judges, e, micro_batch=config.micro_batch or 64, advance=advance)
-    protocol = EvalProtocol(
-        source="checkpoint" if run else "pipeline",
-        path=str(run or config.backbone.name),
-        iteration=weights.iteration if weights else None,
-        task=task.name,
-        prompts=len(found.prompts),
-        pictures=len(found.images),
-        steps=e.steps or policy.default_steps,
-        guidance=policy.guidance,
-        weights=weights.kind if weights else "raw",
-        noise_seed=e.seed,
-        evals=judges.describe(),
-    )
-    sheet = None if out is None else plots.grid(found.images, e.images_per_prompt)
-    return _recorded(found, protocol, environment(str(policy.device), threads_of(config)), out, sheet)
+        task = _task(config, evals, settings or {})
+        prompts = evaluation_prompts(task, config.evaluation)
+        weights = policy_weights(run / "checkpoints") if run else None
+        judges = Judges(task, config.scorer_timeout)
+        advance("loading models")
+        judges.prepare()
+        judges.check_prompts(prompts)
+        policy = load_configured_backbone(config)
+        e = config.evaluation
+        with judged_weights(policy, weights):
+            found = evaluate(policy, task, judges, e, micro_batch=config.micro_batch or 64, advance=advance)
+        protocol = EvalProtocol(
+            source="checkpoint" if run else "pipeline",
+            path=str(run or config.backbone.name),
+            iteration=weights.iteration if weights else None,
+            task=task.name,
+            prompts=len(found.prompts),
+            pictures=len(found.images),
+            steps=e.steps or policy.default_steps,
+            guidance=policy.guidance,
+            weights=weights.kind if weights else "raw",
+            noise_seed=e.seed,
+            evals=judges.describe(),
+        )
+        sheet = None if out is None else plots.grid(found.images, e.images_per_prompt)
+        return _recorded(found, protocol, environment(str(policy.device), threads_of(config)), out, sheet)
 
 
 def score_pictures(
@@ -98,36 +87,24 @@ def score_pictures(
         RunError: a scorer failed.
     """
     with claimed(out):
-        return _score_pictures(folder, prompts, config, out, evals, settings or {}, advance)
-
-
-def _score_pictures(
-    folder: Path,
-    prompts: Path,
-    config: RunConfig,
-    out: Path | None,
-    evals: Sequence[str],
-    settings: Mapping[str, dict[str, Any]],
-    advance: Advance,
-) -> EvalRecord:
-    task = _task(config, evals, settings)
-    judges = Judges(task, config.scorer_timeout)
-    judges.require()
-    advance("reading pictures")
-    pictures = read_pictures(folder, prompts)
-    advance("loading models")
-    judges.prepare()
-    judges.check_prompts(pictures.prompts)
-    found = judge(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
-    protocol = EvalProtocol(
-        source="images",
-        path=str(folder),
-        task=task.name,
-        prompts=len(pictures.prompts),
-        pictures=len(pictures.images),
-        evals=judges.describe(),
-    )
-    return _recorded(found, protocol, environment(config.device, threads_of(config)), out)
+        task = _task(config, evals, settings or {})
+        judges = Judges(task, config.scorer_timeout)
+        judges.require()
+        advance("reading pictures")
+        pictures = read_pictures(folder, prompts)
+        advance("loading models")
+        judges.prepare()
+        judges.check_prompts(pictures.prompts)
+        found = judge(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
+        protocol = EvalProtocol(
+            source="images",
+            path=str(folder),
+            task=task.name,
+            prompts=len(pictures.prompts),
+            pictures=len(pictures.images),
+            evals=judges.describe(),
+        )
+        return _recorded(found, protocol, environment(config.device, threads_of(config)), out)
 
 
 def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> Task:

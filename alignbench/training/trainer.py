@@ -370,7 +370,7 @@ class Trainer:
         if bool(total.isnan().all()):
             raise ScorerError(f"no picture of iteration {forest.iteration} could be scored")
         forest.rewards = total.flatten().to(self.policy.device)
-        forest.standardised = normalise and len(weights) > 1
+        forest.standardised = groups.standardises(weights, normalise=normalise)
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
     def _updates(self, forest: RolloutForest) -> dict[str, float]:
