@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from alignbench import settings
 from alignbench.errors import UserError
 
-HOLLOW = "meta"
+META = "meta"
 """The device on which a backbone opens without its weights."""
 
 
 @contextmanager
-def holding(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+def temporarily_set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
     """While entered, the parameters hold other values; afterwards their own are back."""
     live = [p.detach().clone() for p in parameters]
     try:
@@ -41,8 +41,8 @@ def device_named(name: str) -> torch.device:
     Raises:
         UserError: alignbench runs on no such device, or it is not there.
     """
-    if name == HOLLOW:
-        return torch.device(HOLLOW)
+    if name == META:
+        return torch.device(META)
     try:
         kind, _, number = settings.checked_device(name).partition(":")
     except ValueError as error:
@@ -59,14 +59,14 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _device_or_hollow(name: str) -> str:
-    return name if name == HOLLOW else settings.checked_device(name)
+def _device_or_meta(name: str) -> str:
+    return name if name == META else settings.checked_device(name)
 
 
 class BackboneSettings(settings.Settings):
     """What every backbone can be asked for."""
 
-    device: Annotated[str, AfterValidator(_device_or_hollow)] = "auto"
+    device: Annotated[str, AfterValidator(_device_or_meta)] = "auto"
     """`auto` takes CUDA where there is one; `meta` opens a model without its weights, to tell what it would need."""
     guidance: float | None = Field(None, ge=1)
     """Guidance, classifier-free or distilled; what the model itself asks for, else 1, where it is null."""
@@ -97,8 +97,8 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Law:
-    """A law in the plane as points with masses.
+class PointDistribution:
+    """A distribution in the plane as points with masses.
 
     Attributes:
         points: [N, 2]. mass: [N], summing to 1. mode: int [N], the mode of the base model that each point belongs to.
@@ -117,7 +117,7 @@ class Backbone(ABC):
 
     name: str = ""
     Settings: ClassVar[type[BackboneSettings]] = BackboneSettings
-    hollow: ClassVar[bool] = False
+    supports_meta_device: ClassVar[bool] = False
     """Whether the device `meta` opens it without its weights, to tell what it would need."""
 
     latent_shape: tuple[int, ...]
@@ -127,7 +127,7 @@ class Backbone(ABC):
     """Guidance in force, 1 for none; the same in rollout, training and evaluation."""
     default_steps: int
     """Denoising steps that the model's own call arguments ask for."""
-    pictorial: bool = True
+    decodes_to_images: bool = True
     """Whether what `decode` returns is worth looking at."""
 
     @abstractmethod
@@ -200,11 +200,11 @@ class Backbone(ABC):
         """All parts that hold weights, by name."""
         return {"model": Component(self.trainable())}
 
-    def law(self, prompt: str) -> Law | None:
-        """What it draws for a prompt, where that is a law in the plane that can be told; None by default."""
+    def distribution(self, prompt: str) -> PointDistribution | None:
+        """What it draws for a prompt, where that is a distribution in the plane that can be told; None by default."""
         return None
 
-    def target(self, prompt: str) -> Law | None:
+    def target_distribution(self, prompt: str) -> PointDistribution | None:
         """What it is compared with, likewise."""
         return None
 

@@ -61,7 +61,7 @@ def moments(
     velocity: Tensor,
     sigma: float | Tensor,
     sigma_next: float | Tensor,
-    noise_level: float | Tensor,
+    eta: float | Tensor,
     rule: "Rule",
 ) -> tuple[Tensor, Tensor]:
     """Mean [B, ...] and standard deviation (broadcast over the latent dimensions) of one step.
@@ -75,10 +75,10 @@ def moments(
     Args:
         x: states at `sigma`; velocity: the model's output there, same shape.
         sigma, sigma_next: floats, or one value for each batch row.
-        noise_level: a or eta of the rule; must be 0 only with "ode".
+        eta: a or eta of the rule; must be 0 only with "ode".
     """
     x, velocity = x.float(), velocity.float()
-    sigma, sigma_next, level = (_column(value, x) for value in (sigma, sigma_next, noise_level))
+    sigma, sigma_next, level = (_column(value, x) for value in (sigma, sigma_next, eta))
     dt = sigma_next - sigma
     if rule == "ode":
         return x + dt * velocity, torch.zeros_like(sigma)
@@ -102,14 +102,14 @@ def draw(
     velocity: Tensor,
     sigma: float | Tensor,
     sigma_next: float | Tensor,
-    noise_level: float | Tensor,
+    eta: float | Tensor,
     rule: "Rule",
     *,
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> StepResult:
     """`step` without its checks, which would wait for the device."""
-    mean, std = moments(x, velocity, sigma, sigma_next, noise_level, rule)
+    mean, std = moments(x, velocity, sigma, sigma_next, eta, rule)
     if rule == "ode":
         return StepResult(mean, mean.new_zeros(mean.shape[0]), mean, std)
     drawn = torch.randn_like(mean) if noise is None else noise.float()

@@ -57,7 +57,7 @@ def total(scores: Mapping[str, Tensor], weights: Mapping[str, float], *, normali
     for name, weight in weights.items():
         raw = scores[name].double()
         # Rewards that are equal up to rounding become equal, before a weight hides what their rounding is.
-        raw = torch.where(valid(raw) & ~spread(raw)[:, None], _first(raw, valid(raw)), raw)
+        raw = torch.where(valid(raw) & ~has_distinct_rewards(raw)[:, None], _first(raw, valid(raw)), raw)
         parts.append(weight * (standardise(raw).double().masked_fill(~valid(raw), torch.nan) if normalise else raw))
     return torch.stack(parts).sum(0)
 
@@ -76,7 +76,7 @@ def target_reward(rewards: Tensor, *, standardised: bool) -> Tensor:
     """
     if not standardised:
         return standardise(rewards)
-    return torch.where(comparable(rewards), rewards, 0.0).float()
+    return torch.where(usable_leaves(rewards), rewards, 0.0).float()
 
 
 def varies(values: Tensor) -> Tensor:
@@ -92,14 +92,14 @@ def varies(values: Tensor) -> Tensor:
     return high - low > ROUNDING_UNITS * unit * torch.maximum(high.abs(), low.abs())
 
 
-def spread(rewards: Tensor) -> Tensor:
+def has_distinct_rewards(rewards: Tensor) -> Tensor:
     """bool [G]: whether a group has two different rewards, without which there is nothing to prefer."""
     return varies(rewards)
 
 
-def comparable(rewards: Tensor) -> Tensor:
+def usable_leaves(rewards: Tensor) -> Tensor:
     """bool [G, K]: the leaves that have a reward, in groups where it differs from another's."""
-    return valid(rewards) & spread(rewards)[:, None]
+    return valid(rewards) & has_distinct_rewards(rewards)[:, None]
 
 
 def deviation(rewards: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def _centred(rewards: Tensor, here: Tensor) -> Tensor:
     # Values are averaged as differences from one of them, so that a large offset costs no digits.
     apart = torch.where(here, rewards - _first(rewards, here), 0.0)
     centred = apart - apart.sum(1, keepdim=True) / here.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(here & spread(rewards)[:, None], centred, 0.0)
+    return torch.where(here & has_distinct_rewards(rewards)[:, None], centred, 0.0)
 
 
 def _first(values: Tensor, here: Tensor) -> Tensor:

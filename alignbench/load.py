@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 
 from alignbench import registry
-from alignbench.backbone import HOLLOW, Backbone, device_named
+from alignbench.backbone import META, Backbone, device_named
 from alignbench.backbones import families
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
@@ -13,7 +13,7 @@ from alignbench.files.paths import local_path
 from alignbench.objective import Objective
 from alignbench.runtime import launch
 from alignbench.sampler import Sampler
-from alignbench.scorer import Eval, Scorer
+from alignbench.scorer import Metric, Scorer
 
 
 def load_objective(name: str, **settings: Any) -> Objective:
@@ -31,9 +31,9 @@ def load_scorer(name: str, **settings: Any) -> Scorer:
     return cast(Scorer, registry.create("evals", name, Scorer, settings))
 
 
-def load_eval(name: str, **settings: Any) -> Eval:
+def load_eval(name: str, **settings: Any) -> Metric:
     """The scorer or set metric of that name; raises UserError for an unknown name or setting."""
-    return cast(Eval, registry.create("evals", name, Eval, settings))
+    return cast(Metric, registry.create("evals", name, Metric, settings))
 
 
 def load_backbone(name: str, **settings: Any) -> Backbone:
@@ -51,16 +51,16 @@ def load_configured_backbone(config: RunConfig, *, device: str | None = None) ->
     torch.set_num_threads(threads_of(config))
     torch.manual_seed(config.seed)
     settings = {"device": config.device, "guidance": config.guidance, **config.backbone.settings}
-    if settings["device"] == HOLLOW:
-        raise UserError(f"device {HOLLOW}: nothing can be drawn on it; `run --dry-run` tells what a model would need")
+    if settings["device"] == META:
+        raise UserError(f"device {META}: nothing can be drawn on it; `run --dry-run` tells what a model would need")
     device_named(str(settings["device"]))  # also where another one takes its place
     return load_backbone(config.backbone.name, **(settings | ({"device": device} if device else {})))
 
 
-def opens_hollow(config: RunConfig) -> bool:
+def opens_on_meta_device(config: RunConfig) -> bool:
     """Whether the configuration's backbone opens without weights, on the device `meta`."""
     cls = registry.find("backbones", families.opener(config.backbone.name), Backbone)
-    return bool(cls.hollow)
+    return bool(cls.supports_meta_device)
 
 
 def threads_of(config: RunConfig, beside: int = 1) -> int:

@@ -21,18 +21,18 @@ class Needs:
         training: False for an objective that never updates the policy.
         rewards: whether the pictures must be scored.
         reference: whether each row is also answered by the frozen base model.
-        old: whether each row is also answered by the old policy, which is the policy as it was at the rollout.
-        old_lags: whether the old policy is an average over the training instead, which also draws the rollouts; see
-            `Objective.old_decay`.
-        reference_draws: whether the reference, and not the policy, draws the rollouts.
+        behaviour: whether each row is also answered by the behaviour policy, which is the policy as it was at the rollout.
+        behaviour_is_ema: whether the behaviour policy is an average over the training instead, which also draws the
+            rollouts; see `Objective.behaviour_ema_decay`.
+        rollouts_from_reference: whether the reference, and not the policy, draws the rollouts.
     """
 
     training: bool = True
     rewards: bool = True
     reference: bool = False
-    old: bool = False
-    old_lags: bool = False
-    reference_draws: bool = False
+    behaviour: bool = False
+    behaviour_is_ema: bool = False
+    rollouts_from_reference: bool = False
 
 
 class Objective(ABC):
@@ -66,8 +66,8 @@ class Objective(ABC):
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Takes back what `state` gave."""
 
-    def old_decay(self, updates: int) -> float:
-        """d in old <- d old + (1 - d) policy, done after each rollout's updates, for an old policy that lags.
+    def behaviour_ema_decay(self, updates: int) -> float:
+        """d in old <- d old + (1 - d) policy, done after each rollout's updates, for an behaviour policy that lags.
 
         Args:
             updates: how many the policy has had.

@@ -19,11 +19,11 @@ Images = Sequence[Image.Image | np.ndarray] | np.ndarray
 """PIL images, uint8 arrays [H, W, 3], or all in one array [N, H, W, 3]."""
 
 
-class Eval:
+class Metric:
     """What scorers and set metrics have in common."""
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
-    passing_over: ClassVar[dict[str, Any]] = {}
+    skip_settings: ClassVar[dict[str, Any]] = {}
     """Settings by which it gives no score to prompts that it says nothing about, where it would refuse them."""
     name: str = ""
 
@@ -57,7 +57,7 @@ class Eval:
         return {"settings": self.settings.model_dump()}
 
 
-class Scorer(Eval, ABC):
+class Scorer(Metric, ABC):
     """One number for each image. Subclass it in `evals/NAME.py`; it can reward a run or judge it."""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Scorer(Eval, ABC):
         return {self.name: self.score(images, prompts)}
 
 
-class SetMetric(Eval, ABC):
+class SetMetric(Metric, ABC):
     """Numbers for all the images of one prompt together, such as their diversity."""
 
     fewest: ClassVar[int] = 1

@@ -37,7 +37,7 @@ def hand_made_forest(
         edge_child=torch.arange(edges),
         edge_sigma=torch.ones(edges),
         edge_sigma_next=torch.full((edges,), 0.5),
-        edge_noise_level=torch.full((edges,), 0.5),
+        edge_eta=torch.full((edges,), 0.5),
         old_log_prob=torch.tensor(old_log_prob, dtype=torch.float32),
         leaves=torch.arange(edges, edges + leaves),
         leaf_edges=torch.tensor(leaf_edges, dtype=torch.long),

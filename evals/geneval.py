@@ -192,7 +192,7 @@ def _checked_entry(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def self_test(detector: Detector) -> None:
-    """Judges the detector's golden pictures, right and wrong ones.
+    """MetricSuite the detector's golden pictures, right and wrong ones.
 
     Raises:
         RunError: an answer is not the known one.
@@ -229,7 +229,7 @@ class GenEval(Scorer):
         """What becomes of a prompt without metadata: an error, or no score, for tasks where only some prompts are scenes."""
 
     settings: Settings
-    passing_over: ClassVar[dict[str, Any]] = {"others": "skip"}
+    skip_settings: ClassVar[dict[str, Any]] = {"others": "skip"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

@@ -464,7 +464,7 @@ class OCR(Scorer):
         """Crops that EasyOCR reads at a time; the readings do not depend on it. On CPUs a larger one leaves the caches."""
 
     settings: Settings
-    passing_over: ClassVar[dict[str, Any]] = {"unquoted": "skip"}
+    skip_settings: ClassVar[dict[str, Any]] = {"unquoted": "skip"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

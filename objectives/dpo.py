@@ -44,7 +44,7 @@ class DPO(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=True, reference_draws=self.settings.drawn_by == "reference")
+        return Needs(reference=True, rollouts_from_reference=self.settings.drawn_by == "reference")
 
     def pairs(self, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """Leaves that won and that lost, int64 [P] each."""

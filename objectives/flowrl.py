@@ -44,7 +44,7 @@ class FlowRL(Objective):
     def residual(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """log Z + m - beta z - m_ref, [G, K], and which leaves count."""
         path = forest.path_mean(log_ratio_reference(terms))
-        return self.log_z.to(path.device) + path - self.settings.beta * forest.target_reward, groups.comparable(
+        return self.log_z.to(path.device) + path - self.settings.beta * forest.target_reward, groups.usable_leaves(
             forest.by_group(forest.rewards)
         )
 

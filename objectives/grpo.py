@@ -100,7 +100,7 @@ class GRPO(Objective):
         elif self.settings.credit == "depth_nested":
             log_weights = forest.path_sum(forest.log_softmax_of_siblings(forest.old_log_prob))
         node = forest.descendant_mean(rewards, log_weights)
-        spread = groups.spread(rewards)[:, None]
+        spread = groups.has_distinct_rewards(rewards)[:, None]
         a = torch.empty_like(node, dtype=torch.float32)
         for step in forest.edge_step.unique():
             # Edges of one step are ordered by group, and each group has as many.

@@ -7,8 +7,8 @@ of the policy which drew the picture:
     r  = clip(A / (2 adv_clip) + 1/2, 0, 1),   A = (R - group mean) / deviation of the group or of the batch
     L  = adv_clip mean[ r |x0(v+) - x_0|^2 / (b w+) + (1 - r) |x0(v-) - x_0|^2 / (b w-) ] + kl_beta mean |v - v_ref|^2
 
-where x0(v) = x - sigma v and w+- is the mean absolute value of what is squared, without gradient. The old policy follows the
-policy: after a rollout's updates, n of them since the start, its weights become d old + (1 - d) new with
+where x0(v) = x - sigma v and w+- is the mean absolute value of what is squared, without gradient. The behaviour policy
+follows the policy: after a rollout's updates, n of them since the start, its weights become d old + (1 - d) new with
 d = min(decay_rate (n - decay_start), decay_max). The pictures need no stochastic step. All velocities are the prompt's own,
 without classifier-free guidance, whatever guidance the rollouts had. How this differs from the paper: docs/methods/nft.md.
 """
@@ -33,7 +33,8 @@ class NFT(Objective):
         std: Literal["group", "batch"] = "group"
         """Deviation that rewards are divided by: their group's, or that of all rewards of the batch."""
         flat_groups: Literal["keep", "drop"] = "keep"
-        """Groups whose rewards are all equal have r = 1/2: they pull v to an old policy that lags. drop: they cost no row."""
+        """Groups whose rewards are all equal have r = 1/2: they pull v to an behaviour policy that lags. drop: they cost no
+        row."""
         adv_clip: float = Field(5.0, gt=0)
         """Advantages beyond +- this count as wholly good or wholly bad."""
         kl_beta: float = Field(1e-4, ge=0)
@@ -46,7 +47,8 @@ class NFT(Objective):
         parts: int = Field(1, ge=1)
         """Disjoint random parts of a rollout's pictures, of which each update takes the next; 1: every update takes all."""
         decay_rate: float = Field(1e-3, ge=0)
-        """How fast the old policy's decay grows with the updates; 0: the old policy is the newest, and costs no rows."""
+        """How fast the behaviour policy's decay grows with the updates; 0: the behaviour policy is the newest, and costs no
+        rows."""
         decay_start: int = Field(0, ge=0)
         """Updates during which it stays 0."""
         decay_max: float = Field(0.5, ge=0, lt=1)
@@ -56,9 +58,9 @@ class NFT(Objective):
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=self.settings.kl_beta > 0, old=True, old_lags=self.settings.decay_rate > 0)
+        return Needs(reference=self.settings.kl_beta > 0, behaviour=True, behaviour_is_ema=self.settings.decay_rate > 0)
 
-    def old_decay(self, updates: int) -> float:
+    def behaviour_ema_decay(self, updates: int) -> float:
         o = self.settings
         return min(o.decay_rate * max(updates - o.decay_start, 0), o.decay_max)
 
@@ -70,7 +72,7 @@ class NFT(Objective):
     def rows(self, forest: RolloutForest, update: int) -> DenoisingRows:
         """Each picture that has a reward, with its own noise and time."""
         o, rewards = self.settings, forest.by_group(forest.rewards)
-        counts = groups.valid(rewards) if o.flat_groups == "keep" else groups.comparable(rewards)
+        counts = groups.valid(rewards) if o.flat_groups == "keep" else groups.usable_leaves(rewards)
         leaf = counts.flatten().nonzero()[:, 0]
         leaf = leaf[part_of_update(forest, update, len(leaf), o.parts)].repeat_interleave(o.draws)
         keys = [(int(i), n) for n, i in enumerate(leaf)]
@@ -81,12 +83,12 @@ class NFT(Objective):
 
         positive, negative: the normalised squared errors of v+ and v-. goodness: r of the row's picture. move: |v - v_ref|^2.
         """
-        v, old = velocities.policy.float(), velocities.old
-        assert old is not None  # the engine gives what `needs` asks for
-        old = old.float()
+        v, behaviour = velocities.policy.float(), velocities.behaviour
+        assert behaviour is not None  # the engine gives what `needs` asks for
+        behaviour = behaviour.float()
         sigma = rows.sigma.view(-1, *[1] * (v.ndim - 1))
         # v+- = v_old +- b (v - v_old): at v = v_old the two errors are equal bits, and their gradients but for the sign.
-        of_old, step = rows.noise - rows.x0 - old, self.settings.beta * (v - old)
+        of_old, step = rows.noise - rows.x0 - behaviour, self.settings.beta * (v - behaviour)
         terms = {
             "positive": _normalised(sigma * (of_old - step)),
             "negative": _normalised(sigma * (of_old + step)),

@@ -38,7 +38,7 @@ class RAFT(Objective):
     def weights(self, forest: RolloutForest) -> Tensor:
         """[G, K], summing to 1 in each group with spread, 0 in the others."""
         rewards = forest.by_group(forest.rewards)
-        counts = groups.comparable(rewards)
+        counts = groups.usable_leaves(rewards)
         if self.settings.weights == "softmax":
             return counts * groups.log_softmax(self.settings.beta * forest.target_reward, counts).exp()
         ranked = torch.where(counts, rewards, -torch.inf)

@@ -75,7 +75,7 @@ class TMPO(Objective):
 
     def _solve_beta(self, forest: RolloutForest, target: float) -> float:
         """The beta whose q has the target's mean effective sample size; `BETA_MAX` where ties forbid so small a one."""
-        counts = groups.comparable(forest.by_group(forest.rewards))
+        counts = groups.usable_leaves(forest.by_group(forest.rewards))
         some = counts.any(1)
         if not bool(some.any()):
             return self.solved_beta
@@ -103,7 +103,7 @@ class TMPO(Objective):
 
     def log_p_q(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor, Tensor]:
         """log p, log q and which leaves count; each [G, K]. Groups without spread do not count."""
-        counts = groups.comparable(forest.by_group(forest.rewards))
+        counts = groups.usable_leaves(forest.by_group(forest.rewards))
         s = forest.path_sum(log_ratio_reference(terms) if self.settings.reference == "frozen" else terms["log_prob"])
         log_p = groups.log_softmax(s / self.settings.temperature, counts)
         log_q = groups.log_softmax(self.beta(forest.iteration) * forest.target_reward, counts)

@@ -35,7 +35,7 @@ class VarGrad(Objective):
 
     def deviation(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """delta_i minus its group mean, [G, K], and which leaves count."""
-        counts = groups.comparable(forest.by_group(forest.rewards))
+        counts = groups.usable_leaves(forest.by_group(forest.rewards))
         s = forest.path_sum(log_ratio_reference(terms) if self.settings.reference == "frozen" else terms["log_prob"])
         delta = torch.where(counts, s - self.settings.beta * forest.target_reward, 0.0)
         mean = delta.sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)

@@ -1,8 +1,8 @@
 """tree_window: one root that splits at consecutive steps, inside a window that moves as the training goes on.
 
 TreeGRPO (arXiv 2512.08153): w consecutive splits in k children, k ** w leaves, deterministic elsewhere. Its released code
-moves the window by one step from time to time; its paper draws the window's start from a truncated geometric law. Both are
-here, by `schedule`.
+moves the window by one step from time to time; its paper draws the window's start from a truncated geometric distribution.
+Both are here, by `schedule`.
 """
 
 from typing import Literal

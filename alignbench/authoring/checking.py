@@ -279,7 +279,7 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     test = stats.ttest_rel(after, before, alternative="greater")
     change = float((after - before).mean())
     went = f"{before.mean():.3f} to {after.mean():.3f} ({change:+.3f}, p = {test.pvalue:.1g})"
-    what = "brightness" if s.policy.pictorial else "mean latent"
+    what = "brightness" if s.policy.decodes_to_images else "mean latent"
     more = "; more --iterations would tell" if change > 0 and not test.pvalue < 0.01 else ""
     return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations{more}"
 
@@ -290,7 +290,7 @@ def _lights(s: Subject) -> np.ndarray:
 
 
 def _light(policy: Backbone, latents: Tensor) -> Tensor:
-    if not policy.pictorial:
+    if not policy.decodes_to_images:
         return latents.flatten(1).mean(1)
     images = policy.decode(latents)
     return torch.from_numpy(images.reshape(len(images), -1).mean(1) / 255.0).float().to(latents.device)

@@ -22,12 +22,12 @@ from alignbench.config.run_config import Plugin, RunConfig
 from alignbench.errors import UserError, did_you_mean
 from alignbench.objective import Objective
 from alignbench.sampler import Sampler
-from alignbench.scorer import Eval
+from alignbench.scorer import Metric
 
 KINDS: dict[str, tuple[str, type]] = {
     "objective": ("objectives", Objective),
     "sampler": ("samplers", Sampler),
-    "eval": ("evals", Eval),
+    "eval": ("evals", Metric),
     "backbone": ("backbones", Backbone),
 }
 """Kind -> where the registry finds it, and its base class."""

@@ -150,7 +150,7 @@ class Components:
             raise UserError(f"{self.folder / name} lacks {len(missing)} of its weights, among them {missing[0]}")
         return module
 
-    def hollow(self, name: str, dtype: torch.dtype) -> Any:
+    def open_on_meta(self, name: str, dtype: torch.dtype) -> Any:
         """A component made from its config; a module of it has shapes and types, but no values."""
         library, cls = self._find(name)
         if not issubclass(cls, nn.Module):
@@ -179,8 +179,8 @@ def _hollow(library: str, cls: Any, folder: Path, dtype: torch.dtype) -> nn.Modu
             module = cls.from_config(cls.load_config(folder, local_files_only=True))
         else:
             module = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
-    hollow: nn.Module = module.to("meta", dtype)  # buffers that were computed have values
-    return hollow
+    on_meta: nn.Module = module.to("meta", dtype)  # buffers that were computed have values
+    return on_meta
 
 
 def _shards(index: Path) -> list[Path]:

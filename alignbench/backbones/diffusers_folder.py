@@ -101,7 +101,7 @@ class DiffusersFolder(Backbone):
             return self
 
     settings: Settings
-    hollow = True
+    supports_meta_device = True
     PIPELINE: ClassVar[str]
     """Class of the pipeline that the folder must hold."""
     MODELS: ClassVar[Mapping[str, str]]
@@ -172,7 +172,7 @@ class DiffusersFolder(Backbone):
         """The folder's pipeline on its device, with some components given in place of its own, or None to leave them out."""
         import diffusers
 
-        opener = self.parts.hollow if self.device.type == "meta" else self.parts.open
+        opener = self.parts.open_on_meta if self.device.type == "meta" else self.parts.open
         own = {name: opener(name, self.weights_dtype) for name, cls in self.parts.classes.items() if name not in given and cls}
         absent = dict.fromkeys(name for name, cls in self.parts.classes.items() if name not in given and not cls)
         try:
@@ -319,7 +319,9 @@ class DiffusersFolder(Backbone):
         if self._base is not None:
             found["reference"] = Component(self._base)
         for name in (n for n, cls in self.parts.classes.items() if n.startswith("text_encoder") and cls):
-            found[name] = Component(self.parts.hollow(name, self.weights_dtype), training=self.settings.keep_text_encoders)
+            found[name] = Component(
+                self.parts.open_on_meta(name, self.weights_dtype), training=self.settings.keep_text_encoders
+            )
         return found
 
     def shard(self) -> None:

@@ -22,7 +22,7 @@ from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings, Law, Measured
+from alignbench.backbone import BackboneSettings, Measured, PointDistribution
 from alignbench.backbones.mixture.mixtures import (
     EXTENT,
     Mixture,
@@ -40,7 +40,7 @@ FEATURES = 64
 GRID = 240
 """Points of the grid over the plane in each direction, on which Z and the best reward are computed."""
 POINTS = 4096
-"""Of a law that is kept for pictures, and of the noise in more than two dimensions."""
+"""Of a distribution that is kept for pictures, and of the noise in more than two dimensions."""
 TARGET_GRID = 160
 """Points of the grid in each direction of a target that is."""
 NEXT_TO_NOTHING = 1e-2
@@ -109,7 +109,7 @@ class GaussianMixture(Backbone):
     settings: Settings
     dtype = torch.float32
     guidance = 1.0
-    pictorial = False
+    decodes_to_images = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -188,7 +188,7 @@ class GaussianMixture(Backbone):
             return noise_quadrature(2, self.settings.quadrature)
         return _quasi_random(self.settings.dimension), torch.full((POINTS,), 1 / POINTS, dtype=torch.float64)
 
-    def law(self, prompt: str) -> Law | None:
+    def distribution(self, prompt: str) -> PointDistribution | None:
         """Where the Euler steps carry `POINTS` points of equal mass of the noise; None in more than two dimensions."""
         if self.settings.dimension != 2:
             return None
@@ -199,9 +199,9 @@ class GaussianMixture(Backbone):
                 x = x + (sigma_next - sigma) * self.velocity(x, torch.full_like(x[:, 0], sigma), c, group)
         points = x.double().cpu()
         mode = world(prompt).base.log_joint(points).argmax(1)
-        return Law(points.numpy(), np.full(POINTS, 1 / POINTS), mode.numpy())
+        return PointDistribution(points.numpy(), np.full(POINTS, 1 / POINTS), mode.numpy())
 
-    def target(self, prompt: str) -> Law | None:
+    def target_distribution(self, prompt: str) -> PointDistribution | None:
         """On a grid over the plane, without the points that hold next to nothing; None in more than two dimensions."""
         if self.settings.dimension != 2:
             return None
@@ -210,7 +210,7 @@ class GaussianMixture(Backbone):
         mass = torch.exp(known.log_target(w, points)) * cell
         kept = mass > NEXT_TO_NOTHING / len(mass)
         mode = w.base.log_joint(points).argmax(1)
-        return Law(points[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
+        return PointDistribution(points[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
 
 
 def _quasi_random(dimension: int) -> Tensor:
@@ -247,8 +247,8 @@ def truth(prompt: str, dimension: int, beta: float) -> Truth:
 
 def _quadratic_truth(base: Mixture, reward: Quadratic, beta: float) -> Truth:
     def tilt(beta: float) -> tuple[float, float]:
-        law, log_z = base.tilted(beta, reward.curvature, reward.centre)
-        return reward.mean(law), beta * reward.mean(law) - log_z
+        distribution, log_z = base.tilted(beta, reward.curvature, reward.centre)
+        return reward.mean(distribution), beta * reward.mean(distribution) - log_z
 
     target, log_z = base.tilted(beta, reward.curvature, reward.centre)
     return Truth(beta, log_z, target.weights, reward.mean(target), tilt)
@@ -314,7 +314,8 @@ def _measure(w: World, known: Truth, weights: Tensor, x: Tensor, log_model: Tens
 
 
 def _best_reward(known: Truth, kl: float) -> float:
-    """The largest expected reward of any law at this KL divergence to the base: that of the tilt with that divergence."""
+    """The largest expected reward of any distribution at this KL divergence to the base: that of the tilt with that
+    divergence."""
     if kl <= 0:
         return known.tilt(0.0)[0]
     largest = 200.0

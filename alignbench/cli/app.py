@@ -150,12 +150,12 @@ def run(
 def _run(settings: RunConfig, folder: Path, resume: bool, as_json: bool) -> None:
     try:
         from alignbench.cli.console import Terminal
-        from alignbench.runtime.processes import leave
+        from alignbench.runtime.processes import shutdown
         from alignbench.training.progress import Silent
         from alignbench.training.run import run as train
 
         result = train(settings, folder, console=Silent() if as_json else Terminal(), resume=resume)
-        leave()
+        shutdown()
     except KeyboardInterrupt:
         begun = (folder / "config.yaml").is_file()
         after = f"go on with: alignbench run --resume {folder}" if begun else "nothing has been written"
@@ -571,13 +571,13 @@ def pairs(
     settings = load_config(options={"backbone": backbone, "task": task, "seed": seed}, sets=sets or [])
 
     from alignbench.cli.console import counting
-    from alignbench.evaluation.evaluate import Judges
+    from alignbench.evaluation.evaluate import MetricSuite
     from alignbench.load import load_configured_backbone
     from alignbench.training.pairs import write_pairs
 
     chosen = tasks.load_task(settings.task)
     wanted = chosen.train_prompts[:prompts]
-    judges = Judges(chosen, settings.scorer_timeout)
+    judges = MetricSuite(chosen, settings.scorer_timeout)
     judges.require()
     policy = load_configured_backbone(settings)
     with counting("prompts") as advance:

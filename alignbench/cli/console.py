@@ -231,7 +231,7 @@ def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
         f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}: {length} of "
         f"{config.prompts_per_iteration} prompts, {found.pictures:,} pictures and {found.rows:,.0f} model rows each"
     )
-    extra = {"gradient caching": found.cached, "the reference": found.reference, "the old policy": found.old}
+    extra = {"gradient caching": found.cached, "the reference": found.reference, "the behaviour policy": found.behaviour}
     besides = " and ".join(name for name, wanted in extra.items() if wanted)
     table = Table(title="an iteration", title_justify="left")
     for column in ("", "rows", ""):
@@ -380,22 +380,29 @@ def show_diagnosis(found: "Diagnosis", out: Path) -> None:
     rich = _console(132)
     rich.print(
         f"[bold]{found.sampler}[/bold] on {found.backbone}{after}: {len(found.prompts)} prompts x {found.groups} groups of "
-        f"{found.group_size}; unshared: the same steps, each leaf with a root of its own; 95 % intervals over groups"
+        f"{found.group_size}; independent: the same steps, each leaf with a root of its own; 95 % intervals over groups"
     )
-    table = Table("two leaves that part at", found.sampler, "unshared", title="distance", title_justify="left")
+    table = Table("two leaves that part at", found.sampler, "independent", title="distance", title_justify="left")
     for d in found.distances:
-        table.add_row(d.apart_since, plain(d.sampler), plain(d.unshared))
+        table.add_row(d.apart_since, plain(d.sampler), plain(d.independent))
     _print_table(rich, table)
     table = Table("prefixes", "p (policy)", f"q (beta {found.beta:g})", title="entropy / maximum", title_justify="left")
     for e in found.prefix_entropy:
         table.add_row(str(e.prefixes), plain(e.policy), plain(e.target))
     _print_table(rich, table)
     v = found.total_variation
-    rich.print(f"total variation to unshared, at least: single leaves {plain(v.leaf)}, groups {plain(v.group)}")
-    columns = ("K", "groups", f"bias, {found.sampler}", "bias, unshared", f"deviation, {found.sampler}", "deviation, unshared")
+    rich.print(f"total variation to independent, at least: single leaves {plain(v.leaf)}, groups {plain(v.group)}")
+    columns = (
+        "K",
+        "groups",
+        f"bias, {found.sampler}",
+        "bias, independent",
+        f"deviation, {found.sampler}",
+        "deviation, independent",
+    )
     table = Table(*columns, title="log Z_hat of K leaves", title_justify="left")
     for p in found.partition:
-        estimates = (p.sampler_bias, p.unshared_bias, p.sampler_deviation, p.unshared_deviation)
+        estimates = (p.sampler_bias, p.independent_bias, p.sampler_deviation, p.independent_deviation)
         table.add_row(str(p.k), str(p.pooled_groups), *(plain(e) for e in estimates))
     _print_table(rich, table)
     for s in found.slopes:

@@ -207,7 +207,7 @@ def command_of(grid: Grid) -> str:
 def planned_rows(config: RunConfig) -> int:
     """Model rows of a run's iterations, as far as its plans tell: rollouts, and one pass for each update.
 
-    Rows of a reference, of an old policy and of gradient caching come on top.
+    Rows of a reference, of an behaviour policy and of gradient caching come on top.
     """
     if config.iterations is None:
         raise UserError("iterations is null; say what each cell may spend with --budget model_rows=N")

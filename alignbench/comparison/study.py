@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from alignbench.backbones.mixture import laws
+from alignbench.backbones.mixture import distributions
 from alignbench.comparison.compare import Grid, check_grid, compare
 from alignbench.config.run_config import WITHOUT_EFFECT, merged_layers, read_settings
 from alignbench.errors import UserError
@@ -321,14 +321,15 @@ def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
 
 def modes_frame(runs: pd.DataFrame, left_out: list[str] | None = None) -> pd.DataFrame:
     """A row a task, part, objective, sampler and mode: the mass there of what is drawn for the first evaluation prompt, mean
-    over seeds; the target's and the base model's go by no part. Empty where no run knows its law. `left_out` gets a line for
+    over seeds; the target's and the base model's go by no part. Empty where no run knows its distribution. `left_out` gets
+    a line for
     each that cannot be read."""
     by = ["task", *KEYS, "mode"]
     found = []
     for run in runs[runs["objective"] != BASE].to_dict("records"):
-        kept = readable(laws.read_laws, run["folder"], left_out)
+        kept = readable(distributions.read_distributions, run["folder"], left_out)
         if kept is not None:
-            table = laws.mode_masses(kept).reset_index()
+            table = distributions.mode_masses(kept).reset_index()
             of_run = {key: run[key] for key in ("task", *KEYS)}
             found.append(table[["mode", "trained"]].rename(columns={"trained": "mass"}).assign(**of_run))
             for name, column in ((TARGET, "target"), (BASE, "base")):

@@ -157,7 +157,7 @@ class RunConfig(Settings):
     budget: BudgetConfig = BudgetConfig()
     snapshots: int = Field(0, ge=0)
     """How often, evenly spread over the training, what the backbone knows of itself is measured (columns `measured_*` of the
-    metrics) and its law is kept; before and after the training both are in any case."""
+    metrics) and its distribution is kept; before and after the training both are in any case."""
     pictures: bool = True
     """Draw sample sheets and plots at the end; `alignbench plot` can do the plots later."""
     checkpoint_every: int = Field(10, ge=1)

@@ -1,8 +1,8 @@
 """What sharing does to a sampler's groups: how alike leaves of one tree are, and what that costs where a group is averaged.
 
-Groups of the sampler are compared with groups of unshared rollouts: the same steps, but each leaf with a root and a path of
-its own (`Plan.unshared`). A single leaf has the same law in both; only how leaves of one group depend on each other differs.
-docs/samplers.md says what each number means and what it does not say.
+Groups of the sampler are compared with groups of independent rollouts: the same steps, but each leaf with a root and a path of
+its own (`Plan.as_independent`). A single leaf has the same distribution in both; only how leaves of one group depend on
+each other differs. docs/samplers.md says what each number means and what it does not say.
 """
 
 import time
@@ -18,7 +18,7 @@ from alignbench import groups
 from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError, UserError
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.figures import plots
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
@@ -50,8 +50,8 @@ class Distance(_Part):
     apart_since: str
     """`root` where the two share nothing, `split j` where they part at the j-th split."""
     sampler: Estimate
-    unshared: Estimate
-    """Of any two leaves of an unshared group."""
+    independent: Estimate
+    """Of any two leaves of an independent group."""
 
 
 class PrefixEntropy(_Part):
@@ -65,25 +65,25 @@ class PrefixEntropy(_Part):
 
 
 class TotalVariation(_Part):
-    """What a classifier finds between sampler and unshared rollouts: in expectation a lower bound of the total variation."""
+    """What a classifier finds between sampler and independent rollouts: in expectation a lower bound of the total variation."""
 
     leaf: Estimate
-    """Between single leaves; they have the same law, so 0 is expected."""
+    """Between single leaves; they have the same distribution, so 0 is expected."""
     group: Estimate
     """Between whole groups."""
 
 
 class PartitionFunction(_Part):
-    """log Z_hat = log mean_i exp(beta z_i) over K leaves, against log Z from many unshared ones."""
+    """log Z_hat = log mean_i exp(beta z_i) over K leaves, against log Z from many independent ones."""
 
     k: int
     pooled_groups: int
     """How many of the sampler's groups give K leaves; 1 where they are all, or a part, of one."""
     sampler_bias: Estimate
-    unshared_bias: Estimate
+    independent_bias: Estimate
     sampler_deviation: Estimate
     """Standard deviation of log Z_hat."""
-    unshared_deviation: Estimate
+    independent_deviation: Estimate
 
 
 class Slope(_Part):
@@ -92,7 +92,7 @@ class Slope(_Part):
     quantity: str
     """`bias` or `deviation`."""
     of: str
-    """`sampler`, within one of its groups, or `unshared`."""
+    """`sampler`, within one of its groups, or `independent`."""
     sizes: list[int]
     """The values of K it is fitted to; for the bias those whose interval lies below 0."""
     slope: Estimate
@@ -175,7 +175,7 @@ def _diagnose(
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
     sampler.plan(progress, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
     weights = policy_weights(run / "checkpoints") if run else None
-    judges = Judges(task, config.scorer_timeout)
+    judges = MetricSuite(task, config.scorer_timeout)
     judges.require()
     policy = load_configured_backbone(config)
     small = int(np.prod(policy.latent_shape)) <= SMALL
@@ -195,7 +195,7 @@ def _diagnose(
             advance=advance,
         )
     partition, slopes = partition_function(drawn, beta)
-    rewards = np.stack([part.rewards for part in (drawn.shared, drawn.unshared, drawn.reference)])
+    rewards = np.stack([part.rewards for part in (drawn.shared, drawn.independent, drawn.reference)])
     found = Diagnosis(
         sampler=config.sampler.name,
         backbone=config.backbone.name,
@@ -255,7 +255,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Draws:
-    """Groups of the sampler, as many unshared ones, and as many again to know log Z from.
+    """Groups of the sampler, as many independent ones, and as many again to know log Z from.
 
     Attributes:
         prefixes: branches of a group of the sampler at the noise and after each split.
@@ -263,7 +263,7 @@ class Draws:
     """
 
     shared: Groups
-    unshared: Groups
+    independent: Groups
     reference: Groups
     prefixes: tuple[int, ...]
     model_rows: int = 0
@@ -273,7 +273,7 @@ class Draws:
 def draw(
     policy: Backbone,
     sampler: Sampler,
-    judges: Judges,
+    judges: MetricSuite,
     prompts: Sequence[str],
     rounds: int,
     *,
@@ -290,16 +290,18 @@ def draw(
     """
     rows = 0
     prefixes: tuple[int, ...] = ()
-    forests: dict[str, list[RolloutForest]] = {"shared": [], "unshared": [], "reference": []}
+    forests: dict[str, list[RolloutForest]] = {"shared": [], "independent": [], "reference": []}
     for i in range(rounds):
         plan = sampler.plan(progress, np.random.default_rng([seed, 1, i]))
-        if i and plan.prefixes != prefixes:
-            raise UserError(f"plans of one sampler must have equal groups to be compared, got {prefixes} and {plan.prefixes}")
+        if i and plan.branch_counts != prefixes:
+            raise UserError(
+                f"plans of one sampler must have equal groups to be compared, got {prefixes} and {plan.branch_counts}"
+            )
         if plan.leaves < 2:
             raise UserError("a group of one rollout has nothing to be compared with")
-        prefixes = plan.prefixes
+        prefixes = plan.branch_counts
         for kind, made in forests.items():
-            its_plan = plan if kind == "shared" else plan.unshared()
+            its_plan = plan if kind == "shared" else plan.as_independent()
             forest = rollout(policy, prompts, its_plan, seed_of("diagnosis", kind, seed), i)
             scores = judges.score(policy.decode(forest.leaf_latents), forest.leaf_prompts, when=f"in round {i}")
             forest.scores = {name: torch.from_numpy(answer).to(forest.states.device) for name, answer in scores.items()}
@@ -336,13 +338,13 @@ def distances(drawn: Draws) -> list[Distance]:
     # Leaf i descends from prefix i // (K / c) of c; at the noise and after each split the pair is in one or in two of them.
     together = np.stack([one // (k // c) == other // (k // c) for c in drawn.prefixes])
     parted = together.sum(0)
-    shared, unshared = (_pair_distances(part.latents) for part in (drawn.shared, drawn.unshared))
-    alone = Estimate.of(interval_over_groups(_mean, unshared.mean(-1)))
+    shared, independent = (_pair_distances(part.latents) for part in (drawn.shared, drawn.independent))
+    alone = Estimate.of(interval_over_groups(_mean, independent.mean(-1)))
     return [
         Distance(
             apart_since="root" if level == 0 else f"split {level}",
             sampler=Estimate.of(interval_over_groups(_mean, shared[..., parted == level].mean(-1))),
-            unshared=alone,
+            independent=alone,
         )
         for level in sorted(set(parted.tolist()))
     ]
@@ -382,7 +384,7 @@ def total_variation(drawn: Draws) -> TotalVariation:
         seen = part.latents @ directions
         return np.concatenate([seen, seen**2], axis=-1)
 
-    leaf, group = (advantage(of(drawn.shared), of(drawn.unshared)) for of in (single, whole))
+    leaf, group = (advantage(of(drawn.shared), of(drawn.independent)) for of in (single, whole))
     return TotalVariation(
         leaf=Estimate.of(interval_over_groups(_mean, leaf)), group=Estimate.of(interval_over_groups(_mean, group))
     )
@@ -419,8 +421,8 @@ def advantage(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def partition_function(drawn: Draws, beta: float) -> tuple[list[PartitionFunction], list[Slope]]:
     """Bias and deviation of log Z_hat for growing K, and how fast they fall.
 
-    A part of a group is one leaf below each prefix, so that its law is that of the same plan with fewer splits; more leaves
-    than a group has are several groups of the same prompt.
+    A part of a group is one leaf below each prefix, so that its distribution is that of the same plan with fewer splits;
+    more leaves than a group has are several groups of the same prompt.
     """
     # One scale for each prompt: with a group's own deviation, as in the losses, Z itself would depend on the group.
     pool = drawn.reference.rewards.reshape(len(drawn.reference.rewards), -1)
@@ -429,11 +431,11 @@ def partition_function(drawn: Draws, beta: float) -> tuple[list[PartitionFunctio
     def weights(part: Groups) -> np.ndarray:
         return np.exp(beta * (part.rewards - mean) / np.maximum(deviation, groups.MIN_STD))
 
-    shared, unshared = weights(drawn.shared), weights(drawn.unshared)
+    shared, independent = weights(drawn.shared), weights(drawn.independent)
     reference = np.nanmean(weights(drawn.reference), axis=-1)
     k = shared.shape[2]
     samples = {
-        size: tuple(log_means(series, size) for series in (shared, unshared))
+        size: tuple(log_means(series, size) for series in (shared, independent))
         for size in _sizes(drawn.prefixes, shared.shape[1])
     }
     points = [
@@ -441,15 +443,15 @@ def partition_function(drawn: Draws, beta: float) -> tuple[list[PartitionFunctio
             k=size,
             pooled_groups=max(1, size // k),
             sampler_bias=Estimate.of(interval_over_groups(_bias, of_sampler, reference)),
-            unshared_bias=Estimate.of(interval_over_groups(_bias, alone, reference)),
+            independent_bias=Estimate.of(interval_over_groups(_bias, alone, reference)),
             sampler_deviation=Estimate.of(interval_over_groups(_deviation, of_sampler)),
-            unshared_deviation=Estimate.of(interval_over_groups(_deviation, alone)),
+            independent_deviation=Estimate.of(interval_over_groups(_deviation, alone)),
         )
         for size, (of_sampler, alone) in samples.items()
     ]
     slopes = []
-    for series, name in enumerate(("sampler", "unshared")):
-        inside = [p for p in points if name == "unshared" or p.k <= k]
+    for series, name in enumerate(("sampler", "independent")):
+        inside = [p for p in points if name == "independent" or p.k <= k]
         biased = [p.k for p in inside if (upper := getattr(p, f"{name}_bias").upper) is not None and upper < 0]
         for quantity, used in (("bias", biased), ("deviation", [p.k for p in inside])):
             slope = _slope(quantity, used, [samples[size][series] for size in used], reference)

@@ -1,4 +1,4 @@
-"""Judges a policy: the same prompts and the same initial noise for every model that is compared."""
+"""MetricSuite a policy: the same prompts and the same initial noise for every model that is compared."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.backbone import Backbone, Law
+from alignbench.backbone import Backbone, PointDistribution
 from alignbench.config.run_config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.files.images import ImageFiles
@@ -22,9 +22,9 @@ from alignbench.rollouts.noise import group_keys
 from alignbench.rollouts.plan import Plan, Step
 from alignbench.rollouts.terms import EdgeRows, edge_terms
 from alignbench.runtime import hub
-from alignbench.runtime.processes import ALONE, Processes
+from alignbench.runtime.processes import SINGLE_PROCESS, Processes
 from alignbench.runtime.signals import TimeLimitError, time_limit
-from alignbench.scorer import Eval, Images, Scorer, SetMetric, as_arrays, checked_scores
+from alignbench.scorer import Images, Metric, Scorer, SetMetric, as_arrays, checked_scores
 from alignbench.statistics import CONFIDENCE, difference, holm, mean_of_means_interval, rise_test
 from alignbench.tasks import EvalChoice, Task
 
@@ -56,7 +56,7 @@ def named_failure(name: str, when: str, seconds: float | None = None) -> Iterato
         raise ScorerError(f"scorer {name!r} failed {when}: {type(error).__name__}: {error}") from error
 
 
-class Judges:
+class MetricSuite:
     """A task's reward scorers and judges, loaded once.
 
     Attributes:
@@ -70,7 +70,7 @@ class Judges:
         self.timeout = timeout
         self.rewards: dict[str, Scorer] = {}
         self.weights: dict[str, float] = {}
-        self.evals: dict[str, Eval] = {}
+        self.evals: dict[str, Metric] = {}
         for choice in task.config.reward:
             scorer = self._load(choice)
             if not isinstance(scorer, Scorer):
@@ -83,7 +83,7 @@ class Judges:
         for judge in task.config.judges:
             self._load(judge)
 
-    def _load(self, choice: EvalChoice) -> Eval:
+    def _load(self, choice: EvalChoice) -> Metric:
         found = load_eval(choice.eval, **choice.settings)
         found.name = choice.label or choice.eval
         if found.name in self.evals:
@@ -120,7 +120,7 @@ class Judges:
         return scores
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Eval -> what must be known to score again alike."""
+        """Metric -> what must be known to score again alike."""
         return {name: found.describe() for name, found in self.evals.items()}
 
 
@@ -135,7 +135,7 @@ class Evaluation:
         directions: metric -> whether higher is better, None where neither is.
         roles: metric -> `reward`, `judge`, or `part` of another metric.
         overall: metric -> the metrics whose mean it is; it has no rows of its own.
-        law: what the model draws for the first prompt, where the backbone knows it.
+        distribution: what the model draws for the first prompt, where the backbone knows it.
     """
 
     table: pd.DataFrame
@@ -144,7 +144,7 @@ class Evaluation:
     directions: dict[str, bool | None]
     roles: dict[str, str]
     overall: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    law: Law | None = None
+    distribution: PointDistribution | None = None
 
 
 def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
@@ -164,12 +164,12 @@ def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
 def evaluate(
     policy: Backbone,
     task: Task,
-    judges: Judges,
+    judges: MetricSuite,
     config: EvaluationConfig,
     *,
     micro_batch: int | None = None,
     advance: Callable[[str], None] = lambda what: None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
     """Draws and judges pictures of the task's evaluation prompts.
 
@@ -204,17 +204,17 @@ def evaluate(
         )
         return decode(policy, latents, micro_batch), latents
 
-    images, latents = processes.agree(draw, asks_model=True)
-    owners = [p for p in own[: processes.kept(prompts)] for _ in range(n)]
+    images, latents = processes.on_all_ranks(draw, calls_model=True)
+    owners = [p for p in own[: processes.unpadded_length(prompts)] for _ in range(n)]
     here = slice(len(owners))
-    found = processes.agree(lambda: judge(images[here], latents[here], prompts, owners, judges, advance=advance))
+    found = processes.on_all_ranks(lambda: judge(images[here], latents[here], prompts, owners, judges, advance=advance))
     found = _gathered(found, processes)
     rows = []
     for metric, measured in policy.measure(prompts).items():
         found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
         rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
     table = pd.concat([found.table, pd.DataFrame(rows, columns=COLUMNS)]) if rows else found.table
-    return replace(found, table=table, law=policy.law(prompts[0]))
+    return replace(found, table=table, distribution=policy.distribution(prompts[0]))
 
 
 def judge(
@@ -222,11 +222,11 @@ def judge(
     latents: Tensor | None,
     prompts: Sequence[str],
     owners: Sequence[int],
-    judges: Judges,
+    judges: MetricSuite,
     *,
     advance: Callable[[str], None] = lambda what: None,
 ) -> Evaluation:
-    """Judges pictures, wherever they come from.
+    """MetricSuite pictures, wherever they come from.
 
     Args:
         images: uint8 [N, H, W, 3], or PIL images; or files, which are read part by part and are not kept.
@@ -277,7 +277,7 @@ def _told(
     prompts: Sequence[str],
     owners: Sequence[int],
     of_prompt: Sequence[Sequence[int]],
-    judges: Judges,
+    judges: MetricSuite,
 ) -> Evaluation:
     """What was found, as a table.
 
@@ -328,9 +328,9 @@ def _gathered(part: Evaluation, processes: Processes) -> Evaluation:
     """The whole evaluation, of which each process has some prompts."""
     if processes.count == 1:
         return part
-    told = processes.tell([part.table.to_numpy().tolist(), part.directions, part.roles, part.overall])
+    told = processes.all_gather_object([part.table.to_numpy().tolist(), part.directions, part.roles, part.overall])
     rows, directions, roles, overall = zip(*told, strict=True)
-    images = processes.gather(torch.from_numpy(part.images))
+    images = processes.all_gather(torch.from_numpy(part.images))
     return Evaluation(
         pd.DataFrame([row for of_rank in rows for row in of_rank], columns=COLUMNS),
         np.concatenate([of_rank.numpy() for of_rank in images]),
@@ -348,7 +348,7 @@ def path_kl(
     seed: int,
     *,
     micro_batch: int | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> np.ndarray:
     """How far the policy's denoising paths are from the base model's, for each prompt: KL divergence in nats, float64 [P].
 
@@ -366,9 +366,9 @@ def path_kl(
         with policy.reference():
             reference = predict(policy, rows.x, rows.sigma, policy.encode(mine), rows.group, micro_batch)
         kl = edge_terms(rows, forest.row_velocity, reference)["kl"]
-        return forest.path_sum(kl).double().mean(1)[: processes.kept(prompts)]
+        return forest.path_sum(kl).double().mean(1)[: processes.unpadded_length(prompts)]
 
-    return np.asarray(torch.cat(processes.gather(processes.agree(measure, asks_model=True))).cpu())
+    return np.asarray(torch.cat(processes.all_gather(processes.on_all_ranks(measure, calls_model=True))).cpu())
 
 
 def with_measured(evaluation: Evaluation, metric: str, values: np.ndarray) -> Evaluation:
@@ -389,7 +389,7 @@ def _together(pictures: list[np.ndarray]) -> np.ndarray:
     return together
 
 
-def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
+def check_scores_vary(judges: MetricSuite, evaluation: Evaluation) -> None:
     """Refuses a reward that answers one constant for everything: it would teach nothing, and hides a broken scorer.
 
     Raises:
@@ -403,7 +403,7 @@ def check_scores_vary(judges: Judges, evaluation: Evaluation) -> None:
             raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} pictures; its scorer is broken")
 
 
-def too_faint(judges: Judges, evaluation: Evaluation) -> list[str]:
+def too_faint(judges: MetricSuite, evaluation: Evaluation) -> list[str]:
     """A sentence for each trained reward whose images of one prompt differ too little to be standardised."""
     found = []
     for name in judges.weights:

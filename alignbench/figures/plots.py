@@ -25,7 +25,7 @@ from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
 from alignbench import groups
-from alignbench.backbones.mixture import laws
+from alignbench.backbones.mixture import distributions
 from alignbench.errors import RunError, UserError
 from alignbench.files.escaping import visible
 from alignbench.files.reading import open_regular
@@ -78,10 +78,10 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
             if figure is not None:
                 written.append(write_figure(folder / "plots" / f"{name}.png", figure))
 
-    def of_laws() -> Figure | None:
-        kept = laws.read_laws(folder)
+    def of_distributions() -> Figure | None:
+        kept = distributions.read_distributions(folder)
         title = f"{' x '.join(result.pair)}, {result.run.task}, seed {result.run.seed}"
-        return None if kept is None else laws.over_training(kept, title)
+        return None if kept is None else distributions.over_training(kept, title)
 
     frame = None
     with left_out("plots/curves.png and plots/diagnostics.png", warn):
@@ -89,7 +89,7 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
     if frame is not None and len(frame):
         write("curves", partial(curves, frame, result))
         write("diagnostics", partial(diagnostics, frame))
-    write("laws", of_laws)
+    write("distributions", of_distributions)
     write("changes", partial(changes, result))
     write("tree", lambda: tree(RolloutTree.read(folder / TREE)) if os.path.lexists(folder / TREE) else None)
     return written
@@ -384,7 +384,7 @@ def diagnosis(found: "Diagnosis") -> Figure:
         figure, axes = plt.subplot_mosaic("AABBCC;DDDEEE", figsize=(9, 5), layout="constrained")
         places = range(len(found.distances))
         _estimates(axes["A"], places, [d.sampler for d in found.distances], sampler, COLORS[0])
-        _estimates(axes["A"], places, [d.unshared for d in found.distances], "unshared", COLORS[1])
+        _estimates(axes["A"], places, [d.independent for d in found.distances], "independent", COLORS[1])
         axes["A"].set(xticks=places, xticklabels=[d.apart_since for d in found.distances], xlim=(-0.5, len(places) - 0.5))
         axes["A"].set(ylim=(0, None), ylabel="|z - z'| / sqrt(D)", title="distance of two leaves, by where they part")
         prefixes = [str(e.prefixes) for e in found.prefix_entropy]
@@ -398,16 +398,16 @@ def diagnosis(found: "Diagnosis") -> Figure:
         _estimates(axes["C"], [0, 1], [variation.leaf, variation.group], None, COLORS[0])
         axes["C"].axhline(0, color="black", linewidth=0.8)
         axes["C"].set(xticks=[0, 1], xticklabels=["single leaves", "groups"], xlim=(-0.5, 1.5), ylim=(-0.15, 1.05))
-        axes["C"].set_title("total variation to unshared, at least")
+        axes["C"].set_title("total variation to independent, at least")
         sizes = [p.k for p in found.partition]
-        for name, label, color in (("sampler", sampler, COLORS[0]), ("unshared", "unshared", COLORS[1])):
+        for name, label, color in (("sampler", sampler, COLORS[0]), ("independent", "independent", COLORS[1])):
             for axis, quantity in (("D", "bias"), ("E", "deviation")):
                 values = [getattr(p, f"{name}_{quantity}") for p in found.partition]
                 _estimates(axes[axis], sizes, values, label, color, linestyle="-")
         axes["D"].axhline(0, color="black", linewidth=0.8)
         axes["D"].set(xscale="log", ylabel="E log Z_hat - log Z", title="bias of log Z_hat")
         axes["E"].set(xscale="log", ylabel="deviation", title="standard deviation of log Z_hat")
-        first = found.partition[0].unshared_deviation.value
+        first = found.partition[0].independent_deviation.value
         if first:
             axes["E"].set_yscale("log")
             for formatted in (axes["E"].yaxis.set_major_formatter, axes["E"].yaxis.set_minor_formatter):

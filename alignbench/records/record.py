@@ -152,7 +152,7 @@ class Protocol(_Part):
     """`raw`, or `ema`."""
     noise_seed: int
     evals: dict[str, dict[str, Any]]
-    """Eval -> model, device and settings."""
+    """Metric -> model, device and settings."""
 
 
 class _Labelled(BaseModel):
@@ -220,7 +220,7 @@ class EvalProtocol(_Part):
     """`raw`, or `ema`."""
     noise_seed: int | None = None
     evals: dict[str, dict[str, Any]]
-    """Eval -> model, device and settings."""
+    """Metric -> model, device and settings."""
 
 
 class EvalRecord(_Part):

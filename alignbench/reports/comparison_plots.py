@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
-from alignbench.backbones.mixture import laws
+from alignbench.backbones.mixture import distributions
 from alignbench.errors import UserError
 from alignbench.figures.plots import COLORS, STYLE, left_out, legend_name, write_figure
 from alignbench.files.escaping import slugs
@@ -75,7 +75,7 @@ TITLES = {
     "prompts": "{} of each prompt, trained minus base",
     "profile": "Share of scores above each threshold of {}",
     "pictures": "Pictures: same prompt and noise down a column",
-    "laws": "What target, base and trained models draw for one prompt; first seed of each method",
+    "distributions": "What target, base and trained models draw for one prompt; first seed of each method",
 }
 """Of plots, by how their names begin; the rest of the name is the metric or column that is meant."""
 BOX_MARGIN = 0.1
@@ -340,12 +340,12 @@ def comparison_figures(results: Results, setup: str, diversity: str | None = Non
         rows, texts = gallery(results, setup)
         return picture_grid(rows, texts) if rows else None
 
-    def of_laws() -> Figure | None:
+    def of_distributions() -> Figure | None:
         models = kept_laws(results, setup)
-        return laws.side_by_side(models, setup) if models else None
+        return distributions.side_by_side(models, setup) if models else None
 
     found = {}
-    for name, draw in (*drawings.items(), ("pictures", of_pictures), ("laws", of_laws)):
+    for name, draw in (*drawings.items(), ("pictures", of_pictures), ("distributions", of_distributions)):
         with left_out(f"plot {name} of {setup}", results.unreadable.append):
             figure = draw()
             if figure is not None:
@@ -405,12 +405,12 @@ def plots_folder(results: Results, setup: str, folder: Path) -> Path:
 
 
 def kept_laws(results: Results, setup: str) -> dict[tuple[str, str], pd.DataFrame]:
-    """(objective, sampler) -> the laws of the first run of each cell that kept any."""
+    """(objective, sampler) -> the distributions of the first run of each cell that kept any."""
     found: dict[tuple[str, str], pd.DataFrame] = {}
     for run in results.of(setup):
         key = (_objective(run.cell), _sampler(run.cell))
         try:
-            kept = laws.read_laws(run.folder) if key not in found else None
+            kept = distributions.read_distributions(run.folder) if key not in found else None
         except UserError as error:
             results.unreadable.append(str(error))
             continue

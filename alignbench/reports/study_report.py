@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from alignbench.backbones.mixture import laws
+from alignbench.backbones.mixture import distributions
 from alignbench.comparison.study import (
     FILE,
     KEYS,
@@ -158,7 +158,7 @@ def method(study: Study, row: Mapping[Any, Any]) -> str:
 
 
 def price(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
-    """Reward against KL to the base model, a panel a task; above the line no law can be.
+    """Reward against KL to the base model, a panel a task; above the line no distribution can be.
 
     A marker is where a method's trainings ended, means over seeds; its trail leads there over the levels of KL at which all
     of them were seen, from the base model on if they were at the first one.
@@ -170,7 +170,7 @@ def price(study: Study, tables: dict[str, pd.DataFrame]) -> Figure:
     trained = cells[(cells["objective"] != BASE) & cells["metric"].isin(PRICE)]
     names = list(dict.fromkeys(trained[["part", "objective"]].itertuples(index=False, name=None)))
     samplers = list(dict.fromkeys(trained["sampler"]))
-    size = (laws.WIDTH if columns > 1 else 0.7 * laws.WIDTH, (2.0 if lines > 1 else 3.0) * lines + 0.6)
+    size = (distributions.WIDTH if columns > 1 else 0.7 * distributions.WIDTH, (2.0 if lines > 1 else 3.0) * lines + 0.6)
     with plt.rc_context({**STYLE, "font.size": 7, "savefig.dpi": 200}):
         figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
         for axis, task in zip(axes.flat, tasks, strict=False):
@@ -248,15 +248,15 @@ def _write_laws(study: Study, runs: pd.DataFrame, folder: Path) -> list[Path]:
     for task, of_task in trained[trained["seed"] == seed].groupby("task", sort=False):
         models: dict[tuple[str, str], pd.DataFrame] = {}
         for run in of_task.to_dict("records"):
-            kept = readable(laws.read_laws, run["folder"], [])  # what cannot be read, `modes_frame` has told
+            kept = readable(distributions.read_distributions, run["folder"], [])  # what cannot be read, `modes_frame` has told
             if kept is None:
                 continue
             name = method(study, {"part": run["part"], "objective": run["objective"]})
             models[name, run["sampler"]] = kept
             if kept["iteration"].nunique() > 3:  # more than target, base and trained
                 title = f"{name} x {run['sampler']}, {task}, seed {seed}"
-                drawings[f"training {title}"] = partial(laws.over_training, kept, title)
+                drawings[f"training {title}"] = partial(distributions.over_training, kept, title)
         if models:
-            drawings[f"laws {task}"] = partial(laws.side_by_side, models, f"{task}, seed {seed}")
+            drawings[f"distributions {task}"] = partial(distributions.side_by_side, models, f"{task}, seed {seed}")
     files = slugs(drawings)
     return [write_figure(folder / f"{files[name]}.png", draw()) for name, draw in drawings.items()]

@@ -45,7 +45,7 @@ def rollout(
     if not prompts:
         raise UserError("a rollout needs at least one prompt")
     keys = group_keys(prompts) if keys is None else keys
-    sigmas = policy.sigmas(plan.stops[-1])[list(plan.stops)]
+    sigmas = policy.sigmas(plan.schedule_indices[-1])[list(plan.schedule_indices)]
     conditioning = policy.encode(list(prompts))
     groups = len(prompts)
 
@@ -84,9 +84,9 @@ def rollout(
             velocity.repeat_interleave(children, 0),
             sigma,
             sigma_next,
-            plan_step.noise_level,
+            plan_step.eta,
             plan_step.rule,
-            noise=noise(f"step {t}", plan.live(t + 1)) * plan_step.noise_scale,
+            noise=noise(f"step {t}", plan.branches_before(t + 1)) * plan_step.noise_scale,
             reduction=reduction,
         )
         finite.append((_all_finite(velocity), _all_finite(drawn.x_next) & _all_finite(drawn.log_prob)))
@@ -105,7 +105,7 @@ def rollout(
         node = keep(x)
         edge_rows.append(of_row)
         edge_children.append(node)
-        edge_numbers.append(x.new_tensor([sigma, sigma_next, plan_step.noise_level]).expand(len(x), 3))
+        edge_numbers.append(x.new_tensor([sigma, sigma_next, plan_step.eta]).expand(len(x), 3))
         log_probs.append(drawn.log_prob)
         new_edges = torch.arange(edge_count, edge_count + len(x), device=x.device)
         edge_count += len(x)
@@ -128,7 +128,7 @@ def rollout(
         edge_child=torch.cat(edge_children) if rows else none,
         edge_sigma=numbers[:, 0],
         edge_sigma_next=numbers[:, 1],
-        edge_noise_level=numbers[:, 2],
+        edge_eta=numbers[:, 2],
         old_log_prob=torch.cat(log_probs) if log_probs else x.new_empty(0),
         leaves=leaves,
         leaf_edges=path,

@@ -36,7 +36,7 @@ class RolloutForest:
             behaviour policy answered there.
         edge_row: int64 [E], non-decreasing: the parent of each edge as an index into `rows`.
         edge_child: int64 [E], its child as an index into `states`.
-        edge_sigma, edge_sigma_next, edge_noise_level: float32 [E], of the edge itself.
+        edge_sigma, edge_sigma_next, edge_eta: float32 [E], of the edge itself.
         old_log_prob: float32 [E], under the behaviour policy.
         leaves: int64 [G * K], indices into `states`; leaf g * K + k belongs to group g.
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
@@ -62,7 +62,7 @@ class RolloutForest:
     edge_child: Tensor
     edge_sigma: Tensor
     edge_sigma_next: Tensor
-    edge_noise_level: Tensor
+    edge_eta: Tensor
     old_log_prob: Tensor
     leaves: Tensor
     leaf_edges: Tensor
@@ -104,7 +104,7 @@ class RolloutForest:
             row_velocity=together("row_velocity"),
             edge_sigma=together("edge_sigma"),
             edge_sigma_next=together("edge_sigma_next"),
-            edge_noise_level=together("edge_noise_level"),
+            edge_eta=together("edge_eta"),
             old_log_prob=together("old_log_prob"),
         )
 
@@ -112,10 +112,10 @@ class RolloutForest:
         """One forest of the groups that each process rolled out, in the order of ranks; not scored yet."""
         if processes.count == 1:
             return self
-        prompts = processes.tell(self.prompts)
+        prompts = processes.all_gather_object(self.prompts)
         apart = ("rewards", "trained", "scores", "standardised", "sigmas")  # not there yet, or the same in all
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        gathered = {name: processes.gather(value) for name, value in values.items() if isinstance(value, Tensor)}
+        gathered = {name: processes.all_gather(value) for name, value in values.items() if isinstance(value, Tensor)}
         parts = []
         for rank, of_rank in enumerate(prompts):
             own: dict[str, Any] = {name: tensors[rank] for name, tensors in gathered.items()}

@@ -17,7 +17,7 @@ class Step:
 
     Attributes:
         rule: "ode" (deterministic), or the stochastic rules of `alignbench.flow`.
-        noise_level: eta or a of the rule; 0 exactly where the rule is "ode".
+        eta: eta or a of the rule; 0 exactly where the rule is "ode".
         children: how many branches each live branch becomes; more than one needs a stochastic rule.
         stride: how many steps of the model's schedule it takes at once.
         scored: whether a stochastic step's densities enter the loss. One that is not scored draws noise all the same, but
@@ -27,7 +27,7 @@ class Step:
     """
 
     rule: Rule = "ode"
-    noise_level: float = 0.0
+    eta: float = 0.0
     children: int = 1
     stride: int = 1
     scored: bool = True
@@ -40,14 +40,14 @@ class Step:
             raise UserError(f"a step needs at least one child for each branch, got {self.children}")
         if self.stride < 1:
             raise UserError(f"a step takes at least one step of the schedule, got stride {self.stride}")
-        if self.rule == "ode" and (self.noise_level != 0 or self.children > 1):
+        if self.rule == "ode" and (self.eta != 0 or self.children > 1):
             raise UserError("an ode step draws no noise: its noise level is 0 and its branches cannot split")
-        if self.rule != "ode" and not 0 < self.noise_level < inf:
-            raise UserError(f"a {self.rule} step needs a noise level above 0, got {self.noise_level}; use rule 'ode'")
+        if self.rule != "ode" and not 0 < self.eta < inf:
+            raise UserError(f"a {self.rule} step needs a noise level above 0, got {self.eta}; use rule 'ode'")
         if not 0 < self.noise_scale < inf or (self.rule == "ode" and self.noise_scale != 1):
             raise UserError(f"a step's noise_scale is above 0, and 1 for an ode step, got {self.noise_scale} for {self.rule}")
-        if self.rule == "cps" and self.noise_level > 1:
-            raise UserError(f"a cps step's noise level is a share of the noise, at most 1, got {self.noise_level}")
+        if self.rule == "cps" and self.eta > 1:
+            raise UserError(f"a cps step's noise level is a share of the noise, at most 1, got {self.eta}")
 
     @property
     def stochastic(self) -> bool:
@@ -66,18 +66,18 @@ class Plan:
             raise UserError(f"a plan needs at least one root and one step, got {self.roots} and {len(self.steps)}")
 
     @property
-    def stops(self) -> tuple[int, ...]:
+    def schedule_indices(self) -> tuple[int, ...]:
         """Places in the schedule between the steps, from 0 to the schedule's number of steps; [len(steps) + 1]."""
         return tuple(accumulate((s.stride for s in self.steps), initial=0))
 
-    def live(self, step: int) -> int:
+    def branches_before(self, step: int) -> int:
         """Branches of one group that are alive before `step`, which is the model rows that the step costs."""
         return self.roots * prod(s.children for s in self.steps[:step])
 
     @property
     def leaves(self) -> int:
         """Pictures of one group: K."""
-        return self.live(len(self.steps))
+        return self.branches_before(len(self.steps))
 
     @property
     def stochastic_steps(self) -> tuple[int, ...]:
@@ -90,12 +90,13 @@ class Plan:
         return tuple(t for t, s in enumerate(self.steps) if s.children > 1)
 
     @property
-    def prefixes(self) -> tuple[int, ...]:
+    def branch_counts(self) -> tuple[int, ...]:
         """Branches of one group at the noise and after each split; the last is K."""
-        return (self.roots, *(self.live(t + 1) for t in self.splits))
+        return (self.roots, *(self.branches_before(t + 1) for t in self.splits))
 
-    def unshared(self) -> "Plan":
-        """Of as many leaves, each with a root and a path of its own: every single leaf has the same law as in this plan."""
+    def as_independent(self) -> "Plan":
+        """Of as many leaves, each with a root and a path of its own: every single leaf has the same distribution as in this
+        plan."""
         return Plan(tuple(replace(s, children=1) for s in self.steps), roots=self.leaves)
 
     def from_one_noise(self) -> "Plan":
@@ -116,8 +117,8 @@ class Plan:
 
     def model_rows(self, groups: int = 1) -> int:
         """Velocity evaluations that a rollout of `groups` groups costs."""
-        return groups * sum(self.live(t) for t in range(len(self.steps)))
+        return groups * sum(self.branches_before(t) for t in range(len(self.steps)))
 
     def replay_rows(self, groups: int = 1) -> int:
         """Velocity evaluations of one training pass: the distinct parents of scored edges."""
-        return groups * sum(self.live(t) for t in self.stochastic_steps)
+        return groups * sum(self.branches_before(t) for t in self.stochastic_steps)

@@ -33,12 +33,12 @@ class Velocities:
 
     Attributes:
         reference: the frozen base model's answer, for an objective that needs it.
-        old: that of the policy as it was at the rollout, likewise.
+        behaviour: that of the policy as it was at the rollout, likewise.
     """
 
     policy: Tensor
     reference: Tensor | None = None
-    old: Tensor | None = None
+    behaviour: Tensor | None = None
 
 
 class Rows(Protocol):
@@ -194,7 +194,7 @@ def edge_std(forest: RolloutForest) -> Tensor:
 def _moments(forest: RolloutForest, edges: slice, x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of some edges, each by the rule of its step."""
     steps = forest.edge_step[edges].tolist()
-    numbers = forest.edge_sigma[edges], forest.edge_sigma_next[edges], forest.edge_noise_level[edges]
+    numbers = forest.edge_sigma[edges], forest.edge_sigma_next[edges], forest.edge_eta[edges]
     rules: set[Rule] = {forest.plan.steps[t].rule for t in set(steps)}
     if len(rules) <= 1:  # without an edge by any rule, so that what is empty has its graph too
         return flow.moments(x, velocity, *numbers, rules.pop() if rules else "sde")

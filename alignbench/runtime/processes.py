@@ -5,7 +5,7 @@ answers its share of the rows, and terms are gathered likewise. Every process co
 objective never learns that there are several. Each sends its part of d(loss)/d(terms) through the model, and gradients are
 added up.
 
-What fails in one process fails in all of them, at the same place: `agree`. So does a request to end. One process alone
+What fails in one process fails in all of them, at the same place: `on_all_ranks`. So does a request to end. One process alone
 writes files. With one process all of this costs nothing.
 """
 
@@ -43,7 +43,7 @@ TIMEOUT = timedelta(hours=2)
 
 
 class Processes:
-    """One process, alone; `Together` is one of several.
+    """One process, alone; `DistributedProcesses` is one of several.
 
     Attributes:
         rank: which of them this is.
@@ -58,45 +58,46 @@ class Processes:
     device = torch.device("cpu")
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the one that writes files and speaks."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of them, in order. All are as long: the last item is repeated; `kept` tells how many count."""
+        """This process's part of them, in order. All are as long: the last item is repeated; `unpadded_length` tells how
+        many count."""
         each = -(-len(items) // self.count)
         return [items[min(i, len(items) - 1)] for i in range(self.rank * each, (self.rank + 1) * each)]
 
-    def kept(self, items: Sequence[Item]) -> int:
+    def unpadded_length(self, items: Sequence[Item]) -> int:
         """How many at the start of this process's share are no repetitions."""
         each = -(-len(items) // self.count)
         return min(max(len(items) - self.rank * each, 0), each)
 
-    def agree(self, work: Callable[[], Found], *, asks_model: bool = False) -> Found:
+    def on_all_ranks(self, work: Callable[[], Found], *, calls_model: bool = False) -> Found:
         """`work()` in each process; what one raises, all raise, with its message.
 
         Args:
-            asks_model: whether work asks the model. With sharded weights the others then wait inside it for the process that
+            calls_model: whether work asks the model. With sharded weights the others then wait inside it for the process that
                 failed, and cannot be told: it ends, and they with it.
         """
         return work()
 
-    def by_first(self, work: Callable[[], object]) -> None:
+    def on_rank_zero(self, work: Callable[[], object]) -> None:
         """`work()` in the first process alone; what it raises, all raise."""
-        self.agree(lambda: work() if self.first else None)
+        self.on_all_ranks(lambda: work() if self.is_rank_zero else None)
 
-    def tell(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """What each process says, in the order of ranks; anything that JSON can hold."""
         return [value]
 
-    def gather(self, values: Tensor) -> list[Tensor]:
+    def all_gather(self, values: Tensor) -> list[Tensor]:
         """The tensor of each process, in the order of ranks; they may differ in their first dimension."""
         return [values]
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """In place: each becomes the sum over processes, to the same bits in all of them."""
 
-    def agreed(self, error: BaseException) -> bool:
+    def raised_on_all_ranks(self, error: BaseException) -> bool:
         """Whether all processes raise it, so that they can still work together."""
         return True
 
@@ -105,17 +106,17 @@ class Processes:
         return deferred_interrupt()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def join(device: torch.device, *, sharded: bool = False) -> Processes:
-    """The processes that a launcher started together with this one; `ALONE` where none did.
+    """The processes that a launcher started together with this one; `SINGLE_PROCESS` where none did.
 
     Args:
         device: what each trains on; with CUDA each takes a GPU of its own.
     """
     if launch.count() == 1:
-        return ALONE
+        return SINGLE_PROCESS
     from accelerate import PartialState
 
     with warnings.catch_warnings():
@@ -123,7 +124,7 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
         warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
         with _waiting(), _meeting():
             state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
-    return Together(state.device, sharded=sharded)
+    return DistributedProcesses(state.device, sharded=sharded)
 
 
 def on_loopback() -> dict[str, Any]:
@@ -173,8 +174,8 @@ def _meeting() -> Iterator[None]:
         raise errors.RunError(f"the processes of this run cannot meet ({place}): {first_line(error)}") from error
 
 
-class Together(Processes):
-    """One of several, in torch's default process group. From here on a request to end is only noted: see `agree`."""
+class DistributedProcesses(Processes):
+    """One of several, in torch's default process group. From here on a request to end is only noted: see `on_all_ranks`."""
 
     def __init__(self, device: torch.device, *, sharded: bool = False) -> None:
         import torch.distributed as dist
@@ -191,17 +192,17 @@ class Together(Processes):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked_to_end = True
 
-    def agree(self, work: Callable[[], Found], *, asks_model: bool = False) -> Found:
+    def on_all_ranks(self, work: Callable[[], Found], *, calls_model: bool = False) -> Found:
         failure: Exception | None = None
         try:
             found = work()
         except Exception as error:
-            if self.sharded and asks_model:
+            if self.sharded and calls_model:
                 kind, message = _described(error) or ("", "")
                 print(f"alignbench: process {self.rank} ends: {message}", file=sys.stderr)
                 raise error if kind == type(error).__name__ else errors.RunError(message) from error
             failure = error
-        told = self.tell([_described(failure), self.asked_to_end])
+        told = self.all_gather_object([_described(failure), self.asked_to_end])
         failed = [(rank, *described) for rank, (described, _) in enumerate(told) if described]
         if failed:
             rank, kind, message = failed[0]
@@ -213,12 +214,12 @@ class Together(Processes):
             raise self.raised
         return found
 
-    def tell(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         text = json.dumps(value).encode()
         data = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()).to(self.device)
-        return [json.loads(bytes(part.cpu().numpy())) for part in self.gather(data)]
+        return [json.loads(bytes(part.cpu().numpy())) for part in self.all_gather(data)]
 
-    def gather(self, values: Tensor) -> list[Tensor]:
+    def all_gather(self, values: Tensor) -> list[Tensor]:
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
         with _connected():
             self.dist.all_gather(lengths, torch.tensor([len(values)], device=self.device))
@@ -232,12 +233,12 @@ class Together(Processes):
             self.dist.all_gather(parts, sent)
         return [part.view(values.dtype)[:length].to(values.device) for part, length in zip(parts, wanted, strict=True)]
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         with _connected():
             for work in [self.dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
 
-    def agreed(self, error: BaseException) -> bool:
+    def raised_on_all_ranks(self, error: BaseException) -> bool:
         cause: BaseException | None = error
         while cause is not None and cause is not self.raised:
             cause = cause.__cause__
@@ -284,19 +285,19 @@ def _described(error: Exception | None) -> tuple[str, str] | None:
     return (known[0], str(error)) if known else (errors.RunError.__name__, f"{type(error).__name__}: {first_line(error)}")
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of it alone: torch's DTensor, whose module takes a while to import."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that is spread over the processes, each of which must ask; any other as it is."""
-    return cast("DTensor", tensor).full_tensor() if is_spread(tensor) else tensor
+    return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
-def spread_like(value: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor, for a parameter that is spread; for any other the tensor as it is."""
-    if not is_spread(parameter):
+    if not is_sharded(parameter):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -304,7 +305,7 @@ def spread_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Ends what `join` began; at the end of a process that nothing failed in."""
     if launch.count() > 1:
         from accelerate import PartialState

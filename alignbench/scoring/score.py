@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from alignbench.config.run_config import RunConfig
-from alignbench.evaluation.evaluate import Evaluation, Judges, estimates, evaluate, evaluation_prompts, judge
+from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluation_prompts, judge
 from alignbench.figures import plots
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, threads_of
@@ -28,7 +28,7 @@ def score_model(
     settings: Mapping[str, dict[str, Any]] | None = None,
     advance: Advance = lambda what: None,
 ) -> EvalRecord:
-    """Judges a backbone on the task's evaluation prompts, as a run with this configuration does.
+    """MetricSuite a backbone on the task's evaluation prompts, as a run with this configuration does.
 
     Args:
         config: which backbone, task and protocol.
@@ -45,7 +45,7 @@ def score_model(
         task = _task(config, evals, settings or {})
         prompts = evaluation_prompts(task, config.evaluation)
         weights = policy_weights(run / "checkpoints") if run else None
-        judges = Judges(task, config.scorer_timeout)
+        judges = MetricSuite(task, config.scorer_timeout)
         advance("loading models")
         judges.prepare()
         judges.check_prompts(prompts)
@@ -80,7 +80,7 @@ def score_pictures(
     settings: Mapping[str, dict[str, Any]] | None = None,
     advance: Advance = lambda what: None,
 ) -> EvalRecord:
-    """Judges pictures that were made elsewhere; `read_pictures` says which prompt each belongs to.
+    """MetricSuite pictures that were made elsewhere; `read_pictures` says which prompt each belongs to.
 
     Raises:
         UserError: pictures and prompts do not fit, one cannot be opened, or an eval cannot take them.
@@ -88,7 +88,7 @@ def score_pictures(
     """
     with claimed(out):
         task = _task(config, evals, settings or {})
-        judges = Judges(task, config.scorer_timeout)
+        judges = MetricSuite(task, config.scorer_timeout)
         judges.require()
         advance("reading pictures")
         pictures = read_pictures(folder, prompts)

@@ -49,7 +49,7 @@ class TaskConfig(Settings):
     eval_prompts: str | list[str]
     """Prompts that no run trains on. Of prompts that differ in case and blanks alone the first is taken."""
     same_prompts: bool = False
-    """Judge on the training prompts: for a task whose question is the law of these very prompts' pictures."""
+    """Judge on the training prompts: for a task whose question is the distribution of these very prompts' pictures."""
     reward: list[RewardChoice] = Field(min_length=1)
     judges: list[EvalChoice] = Field(default_factory=list)
 
@@ -98,7 +98,7 @@ class Task:
         Raises:
             UserError: settings of an eval that is not among the names, or an unknown eval.
         """
-        from alignbench.scorer import Eval
+        from alignbench.scorer import Metric
 
         for name in settings:
             if name not in names:
@@ -106,7 +106,7 @@ class Task:
         known = {c.label or c.eval: c for c in reversed([*self.config.reward, *self.config.judges])}
         found = []
         for name in names:
-            choice = known.get(name) or EvalChoice(eval=name, settings=registry.find("evals", name, Eval).passing_over)
+            choice = known.get(name) or EvalChoice(eval=name, settings=registry.find("evals", name, Metric).skip_settings)
             merged = {**choice.settings, **settings.get(name, {})}
             found.append(EvalChoice(eval=choice.eval, label=choice.label, settings=merged))
         return found

@@ -23,18 +23,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alignbench import tasks
-from alignbench.backbone import Backbone, holding
+from alignbench.backbone import Backbone, temporarily_set
 from alignbench.config.run_config import WITHOUT_EFFECT
 from alignbench.errors import UserError
 from alignbench.files.writing import is_litter, write_folder
 from alignbench.objective import Objective
-from alignbench.runtime.processes import ALONE, Processes, spread_like, whole
+from alignbench.runtime.processes import SINGLE_PROCESS, Processes, full_tensor, shard_like
 
 VERSION = 4
 REPLACEABLE = ("reward", "judges")
 """Parts of a task that a run may go on with others of: a scorer that died is replaced. Another reward is told in the record."""
 STATE, SUMS = "state.json", "SHA256SUMS"
-WEIGHTS, AVERAGE, REFERENCE, OLD, OWN, OPTIMIZER = (
+WEIGHTS, AVERAGE, REFERENCE, BEHAVIOUR, OWN, OPTIMIZER = (
     f"{name}.safetensors" for name in ("weights", "ema", "reference", "old", "objective", "optimizer")
 )
 
@@ -84,7 +84,7 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """While entered, the parameters hold their averages; afterwards the live values are back."""
-        with holding(self.parameters, self.average):
+        with temporarily_set(self.parameters, self.average):
             yield
 
 
@@ -96,11 +96,11 @@ def save_checkpoint(
     ema: EMA | None,
     objective: Objective,
     reference: list[Tensor] | None = None,
-    old: list[Tensor] | None = None,
+    behaviour: list[Tensor] | None = None,
     *,
     keep: int = 1,
     best_window: int | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Path:
     """Writes `folder/iteration-N`, whole or not at all, and removes those that are not kept; returns its path.
 
@@ -116,7 +116,7 @@ def save_checkpoint(
     """
     final = folder / f"iteration-{checkpoint.iteration}"
     averages: Sequence[Tensor] = ema.average if ema else []
-    lists = {AVERAGE: averages, REFERENCE: reference or [], OLD: old or [], OWN: [*objective.parameters()]}
+    lists = {AVERAGE: averages, REFERENCE: reference or [], BEHAVIOUR: behaviour or [], OWN: [*objective.parameters()]}
     tensors = {WEIGHTS: _trained(model), OPTIMIZER: _optimizer_tensors(optimizer)}
     tensors |= {name: {str(i): _saved_form(v) for i, v in enumerate(values)} for name, values in lists.items() if values}
 
@@ -132,7 +132,7 @@ def save_checkpoint(
             write_folder(final, write)
         _remove_others(folder, checkpoint, keep, best_window)
 
-    processes.by_first(place)
+    processes.on_rank_zero(place)
     return final
 
 
@@ -213,13 +213,13 @@ class Restored:
     Attributes:
         checkpoint: the rest of the state.
         reference: the parameters of a reference that was refreshed, if it was.
-        old: those of an old policy that lags, if there is one.
+        behaviour: those of an behaviour policy that lags, if there is one.
         passed_over: a sentence for each newer checkpoint that is damaged.
     """
 
     checkpoint: Checkpoint
     reference: list[Tensor] | None
-    old: list[Tensor] | None
+    behaviour: list[Tensor] | None
     passed_over: list[str]
 
 
@@ -227,7 +227,7 @@ def judged_weights(policy: Backbone, weights: PolicyWeights | None) -> AbstractC
     """While entered, the policy has these weights; without any it is the base model."""
     if weights is None:
         return policy.reference()
-    return holding(list(policy.parameters()), weights.in_order(policy.trainable()))
+    return temporarily_set(list(policy.parameters()), weights.in_order(policy.trainable()))
 
 
 def load_checkpoint(
@@ -277,12 +277,12 @@ def load_checkpoint(
 
     def kept(name: str) -> list[Tensor] | None:
         values = _load_list(path / name) if (path / name).exists() else None
-        return values and [spread_like(value.to(p.device), p) for value, p in zip(values, trained, strict=True)]
+        return values and [shard_like(value.to(p.device), p) for value, p in zip(values, trained, strict=True)]
 
     objective.load_state(checkpoint.objective)
     state = _optimizer_state(load_file(path / OPTIMIZER), [p for group in optimizer.param_groups for p in group["params"]])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return Restored(checkpoint, kept(REFERENCE), kept(OLD), passed_over)
+    return Restored(checkpoint, kept(REFERENCE), kept(BEHAVIOUR), passed_over)
 
 
 class DamagedCheckpointError(UserError):
@@ -379,7 +379,7 @@ def _load_list(path: Path) -> list[Tensor]:
 @torch.no_grad()
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(into, values, strict=True):
-        tensor.copy_(spread_like(value.to(tensor.device), tensor))
+        tensor.copy_(shard_like(value.to(tensor.device), tensor))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -388,7 +388,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _saved_form(tensor: Tensor) -> Tensor:
-    return whole(tensor.detach()).contiguous()
+    return full_tensor(tensor.detach()).contiguous()
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -404,5 +404,5 @@ def _optimizer_state(tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]
         number, _, name = key.partition(".")
         parameter = parameters[int(number)]
         of_shape = value.shape == parameter.shape  # not so the count of steps
-        state.setdefault(int(number), {})[name] = spread_like(value.to(parameter.device), parameter) if of_shape else value
+        state.setdefault(int(number), {})[name] = shard_like(value.to(parameter.device), parameter) if of_shape else value
     return state

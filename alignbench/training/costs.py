@@ -18,8 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from alignbench.backbone import Backbone, device_named
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
-from alignbench.evaluation.evaluate import Judges, evaluation_prompts
-from alignbench.load import load_configured_backbone, load_objective, load_sampler, opens_hollow
+from alignbench.evaluation.evaluate import MetricSuite, evaluation_prompts
+from alignbench.load import load_configured_backbone, load_objective, load_sampler, opens_on_meta_device
 from alignbench.objective import Needs, Objective
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.forest import RolloutForest
@@ -112,7 +112,7 @@ class Forecast(BaseModel):
     """Each row is evaluated once more without a gradient, since a pass takes several micro-batches (gradient caching)."""
     reference: bool
     """And once by the frozen base model."""
-    old: bool
+    behaviour: bool
     """And once, after the first update, by the policy of the rollout."""
     rows: float
     """Of one iteration, all of these together."""
@@ -152,7 +152,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
         float(np.mean([p.model_rows(groups) for p in plans])),
         replay,
         replay if leaves is None else replay * float(leaves.float().mean()),
-        groups * max(p.live(t) for p in plans for t in range(len(p.steps))),
+        groups * max(p.branches_before(t) for p in plans for t in range(len(p.steps))),
         groups * k,
     )
 
@@ -175,7 +175,7 @@ def _hand_made(groups: int, k: int) -> RolloutForest:
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     """Times some rows and pictures of the task's first prompts, each after a first time that does not count."""
     task = load_task(config.task)
-    judges, prompts = Judges(task, config.scorer_timeout), task.train_prompts[:TIMED_PICTURES]
+    judges, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_PICTURES]
     rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
     guided = policy.encode(prompts)
     x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)
@@ -203,7 +203,8 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
 
 
 def model_rows(config: RunConfig, rows: Rows, needs: Needs) -> float:
-    """All rows of an iteration, as a run's record counts them: with those of gradient caching, a reference, an old policy."""
+    """All rows of an iteration, as a run's record counts them: with those of gradient caching, a reference, an behaviour
+    policy."""
     passes = config.updates_per_rollout * (1 + _cached(config, rows))
     return rows.rollout + rows.asked * passes + rows.replay * _other_passes(config, needs)
 
@@ -227,10 +228,10 @@ def seconds_of_judging(config: RunConfig, pace: Pace) -> float:
 
 
 def _other_passes(config: RunConfig, needs: Needs) -> int:
-    """Of the reference and the old policy over all replay rows, without a gradient."""
+    """Of the reference and the behaviour policy over all replay rows, without a gradient."""
     updates = config.updates_per_rollout
-    old = (updates if needs.old_lags else updates - 1) * needs.old
-    return updates * needs.reference + old
+    behaviour = (updates if needs.behaviour_is_ema else updates - 1) * needs.behaviour
+    return updates * needs.reference + behaviour
 
 
 def _cached(config: RunConfig, rows: Rows) -> bool:
@@ -376,8 +377,8 @@ def forecast(config: RunConfig) -> Forecast:
     objective = load_objective(config.objective.name, **config.objective.settings)
     rows = rows_per_iteration(config, objective)
     evaluation_prompts(task, config.evaluation)
-    hollow = opens_hollow(config)
-    policy = load_configured_backbone(config, device="meta" if hollow else None)
+    on_meta = opens_on_meta_device(config)
+    policy = load_configured_backbone(config, device="meta" if on_meta else None)
     guided = trains_guided(objective)
     needed = memory(config, policy, task.train_prompts[0], rows, guided=guided)
     parameters = {name: sum(p.numel() for p in c.module.parameters()) for name, c in policy.components().items()}
@@ -393,7 +394,7 @@ def forecast(config: RunConfig) -> Forecast:
         replay_rows=rows.replay,
         cached=_cached(config, rows),
         reference=needs.reference,
-        old=needs.old and (needs.old_lags or config.updates_per_rollout > 1),
+        behaviour=needs.behaviour and (needs.behaviour_is_ema or config.updates_per_rollout > 1),
         rows=model_rows(config, rows, needs),
         pictures=rows.pictures,
         call_rows=round(min(config.micro_batch or rows.widest, rows.widest)),

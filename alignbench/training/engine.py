@@ -13,13 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from alignbench.backbone import Backbone, holding
+from alignbench.backbone import Backbone, temporarily_set
 from alignbench.errors import NonFiniteError, RunError
 from alignbench.objective import Objective
 from alignbench.rollouts.executor import predict
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Rows, Terms, Velocities
-from alignbench.runtime.processes import ALONE, Processes, is_spread
+from alignbench.runtime.processes import SINGLE_PROCESS, Processes, is_sharded
 
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
 """How far the importance ratio may be from 1 on the first update after a rollout."""
@@ -34,7 +34,7 @@ class Backward:
         terms: all terms, detached, before the update.
         rows: distinct model inputs that the policy was asked about.
         forward_rows: rows that were evaluated, counting twice those that gradient caching evaluates twice, and those of
-            the reference and of the old policy.
+            the reference and of the behaviour policy.
     """
 
     loss: float
@@ -50,9 +50,9 @@ def backward(
     *,
     update: int = 0,
     micro_batch: int | None = None,
-    old: Sequence[Tensor] | None = None,
+    behaviour: Sequence[Tensor] | None = None,
     reference: Sequence[Tensor] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Backward:
     """Adds d(loss)/d(parameters) to the `.grad` of the policy's and the objective's parameters.
 
@@ -62,7 +62,7 @@ def backward(
         forest: with rewards.
         update: how many updates this rollout has already served.
         micro_batch: at most this many rows in one model call; None for all in one.
-        old: the policy's parameters at the rollout; None while they have not changed since.
+        behaviour: the policy's parameters at the rollout; None while they have not changed since.
         reference: the parameters of a reference that has been refreshed; None for the base model.
         processes: those that share the rows. All have the same forest, and get the same gradients and terms.
 
@@ -97,34 +97,34 @@ def backward(
 
     def ask_others() -> tuple[list[Tensor | None], list[Tensor | None]]:
         references: list[Tensor | None] = [None] * len(parts)
-        olds: list[Tensor | None] = [None] * len(parts)
+        behaviours: list[Tensor | None] = [None] * len(parts)
         with torch.no_grad():
             if objective.needs.reference:
-                with policy.reference() if reference is None else holding(list(policy.parameters()), reference):
+                with policy.reference() if reference is None else temporarily_set(list(policy.parameters()), reference):
                     references = [ask(part) for part in parts]
-            if asks_old:
-                with holding(list(policy.parameters()), old or []):
-                    olds = [ask(part) for part in parts]
-        return references, olds
+            if asks_behaviour:
+                with temporarily_set(list(policy.parameters()), behaviour or []):
+                    behaviours = [ask(part) for part in parts]
+        return references, behaviours
 
-    asks_old = objective.needs.old and old is not None
-    references, olds = processes.agree(ask_others, asks_model=True)
-    other_rows = len(rows) * (objective.needs.reference + asks_old)
+    asks_behaviour = objective.needs.behaviour and behaviour is not None
+    references, behaviours = processes.on_all_ranks(ask_others, calls_model=True)
+    other_rows = len(rows) * (objective.needs.reference + asks_behaviour)
 
     def terms_of(i: int) -> Terms:
         velocity = ask_policy(parts[i])
-        before = velocity.detach() if objective.needs.old and old is None else olds[i]
+        before = velocity.detach() if objective.needs.behaviour and behaviour is None else behaviours[i]
         return objective.terms(parts[i], Velocities(velocity, references[i], before))
 
     def first_pass() -> list[Terms]:
         with torch.set_grad_enabled(once):
             return [terms_of(i) for i in range(len(parts))]
 
-    pieces = processes.agree(first_pass, asks_model=True)
+    pieces = processes.on_all_ranks(first_pass, calls_model=True)
     terms: Terms = {}
     before_here: dict[str, int] = {}
     for name in pieces[0]:
-        gathered = processes.gather(torch.cat([piece[name].detach() for piece in pieces]))
+        gathered = processes.all_gather(torch.cat([piece[name].detach() for piece in pieces]))
         before_here[name] = sum(len(values) for values in gathered[: processes.rank])
         terms[name] = torch.cat(gathered)
     _check_finite(terms)
@@ -135,12 +135,12 @@ def backward(
     _check_loss(loss, objective)
     gradients = torch.autograd.grad(loss, [*leaves.values(), *own], allow_unused=True)
     of_terms = dict(zip(leaves, gradients, strict=False))
-    if processes.first:  # the loss is the same in all, and gradients are added up
+    if processes.is_rank_zero:  # the loss is the same in all, and gradients are added up
         for parameter, gradient in zip(own, gradients[len(leaves) :], strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
-    def way_back() -> None:
+    def recompute_and_backward() -> None:
         places = dict(before_here)
         for i in range(len(parts)):
             outputs, sent = [], []
@@ -154,7 +154,7 @@ def backward(
             if outputs:
                 torch.autograd.backward(outputs, sent)
 
-    processes.agree(way_back, asks_model=True)
+    processes.on_all_ranks(recompute_and_backward, calls_model=True)
     _add_up([*policy.parameters(), *own], processes)
     return Backward(float(loss.detach()), terms, asked, asked * (1 if once else 2) + other_rows)
 
@@ -172,15 +172,15 @@ def _add_up(parameters: Sequence[Tensor], processes: Processes) -> None:
     """Makes each gradient the sum over processes; one that none of them has stays None. Where weights are spread, it is."""
     if processes.count == 1:
         return
-    parameters = [p for p in parameters if not is_spread(p)]
+    parameters = [p for p in parameters if not is_sharded(p)]
     has = torch.tensor([float(p.grad is not None) for p in parameters], device=processes.device)
-    processes.add([has])
+    processes.all_reduce_sum_([has])
     gradients = []
     for parameter, somewhere in zip(parameters, has.tolist(), strict=True):
         if somewhere:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients.append(parameter.grad)
-    processes.add(gradients)
+    processes.all_reduce_sum_(gradients)
 
 
 def _check_loss(loss: Tensor, objective: Objective) -> None:

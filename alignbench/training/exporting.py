@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench import __version__
-from alignbench.backbone import holding
+from alignbench.backbone import temporarily_set
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError, did_you_mean
@@ -60,7 +60,7 @@ def _export(config: RunConfig, run: Path, out: Path, which: str) -> str:
         (_write_lora if lora else _write_pipeline)(policy, folder)
         (folder / ABOUT).write_text(about, encoding="utf-8")
 
-    with holding(list(policy.parameters()), weights.in_order(policy.trainable())):
+    with temporarily_set(list(policy.parameters()), weights.in_order(policy.trainable())):
         fill(out, write, last=ABOUT)
     variants = {v for name, v in policy.parts.variants.items() if v and name != "transformer"}
     named = "".join(f', variant="{variant}"' for variant in variants)

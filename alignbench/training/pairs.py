@@ -18,7 +18,7 @@ from PIL import Image
 from alignbench import groups
 from alignbench.backbone import Backbone
 from alignbench.errors import UserError
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.files.images import open_image
 from alignbench.files.paths import local_path
 from alignbench.files.text_files import read_table
@@ -126,7 +126,7 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
         edge_child=none,
         edge_sigma=numbers,
         edge_sigma_next=numbers,
-        edge_noise_level=numbers,
+        edge_eta=numbers,
         old_log_prob=numbers,
         leaves=torch.arange(len(images), device=latents.device),
         leaf_edges=none.new_empty(len(images), 0),
@@ -139,7 +139,7 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
 
 def write_pairs(
     policy: Backbone,
-    judges: Judges,
+    judges: MetricSuite,
     prompts: list[str],
     images_per_prompt: int,
     seed: int,
@@ -172,7 +172,7 @@ def write_pairs(
 
 def _write_pairs(
     policy: Backbone,
-    judges: Judges,
+    judges: MetricSuite,
     prompts: list[str],
     images_per_prompt: int,
     seed: int,
@@ -189,7 +189,7 @@ def _write_pairs(
             scores = judges.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
             of_group = {name: torch.from_numpy(answer)[None] for name, answer in scores.items()}
             rewards = groups.total(of_group, judges.weights, normalise=normalise_rewards)
-            total, known = rewards[0].numpy(), np.flatnonzero(groups.comparable(rewards)[0])
+            total, known = rewards[0].numpy(), np.flatnonzero(groups.usable_leaves(rewards)[0])
             if len(known):
                 best, worst = known[total[known].argmax()], known[total[known].argmin()]
                 names = {"chosen": f"pictures/{p:05d}-chosen.png", "rejected": f"pictures/{p:05d}-rejected.png"}

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from alignbench import groups
-from alignbench.backbone import Law, device_named
-from alignbench.backbones.mixture import laws
+from alignbench.backbone import PointDistribution, device_named
+from alignbench.backbones.mixture import distributions
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
 from alignbench.evaluation.evaluate import (
     Evaluation,
-    Judges,
+    MetricSuite,
     alarms,
     check_scores_vary,
     compare,
@@ -79,15 +79,15 @@ def run(
         KeyboardInterrupt: after a checkpoint has been written.
     """
     processes = join(device_named(config.device), sharded=config.sharded or launch.asks_for_sharding())
-    out = Path(processes.tell(str(out))[0])
+    out = Path(processes.all_gather_object(str(out))[0])
     if not resume:
-        processes.agree(lambda: _refuse_taken(out))
-    shown = console if console and processes.first else Silent()
+        processes.on_all_ranks(lambda: _refuse_taken(out))
+    shown = console if console and processes.is_rank_zero else Silent()
     try:
-        made = processes.agree(lambda: _Run(config, out, shown, {} if bases is None else bases, processes))
+        made = processes.on_all_ranks(lambda: _Run(config, out, shown, {} if bases is None else bases, processes))
         if processes.sharded:
             made.policy.shard()
-        processes.agree(made.prepare)
+        processes.on_all_ranks(made.prepare)
         return made.run(resume)
     except (ScorerError, DiskError) as error:
         if not (out / CONFIG).is_file():
@@ -132,12 +132,12 @@ class _Run:
         self.judged = evaluation_prompts(self.task, config.evaluation)  # likewise
         check_trackers(config.trackers)
         console.status("loading models")
-        self.judges = Judges(self.task, config.scorer_timeout)
+        self.judges = MetricSuite(self.task, config.scorer_timeout)
         self.judges.require()
         self.policy = load_configured_backbone(config)
         self.judges.prepare()
         self.judges.check_prompts(self.judged, self.task.train_prompts if objective.needs.training and not config.pairs else ())
-        self.laws: list[pd.DataFrame] = []
+        self.distributions: list[pd.DataFrame] = []
         self.status = "complete"
 
     def prepare(self) -> None:
@@ -159,7 +159,7 @@ class _Run:
                     _refuse_taken(self.out)  # while the models were loaded another process may have come and gone
                 refuse_links(self.out, *SUBFOLDERS)
 
-            self.processes.by_first(take)
+            self.processes.on_rank_zero(take)
             return self._run(resume)
 
     def _run(self, resume: bool) -> Result:
@@ -170,8 +170,8 @@ class _Run:
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
             for change in trainer.changes:
                 self.console.warn(change)
-            kept = laws.read_laws(self.out)
-            self.laws = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
+            kept = distributions.read_distributions(self.out)
+            self.distributions = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, to_yaml(config.resolved()))
         self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
         if config.updates_per_rollout == 1 and _chosen_clip(trainer.objective):
@@ -181,21 +181,21 @@ class _Run:
         for sentence in too_faint(self.judges, base):
             self.console.warn(sentence)
         self._write_evaluations(base=base)
-        self._keep_law(self.policy.target(base.prompts[0]), laws.TARGET)
-        self._keep_law(base.law, 0)
+        self._keep_distribution(self.policy.target_distribution(base.prompts[0]), distributions.TARGET)
+        self._keep_distribution(base.distribution, 0)
         with self._tracking() as tracking:
             self._train(tracking)
             with trainer.averaged_weights():
                 final = self._final() if trainer.iteration else base
                 self._write_evaluations(base=base, final=final)
-                self._keep_law(final.law, trainer.iteration)
+                self._keep_distribution(final.distribution, trainer.iteration)
                 result = self._result(base, final)
-                if config.pictures and self.policy.pictorial:
+                if config.pictures and self.policy.decodes_to_images:
                     self._write_pictures(base, final)
             tracking.log_result(result)
-        self.processes.by_first(lambda: write_result(result, self.out))
+        self.processes.on_rank_zero(lambda: write_result(result, self.out))
         if config.pictures:
-            self.processes.by_first(lambda: plots.plot_run(self.out, self.console.warn))
+            self.processes.on_rank_zero(lambda: plots.plot_run(self.out, self.console.warn))
         self.console.end(result, self.out)
         return result
 
@@ -219,9 +219,9 @@ class _Run:
                     self.status = "budget spent"
             trainer.save(self.checkpoints)
         except BaseException as error:
-            if self.processes.agreed(error):
+            if self.processes.raised_on_all_ranks(error):
                 try:
-                    if not trainer.torn and trainer.saved != trainer.iteration:
+                    if not trainer.weights_partially_updated and trainer.saved != trainer.iteration:
                         trainer.save(self.checkpoints)
                 finally:
                     self._write_metrics()
@@ -255,20 +255,22 @@ class _Run:
         return with_measured(found, "path_kl", distance)
 
     def _snapshot(self, row: dict[str, Any]) -> None:
-        """Adds to an iteration's row what the backbone knows of itself, and keeps its law."""
+        """Adds to an iteration's row what the backbone knows of itself, and keeps its distribution."""
         if self.trainer.progress() == 1:
             return  # the judged model comes
         began = time.perf_counter()
         with self.trainer.averaged_weights():
             row |= {f"measured_{name}": float(m.values.mean()) for name, m in self.policy.measure(self.judged).items()}
-            self._keep_law(self.policy.law(self.judged[0]), self.trainer.iteration)
+            self._keep_distribution(self.policy.distribution(self.judged[0]), self.trainer.iteration)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
 
-    def _keep_law(self, law: Law | None, iteration: int) -> None:
-        if law is not None:
-            self.laws = [kept[kept["iteration"] != iteration] for kept in self.laws] + [laws.as_rows(law, iteration)]
-            table = pd.concat(self.laws).sort_values("iteration", kind="stable", ignore_index=True)
-            self._put(laws.FILE, lambda p: table.to_parquet(p, index=False))
+    def _keep_distribution(self, distribution: PointDistribution | None, iteration: int) -> None:
+        if distribution is not None:
+            self.distributions = [kept[kept["iteration"] != iteration] for kept in self.distributions] + [
+                distributions.as_rows(distribution, iteration)
+            ]
+            table = pd.concat(self.distributions).sort_values("iteration", kind="stable", ignore_index=True)
+            self._put(distributions.FILE, lambda p: table.to_parquet(p, index=False))
 
     def _evaluate(self, what: str) -> Evaluation:
         began = time.perf_counter()
@@ -292,12 +294,12 @@ class _Run:
     # ------------------------------------------------------------------------------------------------ files
 
     def _tracking(self) -> Tracking:
-        config = self.config if self.processes.first else self.config.model_copy(update={"trackers": ()})
+        config = self.config if self.processes.is_rank_zero else self.config.model_copy(update={"trackers": ()})
         return Tracking(config, self.out, self.trainer.iteration)
 
     def _put(self, name: str, write: Callable[[Path], Any]) -> None:
         """One file of the run's folder, by the first process."""
-        self.processes.by_first(lambda: write_atomically(self.out / name, write))
+        self.processes.on_rank_zero(lambda: write_atomically(self.out / name, write))
 
     def _write(self, name: str, text: str) -> None:
         self._put(name, lambda p: p.write_text(text, encoding="utf-8"))
@@ -321,7 +323,7 @@ class _Run:
             with plots.left_out("samples/before_after.png", self.console.warn):
                 plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
 
-        self.processes.by_first(sheets)
+        self.processes.on_rank_zero(sheets)
         self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
 
     def _write_tree(self, prompts: list[str], reward: str) -> None:
@@ -350,8 +352,8 @@ class _Run:
             at = float(beta(trainer.iteration)) if callable(beta) else 2.0
             plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)
 
-        forest = self.processes.agree(draw, asks_model=True)
-        self.processes.by_first(write)
+        forest = self.processes.on_all_ranks(draw, calls_model=True)
+        self.processes.on_rank_zero(write)
 
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation

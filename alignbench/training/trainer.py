@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from alignbench import groups
-from alignbench.backbone import Backbone, holding
+from alignbench.backbone import Backbone, temporarily_set
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError, RunError, ScorerError
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.objective import Objective
 from alignbench.records.record import Budget, now
 from alignbench.rollouts.executor import decode, rollout
@@ -35,7 +35,7 @@ from alignbench.rollouts.plan import Plan
 from alignbench.rollouts.terms import log_ratio
 from alignbench.runtime import launch
 from alignbench.runtime.micro_batch import MicroBatch
-from alignbench.runtime.processes import ALONE, Processes, is_spread, whole
+from alignbench.runtime.processes import SINGLE_PROCESS, Processes, full_tensor, is_sharded
 from alignbench.sampler import Sampler
 from alignbench.training import engine
 from alignbench.training.checkpoint import EMA, Checkpoint, load_checkpoint, save_checkpoint
@@ -56,7 +56,7 @@ class Trainer:
         metrics: one row of numbers for each of them.
         reference: the parameters of a reference that has been refreshed; None while it is the base model.
         reference_since: how many iterations were done when it was.
-        old: those of an old policy that lags, for an objective that wants one.
+        behaviour: those of an behaviour policy that lags, for an objective that wants one.
         ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
         started: when the training began, across interruptions.
         micro_batch: rows in one model call.
@@ -71,8 +71,8 @@ class Trainer:
         policy: Backbone,
         objective: Objective,
         sampler: Sampler,
-        judges: Judges,
-        processes: Processes = ALONE,
+        judges: MetricSuite,
+        processes: Processes = SINGLE_PROCESS,
         fingerprint: Mapping[str, str] | None = None,
     ) -> None:
         launch.check_share(config.prompts_per_iteration, processes.count)
@@ -84,13 +84,13 @@ class Trainer:
         self.parameters = [*policy.parameters(), *objective.parameters()]
         o = config.optimizer
         # AdamW takes no list in which some tensors are spread over processes and some are not.
-        alike = [[p for p in self.parameters if is_spread(p) == spread] for spread in (True, False)]
+        alike = [[p for p in self.parameters if is_sharded(p) == spread] for spread in (True, False)]
         groups_of = [{"params": parameters} for parameters in alike if parameters]
         self.optimizer = torch.optim.AdamW(groups_of, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
         self.ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
         self.reference: list[Tensor] | None = None
         self.reference_since = 0
-        self.old = self._parameters_now() if objective.needs.old_lags else None
+        self.behaviour = self._parameters_now() if objective.needs.behaviour_is_ema else None
         self.iteration = 0
         self.budget = Budget(seconds_by_phase=dict.fromkeys(("rollout", "decode", "score", "train"), 0.0))
         self.metrics: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ class Trainer:
         self.micro_batch = MicroBatch(config.micro_batch)
         self.changes: list[str] = []
         self.saved: int | None = None
-        self.torn = False
+        self.weights_partially_updated = False
 
     def budget_share(self) -> float:
         """How much of the budget is spent, of whichever limit is nearest; 0 without one, and 1 or more at the end."""
@@ -143,7 +143,7 @@ class Trainer:
         began = time.perf_counter()
         seed_generators(self.config.seed, number)
         try:
-            forest = self._given() if self.pairs else self._rolled_out()
+            forest = self._load_pairs() if self.pairs else self._collect_rollout()
             with self.processes.deferred_interrupt():
                 row = self._learn(forest, began)
         except BaseException:
@@ -163,8 +163,8 @@ class Trainer:
         if self.objective.needs.reference and self._reference_is_stale(row):
             self.reference, self.reference_since = self._parameters_now(), self.iteration + 1
         # All must see the same clock: what is left of a budget in seconds decides on the next plan.
-        seconds = self.processes.tell(time.perf_counter() - began)[0]
-        peaks = self.processes.tell(_peak_memory(self.policy.device))
+        seconds = self.processes.all_gather_object(time.perf_counter() - began)[0]
+        peaks = self.processes.all_gather_object(_peak_memory(self.policy.device))
         self.budget.seconds += seconds
         self.budget.peak_memory_bytes = max(self.budget.peak_memory_bytes, *peaks)
         row |= {
@@ -176,7 +176,7 @@ class Trainer:
         }
         self.metrics.append(row)
         self.iteration += 1
-        self.torn = False
+        self.weights_partially_updated = False
         return row
 
     def _reference_is_stale(self, row: dict[str, Any]) -> bool:
@@ -217,7 +217,7 @@ class Trainer:
                 self.ema,
                 self.objective,
                 self.reference,
-                self.old,
+                self.behaviour,
                 keep=config.checkpoints_kept,
                 best_window=config.best_window,
                 processes=self.processes,
@@ -228,7 +228,7 @@ class Trainer:
         """Raises RunError where a process has come to other weights, or stands at another iteration, than the first."""
         if self.processes.count == 1:
             return  # a fingerprint reads every weight
-        first, *others = self.processes.tell([self.iteration, *map(_fingerprint, self.parameters)])
+        first, *others = self.processes.all_gather_object([self.iteration, *map(_fingerprint, self.parameters)])
         for rank, other in enumerate(others, 1):
             if other != first:
                 raise RunError(f"process {rank} has other weights than process 0 at iteration {self.iteration}")
@@ -236,12 +236,12 @@ class Trainer:
     def restore(self, folder: Path) -> list[str]:
         """Goes back to the newest checkpoint that is whole; returns a sentence for each damaged one. See `load_checkpoint`."""
         model = self.policy.trainable()
-        found = self.processes.agree(
+        found = self.processes.on_all_ranks(
             lambda: load_checkpoint(
                 folder, self.config.resolved(), model, self.optimizer, self.ema, self.objective, self.fingerprint
             )
         )
-        checkpoint, self.reference, self.old = found.checkpoint, found.reference, found.old
+        checkpoint, self.reference, self.behaviour = found.checkpoint, found.reference, found.behaviour
         self.reference_since = checkpoint.reference_since
         self.sampler.load_state(checkpoint.sampler)
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
@@ -250,20 +250,22 @@ class Trainer:
         if checkpoint.config.get("micro_batch") == self.config.micro_batch:
             self.micro_batch.rows = checkpoint.micro_batch
         self.micro_batch.halvings = checkpoint.micro_batch_halvings
-        self.saved, self.torn = checkpoint.iteration, False
+        self.saved, self.weights_partially_updated = checkpoint.iteration, False
         self.check_together()
         return found.passed_over
 
     # ------------------------------------------------------------------------------------------------ one iteration
 
-    def _given(self) -> RolloutForest:
+    def _load_pairs(self) -> RolloutForest:
         """The next fixed pairs; nothing is rolled out or scored."""
         chosen = self._next(self.pairs)
         c = self.config
-        return self.processes.agree(lambda: pair_forest(self.policy, chosen, c.seed, self.iteration, c.log_prob_reduction))
+        return self.processes.on_all_ranks(
+            lambda: pair_forest(self.policy, chosen, c.seed, self.iteration, c.log_prob_reduction)
+        )
 
-    def _rolled_out(self) -> RolloutForest:
-        forest, answers = self._scored()
+    def _collect_rollout(self) -> RolloutForest:
+        forest, answers = self._rollout_and_score()
 
         def finish() -> None:
             self._reward(forest, answers)
@@ -271,16 +273,16 @@ class Trainer:
             if kept is not None:
                 forest.train_only(kept)
 
-        self.processes.agree(finish)
+        self.processes.on_all_ranks(finish)
         return forest
 
-    def _scored(self) -> tuple[RolloutForest, Answers]:
+    def _rollout_and_score(self) -> tuple[RolloutForest, Answers]:
         """A rollout of the next prompts, and what each reward answers, float64 [G * K].
 
         With `overlap` parts, one part's pictures are scored while the next is rolled out. Each process has its share of the
         prompts; all get all of them back.
         """
-        config, i, agree = self.config, self.iteration, self.processes.agree
+        config, i, on_all_ranks = self.config, self.iteration, self.processes.on_all_ranks
         plan = self.sampler.plan(self.progress(), np.random.default_rng([config.seed, 1, i]))
         prompts = self._next(self.prompts)
         keys = group_keys(prompts)
@@ -290,22 +292,22 @@ class Trainer:
         pending: list[Future[Answers]] = []
         for part in parts:
             with self._phase("rollout"):
-                forest = self._drawn(plan, [prompts[g] for g in part], [keys[g] for g in part])
+                forest = self._rollout(plan, [prompts[g] for g in part], [keys[g] for g in part])
             with self._phase("decode"):
-                images = self._decoded(forest)
+                images = self._decode(forest)
             score = partial(self.judges.score, images, forest.leaf_prompts, when=f"in iteration {i}")
             with self._phase("score"):
                 if pending:
-                    agree(lambda: self._answer(pending[-1]))  # a scorer is asked one thing at a time
-                pending.append(agree(partial(_begun, score, beside=len(parts) > 1)))
+                    on_all_ranks(lambda: self._answer(pending[-1]))  # a scorer is asked one thing at a time
+                pending.append(on_all_ranks(partial(_submit, score, beside=len(parts) > 1)))
             forests.append(forest)
         with self._phase("score"):
-            answers = agree(lambda: [self._answer(future) for future in pending])
+            answers = on_all_ranks(lambda: [self._answer(future) for future in pending])
         self.budget.model_rows_rollout += plan.model_rows(len(prompts))
         together = {name: np.concatenate([part[name] for part in answers]) for name in self.judges.rewards}
         return (
             RolloutForest.joined(forests).gathered(self.processes),
-            {name: torch.cat(self.processes.gather(torch.from_numpy(answer))).numpy() for name, answer in together.items()},
+            {name: torch.cat(self.processes.all_gather(torch.from_numpy(answer))).numpy() for name, answer in together.items()},
         )
 
     def _answer(self, future: "Future[Answers]") -> Answers:
@@ -318,7 +320,7 @@ class Trainer:
                 "scorer_timeout"
             ) from None
 
-    def _drawn(self, plan: Plan, prompts: list[str], keys: list[Key]) -> RolloutForest:
+    def _rollout(self, plan: Plan, prompts: list[str], keys: list[Key]) -> RolloutForest:
         def drawn(micro_batch: int | None) -> RolloutForest:
             return rollout(
                 self.policy,
@@ -332,23 +334,25 @@ class Trainer:
                 keys=keys,
             )
 
-        rows = len(prompts) * plan.live(len(plan.steps) - 1)
+        rows = len(prompts) * plan.branches_before(len(plan.steps) - 1)
         with self._behaviour():
             return self.micro_batch.fit(
-                lambda limit: self.processes.agree(partial(drawn, limit), asks_model=True), lambda: rows
+                lambda limit: self.processes.on_all_ranks(partial(drawn, limit), calls_model=True), lambda: rows
             )
 
     def _behaviour(self) -> AbstractContextManager[None]:
         """While entered, the policy has the weights that draw the rollouts."""
-        weights = self.reference if self.objective.needs.reference_draws else self.old
+        weights = self.reference if self.objective.needs.rollouts_from_reference else self.behaviour
         if weights is not None:
-            return holding(list(self.policy.parameters()), weights)
-        return self.policy.reference() if self.objective.needs.reference_draws else nullcontext()
+            return temporarily_set(list(self.policy.parameters()), weights)
+        return self.policy.reference() if self.objective.needs.rollouts_from_reference else nullcontext()
 
-    def _decoded(self, forest: RolloutForest) -> np.ndarray:
+    def _decode(self, forest: RolloutForest) -> np.ndarray:
         latents = forest.leaf_latents
-        agree = self.processes.agree
-        return self.micro_batch.fit(lambda rows: agree(partial(decode, self.policy, latents, rows)), lambda: len(latents))
+        on_all_ranks = self.processes.on_all_ranks
+        return self.micro_batch.fit(
+            lambda rows: on_all_ranks(partial(decode, self.policy, latents, rows)), lambda: len(latents)
+        )
 
     def _next(self, available: list[Item]) -> list[Item]:
         """The next ones of an endless series of shuffles; a pure function of the seed and the iteration."""
@@ -378,11 +382,11 @@ class Trainer:
         deviation = 0.0
         self.objective.observe(forest)
         self.sampler.observe(forest)
-        old = self.old
-        if old is None and self.objective.needs.old and self.config.updates_per_rollout > 1:
-            old = self._parameters_now()
+        behaviour = self.behaviour
+        if behaviour is None and self.objective.needs.behaviour and self.config.updates_per_rollout > 1:
+            behaviour = self._parameters_now()
         for update in range(self.config.updates_per_rollout):
-            found = self._backward(forest, update, old if update or self.old else None)
+            found = self._backward(forest, update, behaviour if update or self.behaviour else None)
             self.budget.model_rows_train += found.forward_rows
             self.budget.replay_rows += found.rows
             if "log_prob" in found.terms and len(found.terms["log_prob"]):
@@ -392,16 +396,16 @@ class Trainer:
             numbers |= self._step() | {"loss": found.loss}
             if update == 0:
                 numbers |= {"ratio_abs_dev_first": deviation, **self.objective.diagnostics(found.terms, forest)}
-        if self.old is not None:
-            decay = self.objective.old_decay(self.budget.optimizer_steps)
-            numbers["old_decay"] = decay
+        if self.behaviour is not None:
+            decay = self.objective.behaviour_ema_decay(self.budget.optimizer_steps)
+            numbers["behaviour_ema_decay"] = decay
             with torch.no_grad():
-                for before, now in zip(self.old, self.policy.parameters(), strict=True):
+                for before, now in zip(self.behaviour, self.policy.parameters(), strict=True):
                     before.lerp_(now, 1 - decay)
         updates = self.config.updates_per_rollout
         return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
 
-    def _backward(self, forest: RolloutForest, update: int, old: list[Tensor] | None) -> engine.Backward:
+    def _backward(self, forest: RolloutForest, update: int, behaviour: list[Tensor] | None) -> engine.Backward:
         def passed(micro_batch: int | None) -> engine.Backward:
             self.optimizer.zero_grad(set_to_none=True)
             return engine.backward(
@@ -410,7 +414,7 @@ class Trainer:
                 forest,
                 update=update,
                 micro_batch=micro_batch,
-                old=old,
+                behaviour=behaviour,
                 reference=self.reference,
                 processes=self.processes,
             )
@@ -426,11 +430,11 @@ class Trainer:
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"the gradient is not finite in iteration {self.iteration} ({self.policy.dtype})")
         before = [p.detach().clone() for p in self.parameters]
-        self.torn = True  # until the iteration is booked
+        self.weights_partially_updated = True  # until the iteration is booked
         self.optimizer.step()
         self.budget.optimizer_steps += 1
         with torch.no_grad():
-            squares = [whole((p - b).square().sum()) for p, b in zip(self.parameters, before, strict=True)]
+            squares = [full_tensor((p - b).square().sum()) for p, b in zip(self.parameters, before, strict=True)]
             moved = torch.stack(squares).sum().sqrt()
             finite = torch.stack([_all_finite(p) for p in self.parameters]).all()
         if not bool(finite):
@@ -452,7 +456,7 @@ class Trainer:
         self.budget.seconds_by_phase[name] += time.perf_counter() - began
 
 
-def _begun(work: Callable[[], Answers], *, beside: bool) -> "Future[Answers]":
+def _submit(work: Callable[[], Answers], *, beside: bool) -> "Future[Answers]":
     """Done at once, or in a thread; a thread costs arithmetic threads of its own beside the model's, and has no time limit."""
     future: Future[Answers] = Future()
 
@@ -476,7 +480,7 @@ def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
         **{f"reward_{name}": float(raw.nanmean()) for name, raw in forest.scores.items()},
         "reward": float(rewards.nanmean()),
         "reward_std_in_group": float(groups.deviation(rewards).mean()),
-        "zero_std_ratio": float((~groups.spread(rewards)).float().mean()),
+        "zero_std_ratio": float((~groups.has_distinct_rewards(rewards)).float().mean()),
         "failed_scores": int(rewards.isnan().sum()),
         "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),
     }
@@ -484,10 +488,10 @@ def _reward_numbers(forest: RolloutForest) -> dict[str, float]:
 
 def _clip(parameters: list[nn.Parameter], most: float) -> Tensor:
     """Scales all gradients down to the norm `most`; returns the norm they had."""
-    if not any(map(is_spread, parameters)):
+    if not any(map(is_sharded, parameters)):
         return torch.nn.utils.clip_grad_norm_(parameters, most)
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack([whole(torch.linalg.vector_norm(g)) for g in gradients]).norm()
+    norm = torch.stack([full_tensor(torch.linalg.vector_norm(g)) for g in gradients]).norm()
     for gradient in gradients:
         gradient.mul_(float((most / (norm + 1e-6)).clamp(max=1.0)))
     return norm
@@ -495,12 +499,12 @@ def _clip(parameters: list[nn.Parameter], most: float) -> Tensor:
 
 def _all_finite(parameter: Tensor) -> Tensor:
     """bool; of one that is spread, its sum tells: no process sees the others' part."""
-    return torch.isfinite(whole(parameter.sum()) if is_spread(parameter) else parameter).all()
+    return torch.isfinite(full_tensor(parameter.sum()) if is_sharded(parameter) else parameter).all()
 
 
 def _fingerprint(parameter: Tensor) -> int:
     """Differs where a bit does, the same in whichever order it is summed; of one that is spread there is one copy alone."""
-    return 0 if is_spread(parameter) else int(parameter.detach().float().view(torch.int32).sum())
+    return 0 if is_sharded(parameter) else int(parameter.detach().float().view(torch.int32).sum())
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -37,14 +37,14 @@ def main() -> None:
     grid = torch.cartesian_prod(axis, axis)
     reward = MODES.log_density(grid)
     target = torch.softmax(reward, 0)
-    found, laws = {}, {"target": target}
+    found, distributions = {}, {"target": target}
     for name in ("tmpo", "reward_max"):
         runs = [train(name, seed, grid, reward) for seed in range(SEEDS)]
-        laws[name] = runs[0]
-        numbers = [measure(law, target, grid, reward) for law in runs]
+        distributions[name] = runs[0]
+        numbers = [measure(distribution, target, grid, reward) for distribution in runs]
         found[name] = {key: [n[key] for n in numbers] for key in numbers[0]}
     (HERE / "result.json").write_text(json.dumps(found, indent=2) + "\n")
-    draw(laws)
+    draw(distributions)
     for name, numbers in found.items():
         for key, values in numbers.items():
             print(f"{name:<11}{key:<18}{', '.join(f'{v:.4f}' for v in values)}")
@@ -73,17 +73,17 @@ def train(name: str, seed: int, grid: Tensor, reward: Tensor) -> Tensor:
         return torch.softmax(net(points)[:, 0].double(), 0)
 
 
-def measure(law: Tensor, target: Tensor, grid: Tensor, reward: Tensor) -> dict[str, float]:
+def measure(distribution: Tensor, target: Tensor, grid: Tensor, reward: Tensor) -> dict[str, float]:
     nearest = MODES.log_joint(grid).argmax(1)
-    mass, wanted = (torch.zeros(5, dtype=torch.float64).index_add(0, nearest, values) for values in (law, target))
-    middle = (law + target) / 2
+    mass, wanted = (torch.zeros(5, dtype=torch.float64).index_add(0, nearest, values) for values in (distribution, target))
+    middle = (distribution + target) / 2
     return {
-        "kl_target_policy": _kl(target, law),
-        "kl_policy_target": _kl(law, target),
-        "js_target": (_kl(law, middle) + _kl(target, middle)) / 2,
+        "kl_target_policy": _kl(target, distribution),
+        "kl_policy_target": _kl(distribution, target),
+        "js_target": (_kl(distribution, middle) + _kl(target, middle)) / 2,
         "modes_covered": float((mass >= COVERED * wanted).sum()),
-        "peak": float(law.max()),
-        "reward": float((law * reward).sum()),
+        "peak": float(distribution.max()),
+        "reward": float((distribution * reward).sum()),
     }
 
 
@@ -91,10 +91,10 @@ def _kl(p: Tensor, q: Tensor) -> float:
     return float(rel_entr(p.numpy(), q.numpy()).sum())
 
 
-def draw(laws: dict[str, Tensor]) -> None:
-    figure, axes = plt.subplots(1, len(laws), figsize=(2.2 * len(laws), 2.4), constrained_layout=True)
-    for axis, (name, law) in zip(np.atleast_1d(axes), laws.items(), strict=True):
-        picture = law.view(POINTS, POINTS).T.flip(0)
+def draw(distributions: dict[str, Tensor]) -> None:
+    figure, axes = plt.subplots(1, len(distributions), figsize=(2.2 * len(distributions), 2.4), constrained_layout=True)
+    for axis, (name, distribution) in zip(np.atleast_1d(axes), distributions.items(), strict=True):
+        picture = distribution.view(POINTS, POINTS).T.flip(0)
         axis.imshow(picture.sqrt(), extent=(-EXTENT, EXTENT, -EXTENT, EXTENT), cmap="cividis")
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=6)

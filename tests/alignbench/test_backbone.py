@@ -7,10 +7,10 @@ from alignbench import UserError, load_backbone, load_scorer, registry
 from alignbench.backbone import device_named
 from alignbench.config.run_config import load_config
 from alignbench.load import load_configured_backbone, load_eval
-from alignbench.scorer import Eval
+from alignbench.scorer import Metric
 
 UNKNOWN = ("gpu", "CPU", "cuda:", "cuda:-1", "cuda:x", "cuda:0 ", "cuda:١", "mps", "xpu", "")
-WITH_DEVICE = [n for n in registry.names("evals") if "device" in registry.find("evals", n, Eval).Settings.model_fields]
+WITH_DEVICE = [n for n in registry.names("evals") if "device" in registry.find("evals", n, Metric).Settings.model_fields]
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -27,7 +27,7 @@ def changes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(np.where(rng.random(shape) < 0.6, 0.0, moved))
 
 
-LAWS: dict[str, tuple[Law, float]] = {
+DISTRIBUTIONS: dict[str, tuple[Law, float]] = {
     "normal": (lambda rng, shape: rng.normal(size=shape), 0.0),
     "OCR, a quarter of the letters wrong": (lambda rng, shape: ocr(rng, shape, 0.25), 0.75),
     "OCR, a twentieth wrong": (lambda rng, shape: ocr(rng, shape, 0.05), 0.95),
@@ -48,8 +48,8 @@ def by_percentiles(values: np.ndarray, rng: np.random.Generator, resamples: int 
 @cache
 def simulated(name: str, n: int) -> tuple[float, float, float]:
     """Share of the samples whose interval holds the mean, share of those without an interval, and that of the bootstrap."""
-    (law, mean), rng = LAWS[name], np.random.default_rng(n)
-    values = law(rng, (SAMPLES, n))
+    (distribution, mean), rng = DISTRIBUTIONS[name], np.random.default_rng(n)
+    values = distribution(rng, (SAMPLES, n))
     found = np.array([mean_interval(row) for row in values])
     holds = (found[:, 1] <= mean + 1e-9) & (mean - 1e-9 <= found[:, 2])
     low, high = by_percentiles(values, rng)
@@ -63,14 +63,14 @@ def row(name: str) -> str:
     return f"| {name} | {' | '.join(f'{value:.2f}' for column in columns for value in column)} |"
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_the_pages_table_of_coverage_is_what_a_simulation_gives(name: str) -> None:
     (line,) = (line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} |"))
     said, found = ([float(cell) for cell in text.split("|")[2:-1]] for text in (line, row(name)))
     assert said == pytest.approx(found, abs=0.011)
 
 
-@pytest.mark.parametrize("name", [name for name in LAWS if name.startswith(("normal", "OCR", "the same"))])
+@pytest.mark.parametrize("name", [name for name in DISTRIBUTIONS if name.startswith(("normal", "OCR", "the same"))])
 def test_intervals_of_scores_hold_their_mean_about_as_often_as_they_say(name: str) -> None:
     few, more, many = (simulated(name, n)[0] for n in SIZES)
     # A share of 2,000 has a deviation of 0.005; the skew of scores near 1 costs up to four hundredths at six prompts.
@@ -95,4 +95,4 @@ def test_interquartile_means_over_a_few_seeds_do_too(seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    print(*map(row, LAWS), sep="\n")
+    print(*map(row, DISTRIBUTIONS), sep="\n")

@@ -82,8 +82,8 @@ def test_rounding_is_no_reward() -> None:
     # Scorers answer in float32 and their answers are kept in float64: still rounding.
     assert groups.standardise(rows(one_unit).double()).tolist() == [[0.0] * 4]
     # As float64 numbers of their own they differ.
-    assert groups.spread(torch.tensor([one_unit], dtype=torch.float64)).tolist() == [True]
-    assert groups.spread(torch.tensor([[0.1 + 0.2, 0.3]], dtype=torch.float64)).tolist() == [False]
+    assert groups.has_distinct_rewards(torch.tensor([one_unit], dtype=torch.float64)).tolist() == [True]
+    assert groups.has_distinct_rewards(torch.tensor([[0.1 + 0.2, 0.3]], dtype=torch.float64)).tolist() == [False]
 
 
 def test_the_total_of_one_reward_is_its_weight_times_itself() -> None:
@@ -126,7 +126,7 @@ def test_an_unknown_deviation_is_an_error() -> None:
 
 def test_spread_tells_whether_two_rewards_differ() -> None:
     values = rows([1, 1, 1], [1, 1, 2], [NAN, 1, 1], [NAN, 1, 2], [NAN, NAN, 1], [NAN, NAN, NAN])
-    assert groups.spread(values).tolist() == [False, True, False, True, False, False]
+    assert groups.has_distinct_rewards(values).tolist() == [False, True, False, True, False, False]
 
 
 def test_mean_is_over_the_chosen_places_and_zero_without_any() -> None:

@@ -50,7 +50,7 @@ def test_standardised_rewards_are_numpys(rewards: list[list[float]], std: str) -
     found = groups.standardise(torch.tensor(rewards), std=std)
     np.testing.assert_allclose(found.numpy(), standardised(rewards, std), atol=ROUNDING)
     equal = [len({r for r in group if r == r}) < 2 for group in rewards]
-    assert groups.spread(torch.tensor(rewards)).tolist() == [not e for e in equal]
+    assert groups.has_distinct_rewards(torch.tensor(rewards)).tolist() == [not e for e in equal]
     assert all(found[g].tolist() == [0.0] * 4 for g, e in enumerate(equal) if e)
 
 

@@ -14,7 +14,7 @@ from alignbench.rollouts.plan import Plan
 @torch.no_grad()
 def rollout_per_branch(policy: Backbone, prompts: Sequence[str], plan: Plan) -> int:
     """A loop over prompts, steps and live branches, batch size one; returns the number of model calls."""
-    sigmas, calls = policy.sigmas(plan.stops[-1])[list(plan.stops)], 0
+    sigmas, calls = policy.sigmas(plan.schedule_indices[-1])[list(plan.schedule_indices)], 0
     for prompt in prompts:
         conditioning, group = policy.encode([prompt]), torch.zeros(1, dtype=torch.long)
         branches = [torch.randn(1, *policy.latent_shape) for _ in range(plan.roots)]
@@ -25,7 +25,7 @@ def rollout_per_branch(policy: Backbone, prompts: Sequence[str], plan: Plan) -> 
                 velocity = policy.velocity(x, sigmas[t : t + 1], conditioning, group)
                 calls += 1
                 for _ in range(step.children):
-                    grown.append(flow.step(x, velocity, sigma, sigma_next, step.noise_level, step.rule).x_next)
+                    grown.append(flow.step(x, velocity, sigma, sigma_next, step.eta, step.rule).x_next)
             branches = grown
     return calls
 
@@ -36,7 +36,7 @@ def training_per_leaf(policy: Backbone, forest: RolloutForest) -> int:
     rows = forest.edge_row[edges]
     x, sigma = forest.states[forest.rows[rows]], forest.edge_sigma[edges]
     velocity = predict(policy, x, sigma, policy.encode(forest.prompts), forest.row_group[rows])
-    mean, std = flow.moments(x, velocity, sigma, forest.edge_sigma_next[edges], forest.edge_noise_level[edges], "cps")
+    mean, std = flow.moments(x, velocity, sigma, forest.edge_sigma_next[edges], forest.edge_eta[edges], "cps")
     log_prob = flow.log_prob(forest.states[forest.edge_child[edges]], mean, std)
     advantage = torch.linspace(-1, 1, len(forest.leaves)).repeat_interleave(forest.leaf_edges.shape[1])
     (-(advantage * torch.exp(log_prob - log_prob.detach())).mean()).backward()

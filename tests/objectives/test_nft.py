@@ -32,11 +32,11 @@ def nft(**settings: Any) -> NFT:
 
 def test_the_old_policys_decay_grows_with_the_updates_to_its_largest() -> None:
     # DiffusionNFT's two schedules.
-    assert [nft().old_decay(n) for n in (0, 1, 250, 500, 900)] == pytest.approx([0, 0.001, 0.25, 0.5, 0.5])
+    assert [nft().behaviour_ema_decay(n) for n in (0, 1, 250, 500, 900)] == pytest.approx([0, 0.001, 0.25, 0.5, 0.5])
     late = nft(decay_rate=0.0075, decay_start=75, decay_max=0.999)
-    assert [late.old_decay(n) for n in (0, 75, 95, 900)] == pytest.approx([0, 0, 0.15, 0.999])
-    assert nft().needs.old_lags
-    assert not nft(decay_rate=0).needs.old_lags
+    assert [late.behaviour_ema_decay(n) for n in (0, 75, 95, 900)] == pytest.approx([0, 0, 0.15, 0.999])
+    assert nft().needs.behaviour_is_ema
+    assert not nft(decay_rate=0).needs.behaviour_is_ema
 
 
 def test_goodness_by_hand(forest: RolloutForest) -> None:
@@ -158,7 +158,7 @@ def test_later_updates_compare_with_the_policy_of_the_rollout(forest: RolloutFor
     at_rollout = [p.detach().clone() for p in fresh.parameters()]
     fresh.nudge(0.1)
     objective = nft(beta=0.5)
-    found = backward(fresh, objective, forest, update=1, micro_batch=micro_batch, old=at_rollout)
+    found = backward(fresh, objective, forest, update=1, micro_batch=micro_batch, behaviour=at_rollout)
     rows = objective.rows(forest, 1)
     condition = fresh.encode(["a", "b"])[rows.group]
     nets = fresh.net, fresh.frozen, ToyBackbone().net

@@ -1,4 +1,5 @@
-"""What the methods' papers and critics say of their fixed points and gradients, on laws small enough to be known exactly."""
+"""What the methods' papers and critics say of their fixed points and gradients, on distributions small enough to be known
+exactly."""
 
 from typing import Any
 

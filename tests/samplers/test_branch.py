@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 def test_every_step_but_the_last_draws_noise_and_some_split() -> None:
     plan = load_sampler("branch", steps=5, children=2, splits=(0, 2), noise_level=0.3, split_noise_level=0.9).plan(0.0, RNG)
     assert [s.children for s in plan.steps] == [2, 1, 2, 1, 1]
-    assert [s.noise_level for s in plan.steps] == [0.9, 0.3, 0.9, 0.3, 0.0]
+    assert [s.eta for s in plan.steps] == [0.9, 0.3, 0.9, 0.3, 0.0]
     # 1 + 2 + 2 + 4 + 4 rows, of which the last draws no noise.
     assert (plan.roots, plan.leaves, plan.model_rows(), plan.replay_rows()) == (1, 4, 13, 9)
 
@@ -32,7 +32,7 @@ def test_a_scale_of_the_noise_at_splits_moves_what_is_drawn_and_not_its_density(
     settings = {"steps": 5, "children": 2, "splits": (0, 2), "rule": "dance", "noise_level": 0.3}
     plan = load_sampler("branch", **settings, split_noise_scale=4.0).plan(0.0, RNG)
     assert [s.noise_scale for s in plan.steps] == [4.0, 1.0, 4.0, 1.0, 1.0]
-    assert [s.noise_level for s in plan.steps] == [0.3] * 4 + [0.0]
+    assert [s.eta for s in plan.steps] == [0.3] * 4 + [0.0]
     toy = ToyBackbone()
     plain, loud = (rollout(toy, PROMPTS, p, seed=0) for p in (load_sampler("branch", **settings).plan(0.0, RNG), plan))
     first = plain.edge_step == 0  # from the same states

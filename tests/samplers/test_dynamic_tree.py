@@ -22,7 +22,7 @@ def test_splits_are_always_distinct_ordered_and_inside_and_leave_27_leaves(progr
         assert 1 <= plan.splits[0] < plan.splits[1] < plan.splits[2] <= 4
         assert plan.stochastic_steps == plan.splits
         assert (plan.roots, plan.leaves, plan.replay_rows()) == (1, 27, 13)
-        assert {s.noise_level for s in plan.steps if s.stochastic} == {0.7}
+        assert {s.eta for s in plan.steps if s.stochastic} == {0.7}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_geometries_that_cannot_work_are_refused(settings: dict[str, object], se
 
 
 def noise_level(sampler: Sampler) -> float:
-    (level,) = {s.noise_level for s in sampler.plan(0.5, np.random.default_rng(0)).steps if s.stochastic}
+    (level,) = {s.eta for s in sampler.plan(0.5, np.random.default_rng(0)).steps if s.stochastic}
     return level
 
 

@@ -44,7 +44,7 @@ def test_the_last_step_draws_no_noise_and_the_schedule_ends_at_the_picture(name:
         plan = sampler(name, preset).plan(progress, np.random.default_rng(0))
         assert not plan.steps[-1].stochastic
         assert plan.stochastic_steps
-        assert float(ToyBackbone().sigmas(plan.stops[-1])[plan.stops[-1]]) == 0
+        assert float(ToyBackbone().sigmas(plan.schedule_indices[-1])[plan.schedule_indices[-1]]) == 0
 
 
 @pytest.mark.parametrize(

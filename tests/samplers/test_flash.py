@@ -13,16 +13,16 @@ def test_behind_the_window_fewer_steps_cover_what_is_left_of_the_schedule() -> N
     plan = sampler.plan(0.0, RNG)
     # Seven steps are left behind a window at the noise; 0.4 x 7 = 2.8, so three are made, of 3, 2 and 2.
     assert [s.stochastic for s in plan.steps] == [True] * 3 + [False] * 3
-    assert plan.stops == (0, 1, 2, 3, 6, 8, 10)
+    assert plan.schedule_indices == (0, 1, 2, 3, 6, 8, 10)
     assert (plan.leaves, plan.model_rows(), plan.replay_rows()) == (4, 24, 12)
     # At the end of the training one step is left, and nothing can be saved.
-    assert sampler.plan(1.0, RNG).stops == tuple(range(11))
+    assert sampler.plan(1.0, RNG).schedule_indices == tuple(range(11))
 
 
 def test_the_published_setting_makes_13_steps_of_25_at_the_start() -> None:
     # 21 left, 0.4 x 21 = 8.4: nine steps behind a window of four.
     plan = load_sampler("flash", steps=25, group_size=12, window=4, rule="sde").plan(0.0, RNG)
-    assert (len(plan.steps), plan.stops[-1], plan.model_rows()) == (13, 25, 13 * 12)
+    assert (len(plan.steps), plan.schedule_indices[-1], plan.model_rows()) == (13, 25, 13 * 12)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.7, 1.0])
@@ -33,7 +33,7 @@ def test_the_window_stands_where_sliding_windows_does_and_compress_1_is_the_same
     flash = load_sampler("flash", **settings).plan(progress, RNG)
     assert flash.stochastic_steps == sliding.stochastic_steps
     assert flash.replay_rows() == sliding.replay_rows()
-    assert flash.stops[-1] == 9
+    assert flash.schedule_indices[-1] == 9
 
 
 def test_steps_behind_the_window_go_from_and_to_sigmas_of_the_full_schedule() -> None:
@@ -62,11 +62,11 @@ def test_a_window_without_room_is_refused() -> None:
 def test_the_public_codes_count_of_steps_behind_the_window(progress: float, left: int, behind: int) -> None:
     sampler = load_sampler("flash", steps=25, group_size=12, window=4, rounding="released")
     plan = sampler.plan(progress, RNG)
-    assert plan.stops[-behind - 1] == 25 - left
-    assert (len(plan.steps), plan.stops[-1]) == (25 - left + behind, 25)
+    assert plan.schedule_indices[-behind - 1] == 25 - left
+    assert (len(plan.steps), plan.schedule_indices[-1]) == (25 - left + behind, 25)
     assert plan.model_rows() == 12 * len(plan.steps)
 
 
 def test_the_public_codes_steps_at_the_start_are_even() -> None:
     plan = load_sampler("flash", steps=25, window=4, rounding="released").plan(0.0, RNG)
-    assert plan.stops == (0, 1, 2, 3, 4, 7, 10, 13, 16, 19, 22, 25)
+    assert plan.schedule_indices == (0, 1, 2, 3, 4, 7, 10, 13, 16, 19, 22, 25)

@@ -14,7 +14,7 @@ def test_by_default_27_rollouts_of_six_steps_cost_162_rows() -> None:
 def test_all_steps_but_the_last_are_stochastic_and_none_splits() -> None:
     plan = load_sampler("independent", steps=4, group_size=5, rule="sde", noise_level=0.3).plan(0.5, RNG)
     assert [s.rule for s in plan.steps] == ["sde", "sde", "sde", "ode"]
-    assert [s.noise_level for s in plan.steps] == [0.3, 0.3, 0.3, 0.0]
+    assert [s.eta for s in plan.steps] == [0.3, 0.3, 0.3, 0.0]
     assert plan.splits == ()
     assert plan.leaves == plan.roots == 5
 

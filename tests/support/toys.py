@@ -102,9 +102,9 @@ class ToyBackbone(Backbone):
         return torch.cat([p.grad.flatten() for p in self.net.parameters() if p.grad is not None])
 
 
-def tree(steps: int, splits: Sequence[int], children: int = 3, rule: str = "cps", noise_level: float = 0.7) -> Plan:
+def tree(steps: int, splits: Sequence[int], children: int = 3, rule: str = "cps", eta: float = 0.7) -> Plan:
     """One root that splits at the given steps and is deterministic elsewhere."""
-    split = Step(rule, noise_level, children)  # type: ignore[arg-type]
+    split = Step(rule, eta, children)  # type: ignore[arg-type]
     return Plan(tuple(split if t in splits else Step() for t in range(steps)))
 
 
@@ -115,9 +115,9 @@ def two_groups_of_three(policy: ToyBackbone, rewards: Sequence[float]) -> Rollou
     return forest
 
 
-def chains(steps: int, roots: int, rule: str = "cps", noise_level: float = 0.7) -> Plan:
+def chains(steps: int, roots: int, rule: str = "cps", eta: float = 0.7) -> Plan:
     """Independent rollouts, stochastic at all steps but the last."""
-    stochastic = Step(rule, noise_level)  # type: ignore[arg-type]
+    stochastic = Step(rule, eta)  # type: ignore[arg-type]
     return Plan((*[stochastic] * (steps - 1), Step()), roots=roots)
 
 

@@ -43,7 +43,7 @@ class Mixture:
         return torch.logsumexp(self.log_joint(x), -1)
 
     def at(self, sigma: float) -> "Mixture":
-        """The law of x_sigma = (1 - sigma) x_0 + sigma x_1 with x_0 of this mixture and x_1 ~ N(0, I)."""
+        """The distribution of x_sigma = (1 - sigma) x_0 + sigma x_1 with x_0 of this mixture and x_1 ~ N(0, I)."""
         scale = 1 - sigma
         return Mixture(self.weights, scale * self.means, torch.sqrt(scale**2 * self.stds**2 + sigma**2))
 

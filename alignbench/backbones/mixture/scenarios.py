@@ -47,10 +47,10 @@ class Quadratic:
         """[...], for x [..., d]."""
         return -0.5 * self.curvature * (x - self.centre.to(x.dtype)).square().sum(-1)
 
-    def mean(self, law: Mixture) -> float:
+    def mean(self, distribution: Mixture) -> float:
         """Its expectation under a mixture."""
-        squared = (law.means - self.centre).square().sum(1) + law.dimension * law.stds**2
-        return -0.5 * self.curvature * float((law.weights * squared).sum())
+        squared = (distribution.means - self.centre).square().sum(1) + distribution.dimension * distribution.stds**2
+        return -0.5 * self.curvature * float((distribution.weights * squared).sum())
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,9 @@ def test_sd3_opens_without_its_third_encoder(base: Path, tmp_path: Path, entries
     policy.call["max_sequence_length"] = 8
     states = policy.encode(["cat"]).prompts.states
     assert states[:, -8:].abs().max() == 0 < states.abs().max()
-    hollow = opened(folder, "meta")
-    hollow.call["max_sequence_length"] = 8
-    assert hollow.encode(["cat"]).prompts.states.shape == states.shape
+    on_meta = opened(folder, "meta")
+    on_meta.call["max_sequence_length"] = 8
+    assert on_meta.encode(["cat"]).prompts.states.shape == states.shape
     assert set(policy.components()) == {"transformer", "vae", "text_encoder", "text_encoder_2"}
 
 

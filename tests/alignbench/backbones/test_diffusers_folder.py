@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout, run
-from alignbench.backbone import holding
+from alignbench.backbone import temporarily_set
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.flux import Flux, pack, places, unpack
 from alignbench.backbones.sd3 import SD3
 from alignbench.config.run_config import load_config
-from alignbench.evaluation.evaluate import Judges, evaluate
+from alignbench.evaluation.evaluate import MetricSuite, evaluate
 from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import group_keys, normal
@@ -167,7 +167,7 @@ def asked(policy: DiffusersFolder, old: list[Tensor], objective: Any, forest: An
     with torch.no_grad():
         with policy.reference():
             reference = policy.velocity(*inputs) if objective.needs.reference else None
-        with holding(list(policy.parameters()), old):
+        with temporarily_set(list(policy.parameters()), old):
             before = policy.velocity(*inputs)
     terms = objective.terms(rows, Velocities(policy.velocity(*inputs), reference, before))
     gradients = torch.autograd.grad(objective.loss(terms, forest), list(policy.parameters()))
@@ -181,7 +181,7 @@ def test_losses_on_final_images_take_the_prompts_own_velocity_under_guidance(fol
     plan = load_sampler("independent", steps=STEPS, group_size=3).plan(0.5, np.random.default_rng(0))
     forest = rollout(guided, PROMPTS, plan, seed=0)
     forest.rewards = torch.tensor([0.0, 1.0, 0.3, 0.2, 0.9, 0.5])
-    found = backward(guided, made, forest, old=old)
+    found = backward(guided, made, forest, behaviour=old)
     gradient = torch.cat([p.grad.flatten() for p in guided.parameters() if p.grad is not None])
     terms, expected = asked(plain, old, made, forest)
     for name, value in terms.items():
@@ -194,7 +194,7 @@ def test_losses_on_final_images_take_the_prompts_own_velocity_under_guidance(fol
     # Without guidance there is nothing to take out: the same bits.
     for parameter in plain.parameters():
         parameter.grad = None
-    same = backward(plain, made, forest, old=old)
+    same = backward(plain, made, forest, behaviour=old)
     assert all(torch.equal(same.terms[name], value) for name, value in terms.items())
 
 
@@ -353,7 +353,7 @@ def test_every_pair_takes_a_step_and_is_judged(
         },
     )
     made = load_objective(objective, **config.objective.settings), load_sampler(sampler, **config.sampler.settings)
-    judges = Judges(chosen)
+    judges = MetricSuite(chosen)
     trainer = Trainer(config, chosen.train_prompts, policy, *made, judges)
     row = trainer.iterate()
     assert row["policy_update_norm"] > 0
@@ -402,7 +402,9 @@ def test_an_exported_lora_draws_the_same_in_plain_diffusers(folders: dict[str, P
     policy = load_configured_backbone(config)
     assert isinstance(policy, DiffusersFolder)
     base = sample(policy, PROMPTS, 1, STEPS, seed=5)
-    with holding(list(policy.parameters()), policy_weights(tmp_path / "run" / "checkpoints").in_order(policy.trainable())):
+    with temporarily_set(
+        list(policy.parameters()), policy_weights(tmp_path / "run" / "checkpoints").in_order(policy.trainable())
+    ):
         ours = sample(policy, PROMPTS, 1, STEPS, seed=5)
     plain = pipeline(folders[family], policy.PIPELINE)
     plain.load_lora_weights(tmp_path / "lora")
@@ -680,17 +682,17 @@ def test_on_the_meta_device_config_files_are_enough(folders: dict[str, Path], tm
     bare = shutil.copytree(folders[family], tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     for file in bare.glob("tokenizer*/tokenizer.json"):
         file.unlink()  # not all tokenizers are JSON files alone
-    real, hollow = opened(folders[family], train=train, guidance=2.0), opened(bare, train=train, device="meta", guidance=2.0)
+    real, on_meta = opened(folders[family], train=train, guidance=2.0), opened(bare, train=train, device="meta", guidance=2.0)
     shapes = [
         {f"{part}.{name}": p.shape for part, c in policy.components().items() for name, p in c.module.named_parameters()}
-        for policy in (real, hollow)
+        for policy in (real, on_meta)
     ]
     assert shapes[0] == shapes[1]
-    assert hollow.encode(PROMPTS).prompts.states.shape == real.encode(PROMPTS).prompts.states.shape
-    x = torch.zeros(2, *hollow.latent_shape, device="meta")
-    answer = predict(hollow, x, 0.5, hollow.encode(PROMPTS), torch.tensor([0, 1], device="meta"))
+    assert on_meta.encode(PROMPTS).prompts.states.shape == real.encode(PROMPTS).prompts.states.shape
+    x = torch.zeros(2, *on_meta.latent_shape, device="meta")
+    answer = predict(on_meta, x, 0.5, on_meta.encode(PROMPTS), torch.tensor([0, 1], device="meta"))
     assert answer.shape == (2, *real.latent_shape)
-    assert hollow.decode(x).shape == (2, SIDE, SIDE, 3)
+    assert on_meta.decode(x).shape == (2, SIDE, SIDE, 3)
 
 
 REAL_SIZE = {

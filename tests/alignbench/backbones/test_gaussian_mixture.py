@@ -121,7 +121,7 @@ def test_a_run_in_more_than_two_dimensions(tmp_path: Path) -> None:
     config = load_config(preset="smoke", options=options, sets=["backbone.dimension=4", "threads=1"])
     result = run(config, tmp_path / "run")
     assert result.metrics["kl_base"].final.value is not None
-    assert not (tmp_path / "run" / "laws.parquet").exists()
+    assert not (tmp_path / "run" / "distributions.parquet").exists()
 
 
 def test_the_base_is_near_its_mixture_and_nearer_with_more_steps() -> None:
@@ -212,10 +212,10 @@ def test_no_law_has_a_larger_reward_at_its_divergence_than_the_best_reachable(pr
     for beta in (0.5, 2.0, 6.0):
         # Tilted by the reward and by something else: not the best use of a divergence.
         other = torch.sin(grid @ torch.randn(2, generator=generator, dtype=torch.float64))
-        law = base * torch.exp(beta * w.reward(grid) + other)
-        law = law / law.sum()
-        spent = float((law * torch.log(law / base)).nansum())
-        assert float((law * w.reward(grid)).sum()) < _best_reward(known, spent)
+        distribution = base * torch.exp(beta * w.reward(grid) + other)
+        distribution = distribution / distribution.sum()
+        spent = float((distribution * torch.log(distribution / base)).nansum())
+        assert float((distribution * w.reward(grid)).sum()) < _best_reward(known, spent)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

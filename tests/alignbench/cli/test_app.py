@@ -165,7 +165,14 @@ def test_a_diagnosis_shows_tables_or_one_json_document(tmp_path: Path) -> None:
     arguments = ["diagnose", "--sampler", "fixed_tree", "--backbone", "gaussian_mixture", "--groups", "8", "--prompts", "2"]
     done = alignbench(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for part in ("split 2", "entropy / maximum", "total variation", "log Z_hat", "deviation of unshared ~ K^a", "model rows"):
+    for part in (
+        "split 2",
+        "entropy / maximum",
+        "total variation",
+        "log Z_hat",
+        "deviation of independent ~ K^a",
+        "model rows",
+    ):
         assert part in done.stdout
     again = in_this_process(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
     assert again.returncode == 2

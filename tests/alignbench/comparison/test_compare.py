@@ -371,7 +371,7 @@ def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_fold
 def assert_same_numbers(one: Path, other: Path) -> None:
     """To the last bit, in all that a run leaves; what it took, when, and who called it aside."""
     pd.testing.assert_frame_equal(table(one), table(other), check_exact=True)
-    for name in ("evals", "laws"):
+    for name in ("evals", "distributions"):
         left, right = (pd.read_parquet(folder / f"{name}.parquet") for folder in (one, other))
         pd.testing.assert_frame_equal(left, right, check_exact=True)
     found = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from alignbench import UserError
-from alignbench.backbone import Law
-from alignbench.backbones.mixture import laws
+from alignbench.backbone import PointDistribution
+from alignbench.backbones.mixture import distributions
 from alignbench.comparison.study import (
     FILE,
     TARGET,
@@ -249,12 +249,12 @@ def test_the_mass_of_each_mode_is_a_mean_over_seeds(tmp_path: Path) -> None:
     for seed, first_mode in enumerate([0.9, 0.6]):
         folder = tmp_path / f"r{seed}"
         folder.mkdir()
-        parts = [(laws.TARGET, 0.5), (0, 0.2), (7, first_mode)]
+        parts = [(distributions.TARGET, 0.5), (0, 0.2), (7, first_mode)]
         table = pd.concat(
-            laws.as_rows(Law(np.zeros((2, 2)), np.array([mass, 1 - mass]), np.array([0, 1])), iteration)
+            distributions.as_rows(PointDistribution(np.zeros((2, 2)), np.array([mass, 1 - mass]), np.array([0, 1])), iteration)
             for iteration, mass in parts
         )
-        table.to_parquet(folder / laws.FILE)
+        table.to_parquet(folder / distributions.FILE)
         rows.append({"part": "p", "task": "a", "objective": "o", "sampler": "s", "seed": seed, "folder": folder})
     found: Any = modes_frame(pd.DataFrame(rows)).set_index(["objective", "mode"])
     assert [found.loc[(name, 0), "value"] for name in (TARGET, BASE, "o")] == pytest.approx([0.5, 0.2, 0.75])

@@ -24,7 +24,7 @@ from alignbench.diagnosis.diagnose import (
     total_variation,
 )
 from alignbench.errors import RunError
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.records.record import Estimate
 from alignbench.tasks import load_task
 from alignbench.training.run import run
@@ -57,7 +57,7 @@ def test_distances_are_told_by_where_two_leaves_part() -> None:
     assert list(found) == ["split 1", "split 2"]
     assert found["split 2"].sampler.value == pytest.approx((1 + 2) / 2)
     assert found["split 1"].sampler.value == pytest.approx((10 + 12 + 9 + 11) / 4)
-    assert found["split 1"].unshared.value == pytest.approx(2 * (1 + 2 + 10 + 12 + 9 + 11) / 6)
+    assert found["split 1"].independent.value == pytest.approx(2 * (1 + 2 + 10 + 12 + 9 + 11) / 6)
     two_roots = {d.apart_since: d.sampler.value for d in distances(Draws(shared, shared, shared, prefixes=(2, 4)))}
     assert two_roots == pytest.approx({"root": (10 + 12 + 9 + 11) / 4, "split 1": 1.5})
     alone = {d.apart_since: d.sampler.value for d in distances(Draws(shared, shared, shared, prefixes=(4,)))}
@@ -112,7 +112,7 @@ def test_total_variation_sees_leaves_of_another_law_and_groups_that_hang_togethe
         assert abs(found.value) < 2 * half_width(found)
     louder = groups_of(normal_groups(2).latents * 1.5)
     assert total_variation(Draws(louder, other, other, prefixes=(9,))).leaf.lower > 0.05  # type: ignore[operator]
-    # The same law of a single leaf: a common part and one of its own, with variances that sum to one.
+    # The same distribution of a single leaf: a common part and one of its own, with variances that sum to one.
     common = np.random.default_rng(3).normal(size=(2, 60, 1, 3))
     together = groups_of(np.sqrt(0.5) * (common + normal_groups(4).latents))
     apart = total_variation(Draws(together, other, other, prefixes=(9,)))
@@ -148,12 +148,12 @@ def test_the_bias_of_log_z_is_that_of_the_binomial_sum_and_falls_as_one_over_k()
     points, slopes = partition_function(Draws(coins(0), coins(1), coins(2), prefixes=(1, 3, 9)), beta=1.0)
     assert [(p.k, p.pooled_groups) for p in points] == [(3, 1), (9, 1), (27, 3), (81, 9)]
     for point in points:
-        for found in (point.sampler_bias, point.unshared_bias):
+        for found in (point.sampler_bias, point.independent_bias):
             # Two half-widths of 95 % are four standard errors.
             assert found.value == pytest.approx(exact_bias(point.k, 1.0), abs=2 * half_width(found))
     of = {(s.of, s.quantity): s for s in slopes}
-    assert of["unshared", "deviation"].sizes == [3, 9, 27, 81]
-    assert of["unshared", "deviation"].slope.value == pytest.approx(-0.5, abs=0.12)  # the log is not linear at K = 3
+    assert of["independent", "deviation"].sizes == [3, 9, 27, 81]
+    assert of["independent", "deviation"].slope.value == pytest.approx(-0.5, abs=0.12)  # the log is not linear at K = 3
     expected = math.log(exact_bias(9, 1.0) / exact_bias(3, 1.0)) / math.log(3)
     assert of["sampler", "bias"].sizes == [3, 9]
     assert of["sampler", "bias"].slope.value == pytest.approx(expected, abs=2 * half_width(of["sampler", "bias"].slope))
@@ -215,7 +215,7 @@ def test_missing_scores_are_counted_and_a_prompt_without_any_stops_it(tmp_path: 
 def test_a_constant_reward_is_told_and_drawn_without_a_slope(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path, "Constant"), sampler={"name": "independent", "steps": 3, "group_size": 3})
     found = diagnose(config, tmp_path / "out", prompts=2, rounds=8)
-    assert {p.unshared_bias.value for p in found.partition} == {0.0}
+    assert {p.independent_bias.value for p in found.partition} == {0.0}
     assert all(s.slope.value is None for s in found.slopes)
     assert (tmp_path / "out" / "diagnosis.png").is_file()
 
@@ -248,7 +248,7 @@ class Mute:
 
 
 def test_groups_of_different_sizes_are_refused(tmp_path: Path) -> None:
-    judges = Judges(load_task(str(write_task(tmp_path))))
+    judges = MetricSuite(load_task(str(write_task(tmp_path))))
     with pytest.raises(UserError, match=r"must have equal groups to be compared, got \(.,\) and \(.,\)"):
         draw(ToyBackbone(), Fickle(Settings()), judges, ["a"], 8)
 
@@ -264,10 +264,10 @@ def test_a_prompt_without_a_single_score_is_named() -> None:
         draw(ToyBackbone(), sampler, Mute(), ["a"], 2)  # type: ignore[arg-type]
 
 
-def test_shared_unshared_and_reference_groups_have_noise_of_their_own(tmp_path: Path) -> None:
-    judges = Judges(load_task(str(write_task(tmp_path))))
+def test_shared_independent_and_reference_groups_have_noise_of_their_own(tmp_path: Path) -> None:
+    judges = MetricSuite(load_task(str(write_task(tmp_path))))
     drawn = draw(ToyBackbone(), load_sampler("independent", steps=3, group_size=2), judges, ["a"], 3)
-    parts = (drawn.shared, drawn.unshared, drawn.reference)
+    parts = (drawn.shared, drawn.independent, drawn.reference)
     every = torch.cat([torch.from_numpy(part.latents).flatten(0, 2) for part in parts])
     assert len(every) == 18
     assert float(torch.pdist(every).min()) > 0.1

@@ -4,7 +4,7 @@ import pytest
 
 from alignbench import UserError
 from alignbench.evaluation import evaluate as judging
-from alignbench.evaluation.evaluate import Evaluation, Judges, alarms, compare, path_kl, with_measured
+from alignbench.evaluation.evaluate import Evaluation, MetricSuite, alarms, compare, path_kl, with_measured
 from alignbench.records.record import Estimate, MetricRecord
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.plan import Plan, Step
@@ -105,16 +105,17 @@ def test_what_cannot_be_tested_raises_no_alarm_and_does_not_count() -> None:
     assert alarms({"reward": metric(-0.2, None, "reward")}, ["reward"]) == []
 
 
-@pytest.mark.parametrize("law", ["normal", "skewed", "rare"])
-def test_false_alarms_are_as_rare_as_said_however_many_judges_there_are(law: str) -> None:
-    """Runs that changed nothing: scores before and after have one law. The judges depend on one another, as real ones do."""
+@pytest.mark.parametrize("distribution", ["normal", "skewed", "rare"])
+def test_false_alarms_are_as_rare_as_said_however_many_judges_there_are(distribution: str) -> None:
+    """Runs that changed nothing: scores before and after have one distribution. The judges depend on one another, as real
+    ones do."""
     rng = np.random.default_rng(0)
     runs, judges, prompts = 600, 15, 48
 
     def draw(*size: int) -> np.ndarray:
-        if law == "rare":
+        if distribution == "rare":
             return np.asarray(rng.binomial(4, 0.03, size=size) / 4)
-        return rng.normal(size=size) if law == "normal" else rng.exponential(size=size)
+        return rng.normal(size=size) if distribution == "normal" else rng.exponential(size=size)
 
     before, after = (draw(runs, judges, prompts) + draw(runs, 1, prompts) for _ in range(2))
     changes = after - before
@@ -132,12 +133,12 @@ def test_false_alarms_are_as_rare_as_said_however_many_judges_there_are(law: str
 
 
 def test_prompts_that_an_eval_would_refuse_are_told_before_anything_is_drawn() -> None:
-    rewards = Judges(load_task("geneval"))
+    rewards = MetricSuite(load_task("geneval"))
     rewards.check_prompts(["a red circle"], ["two stars"])
     for prompts in (["a dog"], []), (["a red circle"], ["a dog"]):
         with pytest.raises(UserError, match="no metadata for the prompt 'a dog'"):
             rewards.check_prompts(*prompts)
-    judges = Judges(load_task("quadratic").judged_by([EvalChoice(eval="geneval")]))
+    judges = MetricSuite(load_task("quadratic").judged_by([EvalChoice(eval="geneval")]))
     judges.check_prompts(["a red circle"], ["a dog"])  # which it will not see
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignbench import UserError
-from alignbench.backbones.mixture.laws import read_laws
+from alignbench.backbones.mixture.distributions import read_distributions
 from alignbench.files import reading
 from alignbench.files.reading import read_json, read_table
 from alignbench.records.record import read_evals, read_metrics
@@ -119,16 +119,16 @@ def test_numbers_may_be_whole_missing_or_truths(tmp_path: Path) -> None:
         ("evals", {"value": np.inf}, "a value is infinite"),
         ("metrics", {"iteration": 1}, "two rows are of the same iteration"),
         ("metrics", {"seconds": np.nan}, "model_rows and seconds must be finite"),
-        ("laws", {"mass": -1.0}, "masses not negative"),
-        ("laws", {"iteration": 0}, "the target's or the base model's law is missing"),
-        ("laws", {"mass": 0.0}, "has no mass"),
+        ("distributions", {"mass": -1.0}, "masses not negative"),
+        ("distributions", {"iteration": 0}, "the target's or the base model's distribution is missing"),
+        ("distributions", {"mass": 0.0}, "has no mass"),
     ],
 )
 def test_tables_that_contradict_themselves_are_refused(tmp_path: Path, name: str, changes: dict[str, Any], why: str) -> None:
     run = write_run(tmp_path / "run")
-    laws = pd.DataFrame({"iteration": [-1, 0, 2], "x": 0.0, "y": 0.0, "mass": 1.0, "mode": 0})
-    laws.to_parquet(run / "laws.parquet")
-    reads: dict[str, Any] = {"evals": read_evals, "metrics": read_metrics, "laws": read_laws}
+    distributions = pd.DataFrame({"iteration": [-1, 0, 2], "x": 0.0, "y": 0.0, "mass": 1.0, "mode": 0})
+    distributions.to_parquet(run / "distributions.parquet")
+    reads: dict[str, Any] = {"evals": read_evals, "metrics": read_metrics, "distributions": read_distributions}
     assert all(len(read(run)) for read in reads.values())
     file = run / f"{name}.parquet"
     pd.read_parquet(file).assign(**changes).to_parquet(file)
@@ -137,4 +137,4 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path: Path, name: str
 
 
 def test_without_a_table_there_is_none(tmp_path: Path) -> None:
-    assert read_evals(tmp_path) is read_metrics(tmp_path) is read_laws(tmp_path) is None
+    assert read_evals(tmp_path) is read_metrics(tmp_path) is read_distributions(tmp_path) is None

@@ -51,7 +51,7 @@ def test_a_rollout_costs_one_call_a_step_and_the_rows_its_plan_says(plan: Plan, 
 def test_every_leaf_is_reached_by_the_path_that_its_edges_tell(plan: Plan) -> None:
     toy = ToyBackbone()
     forest = rollout(toy, PROMPTS, plan, seed=3)
-    sigmas, conditioning = toy.sigmas(plan.stops[-1])[list(plan.stops)].tolist(), toy.encode(PROMPTS)
+    sigmas, conditioning = toy.sigmas(plan.schedule_indices[-1])[list(plan.schedule_indices)].tolist(), toy.encode(PROMPTS)
     assert forest.leaf_edges.shape == (2 * plan.leaves, len(plan.stochastic_steps))
     for leaf, edges in enumerate(forest.leaf_edges.tolist()):
         group = leaf // plan.leaves
@@ -69,7 +69,7 @@ def test_every_leaf_is_reached_by_the_path_that_its_edges_tell(plan: Plan) -> No
                 assert int(forest.edge_group[edge]) == group
                 assert float(forest.edge_sigma[edge]) == float(forest.row_sigma[row]) == pytest.approx(sigmas[t])
                 assert float(forest.edge_sigma_next[edge]) == pytest.approx(sigmas[t + 1])
-                assert float(forest.edge_noise_level[edge]) == pytest.approx(step.noise_level)
+                assert float(forest.edge_eta[edge]) == pytest.approx(step.eta)
                 x = forest.states[forest.edge_child[edge]]
             elif x is not None:
                 v = toy.net(x[None], torch.tensor([sigmas[t]]), conditioning[group : group + 1])[0]
@@ -93,7 +93,7 @@ def test_old_log_probs_are_the_gaussian_densities_of_the_drawn_children(plan: Pl
         sigma, sigma_next = float(averaged.edge_sigma[edge]), float(averaged.edge_sigma_next[edge])
         v = toy.net(x[None], torch.tensor([sigma]), conditioning[group : group + 1])[0]
         assert close(averaged.row_velocity[row], v)
-        mean, std = gaussian_step(step.rule, x.double(), v.double(), sigma, sigma_next, step.noise_level)
+        mean, std = gaussian_step(step.rule, x.double(), v.double(), sigma, sigma_next, step.eta)
         expected.append(log_density(y.double(), mean, std, "sum").item())
     # 18 float32 terms of size 1 to 10 each.
     assert summed.old_log_prob.tolist() == pytest.approx(expected, abs=2e-4)
@@ -132,7 +132,7 @@ def test_a_rollout_does_not_depend_on_the_micro_batch(plan: Plan, micro_batch: i
     whole = rollout(toy, PROMPTS, plan, seed=1)
     toy.reset_counters()
     cut = rollout(toy, PROMPTS, plan, seed=1, micro_batch=micro_batch)
-    assert toy.calls == sum(-(-2 * plan.live(t) // micro_batch) for t in range(len(plan.steps)))
+    assert toy.calls == sum(-(-2 * plan.branches_before(t) // micro_batch) for t in range(len(plan.steps)))
     assert torch.equal(cut.leaf_edges, whole.leaf_edges)
     assert close(cut.states, whole.states)
     assert torch.allclose(cut.old_log_prob, whole.old_log_prob, atol=1e-5)  # noise terms squared

@@ -25,7 +25,7 @@ def test_parts_of_a_rollout_join_to_the_whole() -> None:
     assert torch.allclose(joined.path_sum(joined.old_log_prob), whole.path_sum(whole.old_log_prob), atol=1e-5)
     assert (joined.edge_row.diff() >= 0).all()
     assert joined.row_group.bincount().tolist() == whole.row_group.bincount().tolist()
-    for name in ("edge_sigma", "edge_sigma_next", "edge_noise_level", "edge_group", "edge_step"):
+    for name in ("edge_sigma", "edge_sigma_next", "edge_eta", "edge_group", "edge_step"):
         assert torch.equal(getattr(joined, name)[joined.leaf_edges], getattr(whole, name)[whole.leaf_edges])
     for forest in (whole, joined):
         # Each edge leaves the state that its row says: the parent's own step leads to the child's mean.

@@ -37,31 +37,31 @@ def test_27_independent_rollouts_of_six_steps_cost_162_rows_and_replay_all_but_t
 
 
 def test_live_branches_multiply_after_a_split() -> None:
-    assert [tree(6, (1, 3, 4)).live(t) for t in range(7)] == [1, 1, 3, 3, 9, 27, 27]
+    assert [tree(6, (1, 3, 4)).branches_before(t) for t in range(7)] == [1, 1, 3, 3, 9, 27, 27]
 
 
 def test_prefixes_count_branches_after_each_split() -> None:
-    assert tree(6, (1, 3, 4)).prefixes == (1, 3, 9, 27)
-    assert Plan(MIXED.steps, roots=2).prefixes == (2, 4, 12)
-    assert chains(4, 5).prefixes == (5,)
+    assert tree(6, (1, 3, 4)).branch_counts == (1, 3, 9, 27)
+    assert Plan(MIXED.steps, roots=2).branch_counts == (2, 4, 12)
+    assert chains(4, 5).branch_counts == (5,)
 
 
-def test_unshared_leaves_take_the_same_steps_from_roots_of_their_own() -> None:
-    plan = Plan(MIXED.steps, roots=2).unshared()
+def test_independent_leaves_take_the_same_steps_from_roots_of_their_own() -> None:
+    plan = Plan(MIXED.steps, roots=2).as_independent()
     assert (plan.roots, plan.leaves, plan.splits) == (12, 12, ())
-    assert [(s.rule, s.noise_level) for s in plan.steps] == [(s.rule, s.noise_level) for s in MIXED.steps]
-    assert chains(4, 5).unshared() == chains(4, 5)
+    assert [(s.rule, s.eta) for s in plan.steps] == [(s.rule, s.eta) for s in MIXED.steps]
+    assert chains(4, 5).as_independent() == chains(4, 5)
 
 
 def test_rollouts_from_one_noise_are_one_branch_until_they_part() -> None:
     plan = chains(4, 5).from_one_noise()
-    assert (plan.roots, plan.leaves, plan.prefixes, plan.splits) == (1, 5, (1, 5), (0,))
+    assert (plan.roots, plan.leaves, plan.branch_counts, plan.splits) == (1, 5, (1, 5), (0,))
     assert (plan.model_rows(), plan.replay_rows()) == (1 + 5 + 5 + 5, 1 + 5 + 5)
     late = Plan((Step(), Step(), Step("cps", 0.5), Step("cps", 0.5), Step()), roots=4).from_one_noise()
     assert (late.leaves, late.splits, late.stochastic_steps) == (4, (2,), (2, 3))
     assert (late.model_rows(), late.replay_rows()) == (1 + 1 + 1 + 4 + 4, 1 + 4)
     # Trees whose roots were different part at the first split, into as many branches as they had there together.
-    assert Plan(MIXED.steps, roots=3).from_one_noise().prefixes == (1, 6, 18)
+    assert Plan(MIXED.steps, roots=3).from_one_noise().branch_counts == (1, 6, 18)
 
 
 def test_rollouts_from_one_noise_need_a_step_to_part_at() -> None:
@@ -90,9 +90,9 @@ def test_a_stochastic_step_without_a_split_is_replayed_but_no_split() -> None:
 
 def test_strides_change_where_steps_stop_and_not_what_they_cost() -> None:
     plan = Plan((Step(stride=2), Step("cps", 0.5, 3), Step(stride=4)), roots=2)
-    assert plan.stops == (0, 2, 3, 7)
+    assert plan.schedule_indices == (0, 2, 3, 7)
     assert (plan.model_rows(), plan.replay_rows()) == (2 + 2 + 6, 2)
-    assert tree(4, (1,)).stops == (0, 1, 2, 3, 4)
+    assert tree(4, (1,)).schedule_indices == (0, 1, 2, 3, 4)
 
 
 def test_a_step_that_is_not_scored_costs_no_training_row_but_its_leaves() -> None:
@@ -110,14 +110,14 @@ def test_an_ode_plan_replays_nothing() -> None:
     ("arguments", "sentence"),
     [
         ({"rule": "heun"}, "ode, sde, cps, dance, got 'heun'"),
-        ({"rule": "cps", "noise_level": 0.5, "children": 0}, "at least one child"),
+        ({"rule": "cps", "eta": 0.5, "children": 0}, "at least one child"),
         ({"stride": 0}, "at least one step of the schedule, got stride 0"),
-        ({"rule": "ode", "noise_level": 0.5}, "draws no noise"),
+        ({"rule": "ode", "eta": 0.5}, "draws no noise"),
         ({"rule": "ode", "children": 2}, "cannot split"),
-        ({"rule": "sde", "noise_level": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),
-        ({"rule": "cps", "noise_level": float("nan")}, "noise level above 0, got nan"),
-        ({"rule": "sde", "noise_level": float("inf")}, "noise level above 0, got inf"),
-        ({"rule": "cps", "noise_level": 1.2}, "share of the noise, at most 1, got 1.2"),
+        ({"rule": "sde", "eta": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),
+        ({"rule": "cps", "eta": float("nan")}, "noise level above 0, got nan"),
+        ({"rule": "sde", "eta": float("inf")}, "noise level above 0, got inf"),
+        ({"rule": "cps", "eta": 1.2}, "share of the noise, at most 1, got 1.2"),
     ],
 )
 def test_a_step_that_cannot_be_run_is_refused(arguments: dict[str, object], sentence: str) -> None:

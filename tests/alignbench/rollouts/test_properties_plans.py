@@ -56,7 +56,7 @@ def samplers(draw: st.DrawFn) -> tuple[Sampler, dict[str, Any]]:
         "group_size": st.integers(2, 6),
         "children": st.integers(2, 3),
         "rule": st.sampled_from(["sde", "cps", "dance"]),
-        "noise_level": LEVELS,
+        "eta": LEVELS,
         "stochastic_share": st.floats(0.01, 1.0),
         "window": st.integers(1, steps - 1),
         "passes": st.integers(1, 3),
@@ -96,10 +96,10 @@ def test_costs_are_those_of_branches_counted_one_by_one(plan: Plan, groups: int)
     assert plan.leaves == len(live[-1])
     assert plan.model_rows(groups) == groups * sum(map(len, live[:-1]))
     assert plan.replay_rows(groups) == groups * sum(len(live[t]) for t in scored(plan))
-    assert [plan.live(t) for t in range(len(live))] == list(map(len, live))
-    assert plan.stops == (0, *accumulate(step.stride for step in plan.steps))
-    alone = plan.unshared()
-    assert (alone.leaves, alone.splits, alone.stops) == (plan.leaves, (), plan.stops)
+    assert [plan.branches_before(t) for t in range(len(live))] == list(map(len, live))
+    assert plan.schedule_indices == (0, *accumulate(step.stride for step in plan.steps))
+    alone = plan.as_independent()
+    assert (alone.leaves, alone.splits, alone.schedule_indices) == (plan.leaves, (), plan.schedule_indices)
     assert alone.model_rows() >= plan.model_rows()
 
 
@@ -110,7 +110,7 @@ def test_every_samplers_plan_ends_at_the_picture_with_the_leaves_it_was_asked_fo
     sampler, settings = made
     plan = sampler.plan(progress, np.random.default_rng(seed))
     assert plan == sampler.plan(progress, np.random.default_rng(seed))
-    assert plan.stops[-1] == settings["steps"]
+    assert plan.schedule_indices[-1] == settings["steps"]
     assert not plan.steps[-1].stochastic
     assert scored(plan)
     tree = settings.get("children", 0) ** settings.get("levels", 0)
@@ -141,7 +141,7 @@ def test_the_forest_has_the_plans_branches_in_order(plan: Plan, prompts: list[st
         [of_child[g, leaf[: t + 2]] for t in scored(plan)] for g in range(groups) for leaf in live[-1]
     ]
     sigmas = toy.sigmas(sum(step.stride for step in plan.steps))
-    for name, stops in (("edge_sigma", plan.stops), ("edge_sigma_next", plan.stops[1:])):
+    for name, stops in (("edge_sigma", plan.schedule_indices), ("edge_sigma_next", plan.schedule_indices[1:])):
         assert getattr(forest, name).tolist() == [float(sigmas[stops[rows[row][1]]]) for row, _ in edges]
     assert torch.equal(forest.edge_sigma, forest.row_sigma[forest.edge_row])
     # The child of one edge is the parent of the next where no other step is between them.
@@ -185,7 +185,7 @@ def test_parts_of_a_rollout_join_to_the_whole_wherever_it_is_cut(plan: Plan, pro
     assert (joined.prompts, joined.leaf_prompts) == (prompts, whole.leaf_prompts)
     assert torch.allclose(joined.leaf_latents, whole.leaf_latents, atol=ROUNDING)
     assert bool((joined.edge_row.diff() >= 0).all())
-    for name in ("edge_sigma", "edge_sigma_next", "edge_noise_level", "edge_group", "edge_step", "old_log_prob"):
+    for name in ("edge_sigma", "edge_sigma_next", "edge_eta", "edge_group", "edge_step", "old_log_prob"):
         ours, theirs = (getattr(forest, name)[forest.leaf_edges] for forest in (joined, whole))
         assert torch.allclose(ours.float(), theirs.float(), atol=ROUNDING), name
     for forest in (joined, whole):

@@ -1,5 +1,5 @@
 """Is sampling right? Data are Gaussian here, x_0 ~ N(m, s^2): the velocity is linear in closed form, so every plan's chain is
-linear-Gaussian and the law of its leaves follows by a recursion over two numbers, without sampling."""
+linear-Gaussian and the distribution of its leaves follows by a recursion over two numbers, without sampling."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -74,16 +74,16 @@ def affine(step: Step, sigma: float, sigma_next: float, m: float, s: float) -> t
         if not step.stochastic:
             return x + (sigma_next - sigma) * v, 0.0
         numbers = torch.tensor(x, dtype=torch.float64), torch.tensor(v, dtype=torch.float64)
-        found, std = gaussian_step(step.rule, *numbers, sigma, sigma_next, step.noise_level)
+        found, std = gaussian_step(step.rule, *numbers, sigma, sigma_next, step.eta)
         return float(found), std
 
     (b, std), (at_one, _) = mean(0.0), mean(1.0)
     return at_one - b, b, std
 
 
-def law(plan: Plan, m: float, s: float) -> tuple[float, float]:
+def distribution(plan: Plan, m: float, s: float) -> tuple[float, float]:
     """Mean and deviation of each leaf of the plan."""
-    schedule = [1 - stop / plan.stops[-1] for stop in plan.stops]
+    schedule = [1 - stop / plan.schedule_indices[-1] for stop in plan.schedule_indices]
     mean, variance = 0.0, 1.0
     for t, step in enumerate(plan.steps):
         a, b, std = affine(step, schedule[t], schedule[t + 1], m, s)
@@ -93,7 +93,7 @@ def law(plan: Plan, m: float, s: float) -> tuple[float, float]:
 
 def covariance(plan: Plan, split: int, m: float, s: float) -> float:
     """Of two leaves that part at the given step."""
-    schedule = [1 - stop / plan.stops[-1] for stop in plan.stops]
+    schedule = [1 - stop / plan.schedule_indices[-1] for stop in plan.schedule_indices]
     shared = 1.0
     for t, step in enumerate(plan.steps):
         a, _, std = affine(step, schedule[t], schedule[t + 1], m, s)
@@ -102,10 +102,10 @@ def covariance(plan: Plan, split: int, m: float, s: float) -> float:
 
 
 def z_scores(drawn: Tensor, plan: Plan) -> np.ndarray:
-    """How many standard errors means, variances and covariances of drawn [N, 3] are off the plan's law; [9]."""
+    """How many standard errors means, variances and covariances of drawn [N, 3] are off the plan's distribution; [9]."""
     x, n = drawn.double(), len(drawn)
-    laws = [law(plan, m, s) for m, s in zip(MEANS, DEVIATIONS, strict=True)]
-    mean, deviation = torch.tensor(laws, dtype=torch.float64).T
+    distributions = [distribution(plan, m, s) for m, s in zip(MEANS, DEVIATIONS, strict=True)]
+    mean, deviation = torch.tensor(distributions, dtype=torch.float64).T
     standard = (x - mean) / deviation
     products = [(standard[:, i] * standard[:, j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))]
     of_variance = (standard.square().mean(0) - 1) / math.sqrt(2)
@@ -126,7 +126,7 @@ def ode(steps: int) -> Plan:
     return Plan((Step(),) * steps)
 
 
-# --- the law of samples
+# --- the distribution of samples
 
 
 @pytest.mark.parametrize("steps", [4, 8, 20, 50])
@@ -162,7 +162,7 @@ def test_the_deviation_of_samples_nears_that_of_the_data_as_steps_grow(
         errors = []
         for steps in (4, 50, 100, 200):
             plan = ode(steps) if rule == "ode" else chains(steps, 1, rule, level)
-            mean, deviation = law(plan, m, s)
+            mean, deviation = distribution(plan, m, s)
             assert mean == pytest.approx(m)
             errors.append(abs(deviation / s - 1))
         assert errors[0] > errors[1] > errors[2] > errors[3]
@@ -174,18 +174,18 @@ def test_the_deviation_of_samples_nears_that_of_the_data_as_steps_grow(
 def test_sde_at_its_default_level_is_within_3_percent_of_the_data_from_20_steps_on() -> None:
     for m, s in zip(MEANS, DEVIATIONS, strict=True):
         for steps in (20, 50, 200, 1000):
-            assert law(chains(steps, 1, "sde", 0.7), m, s)[1] == pytest.approx(s, rel=0.03)
-        assert law(chains(4, 1, "sde", 0.7), m, s)[1] < 0.9 * s
+            assert distribution(chains(steps, 1, "sde", 0.7), m, s)[1] == pytest.approx(s, rel=0.03)
+        assert distribution(chains(4, 1, "sde", 0.7), m, s)[1] < 0.9 * s
 
 
 def test_cps_draws_too_little_spread_however_many_steps_it_takes() -> None:
     """Each of its steps replaces a part of the predicted noise that does not shrink with the step, but the predicted picture
     is a mean, which spreads less than pictures do. The ODE, which it should agree with, has no such limit."""
     for m, s in zip(MEANS, DEVIATIONS, strict=True):
-        short = [1 - law(chains(steps, 1, "cps", 0.7), m, s)[1] / s for steps in (50, 200, 1000)]
+        short = [1 - distribution(chains(steps, 1, "cps", 0.7), m, s)[1] / s for steps in (50, 200, 1000)]
         assert short[0] > short[1] > short[2] > 0.14
-        assert 1 - law(ode(1000), m, s)[1] / s < 0.003
-        assert 1 - law(chains(1000, 1, "cps", 0.05), m, s)[1] / s < 0.003
+        assert 1 - distribution(ode(1000), m, s)[1] / s < 0.003
+        assert 1 - distribution(chains(1000, 1, "cps", 0.05), m, s)[1] / s < 0.003
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_cps_draws_too_little_spread_however_many_steps_it_takes() -> None:
 )  # fmt: skip
 def test_the_deviations_in_the_documentation(steps: int, documented: tuple[float, ...]) -> None:
     plans = (ode(steps), *(chains(steps, 1, rule, 0.7) for rule in ("dance", "sde", "cps")))
-    assert [law(plan, 0.8, 1.0)[1] for plan in plans] == pytest.approx(documented, abs=0.006)
+    assert [distribution(plan, 0.8, 1.0)[1] for plan in plans] == pytest.approx(documented, abs=0.006)
 
 
 # --- trees
@@ -210,7 +210,7 @@ def test_every_leaf_of_every_sampler_has_the_law_of_a_rollout_on_its_own(name: s
     plan = load_sampler(name, **settings).plan(progress, np.random.default_rng(0))
     drawn = leaves(plan)
     for k in range(plan.leaves):
-        assert np.abs(z_scores(drawn[:, k].reshape(-1, 3), plan.unshared())).max() < WITHIN
+        assert np.abs(z_scores(drawn[:, k].reshape(-1, 3), plan.as_independent())).max() < WITHIN
 
 
 def test_the_covariance_of_two_leaves_is_that_of_the_path_they_share() -> None:
@@ -220,7 +220,7 @@ def test_the_covariance_of_two_leaves_is_that_of_the_path_they_share() -> None:
     # Leaf 0 parts from leaf 9 at the first split, from leaf 3 at the second, from leaf 1 at the third.
     for other, split in ((9, 1), (3, 3), (1, 4)):
         for d, (m, s) in enumerate(zip(MEANS, DEVIATIONS, strict=True)):
-            mean, deviation = law(plan, m, s)
+            mean, deviation = distribution(plan, m, s)
             one, two = (drawn[:, k, :, d].flatten() - mean for k in (0, other))
             correlation = covariance(plan, split, m, s) / deviation**2
             error = math.sqrt((1 + correlation**2) / n)
@@ -251,14 +251,14 @@ def faulty(fault: str) -> Callable[..., flow.StepResult]:
 
 
 def off(plan: Plan) -> tuple[float, float]:
-    """The largest z-score of any leaf's law, and that of the covariance of the first two leaves."""
+    """The largest z-score of any leaf's distribution, and that of the covariance of the first two leaves."""
     drawn = leaves(plan).double()
-    mean, deviation = law(plan, MEANS[1], DEVIATIONS[1])
+    mean, deviation = distribution(plan, MEANS[1], DEVIATIONS[1])
     correlation = covariance(plan, plan.splits[-1], MEANS[1], DEVIATIONS[1]) / deviation**2
     one, two = ((drawn[:, k, :, 1].flatten() - mean) / deviation for k in (0, 1))
     error = math.sqrt((1 + correlation**2) / len(one))
-    of_laws = max(float(np.abs(z_scores(drawn[:, k].reshape(-1, 3), plan)).max()) for k in range(plan.leaves))
-    return of_laws, abs(float((one * two).mean()) - correlation) / error
+    of_distributions = max(float(np.abs(z_scores(drawn[:, k].reshape(-1, 3), plan)).max()) for k in range(plan.leaves))
+    return of_distributions, abs(float((one * two).mean()) - correlation) / error
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def off(plan: Plan) -> tuple[float, float]:
         ("noise is a tenth too loud", (0, 1)),
         ("sigma_next is that of the step after", (0, 1)),
         ("the noise of another step is used again", (0, 1)),
-        ("children share one noise", (1,)),  # each of them still has its law
+        ("children share one noise", (1,)),  # each of them still has its distribution
     ],
 )
 def test_faults_of_a_tree_would_be_seen(fault: str, seen_in: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import group_keys
 from alignbench.runtime import launch
-from alignbench.runtime.processes import ALONE, Processes, Together, join, on_loopback, whole
+from alignbench.runtime.processes import SINGLE_PROCESS, DistributedProcesses, Processes, full_tensor, join, on_loopback
 from alignbench.training import engine
 from tests.support.faults import full_disk
 from tests.support.pipelines import SIDE, save_pipeline
@@ -117,8 +117,8 @@ def gathering(folder: Path) -> None:
             "leaves": whole.leaf_latents,
             "groups": whole.row_group,
             "log_prob": whole.path_sum(whole.old_log_prob),
-            "uneven": torch.cat(processes.gather(uneven)),
-            "told": processes.tell({"rank": processes.rank, "nan": [float("nan")]}),
+            "uneven": torch.cat(processes.all_gather(uneven)),
+            "told": processes.all_gather_object({"rank": processes.rank, "nan": [float("nan")]}),
         },
         folder / f"{processes.rank}.pt",
     )
@@ -144,16 +144,16 @@ def test_groups_survive_gathering_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_shares_are_as_long_and_say_what_is_repeated() -> None:
-    three = Together.__new__(Together)
+    three = DistributedProcesses.__new__(DistributedProcesses)
     three.count = 3
     shares, kept = [], []
     for three.rank in range(3):
         shares.append(three.share("abcd"))
-        kept.append(three.kept("abcd"))
+        kept.append(three.unpadded_length("abcd"))
     assert shares == [["a", "b"], ["c", "d"], ["d", "d"]]
     assert kept == [2, 2, 0]
-    assert ALONE.share("abcd") == list("abcd")
-    assert ALONE.kept("abcd") == 4
+    assert SINGLE_PROCESS.share("abcd") == list("abcd")
+    assert SINGLE_PROCESS.unpadded_length("abcd") == 4
 
 
 def test_processes_on_several_machines_and_those_who_are_told_an_interface_are_left_alone(
@@ -195,15 +195,15 @@ def failing(folder: Path) -> None:
     processes = join(torch.device("cpu"))
 
     def work() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory") if processes.first else UserError("no such thing")
+        raise torch.OutOfMemoryError("CUDA out of memory") if processes.is_rank_zero else UserError("no such thing")
 
     try:
-        processes.agree(work)
+        processes.on_all_ranks(work)
     except Exception as error:
         wrapped = RunError("about it")
         wrapped.__cause__ = error
-        told = [type(error).__name__, str(error), processes.agreed(error), processes.agreed(wrapped)]
-        (folder / f"{processes.rank}.json").write_text(json.dumps([*told, processes.agreed(ValueError())]))
+        told = [type(error).__name__, str(error), processes.raised_on_all_ranks(error), processes.raised_on_all_ranks(wrapped)]
+        (folder / f"{processes.rank}.json").write_text(json.dumps([*told, processes.raised_on_all_ranks(ValueError())]))
 
 
 def test_of_two_failures_all_raise_the_first_processs(tmp_path: Path) -> None:
@@ -377,10 +377,10 @@ def sharding(config: RunConfig, folder: Path) -> None:
             parameter.grad = None
         # Three rows, one in a call: the first process has one of them, and a call without any.
         engine.backward(policy, objective, forest, micro_batch=1, processes=among)
-        return torch.cat([whole(p.grad).flatten() for p in policy.parameters() if p.grad is not None])
+        return torch.cat([full_tensor(p.grad).flatten() for p in policy.parameters() if p.grad is not None])
 
     found: dict[str, Any] = {"frozen_before": held(False), "trained_before": held(True)}
-    alone = gradient(ALONE)
+    alone = gradient(SINGLE_PROCESS)
     policy.shard()
     off = (gradient(processes) - alone).abs().max()
     found |= {"frozen": held(False), "trained": held(True), "gradient": float(alone.abs().max()), "off": float(off)}

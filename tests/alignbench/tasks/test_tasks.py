@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from alignbench import UserError
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.tasks import RewardChoice, Task, load_task
 
 
@@ -49,7 +49,7 @@ def test_case_and_blanks_make_no_other_prompt(tmp_path: Path) -> None:
 def test_preference_takes_words_and_scenes_in_turns_and_is_judged_by_what_it_does_not_train_on() -> None:
     task = load_task("preference")
     assert Counter('"' in prompt for prompt in task.eval_prompts[:48]) == {True: 24, False: 24}
-    judges = Judges(task)
+    judges = MetricSuite(task)
     assert list(judges.rewards) == ["pickscore"]
     assert set(judges.evals) - set(judges.rewards) == {"geneval", "ocr_judge", "quality", "diversity", "mode_coverage"}
     # Cosine diversity there would be in features of the model that is trained on.
@@ -57,7 +57,7 @@ def test_preference_takes_words_and_scenes_in_turns_and_is_judged_by_what_it_doe
 
 
 def test_mixed_weighs_two_rewards() -> None:
-    assert Judges(load_task("mixed")).weights == {"ocr": 1.0, "pickscore": 1.0}
+    assert MetricSuite(load_task("mixed")).weights == {"ocr": 1.0, "pickscore": 1.0}
 
 
 def test_another_reward_makes_the_former_ones_judges() -> None:

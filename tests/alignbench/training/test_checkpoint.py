@@ -66,7 +66,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         for name, value in values.items():
             assert torch.equal(value, other_optimizer.state_dict()["state"][key][name])
     assert all(torch.equal(a, b) for a, b in zip(ema.average, other_ema.average, strict=True))
-    for given, back in ((reference, found.reference), (old, found.old)):
+    for given, back in ((reference, found.reference), (old, found.behaviour)):
         assert back is not None
         assert all(torch.equal(a, b) for a, b in zip(given, back, strict=True))
 

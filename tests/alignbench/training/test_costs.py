@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
         ({"name": "grpo", "kl_beta": 0.1}, {"micro_batch": 4, "updates_per_rollout": 2}, 16 + 2 * 3 * 6),
         # Eight pictures, and the policy of the rollout in the second update; two pictures of each group, and the base model.
         ({"name": "nft", "kl_beta": 0.0, "decay_rate": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
-        # An old policy that lags is asked in the first update too.
+        # An behaviour policy that lags is asked in the first update too.
         ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 2 * 8),
         ({"name": "dpo"}, {}, 16 + 2 * 4),
     ],
@@ -159,9 +159,9 @@ def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
     folders: dict[str, Path], tmp_path: Path, family: str, settings: dict[str, Any]
 ) -> None:
     settings = {"resolution": SIDE, "guidance": 2.0, **settings}
-    real, hollow = (load_backbone(str(folders[family]), device=device, **settings) for device in ("cpu", "meta"))
+    real, on_meta = (load_backbone(str(folders[family]), device=device, **settings) for device in ("cpu", "meta"))
     config = toy_config(write_task(tmp_path))
-    told = memory(config, hollow, "a", Rows(4, 3, 3, 4, 4)).training
+    told = memory(config, on_meta, "a", Rows(4, 3, 3, 4, 4)).training
     seen = most_allocated(real, "a", 3)
     # Kernels have work space of their own, and some write in place what is told as two tensors.
     assert told == pytest.approx(seen, rel=0.05)

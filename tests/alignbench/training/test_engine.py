@@ -331,7 +331,7 @@ def test_while_nothing_has_changed_the_policys_own_answer_is_the_old_ones_and_ca
     gradients = []
     for old in (None, [p.detach().clone() for p in toy.parameters()]):
         toy.net.zero_grad()
-        backward(toy, objective, forest, micro_batch=micro_batch, old=old)
+        backward(toy, objective, forest, micro_batch=micro_batch, behaviour=old)
         gradients.append(toy.gradient())
     assert gradients[0].abs().max() > 1e-4
     assert torch.allclose(gradients[0], gradients[1], atol=ROUNDING)

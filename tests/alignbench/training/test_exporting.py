@@ -10,7 +10,7 @@ import yaml
 from diffusers import StableDiffusion3Pipeline
 
 from alignbench import UserError, load_backbone, run
-from alignbench.backbone import holding
+from alignbench.backbone import temporarily_set
 from alignbench.config.run_config import RunConfig, load_config
 from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import sample
@@ -65,7 +65,7 @@ def plainly_drawn(pipeline: Any) -> np.ndarray:
 def ours_drawn(config: RunConfig, checkpoints: Path, best_window: int | None = None) -> np.ndarray:
     policy = load_configured_backbone(config)
     weights = policy_weights(checkpoints, best_window)
-    with holding(list(policy.parameters()), weights.in_order(policy.trainable())):
+    with temporarily_set(list(policy.parameters()), weights.in_order(policy.trainable())):
         return policy.decode(sample(policy, PROMPTS, 1, STEPS, SEED)).astype(float)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from alignbench import UserError, load_backbone, load_objective, run
 from alignbench.errors import DiskError, ScorerError
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.tasks import load_task
 from alignbench.training.engine import backward
 from alignbench.training.pairs import check_pairs, fingerprint, pair_forest, read_pairs, write_pairs
@@ -22,7 +22,7 @@ from tests.support.plugins import ToyPolicy, toy_config, write_task
 
 def written(folder: Path, images: int = 4) -> Path:
     policy = ToyPolicy(ToyPolicy.Settings())
-    judges = Judges(load_task(str(write_task(folder))))
+    judges = MetricSuite(load_task(str(write_task(folder))))
     assert write_pairs(policy, judges, ["train 0", "train 1"], images, 0, folder / "pairs") == 2
     return folder / "pairs" / "pairs.jsonl"
 
@@ -41,13 +41,15 @@ def test_writing_overwrites_nothing(tmp_path: Path) -> None:
     file = written(tmp_path)
     before = file.read_bytes()
     with pytest.raises(UserError, match="exists already"):
-        write_pairs(ToyPolicy(ToyPolicy.Settings()), Judges(load_task(str(write_task(tmp_path)))), ["a"], 2, 0, file.parent)
+        write_pairs(
+            ToyPolicy(ToyPolicy.Settings()), MetricSuite(load_task(str(write_task(tmp_path)))), ["a"], 2, 0, file.parent
+        )
     assert file.read_bytes() == before
 
 
 def test_pairs_that_stopped_half_way_do_not_look_whole(tmp_path: Path) -> None:
     """The scorer dies at the fourth prompt; what was drawn until then is kept under a name that says so."""
-    judges = Judges(load_task(str(write_task(tmp_path, "Dying"))))
+    judges = MetricSuite(load_task(str(write_task(tmp_path, "Dying"))))
     with pytest.raises(ScorerError, match="the server is gone"):
         write_pairs(ToyPolicy(ToyPolicy.Settings()), judges, [f"train {i}" for i in range(5)], 2, 0, tmp_path / "pairs")
     with pytest.raises(UserError, match="cannot read the pairs"):
@@ -56,7 +58,7 @@ def test_pairs_that_stopped_half_way_do_not_look_whole(tmp_path: Path) -> None:
 
 
 def test_pairs_on_a_full_disk_are_one_sentence(tmp_path: Path) -> None:
-    judges = Judges(load_task(str(write_task(tmp_path))))
+    judges = MetricSuite(load_task(str(write_task(tmp_path))))
     with small_files(64), pytest.raises(DiskError, match=r"cannot write .*pairs: "):
         write_pairs(ToyPolicy(ToyPolicy.Settings()), judges, ["train 0"], 2, 0, tmp_path / "pairs")
 

@@ -13,7 +13,7 @@ import yaml
 
 from alignbench import RunError, UserError, load_objective, load_sampler, registry, run
 from alignbench.backbone import BackboneSettings
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.files.writing import exclusive
 from alignbench.records.record import Result, read_result
 from alignbench.tasks import load_task
@@ -274,7 +274,7 @@ def test_parts_that_are_scored_beside_a_rollout_change_nothing(tmp_path: Path) -
 def test_a_part_is_scored_while_the_next_is_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(write_task(tmp_path), overlap=2)
     task, policy = load_task(config.task), ToyPolicy(BackboneSettings())
-    judges = Judges(task)
+    judges = MetricSuite(task)
     trainer = Trainer(config, task.train_prompts, policy, load_objective("grpo"), load_sampler("fixed_tree", **TREE), judges)
     scoring, rolling, velocity = threading.Event(), threading.Event(), policy.velocity
 
@@ -296,7 +296,7 @@ def test_a_part_is_scored_while_the_next_is_rolled_out(tmp_path: Path, monkeypat
 
 def test_a_scorer_that_hangs_beside_a_rollout_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
-    monkeypatch.setattr(Judges, "score", lambda *arguments, **named: never.wait(60))
+    monkeypatch.setattr(MetricSuite, "score", lambda *arguments, **named: never.wait(60))
     with pytest.raises(RunError, match=r"took more than 0.2 s in iteration 0; .* raise scorer_timeout"):
         run(toy_config(write_task(tmp_path), overlap=2, scorer_timeout=0.2), tmp_path / "run")
     never.set()
@@ -428,7 +428,7 @@ def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
     # Decays of 0, 0.4 and 0.5 after updates 1, 2 and 3.
     settings: Any = {"name": "nft", "decay_rate": 0.4, "decay_start": 1, "decay_max": 0.5}
     drew, seen = [], []
-    drawn, updates = Trainer._drawn, Trainer._updates
+    drawn, updates = Trainer._rollout, Trainer._updates
 
     def watched_drawn(self: Trainer, *arguments: Any) -> Any:
         velocity = self.policy.velocity
@@ -447,7 +447,7 @@ def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
         seen.append([p.detach().clone() for p in self.policy.parameters()])
         return found
 
-    monkeypatch.setattr(Trainer, "_drawn", watched_drawn)
+    monkeypatch.setattr(Trainer, "_rollout", watched_drawn)
     monkeypatch.setattr(Trainer, "_updates", watched_updates)
     run(toy_config(write_task(tmp_path), objective=settings, iterations=4), tmp_path / "run")
     base = [p.detach() for p in ToyPolicy(BackboneSettings()).parameters()]
@@ -460,7 +460,7 @@ def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
         assert torch.allclose(third[i], 0.4 * one + 0.6 * two)
         assert torch.allclose(fourth[i], 0.5 * (0.4 * one + 0.6 * two) + 0.5 * three)
     assert any(not torch.allclose(a, b) for a, b in zip(third, seen[1], strict=True))
-    assert list(table(tmp_path / "run")["old_decay"]) == pytest.approx([0, 0.4, 0.5, 0.5])
+    assert list(table(tmp_path / "run")["behaviour_ema_decay"]) == pytest.approx([0, 0.4, 0.5, 0.5])
 
 
 def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
         "dpo": {"pairs", "implicit_accuracy", "winner_error", "loser_error"},
         "ppo": {"value_mean", "explained_variance"},
         "raft": {"error"},
-        "nft": {"positive_error", "negative_error", "distance_reference", "old_decay"},
+        "nft": {"positive_error", "negative_error", "distance_reference", "behaviour_ema_decay"},
         "vargrad": {"balance_rms"},
         "flowrl": {"balance_rms", "log_z"},
     }

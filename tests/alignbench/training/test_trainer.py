@@ -10,7 +10,7 @@ import yaml
 
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
 from alignbench.backbone import BackboneSettings
-from alignbench.evaluation.evaluate import Judges
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.tasks import load_task
 from alignbench.training import engine
 from alignbench.training.trainer import Trainer
@@ -32,7 +32,7 @@ def trainer(task: Path, **changes: Any) -> Trainer:
     read = load_task(config.task)
     objective = load_objective(config.objective.name, **config.objective.settings)
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-    return Trainer(config, read.train_prompts, ToyPolicy(BackboneSettings()), objective, sampler, Judges(read))
+    return Trainer(config, read.train_prompts, ToyPolicy(BackboneSettings()), objective, sampler, MetricSuite(read))
 
 
 def watched(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[RolloutForest]:
@@ -122,7 +122,7 @@ def test_later_updates_know_the_policy_of_the_rollout(tmp_path: Path, monkeypatc
     backward = engine.backward
 
     def watching(*arguments: Any, **named: Any) -> engine.Backward:
-        seen.append((named["update"], named["old"]))
+        seen.append((named["update"], named["behaviour"]))
         return backward(*arguments, **named)
 
     monkeypatch.setattr(engine, "backward", watching)

@@ -120,7 +120,7 @@ def test_divergences_of_two_gaussians() -> None:
     assert found.kl_model_target == pytest.approx(2 * math.log(s) + (2 + squared) / (2 * s**2) - 1, abs=1e-5)
     assert found.kl_target_model == pytest.approx(-2 * math.log(s) + (2 * s**2 + squared) / 2 - 1, abs=1e-5)
     assert found.reached == pytest.approx(1.0, abs=1e-6)
-    # Jensen-Shannon by plain Monte Carlo of the two laws.
+    # Jensen-Shannon by plain Monte Carlo of the two distributions.
     generator = torch.Generator().manual_seed(0)
 
     def half(one: Mixture, other: Mixture) -> float:

@@ -1,6 +1,6 @@
-"""Laws in the plane as records and as pictures: `laws.parquet` of runs whose backbone can tell what it draws.
+"""Distributions in the plane as records and as pictures: `distributions.parquet` of runs whose backbone can tell what it draws.
 
-A row is a point of a law: its iteration, x, y, the mass there, and the base model's mode that it belongs to. Iteration
+A row is a point of a distribution: its iteration, x, y, the mass there, and the base model's mode that it belongs to. Iteration
 `TARGET` is the target, 0 the base model, the last one the model that was judged. All are for the first evaluation prompt.
 
 A picture is a histogram of the mass, smoothed by a Gaussian of deviation `SMOOTHING`: details below that are not seen.
@@ -18,11 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
-from alignbench.backbone import Law
+from alignbench.backbone import PointDistribution
 from alignbench.errors import UserError
 from alignbench.files.reading import Kind, read_table
 
-FILE = "laws.parquet"
+FILE = "distributions.parquet"
+FORMER_FILE = "laws.parquet"
+"""What runs of before 0.2 called it."""
 TABLE: dict[str, Kind] = {"iteration": "whole", "x": "number", "y": "number", "mass": "number", "mode": "whole"}
 TARGET = -1
 NAMES = {TARGET: "target", 0: "base"}
@@ -41,20 +43,22 @@ BEYOND = 1e-3
 """A picture's frame leaves out at most this share of the base model's mass."""
 
 
-def as_rows(law: Law, iteration: int) -> pd.DataFrame:
-    """The rows of one law."""
-    columns = {"x": law.points[:, 0], "y": law.points[:, 1], "mass": law.mass}
+def as_rows(distribution: PointDistribution, iteration: int) -> pd.DataFrame:
+    """The rows of one distribution."""
+    columns = {"x": distribution.points[:, 0], "y": distribution.points[:, 1], "mass": distribution.mass}
     table = pd.DataFrame({name: values.astype(np.float32) for name, values in columns.items()})
-    return table.assign(mode=law.mode.astype(np.int16), iteration=np.int32(iteration))
+    return table.assign(mode=distribution.mode.astype(np.int16), iteration=np.int32(iteration))
 
 
-def read_laws(folder: Path) -> pd.DataFrame | None:
-    """A run's `laws.parquet`, or None where its backbone cannot tell its law.
+def read_distributions(folder: Path) -> pd.DataFrame | None:
+    """A run's `distributions.parquet`, or None where its backbone cannot tell its distribution.
 
     Raises:
         UserError: it is no such table.
     """
     file = folder / FILE
+    if not os.path.lexists(file):
+        file = folder / FORMER_FILE
     if not os.path.lexists(file):
         return None
     table = read_table(file, TABLE)[list(TABLE)]
@@ -63,19 +67,19 @@ def read_laws(folder: Path) -> pd.DataFrame | None:
         raise UserError(f"cannot read {file}: points must be finite, and their masses not negative")
     mass = table.groupby("iteration")["mass"].sum()
     if not {TARGET, 0} <= set(mass.index) or (mass <= 0).any():
-        raise UserError(f"cannot read {file}: the target's or the base model's law is missing, or one has no mass")
+        raise UserError(f"cannot read {file}: the target's or the base model's distribution is missing, or one has no mass")
     return table
 
 
-def mode_masses(laws: pd.DataFrame) -> pd.DataFrame:
+def mode_masses(distributions: pd.DataFrame) -> pd.DataFrame:
     """Mass of each mode, a row a mode: columns `target`, `base` and `trained`, each summing to 1."""
-    wide = laws.pivot_table(index="mode", columns="iteration", values="mass", aggfunc="sum", fill_value=0.0)
+    wide = distributions.pivot_table(index="mode", columns="iteration", values="mass", aggfunc="sum", fill_value=0.0)
     return pd.DataFrame({"target": wide[TARGET], "base": wide[0], "trained": wide[wide.columns.max()]})
 
 
-def over_training(laws: pd.DataFrame, title: str) -> Figure:
+def over_training(distributions: pd.DataFrame, title: str) -> Figure:
     """Target, base and the model at each iteration that was kept, and below them the mass of each mode."""
-    parts = _by_iteration(laws)
+    parts = _by_iteration(distributions)
     half = _frame(parts[0])
     brightest = _picture(parts[TARGET], half).max()
     columns = min(len(parts), IN_A_ROW)
@@ -88,7 +92,7 @@ def over_training(laws: pd.DataFrame, title: str) -> Figure:
             axis = figure.add_subplot(grid[i // columns, i % columns])
             _show(axis, _picture(part, half), half, brightest)
             axis.set_title(NAMES.get(iteration, f"iteration {iteration}"))
-        masses, bars = mode_masses(laws), figure.add_subplot(grid[rows, :])
+        masses, bars = mode_masses(distributions), figure.add_subplot(grid[rows, :])
         for shift, (name, color) in enumerate(zip(masses.columns, ("#999999", "#56B4E9", "#D55E00"), strict=True)):
             bars.bar(np.arange(len(masses)) + (shift - 1) * 0.27, masses[name], 0.27, label=name, color=color)
         bars.set(title="mass of each mode", xticks=np.arange(len(masses)))
@@ -102,7 +106,7 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
     """Target and base, and beside them a row a sampler and a column an objective, each as it ended.
 
     Args:
-        models: (objective, sampler) -> `laws.parquet` of one run, all of one prompt.
+        models: (objective, sampler) -> `distributions.parquet` of one run, all of one prompt.
     """
     objectives, samplers = (list(dict.fromkeys(key[i] for key in models)) for i in range(2))
     parts = _by_iteration(next(iter(models.values())))
@@ -127,10 +131,10 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
             axis = figure.add_subplot(grids[0][row, 0])
             _show(axis, _picture(parts[iteration], half), half, brightest)
             axis.set_ylabel(NAMES[iteration], labelpad=2)
-        for (objective, sampler), laws in models.items():
+        for (objective, sampler), distributions in models.items():
             row, (block, column) = samplers.index(sampler), divmod(objectives.index(objective), columns)
             axis = figure.add_subplot(grids[block][row, 2 + column])
-            last = laws[laws["iteration"] == laws["iteration"].max()]
+            last = distributions[distributions["iteration"] == distributions["iteration"].max()]
             _show(axis, _picture(last, half), half, brightest)
             if row == 0:
                 axis.set_title(headings[objectives.index(objective)], fontsize=6, pad=2)
@@ -140,8 +144,8 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
     return figure
 
 
-def _by_iteration(laws: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    return {int(i): laws[laws["iteration"] == i] for i in sorted(laws["iteration"].unique())}
+def _by_iteration(distributions: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    return {int(i): distributions[distributions["iteration"] == i] for i in sorted(distributions["iteration"].unique())}
 
 
 def _frame(base: pd.DataFrame) -> float:
@@ -151,11 +155,11 @@ def _frame(base: pd.DataFrame) -> float:
     return 1.1 * float(reach.iloc[min(int(np.searchsorted(inside, 1 - BEYOND)), len(reach) - 1)]) or 1.0
 
 
-def _picture(law: pd.DataFrame, half: float) -> np.ndarray:
+def _picture(distribution: pd.DataFrame, half: float) -> np.ndarray:
     """Density on a grid of PIXELS x PIXELS over +- half, rows from low to high y."""
     edges = np.linspace(-half, half, PIXELS + 1)
     pixel = edges[1] - edges[0]
-    mass, _, _ = np.histogram2d(law["y"], law["x"], bins=[edges, edges], weights=law["mass"])
+    mass, _, _ = np.histogram2d(distribution["y"], distribution["x"], bins=[edges, edges], weights=distribution["mass"])
     return np.asarray(gaussian_filter(mass, SMOOTHING / pixel, mode="constant")) / pixel**2
 
 

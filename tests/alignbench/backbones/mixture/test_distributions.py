@@ -1,4 +1,4 @@
-"""Laws as tables and pictures, on laws of a few points."""
+"""Distributions as tables and pictures, on distributions of a few points."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,17 @@ import pytest
 from matplotlib import pyplot as plt
 
 from alignbench import load_backbone
-from alignbench.backbone import Law
-from alignbench.backbones.mixture import laws
-from alignbench.backbones.mixture.laws import PIXELS, TARGET, as_rows, mode_masses, over_training, read_laws, side_by_side
+from alignbench.backbone import PointDistribution
+from alignbench.backbones.mixture import distributions
+from alignbench.backbones.mixture.distributions import (
+    PIXELS,
+    TARGET,
+    as_rows,
+    mode_masses,
+    over_training,
+    read_distributions,
+    side_by_side,
+)
 from alignbench.config.run_config import load_config
 from alignbench.figures.plots import plot_run
 from alignbench.training.progress import Reporting
@@ -20,24 +28,28 @@ from alignbench.training.run import run
 CORNERS = np.array([[-3.0, -3.0], [3.0, -3.0], [3.0, 3.0]])
 
 
-def law(*mass: float) -> Law:
-    return Law(CORNERS, np.array(mass), np.array([0, 1, 2]))
+def distribution(*mass: float) -> PointDistribution:
+    return PointDistribution(CORNERS, np.array(mass), np.array([0, 1, 2]))
 
 
-def three_laws() -> pd.DataFrame:
-    parts = [as_rows(law(0.5, 0.5, 0.0), TARGET), as_rows(law(0.25, 0.25, 0.5), 0), as_rows(law(1.0, 0.0, 0.0), 9)]
+def three_distributions() -> pd.DataFrame:
+    parts = [
+        as_rows(distribution(0.5, 0.5, 0.0), TARGET),
+        as_rows(distribution(0.25, 0.25, 0.5), 0),
+        as_rows(distribution(1.0, 0.0, 0.0), 9),
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
 def test_the_mass_of_each_mode_is_that_of_its_points() -> None:
-    found = mode_masses(three_laws())
+    found = mode_masses(three_distributions())
     assert found["target"].tolist() == [0.5, 0.5, 0.0]
     assert found["base"].tolist() == [0.25, 0.25, 0.5]
     assert found["trained"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_a_picture_keeps_the_mass_and_its_place() -> None:
-    picture = laws._picture(as_rows(law(0.7, 0.3, 0.0), 1), half=6.0)
+    picture = distributions._picture(as_rows(distribution(0.7, 0.3, 0.0), 1), half=6.0)
     assert picture.shape == (PIXELS, PIXELS)
     pixel = 12.0 / PIXELS
     assert float(picture.sum()) * pixel**2 == pytest.approx(1.0, abs=1e-6)
@@ -45,37 +57,39 @@ def test_a_picture_keeps_the_mass_and_its_place() -> None:
     assert float(picture[:half, :half].sum()) * pixel**2 == pytest.approx(0.7, abs=1e-6)  # low y, low x
     assert float(picture[:half, half:].sum()) * pixel**2 == pytest.approx(0.3, abs=1e-6)
     # A point mass m becomes a Gaussian, whose height is m / (2 pi s^2); the pixel's own width lowers it a little.
-    assert float(picture.max()) == pytest.approx(0.7 / (2 * np.pi * laws.SMOOTHING**2), rel=0.15)
+    assert float(picture.max()) == pytest.approx(0.7 / (2 * np.pi * distributions.SMOOTHING**2), rel=0.15)
 
 
 def test_the_frame_holds_the_base_model() -> None:
-    assert laws._frame(as_rows(law(0.3, 0.3, 0.4), 0)) == pytest.approx(3.3)
-    far = Law(np.array([[0.0, 1.0], [50.0, 0.0]]), np.array([0.9999, 0.0001]), np.array([0, 0]))
-    assert laws._frame(as_rows(far, 0)) == pytest.approx(1.1)
+    assert distributions._frame(as_rows(distribution(0.3, 0.3, 0.4), 0)) == pytest.approx(3.3)
+    far = PointDistribution(np.array([[0.0, 1.0], [50.0, 0.0]]), np.array([0.9999, 0.0001]), np.array([0, 0]))
+    assert distributions._frame(as_rows(far, 0)) == pytest.approx(1.1)
 
 
 def test_a_strip_has_a_panel_for_each_law_and_one_for_the_modes() -> None:
-    figure = over_training(three_laws(), "a title")
+    figure = over_training(three_distributions(), "a title")
     assert [axis.get_title() for axis in figure.axes] == ["target", "base", "iteration 9", "mass of each mode"]
     plt.close(figure)
 
 
 def test_a_long_training_goes_on_in_a_second_row() -> None:
-    kept = pd.concat([three_laws(), *(as_rows(law(1.0, 0.0, 0.0), 10 * i) for i in range(1, 10))], ignore_index=True)
+    kept = pd.concat(
+        [three_distributions(), *(as_rows(distribution(1.0, 0.0, 0.0), 10 * i) for i in range(1, 10))], ignore_index=True
+    )
     figure = over_training(kept, "a title")
     axes: Any = figure.axes
     *panels, bars = axes
     tops = [round(axis.get_subplotspec().get_position(figure).y1, 3) for axis in panels]
     assert [tops.count(top) for top in dict.fromkeys(tops)] == [6, 6]
-    assert figure.get_size_inches()[0] == pytest.approx(laws.WIDTH)
+    assert figure.get_size_inches()[0] == pytest.approx(distributions.WIDTH)
     assert [label.get_text() for label in bars.get_xticklabels()] == ["0", "1", "2"]
     plt.close(figure)
 
 
 def test_side_by_side_is_a_row_a_sampler_and_a_column_an_objective() -> None:
-    tables = {(o, s): three_laws() for o in ("tmpo", "part: grpo", "nft") for s in ("independent", "fixed_tree")}
+    tables = {(o, s): three_distributions() for o in ("tmpo", "part: grpo", "nft") for s in ("independent", "fixed_tree")}
     del tables["nft", "fixed_tree"]
-    tables["nft", "sliding_window"] = three_laws()
+    tables["nft", "sliding_window"] = three_distributions()
     figure = side_by_side(tables, "equal_modes")
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["target", "base"]
     specs: Any = [axis.get_subplotspec() for axis in figure.axes[2:]]
@@ -87,7 +101,9 @@ def test_side_by_side_is_a_row_a_sampler_and_a_column_an_objective() -> None:
 
 
 def test_many_objectives_go_on_below() -> None:
-    figure = side_by_side({(f"variant_number_{i}: tmpo", "independent"): three_laws() for i in range(laws.COLUMNS + 2)}, "all")
+    figure = side_by_side(
+        {(f"variant_number_{i}: tmpo", "independent"): three_distributions() for i in range(distributions.COLUMNS + 2)}, "all"
+    )
     last: Any = figure.axes[-1]
     assert last.get_title() == "variant\nnumber 13:\ntmpo"
     assert last.get_subplotspec().colspan.start - 2 == 6  # two rows of seven
@@ -97,21 +113,21 @@ def test_many_objectives_go_on_below() -> None:
 
 def test_the_points_of_a_law_have_the_moments_of_samples() -> None:
     policy = load_backbone("gaussian_mixture", device="cpu", steps=64)
-    found = policy.law("rare_mode 0")
+    found = policy.distribution("rare_mode 0")
     assert found is not None
     assert found.mass.sum() == pytest.approx(1.0)
-    # The rare mode has 0.02 of a weight of 1.02; 4096 points, and a law of 64 Euler steps.
+    # The rare mode has 0.02 of a weight of 1.02; 4096 points, and a distribution of 64 Euler steps.
     assert found.mass[found.mode == 0].sum() == pytest.approx(0.02 / 1.02, abs=0.004)
     assert (found.mass[:, None] * found.points**2).sum() == pytest.approx(9 + 2 * 0.45**2, abs=0.25)  # Euler steps
 
 
 def test_the_target_is_the_base_tilted_by_the_reward() -> None:
-    found = load_backbone("gaussian_mixture", device="cpu", beta=0.0).target("unequal_modes 1")
+    found = load_backbone("gaussian_mixture", device="cpu", beta=0.0).target_distribution("unequal_modes 1")
     assert found is not None
     assert found.mass.sum() == pytest.approx(1.0)
     shares = np.bincount(found.mode, weights=found.mass)
     assert shares == pytest.approx(np.full(6, 1 / 6), abs=1e-3)  # beta 0: the base model, cut off at next to nothing
-    tilted = load_backbone("gaussian_mixture", device="cpu", beta=4.0).target("unequal_modes 0")
+    tilted = load_backbone("gaussian_mixture", device="cpu", beta=4.0).target_distribution("unequal_modes 0")
     assert tilted is not None
     of_mode = np.bincount(tilted.mode, weights=tilted.mass)
     assert list(np.argsort(-of_mode)) == [0, 1, 2, 3, 4, 5]
@@ -123,12 +139,12 @@ def test_a_run_keeps_its_laws_and_draws_them_also_when_it_is_resumed(tmp_path: P
     sets += ["snapshots=2", "iterations=6", "checkpoint_every=3"]
     config = load_config(preset="smoke", options=options, sets=sets)
     run(config, tmp_path / "whole")
-    kept = read_laws(tmp_path / "whole")
+    kept = read_distributions(tmp_path / "whole")
     assert kept is not None
     assert list(kept["iteration"].unique()) == [TARGET, 0, 2, 4, 6]
     metrics = pd.read_parquet(tmp_path / "whole" / "metrics.parquet")
     assert metrics["iteration"][metrics["measured_kl_base"].notna()].tolist() == [1, 3]
-    assert tmp_path / "whole" / "plots" / "laws.png" in plot_run(tmp_path / "whole")
+    assert tmp_path / "whole" / "plots" / "distributions.png" in plot_run(tmp_path / "whole")
 
     def stop(row: dict[str, object], progress: float) -> None:
         if progress > 0.6:
@@ -137,10 +153,10 @@ def test_a_run_keeps_its_laws_and_draws_them_also_when_it_is_resumed(tmp_path: P
     with pytest.raises(ConnectionError):
         run(config, tmp_path / "stopped", console=Reporting(stop))  # after the fourth iteration; the checkpoint is of the third
     run(config, tmp_path / "stopped", resume=True)
-    again = read_laws(tmp_path / "stopped")
+    again = read_distributions(tmp_path / "stopped")
     assert again is not None
     pd.testing.assert_frame_equal(again, kept, check_exact=True)
 
 
 def test_backbones_of_pictures_have_no_laws(tmp_path: Path) -> None:
-    assert read_laws(tmp_path) is None
+    assert read_distributions(tmp_path) is None
