@@ -97,7 +97,7 @@ def moments(
     raise ValueError(f"unknown step rule {rule!r}")
 
 
-def draw(
+def unchecked_step(
     x: Tensor,
     velocity: Tensor,
     sigma: float | Tensor,
@@ -141,7 +141,7 @@ def step(
         NonFiniteError: naming sigma, sigma_next and the velocity's dtype, where a stochastic rule leaves no density
             (noise level 0, or cps at sigma_next = 0) or a value is not finite.
     """
-    result = draw(x, velocity, sigma, sigma_next, noise_level, rule, noise=noise, reduction=reduction)
+    result = unchecked_step(x, velocity, sigma, sigma_next, noise_level, rule, noise=noise, reduction=reduction)
     if rule != "ode" and bool((result.std == 0).any()):
         raise NonFiniteError(
             f"a {rule} step {_between(sigma, sigma_next)} at noise level {_shown(noise_level)} has no density "

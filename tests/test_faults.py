@@ -241,7 +241,7 @@ def test_a_folder_that_becomes_read_only_keeps_what_it_has(
 ) -> None:
     """The trained weights are safe before the record is written, and a resume writes the same record."""
     out = tmp_path / "run"
-    evaluate = training._Run._evaluate
+    evaluate = training._PairRun._evaluate
 
     def withdrawn(self: Any, what: str) -> Any:
         found = evaluate(self, what)
@@ -249,7 +249,7 @@ def test_a_folder_that_becomes_read_only_keeps_what_it_has(
             out.chmod(0o555)
         return found
 
-    monkeypatch.setattr(training._Run, "_evaluate", withdrawn)
+    monkeypatch.setattr(training._PairRun, "_evaluate", withdrawn)
     (out / "checkpoints").mkdir(parents=True)
     (out / "checkpoints").rmdir()
     with read_only(tmp_path), pytest.raises(DiskError, match="Permission denied; once it works, go on with"):

@@ -249,7 +249,7 @@ def compare(
 
     if dry_run:
         comparison.check_folder(cells, name)
-        show_grid(grid, name, comparison.estimate(grid), workers, processes, done)
+        show_grid(grid, name, comparison.expected_costs(grid), workers, processes, done)
         return
     with nullcontext(name) if out else reserved(name) as folder:
         _compare(grid, folder, done, engine, workers, processes, gpus, reward, diversity)

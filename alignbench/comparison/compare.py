@@ -350,7 +350,7 @@ class PairCost(NamedTuple):
     """Of training and judging."""
 
 
-def estimate(grid: Grid) -> list[PairCost]:
+def expected_costs(grid: Grid) -> list[PairCost]:
     """Costs from rows and pictures of the first cell's model that are timed now, on this machine."""
     first = grid.cells()[0].config
     pace = costs.measure_pace(first, load_configured_backbone(first))

@@ -183,7 +183,7 @@ def _diagnose(
     chosen = task.train_prompts[:prompts]
     began = time.perf_counter()
     with judged_weights(policy, weights):
-        drawn = draw(
+        drawn = draw_groups(
             policy,
             sampler,
             judges,
@@ -270,7 +270,7 @@ class Draws:
     standardised: bool = False
 
 
-def draw(
+def draw_groups(
     policy: Backbone,
     sampler: Sampler,
     judges: MetricSuite,
@@ -384,13 +384,13 @@ def total_variation(drawn: Draws) -> TotalVariation:
         seen = part.latents @ directions
         return np.concatenate([seen, seen**2], axis=-1)
 
-    leaf, group = (advantage(of(drawn.shared), of(drawn.independent)) for of in (single, whole))
+    leaf, group = (classifier_advantage(of(drawn.shared), of(drawn.independent)) for of in (single, whole))
     return TotalVariation(
         leaf=Estimate.of(interval_over_groups(_mean, leaf)), group=Estimate.of(interval_over_groups(_mean, group))
     )
 
 
-def advantage(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def classifier_advantage(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """How much better than chance a classifier tells two samples apart: P(A) - Q(A) of the set A that it calls `one`.
 
     No set has a larger difference than the total variation, so the expectation of each value is a lower bound of it. The

@@ -207,8 +207,10 @@ def evaluate(
     images, latents = processes.on_all_ranks(draw, calls_model=True)
     owners = [p for p in own[: processes.unpadded_length(prompts)] for _ in range(n)]
     here = slice(len(owners))
-    found = processes.on_all_ranks(lambda: judge(images[here], latents[here], prompts, owners, judges, advance=advance))
-    found = _gathered(found, processes)
+    own_part = processes.on_all_ranks(
+        lambda: evaluate_images(images[here], latents[here], prompts, owners, judges, advance=advance)
+    )
+    found = _gathered(own_part, processes)
     rows = []
     for metric, measured in policy.measure(prompts).items():
         found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
@@ -217,7 +219,7 @@ def evaluate(
     return replace(found, table=table, distribution=policy.distribution(prompts[0]))
 
 
-def judge(
+def evaluate_images(
     images: Images | ImageFiles,
     latents: Tensor | None,
     prompts: Sequence[str],
@@ -422,7 +424,7 @@ def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
     return _estimates(_prompt_means(evaluation.table), evaluation)
 
 
-def compare(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
+def metric_changes(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
     """Base, final and their difference, paired by prompt, for each metric."""
     before, after = _prompt_means(base.table).align(_prompt_means(final.table))
     change = pd.DataFrame(difference(after.to_numpy(), before.to_numpy()), index=after.index, columns=after.columns)

@@ -48,7 +48,7 @@ _NOT_OF_THE_METHOD = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A finished run: its folder, its record and tables (None where there is none), and the names of its setup and cell.
 
     Every text in them is as `visible` shows it.
@@ -77,7 +77,7 @@ class Results:
     """
 
     folder: Path
-    runs: list[Run]
+    runs: list[RecordedRun]
     unreadable: list[str] = field(default_factory=list)
     unfinished: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Results:
         """Of each setup, unlike any other's."""
         return slugs(self.setups)
 
-    def of(self, setup: str) -> list[Run]:
+    def of(self, setup: str) -> list[RecordedRun]:
         return [run for run in self.runs if run.setup == setup]
 
     def reward(self, setup: str) -> str:
@@ -242,7 +242,7 @@ class Results:
             for name, record in run.result.metrics.items()
         ]
 
-    def _cell_rows(self, runs: list[Run]) -> list[dict[str, Any]]:
+    def _cell_rows(self, runs: list[RecordedRun]) -> list[dict[str, Any]]:
         first = runs[0]
         rows: list[dict[str, Any]] = []
         budgets = [run.result.budget for run in runs]
@@ -431,7 +431,7 @@ def _name(found: list[tuple[Path, Result]], results: Results) -> None:
         if evals is not None:
             names: Any = {column: {text: visible(text) for text in evals[column].unique()} for column in ("prompt", "metric")}
             evals = evals.assign(**{column: evals[column].map(shown) for column, shown in names.items()})
-        results.runs.append(Run(folder, result, setup, cell, metrics, evals))
+        results.runs.append(RecordedRun(folder, result, setup, cell, metrics, evals))
     results.notes += setups.notes + cells.notes
 
 
@@ -469,7 +469,7 @@ def _differences(first: Any, second: Any, path: str = "") -> list[str]:
     return [] if first == second else [f"{path} ({first} and {second})"]
 
 
-def _keys(run: Run) -> dict[str, Any]:
+def _keys(run: RecordedRun) -> dict[str, Any]:
     return {"setup": run.setup, "cell": run.cell, "seed": run.result.run.seed}
 
 

@@ -24,7 +24,7 @@ from alignbench.figures.plots import COLORS, STYLE, left_out, legend_name, write
 from alignbench.files.escaping import slugs
 from alignbench.files.images import open_image
 from alignbench.records.record import Protocol
-from alignbench.records.results import BASE, Results, Run
+from alignbench.records.results import BASE, RecordedRun, Results
 from alignbench.statistics import (
     hypervolume,
     mean_interval,
@@ -262,7 +262,7 @@ def picture_grid(rows: dict[str, list[Image.Image]], prompts: Sequence[str]) -> 
     return figure
 
 
-def sample_pictures(run: Run, name: str, prompts: int = PICTURE_PROMPTS) -> list[Image.Image]:
+def sample_pictures(run: RecordedRun, name: str, prompts: int = PICTURE_PROMPTS) -> list[Image.Image]:
     """The first picture of each of the first prompts, cut from `samples/<name>.png`; empty without a sheet.
 
     Args:
@@ -430,7 +430,7 @@ def plot_comparison(results: Results, folder: Path) -> list[Path]:
     return written
 
 
-def _prompts_of(run: Run, count: int) -> list[str]:
+def _prompts_of(run: RecordedRun, count: int) -> list[str]:
     if run.evals is None:
         return [f"prompt {i}" for i in range(count)]
     return [str(p) for p in run.evals.drop_duplicates("prompt_index").sort_values("prompt_index")["prompt"][:count]]

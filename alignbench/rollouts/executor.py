@@ -75,11 +75,11 @@ def rollout(
         sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
         velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
         if not plan_step.stochastic:
-            x, node = flow.draw(x, velocity, sigma, sigma_next, 0.0, "ode").x_next, None
+            x, node = flow.unchecked_step(x, velocity, sigma, sigma_next, 0.0, "ode").x_next, None
             finite.append((_all_finite(velocity), _all_finite(x)))
             continue
         children = plan_step.children
-        drawn = flow.draw(
+        drawn = flow.unchecked_step(
             x.repeat_interleave(children, 0),
             velocity.repeat_interleave(children, 0),
             sigma,
@@ -190,7 +190,7 @@ def sample(
     finite = []
     for t in range(steps):
         velocity = predict(policy, x, float(sigmas[t]), conditioning, group, micro_batch)
-        x = flow.draw(x, velocity, float(sigmas[t]), float(sigmas[t + 1]), 0.0, "ode").x_next
+        x = flow.unchecked_step(x, velocity, float(sigmas[t]), float(sigmas[t + 1]), 0.0, "ode").x_next
         finite.append((_all_finite(velocity), _all_finite(x)))
     _check(finite, [float(s) for s in sigmas], policy.dtype)
     return x

@@ -55,7 +55,7 @@ class Rows(Protocol):
         """Whether the model answers with its guidance, as in a rollout, or with the prompt's own velocity alone."""
 
     @property
-    def known(self) -> tuple[Tensor, Tensor] | None:
+    def reused(self) -> tuple[Tensor, Tensor] | None:
         """Rows that the model is not asked about, bool [R'], and velocities [R', *latent] of which they keep theirs."""
 
     def __len__(self) -> int: ...
@@ -116,7 +116,7 @@ class EdgeRows:
         return True
 
     @property
-    def known(self) -> tuple[Tensor, Tensor] | None:
+    def reused(self) -> tuple[Tensor, Tensor] | None:
         if self.asked is None:
             return None
         here = slice(self.start, self.stop)
@@ -248,7 +248,7 @@ class DenoisingRows:
         return False
 
     @property
-    def known(self) -> None:
+    def reused(self) -> None:
         return None
 
 

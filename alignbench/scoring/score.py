@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from alignbench.config.run_config import RunConfig
-from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluation_prompts, judge
+from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluate_images, evaluation_prompts
 from alignbench.figures import plots
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, threads_of
@@ -95,7 +95,7 @@ def score_pictures(
         advance("loading models")
         judges.prepare()
         judges.check_prompts(pictures.prompts)
-        found = judge(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
+        found = evaluate_images(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
         protocol = EvalProtocol(
             source="images",
             path=str(folder),

@@ -24,7 +24,7 @@ from alignbench.objective import Needs, Objective
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import normal
-from alignbench.rollouts.terms import Rows as AskedRows
+from alignbench.rollouts.terms import Rows
 from alignbench.tasks import load_task
 from alignbench.testing import hand_made_forest
 
@@ -39,7 +39,7 @@ CPU_LIMIT = 2 * 2**30
 """Bytes of weights above which nothing is timed on a CPU."""
 
 
-class Rows(NamedTuple):
+class ExpectedRows(NamedTuple):
     """Of one iteration, on average over the training, for samplers that learn as at its start."""
 
     rollout: float
@@ -131,7 +131,7 @@ class Forecast(BaseModel):
 # ---------------------------------------------------------------------------------------------------- rows and time
 
 
-def rows_per_iteration(config: RunConfig, objective: Objective | None = None) -> Rows:
+def rows_per_iteration(config: RunConfig, objective: Objective | None = None) -> ExpectedRows:
     """Model rows as the plans tell them.
 
     Args:
@@ -148,7 +148,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     if objective is not None and not objective.replays:
         replay = len(_own_rows(objective, groups, k))
     leaves = objective.trained_leaves(_hand_made(groups, k)) if objective is not None and objective.replays else None
-    return Rows(
+    return ExpectedRows(
         float(np.mean([p.model_rows(groups) for p in plans])),
         replay,
         replay if leaves is None else replay * float(leaves.float().mean()),
@@ -162,7 +162,7 @@ def trains_guided(objective: Objective) -> bool:
     return objective.replays or _own_rows(objective, 1, 2).guided
 
 
-def _own_rows(objective: Objective, groups: int, k: int) -> AskedRows:
+def _own_rows(objective: Objective, groups: int, k: int) -> Rows:
     """What an objective that does not replay the path asks about, for rewards that differ within each group."""
     return objective.rows(_hand_made(groups, k), 0)
 
@@ -202,14 +202,14 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     return Pace(*pace, picture, len(judges.rewards), policy.default_steps, unguided)
 
 
-def model_rows(config: RunConfig, rows: Rows, needs: Needs) -> float:
+def model_rows(config: RunConfig, rows: ExpectedRows, needs: Needs) -> float:
     """All rows of an iteration, as a run's record counts them: with those of gradient caching, a reference, an behaviour
     policy."""
     passes = config.updates_per_rollout * (1 + _cached(config, rows))
     return rows.rollout + rows.asked * passes + rows.replay * _other_passes(config, needs)
 
 
-def seconds_per_iteration(config: RunConfig, rows: Rows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
+def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
     """Of rollout, decoding, scoring and training.
 
     Args:
@@ -234,7 +234,7 @@ def _other_passes(config: RunConfig, needs: Needs) -> int:
     return updates * needs.reference + behaviour
 
 
-def _cached(config: RunConfig, rows: Rows) -> bool:
+def _cached(config: RunConfig, rows: ExpectedRows) -> bool:
     return config.micro_batch is not None and config.micro_batch < rows.replay
 
 
@@ -312,7 +312,7 @@ def _fused_attention() -> Iterator[None]:
         yield
 
 
-def memory(config: RunConfig, policy: Backbone, prompt: str, rows: Rows, *, guided: bool = True) -> Memory:
+def memory(config: RunConfig, policy: Backbone, prompt: str, rows: ExpectedRows, *, guided: bool = True) -> Memory:
     """What a run needs, from one call of each kind; a policy without values (device `meta`) computes nothing for it.
 
     Args:

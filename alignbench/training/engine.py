@@ -73,22 +73,22 @@ def backward(
     """
     forest.update = update
     rows = objective.rows(forest, update)
-    asked = len(rows) if rows.known is None else int((~rows.known[0]).sum())
+    asked = len(rows) if rows.reused is None else int((~rows.reused[0]).sum())
     if asked == 0:
         return Backward(0.0, {}, 0, 0)
     conditioning = policy.encode(forest.prompts)
     if not rows.guided:
         conditioning = policy.without_guidance(conditioning)
     parts = _parts(rows, micro_batch, processes)
-    once = len(parts) == 1  # then its graph is kept; of several calls each is made anew on the way back
+    single_pass = len(parts) == 1  # then its graph is kept; of several calls each is made anew on the way back
 
     def ask(part: Rows) -> Tensor:
         return predict(policy, part.x, part.sigma, conditioning, part.group)
 
     def ask_policy(part: Rows) -> Tensor:
-        if part.known is None:
+        if part.reused is None:
             return ask(part)
-        keeps, velocity = part.known
+        keeps, velocity = part.reused
         wanted = (~keeps).nonzero()[:, 0]
         if len(wanted) == 0 and not processes.sharded:
             return velocity
@@ -117,7 +117,7 @@ def backward(
         return objective.terms(parts[i], Velocities(velocity, references[i], before))
 
     def first_pass() -> list[Terms]:
-        with torch.set_grad_enabled(once):
+        with torch.set_grad_enabled(single_pass):
             return [terms_of(i) for i in range(len(parts))]
 
     pieces = processes.on_all_ranks(first_pass, calls_model=True)
@@ -144,7 +144,7 @@ def backward(
         places = dict(before_here)
         for i in range(len(parts)):
             outputs, sent = [], []
-            for name, value in (pieces[i] if once else terms_of(i)).items():
+            for name, value in (pieces[i] if single_pass else terms_of(i)).items():
                 here = slice(places[name], places[name] + len(value))
                 places[name] = here.stop
                 gradient = of_terms.get(name)
@@ -156,7 +156,7 @@ def backward(
 
     processes.on_all_ranks(recompute_and_backward, calls_model=True)
     _add_up([*policy.parameters(), *own], processes)
-    return Backward(float(loss.detach()), terms, asked, asked * (1 if once else 2) + other_rows)
+    return Backward(float(loss.detach()), terms, asked, asked * (1 if single_pass else 2) + other_rows)
 
 
 def _parts(rows: Rows, micro_batch: int | None, processes: Processes) -> list[Rows]:

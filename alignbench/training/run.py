@@ -22,9 +22,9 @@ from alignbench.evaluation.evaluate import (
     MetricSuite,
     alarms,
     check_scores_vary,
-    compare,
     evaluate,
     evaluation_prompts,
+    metric_changes,
     path_kl,
     too_faint,
     with_measured,
@@ -84,7 +84,7 @@ def run(
         processes.on_all_ranks(lambda: _refuse_taken(out))
     shown = console if console and processes.is_rank_zero else Silent()
     try:
-        made = processes.on_all_ranks(lambda: _Run(config, out, shown, {} if bases is None else bases, processes))
+        made = processes.on_all_ranks(lambda: _PairRun(config, out, shown, {} if bases is None else bases, processes))
         if processes.sharded:
             made.policy.shard()
         processes.on_all_ranks(made.prepare)
@@ -107,7 +107,7 @@ def _refuse_taken(out: Path) -> None:
     refuse_taken(out, f"choose another --out, or continue it with --resume {out}")
 
 
-class _Run:
+class _PairRun:
     def __init__(
         self, config: RunConfig, out: Path, console: Console, bases: dict[str, Evaluation], processes: Processes
     ) -> None:
@@ -357,7 +357,7 @@ class _Run:
 
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, e = self.config, self.trainer, self.config.evaluation
-        metrics = compare(base, final)
+        metrics = metric_changes(base, final)
         found = alarms(metrics, list(self.judges.weights)) + trainer.changes
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:

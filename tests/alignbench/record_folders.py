@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alignbench.evaluation.evaluate import Evaluation, compare
+from alignbench.evaluation.evaluate import Evaluation, metric_changes
 from alignbench.records.record import Budget, Protocol, Result, RunInfo
 
 PROMPTS = ("a red circle", "a <b>blue</b> square")
@@ -34,7 +34,7 @@ def write_run(
     result = Result(
         run=RunInfo(**run, seed=seed, preset="quick", started="2026-01-01T00:00:00+00:00", iterations=2, status="complete"),
         budget=Budget(model_rows_rollout=100, model_rows_train=rows - 100, reward_calls=9, seconds=2.5),
-        metrics=compare(phases["base"], phases["final"]),
+        metrics=metric_changes(phases["base"], phases["final"]),
         alarms=[],
         checks={},
         protocol=Protocol(

@@ -11,8 +11,7 @@ from PIL import Image
 
 from alignbench import RunError, UserError, load_scorer
 from alignbench.embedded.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
-from alignbench.evaluation.evaluate import MetricSuite, estimates
-from alignbench.evaluation.evaluate import judge as judge_pictures
+from alignbench.evaluation.evaluate import MetricSuite, estimates, evaluate_images
 from alignbench.tasks import EvalChoice, load_task
 from alignbench.tasks.prompts import read_prompts
 from evals.detectors.base import Detection, Detections
@@ -328,7 +327,7 @@ def test_each_task_type_is_measured_and_the_overall_score_is_their_mean() -> Non
     assert measured["geneval_counting"] == pytest.approx([np.nan, np.nan, np.nan, 0], nan_ok=True)
     assert scorer.overall(prompts) == {"geneval_overall": ("geneval_colors", "geneval_counting")}
     judges = MetricSuite(load_task("geneval").judged_by([EvalChoice(eval="geneval")]))
-    found = judge_pictures(np.stack([RIGHT] * 4), None, prompts, range(4), judges)
+    found = evaluate_images(np.stack([RIGHT] * 4), None, prompts, range(4), judges)
     record = estimates(found)["geneval_overall"]
     # Two of three colours, and no counting prompt: (2/3 + 0) / 2, where the mean over pictures is a half.
     assert record.value == pytest.approx(1 / 3)

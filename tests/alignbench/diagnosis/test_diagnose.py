@@ -14,10 +14,10 @@ from alignbench.diagnosis.diagnose import (
     Diagnosis,
     Draws,
     Groups,
-    advantage,
+    classifier_advantage,
     diagnose,
     distances,
-    draw,
+    draw_groups,
     log_means,
     partition_function,
     prefix_entropy,
@@ -82,7 +82,7 @@ def test_the_advantage_between_shifted_normals_is_their_total_variation() -> Non
     one, other = rng.normal(size=(2, 2, 2000, 1, 3))
     one[..., 1] += 1.5
     # The best classifier is linear: TV = 2 Phi(1.5 / 2) - 1. Four standard errors of 2000 judged pairs.
-    found = advantage(one, other)
+    found = classifier_advantage(one, other)
     assert found.shape == (2, 1000)
     assert found.mean() == pytest.approx(2 * stats.norm.cdf(0.75) - 1, abs=4 * (0.5 / 2000) ** 0.5)
 
@@ -91,7 +91,7 @@ def test_the_advantage_of_equal_laws_is_zero_as_often_as_its_interval_says() -> 
     scores = []
     for seed in range(100):
         one, other = np.random.default_rng(seed).normal(size=(2, 3, 40, 1, 6))
-        found = advantage(one, other)
+        found = classifier_advantage(one, other)
         scores.append(found.mean() / (found.std() / found.size**0.5))
     # Standard normal: deviation 1 with an error of 7 %.
     assert np.std(scores) == pytest.approx(1.0, abs=0.25)
@@ -101,7 +101,7 @@ def test_the_advantage_of_equal_laws_is_zero_as_often_as_its_interval_says() -> 
 def test_prompts_that_differ_do_not_help_the_classifier() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 2, 400, 1, 2)) + np.array([0.0, 50.0])[:, None, None, None]
-    assert abs(advantage(one, other).mean()) < 4 * (0.5 / 400) ** 0.5
+    assert abs(classifier_advantage(one, other).mean()) < 4 * (0.5 / 400) ** 0.5
 
 
 def test_total_variation_sees_leaves_of_another_law_and_groups_that_hang_together() -> None:
@@ -250,23 +250,23 @@ class Mute:
 def test_groups_of_different_sizes_are_refused(tmp_path: Path) -> None:
     judges = MetricSuite(load_task(str(write_task(tmp_path))))
     with pytest.raises(UserError, match=r"must have equal groups to be compared, got \(.,\) and \(.,\)"):
-        draw(ToyBackbone(), Fickle(Settings()), judges, ["a"], 8)
+        draw_groups(ToyBackbone(), Fickle(Settings()), judges, ["a"], 8)
 
 
 def test_groups_of_one_are_refused() -> None:
     with pytest.raises(UserError, match="a group of one rollout has nothing to be compared with"):
-        draw(ToyBackbone(), Lonely(Settings()), Mute(), ["a"], 8)  # type: ignore[arg-type]
+        draw_groups(ToyBackbone(), Lonely(Settings()), Mute(), ["a"], 8)  # type: ignore[arg-type]
 
 
 def test_a_prompt_without_a_single_score_is_named() -> None:
     sampler = load_sampler("independent", steps=2, group_size=2)
     with pytest.raises(RunError, match="no picture of the prompt 'a' could be scored"):
-        draw(ToyBackbone(), sampler, Mute(), ["a"], 2)  # type: ignore[arg-type]
+        draw_groups(ToyBackbone(), sampler, Mute(), ["a"], 2)  # type: ignore[arg-type]
 
 
 def test_shared_independent_and_reference_groups_have_noise_of_their_own(tmp_path: Path) -> None:
     judges = MetricSuite(load_task(str(write_task(tmp_path))))
-    drawn = draw(ToyBackbone(), load_sampler("independent", steps=3, group_size=2), judges, ["a"], 3)
+    drawn = draw_groups(ToyBackbone(), load_sampler("independent", steps=3, group_size=2), judges, ["a"], 3)
     parts = (drawn.shared, drawn.independent, drawn.reference)
     every = torch.cat([torch.from_numpy(part.latents).flatten(0, 2) for part in parts])
     assert len(every) == 18

@@ -4,7 +4,7 @@ import pytest
 
 from alignbench import UserError
 from alignbench.evaluation import evaluate as judging
-from alignbench.evaluation.evaluate import Evaluation, MetricSuite, alarms, compare, path_kl, with_measured
+from alignbench.evaluation.evaluate import Evaluation, MetricSuite, alarms, metric_changes, path_kl, with_measured
 from alignbench.records.record import Estimate, MetricRecord
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.plan import Plan, Step
@@ -36,7 +36,7 @@ def metric(change: float, p_rise: float | None, role: str, higher: bool | None =
 def test_prompts_are_the_units_and_differences_are_paired() -> None:
     base = evaluation({"reward": [[0.0, 1.0], [1.0, 1.0]]})
     final = evaluation({"reward": [[1.0, 1.0], [1.0, 0.0]]})
-    found = compare(base, final)["reward"]
+    found = metric_changes(base, final)["reward"]
     # Prompt means 0.5 and 1.0 become 1.0 and 0.5.
     assert (found.base.value, found.final.value, found.difference.value) == (0.75, 0.75, 0.0)
     assert found.base.n == 2
@@ -48,7 +48,7 @@ def test_prompts_are_the_units_and_differences_are_paired() -> None:
 
 def test_a_prompt_without_any_score_is_left_out() -> None:
     base = evaluation({"reward": [[np.nan, np.nan], [0.25, 0.75], [0.5, np.nan]]})
-    found = compare(base, base)["reward"]
+    found = metric_changes(base, base)["reward"]
     assert found.base.n == 2
     assert found.base.value == 0.5
 
@@ -176,7 +176,7 @@ def test_path_kl_grows_with_the_distance_and_does_not_depend_on_the_micro_batch(
 def test_a_metric_of_the_model_itself_is_one_more_row_a_prompt() -> None:
     base = with_measured(Evaluation(*_two_prompts()), "path_kl", np.zeros(2))
     final = with_measured(Evaluation(*_two_prompts()), "path_kl", np.array([1.0, 3.0]))
-    found = compare(base, final)["path_kl"]
+    found = metric_changes(base, final)["path_kl"]
     assert (found.base.value, found.final.value, found.difference.value, found.higher_is_better) == (0.0, 2.0, 2.0, None)
 
 

@@ -228,8 +228,8 @@ def test_the_covariance_of_two_leaves_is_that_of_the_path_they_share() -> None:
 
 
 def faulty(fault: str) -> Callable[..., flow.StepResult]:
-    """`flow.draw` as an executor with that fault would call it at stochastic steps."""
-    right = flow.draw
+    """`flow.unchecked_step` as an executor with that fault would call it at stochastic steps."""
+    right = flow.unchecked_step
     earlier: list[Tensor] = []
 
     def draw(
@@ -272,7 +272,7 @@ def off(plan: Plan) -> tuple[float, float]:
     ],
 )
 def test_faults_of_a_tree_would_be_seen(fault: str, seen_in: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignbench.rollouts.executor.flow.draw", faulty(fault))
+    monkeypatch.setattr("alignbench.rollouts.executor.flow.unchecked_step", faulty(fault))
     found = off(tree(6, (1, 3), rule="sde", children=2))
     for i in (0, 1):
         assert found[i] > BEYOND if i in seen_in else found[i] < WITHIN

@@ -17,8 +17,8 @@ from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
 from alignbench.rollouts.executor import predict
 from alignbench.training.costs import (
+    ExpectedRows,
     Pace,
-    Rows,
     forecast,
     measure_pace,
     memory,
@@ -45,7 +45,9 @@ def real_config(folder: Path, task: Path, **changes: Any) -> RunConfig:
 
 def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
     # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents; two groups.
-    assert rows_per_iteration(toy_config(write_task(tmp_path))) == Rows(rollout=16, replay=6, asked=6, widest=8, pictures=8)
+    assert rows_per_iteration(toy_config(write_task(tmp_path))) == ExpectedRows(
+        rollout=16, replay=6, asked=6, widest=8, pictures=8
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
     settings = {"resolution": SIDE, "guidance": 2.0, **settings}
     real, on_meta = (load_backbone(str(folders[family]), device=device, **settings) for device in ("cpu", "meta"))
     config = toy_config(write_task(tmp_path))
-    told = memory(config, on_meta, "a", Rows(4, 3, 3, 4, 4)).training
+    told = memory(config, on_meta, "a", ExpectedRows(4, 3, 3, 4, 4)).training
     seen = most_allocated(real, "a", 3)
     # Kernels have work space of their own, and some write in place what is told as two tensors.
     assert told == pytest.approx(seen, rel=0.05)
@@ -185,7 +187,7 @@ def test_weights_and_what_training_adds_are_counted_to_the_byte(folders: dict[st
 
 
 def test_memory_of_training_without_guidance_is_that_of_a_model_without_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    config, rows = toy_config(write_task(tmp_path)), Rows(4, 3, 3, 4, 4)
+    config, rows = toy_config(write_task(tmp_path)), ExpectedRows(4, 3, 3, 4, 4)
     guided, plain = (load_backbone(str(folders["sd3"]), device="meta", resolution=SIDE, guidance=g) for g in (2.0, 1.0))
     found, expected = memory(config, guided, "a", rows, guided=False), memory(config, plain, "a", rows)
     assert found.training == expected.training
@@ -195,7 +197,7 @@ def test_memory_of_training_without_guidance_is_that_of_a_model_without_it(folde
 
 def test_a_micro_batch_bounds_what_a_call_needs(folders: dict[str, Path], tmp_path: Path) -> None:
     policy = load_backbone(str(folders["flux"]), device="meta", resolution=SIDE)
-    task, rows = write_task(tmp_path), Rows(64, 32, 32, 16, 16)
+    task, rows = write_task(tmp_path), ExpectedRows(64, 32, 32, 16, 16)
     whole, halves, quarters = (memory(toy_config(task, micro_batch=n), policy, "a", rows) for n in (None, 16, 8))
     assert whole.training / halves.training == pytest.approx(2, rel=0.05)
     assert whole.rollout == halves.rollout  # no step of a rollout has more than 16 rows
