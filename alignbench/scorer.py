@@ -81,6 +81,19 @@ class SetMetric(Metric, ABC):
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         """Metric -> number, from uint8 images [N, H, W, 3] and final latents, tensor [N, *latent] or None."""
 
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Any:
+        """Reads images once, so that `measure_read` can measure many subsets of them.
+
+        By default what `measure` takes. A metric that embeds or detects something overrides both methods.
+        """
+        return images, latents
+
+    def measure_read(self, read: Any, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+        """What `measure` answers for the images `members` (indices) of those that were read."""
+        images, latents = read
+        members = np.asarray(members)
+        return self.measure(images[members], None if latents is None else latents[members], prompt)
+
 
 def as_arrays(images: Images) -> list[np.ndarray]:
     """Each image as uint8 [H, W, 3], as a viewer shows it: see `alignbench.files.images`."""

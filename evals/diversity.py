@@ -4,6 +4,8 @@ LGMD is TMPO's measure (arXiv 2605.10983): the mean log root-mean-square distanc
 0.35 for independent latents of unit variance (log sqrt 2), and negative for pairs closer than unit RMS.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,15 @@ def pixel_diversity(images: np.ndarray) -> float:
     return float((distances / 255.0 / flat.shape[1] ** 0.5).mean())
 
 
+@dataclass(frozen=True)
+class Read:
+    """What diversity reads of N images: their pixels, final latents and features, as far as these are asked for."""
+
+    images: np.ndarray | None
+    latents: Any
+    features: Any
+
+
 class Diversity(SetMetric):
     class Settings(settings.Settings):
         pixels: bool = True
@@ -82,15 +93,25 @@ class Diversity(SetMetric):
 
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         """In pixels NaN where the images differ in size; their features can be compared all the same."""
-        found = {}
-        if self.settings.pixels:
-            found["pixel_diversity"] = pixel_diversity(images) if images.dtype == np.uint8 else float("nan")
-        if latents is not None:
-            found["lgmd"] = lgmd(latents)
+        return self.measure_read(self.read_images(images, latents, prompt), range(len(images)), prompt)
+
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Read:
+        embedded = None
         if self.settings.features:
             embedded = load_features(self.settings.features, self.settings.device, self.settings.batch)(list(images))
-            found |= {"cosine_diversity": cosine_diversity(embedded), "vendi": vendi_score(embedded)}
-        return found
+        return Read(images if self.settings.pixels else None, latents, embedded)
+
+    def measure_read(self, read: Read, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+        members, metrics = np.asarray(members), {}
+        if read.images is not None:
+            same_size = read.images.dtype == np.uint8
+            metrics["pixel_diversity"] = pixel_diversity(read.images[members]) if same_size else float("nan")
+        if read.latents is not None:
+            metrics["lgmd"] = lgmd(read.latents[members])
+        if read.features is not None:
+            features = read.features[members]
+            metrics |= {"cosine_diversity": cosine_diversity(features), "vendi": vendi_score(features)}
+        return metrics
 
 
 def _cosine_similarity(features: Tensor | np.ndarray) -> np.ndarray:

@@ -69,27 +69,47 @@ def coverage(values: Sequence[Hashable], possible: int) -> float:
     return -sum(p * log(p) for p in shares) / log(min(len(values), max(possible, len(shares))))
 
 
+@dataclass(frozen=True)
+class Read:
+    """What mode coverage reads of N images.
+
+    Attributes:
+        values: aspect -> the value of each image; None where the image shows none.
+        possible: aspect -> how many values the drawing program has.
+    """
+
+    values: dict[str, list[Hashable | None]]
+    possible: dict[str, int]
+
+
 class ModeCoverage(SetMetric):
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         """NaN for what the prompt settles, for prompts of other tasks, and where nothing is found in two pictures."""
+        return self.measure_read(self.read_images(images, latents, prompt), range(len(images)), prompt)
+
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Read:
         subject = subject_of(images, prompt)
-        seen: dict[str, list[Hashable]] = {aspect: [] for aspect in ASPECTS}
-        seen["background"] = [nearest(background_of(picture), BACKGROUNDS) for picture in images]
+        values: dict[str, list[Hashable | None]] = {aspect: [None] * len(images) for aspect in ASPECTS}
+        values["background"] = [nearest(background_of(image), BACKGROUNDS) for image in images]
         possible = {"color": len(COLORS), "background": len(BACKGROUNDS)}
         if subject is not None:
             possible |= {"place": subject.places, "size": len(subject.extents), "background": subject.backgrounds}
-            for one in subject.found:
-                if one is not None:
-                    seen["color"] += [one["color"]] * subject.any_color
-                    seen["place"].append(place(one, images.shape[1:3]))
-                    seen["size"].append(size(one, subject, images.shape[1]))
-        found: dict[str, float] = {}
+            for i, detection in enumerate(subject.found):
+                if detection is not None:
+                    values["color"][i] = detection["color"] if subject.any_color else None
+                    values["place"][i] = place(detection, images.shape[1:3])
+                    values["size"][i] = size(detection, subject, images.shape[1])
+        return Read(values, possible)
+
+    def measure_read(self, read: Read, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+        metrics: dict[str, float] = {}
         for aspect in ASPECTS:
-            varies = seen[aspect] and possible[aspect] > 1
-            found[f"modes_{aspect}"] = float(len(set(seen[aspect]))) if varies else float("nan")
-            found[f"coverage_{aspect}"] = coverage(seen[aspect], possible[aspect]) if varies else float("nan")
-        told = [value for aspect in ASPECTS if not np.isnan(value := found[f"coverage_{aspect}"])]
-        return {"mode_coverage": float(np.mean(told)) if told else float("nan"), **found}
+            seen = [value for i in members if (value := read.values[aspect][i]) is not None]
+            varies = seen and read.possible[aspect] > 1
+            metrics[f"modes_{aspect}"] = float(len(set(seen))) if varies else float("nan")
+            metrics[f"coverage_{aspect}"] = coverage(seen, read.possible[aspect]) if varies else float("nan")
+        coverages = [value for aspect in ASPECTS if not np.isnan(value := metrics[f"coverage_{aspect}"])]
+        return {"mode_coverage": float(np.mean(coverages)) if coverages else float("nan"), **metrics}
 
     def higher_is_better(self, metric: str) -> bool | None:
         """The numbers of values say again what the coverages say; one alarm is enough."""
