@@ -14,6 +14,7 @@ import typer
 
 from alignbench import __version__, registry, tasks
 from alignbench.authoring import scaffold
+from alignbench.cli import front
 from alignbench.config.run_config import WITHOUT_EFFECT, RunConfig, load_config, parse_assignments
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.paths import local_path
@@ -428,6 +429,9 @@ def eval_(
         print_json(record.model_dump_json(indent=2))
     else:
         shown.end(record, out)
+
+
+app.command()(front.front)
 
 
 @app.command()

@@ -50,21 +50,20 @@ def avoidable_loss(front: Front, metric: str, rewards: np.ndarray, values: np.nd
     nothing = Interval(np.nan, np.nan, np.nan, count)
     if count == 0:
         return AvoidableLoss(nothing, nothing, np.nan, np.nan)
-    curves = [curve[:, usable] for curve in (reward_curve, metric_curve)]
-    method = [of_prompt[usable] for of_prompt in (rewards, values)]
-    whole = np.arange(count)[None]
-    at_front = float(_on_front(*curves, method[0], whole)[0])
+    reward_curve, metric_curve, kl_curve = (curve[:, usable] for curve in (reward_curve, metric_curve, kl_curve))
+    rewards, values = rewards[usable], values[usable]
+    at_front = float(_on_front(reward_curve, metric_curve, rewards, np.arange(count)[None])[0])
     if np.isnan(at_front):
         return AvoidableLoss(nothing, nothing, np.nan, np.nan)
     draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    fronts = _on_front(*curves, method[0], draws)
-    losses = fronts - method[1][draws].mean(1)
-    mean_rewards, own = np.maximum.accumulate(curves[0].mean(1)), float(method[0].mean())
+    fronts = _on_front(reward_curve, metric_curve, rewards, draws)
+    losses = fronts - values[draws].mean(1)
+    mean_rewards, own = np.maximum.accumulate(reward_curve.mean(1)), float(rewards.mean())
     return AvoidableLoss(
         _percentiles(at_front, fronts, count),
-        _percentiles(at_front - float(method[1].mean()), losses, count),
+        _percentiles(at_front - float(values.mean()), losses, count),
         float(np.interp(own, mean_rewards, betas)),
-        float(np.interp(own, mean_rewards, kl_curve[:, usable].mean(1))),
+        float(np.interp(own, mean_rewards, kl_curve.mean(1))),
     )
 
 

@@ -36,10 +36,11 @@ from alignbench.frontier.tilt import (
     tilted_mean,
     weighted_mean,
 )
-from alignbench.rollouts.executor import decode, sample
+from alignbench.rollouts.executor import decode, predict, sample
 from alignbench.rollouts.noise import seed_of
 from alignbench.scorer import SetMetric
 from alignbench.settings import Settings, validate
+from alignbench.statistics import mean_interval
 from alignbench.tasks import Task
 
 TABLE, RECORD = "front.parquet", "front.json"
@@ -52,6 +53,8 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 """Betas by default, in units of one over the reward's deviation within a prompt."""
 LEAST_SHARE = 0.1
 """Of the samples that must remain effective; a beta beyond is left out."""
+SATURATED = 0.02
+"""Of the reward's deviation: a default beta that adds less reward than this to the one before is left out."""
 SETS = 100
 """Sets of images that a metric of sets is averaged over, for each prompt and strength."""
 IMAGES_AT_ONCE = 256
@@ -83,6 +86,8 @@ class FrontRecord(Settings):
     """Root mean square deviation of the reward within a prompt of the base model."""
     left_out: str | None = None
     """Why larger betas are not there."""
+    headline: list[str] = Field(default_factory=list)
+    """Metrics to show first: the one of each independent scorer, and those of sets of images."""
     directions: dict[str, bool | None] = Field(default_factory=dict)
     """Metric -> whether higher is better."""
     roles: dict[str, str] = Field(default_factory=dict)
@@ -166,14 +171,17 @@ def measure_front(
     prompts = evaluation_prompts(task, config)
     size = config.images_per_prompt
     if images < 2 * size:
-        raise UserError(f"a front for {size} images a prompt needs at least {2 * size} samples of each, got {images}")
+        raise UserError(
+            f"a front for {size} images a prompt (evaluation.images_per_prompt) needs at least {2 * size} samples of each, "
+            f"got {images}; raise --images"
+        )
     samples = draw_samples(policy, prompts, suite, config, images, normalise_rewards, micro_batch, advance)
     deviation = float(np.sqrt(np.nanmean(np.nanvar(samples.rewards, axis=1))))
     if not deviation > 0:
         raise RunError(f"the reward of task {task.name!r} is the same for all images of a prompt: nothing can be tilted by it")
     asked = sorted({*betas, 0.0}) if betas is not None else [step / deviation for step in GRID]
     rows: list[tuple[str, float, int, str, str, float]] = []
-    left_out = None
+    left_out, reached = None, -np.inf
     for beta in asked:
         advance(f"tilting by beta = {beta:.3g}")
         log_weights = tilted_log_weights(samples.rewards, beta)
@@ -181,6 +189,11 @@ def measure_front(
         if effective < max(LEAST_SHARE * images, size):
             left_out = f"at beta = {beta:.3g} only {effective:.1f} of {images} samples of a prompt are effective"
             break
+        mean = float(np.nanmean([tilted_mean(*of_prompt) for of_prompt in zip(samples.rewards, log_weights, strict=True)]))
+        if betas is None and mean - reached < SATURATED * deviation:
+            left_out = f"at beta = {beta:.3g} the reward rises no further"
+            break
+        reached = mean
         rows += _rows_of(TILT, beta, samples, log_weights, suite, size, config.seed)
     for n in best_of:
         if n <= (~np.isnan(samples.rewards)).sum(1).min() - size:
@@ -202,8 +215,24 @@ def measure_front(
         left_out=left_out,
         directions=samples.directions,
         roles=samples.roles,
+        headline=_headline(samples, suite),
     )
     return Front(record, pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _headline(samples: Samples, suite: MetricSuite) -> list[str]:
+    def shown(metric: str, of_eval: str, parts: set[str]) -> bool:
+        return samples.directions.get(metric) is not None and (metric == of_eval or of_eval not in parts)
+
+    scorers = [name for name in suite.evals if name in samples.scores and name not in suite.rewards]
+    sets = []
+    for name, read in samples.features.items():
+        metric = suite.evals[name]
+        assert isinstance(metric, SetMetric)
+        size = max(metric.fewest, 2)
+        measured = metric.measure_read(read[0], range(size), samples.prompts[0])
+        sets += [one for one in measured if shown(one, name, {*measured})]
+    return [*scorers, *sets]
 
 
 def draw_samples(
@@ -286,10 +315,14 @@ def _rows_of(
 
 def content_key(policy: Backbone, task: Task, suite: MetricSuite, config: EvaluationConfig, **others: Any) -> str:
     """Digest of all that a front depends on: weights, task, protocol and metrics with their settings."""
-    weights = [[name, [_checksum(p) for p in component.module.parameters()]] for name, component in policy.components().items()]
+    weights = {
+        name: [_checksum(p) for p in component.module.parameters() if p.device.type != "meta"]
+        for name, component in policy.components().items()
+    }
     parts = {
         "format": FORMAT,
         "weights": weights,
+        "answer": _answer(policy, task.eval_prompts[0]),
         "guidance": policy.guidance,
         "steps": config.steps or policy.default_steps,
         "task": task.fingerprint(),
@@ -301,9 +334,18 @@ def content_key(policy: Backbone, task: Task, suite: MetricSuite, config: Evalua
 
 
 def _checksum(parameter: torch.Tensor) -> list[Any]:
-    """Shape, and the sum of the float32 bits as integers, which does not depend on an order."""
+    """Shape, and sums of the float32 bits as integers, which do not depend on the order of summation."""
     bits = parameter.detach().float().flatten().view(torch.int32)
     return [list(parameter.shape), int(bits.sum(dtype=torch.int64)), int(bits[::7].sum(dtype=torch.int64))]
+
+
+@torch.no_grad()
+def _answer(policy: Backbone, prompt: str) -> str:
+    """The size of one velocity of the base model, to four digits: text encoders may have left memory, but show in it."""
+    with policy.reference():
+        x = torch.linspace(-1, 1, int(np.prod(policy.latent_shape)), device=policy.device).view(1, *policy.latent_shape)
+        velocity = predict(policy, x, 0.5, policy.encode([prompt]), torch.zeros(1, dtype=torch.long, device=policy.device))
+    return f"{float(velocity.float().abs().mean()):.4g}"
 
 
 def write_front(front: Front, folder: Path) -> None:
@@ -328,3 +370,12 @@ def read_front(folder: Path) -> Front | None:
     if not {TILT} <= set(table.rule) or not {REWARD, KL} <= set(table.metric):
         raise UserError(f"{folder / TABLE} is not a front: its reward or KL is missing")
     return Front(record, table)
+
+
+def summary(front: Front) -> pd.DataFrame:
+    """A row for each rule, strength and metric: mean over prompts with Student's interval (value, lower, upper, n)."""
+    rows = []
+    for (rule, strength, metric), part in front.table.groupby(["rule", "strength", "metric"], sort=False):
+        interval = mean_interval(part["value"].to_numpy())
+        rows.append({"rule": rule, "strength": strength, "metric": metric, **interval._asdict()})
+    return pd.DataFrame(rows)
