@@ -93,6 +93,13 @@ class EvaluationConfig(Settings):
     """ODE steps; the backbone's own call arguments where it is null."""
     seed: int = 12345
     """Of the evaluation noise; apart from the run's seed, so that all runs are judged on the same noise."""
+    every: int | None = Field(None, ge=1)
+    """Iterations between two evaluations along the training (`curve.parquet`), on the task's validation prompts; null for none.
+    The numbers of the training do not depend on it."""
+    validation_prompts: int | None = Field(None, ge=1)
+    """How many of the task's validation prompts, from the first on; 12, or all if these are fewer, where it is null."""
+    validation_images: int = Field(8, ge=2)
+    """Images of each validation prompt."""
 
 
 class BudgetConfig(Settings):
