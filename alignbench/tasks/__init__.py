@@ -85,7 +85,8 @@ class Task:
         """Part of the task -> SHA-256 of what is in it: two tasks that are equal in all of them ask and reward the same."""
         reward, judges = ([c.model_dump(mode="json") for c in cs] for cs in (self.config.reward, self.config.judges))
         parts: dict[str, Any] = {"training prompts": self.train_prompts, "evaluation prompts": self.eval_prompts}
-        parts |= {"validation prompts": self.validation_prompts}
+        if self.validation_prompts:
+            parts["validation prompts"] = self.validation_prompts
         parts |= {"reward": [reward, _files_in(reward)], "judges": [judges, _files_in(judges)]}
         return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
 

@@ -21,7 +21,7 @@ from alignbench.training.progress import Silent
 from alignbench.training.trainer import Trainer
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 
-OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad"]
+OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad", "ftb", "subtb"]
 LEARNING: dict[str, Any] = {
     "flowrl": {},
     "gardo": {"clip": 0.01},
@@ -33,6 +33,8 @@ LEARNING: dict[str, Any] = {
     "dpo": {"pairs": "all", "draws": 4},
     "raft": {"draws": 4},
     "vargrad": {},
+    "ftb": {},
+    "subtb": {},
 }
 """Settings under which each objective learns the toy within forty iterations."""
 TREE: dict[str, Any] = {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}
@@ -479,6 +481,8 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
         "raft": {"error"},
         "nft": {"positive_error", "negative_error", "distance_reference", "behaviour_ema_decay"},
         "vargrad": {"balance_rms"},
+        "ftb": {"alpha", "balance_rms"},
+        "subtb": {"balance_rms", "log_flow_mean", "log_flow_std"},
         "flowrl": {"balance_rms", "log_z"},
     }
     assert set(own) == set(OBJECTIVES)
