@@ -387,7 +387,7 @@ class _PairRun:
                 images_per_prompt=e.images_per_prompt,
                 steps=e.steps or self.policy.default_steps,
                 guidance=self.policy.guidance,
-                weights="ema" if trainer.ema else "raw",
+                weights="ema" if trainer.updater.tensors.ema else "raw",
                 noise_seed=e.seed,
                 evals=self.judges.describe(),
             ),

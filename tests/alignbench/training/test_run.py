@@ -17,8 +17,10 @@ from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.files.writing import exclusive
 from alignbench.records.record import Result, read_result
 from alignbench.tasks import load_task
+from alignbench.training.collector import Collector
 from alignbench.training.progress import Silent
 from alignbench.training.trainer import Trainer
+from alignbench.training.updater import Updater
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 
 OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad", "ftb", "subtb"]
@@ -430,9 +432,9 @@ def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
     # Decays of 0, 0.4 and 0.5 after updates 1, 2 and 3.
     settings: Any = {"name": "nft", "decay_rate": 0.4, "decay_start": 1, "decay_max": 0.5}
     drew, seen = [], []
-    drawn, updates = Trainer._rollout, Trainer._updates
+    drawn, updates = Collector._rollout, Updater.update
 
-    def watched_drawn(self: Trainer, *arguments: Any) -> Any:
+    def watched_drawn(self: Collector, *arguments: Any) -> Any:
         velocity = self.policy.velocity
 
         def noted(*inputs: Any) -> Any:
@@ -444,13 +446,13 @@ def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
         monkeypatch.setattr(self.policy, "velocity", velocity)
         return forest
 
-    def watched_updates(self: Trainer, forest: Any) -> Any:
-        found = updates(self, forest)
+    def watched_updates(self: Updater, *arguments: Any) -> Any:
+        found = updates(self, *arguments)
         seen.append([p.detach().clone() for p in self.policy.parameters()])
         return found
 
-    monkeypatch.setattr(Trainer, "_rollout", watched_drawn)
-    monkeypatch.setattr(Trainer, "_updates", watched_updates)
+    monkeypatch.setattr(Collector, "_rollout", watched_drawn)
+    monkeypatch.setattr(Updater, "update", watched_updates)
     run(toy_config(write_task(tmp_path), objective=settings, iterations=4), tmp_path / "run")
     base = [p.detach() for p in ToyPolicy(BackboneSettings()).parameters()]
     calls = len(drew) // 4
