@@ -36,6 +36,7 @@ class DDPO(Objective):
         """Rewards of a prompt from which on its own statistics are used."""
 
     settings: Settings
+    separable = True
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)

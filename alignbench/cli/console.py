@@ -232,7 +232,7 @@ def show_forecast(found: "Forecast", config: RunConfig, out: Path) -> None:
         f"[bold]{config.objective.name}[/bold] x [bold]{config.sampler.name}[/bold] on {config.backbone.name}: {length} of "
         f"{config.prompts_per_iteration} prompts, {found.pictures:,} pictures and {found.rows:,.0f} model rows each"
     )
-    extra = {"gradient caching": found.cached, "the reference": found.reference, "the behaviour policy": found.behaviour}
+    extra = {"gradient caching": found.double_passes, "the reference": found.reference, "the behaviour policy": found.behaviour}
     besides = " and ".join(name for name, wanted in extra.items() if wanted)
     table = Table(title="an iteration", title_justify="left")
     for column in ("", "rows", ""):
