@@ -39,8 +39,8 @@ class Branch(Sampler):
         split_noise_level: float | None = Field(None, gt=0)
         """eta of the steps that split; null for that of the other steps."""
         split_noise_scale: float = Field(1.0, gt=0)
-        """What the noise is multiplied by that steps which split draw; neither their mean nor their density changes.
-        BranchGRPO's script has 4, which draws from another distribution than the policy's."""
+        """A factor for the noise that is drawn at splits; it changes neither the mean nor the density of the step. BranchGRPO's
+        script has 4, which draws from another distribution than the policy's."""
         depth_pruning: int = Field(0, ge=0)
         """How many stochastic steps in a row are not trained on; fewer than `steps` - 1."""
         pruning_stop: int = Field(0, ge=0)

@@ -11,7 +11,7 @@ kappa = 0 gives s_j = round(mu_j). `reward`, with alpha in 0.1..1 for where the 
     t    ~ Beta(1 + (1 - alpha) kappa, 1 + alpha kappa),    s = round(first + (1 - t) (last - first))
     eta  = noise_level (1 + 0.3 (1 - alpha) - 0.2 alpha), clipped to 0.2..1
 
-t = 1 is the noise. Low rewards so branch early, where the layout of the image is decided.
+t = 1 is the noise. So branches split early while rewards are low, where the layout of the image is decided.
 
 Source: TMPO's dynamic stochastic tree (arXiv 2605.10983), with the two schedules of its released code, which has the direction
 of `reward` the wrong way round. Unlike there the splits are always distinct, so that every group has exactly children ** levels
