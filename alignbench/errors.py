@@ -1,4 +1,4 @@
-"""The two kinds of failure that end a command, and the hint that goes with a misspelt name."""
+"""The exceptions that end a command, and the hint that goes with a misspelt name."""
 
 import re
 from collections.abc import Iterable
@@ -9,9 +9,10 @@ _QUERY = re.compile(r"([?&][\w.-]*(?:token|key|secret|password|passwd|signature|
 
 
 class _Sentence(Exception):  # noqa: N818
-    """Says in one line what happened; whatever a name in it holds neither ends the line nor moves a terminal's cursor.
+    """An exception whose message is one printable line, without the passwords and tokens of URLs.
 
-    Passwords and tokens in URLs are left out.
+    Control characters in it, for instance in the name of a file, are escaped, so that they cannot end the line or move a
+    terminal's cursor.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -19,32 +20,40 @@ class _Sentence(Exception):  # noqa: N818
 
 
 class UserError(_Sentence):
-    """The user's input is wrong: one sentence that says what, where and what to do. Exit code 2."""
+    """The user's input is wrong. The message is one sentence: what is wrong, where, and what to do. Exit code 2."""
 
 
 class RunError(_Sentence):
-    """The run itself failed: a scorer, a non-finite value, a full disk. Exit code 1."""
+    """The run itself failed, for instance because of a scorer, a non-finite value or a full disk. Exit code 1."""
 
 
 class ScorerError(RunError):
-    """A scorer failed or cannot be reached. No weight has changed since the last iteration, so that the run can go on."""
+    """A scorer failed or cannot be reached. No weight has changed since the last iteration, so the run can be resumed."""
 
 
 class DiskError(RunError):
-    """A file cannot be written: the disk is full, or the folder is read-only. What was there before is still there."""
+    """A file cannot be written, because the disk is full or the folder is read-only. An earlier version of it is kept."""
 
 
 class NonFiniteError(RunError):
-    """A tensor holds NaN or infinity where a run cannot go on."""
+    """A tensor contains NaN or infinity, with which the run cannot continue."""
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an exception of another package says, which may be long; its kind where it says nothing."""
+    """Returns the first line of another package's exception, whose message may be long; its class name if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with up to three near names, else `; known: ...`."""
+    """Makes the end of a message about an unknown name.
+
+    Args:
+        word: the unknown name.
+        known: the valid names.
+
+    Returns:
+        `; did you mean 'x'?` with up to three similar names, or else `; known: ...` with all of them.
+    """
     names = sorted(set(known))
     near = get_close_matches(word, names, n=3, cutoff=0.5)
     if near:
@@ -53,10 +62,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def redacted(text: str) -> str:
-    """The text with `***` for user names, passwords and tokens in URLs."""
+    """Replaces user names, passwords and tokens in URLs by `***`."""
     return _QUERY.sub(r"\1***", _USERINFO.sub("***@", text)) if "://" in text else text
 
 
 def holds_secret(text: str) -> bool:
-    """Whether the text has a URL with a user name, a password or a token in it."""
+    """Tells whether the text contains a URL with a user name, a password or a token."""
     return "://" in text and bool(re.search(r"://[^\s/?#@]*@", text) or _QUERY.search(text))

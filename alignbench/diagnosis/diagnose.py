@@ -356,7 +356,7 @@ def prefix_entropy(drawn: Draws, beta: float) -> list[PrefixEntropy]:
     rewards = torch.from_numpy(drawn.shared.rewards).view(-1, k)
     here = groups.valid(rewards)
     log_p = torch.log_softmax(torch.from_numpy(drawn.shared.log_prob).view(-1, k), dim=1)
-    log_q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=drawn.standardised), here)
+    log_q = groups.boltzmann_log_prob(groups.target_reward(rewards, standardised=drawn.standardised), beta, here)
     q = torch.where(here, log_q.exp(), 0.0)
 
     def estimate(mass: torch.Tensor, prefixes: int) -> Estimate:

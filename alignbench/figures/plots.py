@@ -289,7 +289,8 @@ class RolloutTree(NamedTuple):
         rewards = forest.by_group(forest.rewards.cpu())[this]
         here = groups.valid(rewards)
         p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
-        q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=forest.standardised), here).exp()[0]
+        target = groups.target_reward(rewards, standardised=forest.standardised)
+        q = groups.boltzmann_log_prob(target, beta, here).exp()[0]
         steps = forest.plan.steps
         plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
         pictures = np.asarray(images[group * k : (group + 1) * k])
