@@ -196,7 +196,7 @@ EVIL = ("../../escaped", "..", "/etc/cron.d/x", "a/b", 'q"<script>alert(1)</scri
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_names_stay_inside_theresults_folder(name: str) -> None:
+def test_names_stay_inside_the_results_folder(name: str) -> None:
     inside = results_folder(name, name)
     assert inside.parent == Path("results")
     assert inside.name not in ("", ".", "..")
