@@ -13,7 +13,7 @@ from alignbench.records.record import Estimate, EvalRecord
 if TYPE_CHECKING:
     from alignbench.authoring.checking import CheckResult
     from alignbench.authoring.describing import Description
-    from alignbench.diagnosis.diagnose import Diagnosis
+    from alignbench.diagnosis.record import Diagnosis
 
 
 class Checklist:

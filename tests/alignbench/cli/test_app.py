@@ -80,7 +80,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["run", "--resume", "nowhere"], "nowhere is not a run folder"),
         (["diagnose", "--sampler", "dynamictree"], "did you mean 'dynamic_tree'?"),
         (["diagnose", "--checkpoint", "nowhere"], "nowhere is not a run folder (no config.yaml)"),
-        (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "5 prompts are asked for, but task 'equal_modes'"),
+        (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "--prompts 5 is too many: task 'equal_modes'"),
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["run", "--resume", "x", "--set", "seed=3", "--set", "micro_batch=2"], "with its own settings; leave out --set seed"),
         (["export", "nowhere"], "nowhere is not a run folder"),
