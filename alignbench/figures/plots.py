@@ -27,7 +27,7 @@ from alignbench import groups
 from alignbench.backbones.mixture import distributions
 from alignbench.errors import RunError, UserError
 from alignbench.files.escaping import visible
-from alignbench.files.reading import open_regular
+from alignbench.files.opening import open_regular
 from alignbench.files.writing import refuse_links, write_atomically
 from alignbench.records.record import Estimate, Result, read_metrics, read_result, visible_record
 from alignbench.rollouts.forest import RolloutForest

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from alignbench.config.run_config import WITHOUT_EFFECT
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.escaping import slugs, visible
-from alignbench.files.reading import read_json
+from alignbench.files.reading import read_record
 from alignbench.records.record import Estimate, Result, read_evals, read_metrics, read_result, visible_record
 from alignbench.settings import first_problem
 from alignbench.statistics import (
@@ -384,7 +384,7 @@ class _Comparison(BaseModel):
 
 def _read_comparison(file: Path) -> _Comparison:
     try:
-        return _Comparison.model_validate(read_json(file))
+        return _Comparison.model_validate(read_record(file))
     except ValidationError as error:
         raise UserError(f"{file} is not a record of a comparison: {first_problem(error, 'the record')}") from None
 
