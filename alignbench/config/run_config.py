@@ -29,12 +29,15 @@ PLUGINS = ("objective", "sampler", "backbone")
 """Keys that name a plug-in and hold its settings."""
 
 RESULT_NEUTRAL_KEYS = WITHOUT_EFFECT = (
-    *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
+    *("save_images", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
     *("trackers", "sharded", "scorer_token_file"),
 )
 """Keys that do not change the numbers of a run, beyond rounding. A resumed run may have other values of them."""
 PATHS = ("pairs", "scorer_token_file")
-"""Keys that are the path of a file."""
+"""Keys whose value is the path of a file."""
+FORMER_NAMES = {"pictures": "save_images"}
+"""Renamed keys, from the former name to the present one. Configurations and records of older versions are read with them; see
+`with_present_names`."""
 Tracker = Literal["tensorboard", "wandb"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -158,7 +161,7 @@ class RunConfig(Settings):
     snapshots: int = Field(0, ge=0)
     """How often, evenly spread over the training, what the backbone knows of itself is measured (columns `measured_*` of the
     metrics) and its distribution is kept; before and after the training both are in any case."""
-    pictures: bool = True
+    save_images: bool = True
     """Draw sample sheets and plots at the end; `alignbench plot` can do the plots later."""
     checkpoint_every: int = Field(10, ge=1)
     """Iterations between checkpoints."""
@@ -176,6 +179,11 @@ class RunConfig(Settings):
     """`auto` takes CUDA where there is one."""
     sharded: bool = False
     """With several processes: spread the model's weights over them (FSDP), in place of a copy for each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, data: Any) -> Any:
+        return with_present_names(data) if isinstance(data, Mapping) else data
 
     @field_validator(*PLUGINS, mode="before")
     @classmethod
@@ -219,6 +227,12 @@ class RunConfig(Settings):
             settings = data[kind].pop("settings")
             data[kind] = {key: value for key, value in data[kind].items() if value is not None} | settings
         return data
+
+
+def with_present_names(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with `FORMER_NAMES` replaced; a key that also occurs under its present name keeps that value."""
+    renamed = {present: data[former] for former, present in FORMER_NAMES.items() if former in data}
+    return renamed | {key: value for key, value in data.items() if key not in FORMER_NAMES}
 
 
 def presets() -> list[str]:
@@ -316,7 +330,7 @@ def read_settings(file: Path, what: str = "config file") -> dict[str, Any]:
 def placed_keys(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The data with the paths of tasks, pairs, backbones and token files made absolute; relative ones start at the folder."""
     found: dict[str, Any] = {}
-    for key, value in data.items():
+    for key, value in with_present_names(data).items():
         if key in PATHS:
             value = str(local_path(str(value), folder)) if _names(value) else value
         elif key == "task":
@@ -392,7 +406,7 @@ def assignments(data: Mapping[str, Any], path: str = "") -> list[str]:
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
+    for key, value in with_present_names(layer).items():
         old = into.get(key)
         if key in PLUGINS:
             old, value = plugin_data(key, old), plugin_data(key, value)

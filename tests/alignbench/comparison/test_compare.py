@@ -51,7 +51,7 @@ def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
         "samplers": {"fixed_tree": {"sampler": {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}}},
         "prompts_per_iteration": 2,
         "evaluation": {"prompts": 4, "images_per_prompt": 2, "steps": 4},
-        "pictures": False,
+        "save_images": False,
         "threads": 1,
         **changes.pop("settings", {}),
     }
@@ -453,7 +453,7 @@ def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
 def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"evaluation": {"prompts": 4, "images_per_prompt": 2}, "pictures": False, "threads": 1})
+        yaml.safe_dump({"evaluation": {"prompts": 4, "images_per_prompt": 2}, "save_images": False, "threads": 1})
     )
     words = [
         "compare", "--objectives", "grpo", "--samplers", "independent", "--tasks", str(task), "--seeds", "4,2",

@@ -354,7 +354,7 @@ def small_config(folder: Path, train: str, sharded: bool) -> RunConfig:
         "checkpoint_every": 1,
         "evaluation": {"prompts": 3, "images_per_prompt": 2, "steps": 3},
         "threads": 1,
-        "pictures": False,
+        "save_images": False,
         "sharded": sharded,
     }
     return load_config(preset="smoke", options=options)
