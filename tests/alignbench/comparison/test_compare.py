@@ -220,7 +220,7 @@ def test_processes_that_share_a_cell_give_the_same_within_rounding_and_listen_to
         one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))
         assert_same_but_for_rounding(one, other)
         assert read_result(other).environment["processes"] == 2
-    with pytest.raises(UserError, match="prompts_per_iteration=4 cannot be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="prompts_per_iteration=4 cannot be divided equally between 3 processes"):
         compare(made, tmp_path / "three", processes=3)
     assert not (tmp_path / "three").exists()
 
@@ -229,7 +229,7 @@ def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(tm
     made = grid(tmp_path, "DyingInSecondProcess", objectives=["grpo"])
     (cell,) = compare(made, tmp_path / "out", processes=2).cells
     assert cell.status == "failed"
-    assert "process 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
+    assert "rank 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
 
 
 def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path) -> None:
