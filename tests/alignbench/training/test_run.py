@@ -68,7 +68,7 @@ def table(folder: Path) -> pd.DataFrame:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
 def test_every_pair_runs_and_leaves_a_whole_folder(tmp_path: Path, objective: str, sampler: Any) -> None:
-    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, pictures=True), tmp_path / "run")
+    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, save_images=True), tmp_path / "run")
     written = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert {
         "config.yaml", "result.json", "metrics.parquet", "evals.parquet", "samples/base.png", "samples/final.png",
