@@ -299,7 +299,7 @@ def load_checkpoint(
             passed_over.append(str(error))
     else:
         raise UserError("; ".join(passed_over) or f"{folder.parent} has no checkpoint")
-    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
+    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and _differs(config[k], checkpoint.config.get(k)))
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
     parts = tasks.changed_parts(task or {}, checkpoint.task)
@@ -309,6 +309,13 @@ def load_checkpoint(
     trained.load(path, checkpoint.iteration)
     trained.objective.load_state(checkpoint.objective)
     return Restored(checkpoint, passed_over)
+
+
+def _differs(now: Any, then: Any) -> bool:
+    """Whether a setting changed; keys of `evaluation` and its like that an older version did not know count for nothing."""
+    if isinstance(now, dict) and isinstance(then, dict) and "name" not in now:
+        return any(_differs(value, then[key]) for key, value in now.items() if key in then) or bool({*then} - {*now})
+    return bool(now != then)
 
 
 class DamagedCheckpointError(UserError):
