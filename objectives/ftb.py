@@ -42,6 +42,9 @@ class FTB(Objective):
 
     settings: Settings
 
+    def target_beta(self, iteration: int) -> float:
+        return self.settings.beta
+
     @property
     def needs(self) -> Needs:
         return Needs(reference=True)
