@@ -280,7 +280,7 @@ class _PairRun:
         else:
             started = self.policy.reference() if trainer.iteration == 0 else trainer.averaged_weights()
             with started:
-                evaluation = self._evaluate("the policy on validation prompts", self.validated, config.validation_images)
+                evaluation = self._evaluate("policy on the validation prompts", self.validated, config.validation_images)
                 distance = self._path_kl(self.validated, curve.PATHS) if trainer.iteration else np.zeros(len(self.validated))
             evaluation = with_measured(evaluation, "path_kl", distance)
             if trainer.iteration == 0:
