@@ -109,6 +109,19 @@ class SetMetric(Metric, ABC):
             Metric -> number, NaN where the metric does not apply.
         """
 
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Any:
+        """Reads images once, so that `measure_read` can measure many subsets of them.
+
+        By default what `measure` takes. A metric that embeds or detects something overrides both methods.
+        """
+        return images, latents
+
+    def measure_read(self, read: Any, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+        """What `measure` answers for the images `members` (indices) of those that were read."""
+        images, latents = read
+        members = np.asarray(members)
+        return self.measure(images[members], None if latents is None else latents[members], prompt)
+
 
 def as_arrays(images: Images) -> list[np.ndarray]:
     """Converts images to uint8 arrays [H, W, 3], as a viewer shows them (see `alignbench.files.images`).

@@ -11,6 +11,8 @@ root-mean-square difference of 1.
 Source: LGMD and cosine diversity as in TMPO (arXiv 2605.10983); Vendi score of Friedman and Dieng 2023 (arXiv 2210.02410).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,15 @@ def pixel_diversity(images: np.ndarray) -> float:
     return float((distances / 255.0 / flat.shape[1] ** 0.5).mean())
 
 
+@dataclass(frozen=True)
+class Read:
+    """What diversity reads of N images: their pixels, final latents and features, as far as these are asked for."""
+
+    images: np.ndarray | None
+    latents: Any
+    features: Any
+
+
 class Diversity(SetMetric):
     """Distances between the images of one prompt."""
 
@@ -123,13 +134,23 @@ class Diversity(SetMetric):
 
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
         """Measures the images of one prompt. Pixel diversity is NaN if they differ in size."""
-        metrics = {}
-        if self.settings.pixels:
-            metrics["pixel_diversity"] = pixel_diversity(images) if images.dtype == np.uint8 else float("nan")
-        if latents is not None:
-            metrics["lgmd"] = lgmd(latents)
+        return self.measure_read(self.read_images(images, latents, prompt), range(len(images)), prompt)
+
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Read:
+        embedded = None
         if self.settings.features:
-            features = load_features(self.settings.features, self.settings.device, self.settings.batch)(list(images))
+            embedded = load_features(self.settings.features, self.settings.device, self.settings.batch)(list(images))
+        return Read(images if self.settings.pixels else None, latents, embedded)
+
+    def measure_read(self, read: Read, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+        members, metrics = np.asarray(members), {}
+        if read.images is not None:
+            same_size = read.images.dtype == np.uint8
+            metrics["pixel_diversity"] = pixel_diversity(read.images[members]) if same_size else float("nan")
+        if read.latents is not None:
+            metrics["lgmd"] = lgmd(read.latents[members])
+        if read.features is not None:
+            features = read.features[members]
             metrics |= {"cosine_diversity": cosine_diversity(features), "vendi": vendi_score(features)}
         return metrics
 

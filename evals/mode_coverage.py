@@ -81,6 +81,19 @@ def coverage(values: Sequence[Hashable], possible: int) -> float:
     return -sum(p * log(p) for p in shares) / log(min(len(values), max(possible, len(shares))))
 
 
+@dataclass(frozen=True)
+class Read:
+    """What mode coverage reads of N images.
+
+    Attributes:
+        values: aspect -> the value of each image; None where the image shows none.
+        possible: aspect -> how many values the drawing program has.
+    """
+
+    values: dict[str, list[Hashable | None]]
+    possible: dict[str, int]
+
+
 class ModeCoverage(SetMetric):
     """Evenness of colour, place, size and background over the images of a prompt."""
 
@@ -90,22 +103,29 @@ class ModeCoverage(SetMetric):
         A metric is NaN for an aspect that the prompt determines, for prompts of other tasks, and if fewer than two images show
         the shape or word.
         """
+        return self.measure_read(self.read_images(images, latents, prompt), range(len(images)), prompt)
+
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Read:
         subject = subject_of(images, prompt)
-        values: dict[str, list[Hashable]] = {aspect: [] for aspect in ASPECTS}
+        values: dict[str, list[Hashable | None]] = {aspect: [None] * len(images) for aspect in ASPECTS}
         values["background"] = [nearest(background_of(image), BACKGROUNDS) for image in images]
         possible = {"color": len(COLORS), "background": len(BACKGROUNDS)}
         if subject is not None:
             possible |= {"place": subject.places, "size": len(subject.extents), "background": subject.backgrounds}
-            for detection in subject.detections:
+            for i, detection in enumerate(subject.detections):
                 if detection is not None:
-                    values["color"] += [detection["color"]] * subject.any_color
-                    values["place"].append(place(detection, images.shape[1:3]))
-                    values["size"].append(size(detection, subject, images.shape[1]))
+                    values["color"][i] = detection["color"] if subject.any_color else None
+                    values["place"][i] = place(detection, images.shape[1:3])
+                    values["size"][i] = size(detection, subject, images.shape[1])
+        return Read(values, possible)
+
+    def measure_read(self, read: Read, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for aspect in ASPECTS:
-            varies = values[aspect] and possible[aspect] > 1
-            metrics[f"modes_{aspect}"] = float(len(set(values[aspect]))) if varies else float("nan")
-            metrics[f"coverage_{aspect}"] = coverage(values[aspect], possible[aspect]) if varies else float("nan")
+            seen = [value for i in members if (value := read.values[aspect][i]) is not None]
+            varies = seen and read.possible[aspect] > 1
+            metrics[f"modes_{aspect}"] = float(len(set(seen))) if varies else float("nan")
+            metrics[f"coverage_{aspect}"] = coverage(seen, read.possible[aspect]) if varies else float("nan")
         coverages = [value for aspect in ASPECTS if not np.isnan(value := metrics[f"coverage_{aspect}"])]
         return {"mode_coverage": float(np.mean(coverages)) if coverages else float("nan"), **metrics}
 

@@ -45,6 +45,7 @@ class DDPO(Objective):
         """How many rewards of a prompt must be remembered before its own statistics are used."""
 
     settings: Settings
+    separable = True
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)

@@ -74,6 +74,7 @@ class GRPO(Objective):
             return self
 
     settings: Settings
+    separable = True
 
     @property
     def needs(self) -> Needs:

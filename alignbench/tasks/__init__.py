@@ -14,6 +14,7 @@ from pydantic import Field
 from alignbench import registry
 from alignbench.config.run_config import tasks_path
 from alignbench.errors import UserError, did_you_mean
+from alignbench.files.opening import sha256_of
 from alignbench.files.paths import local_path
 from alignbench.files.text import distinct, excerpt, prompt_identity
 from alignbench.files.yaml_files import read_yaml
@@ -85,7 +86,8 @@ class Task:
         """Part of the task -> SHA-256 of what is in it: two tasks that are equal in all of them ask and reward the same."""
         reward, judges = ([c.model_dump(mode="json") for c in cs] for cs in (self.config.reward, self.config.judges))
         parts: dict[str, Any] = {"training prompts": self.train_prompts, "evaluation prompts": self.eval_prompts}
-        parts |= {"validation prompts": self.validation_prompts}
+        if self.validation_prompts:
+            parts["validation prompts"] = self.validation_prompts
         parts |= {"reward": [reward, _files_in(reward)], "judges": [judges, _files_in(judges)]}
         return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
 
@@ -155,8 +157,7 @@ def _files_in(settings: Any) -> list[str]:
     try:
         if file.stat().st_size > LARGE:
             return [str(file.stat().st_size)]
-        with file.open("rb") as opened:
-            return [hashlib.file_digest(opened, "sha256").hexdigest()]
+        return [sha256_of(file)]
     except OSError:
         return []  # whoever reads it will say so
 

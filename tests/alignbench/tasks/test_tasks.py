@@ -103,5 +103,7 @@ def test_a_task_without_validation_prompts_has_none(tmp_path: Path) -> None:
 
 def test_the_fingerprint_tells_which_set_of_prompts_changed(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("four\n")
-    before, after = user_task(tmp_path).fingerprint(), user_task(tmp_path, validation_prompts="own.txt").fingerprint()
+    (tmp_path / "other.txt").write_text("five\n")
+    before, after = (user_task(tmp_path, validation_prompts=f"{name}.txt").fingerprint() for name in ("own", "other"))
     assert {part for part in after if after[part] != before[part]} == {"validation prompts"}
+    assert "validation prompts" not in user_task(tmp_path).fingerprint()
