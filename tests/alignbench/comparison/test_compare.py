@@ -440,7 +440,7 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
 
 def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path) -> None:
     compare(grid(tmp_path), tmp_path / "out")
-    with exclusive(tmp_path / "out"), pytest.raises(UserError, match="another process is at work"):
+    with exclusive(tmp_path / "out"), pytest.raises(UserError, match="another process is using"):
         compare(grid(tmp_path), tmp_path / "out")
 
 

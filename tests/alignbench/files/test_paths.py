@@ -106,7 +106,7 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(UserError, match="the current folder is gone"):
+    with pytest.raises(UserError, match="the current folder has been removed"):
         current_folder()
 
 
