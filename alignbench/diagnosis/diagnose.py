@@ -22,7 +22,8 @@ from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.figures import plots
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
-from alignbench.records.record import Estimate, environment
+from alignbench.records.environment import environment
+from alignbench.records.record import Estimate
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import seed_of

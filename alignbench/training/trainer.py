@@ -27,7 +27,8 @@ from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError, RunError, ScorerError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.objective import Objective
-from alignbench.records.record import Budget, now
+from alignbench.records.environment import now
+from alignbench.records.record import Budget
 from alignbench.rollouts.executor import decode, rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import Key, group_keys, seed_generators, seed_of
