@@ -23,7 +23,8 @@ from PIL import Image
 import alignbench
 from alignbench import UserError, load_scorer, run
 from alignbench.backbones.tiny import FOLDER as TINY
-from alignbench.cli.app import _results_folder, app
+from alignbench.cli.app import app
+from alignbench.cli.options import results_folder
 from alignbench.comparison.compare import Grid
 from alignbench.config.run_config import BudgetConfig, load_config
 from alignbench.figures import plots
@@ -196,7 +197,7 @@ EVIL = ("../../escaped", "..", "/etc/cron.d/x", "a/b", 'q"<script>alert(1)</scri
 
 @pytest.mark.parametrize("name", EVIL)
 def test_names_stay_inside_the_results_folder(name: str) -> None:
-    inside = _results_folder(name, name)
+    inside = results_folder(name, name)
     assert inside.parent == Path("results")
     assert inside.name not in ("", ".", "..")
     assert "/" not in slug(name)
@@ -258,7 +259,7 @@ def test_no_name_of_a_record_is_markup_in_a_report(tmp_path: Path) -> None:
 
 def test_the_terminal_shows_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets are no styles: a folder called `[/red]` ends no run with an error."""
-    from alignbench.cli.console import Terminal
+    from alignbench.cli.run_view import Terminal
 
     out = tmp_path / "[/red] [bold]"
     run(toy_config(write_task(tmp_path)), out, console=Terminal())

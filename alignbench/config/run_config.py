@@ -28,11 +28,11 @@ from alignbench.settings import Device, ServiceURL, Settings, validate
 PLUGINS = ("objective", "sampler", "backbone")
 """Keys that name a plug-in and hold its settings."""
 
-WITHOUT_EFFECT = (
+RESULT_NEUTRAL_KEYS = WITHOUT_EFFECT = (
     *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
     *("trackers", "sharded", "scorer_token_file"),
 )
-"""Keys that change no number of a run beyond rounding: it may go on with others."""
+"""Keys that do not change the numbers of a run, beyond rounding. A resumed run may have other values of them."""
 PATHS = ("pairs", "scorer_token_file")
 """Keys that are the path of a file."""
 Tracker = Literal["tensorboard", "wandb"]

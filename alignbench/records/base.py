@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from alignbench.errors import UserError
-from alignbench.files.reading import read_json
+from alignbench.files.reading import read_record
 from alignbench.files.writing import write_atomically
 from alignbench.settings import first_problem
 
@@ -65,7 +65,7 @@ class Document(Record):
         Raises:
             UserError: the file cannot be read, has another schema version, or is not such a record.
         """
-        data = read_json(file)
+        data = read_record(file)
         if data.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"{file} has schema version {data.get('schema_version')!r}; this alignbench reads {SCHEMA_VERSION}")
         try:

@@ -5,7 +5,6 @@ the SHA-256 of each file in `SHA256SUMS`, which `sha256sum -c` reads. Noise, pla
 generators give are functions of the seed and the iteration, so that no generator's state has to be kept.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -26,6 +25,7 @@ from alignbench import tasks
 from alignbench.backbone import Backbone, temporarily_set
 from alignbench.config.run_config import WITHOUT_EFFECT
 from alignbench.errors import UserError
+from alignbench.files.opening import sha256_of
 from alignbench.files.writing import is_litter, write_folder
 from alignbench.objective import Objective
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes, full_tensor, shard_like
@@ -124,7 +124,7 @@ def save_checkpoint(
         for name, of_file in tensors.items():
             save_file(of_file, partial / name)
         (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
-        sums = _sums({file.name: _digest(file) for file in partial.iterdir()})
+        sums = _sums({file.name: sha256_of(file) for file in partial.iterdir()})
         (partial / SUMS).write_text(sums, encoding="utf-8")
 
     def place() -> None:
@@ -327,7 +327,7 @@ def _fault(path: Path) -> str | None:
                 return f"{name} is missing"
             if name not in listed:
                 return f"{name} does not belong to it"
-            if _digest(path / name) != listed[name]:
+            if sha256_of(path / name) != listed[name]:
                 return f"{name} is not what was written"
     except (OSError, ValueError):
         return f"{SUMS} is missing or unreadable"
@@ -343,11 +343,6 @@ def _fault(path: Path) -> str | None:
 def _sums(digests: Mapping[str, str]) -> str:
     """The content of `SHA256SUMS`, from file name -> digest."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _saved(folder: Path) -> dict[int, Path]:

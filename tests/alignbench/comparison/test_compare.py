@@ -477,7 +477,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["--objectives", "grpo"], "compare needs --objectives and --samplers"),
-        (["--objectives", "grpo", "--samplers", "independent", "--seeds", "many"], "--seeds takes how many"),
+        (["--objectives", "grpo", "--samplers", "independent", "--seeds", "many"], "--seeds takes a number of seeds"),
         (["--objectives", "grpo", "--samplers", "independent", "--out", "out", "--engine", "rai"], "did you mean 'ray'"),
         (["--out", "nowhere"], "cannot read the comparison nowhere/comparison.yaml"),
     ],

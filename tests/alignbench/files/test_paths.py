@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from alignbench import UserError
-from alignbench.cli import app as cli
+from alignbench.cli import options
 from alignbench.comparison.compare import plan_grid
 from alignbench.config.run_config import load_config, parse_assignments, read_settings
 from alignbench.files.paths import current_folder, local_path
@@ -99,7 +99,7 @@ def test_every_option_of_the_command_line_knows_the_home_folder(home: Path) -> N
         "evals": {"geneval": {"metadata": str(home / "m.jsonl")}},
         "x": [str(home / "a"), {"b": str(home / "c")}],
     }
-    assert cli._home([Path("~/a"), Path("b")]) == [home / "a", Path("b")]
+    assert options._expanded([Path("~/a"), Path("b")]) == [home / "a", Path("b")]
 
 
 def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ def test_a_request_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, num
         time.sleep(0.02)
     os.kill(processes[1].pid, number)
     assert ended(processes) == [130, 130]
-    assert "interrupted; go on with: alignbench run --resume" in (tmp_path / "said" / "0").read_text()
+    assert "interrupted; resume with: alignbench run --resume" in (tmp_path / "said" / "0").read_text()
     assert (tmp_path / "said" / "1").read_text().count("alignbench:") == 0  # one speaks for all
     reached = max(int(p.name.rpartition("-")[2]) for p in (out / "checkpoints").iterdir())
     assert reached < 8
@@ -289,7 +289,7 @@ def test_processes_that_start_from_other_weights_are_refused(tmp_path: Path) -> 
     [
         (["run", "--set", "prompts_per_iteration=3"], "cannot be shared equally by 2 processes"),
         (["run", "--objective", "tmpoo"], "did you mean 'tmpo'"),
-        (["list"], "list is one process, but a launcher started 2"),
+        (["list"], "`list` cannot run under a distributed launcher (WORLD_SIZE=2)"),
         (["run", "--set", "sharded=true"], "backbone 'gaussian_mixture' cannot be sharded"),
     ],
 )

@@ -251,10 +251,10 @@ def test_the_command_tells_what_a_run_would_do_and_leaves_nothing(folders: dict[
     assert told.exit_code == 0, told.output
     text = " ".join(told.stdout.split())
     assert "grpo x independent on" in text
-    # 8 prompts x 27 pictures; 6 steps in the rollout, 5 of them replayed, twice for gradient caching in micro-batches of 9.
-    assert "250 iterations of 8 prompts, 216 pictures and 3,456 model rows each" in text
-    assert "more rows for gradient caching" in text
-    assert "from model rows and pictures timed now" in text
+    # 8 prompts x 27 images; 6 steps in the rollout, 5 of them replayed, twice for gradient caching in micro-batches of 9.
+    assert "250 iterations of 8 prompts, 216 images and 3,456 model evaluations each" in text
+    assert "more for gradient caching" in text
+    assert "from model evaluations and images timed just now" in text
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert (found["rollout_rows"], found["replay_rows"], found["rows"]) == (1296, 1080, 3456)
     assert found["memory"]["peak"] > found["memory"]["weights"]
