@@ -128,18 +128,20 @@ def method_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     Args:
         table: as `over_tasks` returns it.
     """
-    metrics, trained = list(metrics), _trained(table)
-    of_cell = dict(list(trained.groupby(KEYS, sort=False)))
-    first_of = {}
-    rows = []
-    for cell, part, objective, sampler in of_cell:
-        if (part, objective) == tuple(trained[["part", "objective"]].iloc[0]):
-            first_of.setdefault(sampler, of_cell[cell, part, objective, sampler])
-    for key, of_key in of_cell.items():
+    metrics, rows = list(metrics), []
+    groups: Any = _trained(table).groupby(KEYS, sort=False)
+    tables: dict[tuple[str, str, str, str], pd.DataFrame] = dict(list(groups))
+    _, *first_method, _ = next(iter(tables), ("", "", "", ""))
+    first_cells: dict[str, str] = {}
+    for cell, part, objective, sampler in tables:
+        if [part, objective] == first_method:
+            first_cells.setdefault(sampler, cell)
+    of_cell = {key[0]: of_key for key, of_key in tables.items()}
+    for key, of_key in tables.items():
         names = dict(zip(KEYS, key, strict=True))
-        first = first_of.get(names["sampler"])
-        if first is not None and first["cell"].iloc[0] != names["cell"]:
-            rows += _paired(first, of_key, metrics, {**names, "first": first["cell"].iloc[0]})
+        first = first_cells.get(names["sampler"])
+        if first is not None and first != names["cell"]:
+            rows += _paired(of_cell[first], of_key, metrics, {**names, "first": first})
     return _corrected(rows)
 
 
@@ -161,7 +163,7 @@ def at_kl(results: Results, family: Family, values: pd.DataFrame) -> pd.DataFram
     if KL not in values or not results.kl_levels:
         return pd.DataFrame()
     base = values[values["cell"] == BASE].set_index("setup")
-    ends = values.set_index(["setup", "cell", "seed"])
+    ends: Any = values.set_index(["setup", "cell", "seed"])
     rows = []
     for run in (run for setup in family.setups for run in results.of(setup)):
         if run.metrics is None or not set(columns) <= set(run.metrics.columns):

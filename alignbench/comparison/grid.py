@@ -67,9 +67,7 @@ class Grid(Settings):
     def methods(self) -> list["Method"]:
         """Every objective with every sampler, part by part."""
         grids = {name: self.part(name) for name in self.parts or [""]}
-        return [
-            Method(name, grid, *pair) for name, grid in grids.items() for pair in product(grid.objectives, grid.samplers)
-        ]
+        return [Method(name, grid, *pair) for name, grid in grids.items() for pair in product(grid.objectives, grid.samplers)]
 
     def cells(self) -> list["Cell"]:
         """Every run of the grid, seed by seed, so that a comparison that is stopped early has few seeds of everything."""

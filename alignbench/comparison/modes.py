@@ -11,36 +11,40 @@ TARGET = "target"
 """The name of the target among the cells."""
 
 
-def kept_distributions(results: Results, setup: str) -> dict[tuple[str, int], pd.DataFrame]:
-    """(cell, seed) -> the run's `distributions.parquet`. A table that cannot be read is a line of `results.unreadable`."""
-    tables = ((run, _read(run, results)) for run in results.of(setup))
-    return {(run.cell, run.result.run.seed): table for run, table in tables if table is not None}
-
-
-def modes_frame(kept: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
-    """A row per cell and mode: the mass there of the model's distribution for the first evaluation prompt, mean over seeds.
-
-    The target and the base model come first. Empty where no run knows its distribution.
-
-    Args:
-        kept: `kept_distributions` of one setup.
-    """
-    parts = []
-    for (cell, _), table in kept.items():
-        masses = distributions.mode_masses(table).reset_index()
-        for name, column in ((TARGET, "target"), (BASE, "base"), (cell, "trained")):
-            parts.append(masses[["mode", column]].rename(columns={column: "mass"}).assign(cell=name))
-    if not parts:
-        return pd.DataFrame()
-    groups = pd.concat(parts).groupby(["cell", "mode"], sort=False)["mass"]
-    rows = [{"cell": cell, "mode": mode} | mean_interval(m.to_numpy())._asdict() for (cell, mode), m in groups]
-    return pd.DataFrame(rows)
-
-
-def _read(run: RecordedRun, results: Results) -> pd.DataFrame | None:
+def kept_distributions(run: RecordedRun, results: Results) -> pd.DataFrame | None:
+    """A run's `distributions.parquet`, or None. A table that cannot be read is a line of `results.unreadable`."""
     try:
         return distributions.read_distributions(run.folder)
     except UserError as error:
         if str(error) not in results.unreadable:
             results.unreadable.append(str(error))
         return None
+
+
+def first_distributions(results: Results, setup: str) -> dict[str, pd.DataFrame]:
+    """The distributions of the first run of each cell that kept any."""
+    first: dict[str, pd.DataFrame] = {}
+    for run in results.of(setup):
+        table = kept_distributions(run, results) if run.cell not in first else None
+        if table is not None:
+            first[run.cell] = table
+    return first
+
+
+def modes_frame(results: Results, setup: str) -> pd.DataFrame:
+    """A row per cell and mode: the mass there of the model's distribution for the first evaluation prompt, mean over seeds.
+
+    The target and the base model come first. Empty where no run knows its distribution.
+    """
+    parts = []
+    for run in results.of(setup):
+        table = kept_distributions(run, results)
+        if table is None:
+            continue
+        masses = distributions.mode_masses(table).reset_index()
+        for name, column in ((TARGET, "target"), (BASE, "base"), (run.cell, "trained")):
+            parts.append(masses[["mode", column]].rename(columns={column: "mass"}).assign(cell=name))
+    if not parts:
+        return pd.DataFrame()
+    groups = pd.concat(parts).groupby(["cell", "mode"], sort=False)["mass"]
+    return pd.DataFrame({"cell": cell, "mode": mode} | mean_interval(m.to_numpy())._asdict() for (cell, mode), m in groups)

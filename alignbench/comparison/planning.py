@@ -245,17 +245,20 @@ def _labels(axis: str, items: Iterable[str]) -> dict[str, str]:
 
 def _check_labels(base: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises UserError where a name has settings but is not compared, or a label is the name of a plug-in."""
-    grids = [{**base, **part, "settings": merged_layers(base["settings"], part["settings"])} for part in parts.values()]
+    of_parts = [{**base, **part, "settings": merged_layers(base["settings"], part["settings"])} for part in parts.values()]
+    grids = of_parts or [dict(base)]
     for axis in ("objectives", "samplers"):
         one, compared = axis.removesuffix("s"), set[str]()
-        for grid in grids or [base]:
+        for grid in grids:
             settings = grid["settings"].get(axis) or {}
             stands_for = {label: plugin_name(one, settings, label) for label in grid[axis]}
             compared |= {*stands_for, *stands_for.values()}
             for label, name in stands_for.items():
                 if name != label and label in names(axis):
-                    raise UserError(f"{axis}.{label} names {name}, but {label} is already one of the {axis}; choose another label")
-        for grid in grids or [base]:
+                    raise UserError(
+                        f"{axis}.{label} names {name}, but {label} is already one of the {axis}; choose another label"
+                    )
+        for grid in grids:
             for label in grid["settings"].get(axis) or {}:
                 if label not in compared:
                     raise UserError(f"{axis}.{label} has settings but is not compared{did_you_mean(label, compared)}")

@@ -1,7 +1,7 @@
 """Worker processes of this machine that run cells one after another, and are replaced when they die."""
 
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from multiprocessing import connection, get_context
 from pathlib import Path

@@ -140,7 +140,7 @@ def check_folder(cells: list[Cell], out: Path) -> None:
     if not (out / SETTINGS).is_file():
         if (out / FORMER_STUDY).is_file():
             raise UserError(
-                f"{out} holds a study of alignbench 0.1, which cannot be resumed, though `report` reads it; choose another --out"
+                f"{out} holds a study of alignbench 0.1, which can be reported on but not resumed; choose another --out"
             )
         if not is_free(out):
             raise UserError(f"{out} exists and holds no comparison; choose another --out")
@@ -172,8 +172,8 @@ def _refuse_other_settings(cell: Cell, folder: Path, recorded: Mapping[str, Any]
     """Raises UserError where the cell's settings are not those of its folder.
 
     Args:
-        recorded: the configuration in the folder's record, if it has one. Where it is not equal, the run's file decides: there a
-            setting that is newer than the run has its default.
+        recorded: the configuration in the folder's record, if it has one. Where it is not equal, the run's file decides:
+            in that, a setting that is newer than the run has its default.
     """
     now = cell.config.resolved()
     if recorded == now:

@@ -70,7 +70,7 @@ class Budget(Record):
     failed_scores: int = 0
     optimizer_steps: int = 0
     seconds: float = 0.0
-    seconds_by_phase: dict[str, float] = {}
+    seconds_by_phase: dict[str, float] = Field(default_factory=dict)
     seconds_evaluation: float = 0.0
     peak_memory_bytes: int = 0
     micro_batch: int | None = None
@@ -125,7 +125,7 @@ class Result(Document):
     protocol: Protocol
     environment: dict[str, Any]
     config: Annotated[dict[str, Any], AfterValidator(_readable)]
-    task: dict[str, str] = {}
+    task: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each part of the task: training prompts, evaluation prompts, reward, judges, pairs."""
 
     @property

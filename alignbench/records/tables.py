@@ -1,4 +1,4 @@
-"""The tables beside a run's record: `metrics.parquet` (a row per iteration) and `evals.parquet` (a row per image and metric)."""
+"""The tables beside a run's record: `metrics.parquet`, a row per iteration; `evals.parquet`, a row per image and metric."""
 
 import os
 from pathlib import Path
