@@ -15,7 +15,7 @@ import pandas as pd
 
 from alignbench.comparison.reading import setup_settings
 from alignbench.comparison.results import BASE, Results
-from alignbench.statistics import difference, holm, mean_interval, one_sample
+from alignbench.statistics import Interval, difference, holm, mean_interval, one_sample
 
 KL, BEST_REWARD = "kl_base", "best_reward_at_kl"
 MEASURED = "measured_"
@@ -97,8 +97,10 @@ def means_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
             final = part[metric].to_numpy(dtype=np.float64)
             apart = difference(final, base[metric].to_numpy(dtype=np.float64)) if len(base) else np.full(len(final), np.nan)
             names = {**dict(zip(KEYS, key, strict=True)), "metric": metric}
-            of_base = {"p": np.nan} if names["cell"] == BASE else {"p": one_sample(apart)}
-            rows.append({**names, **mean_interval(final)._asdict(), **of_base})
+            if names["cell"] == BASE:  # it has no seeds
+                rows.append({**names, **Interval(float(final[0]), -np.inf, np.inf, 0)._asdict(), "p": np.nan})
+            else:
+                rows.append({**names, **mean_interval(final)._asdict(), "p": one_sample(apart)})
     return _corrected(rows)
 
 

@@ -50,7 +50,8 @@ class PartRequest(Settings):
 class Request(PartRequest):
     """What a user asks to compare: a comparison file, with what the command line adds."""
 
-    parts: dict[str, PartRequest] | None = None
+    parts: dict[str, dict[str, Any]] | None = None
+    """Name -> keys of `PartRequest`."""
     description: str | None = None
     metrics: list[str] | None = None
     kl_levels: list[float] | None = None
@@ -92,7 +93,8 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
     """
     here = current_folder()
     base = _resolved_keys(request, here)
-    parts = {name: _resolved_keys(part, here) for name, part in (request.parts or {}).items()}
+    requests = {name: validate(PartRequest, part, where=f"part {name!r}") for name, part in (request.parts or {}).items()}
+    parts = {name: _resolved_keys(part, here) for name, part in requests.items()}
     for name in parts:
         if not is_file_name(name) or ":" in name:
             raise UserError(f"a part's name begins the names of its folders, which {name!r} cannot; choose another name")

@@ -152,8 +152,7 @@ def _choose(option: str, name: str, results: Results) -> None:
 def _differing_environments(environments: list[dict[str, Any]]) -> list[str]:
     """Dotted keys in which they are not all alike, but for the command, which differs from seed to seed."""
     first, *others = ({key: value for key, value in e.items() if key != "command"} for e in environments)
-    lines = (line for other in others if other != first for line in _differences(first, other))
-    return list(dict.fromkeys(line.partition(" ")[0] for line in lines))
+    return list(dict.fromkeys(key for other in others if other != first for key, *_ in dotted_differences(first, other)))
 
 
 def _name(readings: list[_Reading], results: Results) -> None:
@@ -212,18 +211,18 @@ class _Names:
         if settings not in former:
             former.append(settings)
             if len(former) > 1:
-                what = ", ".join(_differences(former[0], settings))
+                what = ", ".join(f"{key} ({one} and {other})" for key, one, other in dotted_differences(former[0], settings))
                 self.notes.append(f"{name} ({len(former)}) differs from {name} in {what}: {self.meaning}")
         number = former.index(settings) + 1
         return name if number == 1 else f"{name} ({number})"
 
 
-def _differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Dotted keys whose values differ, with both values."""
+def dotted_differences(first: Any, second: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; None for a key that one of them lacks."""
     if isinstance(first, dict) and isinstance(second, dict):
         keys = dict.fromkeys([*first, *second])
-        return [d for k in keys for d in _differences(first.get(k), second.get(k), f"{path}.{k}" if path else str(k))]
-    return [] if first == second else [f"{path} ({first} and {second})"]
+        return [d for k in keys for d in dotted_differences(first.get(k), second.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if first == second else [(path, first, second)]
 
 
 def _table(folder: Path, read: Callable[[Path], pd.DataFrame | None], results: Results) -> pd.DataFrame | None:

@@ -224,7 +224,7 @@ class Results:
     @cached_property
     @np.errstate(over="ignore", invalid="ignore")
     def pairs_frame(self) -> pd.DataFrame:
-        """A row per setup, metric and two cells: how they differ.
+        """A row per setup, metric that tables or axes show, and two cells: how they differ.
 
         `difference`: first minus second, of means over seeds, with Welch's interval and the smaller number of seeds.
         `p`: Welch's; `p_holm`: corrected for all pairs of the setup and metric.
@@ -233,7 +233,8 @@ class Results:
         """
         rows = []
         for setup in self.setups:
-            for metric in self.of(setup)[0].result.metrics:
+            axes = [self.reward(setup), *filter(None, [self.diversity(setup)])]
+            for metric in dict.fromkeys([*self.table_metrics(setup), *axes]):
                 family = self._pair_rows(setup, metric)
                 for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
                     rows.append({**row, "p_holm": p, "tests": len(family)})
@@ -241,10 +242,20 @@ class Results:
 
     def scores(self, setup: str, cell: str, metric: str, column: str = "final") -> np.ndarray:
         """[seeds, prompts] of one cell; without per-prompt records, the seeds' means as [seeds, 1]."""
-        table = self._by_metric["prompts"].get((setup, cell, metric))
-        if table is not None:
-            return np.asarray(table.pivot(index="seed", columns="prompt_index", values=column), dtype=np.float64)
-        return self._by_metric["runs"][setup, cell, metric][column].to_numpy(dtype=np.float64)[:, None]
+        key = (setup, cell, metric)
+        if (*key, column) not in self._scores:
+            table = self._by_metric["prompts"].get(key)
+            if table is not None:
+                wide = table.pivot(index="seed", columns="prompt_index", values=column)
+                self._scores[*key, column] = np.asarray(wide, dtype=np.float64)
+            else:
+                self._scores[*key, column] = self._by_metric["runs"][key][column].to_numpy(dtype=np.float64)[:, None]
+        return self._scores[*key, column]
+
+    @cached_property
+    def _scores(self) -> dict[tuple[str, str, str, str], np.ndarray]:
+        """What `scores` has returned, since the frames need it more than once."""
+        return {}
 
     @cached_property
     def _by_metric(self) -> dict[str, dict[Any, pd.DataFrame]]:

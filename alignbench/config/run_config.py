@@ -300,7 +300,7 @@ def _read_preset(name: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> dict[str, Any]:
-    """Once in a process: a study configures thousands of cells, and a preset takes longer to parse than all else."""
+    """Once in a process: a comparison may configure hundreds of methods, and a preset takes longer to parse than all else."""
     return dict(parse(text))
 
 

@@ -1,7 +1,7 @@
 """One rule for paths, in every key and command alike.
 
 `~` is the home folder. A relative path on a command line is relative to the current folder, and one in a file to that file's
-folder, so that a configuration, a task or a study means the same from wherever it is used. What a run writes is absolute.
+folder, so that a configuration, a task or a comparison means the same from wherever it is used. What a run writes is absolute.
 
 Where a path could be a name as well (a backbone, weights of the Hugging Face hub), what begins with `./`, `../`, `/` or `~/` is
 a path.

@@ -34,11 +34,18 @@ def p_value(p: float) -> str:
 
 
 def contrast(row: Mapping[Any, Any]) -> str:
-    """A row of `comparison.contrasts`: mean, interval and n, with `*` where the corrected p value is below `SIGNIFICANT`."""
+    """A row of `comparison.contrasts` as text: mean, interval and n, with `*` if the corrected p value is below `SIGNIFICANT`.
+
+    The base model has no seeds, and so no interval. At a KL level, n is given of all runs.
+    """
+    runs = row.get("runs", math.nan)
+    if math.isnan(row["value"]):
+        return "-" if math.isnan(runs) else f"not seen in {runs:.0f} runs"
+    if row["n"] == 0:
+        return number(row["value"])
     names = {f"mean{end}": row[key] for end, key in (("", "value"), ("_lower", "lower"), ("_upper", "upper"), ("_n", "n"))}
-    seen = f", of {row['runs']:.0f} runs" if "runs" in row and row["runs"] == row["runs"] else ""
-    text = estimate(names) + (" *" if row.get("p_holm", math.nan) < SIGNIFICANT else "")
-    return text.replace(")", f"{seen})") if seen else text
+    text = estimate(names) if math.isnan(runs) else estimate(names).replace(" seed", f" of {runs:.0f} seed")
+    return text + (" *" if row.get("p_holm", math.nan) < SIGNIFICANT else "")
 
 
 def estimate(row: Mapping[Any, Any], name: str = "mean") -> str:
