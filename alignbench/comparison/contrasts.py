@@ -195,9 +195,9 @@ def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
 
 def equal_kl_method_frame(at: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """`method_frame` at each KL level, means over tasks, for the seeds in which both methods were seen there."""
-    shown = [metric for metric in metrics if metric in at]
+    recorded = [metric for metric in metrics if metric in at]
     levels = at.groupby("kl", sort=False) if len(at) else ()
-    tables = [method_frame(over_tasks(of_level, shown), shown).assign(kl=kl) for kl, of_level in levels]
+    tables = [method_frame(over_tasks(of_level, recorded), recorded).assign(kl=kl) for kl, of_level in levels]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -181,7 +181,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
 
 def _visible(evals: pd.DataFrame) -> pd.DataFrame:
     names: Any = {column: {text: visible(text) for text in evals[column].unique()} for column in ("prompt", "metric")}
-    changed = {column: texts for column, texts in names.items() if any(text != shown for text, shown in texts.items())}
+    changed = {column: texts for column, texts in names.items() if any(text != escaped for text, escaped in texts.items())}
     return evals.assign(**{column: evals[column].map(texts) for column, texts in changed.items()})
 
 

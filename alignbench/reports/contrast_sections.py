@@ -41,9 +41,11 @@ class FamilyReport:
 
     Attributes:
         name: the family's.
-        sections: the tables that apply; long ones of single modes in `details`.
+        sections: the tables that apply.
+        details: long tables that a page folds away, the masses of modes.
         frames: everything as frames, by the names of their files.
-        figure: the reward-KL frontier, where the exact reward is known.
+        values, equal_kl: what the reward-KL frontier is drawn from.
+        titles: setup -> its task.
     """
 
     name: str
