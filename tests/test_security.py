@@ -219,7 +219,7 @@ def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("\n".join(f"train {p}" for p in prompts))
     (tmp_path / "eval.txt").write_text("\n".join(prompts))
     before = {f for f in tmp_path.parent.rglob("*") if tmp_path / "run" not in f.parents}
-    run(toy_config(task, pictures=True), tmp_path / "run")
+    run(toy_config(task, save_images=True), tmp_path / "run")
     assert {f for f in tmp_path.parent.rglob("*") if tmp_path / "run" not in f.parents} - before == {tmp_path / "run"}
     names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert all(all(c.isalnum() or c in "._-" for c in name) for name in names)

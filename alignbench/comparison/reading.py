@@ -12,7 +12,7 @@ import pandas as pd
 
 from alignbench.comparison.record import RECORD, RUNS, ComparisonRecord, read_comparison
 from alignbench.comparison.results import RecordedRun, Results
-from alignbench.config.run_config import WITHOUT_EFFECT
+from alignbench.config.run_config import WITHOUT_EFFECT, with_present_names
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.escaping import visible
 from alignbench.records.record import CONFIG, RESULT, Result, read_result, visible_record
@@ -164,7 +164,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
         result = reading.result
         info = result.run
         setup = setups.of(f"{info.task} on {info.backbone}", setup_settings(result))
-        method = {k: v for k, v in result.config.items() if k not in KEYS_OUTSIDE_METHOD_IDENTITY}
+        method = {k: v for k, v in with_present_names(result.config).items() if k not in KEYS_OUTSIDE_METHOD_IDENTITY}
         pair = " x ".join(result.pair)
         name = pair if reading.in_first_part else f"{reading.part}: {pair}"
         cell = cells.of(name, method, within=setup)

@@ -191,11 +191,11 @@ class _PairRun:
                 self._write_evaluations(base=base, final=final)
                 self._keep_distribution(final.distribution, trainer.iteration)
                 result = self._result(base, final)
-                if config.pictures and self.policy.decodes_to_images:
+                if config.save_images and self.policy.decodes_to_images:
                     self._write_pictures(base, final)
             tracking.log_result(result)
         self.processes.on_rank_zero(lambda: write_result(result, self.out))
-        if config.pictures:
+        if config.save_images:
             self.processes.on_rank_zero(lambda: plots.plot_run(self.out, self.console.warn))
         self.console.end(result, self.out)
         return result

@@ -241,6 +241,6 @@ def toy_config(task: Path, **changes: Any) -> RunConfig:
         "optimizer": {"lr": 0.01},
         "evaluation": {"prompts": 6, "images_per_prompt": 3, "steps": 4},
         "threads": 1,
-        "pictures": False,
+        "save_images": False,
     }
     return load_config(preset="smoke", options={**options, **changes})

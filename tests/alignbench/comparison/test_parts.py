@@ -174,7 +174,7 @@ def test_what_was_run_is_neither_left_out_nor_run_with_other_settings(tmp_path: 
         check_folder(planned(tmp_path, parts={"other": {}}).cells(), out)
     with pytest.raises(UserError, match=r"was run with other settings: budget\.model_rows 60 \(now 90\)"):
         check_folder(planned(tmp_path, parts={"all": {"budget": {"model_rows": 90}}}).cells(), out)
-    more = {"all": {"seeds": [0, 1, 2], "settings": {"pictures": True}}, "frozen": SMALL["parts"]["frozen"]}
+    more = {"all": {"seeds": [0, 1, 2], "settings": {"save_images": True}}, "frozen": SMALL["parts"]["frozen"]}
     check_folder(planned(tmp_path, parts=more).cells(), out)
 
 

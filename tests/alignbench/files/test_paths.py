@@ -72,7 +72,7 @@ def test_a_task_file_is_found_from_anywhere_and_its_prompts_beside_it(home: Path
 def test_a_comparison_holds_absolute_paths_so_that_it_goes_on_from_anywhere(home: Path) -> None:
     write_task(Path.cwd())
     config = toy_config(Path("toy.yaml")).resolved()
-    rest = {k: config[k] for k in ("evaluation", "prompts_per_iteration", "pictures")}
+    rest = {k: config[k] for k in ("evaluation", "prompts_per_iteration", "save_images")}
     request = Request(
         objectives=["grpo"],
         samplers=["independent"],
@@ -107,7 +107,7 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(UserError, match="the current folder is gone"):
+    with pytest.raises(UserError, match="the current folder has been removed"):
         current_folder()
 
 

@@ -64,7 +64,7 @@ def table(folder: Path) -> pd.DataFrame:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
 def test_every_pair_runs_and_leaves_a_whole_folder(tmp_path: Path, objective: str, sampler: Any) -> None:
-    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, pictures=True), tmp_path / "run")
+    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, save_images=True), tmp_path / "run")
     written = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert {
         "config.yaml", "result.json", "metrics.parquet", "evals.parquet", "samples/base.png", "samples/final.png",
@@ -345,7 +345,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path / "run"):
         found = subprocess.run(resume, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 2
-    assert "another process is at work in" in found.stderr
+    assert "another process is using" in found.stderr
     assert times() == before
 
 
