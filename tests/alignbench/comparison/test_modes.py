@@ -26,6 +26,7 @@ def test_the_mass_of_each_mode_is_a_mean_over_seeds(tmp_path: Path) -> None:
     cell = "tmpo x independent"
     assert [frame.loc[(name, 0), "value"] for name in (TARGET, BASE, cell)] == pytest.approx([0.5, 0.2, 0.75])
     assert frame.loc[(cell, 1), "value"] == pytest.approx(0.25)
+    assert [frame.loc[(name, 0), "n"] for name in (TARGET, BASE, cell)] == [0, 0, 2]
     # Student's with one degree of freedom: t(0.975) = 12.7062, standard error 0.15.
     assert frame.loc[(cell, 0), "upper"] == pytest.approx(0.75 + 12.7062 * 0.15, abs=1e-3)
     assert list(first_distributions(results, "ocr on tiny")) == [cell]
