@@ -1,7 +1,7 @@
 """The rule for paths, which is the same for all keys and commands.
 
 `~` is the home folder. A relative path on a command line is relative to the current folder; in a file it is relative to the
-folder of that file, so that a configuration, a task or a study means the same wherever it is used. A run writes absolute paths.
+folder of that file, so that a configuration, a task or a comparison means the same everywhere. A run writes absolute paths.
 
 If a value can be a name or a path (a backbone, weights of the Hugging Face hub), it is a path if it begins with `./`, `../`,
 `/` or `~/`."""

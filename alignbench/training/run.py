@@ -37,7 +37,8 @@ from alignbench.files.writing import exclusive, refuse_links, refuse_taken, writ
 from alignbench.files.yaml_files import to_yaml
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
-from alignbench.records.record import CONFIG, Protocol, Result, RunInfo, environment, write_result
+from alignbench.records.environment import environment
+from alignbench.records.record import CONFIG, Protocol, Result, RunInfo, write_result
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.runtime import launch
