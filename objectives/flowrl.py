@@ -18,16 +18,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignbench import Objective, groups, settings
+from alignbench import groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
+from objectives._target import TargetObjective, TargetSettings
 
 
-class FlowRL(Objective):
+class FlowRL(TargetObjective):
     """Trajectory balance with one learnt log Z."""
 
-    class Settings(settings.Settings):
+    class Settings(TargetSettings):
         beta: float = Field(15.0, ge=0)
         """Inverse temperature of the target, for rewards in units of their group's standard deviation. A larger one asks for
         more reward and less diversity."""
@@ -56,7 +57,7 @@ class FlowRL(Objective):
         """Computes log Z + m - beta z - m_ref, [G, K], and marks the leaves that count, bool [G, K]."""
         path = forest.path_mean(log_ratio_reference(terms))
         usable = groups.usable_leaves(forest.by_group(forest.rewards))
-        return self.log_z.to(path.device) + path - self.settings.beta * forest.target_reward, usable
+        return self.log_z.to(path.device) + path - self.settings.beta * self.target_reward(forest), usable
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         residual, usable = self.residual(terms, forest)

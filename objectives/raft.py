@@ -19,16 +19,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import Objective, groups
+from alignbench import groups
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_terms
 from objectives._denoising import DenoisingSettings, noised_leaves
+from objectives._target import TargetObjective, TargetSettings
 
 
-class RAFT(Objective):
+class RAFT(TargetObjective):
     """Flow matching on the policy's own images, weighted by reward."""
 
-    class Settings(DenoisingSettings):
+    class Settings(TargetSettings, DenoisingSettings):
         weights: Literal["top", "softmax"] = "softmax"
         """How the images of a group are weighted. top: the best `top` images equally, the others not at all. softmax: by
         exp(beta z), with z the reward in units of the group's standard deviation."""
@@ -47,7 +48,7 @@ class RAFT(Objective):
         rewards = forest.by_group(forest.rewards)
         usable = groups.usable_leaves(rewards)
         if self.settings.weights == "softmax":
-            return usable * groups.boltzmann_log_prob(forest.target_reward, self.settings.beta, usable).exp()
+            return usable * groups.boltzmann_log_prob(self.target_reward(forest), self.settings.beta, usable).exp()
         ranked = torch.where(usable, rewards, -torch.inf)
         best = torch.zeros_like(rewards).scatter(1, ranked.topk(min(self.settings.top, rewards.shape[1]), dim=1).indices, 1.0)
         best = best * usable

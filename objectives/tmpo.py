@@ -25,10 +25,11 @@ from pydantic import Field
 from scipy.optimize import brentq
 from torch import Tensor
 
-from alignbench import Objective, groups, settings
+from alignbench import groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
+from objectives._target import TargetObjective, TargetSettings
 
 BETA_MAX = 50.0
 """The largest beta that `ess_target` can lead to."""
@@ -36,10 +37,10 @@ MIN_DEVIATION = 1e-12
 """The smallest standard deviation that the advantage's skewness is divided by."""
 
 
-class TMPO(Objective):
+class TMPO(TargetObjective):
     """Softmax Trajectory Balance over the leaves of each group."""
 
-    class Settings(settings.Settings):
+    class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
         """Inverse temperature of the target after the warm-up, for rewards in units of their group's standard deviation. A
         larger one asks for more reward and less diversity."""
@@ -78,13 +79,15 @@ class TMPO(Objective):
 
     def observe(self, forest: RolloutForest) -> None:
         """Solves for beta if `ess_target` is set."""
+        super().observe(forest)
         if self.settings.ess_target is not None:
             self.solved_beta = self._solve_beta(forest, self.settings.ess_target)
 
     def state(self) -> dict[str, Any]:
-        return {"solved_beta": self.solved_beta}
+        return {**super().state(), "solved_beta": self.solved_beta}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
         self.solved_beta = float(state["solved_beta"])
 
     def _solve_beta(self, forest: RolloutForest, target: float) -> float:
@@ -93,7 +96,7 @@ class TMPO(Objective):
         usable_groups = usable.any(1)
         if not bool(usable_groups.any()):
             return self.solved_beta
-        reward = forest.target_reward.double()
+        reward = self.target_reward(forest).double()
 
         def excess(beta: float) -> float:
             ess = groups.effective_sample_size(groups.boltzmann_log_prob(reward, beta, usable), usable)
@@ -123,7 +126,7 @@ class TMPO(Objective):
         usable = groups.usable_leaves(forest.by_group(forest.rewards))
         s = forest.path_sum(log_ratio_reference(terms) if self.settings.reference == "frozen" else terms["log_prob"])
         log_p = groups.log_softmax(s / self.settings.temperature, usable)
-        log_q = groups.boltzmann_log_prob(forest.target_reward, self.beta(forest.iteration), usable)
+        log_q = groups.boltzmann_log_prob(self.target_reward(forest), self.beta(forest.iteration), usable)
         return log_p, log_q, usable
 
     def advantage(self, log_p: Tensor, log_q: Tensor, usable: Tensor) -> Tensor:

@@ -18,16 +18,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import Objective, groups, settings
+from alignbench import groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
+from objectives._target import TargetObjective, TargetSettings
 
 
-class VarGrad(Objective):
+class VarGrad(TargetObjective):
     """Log-variance trajectory balance against a tilted base model."""
 
-    class Settings(settings.Settings):
+    class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
         """Inverse temperature of the target, for rewards in units of their group's standard deviation. A larger one asks for
         more reward and less diversity."""
@@ -48,7 +49,7 @@ class VarGrad(Objective):
         """Computes delta_i minus its group mean, [G, K], and marks the leaves that count, bool [G, K]."""
         usable = groups.usable_leaves(forest.by_group(forest.rewards))
         s = forest.path_sum(log_ratio_reference(terms) if self.settings.reference == "frozen" else terms["log_prob"])
-        delta = torch.where(usable, s - self.settings.beta * forest.target_reward, 0.0)
+        delta = torch.where(usable, s - self.settings.beta * self.target_reward(forest), 0.0)
         return torch.where(usable, delta - groups.group_mean(delta, usable), 0.0), usable
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:

@@ -4,11 +4,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from alignbench import Plan, settings
+from alignbench import Plan
 from alignbench.rollouts.plan import Step
+from samplers._noise import NoiseSettings
 
 
-class TreeSettings(settings.Settings):
+class TreeSettings(NoiseSettings):
     """The shape of a tree and the rule of its splits."""
 
     steps: int = Field(6, ge=2)
@@ -19,10 +20,8 @@ class TreeSettings(settings.Settings):
     """How many steps split. A tree has children ** levels leaves."""
     max_leaves: int = Field(81, ge=2)
     """The largest number of leaves; larger trees are refused."""
-    rule: Literal["sde", "cps", "dance"] = "cps"
-    """The rule of the steps that split; all other steps are deterministic."""
-    noise_level: float = Field(0.7, gt=0)
-    """eta of the rule: how much noise a step that splits draws. At most 1 for cps."""
+    roots: int = Field(1, ge=1)
+    """How many trees a group has, each with an initial noise of its own; leaves of one tree share theirs."""
     first_split: int = Field(1, ge=0)
     """The first step that may split, counted from 0."""
     tail_guard: int = Field(1, ge=1)
@@ -41,9 +40,11 @@ class TreeSettings(settings.Settings):
                 f"levels={self.levels} splits do not fit into steps {self.first_split}..{self.last_split} of {self.steps}; "
                 "raise steps or lower levels"
             )
-        if self.children**self.levels > self.max_leaves:
+        leaves = self.roots * self.children**self.levels
+        if leaves > self.max_leaves:
+            trees = f"{self.roots} trees of " if self.roots > 1 else ""
             raise ValueError(
-                f"children ** levels = {self.children}**{self.levels} = {self.children**self.levels} leaves exceed "
+                f"{trees}children ** levels = {self.children}**{self.levels} = {leaves} leaves exceed "
                 f"max_leaves={self.max_leaves}"
             )
         return self
@@ -92,9 +93,9 @@ def tree_plan(
         early_split: see `EarlySplit`; with "roots" a first split at step 0 or 1 becomes `children` roots.
     """
     split = Step(settings.rule, settings.noise_level if noise_level is None else noise_level, settings.children)
-    roots = 1
+    roots = settings.roots
     if early_split == "roots" and splits[0] <= 1:
-        roots, splits = settings.children, splits[1:]
+        roots, splits = roots * settings.children, splits[1:]
     return Plan(tuple(split if t in splits else Step() for t in range(settings.steps)), roots=roots)
 
 

@@ -28,10 +28,6 @@ class Branch(Sampler):
     class Settings(FixedSplits):
         levels: int = Field(2, ge=1)
         """How many steps split. A tree has children ** levels leaves."""
-        rule: Literal["sde", "cps", "dance"] = "cps"
-        """The rule of all steps but the last, which is deterministic."""
-        noise_level: float = Field(0.7, gt=0)
-        """eta of the rule: how much noise a step draws. At most 1 for cps."""
         first_split: int = Field(0, ge=0)
         """The first step that may split, counted from 0."""
         splits: tuple[int, ...] = (0, 2)

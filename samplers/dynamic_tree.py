@@ -69,6 +69,8 @@ class DynamicTree(Sampler):
                     raise ValueError(
                         f"{name} must name {self.levels} steps, one for each level, got {list(getattr(self, name))}"
                     )
+            if self.schedule == "reward" and self.rule == "memoryless":
+                raise ValueError("schedule=reward changes the noise, which rule=memoryless fixes; choose another of the two")
             if not self.reward_bounds[0] < self.reward_bounds[1]:
                 raise ValueError(f"reward_bounds must rise, got {list(self.reward_bounds)}")
             room = self.last_split - self.first_split

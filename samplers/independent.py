@@ -13,23 +13,20 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from alignbench import Plan, Sampler, settings
+from alignbench import Plan, Sampler
 from alignbench.rollouts.plan import Step
+from samplers._noise import NoiseSettings
 from samplers._schedule import rounded_up
 
 
 class Independent(Sampler):
     """K independent rollouts for each prompt."""
 
-    class Settings(settings.Settings):
+    class Settings(NoiseSettings):
         steps: int = Field(6, ge=2)
         """T: how many denoising steps a rollout has."""
         group_size: int = Field(27, ge=2)
         """K: how many rollouts a group has."""
-        rule: Literal["sde", "cps", "dance"] = "cps"
-        """The rule of the stochastic steps."""
-        noise_level: float = Field(0.7, gt=0)
-        """eta of the rule: how much noise a stochastic step draws. At most 1 for cps."""
         stochastic_share: float = Field(1.0, ge=0, le=1)
         """The fraction of the steps before the last that are stochastic, counted from the noise and rounded up."""
         initial_noise: Literal["own", "shared"] = "own"

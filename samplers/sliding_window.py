@@ -11,15 +11,16 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from alignbench import Plan, Sampler, settings
+from alignbench import Plan, Sampler
 from alignbench.rollouts.plan import Step
+from samplers._noise import NoiseSettings
 from samplers._schedule import clamped
 
 
 class SlidingWindow(Sampler):
     """K rollouts with a moving window of stochastic steps."""
 
-    class Settings(settings.Settings):
+    class Settings(NoiseSettings):
         steps: int = Field(6, ge=2)
         """T: how many denoising steps a rollout has."""
         group_size: int = Field(27, ge=2)
@@ -31,10 +32,6 @@ class SlidingWindow(Sampler):
         order: Literal["progressive", "random"] = "progressive"
         """Where the window is. progressive: it moves with the training's progress. random: at a random place in each
         iteration."""
-        rule: Literal["sde", "cps", "dance"] = "cps"
-        """The rule of the stochastic steps."""
-        noise_level: float = Field(0.7, gt=0)
-        """eta of the rule: how much noise a stochastic step draws. At most 1 for cps."""
         initial_noise: Literal["own", "shared"] = "own"
         """Which noise a rollout starts from. own: each from its own. shared: all of a group from one, so that they diverge at
         the window's first step (MixGRPO's code); until then they are one branch, which costs one model row per step."""

@@ -25,15 +25,15 @@ from alignbench import UserError, load_scorer, run
 from alignbench.backbones.tiny import FOLDER as TINY
 from alignbench.cli.app import app
 from alignbench.cli.options import results_folder
-from alignbench.comparison.compare import Grid
+from alignbench.comparison.grid import Grid
+from alignbench.comparison.reading import read_results
 from alignbench.config.run_config import BudgetConfig, load_config
 from alignbench.figures import plots
 from alignbench.files.escaping import slug
 from alignbench.files.yaml_files import read_yaml
 from alignbench.load import load_backbone
-from alignbench.records.results import read_results
 from alignbench.reports import report
-from alignbench.reports.comparison_plots import picture_grid
+from alignbench.reports.gallery import image_grid
 from evals.embedders.clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.support.plugins import toy_config, write_task
@@ -102,7 +102,7 @@ def test_weights_that_are_pickled_run_nothing(tmp_path: Path, monkeypatch: pytes
     with pytest.raises((UserError, OSError), match="safetensors"):
         load_backbone(str(pipeline), device="cpu")
     from evals.aesthetic import read_layers
-    from evals.ocr import EasyOCRReader
+    from evals.readers.easyocr import EasyOCRReader
 
     ran.append(poisoned(tmp_path / "predictor.pth"))
     with pytest.raises(UserError, match="Weights only load failed"):
@@ -224,7 +224,7 @@ def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
     names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert all(all(c.isalnum() or c in "._-" for c in name) for name in names)
     picture = Image.new("RGB", (4, 4))
-    plots.write_figure(tmp_path / "grid.png", picture_grid({"tmpo x $y_{": [picture]}, ["costs $5_{ and $6^"]))
+    plots.write_figure(tmp_path / "grid.png", image_grid({"tmpo x $y_{": [picture]}, ["costs $5_{ and $6^"]))
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown

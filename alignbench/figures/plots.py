@@ -30,7 +30,8 @@ from alignbench.evaluation.curve import by_prompt, read_curve
 from alignbench.files.escaping import visible
 from alignbench.files.opening import open_regular
 from alignbench.files.writing import refuse_links, write_atomically
-from alignbench.records.record import Estimate, Result, read_metrics, read_result, visible_record
+from alignbench.records.record import Estimate, Result, read_result, visible_record
+from alignbench.records.tables import read_metrics
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.statistics import mean_interval
 

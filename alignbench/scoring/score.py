@@ -11,7 +11,8 @@ from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, e
 from alignbench.figures import plots
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, threads_of
-from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric, environment, now
+from alignbench.records.environment import environment, now
+from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric
 from alignbench.tasks import Task, load_task
 from alignbench.tasks.prompts import read_pictures
 from alignbench.training.checkpoint import judged_weights, policy_weights

@@ -22,7 +22,8 @@ from alignbench.evaluation.evaluate import (
 from alignbench.figures import plots
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
-from alignbench.records.record import CONFIG, Protocol, Result, RunInfo, environment
+from alignbench.records.environment import environment
+from alignbench.records.record import CONFIG, Protocol, Result, RunInfo
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan

@@ -126,7 +126,7 @@ class RunEvaluator:
 
     def _evaluate_validation(self, budget: Budget) -> Evaluation:
         images = self.config.evaluation.validation_images
-        return self.evaluate("the policy on validation prompts", budget, self.prompts.validation, images)
+        return self.evaluate("policy on the validation prompts", budget, self.prompts.validation, images)
 
     def _path_kl(self, prompts: Sequence[str], paths: int, budget: Budget) -> np.ndarray:
         seed = self.config.evaluation.seed

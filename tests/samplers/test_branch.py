@@ -137,5 +137,5 @@ def test_width_pruning_leaves_out_the_rows_behind_the_leaves_it_drops() -> None:
     assert forest.plan.replay_rows() == 1 + 2 + 4 + 4 + 8
     assert found.rows == found.forward_rows == 2 * (1 + 2 + 4 + 4 + 4)
     toy.reset_counters()
-    backward(toy, load_objective("grpo"), forest, micro_batch=4)
+    backward(toy, load_objective("tmpo"), forest, micro_batch=4)
     assert toy.rows == 2 * found.rows

@@ -73,7 +73,7 @@ def read_distributions(folder: Path) -> pd.DataFrame | None:
 
 def mode_masses(distributions: pd.DataFrame) -> pd.DataFrame:
     """Mass of each mode, a row a mode: columns `target`, `base` and `trained`, each summing to 1."""
-    wide = distributions.pivot_table(index="mode", columns="iteration", values="mass", aggfunc="sum", fill_value=0.0)
+    wide = distributions.groupby(["mode", "iteration"])["mass"].sum().unstack("iteration").fillna(0.0)
     return pd.DataFrame({"target": wide[TARGET], "base": wide[0], "trained": wide[wide.columns.max()]})
 
 

@@ -352,7 +352,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path / "run"):
         found = subprocess.run(resume, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 2
-    assert "another process is at work in" in found.stderr
+    assert "another process is using" in found.stderr
     assert times() == before
 
 
