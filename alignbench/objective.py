@@ -89,12 +89,16 @@ class Objective(ABC):
     def target_beta(self, iteration: int) -> float | None:
         """Inverse temperature of the Boltzmann target that the loss matches the policy to; None for other objectives.
 
-        The target of a group is q = softmax(beta R~) over its leaves, with R~ as in `RolloutForest.target_reward`.
+        The target of a group is q = softmax(beta R~) over its leaves, with R~ from `target_reward`.
 
         Args:
             iteration: of the training, for an objective whose beta follows a schedule.
         """
         return None
+
+    def target_reward(self, forest: RolloutForest) -> Tensor:
+        """R~ of that target, float32 [G, K]; by default the reward in units of its group's standard deviation."""
+        return forest.target_reward
 
     def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
         """The leaves that this update of the rollout trains on, bool [G * K]; None for all. Rows to others cost nothing.

@@ -286,7 +286,8 @@ class _PairRun:
             deviations = groups.deviation(forest.by_group(forest.rewards))
             beta = self.objective.target_beta(trainer.iteration)
             at = DRAWN_BETA if beta is None else float(beta)
-            return plots.RolloutTree.of(forest, images, reward, at, group=int(deviations.argmax()))
+            target = self.objective.target_reward(forest)
+            return plots.RolloutTree.of(forest, images, reward, at, int(deviations.argmax()), target)
 
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
