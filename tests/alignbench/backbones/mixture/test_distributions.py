@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from alignbench import load_backbone
-from alignbench.backbone import PointDistribution
+from alignbench.backbone import KnownDistributions, PointDistribution
 from alignbench.backbones.mixture import distributions
 from alignbench.backbones.mixture.distributions import (
     PIXELS,
@@ -111,9 +111,14 @@ def test_many_objectives_go_on_below() -> None:
     plt.close(figure)
 
 
+def points_backbone(**settings: float) -> KnownDistributions:
+    policy = load_backbone("gaussian_mixture", device="cpu", **settings)
+    assert isinstance(policy, KnownDistributions)
+    return policy
+
+
 def test_the_points_of_a_law_have_the_moments_of_samples() -> None:
-    policy = load_backbone("gaussian_mixture", device="cpu", steps=64)
-    found = policy.distribution("rare_mode 0")
+    found = points_backbone(steps=64).distribution("rare_mode 0")
     assert found is not None
     assert found.mass.sum() == pytest.approx(1.0)
     # The rare mode has 0.02 of a weight of 1.02; 4096 points, and a distribution of 64 Euler steps.
@@ -122,12 +127,12 @@ def test_the_points_of_a_law_have_the_moments_of_samples() -> None:
 
 
 def test_the_target_is_the_base_tilted_by_the_reward() -> None:
-    found = load_backbone("gaussian_mixture", device="cpu", beta=0.0).target_distribution("unequal_modes 1")
+    found = points_backbone(beta=0.0).target_distribution("unequal_modes 1")
     assert found is not None
     assert found.mass.sum() == pytest.approx(1.0)
     shares = np.bincount(found.mode, weights=found.mass)
     assert shares == pytest.approx(np.full(6, 1 / 6), abs=1e-3)  # beta 0: the base model, cut off at next to nothing
-    tilted = load_backbone("gaussian_mixture", device="cpu", beta=4.0).target_distribution("unequal_modes 0")
+    tilted = points_backbone(beta=4.0).target_distribution("unequal_modes 0")
     assert tilted is not None
     of_mode = np.bincount(tilted.mode, weights=tilted.mass)
     assert list(np.argsort(-of_mode)) == [0, 1, 2, 3, 4, 5]
