@@ -37,10 +37,14 @@ class FlowRL(TargetObjective):
         official code)."""
 
     settings: Settings
+    ratio_settings = ("ratio_clip",)
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.log_z = nn.Parameter(torch.zeros(()))
+
+    def target_beta(self, iteration: int) -> float:
+        return self.settings.beta
 
     @property
     def needs(self) -> Needs:

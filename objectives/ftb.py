@@ -43,6 +43,9 @@ class FTB(TargetObjective):
 
     settings: Settings
 
+    def target_beta(self, iteration: int) -> float:
+        return self.settings.beta
+
     @property
     def needs(self) -> Needs:
         return Needs(reference=True)

@@ -51,6 +51,7 @@ class PPO(Objective):
         """Number of hidden units of the critic."""
 
     settings: Settings
+    ratio_settings = ("clip",)
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)

@@ -57,6 +57,9 @@ class SubTB(TargetObjective):
     def parameters(self) -> Iterable[nn.Parameter]:
         return self.flow.parameters()
 
+    def target_beta(self, iteration: int) -> float:
+        return self.settings.beta
+
     @property
     def needs(self) -> Needs:
         return Needs(reference=True)

@@ -38,6 +38,9 @@ class VarGrad(TargetObjective):
 
     settings: Settings
 
+    def target_beta(self, iteration: int) -> float:
+        return self.settings.beta
+
     @property
     def needs(self) -> Needs:
         return Needs(reference=self.settings.reference == "frozen")

@@ -22,7 +22,7 @@ from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings, Measured, PointDistribution
+from alignbench.backbone import BackboneSettings, KnownDistributions, Measured, PointDistribution
 from alignbench.backbones.mixture.mixtures import (
     EXTENT,
     Mixture,
@@ -90,7 +90,7 @@ class Residual(nn.Module):
         return answer
 
 
-class GaussianMixture(Backbone):
+class GaussianMixture(Backbone, KnownDistributions):
     class Settings(BackboneSettings):
         dimension: int = Field(2, ge=2)
         """Of the space; more than two for the task `quadratic`."""
@@ -109,7 +109,6 @@ class GaussianMixture(Backbone):
     settings: Settings
     dtype = torch.float32
     guidance = 1.0
-    decodes_to_images = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
