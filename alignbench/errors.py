@@ -1,6 +1,7 @@
-"""The two kinds of failure that end a command, and the hint that goes with a misspelt name."""
+"""The two kinds of failure that end a command, the text of their messages, and the hint for a misspelt name."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -8,43 +9,48 @@ _USERINFO = re.compile(r"(?<=://)[^\s'\"@]*@")
 _QUERY = re.compile(r"([?&][\w.-]*(?:token|key|secret|password|passwd|signature|credential)[\w.-]*=)[^\s'\"&#]+", re.IGNORECASE)
 
 
-class _Sentence(Exception):  # noqa: N818
-    """Says in one line what happened; whatever a name in it holds neither ends the line nor moves a terminal's cursor.
+_JOINERS = "\u200c\u200d"  # Persian and Indic scripts are misspelt without them, and emoji fall apart
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
-    Passwords and tokens in URLs are left out.
+
+class _Sentence(Exception):  # noqa: N818
+    """Says in one line what happened. A name in it can neither end the line nor control the terminal (`visible`).
+
+    Control characters in it, for instance in the name of a file, are escaped, so that they cannot end the line or move a
+    terminal's cursor.
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in redacted(sentence)))
+        super().__init__(visible(redacted(sentence)))
 
 
 class UserError(_Sentence):
-    """The user's input is wrong: one sentence that says what, where and what to do. Exit code 2."""
+    """The user's input is wrong. One sentence says what is wrong, where, and what to do. Exit code 2."""
 
 
 class RunError(_Sentence):
-    """The run itself failed: a scorer, a non-finite value, a full disk. Exit code 1."""
+    """The run itself failed, for instance because of a scorer, a non-finite value or a full disk. Exit code 1."""
 
 
 class ScorerError(RunError):
-    """A scorer failed or cannot be reached. No weight has changed since the last iteration, so that the run can go on."""
+    """A scorer failed or cannot be reached. No weight has changed since the last iteration, so the run can be resumed."""
 
 
 class DiskError(RunError):
-    """A file cannot be written: the disk is full, or the folder is read-only. What was there before is still there."""
+    """A file cannot be written: the disk is full, or the folder is read-only. Existing files are unchanged."""
 
 
 class NonFiniteError(RunError):
-    """A tensor holds NaN or infinity where a run cannot go on."""
+    """A tensor holds NaN or infinity, and the run cannot continue."""
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an exception of another package says, which may be long; its kind where it says nothing."""
+    """The first line of another package's error message, which may be long; the class's name if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with up to three near names, else `; known: ...`."""
+    """The hint `; did you mean 'x'?` with up to three similar names, or else `; known: ...`."""
     names = sorted(set(known))
     near = get_close_matches(word, names, n=3, cutoff=0.5)
     if near:
@@ -53,10 +59,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def redacted(text: str) -> str:
-    """The text with `***` for user names, passwords and tokens in URLs."""
+    """The text with `***` in place of user names, passwords and tokens in URLs."""
     return _QUERY.sub(r"\1***", _USERINFO.sub("***@", text)) if "://" in text else text
 
 
 def holds_secret(text: str) -> bool:
-    """Whether the text has a URL with a user name, a password or a token in it."""
+    """Whether the text has a URL with a user name, a password or a token."""
     return "://" in text and bool(re.search(r"://[^\s/?#@]*@", text) or _QUERY.search(text))
+
+
+def visible(text: str) -> str:
+    """The text with escapes such as `\\x1b` for characters that are invisible or have an effect.
+
+    These control a terminal, end a line, change the direction of writing, or are not valid Unicode.
+    """
+    return text if text.isascii() and text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    hidden = unicodedata.category(letter) in _HIDDEN and letter not in _JOINERS
+    return repr(letter)[1:-1] if hidden or ord(letter) & 0xFFFE == 0xFFFE else letter

@@ -17,21 +17,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import Objective, groups, settings
+from alignbench import groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
+from objectives._target import TargetObjective, TargetSettings
 
 NEAR_ONE = 1e-3
 """Below this distance of alpha from 1 the variance is the better approximation in float32."""
 
 
-class FTB(Objective):
+class FTB(TargetObjective):
     """Trajectory balance by an f-divergence of the alpha family, with log Z fitted to each group."""
 
-    class Settings(settings.Settings):
+    class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
-        """Inverse temperature of the target, on group-standardised rewards."""
+        """Inverse temperature of the target, on rewards in the unit of `reward_scale`."""
         alpha: float = Field(0.75, ge=-1, le=3)
         """The divergence at the start of the training: 0 is the forward KL, 0.5 Hellinger, 1 the reverse KL (half of
         `vargrad`'s loss), 2 chi-square. The paper finds 0.75 to 1.2 usable; below 1 missed modes are punished more."""
@@ -54,7 +55,7 @@ class FTB(Objective):
     def imbalance(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
         """y minus its group mean, [G, K], and which leaves count; a constant of the group does not change the loss."""
         counts = groups.usable_leaves(forest.by_group(forest.rewards))
-        y = forest.path_sum(log_ratio_reference(terms)) - self.settings.beta * forest.target_reward
+        y = forest.path_sum(log_ratio_reference(terms)) - self.settings.beta * self.target_reward(forest)
         mean = torch.where(counts, y, 0.0).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
         return torch.where(counts, y - mean, 0.0), counts
 

@@ -22,18 +22,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignbench import Objective, groups, settings
+from alignbench import groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio_reference
+from objectives._target import TargetObjective, TargetSettings
 
 
-class SubTB(Objective):
+class SubTB(TargetObjective):
     """Sub-trajectory balance with a learnt flow of the noisy state, relative to the base model."""
 
-    class Settings(settings.Settings):
+    class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
-        """Inverse temperature of the target, on group-standardised rewards."""
+        """Inverse temperature of the target, on rewards in the unit of `reward_scale`."""
         decay: float = Field(2.0, gt=0)
         """lambda: a part of n edges has the weight lambda^n. Small values weigh single steps (detailed balance), large ones
         whole paths (trajectory balance)."""
@@ -72,7 +73,7 @@ class SubTB(Objective):
         edges = forest.leaf_edges
         log_ratios = log_ratio_reference(terms)[edges]
         flows = terms["log_flow"][forest.edge_row[edges]]
-        end = self.settings.beta * forest.target_reward.flatten()
+        end = self.settings.beta * self.target_reward(forest).flatten()
         potential = torch.cat([flows, end[:, None]], dim=1)  # log F at x_1..x_{S+1}, [G * K, S + 1]
         travelled = torch.cat([torch.zeros_like(end)[:, None], log_ratios.cumsum(1)], dim=1)
         height = potential - travelled

@@ -143,7 +143,7 @@ def test_killed_before_its_config_is_there_it_can_be_begun_again(tmp_path: Path,
     assert not (out / "config.yaml").exists()
     again = in_this_process("run", "--resume", str(out))
     assert again.returncode == 2
-    assert f"was ended before it had begun; start it again with --out {out}" in again.stderr
+    assert f"ended before it wrote anything; start it again with --out {out}" in again.stderr
     run(points(), out)
     assert measured(out) == whole
     assert leftovers(out) == []
@@ -163,7 +163,7 @@ def test_a_signal_ends_the_command_with_a_checkpoint_one_sentence_and_130(
         os.kill(process.pid, number)
         process.join(60)
         assert process.exitcode == 130
-    assert (tmp_path / "said").read_text() == f"alignbench: interrupted; go on with: alignbench run --resume {out}\n"
+    assert (tmp_path / "said").read_text() == f"alignbench: interrupted; resume with: alignbench run --resume {out}\n"
     run(toy_config(write_task(tmp_path)), out, resume=True)
     assert measured(out) == whole_toy
 
@@ -375,8 +375,8 @@ def test_of_two_runs_into_one_folder_the_later_one_is_refused(tmp_path: Path, mo
             "scorer 'brightness' did not answer within 1 s in iteration 2; if it only needs longer, raise scorer_timeout",
         ),
         ("Knowing", "no picture of iteration 2 could be scored"),
-        ("Boundless", "scorer 'brightness' answered an infinite score for image 0"),
-        ("Shortened", r"scorer 'brightness' answered \[7\] scores for 8 images"),
+        ("Boundless", "scorer 'brightness' returned an infinite score for image 0"),
+        ("Shortened", r"scorer 'brightness' returned scores of shape \[7\] for 8 images"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mutants import ROOT, Mutation, mutations
-from tests.support.places import Place, PlaceError
+from tests.support.mutants import Mutation, mutations
+from tests.support.places import ROOT, Place, PlaceError
 
 CENTRAL = (
     "alignbench.flow",

@@ -23,7 +23,8 @@ from PIL import Image
 import alignbench
 from alignbench import UserError, load_scorer, run
 from alignbench.backbones.tiny import FOLDER as TINY
-from alignbench.cli.app import _results_folder, app
+from alignbench.cli.app import app
+from alignbench.cli.options import results_folder
 from alignbench.comparison.compare import Grid
 from alignbench.config.run_config import BudgetConfig, load_config
 from alignbench.figures import plots
@@ -196,7 +197,7 @@ EVIL = ("../../escaped", "..", "/etc/cron.d/x", "a/b", 'q"<script>alert(1)</scri
 
 @pytest.mark.parametrize("name", EVIL)
 def test_names_stay_inside_the_results_folder(name: str) -> None:
-    inside = _results_folder(name, name)
+    inside = results_folder(name, name)
     assert inside.parent == Path("results")
     assert inside.name not in ("", ".", "..")
     assert "/" not in slug(name)
@@ -218,7 +219,7 @@ def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("\n".join(f"train {p}" for p in prompts))
     (tmp_path / "eval.txt").write_text("\n".join(prompts))
     before = {f for f in tmp_path.parent.rglob("*") if tmp_path / "run" not in f.parents}
-    run(toy_config(task, pictures=True), tmp_path / "run")
+    run(toy_config(task, save_images=True), tmp_path / "run")
     assert {f for f in tmp_path.parent.rglob("*") if tmp_path / "run" not in f.parents} - before == {tmp_path / "run"}
     names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert all(all(c.isalnum() or c in "._-" for c in name) for name in names)
@@ -258,7 +259,7 @@ def test_no_name_of_a_record_is_markup_in_a_report(tmp_path: Path) -> None:
 
 def test_the_terminal_shows_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets are no styles: a folder called `[/red]` ends no run with an error."""
-    from alignbench.cli.console import Terminal
+    from alignbench.cli.run_view import Terminal
 
     out = tmp_path / "[/red] [bold]"
     run(toy_config(write_task(tmp_path)), out, console=Terminal())

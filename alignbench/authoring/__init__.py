@@ -1,1 +1,1 @@
-"""For authors of plug-ins: templates, and checks of what must hold."""
+"""Tools for authors of plug-ins: templates, checks and descriptions."""

@@ -1,7 +1,7 @@
-"""Correctness checks on any (objective, sampler, backbone): what a plug-in's author wants to know before a long run.
+"""Correctness checks on any (objective, sampler, backbone), for authors of plug-ins before a long run.
 
-Each check asks the real executor and engine, with rewards of its own making, so that no scorer is needed. A check that does
-not apply to a plug-in says so; it then neither holds nor fails.
+Each check uses the real executor and engine with artificial rewards, so no scorer is needed. A check that does not apply to a
+plug-in says so; it then neither passes nor fails.
 """
 
 import inspect
@@ -33,23 +33,24 @@ from alignbench.training import engine
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
 GROUPS = 2
 LEARNING_RATE = 3.0
-"""Of the learning check, in units of the configuration's: it has only so many iterations."""
+"""Learning rate of the learning check, in units of the configuration's; it is larger because the check is short."""
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest relative difference of two gradients that may come from adding up in another order."""
+"""Largest relative difference between two gradients that rounding may cause when sums are taken in another order."""
 PROPERTIES = ("equal rewards", "shifted rewards")
-"""What holds for all that ships, but a sound objective may do without: absolute rewards can mean something to it."""
+"""Checks that a correct objective may fail, because absolute rewards can have a meaning for it."""
 
 Outcome = tuple[bool | None, str]
-"""Whether it holds, None where it does not apply, and what was seen."""
+"""Whether the check passed, or None if it does not apply; and a sentence with the numbers."""
 
 
 class CheckResult(BaseModel):
-    """One check.
+    """The result of one check.
 
     Attributes:
-        holds: None where it does not apply.
-        detail: what was seen.
-        required: whether a plug-in is wrong if it does not hold.
+        name: name of the check.
+        holds: whether it passed; None if it does not apply.
+        detail: the numbers behind the result.
+        required: whether the plug-in is wrong if the check fails.
     """
 
     name: str
@@ -64,7 +65,7 @@ class CheckResult(BaseModel):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked. `objective` is a factory: some objectives remember earlier rollouts."""
+    """The plug-ins that are checked. `objective` is a factory, because some objectives remember earlier rollouts."""
 
     objective: Callable[[], Objective]
     sampler: Sampler
@@ -75,7 +76,7 @@ class Subject:
         return self.sampler.plan(progress, np.random.default_rng(0))
 
     def fresh_objective(self) -> Objective:
-        # The global generator stays as it is: a model that wrongly draws from it must not find it where it was.
+        # The global generator goes on: a model that wrongly draws from it must not get the same numbers again.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             found = self.objective()
@@ -83,14 +84,14 @@ class Subject:
         return found
 
     def forest(self, micro_batch: int | None = None) -> RolloutForest:
-        """A rollout with random rewards that all differ."""
+        """A rollout with random rewards, no two of them equal."""
         found = rollout(self.policy, list(self.prompts), self.plan(), seed=0, micro_batch=micro_batch)
         rewards = np.random.default_rng(1).permutation(len(found.leaves)) / len(found.leaves)
         found.rewards = torch.tensor(rewards, dtype=torch.float32, device=found.states.device)
         return found
 
     def gradient(self, forest: RolloutForest, micro_batch: int | None = None) -> tuple[engine.Backward, Tensor]:
-        """Of a fresh objective, on all parameters; zero where it finds nothing to learn from."""
+        """The backward pass of a fresh objective, and its gradient for all parameters; zero if nothing can be learnt."""
         objective = self.fresh_objective()
         parameters = [*self.policy.parameters(), *objective.parameters()]
         for parameter in parameters:
@@ -102,10 +103,10 @@ class Subject:
 
 
 def subject_of(config: RunConfig) -> Subject:
-    """The pair and model of a configuration, with the first prompts of its task.
+    """Loads the pair and the model of a configuration, with the first prompts of its task.
 
     Raises:
-        UserError: one of them cannot be made of its settings.
+        UserError: a plug-in cannot be built from its settings.
     """
     o = config.objective
     load_objective(o.name, **o.settings)
@@ -115,10 +116,12 @@ def subject_of(config: RunConfig) -> Subject:
 
 
 def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> Iterator[CheckResult]:
-    """All checks, one after the other.
+    """Runs all checks, one after the other, and yields their results.
 
     Args:
-        iterations: of the learning check; 0 leaves it out. lr: its learning rate (Adam).
+        subject: the plug-ins.
+        iterations: training iterations of the learning check; 0 skips it.
+        lr: learning rate of the learning check (Adam).
 
     Raises:
         UserError: the pair cannot run at all, for instance an objective on path densities with a plan that has none.
@@ -136,14 +139,14 @@ def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> I
         except RunError as error:
             holds, detail = False, str(error)
         except Exception as error:
-            holds, detail = False, _told(error, subject)
+            holds, detail = False, _described(error, subject)
         yield CheckResult(name=name, holds=holds, detail=detail, required=name not in PROPERTIES)
         if check is _plan and not holds:
             return  # nothing else can be checked without a plan
 
 
-def _told(error: Exception, s: Subject) -> str:
-    """What a plug-in raised, and where in its file."""
+def _described(error: Exception, s: Subject) -> str:
+    """The exception that a plug-in raised, and the line in its file."""
     files = {inspect.getfile(type(plugin)) for plugin in (s.objective(), s.sampler, s.policy)}
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     where = f" in {places[-1].filename}, line {places[-1].lineno}" if places else ""
@@ -151,45 +154,45 @@ def _told(error: Exception, s: Subject) -> str:
 
 
 def _plan(s: Subject) -> Outcome:
-    """The same seed gives the same plan, with two leaves or more at every stage of a training."""
+    """The same seed gives the same plan, and every plan has at least two leaves at any progress of the training."""
     for progress in PROGRESS:
         for seed in range(20):
             one, two = (s.sampler.plan(progress, np.random.default_rng(seed)) for _ in range(2))
             if one != two:
-                return False, f"two plans at progress {progress:g} with equal generators differ"
+                return False, f"two plans at progress {progress:g} with equal seeds differ"
             if one.leaves < 2:
-                return False, f"a group of {one.leaves} at progress {progress:g}"
+                return False, f"the plan at progress {progress:g} has {one.leaves} leaf per group"
     plan = s.plan()
     splits = ", ".join(map(str, plan.splits)) or "none"
     return True, f"{plan.leaves} leaves, {len(plan.stochastic_steps)} stochastic steps, splits at {splits}"
 
 
 def _rollout_rows(s: Subject) -> Outcome:
-    """A rollout costs what the plan says, in one model call a step."""
+    """A rollout costs as many model evaluations as planned, with one model call per step."""
     with _counted(s.policy) as count:
         s.forest()
     plan = s.plan()
     expected = plan.model_rows(len(s.prompts))
     holds = count["rows"] == expected and count["calls"] == len(plan.steps)
-    return holds, f"{count['rows']} rows in {count['calls']} calls; planned {expected} in {len(plan.steps)}"
+    return holds, f"{count['rows']} model evaluations in {count['calls']} calls; the plan has {expected} in {len(plan.steps)}"
 
 
 def _micro_batch(s: Subject) -> Outcome:
-    """A rollout cut into micro-batches ends in the same latents."""
+    """A rollout in microbatches ends in the same latents."""
     whole, cut = s.forest().leaf_latents, s.forest(micro_batch=3).leaf_latents
     off = float((whole - cut).norm() / whole.norm())  # single values may be a few times as far, after many steps
     return off < ROUNDING.get(s.policy.dtype, 1e-4), f"relative difference {off:.0e}"
 
 
 def _replay_rows(s: Subject) -> Outcome:
-    """Objectives that replay the path ask the model about each distinct parent once."""
+    """An objective that replays paths evaluates the model once for each distinct parent state."""
     forest, objective = s.forest(), s.fresh_objective()
     rows = objective.rows(forest, 0)
     if not objective.replays:
-        return None, f"asks about {len(rows)} rows of its own, not about the path"
+        return None, f"the objective has {len(rows)} rows of its own and does not replay paths"
     distinct = len(torch.unique(forest.states[forest.rows].flatten(1), dim=0))
     paths = forest.leaf_edges.numel()
-    return len(rows) == distinct, f"{len(rows)} rows for {distinct} distinct parents of {paths} steps"
+    return len(rows) == distinct, f"{len(rows)} rows for {distinct} distinct parent states of {paths} steps on paths"
 
 
 def _ratio_one(s: Subject) -> Outcome:
@@ -197,13 +200,13 @@ def _ratio_one(s: Subject) -> Outcome:
     forest = s.forest()
     found, _ = s.gradient(forest)
     if "log_prob" not in found.terms:
-        return None, "uses no log-prob of the path"
+        return None, "the objective does not use log-probabilities of paths"
     off = float(torch.expm1(log_ratio(found.terms, forest)).abs().max())
-    return off <= engine.RATIO_TOLERANCE.get(s.policy.dtype, 1e-5), f"off by at most {off:.0e}"
+    return off <= engine.RATIO_TOLERANCE.get(s.policy.dtype, 1e-5), f"max |ratio - 1| {off:.0e}"
 
 
 def _gradient(s: Subject) -> Outcome:
-    """The gradient through micro-batches of 1 and 3 is that of one pass, and it is not zero."""
+    """The gradients with microbatches of 1 and 3 are equal to that of a single pass, and not zero."""
     forest = s.forest()
     _, whole = s.gradient(forest)
     size = float(whole.norm())
@@ -214,10 +217,10 @@ def _gradient(s: Subject) -> Outcome:
 
 
 def _permutation(s: Subject) -> Outcome:
-    """The order of a group's leaves means nothing."""
+    """The order of the leaves in a group has no effect on the gradient."""
     forest = s.forest()
     if not s.fresh_objective().replays:
-        return None, "asks about rows of its own, whose noise may go by leaf"
+        return None, "the objective has rows of its own, whose noise may depend on the order"
     k = forest.group_size
     order = torch.cat([g * k + torch.arange(k).flip(0) for g in range(forest.groups)]).to(forest.leaves.device)
     turned = replace(forest, leaves=forest.leaves[order], leaf_edges=forest.leaf_edges[order], rewards=forest.rewards[order])
@@ -225,8 +228,9 @@ def _permutation(s: Subject) -> Outcome:
 
 
 def _finite(s: Subject) -> Outcome:
-    """Loss and gradient are finite, also where a picture or a whole group could not be scored."""
-    for unscored, what in ((0, "with all rewards"), (1, "without one reward"), (s.plan().leaves, "without those of a group")):
+    """Loss and gradient are finite, also if an image or a whole group could not be scored."""
+    cases = ((0, "with all rewards"), (1, "without one reward"), (s.plan().leaves, "without the rewards of a group"))
+    for unscored, what in cases:
         forest = s.forest()
         forest.rewards[:unscored] = torch.nan
         try:
@@ -236,11 +240,11 @@ def _finite(s: Subject) -> Outcome:
         norm = float(gradient.norm())
         if not (np.isfinite(found.loss) and np.isfinite(norm)):
             return False, f"{what}: loss {found.loss:.3g}, gradient norm {norm:.3g}"
-    return True, "also with a picture, or a group, that could not be scored"
+    return True, "also if an image or a whole group could not be scored"
 
 
 def _equal_rewards(s: Subject) -> Outcome:
-    """Rewards that are all equal pull the policy nowhere."""
+    """Equal rewards give zero gradient."""
     forest = s.forest()
     forest.rewards[:] = 0.5
     gradient = s.gradient(forest)[1][: sum(p.numel() for p in s.policy.parameters())]
@@ -248,15 +252,15 @@ def _equal_rewards(s: Subject) -> Outcome:
 
 
 def _shift(s: Subject) -> Outcome:
-    """A constant added to every reward changes nothing."""
+    """Adding a constant to all rewards does not change the gradient."""
     forest = s.forest()
     return _same_gradient(s, forest, replace(forest, rewards=forest.rewards + 2.0))
 
 
 def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
-    """Trained on the brightness of its pictures, the policy draws brighter ones (one-sided paired t-test, 1 %).
+    """Training on the brightness of images makes images brighter (one-sided paired t-test at 1 %).
 
-    Where pictures are none, it is the mean of the final latents.
+    For a backbone without images, the reward is the mean of the final latents.
     """
     objective = s.fresh_objective()
     kept = [p.detach().clone() for p in s.policy.parameters()]
@@ -280,7 +284,7 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     change = float((after - before).mean())
     went = f"{before.mean():.3f} to {after.mean():.3f} ({change:+.3f}, p = {test.pvalue:.1g})"
     what = "brightness" if s.policy.decodes_to_images else "mean latent"
-    more = "; more --iterations would tell" if change > 0 and not test.pvalue < 0.01 else ""
+    more = "; try more --iterations" if change > 0 and not test.pvalue < 0.01 else ""
     return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations{more}"
 
 
@@ -304,7 +308,7 @@ def _same_gradient(s: Subject, one: RolloutForest, two: RolloutForest) -> Outcom
 
 @contextmanager
 def _counted(policy: Backbone) -> Iterator[dict[str, int]]:
-    """Counts the calls and rows of `policy.velocity` while entered."""
+    """Counts the calls and rows of `policy.velocity` inside the context."""
     count = {"calls": 0, "rows": 0}
     original: Any = policy.velocity  # the class's method, bound
 
@@ -318,18 +322,18 @@ def _counted(policy: Backbone) -> Iterator[dict[str, int]]:
     try:
         yield count
     finally:
-        del policy.velocity  # the class's is back
+        del policy.velocity  # restores the method of the class
 
 
 OF_THE_ROLLOUT: dict[str, Callable[[Subject], Outcome]] = {
     "plan": _plan,
     "rollout rows": _rollout_rows,
-    "rollout at any micro-batch": _micro_batch,
+    "rollout at any microbatch": _micro_batch,
 }
 OF_THE_OBJECTIVE: dict[str, Callable[[Subject], Outcome]] = {
     "replay rows": _replay_rows,
     "first ratio is 1": _ratio_one,
-    "gradient at any micro-batch": _gradient,
+    "gradient at any microbatch": _gradient,
     "order of leaves": _permutation,
     "finite": _finite,
     "equal rewards": _equal_rewards,

@@ -1,6 +1,6 @@
-"""What `show` prints of a plug-in or of a run's configuration: what it is, its source, and every setting.
+"""What `show` prints about a plug-in or about a run's configuration: a description, the source, and every setting.
 
-All of it is read from the code: the module's docstring holds the equation and the source, the fields of `Settings` their types,
+Everything is read from the code. The module's docstring has the equation and the source; the fields of `Settings` have types,
 defaults and meanings.
 """
 
@@ -30,15 +30,15 @@ KINDS: dict[str, tuple[str, type]] = {
     "eval": ("evals", Metric),
     "backbone": ("backbones", Backbone),
 }
-"""Kind -> where the registry finds it, and its base class."""
+"""For each kind, its name in the registry and its base class."""
 RUN = "run"
 
 
 class Setting(BaseModel):
-    """One setting, or one key of a run's configuration."""
+    """A setting of a plug-in, or a key of a run's configuration."""
 
     name: str
-    """Dotted, as `--set` takes it below the plug-in's own key."""
+    """The name, with dots for nested keys, as `--set` takes it after the plug-in's own key."""
     type: str
     default: Any = None
     required: bool = False
@@ -46,7 +46,7 @@ class Setting(BaseModel):
 
 
 class Description(BaseModel):
-    """What `show` prints; with `--json` this document."""
+    """What `show` prints. With `--json` it prints this document."""
 
     kind: str
     name: str
@@ -57,35 +57,38 @@ class Description(BaseModel):
 
 
 def describe(kind: str, name: str | None = None) -> Description:
-    """What a plug-in, or a run's configuration (kind `run`), is and can be set to.
+    """Describes a plug-in, or the configuration of a run, with all settings.
 
     Args:
         kind: one of `KINDS`, in the singular or plural, or `run`.
-        name: of the plug-in; None for `run`.
+        name: name of the plug-in; None for `run`.
 
     Raises:
-        UserError: an unknown kind or name, or a name that is missing or too many.
+        UserError: the kind or the name is unknown, or the name is missing or not expected.
     """
     one = kind.removesuffix("s")
     if one == RUN:
         if name is not None:
-            raise UserError("`show run` shows the keys of a run's configuration and takes no name")
+            raise UserError("`show run` shows the keys of a run's configuration; it takes no name")
         summary = "the configuration of a run"
-        text = "Keys of --config and --set. Those of a plug-in follow its own key: objective.beta, sampler.steps."
+        text = (
+            "These keys can be given with --config and --set. The settings of a plug-in follow its key, for instance "
+            "objective.beta or sampler.steps."
+        )
         return Description(kind=RUN, name=RUN, summary=summary, text=text, settings=list(_settings(RunConfig)))
     if one not in KINDS:
-        raise UserError(f"there is nothing called {kind!r} to show{did_you_mean(one, [*KINDS, RUN])}")
+        raise UserError(f"unknown kind {kind!r}{did_you_mean(one, [*KINDS, RUN])}")
     where, base = KINDS[one]
     if name is None:
-        raise UserError(f"say which {one}: {', '.join(registry.names(where))}")
-    found = registry.find(where, name, base)
-    summary, _, text = cleandoc(sys.modules[found.__module__].__doc__ or found.__doc__ or name).partition("\n")
+        raise UserError(f"`show {one}` needs a name: {', '.join(registry.names(where))}")
+    plugin = registry.find(where, name, base)
+    summary, _, text = cleandoc(sys.modules[plugin.__module__].__doc__ or plugin.__doc__ or name).partition("\n")
     return Description(
         kind=one,
         name=name,
         summary=summary.removeprefix(f"{name}: "),
         text=text.strip(),
-        settings=list(_settings(found.Settings)),
+        settings=list(_settings(plugin.Settings)),
     )
 
 
@@ -125,7 +128,7 @@ def _plain(value: Any) -> Any:
 
 
 def _type_of(field: FieldInfo) -> str:
-    """The type as a person writes it: `float above 0, or null`, `one of mean, sum`."""
+    """The type in words, such as `float above 0, or null` or `one of mean, sum`."""
     bounds = []
     for bound in field.metadata:
         match bound:

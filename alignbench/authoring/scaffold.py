@@ -1,4 +1,4 @@
-"""Writes a working plug-in and its test, to start from: `python -m alignbench new KIND NAME`."""
+"""Writes a working plug-in and its test as a starting point: `python -m alignbench new KIND NAME`."""
 
 import importlib.util
 import keyword
@@ -12,19 +12,19 @@ from alignbench.errors import DiskError, UserError, did_you_mean
 from alignbench.files.writing import write_new
 
 KINDS = {"objective": "objectives", "sampler": "samplers", "scorer": "evals", "backbone": "backbones"}
-"""What can be written -> its kind in `registry.PACKAGES`."""
+"""For each kind that can be written, its name in `registry.PACKAGES`."""
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Scaffold:
-    """What was written.
+    """The files that were written.
 
     Attributes:
         plugin, test: the two files.
-        handle: what `--objective` and its like take: the name, or `module:Class` outside a checkout.
-        next: lines for a person: the commands to go on with.
+        handle: the value for options such as `--objective`: the name, or `module:Class` outside a checkout.
+        next: the commands to continue with, as lines to print.
     """
 
     plugin: Path
@@ -36,18 +36,23 @@ class Scaffold:
 def new(kind: str, name: str, out: Path | None = None) -> Scaffold:
     """Writes a plug-in and its test from the templates of its kind.
 
-    In a checkout they go where the registry and pytest look; in any other folder, and in `out`, side by side, to be named
-    as `module:Class`.
+    In a checkout they go where the registry and pytest look. In any other folder, and in `out`, they lie side by side, and the
+    plug-in is named as `module:Class`.
+
+    Args:
+        kind: one of `KINDS`.
+        name: name of the plug-in.
+        out: folder of both files; None chooses it.
 
     Raises:
-        UserError: no such kind, a name that cannot be used or is taken, or a file that exists or cannot be written.
+        UserError: the kind is unknown, the name cannot be used or is taken, or a file exists or cannot be written.
     """
     if kind not in KINDS:
         raise UserError(f"there is no template for {kind!r}{did_you_mean(kind, KINDS)}")
     if not re.fullmatch("[a-z][a-z0-9_]{0,39}", name) or keyword.iskeyword(name):
         raise UserError(
-            f"{name!r} cannot name a plug-in: take up to 40 lower-case letters, digits and underscores, a letter first, "
-            "and no Python keyword"
+            f"{name!r} cannot be the name of a plug-in: use up to 40 lower-case letters, digits and underscores, with a letter "
+            "first, and not a Python keyword"
         )
     if name in registry.names(KINDS[kind]):
         raise UserError(f"there is already a plug-in {name!r} among the {KINDS[kind]}; choose another name")
@@ -68,7 +73,7 @@ def new(kind: str, name: str, out: Path | None = None) -> Scaffold:
     if in_checkout:
         first = [f"python -m pytest {test}", f"python -m alignbench list {KINDS[kind]}"]
     else:
-        # A plug-in that is named as `module:Class` is looked for in the current folder.
+        # `module:Class` is looked up in the current folder.
         first = [*([] if folder.resolve() == Path.cwd() else [f"cd {folder}"]), f"python -m pytest {test.name}"]
     if kind != "scorer":
         first.append(f"python -m alignbench check --{kind} {handle}")
@@ -77,14 +82,14 @@ def new(kind: str, name: str, out: Path | None = None) -> Scaffold:
 
 
 def _class_name(name: str, kind: str, templates: str) -> str:
-    """`my_loss` -> `MyLoss`; with the kind after it where that is a word of Python or of the templates."""
+    """`my_loss` becomes `MyLoss`; the kind is appended if that is a word of Python or of the templates."""
     camel = "".join(part.capitalize() for part in name.split("_"))
     taken = keyword.iskeyword(camel) or re.search(rf"\b{camel}\b", templates)
     return camel + kind.capitalize() if taken else camel
 
 
 def _render(template: str, **values: str) -> str:
-    import jinja2  # no other command needs it
+    import jinja2  # imported here because no other command needs it
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(template).render(values)
@@ -98,16 +103,16 @@ def _write(file: Path, text: str) -> None:
 
 
 def _run(kind: str, name: str, handle: str, package: Path) -> list[str]:
-    """The command that tries the plug-in, and the task that it needs if it is a scorer or a backbone."""
+    """The command that tries the plug-in, and the task that a scorer or a backbone needs for it."""
     run, out = "  python -m alignbench run --preset smoke", f"--out results/{name}"
     if kind in ("objective", "sampler"):
         return [f"{run} --{kind} {handle} {out}"]
-    # Tasks choose scorers; and what the tasks that ship reward is in no picture of an untrained model.
+    # Tasks choose scorers. Images of an untrained model do not contain what the tasks that ship reward.
     scorer, label = (handle, name) if kind == "scorer" else ("quality", "sharpness")
     return [
         f"{run} --task {name}.yaml{'' if kind == 'scorer' else f' --backbone {handle}'} {out}",
         "",
-        f"where {name}.yaml is a task, for instance",
+        f"{name}.yaml is a task, for instance:",
         f"  description: rewards {label}",
         f"  train_prompts: {package / 'tasks' / 'geneval' / 'train.txt'}",
         f"  eval_prompts: {package / 'tasks' / 'geneval' / 'eval.txt'}",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.errors import UserError
-from alignbench.files import text_files
+from alignbench.files import json_files
 
 CODE = (".py", ".pyw", ".pyc", ".pyo", ".pyd", ".so", ".dylib", ".dll")
 """Ends of the names of files that Python imports."""
@@ -49,20 +49,15 @@ def check_folder(folder: Path) -> None:
 
 
 def read_json(folder: Path, place: Path | str) -> dict[str, Any]:
-    """A JSON file with named values.
+    """Reads a JSON file of a model's folder.
 
     Raises:
-        UserError: it is not there, or holds something else.
+        UserError: the file does not exist, is too large, or does not hold keys and values.
     """
     file = folder / place
     if not file.is_file():
         raise UserError(f"{folder} has no {place}")
-    if file.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(f"{file} is too large to be a configuration")
-    found = text_files.read_json(file, "configuration")
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return found
+    return json_files.read_json(file, "configuration", MAX_CONFIG_BYTES)
 
 
 def lacking(module: Any, loading: Mapping[str, Any]) -> list[str]:

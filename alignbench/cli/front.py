@@ -40,16 +40,16 @@ def front(
     strengths = _numbers(betas, "--betas", least=0.0) if betas else None
     sizes = [int(n) for n in _numbers(best_of, "--best-of", least=1.0)] if best_of else []
 
-    from alignbench.cli.console import Judgement
+    from alignbench.cli.views import EvalView
 
-    with Judgement(silent=as_json) as status:
+    with EvalView(silent=as_json) as status:
         from alignbench.frontier.making import front_of
 
         made, folder = front_of(loaded, out, images=images, betas=strengths, best_of=sizes, advance=status.advance)
     if as_json:
         print_json(_document(made, folder))
     else:
-        from alignbench.cli.console import show_front
+        from alignbench.cli.views import show_front
 
         show_front(made, folder)
 

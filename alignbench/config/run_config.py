@@ -1,12 +1,11 @@
-"""The configuration of a run: strict, layered, and written resolved into the run's folder.
+"""The configuration of a run. It is strict, built from layers, and written in full into the run's folder.
 
-Layers, later ones win: defaults < preset < config file < command-line options < `--set dotted.key=value`.
+Later layers override earlier ones: defaults < preset < config file < command-line options < `--set dotted.key=value`.
 
-A preset has a `common` part, and parts for some names under `backbones`, `samplers` and `objectives`. Those of the chosen
-names apply in this order. A part can have parts of the same kinds inside, for one name together with another
-(`backbones.flux.objectives.grpo`); they win over all that are about one name alone. A part of the backbone or objective may
-name the sampler (or one of the backbone the objective) that is taken where nobody asks for another. A local diffusers folder
-goes by the name of its family: sd3, flux.
+A preset has a part `common`, and parts for single names under `backbones`, `samplers` and `objectives`. The parts of the chosen
+names apply in this order. A part can contain further parts for combinations of names (`backbones.flux.objectives.grpo`), which
+override all parts for a single name. A part of a backbone or objective may choose the sampler that is used by default, and a
+part of a backbone may choose the objective. A local diffusers folder has the parts of its family: sd3 or flux.
 """
 
 import copy
@@ -26,26 +25,29 @@ from alignbench.files.yaml_files import parse, parse_value, read_yaml, to_yaml
 from alignbench.settings import Device, ServiceURL, Settings, validate
 
 PLUGINS = ("objective", "sampler", "backbone")
-"""Keys that name a plug-in and hold its settings."""
+"""Keys whose value is the name of a plug-in with its settings."""
 
-WITHOUT_EFFECT = (
-    *("pictures", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
+RESULT_NEUTRAL_KEYS = WITHOUT_EFFECT = (
+    *("save_images", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
     *("trackers", "sharded", "scorer_token_file"),
 )
-"""Keys that change no number of a run beyond rounding: it may go on with others."""
+"""Keys that do not change the numbers of a run, beyond rounding. A resumed run may have other values of them."""
 PATHS = ("pairs", "scorer_token_file")
-"""Keys that are the path of a file."""
+"""Keys whose value is the path of a file."""
+FORMER_NAMES = {"pictures": "save_images"}
+"""Renamed keys, from the former name to the present one. Configurations and records of older versions are read with them; see
+`with_present_names`."""
 Tracker = Literal["tensorboard", "wandb"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Plugin(Settings):
-    """A plug-in by name with its own settings, which the plug-in's class validates."""
+    """The name of a plug-in and its own settings, which the plug-in's class validates."""
 
     name: str
     label: str | None = Field(None, pattern=r"^[\w.+-]+$")
-    """What tables and plots call it, so that one plug-in can be compared under several settings; its name where it is null."""
+    """Name in tables and plots, so that one plug-in can be compared under several settings. Null uses the plug-in's name."""
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -57,42 +59,42 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Settings):
-    """AdamW."""
+    """Settings of the optimizer, AdamW."""
 
     lr: float = Field(1e-4, gt=0)
     """Learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Of AdamW's moving averages of the gradient and of its square."""
+    """Decay rates of AdamW's moving averages of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
-    """Added to the root of the squared gradient's average (AdamW)."""
+    """Constant that AdamW adds to the root of the average squared gradient."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Share of each weight that is taken off per unit of learning rate (AdamW)."""
+    """Decoupled weight decay: each update multiplies weights by 1 - lr * weight_decay."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Gradients with a larger norm are scaled down to this norm."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """cosine: falls to a tenth of `lr` over the run."""
+    """Learning rate schedule: constant, or cosine, which falls to a tenth of `lr` over the run."""
 
 
 class EMAConfig(Settings):
-    """Moving average of the trained weights: decay min((1 + n) / (10 + n), decay) every `every` updates."""
+    """Exponential moving average of the trained weights, with decay min((1 + n) / (10 + n), `decay`) at its n-th update."""
 
     decay: float = Field(0.9, gt=0, lt=1)
-    """Share of the average that each update keeps, once there have been enough of them."""
+    """Decay of the average after enough updates: the share of the old average that each update keeps."""
     every: int = Field(8, ge=1)
-    """Optimizer steps between two updates of the average."""
+    """Number of optimizer steps between two updates of the average."""
 
 
 class EvaluationConfig(Settings):
-    """How base and trained model are compared: same prompts, same initial noise, deterministic sampling."""
+    """How base and trained model are compared: with the same prompts, the same initial noise and deterministic sampling."""
 
     prompts: int = Field(64, ge=1)
-    """How many of the task's evaluation prompts, from the first on."""
+    """Number of the task's evaluation prompts; the first ones are used."""
     images_per_prompt: int = Field(4, ge=2)
-    """Pictures of each prompt; diversity needs two."""
+    """Number of images per prompt. Diversity needs at least two."""
     steps: int | None = Field(None, ge=1)
-    """ODE steps; the backbone's own call arguments where it is null."""
+    """Number of ODE steps. Null uses the backbone's default."""
     seed: int = 12345
-    """Of the evaluation noise; apart from the run's seed, so that all runs are judged on the same noise."""
+    """Seed of the evaluation noise. It is separate from the run's seed, so that all runs are evaluated on the same noise."""
     every: int | None = Field(None, ge=1)
     """Iterations between two evaluations along the training (`curve.parquet`), on the task's validation prompts; null for none.
     The numbers of the training do not depend on it."""
@@ -103,91 +105,100 @@ class EvaluationConfig(Settings):
 
 
 class BudgetConfig(Settings):
-    """Where a run ends, if before its iterations are done: after the iteration that reaches a limit."""
+    """Limits that end a run before its last iteration. The iteration that reaches a limit is completed."""
 
     model_rows: int | None = Field(None, ge=1)
-    """Rollout and training rows together."""
+    """Limit on model evaluations in rollouts and training together."""
     reward_calls: int | None = Field(None, ge=1)
-    """Images scored, times the rewards of each."""
+    """Limit on scores: images times rewards."""
     seconds: float | None = Field(None, gt=0)
-    """Of training, without judging."""
+    """Limit on seconds of training; evaluation does not count."""
 
 
 class RunConfig(Settings):
     """Everything that determines a run."""
 
     objective: Plugin = Plugin(name="tmpo")
-    """Name of the objective, followed by its settings: `show objective NAME`."""
+    """Name of the objective. Its settings follow this key; see `show objective NAME`."""
     sampler: Plugin = Plugin(name="dynamic_tree")
-    """Name of the rollout sampler, followed by its settings: `show sampler NAME`."""
+    """Name of the rollout sampler. Its settings follow this key; see `show sampler NAME`."""
     backbone: Plugin = Plugin(name="tiny")
-    """Name of the backbone, or a local diffusers folder, followed by its settings: `show backbone NAME`."""
+    """Name of the backbone, or a local diffusers folder. Its settings follow this key; see `show backbone NAME`."""
     task: str = "ocr"
-    """A task that ships, or the path of a task's YAML file."""
+    """Name of a task that ships, or path of a task's YAML file."""
     scorer_url: ServiceURL | None = None
-    """A scorer service (see `alignbench serve-scorer`) that rewards in place of the task's rewards, which then only judge. It
-    holds no password; that comes from `scorer_token_file`, or from the variable ALIGNBENCH_SCORER_TOKEN."""
+    """URL of a scorer service (see `alignbench serve-scorer`). Its score replaces the task's rewards, which become judges. The
+    URL must not contain a password; a token comes from `scorer_token_file` or the variable ALIGNBENCH_SCORER_TOKEN."""
     scorer_token_file: Path | None = None
-    """A file whose content is the service's token; nothing of it is kept."""
+    """File that contains the token of the scorer service. Its content is not recorded."""
     seed: int = Field(0, ge=0)
-    """Of rollout noise, plans and prompt order."""
+    """Seed of rollout noise, plans and prompt order."""
     preset: str = "quick"
-    """Which settings to start from: smoke, quick or paper."""
+    """Preset that the settings start from: smoke, quick or paper."""
     iterations: int | None = Field(50, ge=0)
-    """Rollouts, each followed by its updates; null for as many as the budget allows."""
+    """Number of rollouts, each followed by its updates. Null continues until the budget is spent."""
     pairs: Path | None = None
-    """A file of fixed pairs of pictures (see `alignbench pairs`) to train on in place of rollouts, for offline DPO."""
+    """File of preference pairs of images (see `alignbench pairs`) to train on instead of rollouts, for offline DPO."""
     prompts_per_iteration: int = Field(12, ge=1)
-    """Groups of one rollout."""
+    """Number of prompts, and so of groups, in one rollout."""
     updates_per_rollout: int = Field(1, ge=1)
-    """Optimizer steps on each rollout; with more than one, all but the first are off-policy."""
+    """Number of optimizer steps on each rollout. All but the first are off-policy."""
     reference_refresh: int | None = Field(None, ge=1)
-    """The reference becomes the current policy after so many iterations without a refresh; it is the base model throughout
-    where this and the next are null."""
+    """Number of iterations without a refresh after which the current policy becomes the new reference. If this and
+    `reference_refresh_kl` are null, the reference is the base model throughout."""
     reference_refresh_kl: float | None = Field(None, gt=0)
-    """Likewise after an iteration at whose start the KL divergence to it was above this, for an objective that has one."""
+    """KL divergence above which the current policy becomes the new reference after the iteration, for objectives with a KL
+    penalty."""
     guidance: float | None = Field(None, ge=1)
-    """Guidance in rollout, training and evaluation alike; the backbone's own where it is null."""
+    """Guidance scale in rollouts, training and evaluation. Null uses the backbone's default."""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
-    """How log-probs are taken over latent dimensions. Clip ranges and temperatures depend on it."""
+    """How log-probabilities are reduced over latent dimensions. Clip ranges and temperatures depend on it."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rows in one model call, halved where memory runs out; null for all. Results do not depend on it, within rounding."""
+    """Number of rows in one model call; it is halved if memory runs out. Null puts all rows into one call. Results do not
+    depend on it, within rounding."""
     overlap: int = Field(1, ge=1)
-    """Parts that an iteration's prompts are rolled out in, each scored while the next is rolled out. More than one helps where
-    scorers wait or run elsewhere than the model; it costs larger batches. Results do not depend on it."""
+    """Number of parts into which an iteration's prompts are divided; one part is scored while the next is rolled out. This
+    helps if scorers wait or run on another device, but it makes batches smaller. Results do not depend on it."""
     normalise_rewards: bool = True
-    """With several rewards: standardise each within its group before the weighted sum."""
+    """Whether several rewards are each standardised within their group before the weighted sum."""
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig | None = None
-    """Evaluate and save an average of the weights; null for the weights themselves."""
+    """Moving average of the weights, which is evaluated and saved. Null evaluates and saves the weights themselves."""
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
     snapshots: int = Field(0, ge=0)
-    """How often, evenly spread over the training, what the backbone knows of itself is measured (columns `measured_*` of the
-    metrics) and its distribution is kept; before and after the training both are in any case."""
-    pictures: bool = True
-    """Draw sample sheets and plots at the end; `alignbench plot` can do the plots later."""
+    """Number of times during the training, evenly spaced, that the backbone's own measurements are taken (columns `measured_*`
+    of the metrics) and its distribution is saved. Both always happen before and after the training."""
+    save_images: bool = True
+    """Whether sample images and plots are saved at the end. `alignbench plot` can draw the plots later."""
     checkpoint_every: int = Field(10, ge=1)
-    """Iterations between checkpoints."""
+    """Number of iterations between two checkpoints."""
     trackers: tuple[Tracker, ...] = ()
-    """Where its numbers also go while it runs; see `alignbench.training.tracking`."""
+    """Experiment trackers that receive the metrics during the run."""
     checkpoints_kept: int = Field(2, ge=1)
-    """How many of the newest are kept: where the last is damaged, the one before it serves."""
+    """Number of newest checkpoints that are kept. If the last one is damaged, the one before it is used."""
     best_window: int | None = Field(10, ge=1)
-    """The checkpoint with the highest training reward, averaged over this many iterations, is kept as well; null for none."""
+    """Number of iterations over which the training reward is averaged to choose a best checkpoint, which is kept as well. Null
+    keeps none."""
     scorer_timeout: float | None = Field(1800, gt=0)
-    """Seconds that one scorer may take for the pictures of a rollout or of an evaluation; null waits for ever."""
+    """Seconds that one scorer may take for the images of a rollout or an evaluation. Null sets no limit."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of a process; null for OMP_NUM_THREADS, else its share of the cores that it may use, at most eight."""
+    """CPU threads of a process. Null uses OMP_NUM_THREADS, or else the process's share of the available cores, at most
+    eight."""
     device: Device = "auto"
-    """`auto` takes CUDA where there is one."""
+    """Device: auto, cpu, cuda or cuda:N. `auto` uses CUDA if it is available."""
     sharded: bool = False
-    """With several processes: spread the model's weights over them (FSDP), in place of a copy for each."""
+    """Whether the model's weights are sharded over several processes (FSDP), instead of one copy in each process."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, data: Any) -> Any:
+        return with_present_names(data) if isinstance(data, Mapping) else data
 
     @field_validator(*PLUGINS, mode="before")
     @classmethod
     def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        """`objective: tmpo` and `objective: {name: tmpo, beta: 2}` are short for a name and its settings."""
+        """Reads the short forms `objective: tmpo` and `objective: {name: tmpo, beta: 2}`."""
         if isinstance(value, Plugin):
             return value
         flat = plugin_data(str(info.field_name), value)
@@ -196,7 +207,7 @@ class RunConfig(Settings):
     @field_validator(*PATHS, mode="before")
     @classmethod
     def _home(cls, value: Any) -> Any:
-        """A path may look like a number."""
+        """Expands `~`. A path may look like a number in YAML."""
         return local_path(str(value)) if _names(value) else value
 
     @field_validator("trackers", mode="before")
@@ -213,11 +224,11 @@ class RunConfig(Settings):
         return self
 
     def anchored(self) -> "RunConfig":
-        """The same with paths that are absolute, so that it means the same when it is read from its record."""
+        """The same configuration with absolute paths, so that it can be read from its record in any folder."""
         return validate(RunConfig, placed_keys(self._flat("python"), current_folder()), where="configuration")
 
     def resolved(self) -> dict[str, Any]:
-        """As plain data that `RunConfig` reads back."""
+        """The configuration as plain data from which `RunConfig` can be built again."""
         return self._flat("json")
 
     def _flat(self, mode: Literal["json", "python"]) -> dict[str, Any]:
@@ -228,8 +239,14 @@ class RunConfig(Settings):
         return data
 
 
+def with_present_names(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with `FORMER_NAMES` replaced; a key that also occurs under its present name keeps that value."""
+    renamed = {present: data[former] for former, present in FORMER_NAMES.items() if former in data}
+    return renamed | {key: value for key, value in data.items() if key not in FORMER_NAMES}
+
+
 def presets() -> list[str]:
-    """Names of the presets that ship."""
+    """The names of the presets that ship."""
     folder = resources.files("alignbench.config") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -241,13 +258,16 @@ def load_config(
     options: Mapping[str, Any] | None = None,
     sets: Iterable[str] = (),
 ) -> RunConfig:
-    """The configuration from all layers; see the module's docstring for their order.
+    """Builds the configuration from all layers; see the module's docstring for their order.
 
     Args:
-        preset: a preset's name; the config file's `preset`, else `quick`, where it is None.
+        preset: name of a preset. None takes the `preset` of the config file, or else `quick`.
         file: a YAML file with keys of `RunConfig`.
-        options: keys from the command line.
-        sets: `dotted.key=value`, the value read by `alignbench.files.yaml_files.parse_value`.
+        options: keys from command-line options.
+        sets: texts `dotted.key=value`, with values as `alignbench.files.yaml_files.parse_value` reads them.
+
+    Raises:
+        UserError: a key is unknown, a value does not fit, or a file cannot be read.
     """
     typed = placed(merged_layers(options or {}, parse_assignments(sets)), None)
     given = merged_layers({} if file is None else read_settings(file), typed)
@@ -266,7 +286,7 @@ def load_config(
 
 
 def merged_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested keys of several layers as one; later ones win, and another plug-in's name drops the settings of the former."""
+    """Merges nested keys; later layers override earlier ones, and another plug-in's name drops the settings of the former."""
     merged: dict[str, Any] = {}
     for layer in layers:
         _merge(merged, layer)
@@ -274,7 +294,7 @@ def merged_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
-    """The name of the objective, sampler or backbone that the first layer with an opinion wants."""
+    """The name of the objective, sampler or backbone in the first layer that has one."""
     for layer in layers:
         name = plugin_data(kind, layer.get(kind)).get("name")
         if name is not None:
@@ -283,9 +303,9 @@ def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
 
 
 def _parts(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The parts of a preset that apply to the chosen names, the general ones first."""
+    """The parts of a preset that apply to the chosen names, from general to specific."""
     wanted = {kind: families.section_of(name) if kind == "backbone" else name for kind, name in names.items()}
-    sections = {kind: f"{kind}s" for kind in reversed(PLUGINS)}  # what is tuned for the objective has the last word
+    sections = {kind: f"{kind}s" for kind in reversed(PLUGINS)}  # settings for the objective override the others
     level, found = [{**preset, **preset.get("common", {})}], []
     while level:
         found += [{key: value for key, value in part.items() if key not in ("common", *sections.values())} for part in level]
@@ -307,23 +327,23 @@ def _read_preset(name: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> dict[str, Any]:
-    """Once in a process: a study configures thousands of cells, and a preset takes longer to parse than all else."""
+    """Parses a preset once per process: a study configures thousands of cells, and parsing takes longest."""
     return dict(parse(text))
 
 
 def read_settings(file: Path, what: str = "config file") -> dict[str, Any]:
-    """Keys and values of a YAML file in which keys of a configuration stand, at whichever level; paths in it are absolute.
+    """Reads a YAML file that contains keys of a configuration at any level, and makes its paths absolute.
 
     Raises:
-        UserError: the file cannot be read, or holds anything else.
+        UserError: the file cannot be read, or does not hold keys and values.
     """
     return placed_keys(read_yaml(file, what), absolute(file.parent))
 
 
 def placed_keys(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The data with the paths of tasks, pairs, backbones and token files made absolute; relative ones start at the folder."""
+    """Makes the paths of tasks, pairs, backbones and token files absolute; relative ones start at the folder."""
     found: dict[str, Any] = {}
-    for key, value in data.items():
+    for key, value in with_present_names(data).items():
         if key in PATHS:
             value = str(local_path(str(value), folder)) if _names(value) else value
         elif key == "task":
@@ -341,7 +361,7 @@ def placed_keys(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def tasks_path(task: Any, folder: Path | None = None) -> Any:
-    """A task's name as it is, or the path of its YAML file; see `alignbench.files.paths.local_path`."""
+    """A task's name unchanged, or the path of its YAML file; see `alignbench.files.paths.local_path`."""
     return str(local_path(task, folder)) if isinstance(task, str) and task.endswith((".yaml", ".yml")) else task
 
 
@@ -360,10 +380,10 @@ def _placed_backbone(value: Any, folder: Path) -> Any:
 
 
 def parse_assignments(sets: Iterable[str]) -> dict[str, Any]:
-    """`dotted.key=value` texts as nested data, values read by `parse_value`; later ones win.
+    """Parses texts `dotted.key=value` into nested data; later ones override earlier ones.
 
     Raises:
-        UserError: a text without a key or with a value that is no YAML.
+        UserError: a text has no key, or its value is not valid YAML.
     """
     found: dict[str, Any] = {}
     for text in sets:
@@ -386,7 +406,7 @@ def _assignment(text: str) -> dict[str, Any]:
 
 
 def assignments(data: Mapping[str, Any], path: str = "") -> list[str]:
-    """The `dotted.key=value` texts from which `parse_assignments` makes the data again."""
+    """The texts `dotted.key=value` from which `parse_assignments` builds the same data."""
     found = []
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else str(key)
@@ -399,30 +419,30 @@ def assignments(data: Mapping[str, Any], path: str = "") -> list[str]:
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
+    for key, value in with_present_names(layer).items():
         old = into.get(key)
         if key in PLUGINS:
             old, value = plugin_data(key, old), plugin_data(key, value)
             if old.get("name") and value.get("name") not in (None, old["name"]):
-                old = {}  # another plug-in: the settings of the former one do not apply
+                old = {}  # the settings of another plug-in do not apply
             into[key] = {**old, **value}
         elif isinstance(old, dict) and isinstance(value, Mapping):
             _merge(old, value)
         else:
-            into[key] = copy.deepcopy(value)  # a later layer must not reach into this one's data
+            into[key] = copy.deepcopy(value)  # a later layer must not modify the data of this one
 
 
 def plugin_data(kind: str, value: Any) -> dict[str, Any]:
-    """A plug-in as `{name, **settings}`, from a name, from that, or from `{name, settings: {...}}`."""
+    """A plug-in as `{name, **settings}`, from a name, from `{name, **settings}` or from `{name, settings: {...}}`."""
     if value is None:
         return {}
     if _names(value):
         return {"name": str(value)}
     if not isinstance(value, Mapping):
-        raise UserError(f"{kind} is a name, or a name with settings, got {value!r}")
+        raise UserError(f"{kind} must be a name, or a name with settings, got {value!r}")
     inner = value.get("settings") or {}
     if not isinstance(inner, Mapping):
-        raise UserError(f"the settings of the {kind} are keys and values, got {inner!r}")
+        raise UserError(f"the settings of the {kind} must be keys and values, got {inner!r}")
     flat = {**{k: v for k, v in value.items() if k != "settings"}, **inner}
     if _names(flat.get("name")):
         flat["name"] = str(flat["name"])
@@ -430,5 +450,5 @@ def plugin_data(kind: str, value: Any) -> dict[str, Any]:
 
 
 def _names(value: Any) -> bool:
-    """Whether a value can be a name or a path, which may look like a number."""
+    """Whether a value can be a name or a path; in YAML both may look like numbers."""
     return isinstance(value, str | int | float | Path) and not isinstance(value, bool)

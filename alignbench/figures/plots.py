@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import ceil, sqrt
@@ -21,20 +21,20 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
 from alignbench import groups
 from alignbench.backbones.mixture import distributions
 from alignbench.errors import RunError, UserError
+from alignbench.evaluation.curve import by_prompt, read_curve
 from alignbench.files.escaping import visible
-from alignbench.files.reading import open_regular
+from alignbench.files.opening import open_regular
 from alignbench.files.writing import refuse_links, write_atomically
 from alignbench.records.record import Estimate, Result, read_metrics, read_result, visible_record
 from alignbench.rollouts.forest import RolloutForest
+from alignbench.statistics import mean_interval
 
 if TYPE_CHECKING:
-    from alignbench.diagnosis.diagnose import Diagnosis
     from alignbench.evaluation.evaluate import Evaluation
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -89,6 +89,12 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
     if frame is not None and len(frame):
         write("curves", partial(curves, frame, result))
         write("diagnostics", partial(diagnostics, frame))
+
+    def of_curve() -> Figure | None:
+        table = read_curve(folder)
+        return None if table is None or table["iteration"].nunique() < 2 else along_training(table, result)
+
+    write("along_training", of_curve)
     write("distributions", of_distributions)
     write("changes", partial(changes, result))
     write("tree", lambda: tree(RolloutTree.read(folder / TREE)) if os.path.lexists(folder / TREE) else None)
@@ -125,7 +131,7 @@ def curves(frame: pd.DataFrame, result: Result) -> Figure:
         rewards = [m for m in result.metrics.values() if m.role == "reward"]
         for x, estimate in enumerate((rewards[0].base, rewards[0].final) if rewards else ()):
             if estimate.value is not None:
-                right.errorbar([x], [estimate.value], yerr=_bars(estimate), fmt="o", capsize=4, color=COLORS[x])
+                right.errorbar([x], [estimate.value], yerr=error_bars(estimate), fmt="o", capsize=4, color=COLORS[x])
                 right.annotate(
                     f"{estimate.value:.3f}", (x, estimate.value), xytext=(8, 0), textcoords="offset points", va="center"
                 )
@@ -171,6 +177,33 @@ def diagnostics(frame: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure:
+    """The trained reward, independent metrics and diversity at each evaluation on validation prompts; bands are 95 %."""
+    ranked = [name for name, record in result.metrics.items() if record.role == "reward"]
+    ranked += [n for n, r in result.metrics.items() if r.role == "judge" and r.higher_is_better is not None and n not in ranked]
+    present = set(table["metric"])
+    names = [*[name for name in ranked if name in present][: most - 1], *(["path_kl"] if "path_kl" in present else [])]
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            lines, columns, figsize=(2.6 * columns, 2.0 * lines), squeeze=False, constrained_layout=True, sharex=True
+        )
+        for axes, name in zip(grid.flat, names, strict=False):
+            iterations, values = by_prompt(table, name)
+            intervals = [mean_interval(of_one) for of_one in values]
+            axes.plot(iterations, [i.value for i in intervals], marker="o", markersize=3)
+            bounds = np.array([[i.lower, i.upper] for i in intervals])
+            if np.isfinite(bounds).all():
+                axes.fill_between(iterations, bounds[:, 0], bounds[:, 1], alpha=0.15, linewidth=0)
+            axes.set_title(f"{name} (trained on)" if name in result.metrics and result.metrics[name].role == "reward" else name)
+            axes.set_xlabel("iteration")
+        for axes in grid.flat[len(names) :]:
+            axes.set_axis_off()
+        figure.suptitle(f"{' x '.join(result.pair)}, {result.run.task}: validation prompts along the training", fontsize=9)
+    return figure
+
+
 def changes(result: Result) -> Figure:
     """Paired difference of each metric in units of the base model's half interval, so that all fit on one axis.
 
@@ -184,7 +217,7 @@ def changes(result: Result) -> Figure:
         unit = (b.upper - b.lower) / 2
         names.append(f"{name}{' (reward)' if metric.role == 'reward' else ''}")
         values.append(d.value / unit)
-        bars.append(np.divide(_bars(d), unit))
+        bars.append(np.divide(error_bars(d), unit))
         colors.append(COLORS[1] if metric.role == "reward" else COLORS[0])
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 0.35 * len(names) + 1), layout="constrained")
@@ -289,7 +322,8 @@ class RolloutTree(NamedTuple):
         rewards = forest.by_group(forest.rewards.cpu())[this]
         here = groups.valid(rewards)
         p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
-        q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=forest.standardised), here).exp()[0]
+        target = groups.target_reward(rewards, standardised=forest.standardised)
+        q = groups.boltzmann_log_prob(target, beta, here).exp()[0]
         steps = forest.plan.steps
         plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
         pictures = np.asarray(images[group * k : (group + 1) * k])
@@ -377,69 +411,8 @@ def _branches(axis: Any, drawn: RolloutTree) -> None:
     axis.legend(loc="upper left", fontsize=6)
 
 
-def diagnosis(found: "Diagnosis") -> Figure:
-    """Everything that `diagnose` measured, with 95 % intervals."""
-    sampler = legend_name(visible(found.sampler))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplot_mosaic("AABBCC;DDDEEE", figsize=(9, 5), layout="constrained")
-        places = range(len(found.distances))
-        _estimates(axes["A"], places, [d.sampler for d in found.distances], sampler, COLORS[0])
-        _estimates(axes["A"], places, [d.independent for d in found.distances], "independent", COLORS[1])
-        axes["A"].set(xticks=places, xticklabels=[d.apart_since for d in found.distances], xlim=(-0.5, len(places) - 0.5))
-        axes["A"].set(ylim=(0, None), ylabel="|z - z'| / sqrt(D)", title="distance of two leaves, by where they part")
-        prefixes = [str(e.prefixes) for e in found.prefix_entropy]
-        places = range(len(prefixes))
-        _estimates(axes["B"], places, [e.policy for e in found.prefix_entropy], "p (policy)", COLORS[0])
-        label = f"q (target, beta {found.beta:g})"
-        _estimates(axes["B"], places, [e.target for e in found.prefix_entropy], label, COLORS[1])
-        axes["B"].set(xticks=places, xticklabels=prefixes, xlim=(-0.5, len(places) - 0.5), ylim=(0, 1.05))
-        axes["B"].set(xlabel="prefixes", ylabel="entropy / maximum", title="prefix entropy")
-        variation = found.total_variation
-        _estimates(axes["C"], [0, 1], [variation.leaf, variation.group], None, COLORS[0])
-        axes["C"].axhline(0, color="black", linewidth=0.8)
-        axes["C"].set(xticks=[0, 1], xticklabels=["single leaves", "groups"], xlim=(-0.5, 1.5), ylim=(-0.15, 1.05))
-        axes["C"].set_title("total variation to independent, at least")
-        sizes = [p.k for p in found.partition]
-        for name, label, color in (("sampler", sampler, COLORS[0]), ("independent", "independent", COLORS[1])):
-            for axis, quantity in (("D", "bias"), ("E", "deviation")):
-                values = [getattr(p, f"{name}_{quantity}") for p in found.partition]
-                _estimates(axes[axis], sizes, values, label, color, linestyle="-")
-        axes["D"].axhline(0, color="black", linewidth=0.8)
-        axes["D"].set(xscale="log", ylabel="E log Z_hat - log Z", title="bias of log Z_hat")
-        axes["E"].set(xscale="log", ylabel="deviation", title="standard deviation of log Z_hat")
-        first = found.partition[0].independent_deviation.value
-        if first:
-            axes["E"].set_yscale("log")
-            for formatted in (axes["E"].yaxis.set_major_formatter, axes["E"].yaxis.set_minor_formatter):
-                formatted(ScalarFormatter())
-            guide = [first * (size / sizes[0]) ** -0.5 for size in sizes]
-            axes["E"].plot(sizes, guide, color="#999999", linestyle=":", label="1 / sqrt(K)")
-        for axis in ("D", "E"):
-            axes[axis].axvline(found.group_size, color="#999999", linewidth=0.8)
-            axes[axis].set(
-                xticks=sizes, xticklabels=[str(size) for size in sizes], xlabel="K (behind the line: several groups)"
-            )
-            axes[axis].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-        for axis in "ABDE":
-            axes[axis].legend()
-        of = f"{len(found.prompts)} prompts x {found.groups} groups of {found.group_size}"
-        figure.suptitle(f"{sampler} on {visible(found.backbone)}, {of}", fontsize=9)
-    return figure
-
-
-def _estimates(
-    axis: Any, x: Iterable[float], estimates: Sequence[Estimate], label: str | None, color: str, linestyle: str = ""
-) -> None:
-    """Points with their intervals, as far as both can be told."""
-    known = [(at, e.value, _bars(e)) for at, e in zip(x, estimates, strict=True) if e.value is not None]
-    if known:
-        at, value, bars = (list(column) for column in zip(*known, strict=True))
-        style: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 3, "linewidth": 1, "linestyle": linestyle}
-        axis.errorbar(at, value, yerr=np.hstack(bars), label=label, color=color, **style)
-
-
-def _bars(estimate: Estimate) -> np.ndarray:
-    """How far the interval reaches below and above the value, [2, 1]; NaN, which is not drawn, where it is unbounded."""
+def error_bars(estimate: Estimate) -> np.ndarray:
+    """How far the interval extends below and above the value, [2, 1]; NaN, which is not drawn, if it is unbounded."""
     if estimate.value is None or estimate.lower is None or estimate.upper is None:
         return np.full((2, 1), np.nan)
     return np.maximum([[estimate.value - estimate.lower], [estimate.upper - estimate.value]], 0.0)

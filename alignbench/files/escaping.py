@@ -1,39 +1,28 @@
-"""Names as text, whatever they hold: one function for each format in which reports show them.
+"""Escapes names for the formats of reports: one function for each format.
 
-HTML is escaped by the templates' autoescape; what is left to do there is `visible`.
+The templates' autoescape takes care of HTML, after `visible`.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from alignbench.errors import visible as visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LONGEST_NAME = 60
-"""Letters of a file's name, each of at most four bytes."""
+"""Largest number of letters in a file's name; each has at most four bytes."""
 
-_JOINERS = "\u200c\u200d"  # Persian and Indic scripts are misspelt without them, and emoji fall apart
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _FORMULA = tuple("=+-@\t\r＝＋－＠")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}"}
 _LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
 
-def visible(text: str) -> str:
-    """Letters that control a terminal, end a line, turn the direction of writing or are no Unicode as escapes, `\\x1b`."""
-    return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
-
-
-def _shown(letter: str) -> str:
-    hidden = unicodedata.category(letter) in _HIDDEN and letter not in _JOINERS
-    return repr(letter)[1:-1] if hidden or ord(letter) & 0xFFFE == 0xFFFE else letter
-
-
 def markdown(text: str) -> str:
-    """One line of Markdown text, which can open no tag, link, heading, list or column of a table."""
+    """Text as one line of Markdown that cannot open a tag, link, heading, list or table column."""
     one_line = visible(" ".join(text.split()))
     escaped = re.sub(r"[\\`*\[\]<>|#~$&@]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", one_line)
     escaped = re.sub(r":(?=//)|(?<=\bwww)\.", r"\\\g<0>", escaped, flags=re.IGNORECASE)  # else GitHub makes links of them
@@ -42,26 +31,26 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """A name as code in a line of Markdown; not for cells of tables, where a `|` would end it."""
+    """A name as code in a line of Markdown; not for cells of tables, where a `|` would end the cell."""
     one_line = visible(" ".join(text.split()))
     fence = "`" * (1 + max(map(len, re.findall("`+", one_line)), default=0))
     return f"{fence}{one_line}{fence}" if len(fence) == 1 else f"{fence} {one_line} {fence}"
 
 
 def latex(text: str) -> str:
-    """LaTeX text for a cell of a table."""
+    """Text for a cell of a LaTeX table."""
     escaped = "".join(_LATEX.get(c, c) for c in visible(text))
-    escaped = re.sub(r"(?<![\w.-])-(?=\d|inf)", "$-$", escaped)  # a hyphen is no minus
+    escaped = re.sub(r"(?<![\w.-])-(?=\d|inf)", "$-$", escaped)  # a hyphen is not a minus sign
     return f"{{{escaped[0]}}}{escaped[1:]}" if escaped[:1] in ("[", "*") else escaped  # after `\\` these would be its options
 
 
 def csv_text(text: str) -> str:
-    """A cell that a spreadsheet takes for no formula: an apostrophe comes before one. A number stays a number."""
+    """A cell that a spreadsheet does not take for a formula: an apostrophe is put before it. A number stays a number."""
     return text if not text.startswith(_FORMULA) or _is_number(text) else f"'{text}"
 
 
 def csv_frame(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with `csv_text` for every text in it, its heads included."""
+    """The table with `csv_text` applied to every text and every heading."""
     safe = frame.rename(columns=lambda name: csv_text(visible(str(name))))
     for at in range(len(safe.columns)):
         column = safe.iloc[:, at]
@@ -75,12 +64,12 @@ def _is_number(text: str) -> bool:
 
 
 def slug(text: str) -> str:
-    """A file name of letters, digits and `_`, `.`; texts that differ in other signs share one, see `slugs`."""
+    """A file name of letters, digits, `_` and `.`. Texts that differ only in other characters share one; see `slugs`."""
     return re.sub(r"[^\w.]+", "_", text).strip("_.")[:LONGEST_NAME].strip("_.")
 
 
 def slugs(texts: Iterable[str]) -> dict[str, str]:
-    """A file name for each text, no two alike in any case of letters: later ones get a number."""
+    """A file name for each text. No two are equal when case is ignored: later ones get a number."""
     found: dict[str, str] = {}
     taken: set[str] = set()
     for text in texts:

@@ -1,85 +1,49 @@
-"""What records are read through: regular files alone, within limits, and one sentence for whatever else is there.
+"""Reads records: JSON files and Parquet tables of a results folder, which may come from anywhere.
 
-A results folder may come from anywhere. So a named pipe, a device or a folder in place of a file is not waited for, and what
-a small file would unfold to is known before it does.
+Only regular files are opened, so a named pipe, a device or a folder in place of a file is refused at once. Before a small file
+is decompressed, its size in memory is known. Whatever is not a record is refused in one sentence.
 """
 
-import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignbench.errors import UserError
+from alignbench.files.json_files import read_json
+from alignbench.files.opening import open_regular
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-MAX_JSON_BYTES = 2**26
 MAX_DEPTH = 60
-"""Of lists and mappings inside one another in a JSON file."""
+"""Largest nesting depth of lists and mappings in a JSON record."""
 MAX_TABLE_BYTES = 2**30
-"""Of a Parquet file, and of all texts that it unfolds to."""
+"""Largest Parquet file, and largest total of its texts in memory."""
 MAX_ROWS, MAX_COLUMNS, MAX_VALUES = 10_000_000, 10_000, 100_000_000
-"""Of a Parquet file; the last is rows times columns."""
+"""Largest Parquet table; the last number limits rows times columns."""
 
 Kind = Literal["whole", "number", "text"]
 _MEANING: dict[Kind, str] = {"whole": "whole numbers", "number": "numbers", "text": "texts"}
 
 
-def open_regular(file: Path) -> BinaryIO:
-    """The file opened for reading its bytes.
+def read_record(file: Path) -> dict[str, Any]:
+    """Reads the keys and values of a JSON record: finite numbers that fit into 64 bits, and texts that are valid Unicode.
 
     Raises:
-        UserError: it is not there, cannot be read, or is not a regular file, such as a folder or a named pipe.
+        UserError: the file cannot be read, is not valid JSON, or holds anything else.
     """
-    try:
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
-    except ValueError as error:  # a NUL in the name
-        raise UserError(f"cannot read {file}: {error}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"cannot read {file}: it is not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file: finite numbers that 64 bits hold, texts that are valid Unicode.
-
-    Raises:
-        UserError: it cannot be read, is no JSON, or holds anything else.
-    """
-    with open_regular(file) as opened:
-        try:
-            content = opened.read(MAX_JSON_BYTES + 1)
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror or error}") from None
-    if len(content) > MAX_JSON_BYTES:
-        raise UserError(f"cannot read {file}: it is larger than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        data = json.loads(content.decode("utf-8"), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{file} is not valid JSON{where}; it may have been altered") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file} is not a record: it holds no keys and values")
-    why = _unusable(data)
-    if why:
-        raise UserError(f"{file} is not a record: it holds {why}")
+    data = read_json(file, "record")
+    problem = _unusable(data)
+    if problem:
+        raise UserError(f"{file} is not a record: it holds {problem}")
     return data
 
 
-def _no_number(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON number")
-
-
 def _unusable(data: Any) -> str | None:
-    """What in the data no record has."""
+    """What the data holds that a record must not hold; None if it is usable."""
     level = [data]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
@@ -103,20 +67,21 @@ def _unusable(data: Any) -> str | None:
 def read_table(
     file: Path, columns: Mapping[str, Kind] | None = None, optional: Mapping[str, Kind] | None = None
 ) -> "pd.DataFrame":
-    """A Parquet table of numbers and texts.
+    """Reads a Parquet table of numbers and texts.
 
     Args:
-        columns: those that it must have, without missing values but NaN of numbers; others are whatever they are.
-        optional: what other columns hold where they are there.
+        file: the file to read.
+        columns: the columns that the table must have, with their kinds. Numbers may be NaN; no other value may be missing.
+        optional: the kinds of further columns, if the table has them. All other columns are read as they are.
 
     Raises:
-        UserError: it cannot be read, is no such table, or would unfold beyond the limits.
+        UserError: the file cannot be read, is not such a table, or would exceed the limits in memory.
     """
     try:
         return _read_table(file, columns or {}, optional or {})
     except UserError:
         raise
-    except Exception as error:  # pyarrow raises its own errors, and whatever damaged bytes lead it to
+    except Exception as error:  # pyarrow raises its own errors, and others for damaged bytes
         why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {file}: {why}") from None
 
@@ -131,24 +96,24 @@ def _read_table(file: Path, columns: Mapping[str, Kind], optional: Mapping[str, 
     with open_regular(file) as opened:
         if os.fstat(opened.fileno()).st_size > MAX_TABLE_BYTES:
             raise refuse(f"it is larger than {MAX_TABLE_BYTES >> 20} MiB")
-        found = pq.ParquetFile(opened)
-        rows, names = found.metadata.num_rows, found.schema_arrow.names
+        parquet = pq.ParquetFile(opened)
+        rows, names = parquet.metadata.num_rows, parquet.schema_arrow.names
         if rows > MAX_ROWS or len(names) > MAX_COLUMNS or rows * len(names) > MAX_VALUES:
-            raise refuse(f"{rows} rows of {len(names)} columns are more than a record has")
+            raise refuse(f"{rows} rows of {len(names)} columns are more than a record can have")
         if len(set(names)) < len(names):
             raise refuse("two of its columns have the same name")
         for name in columns:
             if name not in names:
                 raise refuse(f"it has no column {name!r}")
         kinds: dict[str, Kind | None] = {}
-        for column in found.schema_arrow:
+        for column in parquet.schema_arrow:
             kind, wanted = _kind(column.type), {**columns, **optional}.get(column.name)
             fits = kind == wanted or (kind, wanted) == ("whole", "number") if wanted else kind is not None
             if not fits and not pa.types.is_null(column.type):
                 holds = _MEANING[wanted] if wanted else "numbers or texts"
                 raise refuse(f"its column {column.name!r} should hold {holds}, but holds {column.type}")
             kinds[column.name] = kind
-        # Dictionaries keep a text that stands in many rows once, in memory too.
+        # As dictionaries, texts that occur in many rows are kept once in memory too.
         texts = [name for name, kind in kinds.items() if kind == "text"]
         table = pq.ParquetFile(opened, read_dictionary=texts).read()
     if sum(map(_text_bytes, (table.column(name) for name in texts))) > MAX_TABLE_BYTES:
@@ -161,7 +126,7 @@ def _read_table(file: Path, columns: Mapping[str, Kind], optional: Mapping[str, 
 
 
 def _kind(kind: "pa.DataType") -> Kind | None:
-    """None for what no record has, and where all values are missing."""
+    """The kind of a column; None for a type that records do not use, and for a column without values."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
@@ -174,7 +139,7 @@ def _kind(kind: "pa.DataType") -> Kind | None:
 
 
 def _text_bytes(column: "pa.ChunkedArray") -> int:
-    """How long the texts of a column of dictionaries are, each as often as it stands there."""
+    """The total length of the texts in a dictionary column, with repetitions."""
     import pyarrow.compute as pc
 
     total = 0

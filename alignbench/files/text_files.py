@@ -9,7 +9,6 @@ import io
 import json
 import re
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignbench.errors import UserError, did_you_mean
+from alignbench.files.json_files import json_problem, parse_json
 from alignbench.files.text import excerpt
 
 if TYPE_CHECKING:
@@ -154,15 +154,6 @@ def read_text(file: Path, what: str, *, pipe: bool = False) -> str:
     return _decoded(_read(file, what, pipe, parquet=False) or b"", file, what)
 
 
-def read_json(file: Path, what: str) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        UserError: it cannot be read, is too large, or is no JSON.
-    """
-    return _parsed(read_text(file, what), file, what)
-
-
 def read_objects(file: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a file of JSON lines, or of a JSON list, each with the place where it stands.
 
@@ -210,18 +201,6 @@ def read_table(file: Path, what: str, *headings: str, lines: bool = False, pipe:
         raise UserError(f"{file} holds no {what}")
     _check_rows(len(table), file, what)
     return table
-
-
-def parse_json(text: str) -> Any:
-    """Like json.loads.
-
-    Raises:
-        ValueError: whatever is wrong with it, also that it is nested too deeply or has a key twice.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def _cannot(what: str, file: Path, why: object) -> UserError:
@@ -295,21 +274,11 @@ def _is_unicode(text: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------- JSON
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"it has the key {excerpt(twice)} twice")
-    return found
-
-
 def _parsed(text: str, file: Path, what: str) -> Any:
     try:
         return parse_json(text)
-    except json.JSONDecodeError as error:
-        raise _cannot(what, file, f"line {error.lineno}, column {error.colno}: {error.msg}") from None
     except ValueError as error:
-        raise _cannot(what, file, error) from None
+        raise _cannot(what, file, json_problem(error)) from None
 
 
 def _entries(text: str, file: Path, what: str, *, texts: bool) -> tuple[str, list[tuple[int, Any]]]:

@@ -24,7 +24,8 @@ from alignbench.backbone import Backbone
 from alignbench.config.run_config import EvaluationConfig
 from alignbench.errors import RunError, UserError
 from alignbench.evaluation.evaluate import MetricSuite, evaluate_images, evaluation_prompts, named_failure
-from alignbench.files.reading import read_json, read_table
+from alignbench.files.json_files import read_json
+from alignbench.files.reading import read_table
 from alignbench.files.writing import write_atomically
 from alignbench.frontier.tilt import (
     best_of_log_weights,
@@ -364,7 +365,7 @@ def read_front(folder: Path) -> Front | None:
     """
     if not os.path.lexists(folder / RECORD):
         return None
-    record = validate(FrontRecord, read_json(folder / RECORD), where=str(folder / RECORD))
+    record = validate(FrontRecord, read_json(folder / RECORD, "front"), where=str(folder / RECORD))
     kinds: dict[str, Any] = dict(zip(COLUMNS, ("text", "number", "whole", "text", "text", "number"), strict=True))
     table = read_table(folder / TABLE, kinds)[COLUMNS]
     if not {TILT} <= set(table.rule) or not {REWARD, KL} <= set(table.metric):

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from alignbench.errors import UserError, redacted
 from alignbench.files.escaping import visible
-from alignbench.files.reading import Kind, read_json, read_table
+from alignbench.files.reading import Kind, read_record, read_table
 from alignbench.files.writing import write_atomically
 from alignbench.settings import first_problem
 from alignbench.statistics import Interval
@@ -242,7 +242,7 @@ def read_result(folder: Path) -> Result:
         UserError: there is none, it was written by another version of the schema, or it has been altered beyond reading.
     """
     file = folder / RESULT
-    data = read_json(file)
+    data = read_record(file)
     if data.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{file} has schema version {data.get('schema_version')!r}; this alignbench reads {SCHEMA_VERSION}")
     try:

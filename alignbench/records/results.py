@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
-from alignbench.config.run_config import WITHOUT_EFFECT
+from alignbench.config.run_config import WITHOUT_EFFECT, with_present_names
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.escaping import slugs, visible
-from alignbench.files.reading import read_json
+from alignbench.files.reading import read_record
 from alignbench.records.record import Estimate, Result, read_evals, read_metrics, read_result, visible_record
 from alignbench.settings import first_problem
 from alignbench.statistics import (
@@ -384,7 +384,7 @@ class _Comparison(BaseModel):
 
 def _read_comparison(file: Path) -> _Comparison:
     try:
-        return _Comparison.model_validate(read_json(file))
+        return _Comparison.model_validate(read_record(file))
     except ValidationError as error:
         raise UserError(f"{file} is not a record of a comparison: {first_problem(error, 'the record')}") from None
 
@@ -421,7 +421,7 @@ def _name(found: list[tuple[Path, Result]], results: Results) -> None:
     for folder, result in found:
         info = result.run
         setup = setups.of(f"{info.task} on {info.backbone}", _setup_settings(result))
-        method = {k: v for k, v in result.config.items() if k not in _NOT_OF_THE_METHOD}
+        method = {k: v for k, v in with_present_names(result.config).items() if k not in _NOT_OF_THE_METHOD}
         cell = cells.of(" x ".join(result.pair), method, within=setup)
         first = seen.setdefault((setup, cell, info.seed), folder)
         if first != folder:

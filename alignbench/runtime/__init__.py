@@ -1,1 +1,1 @@
-"""The process and its surroundings: ranks, signals, streams, memory, the import path, environment variables."""
+"""The process and its environment: ranks, signals, streams, memory, the import path and environment variables."""

@@ -1,6 +1,6 @@
-"""Where passwords and tokens come from: the environment, or a file; never a setting, a URL or a command line.
+"""Reads tokens from the environment or from a file; they are never settings, parts of a URL or command-line options.
 
-Nothing that is read here goes into a configuration, a record or a message.
+What is read here does not appear in any configuration, record or message.
 """
 
 import os
@@ -11,19 +11,19 @@ from alignbench.files.paths import local_path
 
 SCORER_TOKEN = "ALIGNBENCH_SCORER_TOKEN"
 MAX_LENGTH = 10_000
-"""Of a token."""
+"""Largest length of a token."""
 
 
 def scorer_authorization(file: str | Path | None = None) -> str | None:
-    """The Authorization header for a scorer service; None where there is no token.
+    """The Authorization header for a scorer service; None if there is no token.
 
-    A token goes out as `Bearer TOKEN`. One that begins with its own scheme (`Basic dXNlcjpw...`) goes out as it is.
+    A token is sent as `Bearer TOKEN`. A token that begins with its own scheme (`Basic dXNlcjpw...`) is sent unchanged.
 
     Args:
-        file: whose content is the token; None for the variable ALIGNBENCH_SCORER_TOKEN.
+        file: file that contains the token; None for the variable ALIGNBENCH_SCORER_TOKEN.
 
     Raises:
-        UserError: the file cannot be read or is empty, or the token is none that a header can hold.
+        UserError: the file cannot be read or is empty, or a header cannot hold the token.
     """
     if file is None:
         source, token = f"the variable {SCORER_TOKEN}", os.environ.get(SCORER_TOKEN)
@@ -33,9 +33,9 @@ def scorer_authorization(file: str | Path | None = None) -> str | None:
         source, token = f"the token file {file}", _content(local_path(file))
     token = token.strip()
     if not token:
-        raise UserError(f"{source} is empty; put the scorer's token there, or leave it out")
+        raise UserError(f"{source} is empty; put the scorer's token there, or remove it")
     if len(token) > MAX_LENGTH or not (token.isascii() and token.isprintable()):
-        raise UserError(f"{source} does not hold a token: one line of at most {MAX_LENGTH} ASCII letters")
+        raise UserError(f"{source} does not hold a token: a token is one line of at most {MAX_LENGTH} ASCII characters")
     return token if " " in token else f"Bearer {token}"
 
 

@@ -1,7 +1,7 @@
-"""The Hugging Face hub: what of it is on this machine, and whether it can be asked for the rest.
+"""The Hugging Face hub: which weights are on this machine, and whether the others can be downloaded.
 
-The hub's own client asks again and again, minutes for a model of several files. Without a network a user should read in
-seconds what is missing, and what is already on the machine should load as fast as with one.
+The hub's own client retries for minutes if a model has several files. Without a network, a user should read within seconds what
+is missing, and weights that are on the machine should load as fast as with a network.
 """
 
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ from pathlib import Path
 from alignbench.errors import UserError
 
 SECONDS = 5.0
-"""In which the hub must answer."""
+"""Seconds within which the hub must answer."""
 
 
 def require(wanted: Mapping[str, str]) -> None:
-    """Makes sure that weights can be had, before anything is loaded. Where the hub does not answer, it is not asked again.
+    """Makes sure that weights are available before anything is loaded. If the hub does not answer, it is not asked again.
 
     Args:
-        wanted: OWNER/NAME, or OWNER/NAME/FILE -> what needs it. Files and folders of this machine are passed over.
+        wanted: for each OWNER/NAME or OWNER/NAME/FILE, what needs it. Files and folders of this machine are skipped.
 
     Raises:
-        UserError: some of them are not on this machine and the hub does not answer; they are all named.
+        UserError: some weights are not on this machine, and the hub does not answer; the message names all of them.
     """
     from huggingface_hub import constants
 
     names = {name: user for name, user in wanted.items() if not is_local(name)}
     if not names or answers():
         return
-    # The client has no call for it. What it is asked for from now on it takes from this machine alone, at once.
+    # The client has no function for this. From now on it uses only files of this machine, without a delay.
     constants.HF_HUB_OFFLINE = True
     missing: dict[str, list[str]] = {}
     for name, user in names.items():
@@ -37,13 +37,13 @@ def require(wanted: Mapping[str, str]) -> None:
     if missing:
         listed = "; ".join(f"{' and '.join(several)} for {user}" for user, several in missing.items())
         raise UserError(
-            f"not on this machine, and {constants.ENDPOINT} does not answer: {listed}; fetch them where there is a network "
-            "(hf download NAME), or set local folders in their place (docs/evals.md)"
+            f"not on this machine, and {constants.ENDPOINT} does not answer: {listed}; download them on a machine with "
+            "internet access (hf download NAME), or set local folders instead (docs/evals.md)"
         )
 
 
 def is_local(name: str) -> bool:
-    """Whether it is a file or folder here, or could only be one."""
+    """Whether a name is a file or folder of this machine, or can only be one."""
     return name.startswith((".", "/", "~")) or Path(name).exists()
 
 
@@ -63,7 +63,7 @@ def is_cached(name: str) -> bool:
 
 @cache
 def answers() -> bool:
-    """Whether the hub can be reached and may be asked (HF_HUB_OFFLINE); found out once in a process."""
+    """Whether the hub can be reached and may be used (HF_HUB_OFFLINE); this is tested once per process."""
     import requests
     from huggingface_hub import constants
 

@@ -1,7 +1,7 @@
-"""Where Python looks for modules: never in the folder that one happens to stand in, unless a plug-in was asked for from there.
+"""Where Python looks for modules: not in the current folder, unless the user names a plug-in there.
 
-Results folders are passed around, and a file in one that is named like an optional module of a library would otherwise run
-as soon as a command is started there. Imports nothing heavy, since it must come before everything else.
+Results folders are passed around. A file in one that has the name of a library's optional module would otherwise run as soon
+as a command is started in that folder. This module imports nothing heavy, because it must run before everything else.
 """
 
 import importlib
@@ -18,9 +18,9 @@ _OURS = "_ALIGNBENCH_SAFEPATH"
 
 
 def leave_out_current_folder() -> None:
-    """Takes the current folder off the import path, where `python -m` and empty parts of PYTHONPATH put it.
+    """Removes the current folder from the import path, where `python -m` and empty parts of PYTHONPATH put it.
 
-    It stays if it is the checkout that this alignbench is from, or if PYTHONPATH names it in full.
+    It stays if it is the checkout of this alignbench, or if PYTHONPATH contains its absolute path.
     """
     named = {os.path.realpath(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(part)}
     here = _here()
@@ -31,10 +31,10 @@ def leave_out_current_folder() -> None:
 
 
 def import_named(module: str) -> ModuleType:
-    """The module of a plug-in that a user named as `module:Class`, which may lie in the current folder.
+    """Imports the module of a plug-in that a user named as `module:Class`; it may lie in the current folder.
 
-    If it does, that folder comes first while it is imported, as for a script there; afterwards it comes last, so that the
-    plug-in finds its neighbours when it needs them.
+    In that case the folder comes first on the import path during the import, as for a script in it. Afterwards it comes last,
+    so that the plug-in can still import modules beside it.
     """
     here, top = _here(), module.partition(".")[0]
     if here is None or here in sys.path or not (Path(here, top).is_dir() or Path(here, f"{top}.py").is_file()):
@@ -49,9 +49,9 @@ def import_named(module: str) -> ModuleType:
 
 @contextmanager
 def safe_children() -> Iterator[None]:
-    """Python processes that are started while this is entered begin without the current folder on their import path.
+    """Makes Python processes that are started inside this context begin without the current folder on their import path.
 
-    They should call `begin_child`, so that processes which they start in turn are what they would be anywhere.
+    They should call `begin_child`, so that processes which they start in turn are not affected.
     """
     if "PYTHONSAFEPATH" in os.environ:
         yield
@@ -64,7 +64,7 @@ def safe_children() -> Iterator[None]:
 
 
 def begin_child() -> None:
-    """Forgets what `safe_children` has put into the environment."""
+    """Removes the variables that `safe_children` has set."""
     if os.environ.pop(_OURS, None):
         os.environ.pop("PYTHONSAFEPATH", None)
 
@@ -74,7 +74,7 @@ def current_folder_exists() -> bool:
 
 
 def _here() -> str | None:
-    """The current folder; None if it has been removed."""
+    """The real path of the current folder; None if it has been removed."""
     try:
         return os.path.realpath(os.getcwd())
     except OSError:

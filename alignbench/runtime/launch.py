@@ -1,4 +1,4 @@
-"""Runs that several processes share: what a launcher told this one, and starting some here. Imports nothing heavy."""
+"""Runs on several ranks: what the launcher's variables say, and starting ranks on this machine. Imports nothing heavy."""
 
 import os
 import signal
@@ -17,40 +17,40 @@ from alignbench.runtime.import_path import begin_child, safe_children
 LOOPBACK = "127.0.0.1"
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 MOST_THREADS = 8
-"""More than so many threads gain little on models of the sizes that are trained on a CPU."""
-_REMEDY = "launchers such as torchrun set these variables; unset them if none is at work"
+"""Largest default number of threads. More gain little for models that are small enough to be trained on a CPU."""
+_REMEDY = "launchers such as torchrun set these variables; unset them if there is no launcher"
 PATIENCE = 60
-"""Seconds that the others get to end once the first process has."""
+"""Seconds that the other ranks have to end after rank zero has ended."""
 
 
 def count() -> int:
-    """Processes that were started together; 1 without a launcher.
+    """The number of ranks; 1 without a launcher.
 
     Raises:
-        UserError: the launcher's variables cannot be, as when a job that has ended left some of them behind.
+        UserError: the launcher's variables contradict each other, for instance because an ended job left some of them behind.
     """
     processes = variables.whole_number("WORLD_SIZE", 1, least=1)
     if processes > 1:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if missing:
-            raise UserError(f"the environment has WORLD_SIZE={processes}, but no {' or '.join(missing)}; {_REMEDY}")
+            raise UserError(f"the environment has WORLD_SIZE={processes}, but not {' and '.join(missing)}; {_REMEDY}")
     if os.environ.get("WORLD_SIZE") and variables.whole_number("RANK", 0, least=0) >= processes:
-        raise UserError(f"there is no RANK={os.environ['RANK']} among WORLD_SIZE={processes} processes; {_REMEDY}")
+        raise UserError(f"RANK={os.environ['RANK']} must be below WORLD_SIZE={processes}; {_REMEDY}")
     return processes
 
 
 def on_this_machine() -> int:
-    """Those of them that share this machine's cores."""
+    """The number of ranks on this machine, which share its cores."""
     return variables.whole_number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
 def is_first() -> bool:
-    """Whether this is the one that writes files."""
+    """Whether this is rank zero, which writes files."""
     return count() == 1 or variables.whole_number("RANK", 0, least=0) == 0
 
 
 def speaks() -> bool:
-    """Whether this is the one that says what ended all of them; also where the variables are wrong."""
+    """Whether this rank prints the error that ended all ranks. It does if the launcher's variables are wrong."""
     try:
         return is_first()
     except UserError:
@@ -58,42 +58,42 @@ def speaks() -> bool:
 
 
 def meeting_place() -> str:
-    """Where the processes meet, in the words of the variables that say so."""
+    """The launcher's variables, for messages about ranks that do not connect."""
     return ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def asks_for_sharding() -> bool:
-    """Whether `accelerate launch --use_fsdp` started it."""
+    """Whether `accelerate launch --use_fsdp` started this process."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
 def check_share(prompts: int, processes: int) -> None:
-    """Raises UserError where that many prompts an iteration cannot be shared equally."""
+    """Raises UserError if the prompts of an iteration cannot be divided equally between the ranks."""
     if prompts % processes:
-        unequal = f"prompts_per_iteration={prompts} cannot be shared equally by {processes} processes"
-        raise UserError(f"{unequal}; take a multiple of their number")
+        unequal = f"prompts_per_iteration={prompts} cannot be divided equally between {processes} processes"
+        raise UserError(f"{unequal}; choose a multiple of {processes}")
 
 
 def threads(beside: int = 1) -> int:
-    """CPU threads of a process: OMP_NUM_THREADS, else its share of the usable cores, at most `MOST_THREADS`.
+    """CPU threads of a process: OMP_NUM_THREADS, or else its share of the usable cores, at most `MOST_THREADS`.
 
     Args:
-        beside: how many processes work at the same time, each with as many threads.
+        beside: number of processes that work at the same time with as many threads each.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # `4,2` is of nested loops
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # `4,2` has a number for each nesting level
     if asked.isdecimal() and int(asked):
         return int(asked)
     return min(MOST_THREADS, max(1, usable_cores() // (on_this_machine() * beside)))
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use: those that it is bound to, within its container's share of time."""
+    """CPU cores that this process may use, limited by its CPU affinity and by its container's CPU quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([bound, *_time_shares()])))
 
 
 def _time_shares() -> Iterator[float]:
-    """Cores' worth of time that each control group around this process grants, where it has a limit; of either version."""
+    """The CPU quotas, in cores, of all control groups around this process (cgroups version 1 or 2)."""
     try:
         lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -109,16 +109,16 @@ def _time_shares() -> Iterator[float]:
                 if controllers:
                     limit, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
                 else:
-                    limit, period = map(int, (folder / "cpu.max").read_text().split())  # ValueError: "max" is no limit
+                    limit, period = map(int, (folder / "cpu.max").read_text().split())  # ValueError: "max" means no limit
                 if limit > 0:
                     yield limit / period
 
 
 @contextmanager
 def several(processes: int, work: Callable[..., Any], *arguments: Any) -> Iterator[None]:
-    """While entered, this process is the first of so many; the others, started here, do `work(*arguments)`.
+    """Makes this process rank zero of several; the other ranks are started here and run `work(*arguments)`.
 
-    What `torchrun --standalone` does, for a process that goes on afterwards.
+    This does what `torchrun --standalone` does, for a process that continues afterwards.
     """
     if processes == 1:
         yield
@@ -146,14 +146,14 @@ def several(processes: int, work: Callable[..., Any], *arguments: Any) -> Iterat
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         return int(free.getsockname()[1])
 
 
 def listening(port: int) -> socket.socket:
-    """A socket that listens on that port, to this machine alone."""
+    """A socket that listens on the port, for connections from this machine only."""
     made = socket.socket()
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,12 +166,12 @@ def listening(port: int) -> socket.socket:
 
 
 def loopback_interface() -> str | None:
-    """`lo` on Linux, `lo0` on macOS."""
+    """The name of the loopback interface: `lo` on Linux, `lo0` on macOS."""
     return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
 
 
 def end_with_parent() -> None:
-    """From now on this process is asked to end once its parent has ended."""
+    """Sends this process SIGTERM once its parent has ended."""
 
     def wait() -> None:
         parent = parent_process()
@@ -199,5 +199,5 @@ def _other(environment: dict[str, str], work: Callable[..., Any], arguments: tup
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process is told, and tells
     os.environ |= environment
     end_with_parent()
-    with suppress(KeyboardInterrupt, UserError, RunError):  # the first process has it too, and speaks
+    with suppress(KeyboardInterrupt, UserError, RunError):  # rank zero raises it too and prints it
         work(*arguments)

@@ -1,4 +1,4 @@
-"""What to do when memory runs out: the same again, with half the rows in a model call."""
+"""Halves the number of rows in a model call when memory runs out, and tries again."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,10 +11,10 @@ Found = TypeVar("Found")
 
 
 class MicroBatch:
-    """How many rows go into one model call.
+    """The microbatch: how many rows go into one model call.
 
     Attributes:
-        rows: at most so many; None for all.
+        rows: largest number of rows; None for all rows.
         halvings: how often memory ran out.
     """
 
@@ -22,11 +22,11 @@ class MicroBatch:
         self.rows, self.halvings = rows, 0
 
     def fit(self, work: Callable[[int | None], Found], rows: Callable[[], int]) -> Found:
-        """`work(limit)`; for as long as memory runs out, the same with half the limit, which then stays.
+        """Calls `work(limit)`. As long as memory runs out, it is called again with half the limit, which is kept.
 
         Args:
-            work: takes the rows of one model call, and can be called again after it has failed.
-            rows: how many rows `work` has in all; asked where memory ran out without a limit.
+            work: takes the number of rows in one model call; it can be called again after it has failed.
+            rows: returns the total number of rows; it is called if memory runs out without a limit.
 
         Raises:
             RunError: memory runs out with one row in a call.
@@ -37,21 +37,21 @@ class MicroBatch:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                held = self.rows or rows()
-                if held <= 1:
+                limit = self.rows or rows()
+                if limit <= 1:
                     raise RunError(f"out of memory with one row in a model call: {first_line(error)}") from error
-            # Out here nothing holds the tensors of the failed call any more.
-            self.rows, self.halvings = (held + 1) // 2, self.halvings + 1
+            # At this point nothing refers to the tensors of the failed call any more.
+            self.rows, self.halvings = (limit + 1) // 2, self.halvings + 1
             _release()
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message; torch's fill a screen."""
+    """The first line of an error's message; messages of torch can fill a screen."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error says, in whichever words."""
+    """Whether an error means that memory ran out; libraries report it in different ways."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

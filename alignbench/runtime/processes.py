@@ -1,12 +1,12 @@
-"""The processes that train one policy together, one on each device, as `torchrun` or `accelerate launch` starts them.
+"""The ranks that train one policy together, one on each device, as `torchrun` or `accelerate launch` starts them.
 
-Each process rolls out and scores its share of the prompts. Forests are gathered, so that all have the same one; each then
-answers its share of the rows, and terms are gathered likewise. Every process computes the same loss of all terms: an
-objective never learns that there are several. Each sends its part of d(loss)/d(terms) through the model, and gradients are
-added up.
+Each rank rolls out and scores its share of the prompts. Forests are gathered, so that all ranks have the same one. Each rank
+then evaluates its share of the rows, and the terms are gathered in the same way. Every rank computes the same loss of all
+terms, so an objective does not know that there are several ranks. Each rank sends its part of d(loss)/d(terms) through the
+model, and the gradients are summed.
 
-What fails in one process fails in all of them, at the same place: `on_all_ranks`. So does a request to end. One process alone
-writes files. With one process all of this costs nothing.
+What fails on one rank fails on all of them, at the same place: see `on_all_ranks`. The same holds for a request to end. Only
+rank zero writes files. With a single process all of this costs nothing.
 """
 
 import json
@@ -37,19 +37,19 @@ Found = TypeVar("Found")
 Item = TypeVar("Item")
 
 SILENCE = 15.0
-"""Seconds after which a process that waits for the others at the start says so."""
+"""Seconds after which a rank that waits for the others at the start says so."""
 TIMEOUT = timedelta(hours=2)
-"""How long one process waits for another: scorers and files can be slow."""
+"""How long one rank waits for another. It is long because scorers and files can be slow."""
 
 
 class Processes:
-    """One process, alone; `DistributedProcesses` is one of several.
+    """A single process. `DistributedProcesses` is the same for one rank of several.
 
     Attributes:
-        rank: which of them this is.
-        count: how many there are.
-        sharded: whether each holds a part of the model's weights alone, so that all must ask the model equally often.
-        device: where tensors must be to travel between them.
+        rank: the rank of this process.
+        count: the number of ranks.
+        sharded: whether each rank holds only a part of the model's weights, so that all must call the model equally often.
+        device: the device on which tensors must be to be sent between ranks.
     """
 
     rank = 0
@@ -59,50 +59,51 @@ class Processes:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of them, in order. All are as long: the last item is repeated; `unpadded_length` tells how
-        many count."""
+        """This rank's part of the items, in order. All parts have the same length: the last item is repeated as padding, which
+        `unpadded_length` does not count."""
         each = -(-len(items) // self.count)
         return [items[min(i, len(items) - 1)] for i in range(self.rank * each, (self.rank + 1) * each)]
 
     def unpadded_length(self, items: Sequence[Item]) -> int:
-        """How many at the start of this process's share are no repetitions."""
+        """The number of items in this rank's part without the padding."""
         each = -(-len(items) // self.count)
         return min(max(len(items) - self.rank * each, 0), each)
 
     def on_all_ranks(self, work: Callable[[], Found], *, calls_model: bool = False) -> Found:
-        """`work()` in each process; what one raises, all raise, with its message.
+        """Runs `work` on every rank; if it raises on one rank, it raises on all of them, with the same message.
 
         Args:
-            calls_model: whether work asks the model. With sharded weights the others then wait inside it for the process that
-                failed, and cannot be told: it ends, and they with it.
+            work: the function to run.
+            calls_model: whether `work` calls the model. With sharded weights the other ranks then wait inside the model for the
+                rank that failed and cannot be informed, so that rank ends its process, and the others end as well.
         """
         return work()
 
     def on_rank_zero(self, work: Callable[[], object]) -> None:
-        """`work()` in the first process alone; what it raises, all raise."""
+        """Runs `work` on rank zero only; if it raises, all ranks raise."""
         self.on_all_ranks(lambda: work() if self.is_rank_zero else None)
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """What each process says, in the order of ranks; anything that JSON can hold."""
+        """Gathers a value from each rank, in the order of ranks; a value can be anything that JSON can represent."""
         return [value]
 
     def all_gather(self, values: Tensor) -> list[Tensor]:
-        """The tensor of each process, in the order of ranks; they may differ in their first dimension."""
+        """Gathers a tensor from each rank, in the order of ranks; their first dimensions may differ."""
         return [values]
 
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
-        """In place: each becomes the sum over processes, to the same bits in all of them."""
+        """Replaces each tensor, in place, by its sum over ranks, with the same bits on all ranks."""
 
     def raised_on_all_ranks(self, error: BaseException) -> bool:
-        """Whether all processes raise it, so that they can still work together."""
+        """Whether all ranks raise this error, so that they can still communicate."""
         return True
 
     def deferred_interrupt(self) -> AbstractContextManager[None]:
-        """While entered, a request to end waits."""
+        """Delays a request to end until the context is left."""
         return deferred_interrupt()
 
 
@@ -110,17 +111,21 @@ SINGLE_PROCESS = Processes()
 
 
 def join(device: torch.device, *, sharded: bool = False) -> Processes:
-    """The processes that a launcher started together with this one; `SINGLE_PROCESS` where none did.
+    """Joins the ranks that a launcher started; without a launcher this is `SINGLE_PROCESS`.
 
     Args:
-        device: what each trains on; with CUDA each takes a GPU of its own.
+        device: the device that each rank trains on; with CUDA each rank takes a GPU of its own.
+        sharded: whether each rank will hold only a part of the model's weights.
+
+    Raises:
+        RunError: the ranks cannot connect.
     """
     if launch.count() == 1:
         return SINGLE_PROCESS
     from accelerate import PartialState
 
     with warnings.catch_warnings():
-        # It chooses a number of threads and says so; the run's own is set afterwards.
+        # PartialState sets a number of threads and warns about it; the run sets its own number afterwards.
         warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
         with _waiting(), _meeting():
             state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
@@ -128,11 +133,11 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
 
 
 def on_loopback() -> dict[str, Any]:
-    """How processes that are all on this machine meet, so that none of them listens to others.
+    """Options that make ranks on one machine connect over the loopback interface, so that no other machine can connect.
 
-    By itself torch's store listens on every interface, and gloo and NCCL on the one that the host's name or they themselves
-    choose. GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME say otherwise where they are set. The elastic agent of `torchrun` and
-    `accelerate launch` brings a store of its own.
+    By default torch's store listens on every interface; gloo and NCCL listen on the interface of the host's name or choose one.
+    GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME are respected if they are set. The elastic agent of `torchrun` and
+    `accelerate launch` has a store of its own.
     """
     import torch.distributed as dist
 
@@ -144,7 +149,7 @@ def on_loopback() -> dict[str, Any]:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if address != launch.LOOPBACK or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return {}
-    # The store takes the socket over, and closes it.
+    # The store takes over the socket and closes it.
     listening = launch.listening(int(port)).detach() if launch.is_first() else None
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address, int(port), launch.count(), launch.is_first(), TIMEOUT, master_listen_fd=listening
@@ -154,8 +159,10 @@ def on_loopback() -> dict[str, Any]:
 
 @contextmanager
 def _waiting() -> Iterator[None]:
-    """Says so where the others take long to come: a job that has ended may have left its variables behind."""
-    words = f"waiting for the other processes of this run ({launch.meeting_place()}); unset these if no launcher is at work"
+    """Prints a line if the other ranks take long to connect: variables may be left over from a job that has ended."""
+    words = (
+        f"waiting for the other processes of this run ({launch.meeting_place()}); unset these variables if there is no launcher"
+    )
     timer = threading.Timer(SILENCE, lambda: print(f"alignbench: {words}", file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
@@ -171,11 +178,11 @@ def _meeting() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         place = launch.meeting_place()
-        raise errors.RunError(f"the processes of this run cannot meet ({place}): {first_line(error)}") from error
+        raise errors.RunError(f"the processes of this run cannot connect ({place}): {first_line(error)}") from error
 
 
 class DistributedProcesses(Processes):
-    """One of several, in torch's default process group. From here on a request to end is only noted: see `on_all_ranks`."""
+    """One rank of several, in torch's default process group. It records a request to end, on which `on_all_ranks` acts."""
 
     def __init__(self, device: torch.device, *, sharded: bool = False) -> None:
         import torch.distributed as dist
@@ -199,17 +206,17 @@ class DistributedProcesses(Processes):
         except Exception as error:
             if self.sharded and calls_model:
                 kind, message = _described(error) or ("", "")
-                print(f"alignbench: process {self.rank} ends: {message}", file=sys.stderr)
+                print(f"alignbench: rank {self.rank} ends: {message}", file=sys.stderr)
                 raise error if kind == type(error).__name__ else errors.RunError(message) from error
             failure = error
-        told = self.all_gather_object([_described(failure), self.asked_to_end])
-        failed = [(rank, *described) for rank, (described, _) in enumerate(told) if described]
+        states = self.all_gather_object([_described(failure), self.asked_to_end])
+        failed = [(rank, *described) for rank, (described, _) in enumerate(states) if described]
         if failed:
             rank, kind, message = failed[0]
-            own = failure if rank == self.rank else None  # of several failures all raise the same one
-            self.raised = own or _KINDS[kind](f"process {rank}: {message}")
+            own = failure if rank == self.rank else None  # if several ranks fail, all raise the same error
+            self.raised = own or _KINDS[kind](f"rank {rank}: {message}")
             raise self.raised
-        if any(asked for _, asked in told) and not self.deferring:
+        if any(asked for _, asked in states) and not self.deferring:
             self.raised = KeyboardInterrupt()
             raise self.raised
         return found
@@ -223,15 +230,15 @@ class DistributedProcesses(Processes):
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.count)]
         with _connected():
             self.dist.all_gather(lengths, torch.tensor([len(values)], device=self.device))
-        wanted = [int(length) for length in lengths]
-        # Collectives take one shape, and not every backend takes bool.
-        sent = values.new_zeros(max(wanted), *values.shape[1:], device=self.device)
+        sizes = [int(length) for length in lengths]
+        # Collectives need equal shapes, and not every backend supports bool.
+        sent = values.new_zeros(max(sizes), *values.shape[1:], device=self.device)
         sent[: len(values)] = values
         sent = sent.view(torch.uint8) if values.dtype == torch.bool else sent
-        parts = [torch.empty_like(sent) for _ in wanted]
+        parts = [torch.empty_like(sent) for _ in sizes]
         with _connected():
             self.dist.all_gather(parts, sent)
-        return [part.view(values.dtype)[:length].to(values.device) for part, length in zip(parts, wanted, strict=True)]
+        return [part.view(values.dtype)[:length].to(values.device) for part, length in zip(parts, sizes, strict=True)]
 
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         with _connected():
@@ -258,8 +265,8 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = "another process of this run has ended, or cannot be reached"
-        raise errors.RunError(f"{lost}; what it said says why ({first_line(error)})") from error
+        lost = "another process of this run has ended or cannot be reached"
+        raise errors.RunError(f"{lost}; see its log for the cause ({first_line(error)})") from error
 
 
 _KINDS: dict[str, Callable[[str], Exception]] = {
@@ -276,7 +283,7 @@ _KINDS: dict[str, Callable[[str], Exception]] = {
 
 
 def _described(error: Exception | None) -> tuple[str, str] | None:
-    """The nearest of the kinds of failure that a run knows, and what to say of it."""
+    """The name of the closest known class of failure, and its message."""
     if error is None:
         return None
     if out_of_memory(error):
@@ -286,27 +293,27 @@ def _described(error: Exception | None) -> tuple[str, str] | None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a part of it alone: torch's DTensor, whose module takes a while to import."""
+    """Whether this rank holds only a part of the tensor (a DTensor, whose module is slow to import)."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that is spread over the processes, each of which must ask; any other as it is."""
+    """The whole of a sharded tensor; every rank must call this. Any other tensor is returned unchanged."""
     return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a whole tensor, for a parameter that is spread; for any other the tensor as it is."""
+    """This rank's part of a whole tensor, sharded like the parameter. It is returned unchanged for an unsharded parameter."""
     if not is_sharded(parameter):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    spread = cast("DTensor", parameter)
-    return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
+    sharded = cast("DTensor", parameter)
+    return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
 def shutdown() -> None:
-    """Ends what `join` began; at the end of a process that nothing failed in."""
+    """Leaves the process group that `join` entered, at the end of a process without a failure."""
     if launch.count() > 1:
         from accelerate import PartialState
 

@@ -1,4 +1,4 @@
-"""Signals: a request to end waits for the right moment, and what never ends is given up."""
+"""Signals: requests to end can be deferred, and blocks of code can have a time limit."""
 
 import signal
 import threading
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a polite request to end, a terminal that was closed: each leaves a checkpoint."""
+"""The signals after which a run writes a checkpoint: Ctrl-C, `kill`, and a closed terminal."""
 
 
 class TimeLimitError(BaseException):
-    """A block took too long. No Exception, so that what it interrupts does not take it for a failure of its own."""
+    """A block took too long. This is not an Exception, so that interrupted code does not handle it as its own failure."""
 
 
 def interrupt_on_every_end() -> None:
-    """SIGTERM and SIGHUP are as good as Ctrl-C; one that the process was started to ignore (nohup) stays ignored."""
+    """Makes SIGTERM and SIGHUP act like Ctrl-C. A signal that the process was started to ignore (nohup) stays ignored."""
     for number in ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
@@ -28,7 +28,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Holds back requests to end until the block is done; raises KeyboardInterrupt then."""
+    """Defers requests to end until the block is done, and raises KeyboardInterrupt then."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -47,9 +47,9 @@ def deferred_interrupt() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises TimeLimitError inside the block after so many seconds of a clock that does not jump; None for no limit.
+    """Raises TimeLimitError inside the block after a number of seconds; None sets no limit.
 
-    Only the main thread can be interrupted, and code outside Python only once it comes back; elsewhere there is no limit.
+    Only the main thread can be interrupted; other threads have no limit. Code outside Python is interrupted when it returns.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -65,5 +65,5 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        if left:  # somebody else's alarm
+        if left:  # an alarm that other code had set
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3), interval)

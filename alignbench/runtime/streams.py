@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or cannot hold every letter; nothing that is worth keeping is lost by them."""
+"""Keeps a command running if standard streams are closed, full, or cannot encode every character."""
 
 import errno
 import io
@@ -13,9 +13,9 @@ NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 def open_closed() -> None:
-    """Puts the null device in the place of standard streams that are closed.
+    """Opens the null device in place of standard streams that are closed.
 
-    A file that is opened later would otherwise get a closed stream's number, and with it what libraries print there.
+    Otherwise a file that is opened later would get the number of a closed stream, and libraries would print into it.
     """
     for name, number in NUMBERS.items():
         try:
@@ -32,7 +32,7 @@ def open_closed() -> None:
 
 
 class _Raw(io.FileIO):
-    """Keeps the first failure instead of raising it, and drops what comes after."""
+    """A stream that records its first failure instead of raising it, and discards all later output."""
 
     failure: OSError | None = None
 
@@ -46,13 +46,13 @@ class _Raw(io.FileIO):
 
 
 class Output:
-    """Stdout and stderr while `tolerant` is entered."""
+    """Stdout and stderr inside the context `tolerant`."""
 
     def __init__(self) -> None:
         self.raw: dict[str, _Raw] = {}
 
     def problem(self) -> str | None:
-        """Why not all of the results could be printed; None where they were, or where their reader had seen enough."""
+        """Why results could not be printed; None if they were, or if their reader closed the pipe."""
         sys.stdout.flush()
         failure = self.raw["stdout"].failure if "stdout" in self.raw else None
         if failure is None or failure.errno == errno.EPIPE:
@@ -62,10 +62,10 @@ class Output:
 
 @contextmanager
 def tolerant() -> Iterator[Output]:
-    """While entered, a full disk or a reader that is gone ends no command: what a run does matters more than its progress.
+    """Keeps a command running although the disk is full or the reader of its output has gone.
 
-    Letters that a stream's encoding lacks are printed as escapes. Streams that are not the process's own, as in tests and
-    notebooks, stay what they are.
+    Characters that a stream cannot encode are printed as escapes. Streams that are not the process's own, as in tests and
+    notebooks, are not changed.
     """
     output, former = Output(), {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in former.items():
@@ -87,12 +87,12 @@ def tolerant() -> Iterator[Output]:
 def _is_own(stream: TextIO | None, number: int) -> bool:
     try:
         return stream is not None and stream.fileno() == number
-    except (OSError, ValueError, AttributeError):  # io.UnsupportedOperation is both of the former
+    except (OSError, ValueError, AttributeError):  # io.UnsupportedOperation is an OSError and a ValueError
         return False
 
 
 def print_json(document: str) -> None:
-    """Prints a JSON document on stdout, with its letters as JSON's own escapes where the encoding lacks some."""
+    """Prints a JSON document on stdout; if the stream cannot encode some characters, they become JSON escapes."""
     try:
         document.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

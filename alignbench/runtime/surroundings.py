@@ -1,4 +1,4 @@
-"""What libraries expect of a machine and not every machine has: a home folder that can be written, a name for the user."""
+"""Provides what libraries expect and not every machine has: a writable home folder, and a user name."""
 
 import atexit
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def prepare() -> None:
-    """Gives matplotlib and torch what they would otherwise warn about or fail on; a user's own choices stay."""
+    """Sets variables without which matplotlib and torch would warn or fail; the user's own values are kept."""
     home = Path(os.path.expanduser("~"))
     if not os.access(home, os.W_OK | os.X_OK):
         private = None

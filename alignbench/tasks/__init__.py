@@ -14,6 +14,7 @@ from pydantic import Field
 from alignbench import registry
 from alignbench.config.run_config import tasks_path
 from alignbench.errors import UserError, did_you_mean
+from alignbench.files.opening import sha256_of
 from alignbench.files.paths import local_path
 from alignbench.files.text import distinct, excerpt, prompt_identity
 from alignbench.files.yaml_files import read_yaml
@@ -156,8 +157,7 @@ def _files_in(settings: Any) -> list[str]:
     try:
         if file.stat().st_size > LARGE:
             return [str(file.stat().st_size)]
-        with file.open("rb") as opened:
-            return [hashlib.file_digest(opened, "sha256").hexdigest()]
+        return [sha256_of(file)]
     except OSError:
         return []  # whoever reads it will say so
 

@@ -5,7 +5,6 @@ the SHA-256 of each file in `SHA256SUMS`, which `sha256sum -c` reads. Noise, pla
 generators give are functions of the seed and the iteration, so that no generator's state has to be kept.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -26,6 +25,7 @@ from alignbench import tasks
 from alignbench.backbone import Backbone, temporarily_set
 from alignbench.config.run_config import WITHOUT_EFFECT
 from alignbench.errors import UserError
+from alignbench.files.opening import sha256_of
 from alignbench.files.writing import is_litter, write_folder
 from alignbench.objective import Objective
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes, full_tensor, shard_like
@@ -171,7 +171,7 @@ def save_checkpoint(
         for name, of_file in tensors.items():
             save_file(of_file, partial / name)
         (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
-        sums = _sums({file.name: _digest(file) for file in partial.iterdir()})
+        sums = _sums({file.name: sha256_of(file) for file in partial.iterdir()})
         (partial / SUMS).write_text(sums, encoding="utf-8")
 
     def place() -> None:
@@ -299,7 +299,7 @@ def load_checkpoint(
             passed_over.append(str(error))
     else:
         raise UserError("; ".join(passed_over) or f"{folder.parent} has no checkpoint")
-    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
+    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and _differs(config[k], checkpoint.config.get(k)))
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
     parts = tasks.changed_parts(task or {}, checkpoint.task)
@@ -309,6 +309,13 @@ def load_checkpoint(
     trained.load(path, checkpoint.iteration)
     trained.objective.load_state(checkpoint.objective)
     return Restored(checkpoint, passed_over)
+
+
+def _differs(now: Any, then: Any) -> bool:
+    """Whether a setting changed; keys of `evaluation` and its like that an older version did not know count for nothing."""
+    if isinstance(now, dict) and isinstance(then, dict) and "name" not in now:
+        return any(_differs(value, then[key]) for key, value in now.items() if key in then) or bool({*then} - {*now})
+    return bool(now != then)
 
 
 class DamagedCheckpointError(UserError):
@@ -353,7 +360,7 @@ def _fault(path: Path) -> str | None:
                 return f"{name} is missing"
             if name not in listed:
                 return f"{name} does not belong to it"
-            if _digest(path / name) != listed[name]:
+            if sha256_of(path / name) != listed[name]:
                 return f"{name} is not what was written"
     except (OSError, ValueError):
         return f"{SUMS} is missing or unreadable"
@@ -369,11 +376,6 @@ def _fault(path: Path) -> str | None:
 def _sums(digests: Mapping[str, str]) -> str:
     """The content of `SHA256SUMS`, from file name -> digest."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _saved(folder: Path) -> dict[int, Path]:

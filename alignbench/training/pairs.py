@@ -20,6 +20,7 @@ from alignbench.backbone import Backbone
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.files.images import open_image
+from alignbench.files.opening import sha256_of
 from alignbench.files.paths import local_path
 from alignbench.files.text_files import read_table
 from alignbench.files.writing import claimed, disk_error
@@ -96,8 +97,7 @@ def fingerprint(pairs: list[Pair]) -> str:
         digest.update(json.dumps(pair.prompt).encode())
         for file in (pair.chosen, pair.rejected):
             try:
-                with file.open("rb") as opened:
-                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+                digest.update(bytes.fromhex(sha256_of(file)))
             except OSError as error:
                 raise UserError(f"cannot open the picture {file}: {error.strerror}") from None
     return digest.hexdigest()

@@ -52,6 +52,11 @@ class Updater:
         """A copy of the policy's parameters as they are now."""
         return [p.detach().clone() for p in self.policy.parameters()]
 
+    @property
+    def draws_rollouts(self) -> bool:
+        """Whether the policy itself draws the rollouts, and not a reference or a behaviour policy that is an average."""
+        return self.tensors.behaviour is None and not self.objective.needs.rollouts_from_reference
+
     def update(self, forest: RolloutForest, progress: Callable[[], float], budget: Budget) -> dict[str, float]:
         """All updates that a rollout serves.
 
@@ -104,6 +109,7 @@ class Updater:
                 self.objective,
                 forest,
                 update=update,
+                on_policy=update == 0 and self.draws_rollouts,
                 micro_batch=micro_batch,
                 behaviour=behaviour,
                 reference=self.tensors.reference,

@@ -77,7 +77,7 @@ def terms_for(objective: Objective, forest: RolloutForest, terms: Terms) -> Term
     own = {
         "dpo": ("error", "error_reference"),
         "raft": ("error",),
-        "nft": ("positive", "negative", "goodness", "move"),
+        "nft": ("positive", "negative", "reward_weight", "velocity_distance"),
     }.get(objective.name)
     return terms if own is None else {name: torch.from_numpy(rng.uniform(0.5, 1.5, count)) for name in own}
 

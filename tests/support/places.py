@@ -64,7 +64,7 @@ class _Swap(ast.NodeTransformer):
         self.new = new
         self.count = 0
 
-    def visit(self, node: ast.AST) -> ast.AST | list[ast.stmt]:  # type: ignore[override]
+    def visit(self, node: ast.AST) -> ast.AST | list[ast.stmt]:
         if ast.dump(node) == self.key:
             self.count += 1
             return deepcopy(self.new)

@@ -61,8 +61,8 @@ def test_the_command_prints_equation_source_and_settings_or_one_document() -> No
     ("kind", "name", "says"),
     [
         ("objective", "tmp", "did you mean 'tmpo'"),
-        ("objectif", None, "nothing called 'objectif' to show; did you mean 'objective'"),
-        ("sampler", None, "say which sampler: branch, dynamic_tree"),
+        ("objectif", None, "unknown kind 'objectif'; did you mean 'objective'"),
+        ("sampler", None, "`show sampler` needs a name: branch, dynamic_tree"),
         ("run", "tmpo", "takes no name"),
     ],
 )

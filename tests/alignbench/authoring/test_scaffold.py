@@ -183,13 +183,13 @@ def test_a_class_is_named_after_the_file_unless_that_name_is_taken(kind: str, na
     [
         ("objektive", "mine", "there is no template for 'objektive'; did you mean 'objective'?"),
         ("eval", "mine", "there is no template for 'eval'; known: backbone, objective, sampler, scorer"),
-        ("objective", "my-loss", "'my-loss' cannot name a plug-in"),
-        ("objective", "MyLoss", "'MyLoss' cannot name a plug-in"),
-        ("objective", "2nd", "'2nd' cannot name a plug-in"),
-        ("objective", "_mine", "'_mine' cannot name a plug-in"),
-        ("objective", "lambda", "'lambda' cannot name a plug-in"),
-        ("objective", "../mine", "'../mine' cannot name a plug-in"),
-        ("objective", "", "'' cannot name a plug-in"),
+        ("objective", "my-loss", "'my-loss' cannot be the name of a plug-in"),
+        ("objective", "MyLoss", "'MyLoss' cannot be the name of a plug-in"),
+        ("objective", "2nd", "'2nd' cannot be the name of a plug-in"),
+        ("objective", "_mine", "'_mine' cannot be the name of a plug-in"),
+        ("objective", "lambda", "'lambda' cannot be the name of a plug-in"),
+        ("objective", "../mine", "'../mine' cannot be the name of a plug-in"),
+        ("objective", "", "'' cannot be the name of a plug-in"),
         ("objective", LONGEST + "a", "up to 40 lower-case letters"),
         ("objective", "tmpo", "there is already a plug-in 'tmpo' among the objectives; choose another name"),
         ("scorer", "ocr", "there is already a plug-in 'ocr' among the evals; choose another name"),
@@ -216,7 +216,7 @@ def test_in_a_checkout_too_and_what_is_there_cannot_be_made_again(checkout: Path
     made = scaffold.new("sampler", "burst")
     text = made.plugin.read_text()
     assert problem("sampler", "burst") == "samplers/burst.py exists already; choose another name, or move it away"
-    assert problem("scorer", "_shapes").startswith("'_shapes' cannot name")
+    assert problem("scorer", "_shapes").startswith("'_shapes' cannot be the name")
     assert problem("backbone", "trust").startswith("alignbench/backbones/trust.py exists already")
     assert (checkout / "samplers" / "burst.py").read_text() == text
 

@@ -81,7 +81,7 @@ def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
         ("config.json", {"_attn_implementation": {"text_config": "someone/kernel:f"}}, "asks for code from the hub"),
         ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "is of quantised weights"),
         ("adapter_config.json", {"base_model_name_or_path": "/elsewhere"}, "holds an adapter for another model"),
-        ("config.json", [1], "is not a JSON object"),
+        ("config.json", [1], "does not hold keys and values"),
     ],
 )
 def test_configurations_that_ask_for_more_than_the_folder_are_refused(folder: Path, name: str, content: Any, says: str) -> None:
@@ -96,7 +96,7 @@ def test_configurations_that_ask_for_more_than_the_folder_are_refused(folder: Pa
         (lambda f: f.write_text("{"), "cannot read the configuration in"),
         (lambda f: f.write_text("[" * 100_000), "cannot read the configuration in"),
         (lambda f: f.write_bytes(b"\xff\xfe\xff"), "cannot read the configuration in"),
-        (lambda f: f.write_text(" " * 5_000_000), "is too large to be a configuration"),
+        (lambda f: f.write_text(" " * 5_000_000), "it is larger than 4 MiB"),
         (lambda f: None, "has no x.json"),
     ],
 )

@@ -77,13 +77,13 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["run", "--set", "sampler.children=10"], "leaves exceed max_leaves=81"),
         (["run", "--set", "evaluation.prompts=1000"], "evaluation prompts"),
         (["run", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
-        (["run", "--resume", "nowhere"], "nowhere is no folder of a run"),
+        (["run", "--resume", "nowhere"], "nowhere is not a run folder"),
         (["diagnose", "--sampler", "dynamictree"], "did you mean 'dynamic_tree'?"),
-        (["diagnose", "--checkpoint", "nowhere"], "nowhere is no folder of a run: it has no config.yaml"),
-        (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "5 prompts are asked for, but task 'equal_modes'"),
+        (["diagnose", "--checkpoint", "nowhere"], "nowhere is not a run folder (no config.yaml)"),
+        (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "--prompts 5 is too many: task 'equal_modes'"),
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["run", "--resume", "x", "--set", "seed=3", "--set", "micro_batch=2"], "with its own settings; leave out --set seed"),
-        (["export", "nowhere"], "nowhere is no folder of a run"),
+        (["export", "nowhere"], "nowhere is not a run folder"),
         (["plot", "nowhere"], "cannot read"),
         (["study", "nowhere.yaml"], "cannot read the study nowhere.yaml"),
         (["report", "nowhere"], "there is no folder nowhere"),
@@ -132,7 +132,7 @@ def test_a_run_tells_a_person_what_happened(tmp_path: Path) -> None:
     done = alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    for part in ("brightness (reward)", "difference (95 % interval)", "model rows", "peak memory", "written to"):
+    for part in ("brightness (reward)", "difference (95 % interval)", "model evaluations", "peak memory", "written to"):
         assert part in done.stderr
 
 
@@ -167,11 +167,11 @@ def test_a_diagnosis_shows_tables_or_one_json_document(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for part in (
         "split 2",
-        "entropy / maximum",
+        "entropy of the mass over prefixes",
         "total variation",
         "log Z_hat",
-        "deviation of independent ~ K^a",
-        "model rows",
+        "deviation of independent is proportional to K^a",
+        "model evaluations",
     ):
         assert part in done.stdout
     again = in_this_process(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)

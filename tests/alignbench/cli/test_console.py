@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from alignbench.cli.console import _moves, _print_table, verdict, with_interval
+from alignbench.cli.console import format_interval, moves, print_table
+from alignbench.cli.run_view import change_label
 from alignbench.records.record import Estimate, MetricRecord
 
 NUMBERS = ("0.123456", "+4.12e-06 (-2.56e-06 to +1.57e-05)", "1,234,567", "0.9876")
@@ -25,7 +26,7 @@ def test_a_table_loses_no_digit_at_any_width(width: int, term: str) -> None:
     screen = Screen()
     table = Table("metric", *"abcd", title="a title that is longer than a narrow terminal is wide")
     table.add_row("a metric with a long name", *NUMBERS)
-    _print_table(RichConsole(file=screen, width=width, _environ={"TERM": term}), table)
+    print_table(RichConsole(file=screen, width=width, _environ={"TERM": term}), table)
     words = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
     for number in NUMBERS:
         for part in number.split():
@@ -33,7 +34,7 @@ def test_a_table_loses_no_digit_at_any_width(width: int, term: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stream", "options", "moves"),
+    ("stream", "options", "animated"),
     [
         (Screen, {"width": 100, "_environ": {"TERM": "xterm"}}, True),
         (Screen, {"width": 20, "_environ": {"TERM": "xterm"}}, False),
@@ -42,19 +43,19 @@ def test_a_table_loses_no_digit_at_any_width(width: int, term: str) -> None:
         (io.StringIO, {"width": 100, "_environ": {"TERM": "xterm", "TTY_COMPATIBLE": "1"}}, False),
     ],
 )
-def test_bars_move_on_wide_terminals_alone(stream: type[io.StringIO], options: Any, moves: bool) -> None:
-    assert _moves(RichConsole(file=stream(), **options)) == moves
+def test_bars_move_on_wide_terminals_alone(stream: type[io.StringIO], options: Any, animated: bool) -> None:
+    assert moves(RichConsole(file=stream(), **options)) == animated
 
 
 def test_a_mean_without_an_interval_says_so() -> None:
-    assert with_interval(Estimate(value=0.12, lower=0.08, upper=0.16, n=9)) == "+0.12 (+0.08 to +0.16)"
-    assert with_interval(Estimate(value=0.5, lower=None, upper=None, n=1), sign="") == "0.5 (no interval)"
+    assert format_interval(Estimate(value=0.12, lower=0.08, upper=0.16, n=9)) == "+0.12 (+0.08 to +0.16)"
+    assert format_interval(Estimate(value=0.5, lower=None, upper=None, n=1), sign="") == "0.5 (no interval)"
 
 
-def test_an_equal_change_of_all_prompts_is_judged_by_the_sign_test() -> None:
+def test_an_equal_change_of_all_prompts_is_decided_by_the_sign_test() -> None:
     change = Estimate(value=-0.5, lower=None, upper=None, n=9)
     metric = MetricRecord(base=change, final=change, difference=change, higher_is_better=True, role="reward", p_rise=1 - 0.5**9)
-    assert verdict(metric) == "worse"
-    assert verdict(metric.model_copy(update={"p_rise": 0.5**9})) == "better"
-    assert verdict(metric.model_copy(update={"p_rise": 0.125})) == "no clear change"  # three prompts
-    assert verdict(metric.model_copy(update={"p_rise": None})) == "no clear change"
+    assert change_label(metric) == "worse"
+    assert change_label(metric.model_copy(update={"p_rise": 0.5**9})) == "better"
+    assert change_label(metric.model_copy(update={"p_rise": 0.125})) == "no clear change"  # three prompts
+    assert change_label(metric.model_copy(update={"p_rise": None})) == "no clear change"

@@ -51,7 +51,7 @@ def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
         "samplers": {"fixed_tree": {"sampler": {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}}},
         "prompts_per_iteration": 2,
         "evaluation": {"prompts": 4, "images_per_prompt": 2, "steps": 4},
-        "pictures": False,
+        "save_images": False,
         "threads": 1,
         **changes.pop("settings", {}),
     }
@@ -220,7 +220,7 @@ def test_processes_that_share_a_cell_give_the_same_within_rounding_and_listen_to
         one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))
         assert_same_but_for_rounding(one, other)
         assert read_result(other).environment["processes"] == 2
-    with pytest.raises(UserError, match="prompts_per_iteration=4 cannot be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="prompts_per_iteration=4 cannot be divided equally between 3 processes"):
         compare(made, tmp_path / "three", processes=3)
     assert not (tmp_path / "three").exists()
 
@@ -229,7 +229,7 @@ def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(tm
     made = grid(tmp_path, "DyingInSecondProcess", objectives=["grpo"])
     (cell,) = compare(made, tmp_path / "out", processes=2).cells
     assert cell.status == "failed"
-    assert "process 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
+    assert "rank 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
 
 
 def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
 def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"evaluation": {"prompts": 4, "images_per_prompt": 2}, "pictures": False, "threads": 1})
+        yaml.safe_dump({"evaluation": {"prompts": 4, "images_per_prompt": 2}, "save_images": False, "threads": 1})
     )
     words = [
         "compare", "--objectives", "grpo", "--samplers", "independent", "--tasks", str(task), "--seeds", "4,2",
@@ -477,7 +477,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["--objectives", "grpo"], "compare needs --objectives and --samplers"),
-        (["--objectives", "grpo", "--samplers", "independent", "--seeds", "many"], "--seeds takes how many"),
+        (["--objectives", "grpo", "--samplers", "independent", "--seeds", "many"], "--seeds takes a number of seeds"),
         (["--objectives", "grpo", "--samplers", "independent", "--out", "out", "--engine", "rai"], "did you mean 'ray'"),
         (["--out", "nowhere"], "cannot read the comparison nowhere/comparison.yaml"),
     ],

@@ -183,7 +183,7 @@ def test_another_study_does_not_take_the_place_of_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds part 'plain' with other settings \(preset\)"):
         run(study(parts={"plain": {"preset": "quick"}}), tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
-    more = study(parts={"plain": {"seeds": [0, 1, 2], "settings": {"pictures": True}}, "other": {}})
+    more = study(parts={"plain": {"seeds": [0, 1, 2], "settings": {"save_images": True}}, "other": {}})
     _refuse_other_study(more, tmp_path)
 
 

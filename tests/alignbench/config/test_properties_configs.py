@@ -94,7 +94,7 @@ def valid(draw: st.DrawFn) -> RunConfig:
         "guidance": st.none() | st.floats(1, 30),
         "trackers": st.just("wandb") | st.lists(st.sampled_from(["wandb", "tensorboard"]), max_size=2),
         "log_prob_reduction": st.sampled_from(["mean", "sum"]),
-        "pictures": st.booleans(),
+        "save_images": st.booleans(),
     }
     return validate(RunConfig, draw(st.fixed_dictionaries(parts, optional=options)), where="drawn")
 

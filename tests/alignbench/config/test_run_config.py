@@ -466,13 +466,13 @@ def test_labels_and_names_are_texts_whatever_yaml_takes_them_for(file: Path) -> 
 @pytest.mark.parametrize("key", ["checkpoint_every", "optimizer.lr", "seed", "guidance", "optimizer.betas", "task", "pairs"])
 def test_true_is_neither_a_number_nor_a_text(key: str) -> None:
     value = "[0.9, true]" if key == "optimizer.betas" else "true"
-    assert f"configuration: {key}: true and false are no values here" in problem(sets=[f"{key}={value}"])
+    assert f"configuration: {key}: true and false are not possible values here" in problem(sets=[f"{key}={value}"])
 
 
 def test_true_is_no_number_of_a_plug_ins_settings_either() -> None:
-    with pytest.raises(UserError, match="objective tmpo: beta: true and false are no values here"):
+    with pytest.raises(UserError, match="objective tmpo: beta: true and false are not possible values here"):
         load_objective("tmpo", beta=True)
-    assert load_config(sets=["pictures=no"]).pictures is False
+    assert load_config(sets=["save_images=no"]).save_images is False
 
 
 @pytest.mark.parametrize(
@@ -487,3 +487,14 @@ def test_a_number_is_the_one_that_stands_there_or_refused(text: str, value: int 
 
 def test_no_setting_is_infinite_even_where_nobody_looks_yet() -> None:
     assert "objective.x.0: input should be a finite number, got inf" in problem(sets=["objective.x=[.inf]"])
+
+
+def test_a_configuration_of_before_is_read_by_its_former_key(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("pictures: true\nbackbone: gaussian_mixture\n")
+    # The preset smoke draws no images on gaussian_mixture; the file has the last word under either name.
+    assert load_config(preset="smoke", options={"backbone": "gaussian_mixture"}).save_images is False
+    assert load_config(preset="smoke", file=tmp_path / "config.yaml").save_images is True
+    assert load_config(file=tmp_path / "config.yaml", sets=["save_images=false"]).save_images is False
+    assert load_config(sets=["pictures=false"]).save_images is False
+    assert "pictures" not in load_config(file=tmp_path / "config.yaml").resolved()
+    assert RunConfig.model_validate({"pictures": False}).save_images is False

@@ -1,4 +1,4 @@
-"""Each number of a diagnosis on groups whose answer is known."""
+"""Each number of a diagnosis, on groups for which the answer is known."""
 
 import json
 import math
@@ -10,19 +10,17 @@ import torch
 from scipy import stats
 
 from alignbench import Plan, Sampler, Settings, Step, UserError, load_sampler
-from alignbench.diagnosis.diagnose import (
-    Diagnosis,
-    Draws,
-    Groups,
+from alignbench.diagnosis.diagnose import diagnose
+from alignbench.diagnosis.draws import Draws, Groups, draw_groups
+from alignbench.diagnosis.estimators import (
     classifier_advantage,
-    diagnose,
     distances,
-    draw_groups,
     log_means,
     partition_function,
     prefix_entropy,
     total_variation,
 )
+from alignbench.diagnosis.record import Diagnosis
 from alignbench.errors import RunError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.records.record import Estimate
@@ -33,7 +31,7 @@ from tests.support.toys import ToyBackbone
 
 
 def groups_of(latents: np.ndarray, rewards: np.ndarray | None = None, log_prob: np.ndarray | None = None) -> Groups:
-    """Latents [P, n, K, D]; rewards and log-probs of 0 where they do not matter."""
+    """Latents [P, n, K, D]; rewards and log-probs are 0 if they do not matter."""
     zeros = np.zeros(latents.shape[:3])
     as_given = (zeros if values is None else values for values in (rewards, log_prob))
     return Groups(latents.astype(np.float32), *as_given)
@@ -49,7 +47,7 @@ def half_width(estimate: Estimate) -> float:
     return (estimate.upper - estimate.lower) / 2
 
 
-def test_distances_are_told_by_where_two_leaves_part() -> None:
+def test_distances_are_grouped_by_where_two_leaves_diverge() -> None:
     line = np.array([0.0, 1.0, 10.0, 12.0])
     latents = np.tile(line[None, None, :, None], (1, 3, 1, 4))  # |z - z'| / sqrt(4) is the distance on the line
     shared = groups_of(latents)
@@ -87,7 +85,7 @@ def test_the_advantage_between_shifted_normals_is_their_total_variation() -> Non
     assert found.mean() == pytest.approx(2 * stats.norm.cdf(0.75) - 1, abs=4 * (0.5 / 2000) ** 0.5)
 
 
-def test_the_advantage_of_equal_laws_is_zero_as_often_as_its_interval_says() -> None:
+def test_the_advantage_of_equal_distributions_is_zero_as_often_as_its_interval_says() -> None:
     scores = []
     for seed in range(100):
         one, other = np.random.default_rng(seed).normal(size=(2, 3, 40, 1, 6))
@@ -104,7 +102,7 @@ def test_prompts_that_differ_do_not_help_the_classifier() -> None:
     assert abs(classifier_advantage(one, other).mean()) < 4 * (0.5 / 400) ** 0.5
 
 
-def test_total_variation_sees_leaves_of_another_law_and_groups_that_hang_together() -> None:
+def test_total_variation_detects_other_leaf_distributions_and_correlated_leaves() -> None:
     one, other = normal_groups(0), normal_groups(1)
     same = total_variation(Draws(one, other, other, prefixes=(9,)))
     for found in (same.leaf, same.group):
@@ -112,7 +110,7 @@ def test_total_variation_sees_leaves_of_another_law_and_groups_that_hang_togethe
         assert abs(found.value) < 2 * half_width(found)
     louder = groups_of(normal_groups(2).latents * 1.5)
     assert total_variation(Draws(louder, other, other, prefixes=(9,))).leaf.lower > 0.05  # type: ignore[operator]
-    # The same distribution of a single leaf: a common part and one of its own, with variances that sum to one.
+    # Single leaves have the same distribution: a common part and an own part, with variances that sum to one.
     common = np.random.default_rng(3).normal(size=(2, 60, 1, 3))
     together = groups_of(np.sqrt(0.5) * (common + normal_groups(4).latents))
     apart = total_variation(Draws(together, other, other, prefixes=(9,)))
@@ -159,8 +157,8 @@ def test_the_bias_of_log_z_is_that_of_the_binomial_sum_and_falls_as_one_over_k()
     assert of["sampler", "bias"].slope.value == pytest.approx(expected, abs=2 * half_width(of["sampler", "bias"].slope))
 
 
-def test_copies_of_leaves_count_once() -> None:
-    # Three distinct leaves, each three times: nine leaves know no more than three.
+def test_repeated_leaves_do_not_reduce_the_bias() -> None:
+    # Three distinct leaves, each three times: nine leaves hold no more information than three.
     points, slopes = partition_function(Draws(coins(0, copies=3), coins(1), coins(2), prefixes=(1, 3, 9)), beta=1.0)
     three, nine, *_ = points
     assert three.sampler_bias.value == pytest.approx(nine.sampler_bias.value)
@@ -176,7 +174,7 @@ def test_equal_rewards_have_no_bias_and_no_slope() -> None:
     assert {s.slope.value for s in slopes} == {None}
 
 
-def test_a_diagnosis_is_a_record_and_a_picture_and_spends_what_it_says(tmp_path: Path) -> None:
+def test_a_diagnosis_is_a_record_and_a_figure_and_counts_its_costs(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), sampler={"name": "fixed_tree", "steps": 5, "levels": 2, "splits": [1, 2]})
     rounds: list[tuple[int, int]] = []
     found = diagnose(config, tmp_path / "out", prompts=2, rounds=8, advance=lambda *done: rounds.append(done))
@@ -212,7 +210,7 @@ def test_missing_scores_are_counted_and_a_prompt_without_any_stops_it(tmp_path: 
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_constant_reward_is_told_and_drawn_without_a_slope(tmp_path: Path) -> None:
+def test_a_constant_reward_is_reported_and_drawn_without_a_slope(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path, "Constant"), sampler={"name": "independent", "steps": 3, "group_size": 3})
     found = diagnose(config, tmp_path / "out", prompts=2, rounds=8)
     assert {p.independent_bias.value for p in found.partition} == {0.0}
@@ -239,7 +237,7 @@ class Lonely(Sampler):
 
 
 class Mute:
-    """Gives up on everything."""
+    """Gives NaN for every image."""
 
     weights = {"mute": 1.0}  # noqa: RUF012
 
@@ -249,18 +247,18 @@ class Mute:
 
 def test_groups_of_different_sizes_are_refused(tmp_path: Path) -> None:
     judges = MetricSuite(load_task(str(write_task(tmp_path))))
-    with pytest.raises(UserError, match=r"must have equal groups to be compared, got \(.,\) and \(.,\)"):
+    with pytest.raises(UserError, match=r"must have the same group structure to be compared; got \(.,\) and \(.,\)"):
         draw_groups(ToyBackbone(), Fickle(Settings()), judges, ["a"], 8)
 
 
 def test_groups_of_one_are_refused() -> None:
-    with pytest.raises(UserError, match="a group of one rollout has nothing to be compared with"):
+    with pytest.raises(UserError, match="a group of one rollout cannot be compared with anything"):
         draw_groups(ToyBackbone(), Lonely(Settings()), Mute(), ["a"], 8)  # type: ignore[arg-type]
 
 
 def test_a_prompt_without_a_single_score_is_named() -> None:
     sampler = load_sampler("independent", steps=2, group_size=2)
-    with pytest.raises(RunError, match="no picture of the prompt 'a' could be scored"):
+    with pytest.raises(RunError, match="no image of the prompt 'a' could be scored"):
         draw_groups(ToyBackbone(), sampler, Mute(), ["a"], 2)  # type: ignore[arg-type]
 
 

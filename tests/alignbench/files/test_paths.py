@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from alignbench import UserError
-from alignbench.cli import app as cli
+from alignbench.cli import options
 from alignbench.comparison.compare import plan_grid
 from alignbench.config.run_config import load_config, parse_assignments, read_settings
 from alignbench.files.paths import current_folder, local_path
@@ -72,7 +72,7 @@ def test_a_task_file_is_found_from_anywhere_and_its_prompts_beside_it(home: Path
 def test_a_comparison_holds_absolute_paths_so_that_it_goes_on_from_anywhere(home: Path) -> None:
     write_task(Path.cwd())
     config = toy_config(Path("toy.yaml")).resolved()
-    rest = {k: config[k] for k in ("evaluation", "prompts_per_iteration", "pictures")}
+    rest = {k: config[k] for k in ("evaluation", "prompts_per_iteration", "save_images")}
     grid = plan_grid(
         objectives=["grpo"],
         samplers=["independent"],
@@ -99,7 +99,7 @@ def test_every_option_of_the_command_line_knows_the_home_folder(home: Path) -> N
         "evals": {"geneval": {"metadata": str(home / "m.jsonl")}},
         "x": [str(home / "a"), {"b": str(home / "c")}],
     }
-    assert cli._home([Path("~/a"), Path("b")]) == [home / "a", Path("b")]
+    assert options._expanded([Path("~/a"), Path("b")]) == [home / "a", Path("b")]
 
 
 def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

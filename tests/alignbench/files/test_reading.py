@@ -1,4 +1,4 @@
-"""Of files that come from elsewhere: what is no record is refused in one sentence, before it costs anything."""
+"""What is not a record is refused in one sentence, before it costs anything."""
 
 import json
 import os
@@ -13,16 +13,16 @@ import pytest
 
 from alignbench import UserError
 from alignbench.backbones.mixture.distributions import read_distributions
-from alignbench.files import reading
-from alignbench.files.reading import read_json, read_table
+from alignbench.files import json_files, reading
+from alignbench.files.reading import read_record, read_table
 from alignbench.records.record import read_evals, read_metrics
 from tests.alignbench.record_folders import write_run
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("read", [read_json, read_table])
+@pytest.mark.parametrize("read", [read_record, read_table])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device", "nothing"])
-def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, read: Any, kind: str) -> None:
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path, read: Any, kind: str) -> None:
     file = tmp_path / "file"
     match kind:
         case "folder":
@@ -41,27 +41,26 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, read: Any, ki
         (json.loads('{"a":' * 70 + "1" + "}" * 70), "more than 60 levels"),
         ({"a": [10**30]}, "64 bits"),
         ({"a": {"\ud800": 1}}, "not valid Unicode"),
-        ([1], "no keys and values"),
+        ([1], "does not hold keys and values"),
     ],
 )
-def test_json_that_no_record_holds_is_refused(tmp_path: Path, content: Any, why: str) -> None:
+def test_json_that_is_not_a_record_is_refused(tmp_path: Path, content: Any, why: str) -> None:
     (tmp_path / "r.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=why):
-        read_json(tmp_path / "r.json")
+        read_record(tmp_path / "r.json")
 
 
 @pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', "[" * 100_000, "{", ""])
 def test_text_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(UserError, match=r"not valid JSON|not finite"):
-        read_json(tmp_path / "r.json")
+        read_record(tmp_path / "r.json")
 
 
-def test_a_file_beyond_its_limit_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_JSON_BYTES", 2**20)
+def test_a_file_beyond_its_limit_is_not_parsed(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(json.dumps({"a": "x" * 2**20}))
     with pytest.raises(UserError, match="larger than 1 MiB"):
-        read_json(tmp_path / "r.json")
+        json_files.read_json(tmp_path / "r.json", "record", limit=2**20)
 
 
 def test_a_small_file_that_unfolds_to_many_rows_is_refused_unread(tmp_path: Path) -> None:
@@ -70,7 +69,7 @@ def test_a_small_file_that_unfolds_to_many_rows_is_refused_unread(tmp_path: Path
         for _ in range(3):
             writer.write_table(part)
     assert file.stat().st_size < 200_000
-    with pytest.raises(UserError, match="30000000 rows of 1 columns are more than a record has"):
+    with pytest.raises(UserError, match="30000000 rows of 1 columns are more than a record can have"):
         read_table(file)
 
 

@@ -1,6 +1,5 @@
 """One door for text, JSON and tables: content before suffix, errors with file and line, and limits."""
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 from alignbench import UserError
 from alignbench.files import text_files
 from alignbench.files.text import excerpt
-from alignbench.files.text_files import Table, read_json, read_table
+from alignbench.files.text_files import Table, read_table
 
 
 def table(file: Path, content: str | bytes, **options: bool) -> Table:
@@ -133,15 +132,6 @@ def test_large_text_files_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         table(tmp_path / "t.txt", "a" * (2**20 + 5), lines=True)
     with pytest.raises(UserError, match="it is larger than 1 MiB"):
         read_table(Path("/dev/zero"), "prompts", "prompt", pipe=True)
-
-
-def test_json_is_read_or_refused_with_its_line(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": [1]}).encode())
-    assert read_json(tmp_path / "t.json", "record") == {"a": [1]}
-    for content, says in (("{\n", "cannot read the record in .*: line 2"), ("[" * 100_000, "nested too deeply")):
-        (tmp_path / "t.json").write_text(content)
-        with pytest.raises(UserError, match=says):
-            read_json(tmp_path / "t.json", "record")
 
 
 def test_a_value_in_a_sentence_is_short_however_long_or_deep_it_is() -> None:

@@ -16,7 +16,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from alignbench import UserError, statistics
-from alignbench.cli.app import _results_folder
+from alignbench.cli.options import results_folder
 from alignbench.comparison.compare import Cell, Grid
 from alignbench.config.run_config import BudgetConfig
 from alignbench.files.escaping import slug
@@ -187,7 +187,7 @@ def test_frames_of_any_runs_hold_their_numbers(
 @given(HOSTILE, HOSTILE)
 def test_no_name_leaves_its_folder(one: str, other: str) -> None:
     assume("\0" not in one + other)
-    inside = _results_folder(one, other)
+    inside = results_folder(one, other)
     assert inside.parent == Path("results")
     assert inside.name not in ("", ".", "..")
     assert not set("/\\:\n\0") & set(slug(one))

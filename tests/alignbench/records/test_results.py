@@ -164,3 +164,12 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         read_results(tmp_path)
     with pytest.raises(UserError, match="there is no folder"):
         read_results(tmp_path / "nowhere")
+
+
+def test_runs_before_and_after_a_key_was_renamed_are_one_cell(tmp_path: Path) -> None:
+    for seed, key in enumerate(("pictures", "save_images")):
+        file = write_run(tmp_path / str(seed), seed=seed) / "result.json"
+        data = json.loads(file.read_text())
+        data["config"][key] = bool(seed)
+        file.write_text(json.dumps(data))
+    assert [run.cell for run in read_results(tmp_path).runs] == ["tmpo x independent"] * 2

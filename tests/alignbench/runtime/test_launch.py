@@ -88,10 +88,10 @@ def test_usable_cores_are_within_a_containers_share(
     [
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two', which must be a whole number of at least 1; unset it"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but no RANK or MASTER_ADDR or MASTER_PORT"),
-        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"}, "no MASTER_PORT; launchers such as torchrun .*; unset them"),
-        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "no RANK=2 among WORLD_SIZE=2 processes"),
-        ({"WORLD_SIZE": "1", "RANK": "1"}, "no RANK=1 among WORLD_SIZE=1"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but not RANK and MASTER_ADDR and MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"}, "not MASTER_PORT; launchers such as torchrun .*; unset them"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=2 must be below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK=1 must be below WORLD_SIZE=1"),
         ({"LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE='x'"),
     ],
 )
@@ -113,5 +113,5 @@ def test_empty_variables_are_as_good_as_none(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_prompts_must_be_shared_equally() -> None:
     launch.check_share(12, 4)
-    with pytest.raises(UserError, match="prompts_per_iteration=12 cannot be shared equally by 5 processes"):
+    with pytest.raises(UserError, match="prompts_per_iteration=12 cannot be divided equally between 5 processes"):
         launch.check_share(12, 5)

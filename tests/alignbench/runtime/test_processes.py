@@ -181,7 +181,7 @@ def test_what_fails_in_one_process_ends_all_with_its_message_and_the_run_goes_on
     assert ended(processes) == [1, 1]
     for rank in range(2):
         assert "the server is gone" in (tmp_path / "said" / str(rank)).read_text()
-    assert "process 1: scorer 'brightness' failed in iteration 2" in (tmp_path / "said" / "0").read_text()
+    assert "rank 1: scorer 'brightness' failed in iteration 2" in (tmp_path / "said" / "0").read_text()
     assert not (out / "result.json").exists()
     assert max(p.name for p in (out / "checkpoints").iterdir()) == "iteration-2"  # both stood there
     write_task(tmp_path)  # the server is back
@@ -210,7 +210,7 @@ def test_of_two_failures_all_raise_the_first_processs(tmp_path: Path) -> None:
     assert ended(started(2, failing, tmp_path, said=tmp_path / "said")) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == ["OutOfMemoryError", "CUDA out of memory", True, True, False]
-    assert second == ["OutOfMemoryError", "process 0: CUDA out of memory", True, True, False]
+    assert second == ["OutOfMemoryError", "rank 0: CUDA out of memory", True, True, False]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -226,7 +226,7 @@ def test_a_request_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, num
         time.sleep(0.02)
     os.kill(processes[1].pid, number)
     assert ended(processes) == [130, 130]
-    assert "interrupted; go on with: alignbench run --resume" in (tmp_path / "said" / "0").read_text()
+    assert "interrupted; resume with: alignbench run --resume" in (tmp_path / "said" / "0").read_text()
     assert (tmp_path / "said" / "1").read_text().count("alignbench:") == 0  # one speaks for all
     reached = max(int(p.name.rpartition("-")[2]) for p in (out / "checkpoints").iterdir())
     assert reached < 8
@@ -247,7 +247,7 @@ def test_a_process_that_is_killed_takes_the_others_with_it(tmp_path: Path) -> No
     processes[1].kill()
     first, second = ended(processes)
     assert (first, second) == (1, -signal.SIGKILL)
-    assert "RunError: another process of this run has ended, or cannot be reached" in (tmp_path / "said" / "0").read_text()
+    assert "RunError: another process of this run has ended or cannot be reached" in (tmp_path / "said" / "0").read_text()
     assert not (out / "result.json").exists()
     run(config, out, resume=True)  # on one process
     run(config, tmp_path / "whole")
@@ -287,9 +287,9 @@ def test_processes_that_start_from_other_weights_are_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "--set", "prompts_per_iteration=3"], "cannot be shared equally by 2 processes"),
+        (["run", "--set", "prompts_per_iteration=3"], "cannot be divided equally between 2 processes"),
         (["run", "--objective", "tmpoo"], "did you mean 'tmpo'"),
-        (["list"], "list is one process, but a launcher started 2"),
+        (["list"], "`list` cannot run under a distributed launcher (WORLD_SIZE=2)"),
         (["run", "--set", "sharded=true"], "backbone 'gaussian_mixture' cannot be sharded"),
     ],
 )
@@ -354,7 +354,7 @@ def small_config(folder: Path, train: str, sharded: bool) -> RunConfig:
         "checkpoint_every": 1,
         "evaluation": {"prompts": 3, "images_per_prompt": 2, "steps": 3},
         "threads": 1,
-        "pictures": False,
+        "save_images": False,
         "sharded": sharded,
     }
     return load_config(preset="smoke", options=options)

@@ -67,7 +67,7 @@ def test_streams_of_tests_and_notebooks_stay_what_they_are() -> None:
 def test_letters_that_a_stream_lacks_end_no_command(tmp_path: Path) -> None:
     done = shell('$AB list "прогон 😀"', tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 2
-    assert done.stderr.startswith("alignbench: error: there is nothing called '\\u043f")
+    assert done.stderr.startswith("alignbench: error: unknown kind '\\u043f")
     assert done.stderr.isascii()
     assert done.stderr.count("\n") == 1
 

@@ -179,10 +179,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_settings_that_change_no_number_may_differ_and_others_may_not(tmp_path: Path) -> None:
     save(tmp_path, 1)
     model, optimizer = trained(0)
-    load_checkpoint(
-        tmp_path,
-        {"seed": 0, "micro_batch": 4, "pictures": False},
-        TrainedTensors(model, optimizer, None, load_objective("tmpo")),
-    )
+    tensors = TrainedTensors(model, optimizer, None, load_objective("tmpo"))
+    load_checkpoint(tmp_path, {"seed": 0, "micro_batch": 4, "save_images": False}, tensors)
     with pytest.raises(UserError, match=r"other settings \(seed, task\)"):
         load_checkpoint(tmp_path, {"seed": 1, "task": "ocr"}, tensors)

@@ -105,7 +105,7 @@ def test_dpo_prefers_the_chosen_picture(tmp_path: Path) -> None:
 
 
 def test_a_run_on_pairs_rolls_nothing_out_and_resumes(tmp_path: Path) -> None:
-    changes = {"objective": {"name": "dpo", "draws": 4}, "pairs": str(written(tmp_path)), "pictures": True}
+    changes = {"objective": {"name": "dpo", "draws": 4}, "pairs": str(written(tmp_path)), "save_images": True}
     result = run(toy_config(write_task(tmp_path), **changes), tmp_path / "run")
     assert result.budget.model_rows_rollout == result.budget.reward_calls == 0
     assert result.budget.model_rows_train > 0

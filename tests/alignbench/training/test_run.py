@@ -68,7 +68,7 @@ def table(folder: Path) -> pd.DataFrame:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
 def test_every_pair_runs_and_leaves_a_whole_folder(tmp_path: Path, objective: str, sampler: Any) -> None:
-    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, pictures=True), tmp_path / "run")
+    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, save_images=True), tmp_path / "run")
     written = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert {
         "config.yaml", "result.json", "metrics.parquet", "evals.parquet", "samples/base.png", "samples/final.png",
@@ -91,9 +91,12 @@ def test_the_record_counts_what_was_spent(tmp_path: Path) -> None:
     assert list(table(tmp_path / "run")["model_rows"]) == [22, 44, 66]
 
 
-def test_gradient_caching_is_accounted_for(tmp_path: Path) -> None:
-    result = run(toy_config(write_task(tmp_path), micro_batch=2), tmp_path / "run")
-    assert result.budget.model_rows_train == 2 * result.budget.replay_rows
+@pytest.mark.parametrize(("objective", "passes"), [("tmpo", 1 + 2), ("grpo", 1 + 1), ("raft", 2 + 2)])
+def test_rows_that_are_evaluated_twice_are_paid_for_twice(tmp_path: Path, objective: str, passes: int) -> None:
+    """Of two updates in microbatches, the first is known from the rollout; raft asks about rows of its own."""
+    config = toy_config(write_task(tmp_path), objective={"name": objective}, micro_batch=2, updates_per_rollout=2)
+    budget = run(config, tmp_path / "run").budget
+    assert 2 * budget.model_rows_train == passes * budget.replay_rows
 
 
 def test_the_same_seed_gives_the_same_table_and_another_seed_another(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""The record of a diagnosis, `diagnosis.json`. Each estimate has a 95 % interval over groups."""
+
+from pydantic import BaseModel, ConfigDict
+
+from alignbench.records.record import Estimate
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Distance(_Part):
+    """The mean distance |z - z'| / sqrt(D) between two leaves of a group, for the pairs that diverge at one place."""
+
+    apart_since: str
+    """`root` if the two leaves have no common root, or `split j` if their paths diverge at the j-th split."""
+    sampler: Estimate
+    independent: Estimate
+    """The same distance between any two leaves of an independent group."""
+
+
+class PrefixEntropy(_Part):
+    """How evenly a group's mass is spread over its prefixes: the entropy divided by its maximum, log(prefixes)."""
+
+    prefixes: int
+    policy: Estimate
+    """For p, the softmax of the path log-probabilities over the group."""
+    target: Estimate
+    """For q, the softmax of beta times the reward, which is standardised in the group."""
+
+
+class TotalVariation(_Part):
+    """Lower bounds, in expectation, of the total variation distance between rollouts of the sampler and independent ones."""
+
+    leaf: Estimate
+    """Between single leaves. Their distributions are equal, so the expected value is 0."""
+    group: Estimate
+    """Between whole groups."""
+
+
+class PartitionFunction(_Part):
+    """Errors of log Z_hat = log mean_i exp(beta z_i) over K leaves; the true log Z comes from many independent leaves."""
+
+    k: int
+    pooled_groups: int
+    """Number of the sampler's groups that give the K leaves; 1 if the K leaves are all or some of one group."""
+    sampler_bias: Estimate
+    independent_bias: Estimate
+    sampler_deviation: Estimate
+    """Standard deviation of log Z_hat."""
+    independent_deviation: Estimate
+
+
+class Slope(_Part):
+    """The slope of log(-bias) or log(standard deviation) over log K; null if fewer than two values of K are usable."""
+
+    quantity: str
+    """`bias` or `deviation`."""
+    of: str
+    """`sampler`, for parts of one of its groups, or `independent`."""
+    sizes: list[int]
+    """The values of K in the fit. For the bias these are the K whose interval lies below 0."""
+    slope: Estimate
+
+
+class Diagnosis(_Part):
+    """What `diagnose` measured of one sampler."""
+
+    schema_version: int = SCHEMA_VERSION
+    sampler: str
+    backbone: str
+    task: str
+    seed: int
+    prompts: list[str]
+    groups: int
+    """Groups of the sampler per prompt."""
+    group_size: int
+    progress: float
+    beta: float
+    distances: list[Distance]
+    prefix_entropy: list[PrefixEntropy]
+    total_variation: TotalVariation
+    partition: list[PartitionFunction]
+    slopes: list[Slope]
+    model_rows: int
+    reward_calls: int
+    failed_scores: int
+    seconds: float
+    environment: dict[str, object]
+    config: dict[str, object]
+    checkpoint: str | None = None
+    """Folder of the run whose policy was diagnosed; null for the base model."""
+    iteration: int | None = None
+    """Iteration of that checkpoint."""
