@@ -48,8 +48,8 @@ def test_the_mass_of_each_mode_is_that_of_its_points() -> None:
     assert found["trained"].tolist() == [1.0, 0.0, 0.0]
 
 
-def test_a_picture_keeps_the_mass_and_its_place() -> None:
-    picture = distributions._picture(as_rows(distribution(0.7, 0.3, 0.0), 1), half=6.0)
+def test_a_panel_keeps_the_mass_and_its_place() -> None:
+    picture = distributions._density(as_rows(distribution(0.7, 0.3, 0.0), 1), half=6.0)
     assert picture.shape == (PIXELS, PIXELS)
     pixel = 12.0 / PIXELS
     assert float(picture.sum()) * pixel**2 == pytest.approx(1.0, abs=1e-6)
@@ -66,9 +66,10 @@ def test_the_frame_holds_the_base_model() -> None:
     assert distributions._frame(as_rows(far, 0)) == pytest.approx(1.1)
 
 
-def test_a_strip_has_a_panel_for_each_law_and_one_for_the_modes() -> None:
+def test_a_figure_has_a_panel_for_each_distribution_and_one_for_the_modes() -> None:
     figure = over_training(three_distributions(), "a title")
-    assert [axis.get_title() for axis in figure.axes] == ["target", "base", "iteration 9", "mass of each mode"]
+    assert [axis.get_title() for axis in figure.axes] == ["target", "base", "iteration 9", ""]
+    assert figure.axes[-1].get_xlabel() == "mode"
     plt.close(figure)
 
 
@@ -158,5 +159,5 @@ def test_a_run_keeps_its_laws_and_draws_them_also_when_it_is_resumed(tmp_path: P
     pd.testing.assert_frame_equal(again, kept, check_exact=True)
 
 
-def test_backbones_of_pictures_have_no_laws(tmp_path: Path) -> None:
+def test_backbones_of_images_have_no_distributions(tmp_path: Path) -> None:
     assert read_distributions(tmp_path) is None
