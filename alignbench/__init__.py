@@ -1,6 +1,7 @@
 """alignbench compares alignment objectives and rollout samplers on one flow-matching text-to-image backbone.
 
-What a plug-in author needs is here; everything is imported on first use, so that `import alignbench` is free.
+Everything that the author of a plug-in needs can be imported from here. The names are imported on first use, so
+`import alignbench` itself loads nothing heavy.
 """
 
 from importlib import import_module
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Backbone": "backbone",
     "Needs": "objective",
     "Objective": "objective",
@@ -49,12 +50,13 @@ _HOMES = {
     "run": "training.run",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(f"alignbench.{_HOMES[name]}"), name)
+    """Imports a public name from its module on first use."""
+    if name in _MODULES:
+        value = getattr(import_module(f"alignbench.{_MODULES[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'alignbench' has no attribute {name!r}")

@@ -1,17 +1,17 @@
-"""`python -m alignbench`: runs the command line and turns failures into one line and an exit code."""
+"""Runs the command line (`python -m alignbench`), and turns failures into one line and an exit code."""
 
 import os
 import sys
 from typing import NoReturn
 
-# Two busy processes on few cores slow each other sevenfold when threads wait actively, as they do by default; a short
-# active wait costs two processes little and saves one alone a tenth of its time. This must precede torch.
+# By default OpenMP threads wait actively, and two busy processes on few cores then slow each other down sevenfold. A short
+# active wait costs two processes little and saves a single one a tenth of its time. This must precede torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from alignbench.runtime import import_path, streams
 
-import_path.leave_out_current_folder()  # before any library looks for its optional modules there
+import_path.leave_out_current_folder()  # before a library looks for its optional modules there
 streams.open_closed()
 
 from alignbench.cli.app import app, failure  # noqa: E402
@@ -21,7 +21,7 @@ from alignbench.runtime.signals import interrupt_on_every_end  # noqa: E402
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted, by whichever signal."""
+    """Runs the command and exits with 0 (done), 1 (the run failed), 2 (the input is wrong) or 130 (interrupted by a signal)."""
     interrupt_on_every_end()
     import_path.leave_out_current_folder()
     surroundings.prepare()
@@ -34,12 +34,13 @@ def main() -> NoReturn:
 
 
 def _command() -> int:
+    """Runs the command line and returns its exit code."""
     try:
         app(standalone_mode=True)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (UserError, RunError) as error:
-        if launch.speaks():  # of several processes all end with the same error
+        if launch.speaks():  # several processes all end with the same error, and one of them prints it
             print(failure(error), file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     return 0

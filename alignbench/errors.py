@@ -16,7 +16,8 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 class _Sentence(Exception):  # noqa: N818
     """Says in one line what happened. A name in it can neither end the line nor control the terminal (`visible`).
 
-    Passwords and tokens in URLs are left out.
+    Control characters in it, for instance in the name of a file, are escaped, so that they cannot end the line or move a
+    terminal's cursor.
     """
 
     def __init__(self, sentence: str) -> None:
@@ -28,7 +29,7 @@ class UserError(_Sentence):
 
 
 class RunError(_Sentence):
-    """The run itself failed: a scorer, a non-finite value, a full disk. Exit code 1."""
+    """The run itself failed, for instance because of a scorer, a non-finite value or a full disk. Exit code 1."""
 
 
 class ScorerError(RunError):

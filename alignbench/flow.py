@@ -1,8 +1,7 @@
 """Rectified-flow maths: sigma schedules, one denoising step by each rule, and its Gaussian log-density.
 
-Convention: x_sigma = (1 - sigma) x_0 + sigma x_1 with x_1 ~ N(0, I); sigma falls from 1 (noise) to 0 (picture);
-velocity v = x_1 - x_0, so x_0 = x - sigma v and x_1 = x + (1 - sigma) v. Everything is computed in float32, whatever
-the model's dtype.
+Convention: x_sigma = (1 - sigma) x_0 + sigma x_1 with x_1 ~ N(0, I). sigma falls from 1 (noise) to 0 (image). The velocity is
+v = x_1 - x_0, so x_0 = x - sigma v and x_1 = x + (1 - sigma) v. Everything is computed in float32, whatever the model's dtype.
 """
 
 from math import exp, pi
@@ -17,21 +16,33 @@ if TYPE_CHECKING:
     from alignbench.rollouts.plan import Rule
 
 Reduction = Literal["mean", "sum"]
+"""Whether a log-density is averaged or summed over the latent dimensions."""
 
 
 class StepResult(NamedTuple):
-    """Next states and what they were drawn from; batch first, latent dimensions after."""
+    """The states after a step, and the distribution that they were drawn from; float32."""
 
     x_next: Tensor
+    """The next states, [B, *latent]."""
     log_prob: Tensor
+    """The log-density of each next state, [B]."""
     mean: Tensor
+    """The mean of the step, [B, *latent]."""
     std: Tensor
+    """The standard deviation of the step, which broadcasts over `mean`."""
 
 
 def sigmas(steps: int, shift: float = 1.0) -> Tensor:
-    """The schedule of `steps` denoising steps, sigma, float32 [steps + 1] from 1 to 0.
+    """Makes the schedule of `steps` denoising steps: t = linspace(1, 0), sigma = shift t / (1 + (shift - 1) t).
 
-    t = linspace(1, 0); sigma = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+    Args:
+        steps: the number of denoising steps, at least 1.
+        shift: 1 spaces sigma evenly; a larger one spends more steps near the noise.
+
+    Returns:
+        float32 [steps + 1], from 1 to 0.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), equation 23.
     """
     t = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
     return (shift * t / (1 + (shift - 1) * t)).float()
@@ -45,12 +56,17 @@ def dynamic_shift(
     max_tokens: int = 4096,
     exponential: bool = True,
 ) -> float:
-    """`shift` of a schedule that follows the picture's size: exp(mu), mu linear in its tokens (FLUX.1).
+    """Computes the `shift` of a schedule that depends on the size of the image: exp(mu), with mu linear in the tokens.
 
     Args:
-        tokens: of the picture, as the transformer sees it.
-        base_shift, max_shift: mu at `base_tokens` and at `max_tokens`.
-        exponential: False for mu itself.
+        tokens: the number of tokens that the transformer makes of an image.
+        base_shift: mu at `base_tokens`.
+        max_shift: mu at `max_tokens`.
+        base_tokens: where mu is `base_shift`.
+        max_tokens: where mu is `max_shift`.
+        exponential: False to return mu itself.
+
+    Source: the scheduler configuration of FLUX.1.
     """
     mu = base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
     return exp(mu) if exponential else mu
@@ -64,36 +80,54 @@ def moments(
     eta: float | Tensor,
     rule: "Rule",
 ) -> tuple[Tensor, Tensor]:
-    """Mean [B, ...] and standard deviation (broadcast over the latent dimensions) of one step.
+    """Computes the mean and the standard deviation of one denoising step.
 
-    ode    mean = x + (sigma_next - sigma) v, std = 0
-    sde    Flow-GRPO (Liu et al. 2025): std_t = a sqrt(sigma / (1 - sigma)); at sigma = 1 the denominator takes
-           sigma_next instead, which bounds the first step
-    cps    coefficients-preserving sampling: std = sigma_next sin(eta pi / 2)
-    dance  DanceGRPO (Xue et al. 2025): std = eta sqrt(sigma - sigma_next)
+        ode    mean = x + (sigma_next - sigma) v, std = 0
+        sde    Flow-GRPO (Liu et al. 2025, arXiv 2505.05470): std = std_t sqrt(sigma - sigma_next) with
+               std_t = eta sqrt(sigma / (1 - sigma)). At sigma = 1 the denominator uses sigma_next, which bounds the first step.
+        cps    coefficients-preserving sampling: std = sigma_next sin(eta pi / 2)
+        dance  DanceGRPO (Xue et al. 2025, arXiv 2505.07818): std = eta sqrt(sigma - sigma_next)
+        memoryless
+               the ancestral step: the distribution of x_sigma_next given x_sigma and the predicted x_0, which is the step of
+               DDPM (Ho et al. 2020, arXiv 2006.11239). With c = (1 - sigma) sigma_next / (sigma (1 - sigma_next)) it is
+               mean = (1 - sigma_next) x_0 + sigma_next c x_1, std = sigma_next sqrt(1 - c^2); eta plays no part. At sigma = 1
+               c is 0: nothing of the first noise is kept. In the limit of small steps it is `sde` at eta = sqrt 2, the only
+               noise for which images are independent of the first noise (Domingo-Enrich et al. 2024, arXiv 2409.08861).
 
     Args:
-        x: states at `sigma`; velocity: the model's output there, same shape.
-        sigma, sigma_next: floats, or one value for each batch row.
-        eta: a or eta of the rule; must be 0 only with "ode".
+        x: the states at `sigma`, [B, *latent].
+        velocity: the model's output at these states, the same shape.
+        sigma: the position in the schedule, a float or one value for each row, [B].
+        sigma_next: where the step ends, likewise.
+        eta: how much noise the step draws, likewise (the paper of `sde` calls it a). It is 0 with "ode" and only with "ode".
+        rule: the rule of the step.
+
+    Returns:
+        The mean, float32 [B, *latent], and the standard deviation, float32, which broadcasts over the latent dimensions.
+
+    Raises:
+        ValueError: the rule is unknown.
     """
     x, velocity = x.float(), velocity.float()
-    sigma, sigma_next, level = (_column(value, x) for value in (sigma, sigma_next, eta))
+    sigma, sigma_next, eta = (_column(value, x) for value in (sigma, sigma_next, eta))
     dt = sigma_next - sigma
     if rule == "ode":
         return x + dt * velocity, torch.zeros_like(sigma)
     if rule == "sde":
-        std_t = level * torch.sqrt(sigma / (1 - torch.where(sigma >= 1, sigma_next, sigma)))
+        std_t = eta * torch.sqrt(sigma / (1 - torch.where(sigma >= 1, sigma_next, sigma)))
         drift = std_t**2 / (2 * sigma)
         mean = x * (1 + drift * dt) + velocity * (1 + drift * (1 - sigma)) * dt
         return mean, std_t * torch.sqrt(-dt)
     x0, x1 = x - sigma * velocity, x + (1 - sigma) * velocity
     if rule == "cps":
-        std = sigma_next * torch.sin(level * (pi / 2))
+        std = sigma_next * torch.sin(eta * (pi / 2))
         return (1 - sigma_next) * x0 + torch.sqrt(sigma_next**2 - std**2) * x1, std
+    if rule == "memoryless":
+        kept = (1 - sigma) * sigma_next / (sigma * (1 - sigma_next))
+        return (1 - sigma_next) * x0 + sigma_next * kept * x1, sigma_next * torch.sqrt(1 - kept**2)
     if rule == "dance":
         score = -(x - (1 - sigma) * x0) / sigma**2
-        return x + dt * velocity - 0.5 * level**2 * score * dt, level * torch.sqrt(-dt)
+        return x + dt * velocity - 0.5 * eta**2 * score * dt, eta * torch.sqrt(-dt)
     raise ValueError(f"unknown step rule {rule!r}")
 
 
@@ -108,12 +142,12 @@ def unchecked_step(
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> StepResult:
-    """`step` without its checks, which would wait for the device."""
+    """Does what `step` does without its checks, which would make the CPU wait for the device."""
     mean, std = moments(x, velocity, sigma, sigma_next, eta, rule)
     if rule == "ode":
         return StepResult(mean, mean.new_zeros(mean.shape[0]), mean, std)
-    drawn = torch.randn_like(mean) if noise is None else noise.float()
-    x_next = mean + std * drawn
+    noise = torch.randn_like(mean) if noise is None else noise.float()
+    x_next = mean + std * noise
     return StepResult(x_next, log_prob(x_next, mean, std, reduction=reduction), mean, std)
 
 
@@ -128,23 +162,29 @@ def step(
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> StepResult:
-    """One denoising step: x_next = mean + std * noise, with the log-density of x_next.
+    """Takes one denoising step, x_next = mean + std * noise, and computes the log-density of x_next.
 
     Args:
-        noise: standard normal, the shape of `x`; drawn from torch's global generator where it is None.
-        reduction: how the log-density is taken over latent dimensions.
+        x: the states at `sigma`, [B, *latent].
+        velocity: the model's output at these states, the same shape.
+        sigma: the position in the schedule, a float or one value for each row, [B].
+        sigma_next: where the step ends, likewise.
+        noise_level: eta, how much noise the step draws, likewise; see `moments`.
+        rule: the rule of the step.
+        noise: standard normal noise in the shape of `x`; None draws it from torch's global generator.
+        reduction: whether the log-density is averaged or summed over the latent dimensions.
 
     Returns:
-        x_next and mean [B, ...], std (broadcastable), log_prob [B]; all float32. An ode step has log_prob 0 and std 0.
+        The next states and their distribution. An ode step has log_prob 0 and std 0.
 
     Raises:
-        NonFiniteError: naming sigma, sigma_next and the velocity's dtype, where a stochastic rule leaves no density
-            (noise level 0, or cps at sigma_next = 0) or a value is not finite.
+        NonFiniteError: a stochastic step has no density (eta is 0, or the rule is cps and sigma_next is 0), or a value is not
+            finite. The message names sigma, sigma_next and the velocity's dtype.
     """
     result = unchecked_step(x, velocity, sigma, sigma_next, noise_level, rule, noise=noise, reduction=reduction)
     if rule != "ode" and bool((result.std == 0).any()):
         raise NonFiniteError(
-            f"a {rule} step {_between(sigma, sigma_next)} at noise level {_shown(noise_level)} has no density "
+            f"a {rule} step {_between(sigma, sigma_next)} at noise level {_number(noise_level)} has no density "
             f"(std 0, velocity {velocity.dtype}); use rule 'ode' for that step"
         )
     if not bool(torch.isfinite(result.x_next).all()):
@@ -154,23 +194,35 @@ def step(
 
 
 def log_prob(x_next: Tensor, mean: Tensor, std: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Gaussian log-density of x_next, averaged (default) or summed over latent dimensions; float32 [B]."""
+    """Computes the Gaussian log-density of the next states.
+
+    Args:
+        x_next: the next states, [B, *latent].
+        mean: the mean of the step, the same shape.
+        std: the standard deviation of the step, which broadcasts over `mean`.
+        reduction: whether the log-density is averaged (default) or summed over the latent dimensions.
+
+    Returns:
+        float32 [B].
+    """
     x_next, mean, std = x_next.float(), mean.float(), std.float()
     density = -0.5 * ((x_next - mean) / std) ** 2 - torch.log(std) - 0.5 * torch.log(torch.tensor(2 * pi))
     return reduce_latent(density.expand_as(x_next), reduction)
 
 
 def log_ratio(shift: Tensor, noise: Tensor, std: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """log p(x) / p_0(x) of two Gaussians of equal `std` at x = mean_0 + std * noise; averaged or summed over latent dimensions.
+    """Computes log p(x) / p_0(x) of two Gaussians with the same `std`, at x = mean_0 + std * noise.
 
-    (shift / std) . noise - |shift / std|^2 / 2. Unlike the difference of two values of `log_prob` it is exact to rounding at
-    any size of the latents: a sum of float32 log-densities over D dimensions is known to about 1e-7 D alone, which at 10,000
-    dimensions is as large as the log-ratio of a small update.
+    The result is (shift / std) . noise - |shift / std|^2 / 2. Unlike the difference of two values of `log_prob`, it is exact to
+    rounding for latents of any size. A sum of float32 log-densities over D dimensions has an error of about 1e-7 D, which at
+    10,000 dimensions is as large as the log-ratio of a small update.
 
     Args:
-        shift: mean - mean_0, [B, ...], best taken from the difference of velocities: means are linear in (x, velocity), so that
-            it is the mean of `moments` at x = 0.
-        noise: standard normal, the same shape.
+        shift: mean - mean_0, [B, *latent]. It is best computed from the difference of the velocities: means are linear in
+            (x, velocity), so `shift` is the mean that `moments` gives at x = 0 for that difference.
+        noise: the standard normal noise that x was drawn with, the same shape.
+        std: the standard deviation of both, which broadcasts over `shift`.
+        reduction: whether the log-ratio is averaged (default) or summed over the latent dimensions.
 
     Returns:
         float32 [B].
@@ -180,7 +232,11 @@ def log_ratio(shift: Tensor, noise: Tensor, std: Tensor, *, reduction: Reduction
 
 
 def reduce_latent(values: Tensor, reduction: Reduction) -> Tensor:
-    """[B, ...] -> [B], mean or sum over everything but the batch."""
+    """Averages or sums over all dimensions but the first: [B, *latent] -> [B].
+
+    Raises:
+        ValueError: `reduction` is neither "mean" nor "sum".
+    """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     flat = values.flatten(1)
@@ -188,15 +244,15 @@ def reduce_latent(values: Tensor, reduction: Reduction) -> Tensor:
 
 
 def _column(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number, or one number for each batch row, as float32 that broadcasts over `x`."""
+    """Turns a number, or one number for each row, into a float32 tensor that broadcasts over `x`."""
     tensor = torch.as_tensor(value, dtype=torch.float32, device=x.device)
     return tensor.reshape(-1, *([1] * (x.ndim - 1))) if tensor.ndim <= 1 else tensor
 
 
 def _between(sigma: float | Tensor, sigma_next: float | Tensor) -> str:
-    return f"from sigma {_shown(sigma)} to {_shown(sigma_next)}"
+    return f"from sigma {_number(sigma)} to {_number(sigma_next)}"
 
 
-def _shown(value: float | Tensor) -> str:
+def _number(value: float | Tensor) -> str:
     numbers = sorted({round(float(v), 6) for v in torch.as_tensor(value).flatten()})
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}..{numbers[-1]}"

@@ -1,4 +1,4 @@
-"""Plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
+"""Loads plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
 
 from typing import Any, cast
 
@@ -17,52 +17,64 @@ from alignbench.scorer import Metric, Scorer
 
 
 def load_objective(name: str, **settings: Any) -> Objective:
-    """The objective of that name; raises UserError for an unknown name or setting."""
+    """Loads an objective; raises UserError for an unknown name or setting."""
     return cast(Objective, registry.create("objectives", name, Objective, settings))
 
 
 def load_sampler(name: str, **settings: Any) -> Sampler:
-    """The sampler of that name; raises UserError for an unknown name, setting or an impossible geometry."""
+    """Loads a sampler; raises UserError for an unknown name, an unknown setting, or settings that do not fit together."""
     return cast(Sampler, registry.create("samplers", name, Sampler, settings))
 
 
 def load_scorer(name: str, **settings: Any) -> Scorer:
-    """The scorer (one number for each image) of that name; raises UserError for an unknown name or setting."""
+    """Loads a scorer, which gives one number for each image; raises UserError for an unknown name or setting."""
     return cast(Scorer, registry.create("evals", name, Scorer, settings))
 
 
 def load_eval(name: str, **settings: Any) -> Metric:
-    """The scorer or set metric of that name; raises UserError for an unknown name or setting."""
+    """Loads a scorer or a set metric; raises UserError for an unknown name or setting."""
     return cast(Metric, registry.create("evals", name, Metric, settings))
 
 
 def load_backbone(name: str, **settings: Any) -> Backbone:
-    """The backbone of that name, or the local diffusers folder at that path; raises UserError for neither."""
-    of_folder = {"path": str(local_path(name))} if families.is_folder(name) else {}
-    return cast(Backbone, registry.create("backbones", families.opener(name), Backbone, {**of_folder, **settings}))
+    """Loads the backbone of that name, or the local diffusers folder at that path.
+
+    Raises:
+        UserError: it is neither, the folder cannot be opened, or a setting is unknown.
+    """
+    path = {"path": str(local_path(name))} if families.is_folder(name) else {}
+    return cast(Backbone, registry.create("backbones", families.opener(name), Backbone, {**path, **settings}))
 
 
 def load_configured_backbone(config: RunConfig, *, device: str | None = None) -> Backbone:
-    """The backbone of a run's configuration, in as many threads; the weights of a new adapter are drawn with its seed.
+    """Loads the backbone of a run's configuration, and sets the number of threads that it asks for.
+
+    The weights of a new adapter are drawn with the configuration's seed.
 
     Args:
-        device: in place of the configuration's.
+        config: the configuration.
+        device: the device to use instead of the configuration's.
     """
     torch.set_num_threads(threads_of(config))
     torch.manual_seed(config.seed)
     settings = {"device": config.device, "guidance": config.guidance, **config.backbone.settings}
     if settings["device"] == META:
-        raise UserError(f"device {META}: nothing can be drawn on it; `run --dry-run` tells what a model would need")
-    device_named(str(settings["device"]))  # also where another one takes its place
+        raise UserError(f"device {META}: no image can be drawn on it; `run --dry-run` estimates what a model would need")
+    device_named(str(settings["device"]))  # is checked even if another device takes its place
     return load_backbone(config.backbone.name, **(settings | ({"device": device} if device else {})))
 
 
 def opens_on_meta_device(config: RunConfig) -> bool:
-    """Whether the configuration's backbone opens without weights, on the device `meta`."""
+    """Tells whether the configuration's backbone can be opened without weights, on the device `meta`."""
     cls = registry.find("backbones", families.opener(config.backbone.name), Backbone)
     return bool(cls.supports_meta_device)
 
 
 def threads_of(config: RunConfig, beside: int = 1) -> int:
-    """CPU threads of a process: what the configuration asks for, else `launch.threads`."""
+    """Computes the number of CPU threads of a process: what the configuration asks for, or else `launch.threads`.
+
+    Args:
+        config: the configuration.
+        beside: how many processes share the machine.
+    """
     return config.threads or launch.threads(beside)

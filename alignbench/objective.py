@@ -45,6 +45,8 @@ class Objective(ABC):
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
     name: str = ""
+    separable: ClassVar[bool] = False
+    """Whether d(loss)/d(terms of a row) depends on no other row's terms. Then microbatches of later updates need one pass."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -1,6 +1,6 @@
 """Finds plug-ins by name: a file in one of the packages, an entry point, or `package.module:Class`.
 
-Nothing is imported before it is asked for: `describe` reads docstrings with `ast`, so that listing needs no torch.
+No plug-in is imported before it is used. `describe` reads docstrings with `ast`, so that listing needs no torch.
 """
 
 import ast
@@ -25,33 +25,34 @@ PACKAGES = {
 """Kind -> the import package in which a file's name is the plug-in's name."""
 
 ENTRY_POINT_PREFIX = "alignbench."
+"""What the entry point group of a kind begins with; the kind follows."""
 
 
 def names(kind: str) -> list[str]:
-    """All names that `find` knows for a kind, without importing one."""
+    """Lists the names that `find` knows for a kind, without importing a plug-in."""
     return sorted({*_files(kind), *_entry_points(kind)})
 
 
 def describe(kind: str) -> dict[str, str]:
-    """Name -> first line of the module's docstring, read without importing the module."""
+    """Reads what each plug-in is: name -> first line of its module's docstring, without importing the module."""
     files, points = _files(kind), _entry_points(kind)
-    described = {}
+    lines = {}
     for name in names(kind):
         file = files.get(name) or _entry_point_file(points[name])
-        described[name] = _first_line(file) if file else f"from {points[name].value}"
-    return described
+        lines[name] = _first_line(file) if file else f"from {points[name].value}"
+    return lines
 
 
 def find(kind: str, name: str, base: type) -> type[Any]:
-    """The class that `name` stands for.
+    """Finds and imports the class that a name stands for.
 
     Args:
         kind: one of `PACKAGES`.
         name: a file's name in the kind's package, an entry point, or `package.module:Class`.
-        base: what the class must derive from.
+        base: the class that it must derive from.
 
     Raises:
-        UserError: the name is unknown, does not import, or names no single class of that base.
+        UserError: the name is unknown, its module cannot be imported, or it does not stand for exactly one class of that base.
     """
     if ":" in name:
         module_name, _, class_name = name.partition(":")
@@ -61,18 +62,24 @@ def find(kind: str, name: str, base: type) -> type[Any]:
         return _only_class_in(module, base, name)
     if name in (points := _entry_points(kind)):
         try:
-            found = points[name].load()
+            cls = points[name].load()
         except Exception as error:
-            raise UserError(f"{_one(kind)} {name!r} ({points[name].value}) does not import: {error}") from error
-        return _checked(found, base, name)
+            raise UserError(f"{_one(kind)} {name!r} ({points[name].value}) cannot be imported: {error}") from error
+        return _checked(cls, base, name)
     raise UserError(_why_not(kind, name) or f"there is no {_one(kind)} {name!r}{did_you_mean(name, names(kind))}")
 
 
 def create(kind: str, name: str, base: type, settings: dict[str, Any]) -> Any:
-    """An instance of the plug-in: its class called with its validated `Settings`.
+    """Makes an instance of a plug-in: its class, called with its validated settings.
+
+    Args:
+        kind: one of `PACKAGES`.
+        name: as in `find`.
+        base: the class that it must derive from.
+        settings: setting -> value; the others have their defaults.
 
     Raises:
-        UserError: unknown name, unknown setting, a setting out of its range, or a class that cannot be called with them.
+        UserError: the name or a setting is unknown, a setting is out of its range, or the class cannot be called with them.
     """
     from alignbench.settings import validate
 
@@ -81,17 +88,18 @@ def create(kind: str, name: str, base: type, settings: dict[str, Any]) -> Any:
     try:
         plugin = cls(valid)
     except TypeError as error:  # an abstract method is missing, or __init__ takes something else
-        raise UserError(f"{_one(kind)} {name} cannot be made: {error}") from error
+        raise UserError(f"{_one(kind)} {name} cannot be created: {error}") from error
     plugin.name = name
     return plugin
 
 
 def file_name(name: str) -> str:
-    """A plug-in's name as part of a file's: dotted paths and folders have signs that a file name must not."""
+    """Makes a plug-in's name fit to be part of a file name, in which dotted paths and folders must not occur."""
     return name.replace("/", "_").replace(":", "_")
 
 
 def _one(kind: str) -> str:
+    """The kind in the singular."""
     return kind.removesuffix("s")
 
 
@@ -105,19 +113,19 @@ def _files(kind: str) -> dict[str, Path]:
 
 
 def _why_not(kind: str, name: str) -> str | None:
-    """Why a file of that name, which is there, is no plug-in."""
+    """Tells why a file of that name is not a plug-in; None if there is no such file."""
     for file in (folder / f"{name}.py" for folder in _folders(kind)):
         if name.isidentifier() and not name.startswith("_") and file.is_file():
             try:
                 ast.parse(file.read_text(encoding="utf-8"))
             except (SyntaxError, UnicodeDecodeError, OSError) as error:
                 return f"{_one(kind)} {name!r} cannot be read: {error}"
-            return f"{file} is no {_one(kind)}: its docstring must begin with '{name}: ' and say what it is"
+            return f"{file} is not a plug-in ({_one(kind)}): its docstring must begin with '{name}: ' and say what it is"
     return None
 
 
 def _is_plugin(file: Path) -> bool:
-    """A module whose docstring's first line is `name: what it is`; helpers beside plug-ins have none of that form."""
+    """Tells whether a docstring's first line is `name: what it is`; that of a helper beside the plug-ins is not."""
     return not file.stem.startswith("_") and _docstring(file).startswith(f"{file.stem}: ")
 
 
@@ -153,7 +161,7 @@ def _import(kind: str, name: str, module: str, by: Callable[[str], ModuleType] =
     try:
         return by(module)
     except Exception as error:
-        raise UserError(f"{_one(kind)} {name!r} does not import: {type(error).__name__}: {error}") from error
+        raise UserError(f"{_one(kind)} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _own_classes(module: Any, base: type, *, abstract: bool = False) -> Iterator[type]:
@@ -164,25 +172,25 @@ def _own_classes(module: Any, base: type, *, abstract: bool = False) -> Iterator
 
 
 def _only_class_in(module: Any, base: type, name: str) -> type:
-    found = list(_own_classes(module, base))
-    if len(found) != 1:
+    classes = list(_own_classes(module, base))
+    if len(classes) != 1:
         unfinished = [
             f"{c.__name__} without {', '.join(sorted(getattr(c, '__abstractmethods__', ())))}"
             for c in _own_classes(module, base, abstract=True)
         ]
-        listed = ", ".join([c.__name__ for c in found] or unfinished) or "none"
+        listed = ", ".join([c.__name__ for c in classes] or unfinished) or "none"
         raise UserError(f"{module.__file__} must define exactly one {base.__name__} for {name!r}; it defines {listed}")
-    return found[0]
+    return classes[0]
 
 
 def _class_in(module: Any, class_name: str, base: type, name: str) -> type:
     if not hasattr(module, class_name):
-        known = [c.__name__ for c in _own_classes(module, base)]
-        raise UserError(f"{name!r}: module {module.__name__} has no {class_name!r}{did_you_mean(class_name, known)}")
+        candidates = [c.__name__ for c in _own_classes(module, base)]
+        raise UserError(f"{name!r}: module {module.__name__} has no {class_name!r}{did_you_mean(class_name, candidates)}")
     return _checked(getattr(module, class_name), base, name)
 
 
-def _checked(found: Any, base: type, name: str) -> type:
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise UserError(f"{name!r} is no {base.__name__} class; derive it from alignbench.{base.__name__}")
-    return found
+def _checked(cls: Any, base: type, name: str) -> type:
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise UserError(f"{name!r} is not a {base.__name__} class; derive it from alignbench.{base.__name__}")
+    return cls

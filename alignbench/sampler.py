@@ -1,4 +1,4 @@
-"""The base class of rollout samplers: a sampler is a plan, and the executor runs it."""
+"""The base class of rollout samplers. A sampler makes plans, and the executor runs them."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -12,33 +12,34 @@ from alignbench.rollouts.plan import Plan
 
 
 class Sampler(ABC):
-    """Says how a group is drawn. Subclass it in `samplers/NAME.py`, and `--sampler NAME` finds it."""
+    """Decides how the rollouts of a group are drawn. Subclass it in `samplers/NAME.py`, and `--sampler NAME` finds it."""
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
     name: str = ""
+    """The name that the plug-in is loaded by."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
     def observe(self, forest: RolloutForest) -> None:  # noqa: B027 - most samplers remember nothing
-        """Called once for each rollout, with rewards: where a schedule learns of them."""
+        """Is called once for each rollout, which has its rewards; a schedule that depends on them remembers them here."""
 
     def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
-        """The leaves, bool [G * K], whose paths are trained on, by their rewards; None for all."""
+        """Marks the leaves whose paths are trained on, which may depend on their rewards: bool [G * K]; None for all."""
         return None
 
     def state(self) -> dict[str, Any]:
-        """What `observe` remembers, as plain data: for a checkpoint, and to forget an iteration that failed."""
+        """Returns what `observe` remembers, as plain data. It goes into checkpoints, and undoes an iteration that failed."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Takes back what `state` gave."""
+        """Restores what `state` returned."""
 
     @abstractmethod
     def plan(self, progress: float, rng: np.random.Generator) -> Plan:
-        """The plan of one iteration, shared by all its groups.
+        """Makes the plan of one iteration, which all its groups share.
 
         Args:
-            progress: 0 at the start of the training, 1 at its end.
-            rng: the only source of randomness; besides it a plan may depend on what `observe` has seen.
+            progress: how much of the training is done, from 0 to 1.
+            rng: the only source of randomness. A plan may also depend on what `observe` remembers.
         """

@@ -1,7 +1,7 @@
-"""The base classes of scorers and metrics.
+"""The base classes of scorers and set metrics.
 
-A scorer gives one finite number an image. NaN means that this item failed: it is dropped and counted. An exception means
-that the scorer failed: it stops the run. A failure never becomes 0.
+A scorer gives one finite number for each image. NaN means that this image could not be scored: it is left out and counted. An
+exception means that the scorer failed: it stops the run. A failure never becomes 0.
 """
 
 from abc import ABC, abstractmethod
@@ -20,70 +20,115 @@ Images = Sequence[Image.Image | np.ndarray] | np.ndarray
 
 
 class Metric:
-    """What scorers and set metrics have in common."""
+    """The common base of scorers and set metrics. Derive from `Scorer` or `SetMetric`."""
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
     skip_settings: ClassVar[dict[str, Any]] = {}
-    """Settings by which it gives no score to prompts that it says nothing about, where it would refuse them."""
+    """Settings that give NaN, instead of an error, for prompts that the metric does not apply to."""
     name: str = ""
+    """The name that the plug-in is loaded by."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
     def higher_is_better(self, metric: str) -> bool | None:
-        """The direction of a metric that `measure` answers; None where neither is better."""
+        """Tells the direction of a metric that `measure` returns; None if neither direction is better."""
         return True
 
     def overall(self, prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Metric -> those of `measure` for these prompts whose mean it is, whatever the number of pictures behind each."""
+        """Names the metrics that are means of other metrics.
+
+        Args:
+            prompts: the prompts that are evaluated.
+
+        Returns:
+            Metric -> those metrics of `measure` whose unweighted mean it is, however many images are behind each of them.
+        """
         return {}
 
     def from_hub(self) -> list[str]:
-        """The weights that it loads from the Hugging Face hub: OWNER/NAME, or OWNER/NAME/FILE; local ones may be among them.
+        """Names the weights that the metric loads from the Hugging Face hub: OWNER/NAME, or OWNER/NAME/FILE.
+
+        Local folders and files may be among them.
 
         Raises:
-            UserError: what it needs is not there, as can be seen without loading anything.
+            UserError: something that the metric needs is missing, as can be told without loading anything.
         """
         return []
 
     def prepare(self) -> None:
-        """Loads what it scores with, so that what is missing is told before anything is drawn."""
+        """Loads the models of the metric, so that a missing one is reported before any image is drawn."""
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raises UserError for a prompt that it would refuse to score, before images are drawn for it."""
+        """Raises UserError for a prompt that the metric would refuse to score, before images are drawn for it."""
 
     def describe(self) -> dict[str, Any]:
-        """What must be known to score again alike: model, device, precision, settings."""
+        """Describes what must be known to reproduce the scores: model, device, precision, settings."""
         return {"settings": self.settings.model_dump()}
 
 
 class Scorer(Metric, ABC):
-    """One number for each image. Subclass it in `evals/NAME.py`; it can reward a run or judge it."""
+    """A metric with one number for each image, which can be a reward or a judge. Subclass it in `evals/NAME.py`."""
 
     @abstractmethod
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        """The score of each image for its prompt, float [N]; NaN where an item could not be scored."""
+        """Scores each image for its prompt.
+
+        Args:
+            images: N images.
+            prompts: the prompt of each image.
+
+        Returns:
+            float [N], NaN where an image could not be scored.
+        """
 
     def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """All that this scorer can tell, metric -> float [N]; `score` under the scorer's name by default."""
+        """Computes all metrics of this scorer: metric -> float [N]. By default that is `score` under the scorer's name."""
         return {self.name: self.score(images, prompts)}
 
 
 class SetMetric(Metric, ABC):
-    """Numbers for all the images of one prompt together, such as their diversity."""
+    """A metric with numbers for all images of one prompt together, such as their diversity. Subclass it in `evals/NAME.py`."""
 
     fewest: ClassVar[int] = 1
-    """Images of a prompt that it needs; a prompt that has fewer gets no number."""
+    """The smallest number of images of a prompt that it can measure. A prompt with fewer images gets no number."""
     any_sizes: ClassVar[bool] = False
-    """Whether it takes images of several sizes, as an array of objects [N]; otherwise a prompt that has them gets no number."""
+    """Whether it can measure images of several sizes, given as an array of objects [N]. If not, a prompt with images of several
+    sizes gets no number."""
 
     @abstractmethod
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
-        """Metric -> number, from uint8 images [N, H, W, 3] and final latents, tensor [N, *latent] or None."""
+        """Measures the images of one prompt.
+
+        Args:
+            images: uint8 [N, H, W, 3].
+            latents: the final latents of these images, a tensor [N, *latent]; None for images from files.
+            prompt: their prompt.
+
+        Returns:
+            Metric -> number, NaN where the metric does not apply.
+        """
+
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Any:
+        """Reads images once, so that `measure_read` can measure many subsets of them.
+
+        By default what `measure` takes. A metric that embeds or detects something overrides both methods.
+        """
+        return images, latents
+
+    def measure_read(self, read: Any, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+        """What `measure` answers for the images `members` (indices) of those that were read."""
+        images, latents = read
+        members = np.asarray(members)
+        return self.measure(images[members], None if latents is None else latents[members], prompt)
 
 
 def as_arrays(images: Images) -> list[np.ndarray]:
-    """Each image as uint8 [H, W, 3], as a viewer shows it: see `alignbench.files.images`."""
+    """Converts images to uint8 arrays [H, W, 3], as a viewer shows them (see `alignbench.files.images`).
+
+    Raises:
+        UserError: an image has another type or shape, or cannot be converted.
+    """
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(f"images must be PIL images or uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}")
     return [_as_array(image) for image in images]
@@ -101,14 +146,22 @@ def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def checked_scores(scores: Any, count: int, name: str) -> np.ndarray:
-    """The scorer contract: float64 [count], finite or NaN.
+    """Checks that a scorer keeps its contract.
+
+    Args:
+        scores: what the scorer returned.
+        count: the number of images.
+        name: the scorer's name, for the message.
+
+    Returns:
+        The scores as float64 [count], each finite or NaN.
 
     Raises:
-        RunError: a wrong number of scores, or an infinite one.
+        RunError: the number of scores is wrong, or a score is infinite.
     """
     array = np.asarray(scores, dtype=np.float64)
     if array.shape != (count,):
-        raise RunError(f"scorer {name!r} answered {list(array.shape)} scores for {count} images")
+        raise RunError(f"scorer {name!r} returned scores of shape {list(array.shape)} for {count} images")
     if np.isinf(array).any():
-        raise RunError(f"scorer {name!r} answered an infinite score for image {int(np.isinf(array).argmax())}")
+        raise RunError(f"scorer {name!r} returned an infinite score for image {int(np.isinf(array).argmax())}")
     return array

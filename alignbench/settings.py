@@ -1,4 +1,4 @@
-"""The base of every settings class: strict, so that a misspelt key is an error and never ignored."""
+"""The base class of all settings. It is strict: a misspelt key is an error and is never ignored."""
 
 import math
 import re
@@ -16,13 +16,14 @@ from alignbench.errors import UserError, did_you_mean, holds_secret
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_WITHOUT_TRUTH = (int, float, str, bytes, Path, type(None))
+_TYPES_WITHOUT_BOOL = (int, float, str, bytes, Path, type(None))
 
 
 class Settings(BaseModel):
-    """Options of a plug-in or a part of a run; an unknown key is refused, and so is a number that is NaN or infinite.
+    """Options of a plug-in or of a part of a run. Unknown keys and numbers that are NaN or infinite are refused.
 
-    A setting that is a text takes a number as it was written. true and false are neither numbers nor texts, except in `label`.
+    A setting that is a text accepts a number as it was written. true and false are accepted neither as numbers nor as texts,
+    except in `label`.
     """
 
     model_config = ConfigDict(
@@ -36,39 +37,39 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic takes true for 1."""
+    def _bool_is_not_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where no bool is meant; pydantic would take true for 1."""
         name = str(info.field_name)
-        if _holds_truth(value) and not _takes_truth_at(cls, name):
+        if _contains_bool(value) and not _field_accepts_bool(cls, name):
             if name == "label":
                 return str(value).lower()
-            raise ValueError("true and false are no values here; write a number, or a text in quotes")
+            raise ValueError("true and false are not possible values here; write a number, or a text in quotes")
         return value
 
 
-def _holds_truth(value: Any) -> bool:
+def _contains_bool(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return any(map(_holds_truth, value.values()))
-    return any(map(_holds_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
+        return any(map(_contains_bool, value.values()))
+    return any(map(_contains_bool, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 @cache
-def _takes_truth_at(model: type[BaseModel], name: str) -> bool:
-    return _takes_truth(model.model_fields[name].annotation)
+def _field_accepts_bool(model: type[BaseModel], name: str) -> bool:
+    return _accepts_bool(model.model_fields[name].annotation)
 
 
-def _takes_truth(annotation: Any) -> bool:
-    """Whether true or false can be, or be inside, a value of this type."""
+def _accepts_bool(annotation: Any) -> bool:
+    """Tells whether a value of this type can be a bool or contain one."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _takes_truth(inner[0])
+        return _accepts_bool(inner[0])
     if origin is Literal:
         return any(isinstance(value, bool) for value in inner)
     if origin in (Union, types.UnionType) or (isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset)):
-        return any(_takes_truth(each) for each in inner if each is not Ellipsis)
+        return any(_accepts_bool(each) for each in inner if each is not Ellipsis)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return _takes_truth(inner[1])
-    return annotation not in _WITHOUT_TRUTH
+        return _accepts_bool(inner[1])
+    return annotation not in _TYPES_WITHOUT_BOOL
 
 
 def _service_url(value: Any) -> Any:
@@ -76,41 +77,42 @@ def _service_url(value: Any) -> Any:
         return value
     try:
         parts = urlsplit(value)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, or half an IPv6 address
-        fits = False
-    # The error must not show what was given: it may hold a password.
+        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number, or half an IPv6 address
+        is_http = False
+    # The error must not show the value, which may contain a password.
     if "@" in value or "?" in value or "#" in value:
         raise PydanticCustomError(
             "url",
-            "a service's URL is scheme, host, port and path alone; a password or token comes from the variable "
+            "a service's URL consists of scheme, host, port and path only; a password or token comes from the variable "
             "ALIGNBENCH_SCORER_TOKEN or from a token file (docs/configuration.md)",
         )
-    if not fits or not value.isprintable():
+    if not is_http or not value.isprintable():
         raise PydanticCustomError("url", "a service's URL is like http://127.0.0.1:8765, or begins with https://")
     return value
 
 
 ServiceURL = Annotated[str, BeforeValidator(_service_url)]
-"""Where a service listens; nothing secret is in it, so that it can stand in records and messages."""
+"""The URL of a service. It contains no secret, so it can be written into records and messages."""
 
 
 def checked_device(name: str) -> str:
-    """The name, if it is that of a device; raises ValueError otherwise."""
+    """Returns the name if it is a device's; raises ValueError otherwise."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
         raise ValueError("a device is auto, cpu, cuda or cuda:N")
     return name
 
 
 Device = Annotated[str, AfterValidator(checked_device)]
-"""A device's name. Whether it is there is seen where it is used (`alignbench.backbone.device_named`)."""
+"""A device's name. Whether the device exists is checked where it is used (`alignbench.backbone.device_named`)."""
 
 
 def first_problem(error: ValidationError, whole: str) -> str:
-    """`place: what is wrong` of the first thing that validation found in received data.
+    """Describes the first error that validation found in received data, as `place: what is wrong`.
 
     Args:
-        whole: what the place is called where it is the data as a whole.
+        error: the error of the validation.
+        whole: what the place is called if it is the data as a whole.
     """
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"])) or whole
@@ -118,12 +120,17 @@ def first_problem(error: ValidationError, whole: str) -> str:
 
 
 def validate(model: type[Model], data: Mapping[str, Any], *, where: str) -> Model:
-    """The model built from data.
+    """Builds a settings object from data.
+
+    Args:
+        model: its class.
+        data: key -> value.
+        where: what the data belong to; error messages begin with it.
 
     Raises:
         UserError: one sentence that names the key, what is wrong, and for an unknown key the nearest valid one.
     """
-    for key, why in _unfit(data):
+    for key, why in _unstorable(data):
         raise UserError(f"{where}: {key}: {why}")
     try:
         return model.model_validate(dict(data))
@@ -131,22 +138,20 @@ def validate(model: type[Model], data: Mapping[str, Any], *, where: str) -> Mode
         raise UserError(f"{where}: {_first_problem(model, error)}") from None
 
 
-def _unfit(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys of what no setting can be, because neither torch nor a record could hold it, and why."""
+def _unstorable(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Finds values that cannot be a setting, because torch or a record could not hold them: dotted key and reason."""
     if isinstance(data, int) and not -(2**63) <= data < 2**63:
         yield key, "a whole number must fit into 64 bits"
     elif isinstance(data, bytes):
-        yield key, "bytes are no setting"
+        yield key, "bytes cannot be a setting"
     elif isinstance(data, float) and not math.isfinite(data):
         yield key, f"input should be a finite number, got {data}"
     elif isinstance(data, str) and holds_secret(data):
-        instead = (
-            "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/configuration.md)"
-        )
-        yield key, f"a password or token in a URL would stand in every record; {instead}"
+        remedy = "take it out; a scorer's token comes from ALIGNBENCH_SCORER_TOKEN or scorer_token_file (docs/configuration.md)"
+        yield key, f"a password or token in a URL would be written into every record; {remedy}"
     elif isinstance(data, Mapping | list | tuple):
         for inner, value in data.items() if isinstance(data, Mapping) else enumerate(data):
-            yield from _unfit(value, f"{key}.{inner}" if key else str(inner))
+            yield from _unstorable(value, f"{key}.{inner}" if key else str(inner))
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
@@ -157,9 +162,9 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         return f"there is no key {key!r}{did_you_mean(path[-1], _fields_at(model, path[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    shown = key and problem["type"] != "url" and not isinstance(problem["input"], Mapping)
-    given = f", got {problem['input']!r}" if shown else ""
-    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{given}{more}"
+    shows_value = key and problem["type"] != "url" and not isinstance(problem["input"], Mapping)
+    value = f", got {problem['input']!r}" if shows_value else ""
+    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{value}{more}"
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

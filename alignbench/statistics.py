@@ -1,11 +1,16 @@
-"""Means with intervals, tests and fronts.
+"""Means with confidence intervals, tests, and reward-diversity fronts.
 
-The unit of a single run is the prompt: pictures of one prompt are not independent of one another. The unit of a comparison
-is the seed: prompts of one training run are not independent of one another either.
+The unit of a single run is the prompt, because images of one prompt are not independent of each other. The unit of a comparison
+is the seed, because prompts of one training run are not independent of each other either.
 
-Intervals are Student's t throughout, with a jackknife or bootstrap standard error where the statistic is not a mean. On a few
-units a percentile bootstrap is too narrow, and BCa hardly less so; `docs/reading-a-report.md` has the simulation. Values that
-differ by rounding alone count as equal, and equal values have no interval and no t test: nothing is known about what varies.
+All intervals are Student's t intervals at the level `CONFIDENCE`:
+
+    estimate +- t_{(1 + CONFIDENCE) / 2, degrees of freedom} * standard error
+
+The standard error is that of a mean, or comes from a jackknife or a bootstrap where the statistic is not a mean. With few units
+a percentile bootstrap is too narrow, and BCa is hardly better; `docs/reading-a-report.md` has the simulation. Values that
+differ only by rounding count as equal. Equal values have an unbounded interval and no t test, because they tell nothing about
+the variance.
 
 Interquartile mean, probability of improvement and performance profiles are those of Agarwal et al. 2021 (arXiv 2108.13264).
 """
@@ -17,93 +22,121 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 RESAMPLES = 2000
-AT_ONCE = 100
-"""Resamples of groups that are in memory together."""
+"""How many resamples a bootstrap draws."""
+RESAMPLES_AT_ONCE = 100
+"""How many of these resamples are in memory together."""
 CONFIDENCE = 0.95
+"""The confidence level of all intervals."""
 ROUNDING = 1e-12
-"""Relative to the larger of two float64 numbers, a difference that arithmetic alone can make."""
+"""The largest relative difference of two float64 numbers that is attributed to rounding."""
 SMALLEST_P = float(np.finfo(np.float64).tiny)
-"""No test gives 0: that is a p value too small for a float64."""
+"""The smallest p value; one that is too small for a float64 becomes this instead of 0."""
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % interval, over n units."""
+    """An estimate with its confidence interval."""
 
     value: float
+    """The estimate."""
     lower: float
+    """The lower bound, at the level `CONFIDENCE`; minus infinity where the variance is unknown."""
     upper: float
+    """The upper bound, likewise."""
     n: int
+    """The number of units."""
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """first - second, where rounding alone gives 0; NaN where either is."""
+    """Computes first - second, elementwise with broadcasting: float64.
+
+    The result is 0 where the two differ only by rounding, and NaN where either of them is NaN.
+    """
     a, b = np.broadcast_arrays(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
     with np.errstate(invalid="ignore", over="ignore"):  # infinity minus itself is NaN
-        apart = a - b
-        return np.where(np.abs(apart) <= ROUNDING * np.maximum(np.abs(a), np.abs(b)), 0.0, apart)
+        result = a - b
+        return np.where(np.abs(result) <= ROUNDING * np.maximum(np.abs(a), np.abs(b)), 0.0, result)
 
 
 def equal_values(values: np.ndarray) -> bool:
-    """Whether they differ by rounding at most; NaN values do not count."""
-    known = _known(values)
-    return len(known) == 0 or float(known.max()) - float(known.min()) <= ROUNDING * float(np.abs(known).max())
+    """Tells whether values differ only by rounding; NaN values are ignored."""
+    numbers = _without_nan(values)
+    return len(numbers) == 0 or float(numbers.max()) - float(numbers.min()) <= ROUNDING * float(np.abs(numbers).max())
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean of one value a unit (a prompt, or a seed) with Student's t interval; NaN values are left out.
+    """Computes a mean over units with its interval: mean +- t_{n - 1} * sqrt(variance / n) (Student 1908).
 
-    Unbounded with one value and where all are equal; all is NaN where there is no value.
+    Args:
+        values: float [n], one value for each unit (a prompt or a seed); NaN values are left out.
+
+    Returns:
+        The interval. It is unbounded if there is one value or if all are equal, and NaN if there is no value.
     """
     return mean_of_means_interval([values])
 
 
 def mean_of_means_interval(strata: Sequence[np.ndarray]) -> Interval:
-    """Mean of the strata's means, with Welch's (1947) degrees of freedom; NaN values and strata without any other are left out.
+    """Computes the mean of the strata's means with its interval.
 
-    Unbounded where a stratum has one value, and where all values of each are equal.
+    For m strata with variances s_k^2 and n_k values the squared standard error is sum_k (s_k^2 / n_k) / m^2. The degrees of
+    freedom are (sum_k s_k^2 / n_k)^2 / sum_k ((s_k^2 / n_k)^2 / (n_k - 1)) (Welch 1947).
+
+    Args:
+        strata: float [n_k] each. NaN values are left out, and so are strata that have no other values.
+
+    Returns:
+        The interval, with n the number of all values. It is unbounded if a stratum has one value or if the values of each
+        stratum are equal.
     """
-    known = [values for values in map(_known, strata) if len(values)]
-    count = sum(map(len, known))
-    if not known:
+    samples = [values for values in map(_without_nan, strata) if len(values)]
+    count = sum(map(len, samples))
+    if not samples:
         return Interval(np.nan, np.nan, np.nan, 0)
-    mean, error, degrees = _mean_of_means(known)
-    half = _half(error, degrees) if degrees else np.inf
+    mean, error, degrees = _mean_of_means(samples)
+    half = _half_width(error, degrees) if degrees else np.inf
     return Interval(mean, mean - half, mean + half, count)
 
 
 def rise_test(strata: Sequence[np.ndarray]) -> float:
-    """p of the one-sided t test that the mean of the strata's means is above 0; 1 minus it is that of being below.
+    """Computes p of the one-sided t test that the mean of the strata's means is above 0.
 
-    Student 1908 for one stratum, with Welch's (1947) degrees of freedom for several. Values without spread have no t: they have
-    the p of the sign test, so that few equal values prove nothing. NaN values are left out; NaN where it cannot be told, as
-    with one value in a stratum.
+    With t = mean / standard error as in `mean_of_means_interval` (Student 1908; Welch 1947 for several strata), p is the
+    probability of a larger t if the mean is 0. 1 - p is the p value of the mean being below 0. If the values of each stratum
+    are equal there is no t. p is then that of the sign test, 2^-n for n values, so that a few equal values prove nothing.
+
+    Args:
+        strata: float [n_k] each. NaN values are left out, and so are strata that have no other values.
+
+    Returns:
+        p, or NaN if there is no value or a stratum has only one.
     """
-    known = [values for values in map(_known, strata) if len(values)]
-    if not known or any(len(values) == 1 for values in known):
+    samples = [values for values in map(_without_nan, strata) if len(values)]
+    if not samples or any(len(values) == 1 for values in samples):
         return float("nan")
-    mean, error, degrees = _mean_of_means(known)
+    mean, error, degrees = _mean_of_means(samples)
     if degrees:
         return max(float(stdtr(degrees, -mean / error)), SMALLEST_P)
-    by_chance = max(float(0.5 ** sum(map(len, known))), SMALLEST_P)
-    return 0.5 if mean == 0 else by_chance if mean > 0 else 1 - by_chance
+    sign_test = max(float(0.5 ** sum(map(len, samples))), SMALLEST_P)
+    return 0.5 if mean == 0 else sign_test if mean > 0 else 1 - sign_test
 
 
-def _known(values: np.ndarray) -> np.ndarray:
-    found = np.asarray(values, dtype=np.float64)
-    return np.asarray(found[~np.isnan(found)])
+def _without_nan(values: np.ndarray) -> np.ndarray:
+    """The values that are not NaN, float64 [n]."""
+    numbers = np.asarray(values, dtype=np.float64)
+    return np.asarray(numbers[~np.isnan(numbers)])
 
 
-def _half(error: float, degrees: float) -> float:
-    """Half the width of Student's interval."""
+def _half_width(error: float, degrees: float) -> float:
+    """Half the width of Student's interval, from the standard error and the degrees of freedom."""
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
 
 
 def _mean_of_means(strata: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Mean, standard error and degrees of freedom; 0 degrees where no spread is known. Of values without NaN."""
+    """Mean, standard error and degrees of freedom of values without NaN; 0 degrees if the variance is unknown."""
     scale = max(float(np.abs(values).max()) for values in strata)
     if not 0 < scale < np.inf:
         return float(np.mean([values.mean() for values in strata])), np.nan, 0.0
-    scaled = [values / scale for values in strata]  # so that squares neither overflow nor vanish
+    scaled = [values / scale for values in strata]  # so that squares neither overflow nor underflow
     mean = scale * float(np.mean([values.mean() for values in scaled]))
     if any(len(values) == 1 for values in strata) or all(map(equal_values, strata)):
         return mean, np.nan, 0.0
@@ -114,56 +147,72 @@ def _mean_of_means(strata: Sequence[np.ndarray]) -> tuple[float, float, float]:
 
 
 def interval_over_groups(statistic: Callable[..., np.ndarray], *samples: np.ndarray, seed: int = 0) -> Interval:
-    """A statistic of groups of rollouts with Student's t interval for these prompts, by a bootstrap standard error.
+    """Computes a statistic of groups of rollouts with its interval for these prompts, by a bootstrap standard error.
 
-    The groups of each prompt are drawn anew, those of each sample apart; the prompts stay. Resamples in which the statistic
-    is NaN are left out. Unbounded with one group a prompt, and where all resamples give the same.
+    The groups of each prompt are resampled with replacement, separately for each sample; the prompts are fixed. The standard
+    error is sqrt(n / (n - 1)) times the standard deviation over `RESAMPLES` resamples, because values drawn with replacement
+    from n have (n - 1) / n of their variance (Efron and Tibshirani 1993). There are P (n - 1) degrees of freedom, with n the
+    smallest number of groups per prompt. Resamples in which the statistic is NaN are left out.
 
     Args:
-        statistic: of one array [B, P, n, ...] for each sample, to float [B].
-        samples: float [P, n, ...], n groups for each of P prompts; n may differ from sample to sample.
+        statistic: takes one array [B, P, n, ...] for each sample and returns float [B].
+        samples: float [P, n, ...], n groups for each of P prompts; n may differ between samples.
+        seed: of the resampling.
 
     Returns:
-        The statistic of the samples as they are, with n the groups of the first one.
+        The interval, with n the number of groups in the first sample. It is unbounded with one group per prompt, or if all
+        resamples give the same.
     """
     rng = np.random.default_rng(seed)
 
     def resampled(sample: np.ndarray) -> np.ndarray:
         prompts, groups = sample.shape[:2]
-        chosen = rng.integers(groups, size=(AT_ONCE, prompts, groups))
-        return sample[np.arange(prompts)[:, None], chosen]
+        indices = rng.integers(groups, size=(RESAMPLES_AT_ONCE, prompts, groups))
+        return sample[np.arange(prompts)[:, None], indices]
 
     value = float(statistic(*(sample[None] for sample in samples))[0])
-    found = _known(np.concatenate([statistic(*map(resampled, samples)) for _ in range(max(1, RESAMPLES // AT_ONCE))]))
+    rounds = max(1, RESAMPLES // RESAMPLES_AT_ONCE)
+    statistics = _without_nan(np.concatenate([statistic(*map(resampled, samples)) for _ in range(rounds)]))
     prompts, n = samples[0].shape[:2]
-    if np.isnan(value) or len(found) == 0:
+    if np.isnan(value) or len(statistics) == 0:
         return Interval(np.nan, np.nan, np.nan, prompts * n)
     groups = min(sample.shape[1] for sample in samples)
-    if groups == 1 or len(found) == 1 or equal_values(found):
+    if groups == 1 or len(statistics) == 1 or equal_values(statistics):
         return Interval(value, -np.inf, np.inf, prompts * n)
-    # Values drawn with replacement from n have a variance of (n - 1) / n of the values' own.
-    error = float(found.std(ddof=1)) * (groups / (groups - 1)) ** 0.5
-    half = _half(error, prompts * (groups - 1))
+    error = float(statistics.std(ddof=1)) * (groups / (groups - 1)) ** 0.5
+    half = _half_width(error, prompts * (groups - 1))
     return Interval(value, value - half, value + half, prompts * n)
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half: a quarter of the values, rounded down, is cut off at each end; NaN where there is none."""
-    known = np.asarray(values, dtype=np.float64).ravel()
-    known = np.sort(known[~np.isnan(known)])  # scipy's trim_mean takes ten times as long, and a bootstrap asks 2,000 times
-    cut = len(known) // 4
-    return float(known[cut : len(known) - cut].mean()) if len(known) else float("nan")
+    """Computes the mean of the middle half of the values (Agarwal et al. 2021).
+
+    A quarter of the values, rounded down, is left out at each end. NaN values are ignored; the result is NaN if there are no
+    others.
+    """
+    # scipy's trim_mean takes ten times as long, which matters in a bootstrap.
+    numbers = np.sort(_without_nan(np.ravel(values)))
+    cut = len(numbers) // 4
+    return float(numbers[cut : len(numbers) - cut].mean()) if len(numbers) else float("nan")
 
 
 def interval_over_runs(scores: np.ndarray, statistic: Callable[[np.ndarray], float] = interquartile_mean) -> Interval:
-    """A statistic of scores [runs, prompts] with Student's t interval over runs, by the jackknife (Tukey 1958).
+    """Computes a statistic of scores with its interval over runs, by a jackknife standard error (Tukey 1958).
 
-    Whole runs are left out, one after the other: prompts of one run are not independent, and to take them for it would make
-    the interval too narrow. `n` is the number of runs; with one, or where it makes no difference which one is left out, the
-    interval is unbounded.
+    With T_r the statistic without run r, and R runs, the squared standard error is (R - 1) / R sum_r (T_r - mean T)^2, with R -
+    1 degrees of freedom. Whole runs are left out because the prompts of one run are not independent; treating them as
+    independent would make the interval too narrow.
+
+    Args:
+        scores: float [runs, prompts].
+        statistic: takes scores and returns one number.
+
+    Returns:
+        The interval, with n the number of runs. It is unbounded with one run, or if it makes no difference which run is left
+        out.
 
     Raises:
-        ValueError: `scores` has not two axes.
+        ValueError: `scores` does not have two axes.
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2:
@@ -176,16 +225,23 @@ def interval_over_runs(scores: np.ndarray, statistic: Callable[[np.ndarray], flo
     if np.isnan(without).any() or equal_values(without):
         return Interval(value, -np.inf, np.inf, runs)
     error = float(np.sqrt((runs - 1) / runs * ((without - without.mean()) ** 2).sum()))
-    half = _half(error, runs - 1)
+    half = _half_width(error, runs - 1)
     return Interval(value, value - half, value + half, runs)
 
 
 def welch(first: np.ndarray, second: np.ndarray) -> float:
-    """p of the two-sided t test without equal variances (Welch 1947).
+    """Computes p of the two-sided t test of two means without assuming equal variances (Welch 1947).
 
-    NaN where it cannot be told: fewer than two values on a side, or no spread on either side.
+    t is the difference of the means divided by sqrt(s_1^2 / n_1 + s_2^2 / n_2), with Welch's degrees of freedom.
+
+    Args:
+        first: float [n_1]; NaN values are left out.
+        second: float [n_2], likewise.
+
+    Returns:
+        p, or NaN if a side has fewer than two values, or if the values of each side are equal.
     """
-    a, b = _known(first), _known(second)
+    a, b = _without_nan(first), _without_nan(second)
     if min(len(a), len(b)) < 2:
         return float("nan")
     mean, error, degrees = _mean_of_means([a, -b])
@@ -193,22 +249,33 @@ def welch(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:
-    """Difference of the means with the interval that belongs to `welch`; n is the smaller number of values.
+    """Computes the difference of two means, first minus second, with the interval that belongs to `welch`.
 
-    Unbounded where that test can tell nothing; NaN where a side has no value.
+    Args:
+        first: float [n_1]; NaN values are left out.
+        second: float [n_2], likewise.
+
+    Returns:
+        The interval, with n the smaller number of values. It is unbounded where `welch` is NaN, and NaN if a side has no value.
     """
-    a, b = _known(first), _known(second)
+    a, b = _without_nan(first), _without_nan(second)
     if min(len(a), len(b)) == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
-    half_of_it = mean_of_means_interval([a, -b])  # the mean of both means is half of the difference
-    apart = float(difference(a.mean(), b.mean()))
-    return Interval(apart, 2 * half_of_it.lower, 2 * half_of_it.upper, min(len(a), len(b)))
+    half = mean_of_means_interval([a, -b])  # the mean of the two means is half of the difference
+    return Interval(float(difference(a.mean(), b.mean())), 2 * half.lower, 2 * half.upper, min(len(a), len(b)))
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """p values corrected for being the best of many (Holm 1979): below 0.05 in 5 % of the families where nothing differs.
+    """Corrects p values for multiple tests (Holm 1979).
 
-    NaN values were no tests: they stay NaN and do not count.
+    The i-th smallest of m p values becomes max_{j <= i} min(1, (m - j + 1) p_j). If no null hypothesis of the family is false,
+    any of the results is below a level with at most that probability.
+
+    Args:
+        p_values: float [m]. NaN stands for a test that could not be done; it does not count and stays NaN.
+
+    Returns:
+        float64 [m], in the order of `p_values`.
     """
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(p.shape, np.nan)
@@ -219,42 +286,67 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
-    """How often a run of the first beats one of the second, ties counting half, averaged over strata.
+    """Computes how often a run of the first beats a run of the second: P(first > second) + P(equal) / 2, averaged over strata.
+
+    This is the Mann-Whitney U statistic divided by the number of pairs (Agarwal et al. 2021).
 
     Args:
-        first, second: [runs, strata]; the numbers of runs may differ. Higher is better.
+        first: float [runs, strata], higher is better; NaN values are left out.
+        second: likewise, possibly with another number of runs.
+
+    Returns:
+        0 to 1, or NaN if there is no pair.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
-    apart = difference(a[:, None, :], b[None, :, :])
-    wins = np.where(np.isnan(apart), np.nan, (np.sign(apart) + 1) / 2)
+    differences = difference(a[:, None, :], b[None, :, :])
+    wins = np.where(np.isnan(differences), np.nan, (np.sign(differences) + 1) / 2)
     return float(np.nanmean(wins)) if (~np.isnan(wins)).any() else float("nan")
 
 
 def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Share of all scores above each threshold; NaN scores are left out. float64 [len(thresholds)]"""
-    known = np.asarray(scores, dtype=np.float64).ravel()
-    known = known[~np.isnan(known)]
-    return np.asarray((known[None, :] > np.asarray(thresholds)[:, None]).mean(axis=1))
+    """Computes the fraction of all scores above each threshold (Agarwal et al. 2021): float64 [thresholds].
+
+    NaN scores are left out.
+    """
+    numbers = _without_nan(np.ravel(scores))
+    return np.asarray((numbers[None, :] > np.asarray(thresholds)[:, None]).mean(axis=1))
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray) -> Interval:
-    """Mean of first - second, unit by unit, with the interval of `mean_interval`; pairs with a NaN are left out."""
+    """Computes the mean of first - second, unit by unit, with the interval of `mean_interval`; pairs with a NaN are left
+    out."""
     return mean_interval(difference(first, second))
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
-    """Which points no other point beats: at least as high in both coordinates and higher in one. bool [N] of [N, 2]
+    """Marks the points of the Pareto front, which no other point dominates.
 
-    Nothing is beaten by rounding alone. Points with a NaN are not on the front, and beat none.
+    A point dominates another if it is at least as high in both coordinates and higher in one, by more than rounding. Points
+    with a NaN are not on the front and dominate none.
+
+    Args:
+        points: float [N, 2]; higher is better in both coordinates.
+
+    Returns:
+        bool [N].
     """
     p = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    apart = difference(p[None], p[:, None])
-    better = np.all(apart >= 0, axis=2) & np.any(apart > 0, axis=2)
+    differences = difference(p[None], p[:, None])
+    better = np.all(differences >= 0, axis=2) & np.any(differences > 0, axis=2)
     return np.asarray(~np.any(better, axis=1) & ~np.any(np.isnan(p), axis=1))
 
 
 def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
-    """Area that the points [N, 2] dominate above the reference point (2 numbers); higher is better in both coordinates."""
+    """Computes the area that points dominate above a reference point (Zitzler and Thiele 1999).
+
+    Args:
+        points: float [N, 2]; higher is better in both coordinates. Points that are not above the reference point count for
+            nothing.
+        reference: the two coordinates of the reference point.
+
+    Returns:
+        The area, in the product of the two units.
+    """
     p = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     p = p[non_dominated(p)] - np.asarray(reference, dtype=np.float64)
     p = p[(p > 0).all(1)]

@@ -1,1 +1,1 @@
-"""Scorers and metrics: a file's name is the name that tasks and `--evals` take. Drop a file in, and it is found."""
+"""Scorers and set metrics. The name of a file is the name that tasks and `--evals` take; a new file needs no registration."""

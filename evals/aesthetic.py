@@ -1,7 +1,9 @@
-"""aesthetic: how beautiful people would find the picture, from 1 to 10, whatever its prompt (for models of photographs).
+"""aesthetic: how beautiful people would find the image, from 1 to 10, whatever its prompt (for models of photographs).
 
-LAION's improved aesthetic predictor: linear layers on the unit features of OpenAI's CLIP ViT-L/14, trained on ratings. Its
-weights, `sac+logos+ava1-l14-linearMSE.pth`, lie in its repository, github.com/christophschuhmann/improved-aesthetic-predictor.
+The predictor consists of linear layers on the unit features of OpenAI's CLIP ViT-L/14, trained on ratings.
+
+Source: LAION's improved aesthetic predictor. Its weights, `sac+logos+ava1-l14-linearMSE.pth`, are in its repository,
+github.com/christophschuhmann/improved-aesthetic-predictor.
 """
 
 import re
@@ -21,21 +23,23 @@ from evals.embedders.clip import ClipScorer
 from evals.embedders.open_clip import weights_file, weights_on_hub
 
 Layer = tuple[Tensor, Tensor]
-"""Weight [out, in] and bias [out]."""
+"""The weight [out, in] and the bias [out] of a linear layer."""
 
 
 class Aesthetic(ClipScorer):
+    """Aesthetic rating, by linear layers on CLIP features."""
+
     class Settings(ClipScorer.Settings):
         weights: str = "sac+logos+ava1-l14-linearMSE.pth"
-        """The predictor's: a local file, or OWNER/REPOSITORY/FILE on the hub."""
+        """The weights of the predictor: a local file, or OWNER/REPOSITORY/FILE on the hub."""
         model: str = "openai/clip-vit-large-patch14"
-        """A local folder that CLIPModel opens, or a hub id."""
+        """The CLIP model: a local folder that CLIPModel can open, or a hub id."""
 
     settings: Settings
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Of the predictor, in float32; nothing stands between them but dropout, which a trained model does without."""
+        """The layers of the predictor, in float32. Between them is only dropout, which does nothing in evaluation."""
         layers, width = read_layers(self.settings.weights), self.clip.model.config.projection_dim
         if layers[0][0].shape[1] != width:
             raise UserError(
@@ -48,29 +52,32 @@ class Aesthetic(ClipScorer):
         return [*super().from_hub(), *weights_on_hub(self.settings.weights)]
 
     def prepare(self) -> None:
-        self.layers  # noqa: B018  (loads them and the CLIP)
+        self.layers  # noqa: B018 - opens them and the CLIP model
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        layers, found = self.layers, self.clip.pictures(as_arrays(images))
+        layers, values = self.layers, self.clip.image_features(as_arrays(images))
         for weight, bias in layers:
-            found = functional.linear(found, weight, bias)
-        return found[:, 0].double().numpy()
+            values = functional.linear(values, weight, bias)
+        return values[:, 0].double().numpy()
 
 
 def read_layers(name: str) -> list[Layer]:
-    """The linear layers of a predictor's file, in their order: `layers.N.weight` and `layers.N.bias`, to one number.
+    """Reads the linear layers `layers.N.weight` and `layers.N.bias` of a predictor, in their order.
+
+    Args:
+        name: a local file, or OWNER/REPOSITORY/FILE on the hub.
 
     Raises:
-        UserError: the file is not there, or holds something else.
+        UserError: there is no such file, or it does not contain layers that lead from features to one number.
     """
     file = weights_file(name)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        numbers = sorted(int(found[1]) for key in state if (found := re.fullmatch(r"layers\.(\d+)\.weight", key)))
+        numbers = sorted(int(match[1]) for key in state if (match := re.fullmatch(r"layers\.(\d+)\.weight", key)))
         layers = [(state[f"layers.{n}.weight"].float(), state[f"layers.{n}.bias"].float()) for n in numbers]
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(f"{file} is no aesthetic predictor: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{file} is not an aesthetic predictor: {type(error).__name__}: {first_line(error)}") from error
     fit = all(after.shape[1] == before.shape[0] for (before, _), (after, _) in pairwise(layers))
     if not layers or not fit or layers[-1][0].shape[0] != 1:
-        raise UserError(f"{file} is no aesthetic predictor: its layers do not lead from features to one number")
+        raise UserError(f"{file} is not an aesthetic predictor: its layers do not lead from features to one number")
     return layers

@@ -1,8 +1,10 @@
-"""hpsv2: how well people would like the picture for its prompt, by Human Preference Score v2 (for models of photographs).
+"""hpsv2: how well people would like the image for its prompt, by Human Preference Score v2 (for models of photographs).
 
-Wu et al. 2023 (arXiv 2306.09341): the cosine of the embeddings of prompt and picture by an open_clip ViT-H-14 that was tuned
-on choices, about 0.2 to 0.4. In float32, where the official package computes in half precision. Pictures that are not square
-are padded with black, as those who evaluate with it do, so that all of the picture is judged.
+The score is the cosine similarity of the embeddings of prompt and image, by an open_clip ViT-H-14 that was tuned on choices; it
+is about 0.2 to 0.4. It is computed in float32, where the official package uses half precision. Images that are not square are
+padded with black, as is usual in evaluations with it, so that the whole image is scored.
+
+Source: Wu et al. 2023 (arXiv 2306.09341).
 """
 
 from collections.abc import Sequence
@@ -23,20 +25,23 @@ from evals.embedders.open_clip import OpenClip, load_open_clip, weights_file, we
 
 
 class HPSv2(Scorer):
+    """Human preference, by an open_clip model."""
+
     class Settings(settings.Settings):
         weights: str = "xswu/HPSv2/HPS_v2.1_compressed.pt"
-        """A checkpoint of HPSv2: a local file, or OWNER/REPOSITORY/FILE on the hub."""
+        """The checkpoint of HPSv2: a local file, or OWNER/REPOSITORY/FILE on the hub."""
         architecture: str = "ViT-H-14"
-        """Of open_clip."""
+        """The architecture in open_clip that the checkpoint belongs to."""
         device: settings.Device = "auto"
-        """Device that the model runs on; `auto` takes CUDA where there is one."""
+        """Device that the model runs on: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`."""
         batch: int = Field(32, ge=1)
-        """Images in one call of the model; results do not depend on it."""
+        """The largest number of images in one call of the model. Results do not depend on it."""
 
     settings: Settings
 
     @cached_property
     def clip(self) -> OpenClip:
+        """The model, which is opened on first use."""
         o, device = self.settings, device_named(self.settings.device)
         return load_open_clip(o.architecture, str(weights_file(o.weights)), device, resize="longest")
 
@@ -44,24 +49,24 @@ class HPSv2(Scorer):
         return weights_on_hub(self.settings.weights)
 
     def prepare(self) -> None:
-        self.clip  # noqa: B018  (loads it)
+        self.clip  # noqa: B018 - opens it
 
     @torch.no_grad()
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        pictures, clip = as_arrays(images), self.clip
-        if len(pictures) != len(prompts):
-            raise UserError(f"hpsv2 got {len(pictures)} pictures and {len(prompts)} prompts")
+        arrays, clip = as_arrays(images), self.clip
+        if len(arrays) != len(prompts):
+            raise UserError(f"hpsv2 got {len(arrays)} images and {len(prompts)} prompts")
         device = next(clip.model.parameters()).device
         distinct = list(dict.fromkeys(prompts))
         texts: dict[str, Tensor] = {}
         for start in range(0, len(distinct), self.settings.batch):
-            some = distinct[start : start + self.settings.batch]
-            embedded = clip.model.encode_text(clip.tokenizer(some).to(device))
-            texts |= dict(zip(some, functional.normalize(embedded, dim=-1), strict=True))
-        scores = np.empty(len(pictures))
-        for start in range(0, len(pictures), self.settings.batch):
+            batch = distinct[start : start + self.settings.batch]
+            features = clip.model.encode_text(clip.tokenizer(batch).to(device))
+            texts |= dict(zip(batch, functional.normalize(features, dim=-1), strict=True))
+        scores = np.empty(len(arrays))
+        for start in range(0, len(arrays), self.settings.batch):
             part = slice(start, start + self.settings.batch)
-            pixels = torch.stack([clip.preprocess(Image.fromarray(picture)) for picture in pictures[part]])
+            pixels = torch.stack([clip.preprocess(Image.fromarray(array)) for array in arrays[part]])
             image = functional.normalize(clip.model.encode_image(pixels.to(device)), dim=-1)
             text = torch.stack([texts[prompt] for prompt in prompts[part]])
             scores[part] = (image * text).sum(dim=1).double().cpu().numpy()

@@ -1,8 +1,10 @@
-"""imagereward: how well people would like the picture for its prompt, by ImageReward (for models of photographs).
+"""imagereward: how well people would like the image for its prompt, by ImageReward (for models of photographs).
 
-Xu et al. 2023 (arXiv 2304.05977): a BLIP tuned on rankings, about -2 to 2. It comes with a package of its own, image-reward,
-which this project does not install: it asks for old versions of what others need new. Where it does not import, serve it from
-an environment of its own: `alignbench serve-scorer imagereward`, and here the eval `remote`.
+ImageReward is a BLIP that was tuned on rankings; its scores are about -2 to 2. It needs the package image-reward, which this
+project does not install because it requires old versions of other dependencies. If it cannot be imported here, serve it from an
+environment of its own (`alignbench serve-scorer imagereward`) and use the eval `remote` here.
+
+Source: Xu et al. 2023 (arXiv 2304.05977).
 """
 
 from collections.abc import Sequence
@@ -22,24 +24,27 @@ from alignbench.scorer import Images, as_arrays
 
 
 class ImageReward(Scorer):
+    """Human preference, by the package image-reward."""
+
     class Settings(settings.Settings):
         model: str = "ImageReward-v1.0"
-        """A name that the package knows, or a local checkpoint."""
+        """The model: a name that the package knows, or a local checkpoint."""
         med_config: str | None = None
-        """The text encoder's configuration, for a machine without a network; the package's own where it is null."""
+        """A file with the text encoder's configuration, for a machine without internet access; null for the package's own."""
         device: settings.Device = "auto"
-        """Device that the model runs on; `auto` takes CUDA where there is one."""
+        """Device that the model runs on: `auto` (CUDA if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`."""
 
     settings: Settings
 
     @cached_property
     def model(self) -> Any:
+        """The model, which is opened on first use."""
         try:
             package = import_module("ImageReward")
-        except Exception as error:  # its imports reach into other packages, and fail in many ways
+        except Exception as error:  # it imports from many packages, which can fail in many ways
             raise UserError(
-                f"imagereward needs the package image-reward, which does not import here ({type(error).__name__}: {error}); "
-                "install it, or serve it elsewhere: alignbench serve-scorer imagereward"
+                f"imagereward needs the package image-reward, which cannot be imported here ({type(error).__name__}: {error}); "
+                "install it, or serve it from another environment: alignbench serve-scorer imagereward"
             ) from error
         o, device = self.settings, str(device_named(self.settings.device))
         try:
@@ -49,12 +54,12 @@ class ImageReward(Scorer):
             raise UserError(f"image-reward does not load {o.model!r}: {first_line(error)}") from error
 
     def prepare(self) -> None:
-        self.model  # noqa: B018  (loads it)
+        self.model  # noqa: B018 - opens it
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        """One picture at a time, as the package does."""
+        """Scores one image at a time, as the package does."""
         pairs = zip(as_arrays(images), prompts, strict=True)
-        return np.array([float(self.model.score(prompt, Image.fromarray(picture))) for picture, prompt in pairs])
+        return np.array([float(self.model.score(prompt, Image.fromarray(array))) for array, prompt in pairs])
 
     def describe(self) -> dict[str, Any]:
         try:

@@ -1,11 +1,15 @@
-"""mode_coverage: how evenly the pictures of a drawn prompt spread over what it leaves open: colour, place, size, background.
+"""mode_coverage: how evenly the images of a drawn prompt vary in what it leaves open: colour, place, size, background.
 
-Of a scene's first shape, or of a word, read from the picture: its colour where the prompt names none, its place, its size,
-and the background. For each the number of different values, and the entropy over them divided by its maximum, the logarithm
-of the number of values that the drawing program has or of pictures, whichever is smaller. 1 is an even spread, 0 always the
-same. `mode_coverage` is the mean over what the prompt leaves open.
+These aspects are read from the image, for the first shape of a scene or for a word. Its colour is left open if the prompt names
+none. For each aspect that the prompt leaves open there are
 
-Distances of latents need not show this: a model can grow more varied in them while it settles on one background.
+    modes_ASPECT      the number of different values
+    coverage_ASPECT   the entropy of the values / log min(number of images, number of possible values)
+
+where the possible values are those of the drawing program. A coverage of 1 means that all values occur equally often, 0 that
+the value is always the same. `mode_coverage` is the mean of the coverages.
+
+Distances of latents need not show this: latents can become more diverse while all images get the same background.
 """
 
 import re
@@ -24,29 +28,30 @@ from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZ
 from alignbench.embedded.drawing.scenes import SIZES, Scene, Shape
 from evals.detectors.base import Detection
 from evals.detectors.grammar import SCENES
-from evals.detectors.lettering import background_of, find_lettering
+from evals.detectors.lettering import find_lettering
+from evals.detectors.pixels import background_of
 from evals.detectors.shapes import ShapesDetector
 from evals.ocr import quoted_text, unquoted_words
 
 ASPECTS = ("color", "place", "size", "background")
 PLACES = 3
-"""Rows and columns of places."""
+"""How many rows of places there are, and how many columns."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What the pictures of one prompt show, and how much of it could vary.
+    """The shape or word that the images of one prompt show, and in how many ways it could vary.
 
     Attributes:
-        found: of each picture; None where nothing was found.
+        detections: what was found in each image; None where nothing was found.
         any_color: whether the prompt leaves its colour open.
-        backgrounds: how many the drawing program could put behind it.
-        extents: the sizes that the drawing program has, in pixels of a drawn picture, ascending.
-        by_height: whether these are heights, or longer sides.
-        places: how many places the drawing program could put it at.
+        backgrounds: how many backgrounds the drawing program could have chosen.
+        extents: the sizes that the drawing program could have chosen, in pixels of a drawn image, ascending.
+        by_height: whether these sizes are heights; if not, they are longer sides.
+        places: at how many places the drawing program could have put it.
     """
 
-    found: list[Detection | None]
+    detections: list[Detection | None]
     any_color: bool
     backgrounds: int
     extents: list[float]
@@ -55,7 +60,14 @@ class Subject:
 
 
 def coverage(values: Sequence[Hashable], possible: int) -> float:
-    """Entropy of the values over its maximum for this many values and possible ones; NaN where there are fewer than two.
+    """Computes the entropy of values divided by its maximum, log min(number of values, number of possible values).
+
+    Args:
+        values: the value of each image.
+        possible: the number of possible values.
+
+    Returns:
+        0 to 1, or NaN if there are fewer than two values.
 
     Raises:
         UserError: fewer than two values are possible.
@@ -65,39 +77,73 @@ def coverage(values: Sequence[Hashable], possible: int) -> float:
     if len(values) < 2:
         return float("nan")
     shares = [count / len(values) for count in Counter(values).values()]
-    # A model may draw what the drawing program would not.
+    # A model may draw values that the drawing program does not have.
     return -sum(p * log(p) for p in shares) / log(min(len(values), max(possible, len(shares))))
 
 
+@dataclass(frozen=True)
+class Read:
+    """What mode coverage reads of N images.
+
+    Attributes:
+        values: aspect -> the value of each image; None where the image shows none.
+        possible: aspect -> how many values the drawing program has.
+    """
+
+    values: dict[str, list[Hashable | None]]
+    possible: dict[str, int]
+
+
 class ModeCoverage(SetMetric):
+    """Evenness of colour, place, size and background over the images of a prompt."""
+
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
-        """NaN for what the prompt settles, for prompts of other tasks, and where nothing is found in two pictures."""
+        """Measures the images of one prompt.
+
+        A metric is NaN for an aspect that the prompt determines, for prompts of other tasks, and if fewer than two images show
+        the shape or word.
+        """
+        return self.measure_read(self.read_images(images, latents, prompt), range(len(images)), prompt)
+
+    def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Read:
         subject = subject_of(images, prompt)
-        seen: dict[str, list[Hashable]] = {aspect: [] for aspect in ASPECTS}
-        seen["background"] = [nearest(background_of(picture), BACKGROUNDS) for picture in images]
+        values: dict[str, list[Hashable | None]] = {aspect: [None] * len(images) for aspect in ASPECTS}
+        values["background"] = [nearest(background_of(image), BACKGROUNDS) for image in images]
         possible = {"color": len(COLORS), "background": len(BACKGROUNDS)}
         if subject is not None:
             possible |= {"place": subject.places, "size": len(subject.extents), "background": subject.backgrounds}
-            for one in subject.found:
-                if one is not None:
-                    seen["color"] += [one["color"]] * subject.any_color
-                    seen["place"].append(place(one, images.shape[1:3]))
-                    seen["size"].append(size(one, subject, images.shape[1]))
-        found: dict[str, float] = {}
+            for i, detection in enumerate(subject.detections):
+                if detection is not None:
+                    values["color"][i] = detection["color"] if subject.any_color else None
+                    values["place"][i] = place(detection, images.shape[1:3])
+                    values["size"][i] = size(detection, subject, images.shape[1])
+        return Read(values, possible)
+
+    def measure_read(self, read: Read, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+        metrics: dict[str, float] = {}
         for aspect in ASPECTS:
-            varies = seen[aspect] and possible[aspect] > 1
-            found[f"modes_{aspect}"] = float(len(set(seen[aspect]))) if varies else float("nan")
-            found[f"coverage_{aspect}"] = coverage(seen[aspect], possible[aspect]) if varies else float("nan")
-        told = [value for aspect in ASPECTS if not np.isnan(value := found[f"coverage_{aspect}"])]
-        return {"mode_coverage": float(np.mean(told)) if told else float("nan"), **found}
+            seen = [value for i in members if (value := read.values[aspect][i]) is not None]
+            varies = seen and read.possible[aspect] > 1
+            metrics[f"modes_{aspect}"] = float(len(set(seen))) if varies else float("nan")
+            metrics[f"coverage_{aspect}"] = coverage(seen, read.possible[aspect]) if varies else float("nan")
+        coverages = [value for aspect in ASPECTS if not np.isnan(value := metrics[f"coverage_{aspect}"])]
+        return {"mode_coverage": float(np.mean(coverages)) if coverages else float("nan"), **metrics}
 
     def higher_is_better(self, metric: str) -> bool | None:
-        """The numbers of values say again what the coverages say; one alarm is enough."""
+        """Tells the direction of a metric: higher for coverages, none for counts, which would only repeat their alarms."""
         return None if metric.startswith("modes_") else True
 
 
 def subject_of(images: np.ndarray, prompt: str) -> Subject | None:
-    """The first shape of a drawn scene's prompt, or the word of one that quotes a text; None for other prompts."""
+    """Finds the first shape of a drawn scene's prompt, or the word of a prompt that quotes a text.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        prompt: their prompt.
+
+    Returns:
+        None for prompts that are worded in another way.
+    """
     if (metadata := SCENES.parse(prompt)) is not None:
         clauses = metadata["include"]
         kind = clauses[0]["class"]
@@ -111,42 +157,55 @@ def subject_of(images: np.ndarray, prompt: str) -> Subject | None:
         heights = [float(height - 1) for height in lettering.HEIGHTS]
         named = frozenset(COLORS).intersection(words)
         backgrounds = len(backgrounds_for(named, lettering.MIN_CONTRAST))
-        found = [find_lettering(picture) for picture in images]
-        return Subject(found, not named, backgrounds, heights, True, places_of(len(text)))
+        return Subject([find_lettering(image) for image in images], not named, backgrounds, heights, True, places_of(len(text)))
     return None
 
 
-def place(found: Detection, picture: Sequence[int]) -> tuple[int, int]:
-    """Row and column of the box's centre among PLACES each."""
-    x0, y0, x1, y1 = found["box"]
-    height, width = picture
+def place(detection: Detection, image_size: Sequence[int]) -> tuple[int, int]:
+    """Computes the place of a box's centre in a grid of `PLACES` rows and columns.
+
+    Args:
+        detection: what was found.
+        image_size: height and width of the image, in pixels.
+
+    Returns:
+        Row and column, 0 to PLACES - 1.
+    """
+    x0, y0, x1, y1 = detection["box"]
+    height, width = image_size
     return min(int(PLACES * (y0 + y1) / 2 / height), PLACES - 1), min(int(PLACES * (x0 + x1) / 2 / width), PLACES - 1)
 
 
 @cache
 def places_of(letters: int) -> int:
-    """How many places the drawing program has for a word of so many letters; all where it draws none of that length."""
+    """Counts the places that the drawing program has for a word of so many letters; all if it draws no word of that length."""
     if letters > lettering.MAX_LETTERS:
         return PLACES**2
-    width, found = lettering.cell_width(letters) * letters, set()
+    width, places = lettering.cell_width(letters) * letters, set()
     for height in lettering.HEIGHTS:
         lefts, tops = lettering.origins(letters, height)
         boxes = [[left, top, left + width, top + height] for left in lefts for top in tops]
-        found |= {place({"box": box, "score": 1.0}, (PICTURE_SIZE, PICTURE_SIZE)) for box in boxes}
-    return len(found)
+        places |= {place({"box": box, "score": 1.0}, (PICTURE_SIZE, PICTURE_SIZE)) for box in boxes}
+    return len(places)
 
 
-def size(found: Detection, subject: Subject, side: int) -> int:
-    """Which of the subject's extents the box is nearest to, in a picture of so many pixels a side."""
-    x0, y0, x1, y1 = found["box"]
+def size(detection: Detection, subject: Subject, side: int) -> int:
+    """Tells which of the possible sizes a box is nearest to: an index of `subject.extents`.
+
+    Args:
+        detection: what was found.
+        subject: the possible sizes.
+        side: the side of the square image, in pixels.
+    """
+    x0, y0, x1, y1 = detection["box"]
     extent = (y1 - y0 if subject.by_height else max(x1 - x0, y1 - y0)) * PICTURE_SIZE / side
     return int(np.abs(extent - np.array(subject.extents)).argmin())
 
 
 @cache
 def drawn_extent(kind: str, diameter: float) -> float:
-    """The longer side of the box around a drawn shape: a square's is shorter than its diameter."""
+    """Measures the longer side of the box around a drawn shape, in pixels. That of a square is shorter than its diameter."""
     middle = PICTURE_SIZE / 2
-    picture = Scene("grey", (Shape(kind, "black", (middle, middle), diameter),)).draw()
-    found = ShapesDetector().detect([picture])[0][kind][0]["box"]
-    return max(found[2] - found[0], found[3] - found[1])
+    image = Scene("grey", (Shape(kind, "black", (middle, middle), diameter),)).draw()
+    x0, y0, x1, y1 = ShapesDetector().detect([image])[0][kind][0]["box"]
+    return max(x1 - x0, y1 - y0)

@@ -1,10 +1,13 @@
-"""pickscore: how well people would like the picture for its prompt, by a CLIP that was tuned on choices.
+"""pickscore: how well people would like the image for its prompt, by a CLIP that was tuned on choices.
 
-PickScore (Kirstain et al. 2023, arXiv 2305.01569): exp(logit_scale) times the cosine of the embeddings of prompt and
-picture, about 20 to 24 for real models. Flow-GRPO (arXiv 2505.05470) trains on a 26th of it; both scales are reported.
+PickScore is exp(logit_scale) times the cosine similarity of the embeddings of prompt and image, about 20 to 24 for real models.
+Flow-GRPO (arXiv 2505.05470) trains on 1/26 of it; both scales are reported.
 
-`yuvalkirstain/PickScore_v1` is the published model. Pictures of the `tiny` backbone are scored by a small CLIP that ships,
-trained on drawn pairs: see its card, `alignbench/backbones/weights/pickscore/README.md`. Its numbers compare with its own.
+`yuvalkirstain/PickScore_v1` is the published model. Images of the `tiny` backbone are scored by a small CLIP that ships with
+the package and was trained on drawn pairs: see its card, `alignbench/backbones/weights/pickscore/README.md`. Its scores can
+only be compared with each other.
+
+Source: Kirstain et al. 2023 (arXiv 2305.01569).
 """
 
 from collections.abc import Sequence
@@ -12,18 +15,22 @@ from typing import Literal
 
 import numpy as np
 
-from alignbench.scorer import Images, as_arrays
+from alignbench.scorer import Images
 from evals.embedders.clip import TINY, ClipScorer
 
 FLOW_GRPO_SCALE = 26.0
+"""What Flow-GRPO divides PickScore by."""
 
 
 class PickScore(ClipScorer):
+    """Human preference, by a tuned CLIP."""
+
     class Settings(ClipScorer.Settings):
         model: str = TINY
-        """`tiny`, a local folder that CLIPModel opens, or a hub id such as yuvalkirstain/PickScore_v1."""
+        """The CLIP model: `tiny`, a local folder that CLIPModel can open, or a hub id such as yuvalkirstain/PickScore_v1."""
         scale: Literal["raw", "over_26"] = "raw"
-        """What `score` gives, and so what is trained on. With rewards standardised in their group it makes no difference."""
+        """On which scale a run trains. raw: PickScore. over_26: PickScore / 26, as Flow-GRPO. If rewards are standardised in
+        their group, it makes no difference."""
 
     settings: Settings
 
@@ -36,6 +43,5 @@ class PickScore(ClipScorer):
         return {self.name: raw, f"{self.name}_over_26": raw / FLOW_GRPO_SCALE}
 
     def _raw(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        pictures, clip = as_arrays(images), self.clip
-        text, image = clip.prompts(prompts), clip.pictures(pictures)
-        return (clip.scale * (text * image).sum(dim=1)).double().numpy()
+        similarity = self.similarity(images, prompts)
+        return (self.clip.scale * similarity).double().numpy()

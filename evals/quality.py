@@ -1,6 +1,11 @@
-"""quality: signs of broken pictures that no reward here is trained on: sharpness, brightness, entropy, black or white.
+"""quality: signs of broken images that no reward measures: sharpness, brightness, entropy, black or white pixels.
 
-Reward hacking shows first in these: pictures go black, white or blurred while the trained reward rises.
+Reward hacking often shows here first: images become black, white or blurred while the training reward rises.
+
+    sharpness        the variance of the Laplacian of the grey image, grey in 0..1
+    brightness       the mean of the grey image, 0..1
+    entropy          Shannon entropy of the histogram of 256 grey levels, in bits
+    black_or_white   the fraction of pixels within 8 grey levels of black or white
 """
 
 from collections.abc import Sequence
@@ -13,24 +18,27 @@ from alignbench.scorer import Images, as_arrays
 
 METRICS = ("sharpness", "brightness", "entropy", "black_or_white")
 NEAR = 8
-"""Grey values this close to 0 or 255 count as black or white."""
+"""How many grey levels a pixel may be from 0 or 255 to count as black or white."""
 
 
 class Quality(Scorer):
+    """Simple statistics of the grey image."""
+
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        """Sharpness: the variance of the Laplacian of the grey picture, grey in 0..1."""
-        return np.array([sharpness(grey(picture)) for picture in as_arrays(images)])
+        """Computes the sharpness of each image: float64 [N]."""
+        return np.array([sharpness(grey(array)) for array in as_arrays(images)])
 
     def measure(self, images: Images, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        found = [of_one(grey(picture)) for picture in as_arrays(images)]  # one grey image at a time: it takes 8 bytes a pixel
-        return {metric: np.array([one[metric] for one in found]) for metric in METRICS}
+        # One grey image is in memory at a time, because it takes 8 bytes per pixel.
+        values = [image_metrics(grey(array)) for array in as_arrays(images)]
+        return {metric: np.array([of_image[metric] for of_image in values]) for metric in METRICS}
 
     def higher_is_better(self, metric: str) -> bool | None:
         return {"brightness": None, "black_or_white": False}.get(metric, True)
 
 
-def of_one(luma: np.ndarray) -> dict[str, float]:
-    """Every metric of a grey image."""
+def image_metrics(luma: np.ndarray) -> dict[str, float]:
+    """Computes every metric of a grey image, float64 [H, W] in 0..1: metric -> number."""
     return {
         "sharpness": sharpness(luma),
         "brightness": float(luma.mean()),
@@ -39,18 +47,18 @@ def of_one(luma: np.ndarray) -> dict[str, float]:
     }
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
-    """Rec. 601 luma in 0..1, float64 [H, W]."""
-    return np.asarray(picture[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255.0)
+def grey(image: np.ndarray) -> np.ndarray:
+    """Converts an image to grey by the luma of Rec. 601: uint8 [H, W, 3] -> float64 [H, W] in 0..1."""
+    return np.asarray(image[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255.0)
 
 
 def sharpness(luma: np.ndarray) -> float:
-    """Variance of the Laplacian."""
+    """Computes the variance of the Laplacian of a grey image, [H, W] in 0..1."""
     return float(ndimage.laplace(luma, mode="nearest").var())
 
 
 def entropy(luma: np.ndarray) -> float:
-    """Shannon entropy of the 256-level grey histogram, in bits."""
+    """Computes the Shannon entropy of the histogram of 256 grey levels of an image, [H, W] in 0..1: 0 to 8 bits."""
     counts = np.bincount(np.round(luma * 255).astype(int).ravel(), minlength=256)
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log2(p)).sum())

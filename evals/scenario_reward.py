@@ -1,6 +1,6 @@
 """scenario_reward: the known reward of a point of the `gaussian_mixture` backbone.
 
-`reward` is what training sees, noise and proxy included; `true_reward` is what is wanted. See
+`reward` is what training sees, with its noise and as a proxy; `true_reward` is what is really meant. Their formulas are in
 `alignbench.backbones.mixture.scenarios`.
 """
 
@@ -16,9 +16,11 @@ from alignbench.scorer import Images, as_arrays
 
 
 class ScenarioReward(Scorer):
+    """The closed-form reward of a toy scenario."""
+
     class Settings(settings.Settings):
         which: Literal["reward", "true_reward"] = "reward"
-        """Of the two rewards; they differ where the scenario has noise or a proxy."""
+        """Which of the two rewards is computed. They differ where the scenario has noise or a proxy."""
 
     settings: Settings
 
@@ -26,6 +28,6 @@ class ScenarioReward(Scorer):
         points = from_images(np.stack(as_arrays(images)))
         scores = np.empty(len(points))
         for prompt in set(prompts):
-            here = [i for i, p in enumerate(prompts) if p == prompt]
-            scores[here] = scored(points[here], prompt, true=self.settings.which == "true_reward")
+            indices = [i for i, p in enumerate(prompts) if p == prompt]
+            scores[indices] = scored(points[indices], prompt, true=self.settings.which == "true_reward")
         return scores

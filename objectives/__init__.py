@@ -1,1 +1,1 @@
-"""Alignment objectives: a file's name is the name that `--objective` takes. Drop a file in, and it is found."""
+"""Alignment objectives. The name of a file is the name that `--objective` takes; a new file needs no registration."""

@@ -1,11 +1,14 @@
 """flowrl: trajectory balance with a learnt log Z and a frozen reference, per unit of path length.
 
-Zhu et al. 2025 (arXiv 2509.15207), on the paths of a flow model in place of token sequences. With m_i the mean log-density
-of leaf i's stochastic steps and z_i its group-standardised reward:
+On the paths of a flow model in place of token sequences. With m_i the mean log-density of leaf i's stochastic steps and z_i the
+reward in units of the group's standard deviation:
 
     L = mean_i w_i ( log Z + m_i - beta z_i - m_i^ref )^2,   w_i = stop_gradient( clip(pi_theta / pi_old of the path) )
 
-How this differs from the paper and its code: docs/methods/flowrl.md.
+Source: Zhu et al. 2025 (arXiv 2509.15207). How this differs from the paper and its code: docs/methods/flowrl.md.
+
+Fixed point: the loss is zero where m_i - m_i^ref = beta z_i - log Z for every leaf. m is a mean over the S stochastic steps, so
+path densities are then proportional to p_ref exp(S beta z).
 """
 
 from collections.abc import Iterable
@@ -15,18 +18,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignbench import Objective, groups, settings
+from alignbench import groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
+from objectives._target import TargetObjective, TargetSettings
 
 
-class FlowRL(Objective):
-    class Settings(settings.Settings):
+class FlowRL(TargetObjective):
+    """Trajectory balance with one learnt log Z."""
+
+    class Settings(TargetSettings):
         beta: float = Field(15.0, ge=0)
-        """Inverse temperature of the target, on group-standardised rewards."""
+        """Inverse temperature of the target, for rewards in units of their group's standard deviation. A larger one asks for
+        more reward and less diversity."""
         ratio_clip: float | None = Field(0.2, gt=0)
-        """Keeps the path's importance ratio within 1 +- this (the paper); null leaves it as it is (the official code)."""
+        """How far the importance ratio of a path may be from 1 before it is clipped (the paper); null does not clip it (the
+        official code)."""
 
     settings: Settings
 
@@ -42,20 +50,20 @@ class FlowRL(Objective):
         return (self.log_z,)
 
     def residual(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
-        """log Z + m - beta z - m_ref, [G, K], and which leaves count."""
+        """Computes log Z + m - beta z - m_ref, [G, K], and marks the leaves that count, bool [G, K]."""
         path = forest.path_mean(log_ratio_reference(terms))
-        return self.log_z.to(path.device) + path - self.settings.beta * forest.target_reward, groups.usable_leaves(
-            forest.by_group(forest.rewards)
-        )
+        usable = groups.usable_leaves(forest.by_group(forest.rewards))
+        return self.log_z.to(path.device) + path - self.settings.beta * self.target_reward(forest), usable
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        residual, counts = self.residual(terms, forest)
+        residual, usable = self.residual(terms, forest)
         weight = torch.exp(forest.path_sum(log_ratio(terms, forest).detach()))
         clip = self.settings.ratio_clip
         if clip is not None:
             weight = weight.clamp(1 - clip, 1 + clip)
-        return groups.mean(weight * residual**2, counts)
+        return groups.mean(weight * residual**2, usable)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        residual, counts = self.residual(terms, forest)
-        return {"log_z": float(self.log_z.detach()), "balance_rms": float(groups.mean(residual**2, counts).detach().sqrt())}
+        residual, usable = self.residual(terms, forest)
+        balance = groups.mean(residual**2, usable).detach()
+        return {"log_z": float(self.log_z.detach()), "balance_rms": float(balance.sqrt())}

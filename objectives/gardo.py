@@ -1,14 +1,21 @@
-"""gardo: policy gradient that favours good pictures unlike the others, with a KL penalty on doubtful ones alone.
+"""gardo: policy gradient that favours good images unlike the others, with a KL penalty on doubtful images only.
 
-GARDO (official code; TMPO, arXiv 2605.10983, compares with it). For leaf i of a group with mean reward m:
+For leaf i of a group with mean reward m:
 
     A_i = (R_i - m) d_i / mean(d) where R_i >= m, else R_i - m
     d_i = the smallest cosine distance of leaf i to another leaf of its group
     L   = mean_it w_t max(-A_i r_it, -A_i clip(r_it, 1 - eps, 1 + eps)) + kl_beta mean_it u_i KL(pi_theta || pi_ref)
 
-w_t is the deviation of the step's noise over its mean. A leaf is doubtful where its reward outdoes its auxiliary rewards, by
-rank in the rollout; u_i is 1 for a share of the doubtful leaves, those of most doubt. The share grows when the mean doubt is
-above that of all recent rollouts and falls when it is below. How this differs from its code: docs/methods/gardo.md.
+w_t is the standard deviation of the step's noise, divided by its mean over the steps. A leaf is doubtful if the reward ranks it
+higher in the rollout than the auxiliary rewards do on average; the rank gap is by how many ranks. u_i is 1 for the share of the
+doubtful leaves that have the largest gaps, else 0. The share grows when the mean gap is above those of all recent rollouts, and
+falls when it is below them.
+
+Source: the official code of GARDO, which TMPO (arXiv 2605.10983) compares with. How this differs from it:
+docs/methods/gardo.md.
+
+Fixed point: as that of `grpo`, but among images of equal reward the distance d favours the rare ones, and only doubtful images
+are held near the base model.
 """
 
 from typing import Any, Literal
@@ -24,32 +31,43 @@ from alignbench.rollouts.terms import Terms
 from objectives.grpo import GRPO
 
 MIN_DISTANCE = 1e-8
-SHARE_STEP, SHARE_RANGE, RECENT = 0.1, (0.2, 2.0), 20
-"""By how much the share changes at a time, within which multiples of `kl_share`, and compared with how many rollouts."""
+"""The smallest mean distance that a distance is divided by."""
+SHARE_STEP = 0.1
+"""The fraction of itself by which the share changes at a time."""
+SHARE_RANGE = (0.2, 2.0)
+"""The smallest and the largest share, in multiples of `kl_share`."""
+RECENT = 20
+"""How many of the last rollouts a mean gap is compared with."""
 
 
 class GARDO(GRPO):
+    """GRPO with a diversity-weighted advantage and a selective KL penalty."""
+
     class Settings(GRPO.Settings):
         clip: float = Field(1e-5, gt=0)
-        """eps of the per-step ratio. Log-probs are means over latent dimensions, so ratios stay very close to 1."""
+        """eps: how far the ratio of a step may move from 1 before its gradient stops. Log-probs are means over latent
+        dimensions, so ratios stay very close to 1."""
         std: Literal["group", "batch", "none"] = "none"
-        """Which deviation the advantage is divided by."""
+        """Which standard deviation the advantage is divided by. group: that of the group. batch: that of all rewards of the
+        rollout about their common mean. none: it is not divided (the official code)."""
         credit: Literal["leaf"] = "leaf"
-        """Each leaf has its own advantage; the only choice here."""
+        """Which advantage an edge of a tree gets: that of each descendant, once for each. There is no other choice here."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "noise"
-        """Weight of a step in the loss, 1 on average. noise: the deviation that the step draws with."""
+        """How the steps are weighted in the loss; the weights are 1 on average. none: equally. inverse_dt: by
+        1 / |sigma_next - sigma|. noise: by the standard deviation of the noise that the step draws."""
         kl_beta: float = Field(0.04, ge=0)
-        """Weight of the KL divergence to the reference; 0 saves the reference's forward pass."""
+        """Weight of the KL divergence of doubtful images to the reference; 0 saves the reference's forward pass."""
         kl: Literal["exact", "released"] = "released"
-        """As in `grpo`. The code's `kl_beta` are weights of its own form."""
+        """Which KL divergence is penalised. exact: that of the step's two Gaussians. released: that times |sigma_next - sigma|,
+        as in the official code, whose values of `kl_beta` belong to this form."""
         kl_share: float = Field(0.1, gt=0, le=1)
-        """Share of a rollout's doubtful leaves that the KL counts for, the most doubtful ones, at first; all leaves where the
-        task has one reward alone, since nothing then casts doubt."""
+        """Share of a rollout's doubtful leaves, those with the largest rank gaps, that the KL divergence counts for at the
+        start. It counts for all leaves if the task has only one reward, because no auxiliary reward can then cast doubt."""
         kl_share_adapts: bool = True
-        """Whether it follows the mean doubt, between a fifth and twice of `kl_share`."""
+        """Whether that share follows the mean rank gap of the rollouts, between a fifth of `kl_share` and twice `kl_share`."""
         doubt: Literal["overrated", "underrated"] = "overrated"
-        """overrated: the reward ranks a picture higher than the auxiliary rewards do. underrated: lower, which is what
-        the official code selects."""
+        """Which images are doubtful. overrated: those that the reward ranks higher than the auxiliary rewards do. underrated:
+        those that it ranks lower, which is what the official code selects."""
 
     settings: Settings
 
@@ -59,16 +77,16 @@ class GARDO(GRPO):
         self.recent: list[float] = []
 
     def observe(self, forest: RolloutForest) -> None:
-        """Adapts the share to the rollout's doubt."""
-        doubt = self.doubt(forest)
-        if not self.settings.kl_share_adapts or not bool((doubt > 0).any()):
+        """Adapts the share to the rollout's mean rank gap."""
+        gap = self.rank_gap(forest)
+        if not self.settings.kl_share_adapts or not bool((gap > 0).any()):
             return
-        now = float(doubt[doubt > 0].mean())
+        mean_gap = float(gap[gap > 0].mean())
         if self.recent:
-            change = (now > max(self.recent)) - (now < min(self.recent))
+            change = (mean_gap > max(self.recent)) - (mean_gap < min(self.recent))
             low, high = (self.settings.kl_share * bound for bound in SHARE_RANGE)
             self.share = min(max(self.share * (1 + SHARE_STEP * change), low), high, 1.0)
-        self.recent = [*self.recent, now][-RECENT:]
+        self.recent = [*self.recent, mean_gap][-RECENT:]
 
     def state(self) -> dict[str, Any]:
         return {"share": self.share, "recent": self.recent}
@@ -77,53 +95,61 @@ class GARDO(GRPO):
         self.share, self.recent = float(state["share"]), list(state["recent"])
 
     def advantage(self, forest: RolloutForest) -> Tensor:
-        """Of each leaf, [G, K]; zero in groups whose rewards are all equal."""
+        """Computes A of each leaf: [G, K], zero where a reward is missing and in groups whose rewards are all equal."""
         rewards = forest.by_group(forest.rewards)
-        here = groups.valid(rewards)
+        valid_mask = groups.valid(rewards)
         a = self._standardised(rewards)
-        d = nearest_distance(forest.leaf_latents.reshape(*rewards.shape, -1), here)
-        average = torch.where(here, d, 0.0).sum(1, keepdim=True) / here.sum(1, keepdim=True).clamp(min=1)
-        a = torch.where(a > 0, a * d / average.clamp(min=MIN_DISTANCE), a)
+        d = nearest_distance(forest.leaf_latents.reshape(*rewards.shape, -1), valid_mask)
+        a = torch.where(a > 0, a * d / groups.group_mean(d, valid_mask).clamp(min=MIN_DISTANCE), a)
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
-    def doubt(self, forest: RolloutForest) -> Tensor:
-        """By how many ranks each leaf is doubtful, [G * K]; -inf where a reward is missing or nothing casts doubt."""
+    def rank_gap(self, forest: RolloutForest) -> Tensor:
+        """Computes by how many ranks the reward and the auxiliary rewards differ about each leaf, in the direction of `doubt`.
+
+        Returns:
+            [G * K]; doubtful leaves are above 0. -inf where a reward is missing, and everywhere without an auxiliary reward.
+        """
         if len(forest.scores) < 2:
             return torch.full_like(forest.rewards, -torch.inf)
         main, *auxiliary = forest.scores.values()
-        doubt = torch.stack([_rank(a) for a in auxiliary]).mean(0) - _rank(main)
+        gap = torch.stack([_rank(scores) for scores in auxiliary]).mean(0) - _rank(main)
         if self.settings.doubt == "underrated":
-            doubt = -doubt
-        return torch.where(groups.valid(forest.rewards), doubt, -torch.inf)
+            gap = -gap
+        return torch.where(groups.valid(forest.rewards), gap, -torch.inf)
 
     def kl_weight(self, forest: RolloutForest) -> Tensor:
-        """u of each leaf, float32 [G * K]."""
+        """Computes u of each leaf: [G * K], 1 or 0."""
         if len(forest.scores) < 2:
             return torch.ones_like(forest.rewards)
-        doubt, weight = self.doubt(forest), torch.zeros_like(forest.rewards)
-        doubtful = int((doubt > 0).sum())
+        gap, weight = self.rank_gap(forest), torch.zeros_like(forest.rewards)
+        doubtful = int((gap > 0).sum())
         if doubtful:
-            weight[doubt.topk(max(1, round(self.share * doubtful))).indices] = 1.0
+            weight[gap.topk(max(1, round(self.share * doubtful))).indices] = 1.0
         return weight
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         return super().diagnostics(terms, forest) | {"kl_leaves": float(self.kl_weight(forest).mean())}
 
 
-def nearest_distance(latents: Tensor, here: Tensor) -> Tensor:
-    """Cosine distance of each leaf to the nearest other one that has a reward; [G, K, D], [G, K] -> [G, K].
+def nearest_distance(latents: Tensor, valid_mask: Tensor) -> Tensor:
+    """Computes the cosine distance of each leaf to the nearest other leaf that has a reward.
 
-    1 for all of a group of which fewer than two leaves have one.
+    Args:
+        latents: [G, K, D].
+        valid_mask: bool [G, K], the leaves that have a reward.
+
+    Returns:
+        [G, K] in 0..2; 1 in groups in which fewer than two leaves have a reward.
     """
     unit = functional.normalize(latents, dim=-1)
     distance = 1 - unit @ unit.mT
     itself = torch.eye(latents.shape[1], dtype=torch.bool, device=latents.device)
-    nearest = distance.masked_fill(itself | ~here[:, None, :], torch.inf).amin(-1)
-    return torch.where(here.sum(1, keepdim=True) < 2, 1.0, nearest).clamp(min=0)
+    nearest = distance.masked_fill(itself | ~valid_mask[:, None, :], torch.inf).amin(-1)
+    return torch.where(valid_mask.sum(1, keepdim=True) < 2, 1.0, nearest).clamp(min=0)
 
 
 def _rank(scores: Tensor) -> Tensor:
-    """1 for the best of the rollout, float32 [N]; equal scores share their mean rank, missing ones come last."""
+    """Ranks scores, 1 for the best: float32 [N]. Equal scores share their mean rank; missing ones come last."""
     filled = scores.nan_to_num(nan=-torch.inf)
     better = (filled[None, :] > filled[:, None]).sum(1)
     equal = (filled[None, :] == filled[:, None]).sum(1)

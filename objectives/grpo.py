@@ -1,12 +1,16 @@
 """grpo: Flow-GRPO, clipped policy gradient with group-relative advantages and a KL penalty to the base model.
 
-Liu et al. 2025 (arXiv 2505.05470). For leaf i and stochastic step t on its path:
+For leaf i and stochastic step t on its path:
 
     r_it = pi_theta / pi_old of the edge,   A_i = (R_i - group mean) / std, clamped to +- adv_clip
     L    = mean_it max(-A_i r_it, -A_i clip(r_it, 1 - eps, 1 + eps)) + kl_beta mean_it KL(pi_theta || pi_ref)
 
-The settings that give DanceGRPO, MixGRPO, TreeGRPO, BranchGRPO and GRPO-Guard, and how all of this differs from the public
-code: docs/methods/grpo.md.
+Source: Liu et al. 2025 (arXiv 2505.05470) and its code. How this differs from the code, and which settings give DanceGRPO,
+MixGRPO, TreeGRPO, BranchGRPO and GRPO-Guard: docs/methods/grpo.md.
+
+Fixed point: with `kl_beta: 0` the largest expected reward, so nothing but the clip and the number of updates keeps the policy
+from concentrating on the best images of each prompt. With the KL term, a compromise with the base model that has no closed
+form: the divergence is penalised step by step, at the states that were visited.
 """
 
 from typing import Literal, Self
@@ -22,53 +26,62 @@ from alignbench.rollouts.terms import Terms, edge_std, log_ratio, part_of_update
 
 
 class GRPO(Objective):
+    """Clipped policy gradient with advantages relative to the group."""
+
     class Settings(settings.Settings):
         clip: float = Field(1e-4, gt=0)
-        """eps of the per-step ratio. Log-probs are means over latent dimensions, so ratios stay very close to 1."""
+        """eps: how far the ratio of a step may move from 1 before its gradient stops. Log-probs are means over latent
+        dimensions, so ratios stay very close to 1."""
         adv_clip: float = Field(5.0, gt=0)
-        """Advantages are clamped to +- this."""
+        """The largest absolute value of an advantage."""
         std: Literal["group", "batch", "none"] = "group"
-        """Which deviation the advantage is divided by. batch: that of all rewards of the rollout about their common mean."""
+        """Which standard deviation the advantage is divided by. group: that of the group. batch: that of all rewards of the
+        rollout about their common mean. none: it is not divided."""
         std_correction: Literal[0, 1] = 0
-        """0: the population's deviation, sqrt(sum / K). 1: a sample's, sqrt(sum / (K - 1)), as in the code of DanceGRPO,
-        MixGRPO and BranchGRPO."""
+        """How that standard deviation is computed. 0: as the population's, sqrt(sum / K). 1: as a sample's,
+        sqrt(sum / (K - 1)), as in the code of DanceGRPO, MixGRPO and BranchGRPO."""
         zero_advantage: Literal["keep", "drop"] = "keep"
-        """Whether leaves (or, by `credit`, edges) of advantage 0, such as all of a group of equal rewards, count in the means
-        of the loss. drop: they do not (the code of Flow-GRPO and GARDO), so that neither does their KL divergence, and with
-        `credit: leaf` they cost no training row."""
+        """Whether leaves (with another `credit`, edges) of advantage 0, such as all of a group of equal rewards, count in the
+        means of the loss. keep: they count. drop: they do not, as in the code of Flow-GRPO and GARDO. Their KL divergence does
+        not count then either, and with `credit: leaf` they cost no training row."""
         parts: int = Field(1, ge=1)
-        """Into how many random disjoint parts a rollout's leaves are cut, of which each update trains on one in turn. 2 with
-        two updates a rollout is what Flow-GRPO's and GARDO's code does; 1: each update trains on all. Needs `credit: leaf`."""
+        """Into how many random disjoint parts the leaves of a rollout are divided. Each update trains on the next part; with 1
+        every update trains on all leaves. 2, with two updates per rollout, is what the code of Flow-GRPO and GARDO does. More
+        than 1 needs `credit: leaf`."""
         credit: Literal["leaf", "edge", "depth", "depth_weighted", "depth_nested"] = "leaf"
-        """Whose advantage an edge of a tree gets. leaf: each descendant's, once for each. edge: their mean (TreeGRPO).
-        depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: likewise,
-        in a mean that is weighted by the probability of the path to each descendant. depth_nested: weighted at each split by
-        the softmax of its own edges' log-probs, edges between splits left out (an option of BranchGRPO's code)."""
+        """Which advantage an edge of a tree gets. leaf: that of each descendant, once for each. edge: their mean (TreeGRPO).
+        depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: the same
+        with a mean that is weighted by the probability of the path to each descendant. depth_nested: the same with a mean that
+        is weighted at each split by the softmax of the log-probs of its own edges, without the edges between splits (an option
+        of BranchGRPO's code)."""
         ratio: Literal["plain", "guard"] = "plain"
-        """guard: the regulated ratio exp((mu - mu_old) . eps) of GRPO-Guard, whose logarithm has mean zero."""
+        """Which importance ratio is used. plain: pi_theta / pi_old. guard: the regulated ratio exp((mu - mu_old) . eps) of
+        GRPO-Guard, whose logarithm has mean zero."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "none"
-        """Weight of a step in the loss, 1 on average. inverse_dt: 1 / |sigma_next - sigma| (GRPO-Guard). noise: the
-        deviation that the step draws with (TempFlow-GRPO, GARDO)."""
+        """How the steps are weighted in the loss; the weights are 1 on average. none: equally. inverse_dt: by
+        1 / |sigma_next - sigma| (GRPO-Guard). noise: by the standard deviation of the noise that the step draws (TempFlow-GRPO,
+        GARDO)."""
         kl_beta: float = Field(0.0, ge=0)
         """Weight of the KL divergence to the frozen base model; 0 saves the reference's forward pass."""
         kl: Literal["exact", "released"] = "exact"
-        """exact: the divergence of the step's two Gaussians. released: that times |sigma_next - sigma|, as in Flow-GRPO's
-        code, whose variance leaves out the time step."""
+        """Which KL divergence is penalised. exact: that of the step's two Gaussians. released: that times |sigma_next - sigma|,
+        as in Flow-GRPO's code, whose variance leaves out the time step."""
 
         @model_validator(mode="after")
-        def _parts_of_leaves(self) -> Self:
+        def _parts_need_leaves(self) -> Self:
             if self.parts > 1 and self.credit != "leaf":
-                raise ValueError("parts are parts of the leaves: credit must be leaf where parts is above 1")
+                raise ValueError(f"parts={self.parts} divides the leaves, which needs credit=leaf, got credit={self.credit}")
             return self
 
     settings: Settings
+    separable = True
 
     @property
     def needs(self) -> Needs:
         return Needs(reference=self.settings.kl_beta > 0)
 
     def advantage(self, forest: RolloutForest) -> Tensor:
-        """Of each leaf, [G, K]; zero in groups whose rewards are all equal."""
+        """Computes A of each leaf: [G, K], zero where a reward is missing and in groups whose rewards are all equal."""
         z = self._standardised(forest.by_group(forest.rewards))
         return z.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
@@ -76,7 +89,7 @@ class GRPO(Objective):
         return groups.standardise(rewards, std=self.settings.std, correction=self.settings.std_correction)
 
     def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
-        """Those of this update's part, without those that are dropped."""
+        """Marks the leaves of this update's part, without those that are dropped: bool [G * K]; None for all."""
         o = self.settings
         if o.credit != "leaf" or (o.parts == 1 and o.zero_advantage == "keep"):
             return None
@@ -84,13 +97,13 @@ class GRPO(Objective):
         return part & (self.advantage(forest).flatten() != 0) if o.zero_advantage == "drop" else part
 
     def _part(self, forest: RolloutForest) -> Tensor:
-        """The leaves whose turn it is, bool [G * K]."""
+        """Marks the leaves of the part that this update trains on: bool [G * K]."""
         part = torch.zeros(len(forest.leaves), dtype=torch.bool, device=forest.leaves.device)
         part[part_of_update(forest, forest.update, len(part), self.settings.parts)] = True
         return part
 
     def edge_advantage(self, forest: RolloutForest) -> Tensor:
-        """Of each edge, [E], NaN where no descendant has a reward; for any `credit` but leaf."""
+        """Computes A of each edge for any `credit` but leaf: [E], NaN where no descendant has a reward."""
         rewards = forest.by_group(forest.rewards)
         if self.settings.credit == "edge":
             return forest.descendant_mean(torch.where(groups.valid(rewards), self.advantage(forest), torch.nan))
@@ -100,19 +113,19 @@ class GRPO(Objective):
         elif self.settings.credit == "depth_nested":
             log_weights = forest.path_sum(forest.log_softmax_of_siblings(forest.old_log_prob))
         node = forest.descendant_mean(rewards, log_weights)
-        spread = groups.has_distinct_rewards(rewards)[:, None]
+        distinct = groups.has_distinct_rewards(rewards)[:, None]
         a = torch.empty_like(node, dtype=torch.float32)
         for step in forest.edge_step.unique():
-            # Edges of one step are ordered by group, and each group has as many.
-            here = forest.edge_step == step
-            of_group = node[here].view(forest.groups, -1)
-            # Means of equal rewards must not differ by their rounding.
-            z = torch.where(spread, self._standardised(of_group), 0.0)
-            a[here] = z.masked_fill(of_group.isnan(), torch.nan).flatten()
+            # The edges of one step are ordered by group, and each group has the same number of them.
+            at_step = forest.edge_step == step
+            by_group = node[at_step].view(forest.groups, -1)
+            # The means of equal rewards must not differ by their rounding.
+            z = torch.where(distinct, self._standardised(by_group), 0.0)
+            a[at_step] = z.masked_fill(by_group.isnan(), torch.nan).flatten()
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 
     def weight(self, forest: RolloutForest) -> Tensor:
-        """Of each edge, [E], 1 on average over the edges."""
+        """Computes the weight of each edge in the loss: [E], 1 on average over the edges."""
         match self.settings.step_weight:
             case "none":
                 return torch.ones_like(forest.old_log_prob)
@@ -123,11 +136,11 @@ class GRPO(Objective):
         return weight / weight.mean()
 
     def kl_weight(self, forest: RolloutForest) -> Tensor:
-        """How much of each leaf's KL counts, [G * K]; for `credit` leaf."""
+        """Computes how much the KL divergence of each leaf counts, for `credit: leaf`: float32 [G * K]."""
         return torch.ones_like(forest.rewards)
 
     def divergence(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        """The KL divergence of each edge as it is penalised, [E]; zero where it is not."""
+        """Computes the KL divergence of each edge as it is penalised: [E], zero with `kl_beta: 0`."""
         if self.settings.kl_beta == 0:
             return torch.zeros_like(forest.old_log_prob)
         return terms["kl"] * (forest.edge_sigma - forest.edge_sigma_next) if self.settings.kl == "released" else terms["kl"]
@@ -139,16 +152,16 @@ class GRPO(Objective):
         kl = self.divergence(terms, forest)
         if o.credit == "leaf":
             a = self.advantage(forest).reshape(-1, 1)
-            counts = (groups.valid(forest.rewards) & self._part(forest))[:, None].expand_as(forest.leaf_edges)
+            count_mask = (groups.valid(forest.rewards) & self._part(forest))[:, None].expand_as(forest.leaf_edges)
             ratio, weight, kl = (values[forest.leaf_edges] for values in (ratio, weight, kl))
             kl = kl * self.kl_weight(forest)[:, None]
         else:
             a = self.edge_advantage(forest)
-            counts = groups.valid(a)
-            a = torch.where(counts, a, 0.0)
+            count_mask = groups.valid(a)
+            a = torch.where(count_mask, a, 0.0)
         if o.zero_advantage == "drop":
-            counts = counts & (a != 0)
-        return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), counts)
+            count_mask = count_mask & (a != 0)
+        return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), count_mask)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         if not terms:  # every leaf was dropped

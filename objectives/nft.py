@@ -1,16 +1,21 @@
-"""nft: DiffusionNFT, flow matching towards good pictures and away from bad ones, without log-probs.
+"""nft: DiffusionNFT, flow matching towards good images and away from bad ones, without log-probs.
 
-Zheng et al. 2025 (arXiv 2509.16117). For a picture x_0 with fresh noise at sigma, v the policy's velocity and v_old that
-of the policy which drew the picture:
+For a final image x_0 with fresh noise at sigma, v the policy's velocity and v_old that of the behaviour policy, which drew the
+image:
 
     v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v
     r  = clip(A / (2 adv_clip) + 1/2, 0, 1),   A = (R - group mean) / deviation of the group or of the batch
     L  = adv_clip mean[ r |x0(v+) - x_0|^2 / (b w+) + (1 - r) |x0(v-) - x_0|^2 / (b w-) ] + kl_beta mean |v - v_ref|^2
 
-where x0(v) = x - sigma v and w+- is the mean absolute value of what is squared, without gradient. The behaviour policy
-follows the policy: after a rollout's updates, n of them since the start, its weights become d old + (1 - d) new with
-d = min(decay_rate (n - decay_start), decay_max). The pictures need no stochastic step. All velocities are the prompt's own,
-without classifier-free guidance, whatever guidance the rollouts had. How this differs from the paper: docs/methods/nft.md.
+where x0(v) = x - sigma v, and w+ and w- are the mean absolute values of the two differences, without gradient. The behaviour
+policy follows the policy: after the updates of a rollout, when the policy has had n updates, its weights become
+d old + (1 - d) new with d = min(decay_rate (n - decay_start), decay_max). All velocities are the prompt's own, without
+classifier-free guidance, whatever guidance the rollouts had. The rollout needs no stochastic step.
+
+Source: Zheng et al. 2025 (arXiv 2509.16117) and its code. How this differs from them: docs/methods/nft.md.
+
+Fixed point: without w and the KL term, the minimum for one rollout is v = v_old + E[(2 r - 1) (noise - x_0 - v_old) | x] / b.
+v_old follows v, so this goes on until the rewards of a group are equal; `kl_beta` alone holds the policy near the base model.
 """
 
 from typing import Any, Literal
@@ -18,41 +23,43 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import Objective, groups, settings
+from alignbench import Objective, groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
-from alignbench.rollouts.terms import DenoisingRows, Terms, Times, Velocities, denoising_noise, part_of_update
+from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, part_of_update
+from objectives._denoising import DenoisingSettings, noised_leaves
 
 MIN_WEIGHT = 1e-5
+"""The smallest w that an error is divided by."""
 
 
 class NFT(Objective):
-    class Settings(settings.Settings):
+    """Negative-aware flow matching against a behaviour policy that lags."""
+
+    class Settings(DenoisingSettings):
         beta: float = Field(1.0, gt=0)
-        """b: how far v+ and v- lie from v_old."""
+        """b: how far v+ and v- are from v_old. A smaller one makes larger steps."""
         std: Literal["group", "batch"] = "group"
-        """Deviation that rewards are divided by: their group's, or that of all rewards of the batch."""
+        """Which standard deviation rewards are divided by. group: that of their group. batch: that of all rewards of the
+        batch."""
         flat_groups: Literal["keep", "drop"] = "keep"
-        """Groups whose rewards are all equal have r = 1/2: they pull v to an behaviour policy that lags. drop: they cost no
-        row."""
+        """What becomes of groups whose rewards are all equal. keep: they have r = 1/2 and pull v towards a behaviour policy
+        that lags. drop: they are left out and cost no model row."""
         adv_clip: float = Field(5.0, gt=0)
-        """Advantages beyond +- this count as wholly good or wholly bad."""
+        """The advantage from which on an image counts as entirely good (r = 1), and below its negative as entirely bad (r =
+        0)."""
         kl_beta: float = Field(1e-4, ge=0)
         """Weight of the squared distance to the base model's velocity; 0 saves the reference's forward pass."""
-        draws: int = Field(1, ge=1)
-        """Noises and times for each picture."""
-        times: Times = "schedule"
-        """Sigmas of noised images. schedule: logit-normal, shifted as the model's own schedule is. logit_normal: without the
-        shift. uniform: between 0 and 1. steps: those of the rollout's steps, each once before any comes again."""
         parts: int = Field(1, ge=1)
-        """Disjoint random parts of a rollout's pictures, of which each update takes the next; 1: every update takes all."""
+        """Into how many random disjoint parts the images of a rollout are divided. Each update trains on the next part; with 1
+        every update trains on all images."""
         decay_rate: float = Field(1e-3, ge=0)
-        """How fast the behaviour policy's decay grows with the updates; 0: the behaviour policy is the newest, and costs no
-        rows."""
+        """By how much the behaviour policy's decay d grows with each update. With 0 the behaviour policy is always the newest
+        policy, and costs no model rows."""
         decay_start: int = Field(0, ge=0)
-        """Updates during which it stays 0."""
+        """How many updates pass before the decay begins to grow from 0."""
         decay_max: float = Field(0.5, ge=0, lt=1)
-        """What it grows to."""
+        """The largest decay."""
 
     settings: Settings
 
@@ -64,53 +71,55 @@ class NFT(Objective):
         o = self.settings
         return min(o.decay_rate * max(updates - o.decay_start, 0), o.decay_max)
 
-    def goodness(self, forest: RolloutForest) -> Tensor:
-        """r, [G, K]; a half where a reward is missing or its group has no spread."""
+    def reward_weight(self, forest: RolloutForest) -> Tensor:
+        """Computes r of each leaf: [G, K], 1/2 where a reward is missing or all rewards of the group are equal."""
         a = groups.standardise(forest.by_group(forest.rewards), std=self.settings.std)
         return (a / (2 * self.settings.adv_clip) + 0.5).clamp(0, 1)
 
     def rows(self, forest: RolloutForest, update: int) -> DenoisingRows:
-        """Each picture that has a reward, with its own noise and time."""
+        """Makes rows of the images that have a reward, in this update's part."""
         o, rewards = self.settings, forest.by_group(forest.rewards)
-        counts = groups.valid(rewards) if o.flat_groups == "keep" else groups.usable_leaves(rewards)
-        leaf = counts.flatten().nonzero()[:, 0]
-        leaf = leaf[part_of_update(forest, update, len(leaf), o.parts)].repeat_interleave(o.draws)
-        keys = [(int(i), n) for n, i in enumerate(leaf)]
-        return DenoisingRows(forest, leaf, *denoising_noise(forest, update, keys, o.times, o.draws))
+        trained = groups.valid(rewards) if o.flat_groups == "keep" else groups.usable_leaves(rewards)
+        leaves = trained.flatten().nonzero()[:, 0]
+        return noised_leaves(forest, leaves[part_of_update(forest, update, len(leaves), o.parts)], update, o)
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
-        """Each float32 [R'].
+        """Computes the terms of some rows, each float32 [R'].
 
-        positive, negative: the normalised squared errors of v+ and v-. goodness: r of the row's picture. move: |v - v_ref|^2.
+        Returns:
+            positive, negative: the normalised squared errors of v+ and v-. reward_weight: r of the row's image. With a
+            reference also velocity_distance: |v - v_ref|^2, averaged over latent dimensions.
         """
         v, behaviour = velocities.policy.float(), velocities.behaviour
         assert behaviour is not None  # the engine gives what `needs` asks for
         behaviour = behaviour.float()
         sigma = rows.sigma.view(-1, *[1] * (v.ndim - 1))
-        # v+- = v_old +- b (v - v_old): at v = v_old the two errors are equal bits, and their gradients but for the sign.
-        of_old, step = rows.noise - rows.x0 - behaviour, self.settings.beta * (v - behaviour)
+        # v+- = v_old +- b (v - v_old): at v = v_old the bits of the two errors are equal, and their gradients are opposite.
+        behaviour_error, step = rows.noise - rows.x0 - behaviour, self.settings.beta * (v - behaviour)
         terms = {
-            "positive": _normalised(sigma * (of_old - step)),
-            "negative": _normalised(sigma * (of_old + step)),
-            "goodness": self.goodness(rows.forest).flatten()[rows.leaf],
+            "positive": _normalised(sigma * (behaviour_error - step)),
+            "negative": _normalised(sigma * (behaviour_error + step)),
+            "reward_weight": self.reward_weight(rows.forest).flatten()[rows.leaf],
         }
         if velocities.reference is not None:
-            terms["move"] = (v - velocities.reference.float()).square().flatten(1).mean(1)
+            terms["velocity_distance"] = (v - velocities.reference.float()).square().flatten(1).mean(1)
         return terms
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        o, r = self.settings, terms["goodness"]
+        o, r = self.settings, terms["reward_weight"]
         loss = o.adv_clip / o.beta * (r * terms["positive"] + (1 - r) * terms["negative"]).mean()
-        return loss + o.kl_beta * terms["move"].mean() if o.kl_beta else loss
+        return loss + o.kl_beta * terms["velocity_distance"].mean() if o.kl_beta else loss
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         if not terms:
             return {}
         numbers = {"positive_error": float(terms["positive"].mean()), "negative_error": float(terms["negative"].mean())}
-        return numbers | ({"distance_reference": float(terms["move"].mean())} if "move" in terms else {})
+        if "velocity_distance" in terms:
+            numbers["distance_reference"] = float(terms["velocity_distance"].mean())
+        return numbers
 
 
 def _normalised(error: Tensor) -> Tensor:
-    """Mean square over the mean absolute value, the latter without gradient; [R', ...] -> [R']."""
+    """Divides the mean square by the mean absolute value, which has no gradient: [R', *latent] -> [R']."""
     flat = error.flatten(1)
     return flat.square().mean(1) / flat.detach().abs().mean(1).clamp(min=MIN_WEIGHT)

@@ -1,4 +1,10 @@
-"""none: the base model, evaluated under the same protocol; trains nothing."""
+"""none: the base model, evaluated under the same protocol; trains nothing.
+
+    L = 0
+
+Fixed point: the base model. It is the baseline that every comparison needs: it shows what evaluation alone costs, and how far
+two evaluations of one model can differ.
+"""
 
 from torch import Tensor
 
@@ -9,10 +15,12 @@ from alignbench.rollouts.terms import Terms
 
 
 class NoObjective(Objective):
+    """The base model as it is: no rollouts are scored and no weight changes."""
+
     @property
     def needs(self) -> Needs:
         return Needs(training=False, rewards=False)
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        """Zero, whatever the terms."""
+        """Gives 0, whatever the terms are."""
         return terms["log_prob"].sum() * 0.0

@@ -1,15 +1,21 @@
 """ppo: actor and critic, with a value head on the noisy state and its time.
 
-Schulman et al. 2017 (arXiv 1707.06347) with generalised advantage estimation (arXiv 1506.02438), denoising as an episode
-of S stochastic steps whose only reward comes at its end (as in DDPO and DPOK, with a critic in place of group or prompt
-statistics). For leaf i and its stochastic steps t = 1..S, states x_t, V its value head and V_{S+1} = R_i:
+Denoising is an episode of S stochastic steps whose only reward comes at its end (as in DDPO and DPOK, with a critic in place of
+group or prompt statistics). For leaf i and its stochastic steps t = 1..S, with V the value of the state at step t and
+V_{S+1} = R_i:
 
     delta_t = V_{t+1} - V_t,   A_t = sum_l lambda^l delta_{t+l}   (no discount)
     L = -mean_it min(r_it A_it, clip(r_it, 1 - eps, 1 + eps) A_it) + value_weight mean_it (V_t - stop_gradient(A_t + V_t))^2
 
-Advantages are standardised over the batch; R is the reward minus the mean and over the deviation of all rewards so far, so
-that the critic's scale does not depend on the scorer's. The critic is small on purpose: it reads the mean and the deviation
-of each latent channel, and sigma; not the prompt.
+Advantages are standardised over the batch. R is the reward minus the mean of all rewards so far, divided by their standard
+deviation, so that the critic's scale does not depend on the scorer's. The critic is small on purpose: it reads the mean and the
+standard deviation of each latent channel, and sigma, but not the prompt.
+
+Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7, with generalised advantage estimation (Schulman et al. 2015, arXiv
+1506.02438, equation 16). There is no published configuration for flow models: docs/methods/ppo.md.
+
+Fixed point: the largest expected reward. There is no KL term, so nothing but the clip and the number of updates keeps the
+policy from concentrating on the best images of each prompt.
 """
 
 from collections.abc import Iterable
@@ -24,20 +30,25 @@ from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio
 
 MIN_STD = 1e-6
+"""The smallest standard deviation that rewards and advantages are divided by."""
 
 
 class PPO(Objective):
+    """Clipped policy gradient with a learnt critic."""
+
     class Settings(settings.Settings):
         clip: float = Field(1e-4, gt=0)
-        """eps of the per-step ratio."""
+        """eps: how far the ratio of a step may move from 1 before its gradient stops. Log-probs are means over latent
+        dimensions, so ratios stay very close to 1."""
         adv_clip: float = Field(5.0, gt=0)
-        """Standardised advantages are clamped to +- this."""
+        """The largest absolute value of a standardised advantage."""
         gae_lambda: float = Field(0.95, ge=0, le=1)
-        """0 trusts the critic from step to step, 1 the reward at the end alone."""
+        """lambda of generalised advantage estimation. 0 trusts the critic's value after each step; 1 trusts only the reward at
+        the end of the path."""
         value_weight: float = Field(0.5, gt=0)
-        """Weight of the critic's squared error."""
+        """Weight of the critic's squared error in the loss."""
         hidden: int = Field(64, ge=1)
-        """Width of the critic."""
+        """Number of hidden units of the critic."""
 
     settings: Settings
 
@@ -47,6 +58,7 @@ class PPO(Objective):
         self.count, self.mean, self.square = 0, 0.0, 0.0
 
     def prepare(self, latent_shape: tuple[int, ...], device: torch.device) -> None:
+        """Makes the critic, whose first value of every state is 0, the mean of the rewards."""
         features, hidden = 2 * latent_shape[0] + 1, self.settings.hidden
         last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)
@@ -57,7 +69,7 @@ class PPO(Objective):
         return self.critic.parameters()
 
     def observe(self, forest: RolloutForest) -> None:
-        """Takes the rollout's rewards into the running mean and deviation (Chan et al. 1979)."""
+        """Updates the running mean and standard deviation with the rollout's rewards (Chan et al. 1979)."""
         new = forest.rewards[groups.valid(forest.rewards)].double()
         if len(new) == 0:
             return
@@ -73,57 +85,61 @@ class PPO(Objective):
         self.count, self.mean, self.square = int(state["count"]), float(state["mean"]), float(state["square"])
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
-        """The stock terms of edges, and value: V of each row, float32 [R']."""
+        """Computes the stock terms of edges, and value: V of each row, float32 [R']."""
         channels = rows.x.float().flatten(1).view(len(rows), rows.x.shape[1], -1)
         features = torch.cat([channels.mean(2), channels.std(2, correction=0), rows.sigma[:, None]], dim=1)
         return super().terms(rows, velocities) | {"value": self.critic(features)[:, 0]}
 
     def returns(self, forest: RolloutForest) -> Tensor:
-        """R of each leaf, [G * K], NaN where the reward is missing."""
+        """Computes R of each leaf: float64 [G * K], NaN where the reward is missing."""
         deviation = max((self.square / max(self.count, 1)) ** 0.5, MIN_STD)
         rewards = forest.rewards.double()
-        level = rewards.new_tensor([self.mean]).float()
-        if not bool(groups.varies(torch.cat([rewards, level.double()]))):  # rounding is no return
+        mean = rewards.new_tensor([self.mean]).float()
+        if not bool(groups.varies(torch.cat([rewards, mean.double()]))):  # differences by rounding alone are not a return
             rewards = torch.where(groups.valid(rewards), self.mean, torch.nan)
         return (rewards - self.mean) / deviation
 
     def advantage(self, values: Tensor, forest: RolloutForest) -> Tensor:
-        """A of each leaf at each of its stochastic steps, before standardisation; [G * K, S], NaN for missing rewards.
+        """Computes A of each leaf at each of its stochastic steps, before standardisation.
 
         Args:
-            values: V at each leaf's states, [G * K, S].
+            values: V at the states of each leaf's path, [G * K, S].
+            forest: the rollout, with rewards.
+
+        Returns:
+            [G * K, S], NaN where the reward is missing.
         """
-        following = torch.cat([values[:, 1:], self.returns(forest)[:, None]], dim=1)
-        deltas = following - values
+        next_values = torch.cat([values[:, 1:], self.returns(forest)[:, None]], dim=1)
+        deltas = next_values - values
         a = torch.zeros_like(deltas)
-        carried = deltas.new_zeros(len(deltas))
+        gae = deltas.new_zeros(len(deltas))
         for t in reversed(range(deltas.shape[1])):
-            carried = deltas[:, t] + self.settings.gae_lambda * carried
-            a[:, t] = carried
+            gae = deltas[:, t] + self.settings.gae_lambda * gae
+            a[:, t] = gae
         return a
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o = self.settings
-        counts = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
+        valid_mask = groups.valid(forest.rewards)[:, None].expand_as(forest.leaf_edges)
         values = terms["value"][forest.edge_row[forest.leaf_edges]]
         a = self.advantage(values.detach(), forest)
         target = values.detach() + a
-        here = a[counts]
-        if len(here) == 0:
+        batch = a[valid_mask]
+        if len(batch) == 0:
             return values.sum() * 0.0
-        z = ((a - here.mean()) / here.std(correction=0).clamp(min=MIN_STD)).clamp(-o.adv_clip, o.adv_clip)
+        z = ((a - batch.mean()) / batch.std(correction=0).clamp(min=MIN_STD)).clamp(-o.adv_clip, o.adv_clip)
         ratio = torch.exp(log_ratio(terms, forest))[forest.leaf_edges]
-        surrogate = groups.clipped(ratio, torch.where(counts, z, 0.0), o.clip)
-        error = torch.where(counts, values - target, 0.0) ** 2
-        return groups.mean(o.value_weight * error - surrogate, counts)
+        surrogate = groups.clipped(ratio, torch.where(valid_mask, z, 0.0), o.clip)
+        error = torch.where(valid_mask, values - target, 0.0) ** 2
+        return groups.mean(o.value_weight * error - surrogate, valid_mask)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         values = terms["value"][forest.edge_row[forest.leaf_edges]]
-        here = groups.valid(forest.rewards)
-        returns = self.returns(forest)[here, None].expand(-1, values.shape[1])
-        spread = returns.var(correction=0).clamp(min=MIN_STD)
+        valid_mask = groups.valid(forest.rewards)
+        returns = self.returns(forest)[valid_mask, None].expand(-1, values.shape[1])
+        variance = returns.var(correction=0).clamp(min=MIN_STD)
         return {
             "value_mean": float(values.mean()),
-            # 1: the critic foresees every reward; 0: no better than the mean.
-            "explained_variance": float(1 - (returns - values[here]).var(correction=0) / spread),
+            # 1: the critic predicts every reward; 0: it is no better than the mean reward.
+            "explained_variance": float(1 - (returns - values[valid_mask]).var(correction=0) / variance),
         }

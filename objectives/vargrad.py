@@ -1,11 +1,15 @@
-"""vargrad: log-variance trajectory balance, whose log Z is the group's own mean.
+"""vargrad: log-variance trajectory balance, in which the group's mean takes the place of log Z.
 
-Richter et al. 2020 (arXiv 2010.10436); as a GFlowNet loss Zhang et al. 2023 (arXiv 2302.05446). For the K leaves of a
-group, with s_i the log-probability of leaf i's path:
+For the K leaves of a group, with s_i the log-density of leaf i's path and R~_i the reward in units of the group's standard
+deviation:
 
     delta_i = s_i - s_i^ref - beta R~_i,      L = (1/K) sum_i (delta_i - mean_k delta_k)^2
 
-The minimum, zero, is at p_theta proportional to p_ref exp(beta R~) on the group.
+Source: the log-variance loss of Richter et al. 2020 (arXiv 2010.10436); as a GFlowNet loss Zhang et al. 2023 (arXiv
+2302.05446). There is no published configuration for images: docs/methods/vargrad.md.
+
+Fixed point: the loss is zero where all delta of a group are equal, that is where the path densities of its leaves are
+proportional to p_ref exp(beta R~); with `reference: none`, to exp(beta R~).
 """
 
 from typing import Literal
@@ -14,18 +18,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import Objective, groups, settings
+from alignbench import groups
 from alignbench.objective import Needs
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
+from objectives._target import TargetObjective, TargetSettings
 
 
-class VarGrad(Objective):
-    class Settings(settings.Settings):
+class VarGrad(TargetObjective):
+    """Log-variance trajectory balance against a tilted base model."""
+
+    class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
-        """Inverse temperature of the target, on group-standardised rewards."""
+        """Inverse temperature of the target, for rewards in units of their group's standard deviation. A larger one asks for
+        more reward and less diversity."""
         reference: Literal["none", "frozen"] = "frozen"
-        """frozen: the target is p_ref exp(beta R), p_ref the base model's path density. none: it is exp(beta R)."""
+        """What the target is relative to. frozen: it is p_ref exp(beta R), with p_ref the path density of the base model. none:
+        it is exp(beta R)."""
 
     settings: Settings
 
@@ -34,17 +43,16 @@ class VarGrad(Objective):
         return Needs(reference=self.settings.reference == "frozen")
 
     def deviation(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:
-        """delta_i minus its group mean, [G, K], and which leaves count."""
-        counts = groups.usable_leaves(forest.by_group(forest.rewards))
+        """Computes delta_i minus its group mean, [G, K], and marks the leaves that count, bool [G, K]."""
+        usable = groups.usable_leaves(forest.by_group(forest.rewards))
         s = forest.path_sum(log_ratio_reference(terms) if self.settings.reference == "frozen" else terms["log_prob"])
-        delta = torch.where(counts, s - self.settings.beta * forest.target_reward, 0.0)
-        mean = delta.sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
-        return torch.where(counts, delta - mean, 0.0), counts
+        delta = torch.where(usable, s - self.settings.beta * self.target_reward(forest), 0.0)
+        return torch.where(usable, delta - groups.group_mean(delta, usable), 0.0), usable
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        deviation, counts = self.deviation(terms, forest)
-        return groups.mean(deviation**2, counts)
+        deviation, usable = self.deviation(terms, forest)
+        return groups.mean(deviation**2, usable)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        deviation, counts = self.deviation(terms, forest)
-        return {"balance_rms": float(groups.mean(deviation**2, counts).sqrt())}
+        deviation, usable = self.deviation(terms, forest)
+        return {"balance_rms": float(groups.mean(deviation**2, usable).sqrt())}

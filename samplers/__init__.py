@@ -1,1 +1,1 @@
-"""Rollout samplers: a file's name is the name that `--sampler` takes. Drop a file in, and it is found."""
+"""Rollout samplers. The name of a file is the name that `--sampler` takes; a new file needs no registration."""

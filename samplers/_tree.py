@@ -1,34 +1,35 @@
-"""What the tree samplers share: settings of the geometry, and the plan of given splits."""
+"""What the tree samplers share: the settings of a tree, and the plan that splits at given steps."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from alignbench import Plan, settings
+from alignbench import Plan
 from alignbench.rollouts.plan import Step
+from samplers._noise import NoiseSettings
 
 
-class TreeSettings(settings.Settings):
+class TreeSettings(NoiseSettings):
+    """The shape of a tree and the rule of its splits."""
+
     steps: int = Field(6, ge=2)
-    """T, denoising steps of a rollout."""
+    """T: how many denoising steps a rollout has."""
     children: int = Field(3, ge=2)
-    """k, into how many each branch splits."""
+    """k: into how many branches each branch splits."""
     levels: int = Field(3, ge=1)
-    """How many steps split; the leaves are children ** levels."""
+    """How many steps split. A tree has children ** levels leaves."""
     max_leaves: int = Field(81, ge=2)
-    """Refuse trees with more leaves than this."""
-    rule: Literal["sde", "cps", "dance"] = "cps"
-    """Rule of the splitting steps; all others are deterministic."""
-    noise_level: float = Field(0.7, gt=0)
-    """Its noise level."""
+    """The largest number of leaves; larger trees are refused."""
+    roots: int = Field(1, ge=1)
+    """How many trees a group has, each with an initial noise of its own; leaves of one tree share theirs."""
     first_split: int = Field(1, ge=0)
-    """The earliest step that may split."""
+    """The first step that may split, counted from 0."""
     tail_guard: int = Field(1, ge=1)
-    """Steps at the end that never split, at least two where the tree leaves room: sigma stays well above 0."""
+    """How many steps at the end never split; at least two, so that sigma is well above 0 at every split."""
 
     @property
     def last_split(self) -> int:
-        """The latest step that may split."""
+        """The last step that may split."""
         return self.steps - max(2, self.tail_guard)
 
     @model_validator(mode="after")
@@ -39,19 +40,21 @@ class TreeSettings(settings.Settings):
                 f"levels={self.levels} splits do not fit into steps {self.first_split}..{self.last_split} of {self.steps}; "
                 "raise steps or lower levels"
             )
-        if self.children**self.levels > self.max_leaves:
+        leaves = self.roots * self.children**self.levels
+        if leaves > self.max_leaves:
+            trees = f"{self.roots} trees of " if self.roots > 1 else ""
             raise ValueError(
-                f"children ** levels = {self.children}**{self.levels} = {self.children**self.levels} leaves exceed "
+                f"{trees}children ** levels = {self.children}**{self.levels} = {leaves} leaves exceed "
                 f"max_leaves={self.max_leaves}"
             )
         return self
 
 
 class FixedSplits(TreeSettings):
-    """Splits that do not change."""
+    """A tree that splits at the same steps in every iteration."""
 
     splits: tuple[int, ...]
-    """Steps that split."""
+    """The steps that split, counted from 0: as many different ones as `levels` says."""
 
     @model_validator(mode="after")
     def _splits_fit(self) -> Self:
@@ -65,11 +68,11 @@ class FixedSplits(TreeSettings):
 
 
 class EarlySplit(TreeSettings):
-    """What TMPO's released code makes of a split at the very start."""
+    """A tree that can replace a split at the very start as TMPO's released code does."""
 
     early_split: Literal["step", "roots"] = "step"
-    """What a first split at step 0 or 1 is. step: a stochastic step like the others. roots: as many initial noises, with a
-    deterministic step in its place, as in TMPO's released code."""
+    """What a first split at step 0 or 1 becomes. step: a stochastic step like the others. roots: `children` initial noises, and
+    the step is deterministic, as in TMPO's released code."""
 
     @model_validator(mode="after")
     def _leaves_a_step_to_train_on(self) -> Self:
@@ -81,22 +84,34 @@ class EarlySplit(TreeSettings):
 def tree_plan(
     settings: TreeSettings, splits: tuple[int, ...], noise_level: float | None = None, *, early_split: str = "step"
 ) -> Plan:
-    """One root; the given steps split, the others are deterministic.
+    """Makes the plan of a tree with one root that splits at the given steps; the other steps are deterministic.
 
     Args:
-        noise_level: the settings' where it is None.
+        settings: the shape of the tree and the rule of its splits.
+        splits: the steps that split, ascending.
+        noise_level: eta of the splits; None for that of the settings.
         early_split: see `EarlySplit`; with "roots" a first split at step 0 or 1 becomes `children` roots.
     """
     split = Step(settings.rule, settings.noise_level if noise_level is None else noise_level, settings.children)
-    roots = 1
+    roots = settings.roots
     if early_split == "roots" and splits[0] <= 1:
-        roots, splits = settings.children, splits[1:]
+        roots, splits = roots * settings.children, splits[1:]
     return Plan(tuple(split if t in splits else Step() for t in range(settings.steps)), roots=roots)
 
 
-def distinct(wanted: list[int], first: int, last: int, gap: int = 1) -> tuple[int, ...]:
-    """Sorted, at least `gap` apart and inside first..last; each as near to what was wanted as its neighbours allow."""
-    splits = sorted(wanted)
+def distinct(steps: list[int], first: int, last: int, gap: int = 1) -> tuple[int, ...]:
+    """Moves steps apart until they are distinct, each as little as its neighbours allow.
+
+    Args:
+        steps: in any order, possibly equal or outside of the range.
+        first: the first step of the range.
+        last: the last step of the range, which must have room for all of them.
+        gap: the smallest difference between two neighbours.
+
+    Returns:
+        As many steps, ascending, at least `gap` apart and inside first..last.
+    """
+    splits = sorted(steps)
     for j in range(len(splits)):
         splits[j] = max(splits[j], first if j == 0 else splits[j - 1] + gap)
     for j in reversed(range(len(splits))):

@@ -1,4 +1,9 @@
-"""fixed_tree: one root that splits at the same steps in every iteration."""
+"""fixed_tree: one root that splits at the same steps in every iteration.
+
+All other steps are deterministic. A plan whose first split is late shares most of its cost; its leaves are then more alike.
+
+Source: the fixed splits that TMPO (arXiv 2605.10983) falls back to, in its released code. How it differs: docs/samplers.md.
+"""
 
 import numpy as np
 
@@ -7,9 +12,11 @@ from samplers._tree import EarlySplit, FixedSplits, tree_plan
 
 
 class FixedTree(Sampler):
+    """A tree with fixed splits."""
+
     class Settings(EarlySplit, FixedSplits):
         splits: tuple[int, ...] = (1, 3, 4)
-        """Steps that split."""
+        """The steps that split, counted from 0: as many different ones as `levels` says."""
 
     settings: Settings
 

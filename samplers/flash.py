@@ -1,36 +1,39 @@
-"""flash: a sliding window of stochastic steps, with fewer and larger deterministic steps behind it.
+"""flash: a sliding window of stochastic steps, with fewer and larger deterministic steps after it.
 
-MixGRPO-Flash (arXiv 2507.21802). What the window has drawn is only carried on to the picture behind it, which needs no fine
-steps: the schedule's steps there are taken several at a time, `compress` times as many in all. The public code makes them by
-a second-order multistep solver (DPM-Solver++); here they are Euler steps like all others.
+The steps after the window only carry what it has drawn on to the image, which needs no fine steps. So they take several steps
+of the schedule at once: `compress` times as many steps as the schedule has there.
+
+Source: MixGRPO-Flash (arXiv 2507.21802). Its code takes these steps with a second-order multistep solver (DPM-Solver++); here
+they are Euler steps like all others. Further differences: docs/samplers.md.
 """
 
-from math import ceil, floor
+from math import floor
 from typing import Literal
 
 from pydantic import Field
 
 from alignbench.rollouts.plan import Step
+from samplers._schedule import ROUNDING, rounded_up
 from samplers.sliding_window import SlidingWindow
-
-ROUNDING = 1e-9
-"""0.28 x 25 is 7 steps, not 8."""
 
 
 class Flash(SlidingWindow):
+    """A sliding window with larger steps after it."""
+
     class Settings(SlidingWindow.Settings):
         compress: float = Field(0.4, gt=0, le=1)
-        """Steps behind the window, as a share of the schedule's there, rounded up; 1 is sliding_window."""
+        """How many steps are taken after the window, as a fraction of the schedule's steps there; 1 is `sliding_window`."""
         rounding: Literal["up", "released"] = "up"
-        """How many steps `compress` makes of the n that are left behind the window. up: compress n, rounded up. released:
-        the public code's count, compress (n + 1) rounded down, less 1, but at least one step."""
+        """How that fraction of the n steps after the window is rounded. up: compress n, rounded up. released: as in the public
+        code, compress (n + 1), rounded down, minus 1, but at least one step."""
 
     settings: Settings
 
     def after(self, left: int) -> list[Step]:
+        """Makes the steps after the window. They are as equal as whole numbers allow, the larger ones first."""
         o = self.settings
-        made = ceil(o.compress * left - ROUNDING)
+        steps = rounded_up(o.compress, left)
         if left and o.rounding == "released":
-            made = max(floor(o.compress * (left + 1) + ROUNDING) - 1, 1)
-        # As even as whole numbers allow, the larger ones first: the picture's details want the smaller ones.
-        return [Step(stride=left // made + (i < left % made)) for i in range(made)]
+            steps = max(floor(o.compress * (left + 1) + ROUNDING) - 1, 1)
+        # The details of the image are decided last and need the smaller steps.
+        return [Step(stride=left // steps + (i < left % steps)) for i in range(steps)]

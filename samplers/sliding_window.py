@@ -1,7 +1,9 @@
-"""sliding_window: K rollouts that are stochastic inside a window of steps alone; the window moves as the training goes on.
+"""sliding_window: K rollouts that are stochastic only inside a window of steps, which moves during the training.
 
-MixGRPO (arXiv 2507.21802). Outside the window the steps are deterministic: they cost a model row in the rollout and none in
-training. The window starts at the noise and moves towards the picture; the last step stays deterministic.
+Outside the window the steps are deterministic: they cost a model row in the rollout and none in training. The window starts at
+the noise and moves towards the image. The last step is always deterministic.
+
+Source: MixGRPO (arXiv 2507.21802). How it differs: docs/samplers.md.
 """
 
 from typing import Literal, Self
@@ -9,29 +11,30 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from alignbench import Plan, Sampler, settings
+from alignbench import Plan, Sampler
 from alignbench.rollouts.plan import Step
+from samplers._noise import NoiseSettings
+from samplers._schedule import clamped
 
 
 class SlidingWindow(Sampler):
-    class Settings(settings.Settings):
+    """K rollouts with a moving window of stochastic steps."""
+
+    class Settings(NoiseSettings):
         steps: int = Field(6, ge=2)
-        """T, denoising steps of a rollout."""
+        """T: how many denoising steps a rollout has."""
         group_size: int = Field(27, ge=2)
-        """K, rollouts of a prompt."""
+        """K: how many rollouts a group has."""
         window: int = Field(3, ge=1)
-        """How many steps are stochastic."""
+        """How many steps in a row are stochastic; fewer than `steps`."""
         passes: int = Field(1, ge=1)
-        """How often the window goes over the steps during the training; it starts again at the noise each time."""
+        """How often the window passes over the steps during the training. It starts at the noise each time."""
         order: Literal["progressive", "random"] = "progressive"
-        """random: the window stands anywhere, drawn anew in every iteration."""
-        rule: Literal["sde", "cps", "dance"] = "cps"
-        """Rule of the stochastic steps."""
-        noise_level: float = Field(0.7, gt=0)
-        """Its noise level."""
+        """Where the window is. progressive: it moves with the training's progress. random: at a random place in each
+        iteration."""
         initial_noise: Literal["own", "shared"] = "own"
-        """own: each rollout starts from a noise of its own. shared: those of a group start from one and part at the window's
-        first step (MixGRPO's code), until when they are one branch and cost one model row a step."""
+        """Which noise a rollout starts from. own: each from its own. shared: all of a group from one, so that they diverge at
+        the window's first step (MixGRPO's code); until then they are one branch, which costs one model row per step."""
 
         @model_validator(mode="after")
         def _fits(self) -> Self:
@@ -49,14 +52,14 @@ class SlidingWindow(Sampler):
         return plan.from_one_noise() if o.initial_noise == "shared" else plan
 
     def start(self, progress: float, rng: np.random.Generator) -> int:
-        """The window's first step."""
+        """Chooses the window's first step, counted from 0."""
         o = self.settings
         places = o.steps - o.window
         if o.order == "random":
             return int(rng.integers(places))
-        u = min(max(progress, 0.0), 1.0)
+        u = clamped(progress)
         return min(int(u * o.passes * places), o.passes * places - 1) % places
 
     def after(self, left: int) -> list[Step]:
-        """The steps behind the window, where that many of the schedule are left."""
+        """Makes the steps after the window, where the schedule has `left` steps."""
         return [Step()] * left

@@ -375,8 +375,8 @@ def test_of_two_runs_into_one_folder_the_later_one_is_refused(tmp_path: Path, mo
             "scorer 'brightness' did not answer within 1 s in iteration 2; if it only needs longer, raise scorer_timeout",
         ),
         ("Knowing", "no picture of iteration 2 could be scored"),
-        ("Boundless", "scorer 'brightness' answered an infinite score for image 0"),
-        ("Shortened", r"scorer 'brightness' answered \[7\] scores for 8 images"),
+        ("Boundless", "scorer 'brightness' returned an infinite score for image 0"),
+        ("Shortened", r"scorer 'brightness' returned scores of shape \[7\] for 8 images"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")

@@ -102,7 +102,7 @@ def test_weights_that_are_pickled_run_nothing(tmp_path: Path, monkeypatch: pytes
     with pytest.raises((UserError, OSError), match="safetensors"):
         load_backbone(str(pipeline), device="cpu")
     from evals.aesthetic import read_layers
-    from evals.ocr import EasyOCRReader
+    from evals.readers.easyocr import EasyOCRReader
 
     ran.append(poisoned(tmp_path / "predictor.pth"))
     with pytest.raises(UserError, match="Weights only load failed"):

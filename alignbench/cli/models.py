@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from alignbench.cli.front import front
 from alignbench.cli.options import Commands, config_of, names, without_defaults
 from alignbench.config.run_config import load_config, parse_assignments
 from alignbench.errors import UserError
 from alignbench.runtime.streams import print_json
 
 commands = Commands("Evaluate and export models")
+commands.command()(front)
 
 
 @commands.command("eval")

@@ -187,7 +187,7 @@ def show_forecast(forecast: "Forecast", config: RunConfig, out: Path) -> None:
 
 def _cost_table(forecast: "Forecast") -> Table:
     extra = {
-        "gradient caching": forecast.cached,
+        "gradient caching": forecast.double_passes,
         "the reference": forecast.reference,
         "the behaviour policy": forecast.behaviour,
     }

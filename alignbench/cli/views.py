@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alignbench.authoring.checking import CheckResult
     from alignbench.authoring.describing import Description
     from alignbench.diagnosis.record import Diagnosis
+    from alignbench.frontier.front import Front
 
 
 class Checklist:
@@ -113,6 +114,31 @@ def _partition_table(diagnosis: "Diagnosis") -> Table:
 
 def _plain(estimate: Estimate) -> str:
     return format_interval(estimate, sign="")
+
+
+def show_front(front: "Front", folder: Path) -> None:
+    """A line for each strength: reward, KL, effective samples and the metrics that are drawn."""
+    from alignbench.frontier.front import BEST_OF, ESS, KL, REWARD, summary
+
+    rich, record, means = new_console(), front.record, summary(front)
+    metrics = record.headline
+    table = Table(title=escape(f"front of {record.task} on {record.backbone}"), title_justify="left")
+    for column in ("target", "reward", "KL", "samples", *metrics):
+        table.add_column(escape(column), justify="left" if column == "target" else "right", no_wrap=column == "target")
+    for (rule, strength), part in means.groupby(["rule", "strength"], sort=False):
+        value = part.set_index("metric")["value"]
+        name = f"best of {strength:g}" if rule == BEST_OF else f"beta {strength:.3g}" if strength else "base model"
+        row = [f"{value[REWARD]:.4g}", f"{value[KL]:.3g}", f"{value[ESS]:.1f}"]
+        table.add_row(name, *row, *(f"{value.get(metric, float('nan')):.4g}" for metric in metrics))
+    print_table(rich, table)
+    rich.print(
+        f"{record.images} images of each of {record.prompts} prompts; metrics of sets are those of {record.set_size} images. "
+        f"KL to the base model is in nats; samples are effective ones. The reward's deviation within a prompt is "
+        f"{record.reward_deviation:.3g}."
+    )
+    if record.left_out:
+        rich.print(f"Larger betas are left out: {escape(record.left_out)}.")
+    rich.print(f"written to [bold]{escape(str(folder))}[/bold]")
 
 
 class EvalView:

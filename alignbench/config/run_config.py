@@ -95,6 +95,13 @@ class EvaluationConfig(Settings):
     """Number of ODE steps. Null uses the backbone's default."""
     seed: int = 12345
     """Seed of the evaluation noise. It is separate from the run's seed, so that all runs are evaluated on the same noise."""
+    every: int | None = Field(None, ge=1)
+    """Iterations between two evaluations along the training (`curve.parquet`), on the task's validation prompts; null for none.
+    The numbers of the training do not depend on it."""
+    validation_prompts: int | None = Field(None, ge=1)
+    """How many of the task's validation prompts, from the first on; 12, or all if these are fewer, where it is null."""
+    validation_images: int = Field(8, ge=2)
+    """Images of each validation prompt."""
 
 
 class BudgetConfig(Settings):

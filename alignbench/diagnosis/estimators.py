@@ -43,7 +43,7 @@ def prefix_entropy(draws: Draws, beta: float) -> list[PrefixEntropy]:
     rewards = torch.from_numpy(draws.shared.rewards).view(-1, k)
     scored = groups.valid(rewards)
     log_p = torch.log_softmax(torch.from_numpy(draws.shared.log_prob).view(-1, k), dim=1)
-    log_q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=draws.standardised), scored)
+    log_q = groups.boltzmann_log_prob(groups.target_reward(rewards, standardised=draws.standardised), beta, scored)
     q = torch.where(scored, log_q.exp(), 0.0)
 
     def estimate(mass: torch.Tensor, prefixes: int) -> Estimate:

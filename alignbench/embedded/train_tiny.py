@@ -133,9 +133,9 @@ class Example:
 
 @cache
 def held_out_words() -> frozenset[str]:
-    """Words of the OCR task (training and evaluation prompts): the base model never sees one of them."""
+    """Words of the OCR task's prompts (training, validation, evaluation): the base model never sees one of them."""
     folder = Path(__file__).parent.parent / "tasks" / "ocr"
-    lines = [line for name in ("train.txt", "eval.txt") for line in (folder / name).read_text().splitlines()]
+    lines = [line for name in ("train.txt", "validation.txt", "eval.txt") for line in (folder / name).read_text().splitlines()]
     return frozenset(line.split('"')[1] for line in lines if '"' in line)
 
 

@@ -31,6 +31,8 @@ from alignbench.tasks import EvalChoice, Task
 COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
 PATH_STEPS, PATH_NOISE, PATHS = 8, 0.7, 64
 """Of `path_kl`: denoising steps, their noise level, and how many rollouts over all prompts, but one of each at least."""
+DEFAULT_VALIDATION_PROMPTS = 12
+"""Where `evaluation.validation_prompts` does not say, or all that the task has if these are fewer."""
 ALARM_LEVEL = (1 - CONFIDENCE) / 2
 """Of the one-sided tests behind an alarm, as of either side of an interval."""
 
@@ -161,19 +163,37 @@ def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
     return task.eval_prompts[: config.prompts]
 
 
+def validation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
+    """The prompts on which a run is evaluated along its training; none where the task has none.
+
+    Raises:
+        UserError: more are asked for than the task has.
+    """
+    available = task.validation_prompts
+    wanted = config.validation_prompts
+    if wanted is not None and available and wanted > len(available):
+        raise UserError(
+            f"evaluation.validation_prompts={wanted} but task {task.name!r} has {len(available)} validation prompts; lower it"
+        )
+    return available[: DEFAULT_VALIDATION_PROMPTS if wanted is None else wanted]
+
+
 def evaluate(
     policy: Backbone,
     task: Task,
     judges: MetricSuite,
     config: EvaluationConfig,
     *,
+    prompts: Sequence[str] | None = None,
+    images_per_prompt: int | None = None,
     micro_batch: int | None = None,
     advance: Callable[[str], None] = lambda what: None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Draws and judges pictures of the task's evaluation prompts.
+    """Draws images of the task's evaluation prompts and evaluates them with every metric.
 
     Args:
+        prompts, images_per_prompt: in place of the task's evaluation prompts and the configured number of images of each.
         advance: told what is being done now, for a progress display.
         processes: those that share the work, and all get the whole of it.
 
@@ -181,8 +201,8 @@ def evaluate(
         UserError: more prompts are asked for than the task has, or a metric needs more pictures of a prompt.
         RunError: a scorer failed, or answered one constant for all pictures.
     """
-    prompts = evaluation_prompts(task, config)
-    n = config.images_per_prompt
+    prompts = evaluation_prompts(task, config) if prompts is None else list(prompts)
+    n = images_per_prompt or config.images_per_prompt
     for name, loaded in judges.evals.items():
         if isinstance(loaded, SetMetric) and n < loaded.fewest:
             least = loaded.fewest
@@ -349,6 +369,7 @@ def path_kl(
     prompts: Sequence[str],
     seed: int,
     *,
+    paths: int = PATHS,
     micro_batch: int | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> np.ndarray:
@@ -358,7 +379,7 @@ def path_kl(
     policy by rule sde. The last step is deterministic and left out. Comparable between models at equal PATH_STEPS and
     PATH_NOISE alone.
     """
-    plan = Plan((*[Step("sde", PATH_NOISE)] * (PATH_STEPS - 1), Step()), roots=max(1, PATHS // len(prompts)))
+    plan = Plan((*[Step("sde", PATH_NOISE)] * (PATH_STEPS - 1), Step()), roots=max(1, paths // len(prompts)))
     keys, own = group_keys(prompts), processes.share(range(len(prompts)))
 
     def measure() -> Tensor:

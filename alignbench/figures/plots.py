@@ -26,11 +26,13 @@ from PIL import Image
 from alignbench import groups
 from alignbench.backbones.mixture import distributions
 from alignbench.errors import RunError, UserError
+from alignbench.evaluation.curve import by_prompt, read_curve
 from alignbench.files.escaping import visible
 from alignbench.files.opening import open_regular
 from alignbench.files.writing import refuse_links, write_atomically
 from alignbench.records.record import Estimate, Result, read_metrics, read_result, visible_record
 from alignbench.rollouts.forest import RolloutForest
+from alignbench.statistics import mean_interval
 
 if TYPE_CHECKING:
     from alignbench.evaluation.evaluate import Evaluation
@@ -87,6 +89,12 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
     if frame is not None and len(frame):
         write("curves", partial(curves, frame, result))
         write("diagnostics", partial(diagnostics, frame))
+
+    def of_curve() -> Figure | None:
+        table = read_curve(folder)
+        return None if table is None or table["iteration"].nunique() < 2 else along_training(table, result)
+
+    write("along_training", of_curve)
     write("distributions", of_distributions)
     write("changes", partial(changes, result))
     write("tree", lambda: tree(RolloutTree.read(folder / TREE)) if os.path.lexists(folder / TREE) else None)
@@ -166,6 +174,33 @@ def diagnostics(frame: pd.DataFrame) -> Figure | None:
         for axis in axes.flat[len(numeric) :]:
             axis.set_visible(False)
         figure.supxlabel("iteration", fontsize=8)
+    return figure
+
+
+def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure:
+    """The trained reward, independent metrics and diversity at each evaluation on validation prompts; bands are 95 %."""
+    ranked = [name for name, record in result.metrics.items() if record.role == "reward"]
+    ranked += [n for n, r in result.metrics.items() if r.role == "judge" and r.higher_is_better is not None and n not in ranked]
+    present = set(table["metric"])
+    names = [*[name for name in ranked if name in present][: most - 1], *(["path_kl"] if "path_kl" in present else [])]
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            lines, columns, figsize=(2.6 * columns, 2.0 * lines), squeeze=False, constrained_layout=True, sharex=True
+        )
+        for axes, name in zip(grid.flat, names, strict=False):
+            iterations, values = by_prompt(table, name)
+            intervals = [mean_interval(of_one) for of_one in values]
+            axes.plot(iterations, [i.value for i in intervals], marker="o", markersize=3)
+            bounds = np.array([[i.lower, i.upper] for i in intervals])
+            if np.isfinite(bounds).all():
+                axes.fill_between(iterations, bounds[:, 0], bounds[:, 1], alpha=0.15, linewidth=0)
+            axes.set_title(f"{name} (trained on)" if name in result.metrics and result.metrics[name].role == "reward" else name)
+            axes.set_xlabel("iteration")
+        for axes in grid.flat[len(names) :]:
+            axes.set_axis_off()
+        figure.suptitle(f"{' x '.join(result.pair)}, {result.run.task}: validation prompts along the training", fontsize=9)
     return figure
 
 
@@ -287,7 +322,8 @@ class RolloutTree(NamedTuple):
         rewards = forest.by_group(forest.rewards.cpu())[this]
         here = groups.valid(rewards)
         p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
-        q = groups.log_softmax(beta * groups.target_reward(rewards, standardised=forest.standardised), here).exp()[0]
+        target = groups.target_reward(rewards, standardised=forest.standardised)
+        q = groups.boltzmann_log_prob(target, beta, here).exp()[0]
         steps = forest.plan.steps
         plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
         pictures = np.asarray(images[group * k : (group + 1) * k])

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from alignbench.errors import UserError
 
-Rule = Literal["ode", "sde", "cps", "dance"]
+Rule = Literal["ode", "sde", "cps", "dance", "memoryless"]
 RULES: tuple[str, ...] = get_args(Rule)
 
 
@@ -48,6 +48,8 @@ class Step:
             raise UserError(f"a step's noise_scale is above 0, and 1 for an ode step, got {self.noise_scale} for {self.rule}")
         if self.rule == "cps" and self.eta > 1:
             raise UserError(f"a cps step's noise level is a share of the noise, at most 1, got {self.eta}")
+        if self.rule == "memoryless" and self.eta != 1:
+            raise UserError(f"a memoryless step's noise follows from its sigmas: its eta is 1, got {self.eta}")
 
     @property
     def stochastic(self) -> bool:

@@ -1,4 +1,4 @@
-"""Tasks: prompts to train on, other prompts to judge on, the reward and the judges. One YAML file each."""
+"""Tasks: prompts to train on, to validate on and to test on, the reward, and independent judges. One YAML file each."""
 
 import copy
 import hashlib
@@ -48,9 +48,13 @@ class TaskConfig(Settings):
     train_prompts: str | list[str]
     """A prompt file (see `alignbench.tasks.prompts`), relative to the YAML file; several take turns."""
     eval_prompts: str | list[str]
-    """Prompts that no run trains on. Of prompts that differ in case and blanks alone the first is taken."""
+    """Test prompts, on which the base model and the trained model are compared; no run trains on them, and no choice
+    (a stop rule, a checkpoint, tuning) is made by them. Of prompts that differ in case and blanks alone the first is taken."""
+    validation_prompts: str | list[str] | None = None
+    """Prompts on which a run is evaluated along its training (`evaluation.every`), and by which settings are tuned; neither
+    training nor test prompts. Without them a run of this task has no curve."""
     same_prompts: bool = False
-    """Judge on the training prompts: for a task whose question is the distribution of these very prompts' pictures."""
+    """The three sets may share prompts: for a task whose question is the distribution of these very prompts' images."""
     reward: list[RewardChoice] = Field(min_length=1)
     judges: list[EvalChoice] = Field(default_factory=list)
 
@@ -63,11 +67,18 @@ class Task:
         self.train_prompts = _prompts(folder, config.train_prompts)
         # A repeated prompt would count as two in means and intervals over prompts.
         self.eval_prompts = distinct(_prompts(folder, config.eval_prompts))
-        trained = set(map(prompt_identity, self.train_prompts))
-        shared = [prompt for prompt in self.eval_prompts if prompt_identity(prompt) in trained]
-        if shared and not config.same_prompts:
+        self.validation_prompts = distinct(_prompts(folder, config.validation_prompts)) if config.validation_prompts else []
+        if not config.same_prompts:
+            self._refuse_shared(self.train_prompts, self.eval_prompts, "evaluated on prompts it trains on")
+            self._refuse_shared(self.train_prompts, self.validation_prompts, "validated on prompts it trains on")
+            self._refuse_shared(self.eval_prompts, self.validation_prompts, "validated on its test prompts (eval_prompts)")
+
+    def _refuse_shared(self, first: Sequence[str], second: Sequence[str], what: str) -> None:
+        known = set(map(prompt_identity, first))
+        shared = [prompt for prompt in second if prompt_identity(prompt) in known]
+        if shared:
             raise UserError(
-                f"task {name!r} would be judged on prompts it trains on ({len(shared)}, such as {excerpt(min(shared))}); "
+                f"task {self.name!r} would be {what} ({len(shared)}, such as {excerpt(min(shared))}); "
                 "take them out of one of the two files"
             )
 
@@ -75,6 +86,8 @@ class Task:
         """Part of the task -> SHA-256 of what is in it: two tasks that are equal in all of them ask and reward the same."""
         reward, judges = ([c.model_dump(mode="json") for c in cs] for cs in (self.config.reward, self.config.judges))
         parts: dict[str, Any] = {"training prompts": self.train_prompts, "evaluation prompts": self.eval_prompts}
+        if self.validation_prompts:
+            parts["validation prompts"] = self.validation_prompts
         parts |= {"reward": [reward, _files_in(reward)], "judges": [judges, _files_in(judges)]}
         return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
 

@@ -88,15 +88,65 @@ class EMA:
             yield
 
 
+@dataclass
+class TrainedTensors:
+    """Every tensor that a training changes, and so every tensor of a checkpoint.
+
+    Attributes:
+        model: the module whose parameters with `requires_grad` are the policy.
+        ema: their moving average, if the run keeps one.
+        objective: with its own parameters and its state.
+        reference: the parameters of a reference that has been refreshed; None while it is the base model.
+        behaviour: those of a behaviour policy that is an average, for an objective that wants one.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    objective: Objective
+    reference: list[Tensor] | None = None
+    behaviour: list[Tensor] | None = None
+
+    def by_file(self) -> dict[str, dict[str, Tensor]]:
+        """File name -> name -> tensor, whole and contiguous; files without a tensor are left out."""
+        lists: dict[str, Sequence[Tensor]] = {
+            AVERAGE: self.ema.average if self.ema else [],
+            REFERENCE: self.reference or [],
+            BEHAVIOUR: self.behaviour or [],
+            OWN: [*self.objective.parameters()],
+        }
+        tensors = {WEIGHTS: _trained(self.model), OPTIMIZER: _optimizer_tensors(self.optimizer)}
+        return tensors | {name: {str(i): _saved_form(v) for i, v in enumerate(vs)} for name, vs in lists.items() if vs}
+
+    def load(self, path: Path, iteration: int) -> None:
+        """Takes the tensors of a whole checkpoint.
+
+        Raises:
+            UserError: it is of another model.
+        """
+        weights = PolicyWeights("raw", iteration, load_file(path / WEIGHTS)).in_order(self.model)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        _copy(trained, weights)
+        if self.ema:
+            _copy(self.ema.average, _load_list(path / AVERAGE))
+        own = list(self.objective.parameters())
+        if own:
+            _copy(own, _load_list(path / OWN))
+
+        def optional(name: str) -> list[Tensor] | None:
+            values = _load_list(path / name) if (path / name).exists() else None
+            return values and [shard_like(value.to(p.device), p) for value, p in zip(values, trained, strict=True)]
+
+        self.reference, self.behaviour = optional(REFERENCE), optional(BEHAVIOUR)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = _optimizer_state(load_file(path / OPTIMIZER), parameters)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
 def save_checkpoint(
     folder: Path,
     checkpoint: Checkpoint,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA | None,
-    objective: Objective,
-    reference: list[Tensor] | None = None,
-    behaviour: list[Tensor] | None = None,
+    trained: TrainedTensors,
     *,
     keep: int = 1,
     best_window: int | None = None,
@@ -115,10 +165,7 @@ def save_checkpoint(
         DiskError: it cannot be written; older checkpoints are untouched.
     """
     final = folder / f"iteration-{checkpoint.iteration}"
-    averages: Sequence[Tensor] = ema.average if ema else []
-    lists = {AVERAGE: averages, REFERENCE: reference or [], BEHAVIOUR: behaviour or [], OWN: [*objective.parameters()]}
-    tensors = {WEIGHTS: _trained(model), OPTIMIZER: _optimizer_tensors(optimizer)}
-    tensors |= {name: {str(i): _saved_form(v) for i, v in enumerate(values)} for name, values in lists.items() if values}
+    tensors = trained.by_file()
 
     def write(partial: Path) -> None:
         for name, of_file in tensors.items():
@@ -208,18 +255,14 @@ def policy_weights(folder: Path, best_window: int | None = None) -> PolicyWeight
 
 @dataclass(frozen=True)
 class Restored:
-    """What `load_checkpoint` found beside what it put into the given objects.
+    """What `load_checkpoint` found beside the tensors.
 
     Attributes:
-        checkpoint: the rest of the state.
-        reference: the parameters of a reference that was refreshed, if it was.
-        behaviour: those of an behaviour policy that lags, if there is one.
+        checkpoint: the state.
         passed_over: a sentence for each newer checkpoint that is damaged.
     """
 
     checkpoint: Checkpoint
-    reference: list[Tensor] | None
-    behaviour: list[Tensor] | None
     passed_over: list[str]
 
 
@@ -233,13 +276,10 @@ def judged_weights(policy: Backbone, weights: PolicyWeights | None) -> AbstractC
 def load_checkpoint(
     folder: Path,
     config: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA | None,
-    objective: Objective,
+    trained: TrainedTensors,
     task: Mapping[str, str] | None = None,
 ) -> Restored:
-    """Restores the newest checkpoint in `folder` that is as it was written into the given objects.
+    """Restores the newest checkpoint in `folder` that is as it was written into the given tensors.
 
     A damaged one is passed over: from an older one the run comes to the same place again.
 
@@ -259,30 +299,23 @@ def load_checkpoint(
             passed_over.append(str(error))
     else:
         raise UserError("; ".join(passed_over) or f"{folder.parent} has no checkpoint")
-    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and config[k] != checkpoint.config.get(k))
+    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and _differs(config[k], checkpoint.config.get(k)))
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
     parts = tasks.changed_parts(task or {}, checkpoint.task)
     tasks.refuse_changed([part for part in parts if part not in REPLACEABLE], f"the checkpoint {path}")
     at = f"changed after iteration {checkpoint.iteration}: what was trained until then had another one"
     checkpoint.changes += [f"the {part} {at}" for part in parts if part == "reward"]
-    weights = PolicyWeights("raw", checkpoint.iteration, load_file(path / WEIGHTS)).in_order(model)
-    _copy([p for p in model.parameters() if p.requires_grad], weights)
-    if ema:
-        _copy(ema.average, _load_list(path / AVERAGE))
-    own = list(objective.parameters())
-    if own:
-        _copy(own, _load_list(path / OWN))
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained.load(path, checkpoint.iteration)
+    trained.objective.load_state(checkpoint.objective)
+    return Restored(checkpoint, passed_over)
 
-    def kept(name: str) -> list[Tensor] | None:
-        values = _load_list(path / name) if (path / name).exists() else None
-        return values and [shard_like(value.to(p.device), p) for value, p in zip(values, trained, strict=True)]
 
-    objective.load_state(checkpoint.objective)
-    state = _optimizer_state(load_file(path / OPTIMIZER), [p for group in optimizer.param_groups for p in group["params"]])
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return Restored(checkpoint, kept(REFERENCE), kept(BEHAVIOUR), passed_over)
+def _differs(now: Any, then: Any) -> bool:
+    """Whether a setting changed; keys of `evaluation` and its like that an older version did not know count for nothing."""
+    if isinstance(now, dict) and isinstance(then, dict) and "name" not in now:
+        return any(_differs(value, then[key]) for key, value in now.items() if key in then) or bool({*then} - {*now})
+    return bool(now != then)
 
 
 class DamagedCheckpointError(UserError):

@@ -50,6 +50,8 @@ class ExpectedRows(NamedTuple):
     widest: float
     """Most rows that one denoising step of a rollout has."""
     pictures: int
+    double_passes: int = 0
+    """Updates of a rollout whose rows are evaluated twice, since a pass takes several microbatches; see `training.engine`."""
 
 
 class Pace(NamedTuple):
@@ -108,8 +110,8 @@ class Forecast(BaseModel):
     rollout_rows: float
     replay_rows: float
     """Of one pass; the next three say what comes with each row of it."""
-    cached: bool
-    """Each row is evaluated once more without a gradient, since a pass takes several micro-batches (gradient caching)."""
+    double_passes: int
+    """Passes in which each row is evaluated once more without a gradient, since they take several microbatches."""
     reference: bool
     """And once by the frozen base model."""
     behaviour: bool
@@ -154,7 +156,20 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
         replay if leaves is None else replay * float(leaves.float().mean()),
         groups * max(p.branches_before(t) for p in plans for t in range(len(p.steps))),
         groups * k,
+        0 if objective is None else _double_passes(config, objective, replay),
     )
+
+
+def _double_passes(config: RunConfig, objective: Objective, replay: float) -> int:
+    """Updates in which the terms of a microbatch are not known before its backward pass."""
+    if config.micro_batch is None or config.micro_batch >= replay:
+        return 0
+    if not objective.replays:
+        return config.updates_per_rollout
+    needs = objective.needs
+    off_policy = needs.behaviour_is_ema or needs.rollouts_from_reference
+    later = 0 if objective.separable else config.updates_per_rollout - 1
+    return later + (off_policy and not objective.separable)
 
 
 def trains_guided(objective: Objective) -> bool:
@@ -203,9 +218,9 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
 
 
 def model_rows(config: RunConfig, rows: ExpectedRows, needs: Needs) -> float:
-    """All rows of an iteration, as a run's record counts them: with those of gradient caching, a reference, an behaviour
-    policy."""
-    passes = config.updates_per_rollout * (1 + _cached(config, rows))
+    """All rows of an iteration, as a run's record counts them: with those that are evaluated twice, and those of a reference
+    and a behaviour policy."""
+    passes = config.updates_per_rollout + rows.double_passes
     return rows.rollout + rows.asked * passes + rows.replay * _other_passes(config, needs)
 
 
@@ -216,7 +231,7 @@ def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, nee
         guided: whether the rows of training are asked with guidance.
     """
     forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
-    of_policy = rows.asked * config.updates_per_rollout * (train_row + _cached(config, rows) * forward_row)
+    of_policy = rows.asked * (config.updates_per_rollout * train_row + rows.double_passes * forward_row)
     trained = of_policy + rows.replay * _other_passes(config, needs) * forward_row
     return rows.rollout * pace.forward_row + trained + rows.pictures * pace.picture
 
@@ -232,10 +247,6 @@ def _other_passes(config: RunConfig, needs: Needs) -> int:
     updates = config.updates_per_rollout
     behaviour = (updates if needs.behaviour_is_ema else updates - 1) * needs.behaviour
     return updates * needs.reference + behaviour
-
-
-def _cached(config: RunConfig, rows: ExpectedRows) -> bool:
-    return config.micro_batch is not None and config.micro_batch < rows.replay
 
 
 def _second_time(work: Callable[[], Any], device: torch.device) -> float:
@@ -392,7 +403,7 @@ def forecast(config: RunConfig) -> Forecast:
         updates=config.updates_per_rollout,
         rollout_rows=rows.rollout,
         replay_rows=rows.replay,
-        cached=_cached(config, rows),
+        double_passes=rows.double_passes,
         reference=needs.reference,
         behaviour=needs.behaviour and (needs.behaviour_is_ema or config.updates_per_rollout > 1),
         rows=model_rows(config, rows, needs),

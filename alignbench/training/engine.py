@@ -1,12 +1,19 @@
 """Back-propagates an objective through the model, with memory that does not depend on the number of rollouts.
 
-Gradient caching: the terms are computed in micro-batches without a graph; autograd gives d(loss)/d(terms) on these small
-tensors; each micro-batch is then evaluated again with a graph and receives its part of that gradient. The result is the
-exact gradient. Where all rows fit in one micro-batch the graph is kept, and no row is evaluated twice. Several processes are
-but more micro-batches.
+Gradient caching: the terms of all rows are small tensors. From them autograd gives d(loss)/d(terms); each microbatch is then
+evaluated with a graph and receives its part of that gradient. The result is the exact gradient. How the terms are known decides
+what a row costs:
+
+- All rows fit in one microbatch: its graph is kept, one forward and backward pass.
+- The first update after a rollout: the policy is the one that rolled out, so the terms follow from the velocities that the
+  forest keeps, and each microbatch needs one forward and backward pass.
+- A separable loss (`Objective.separable`): d(loss)/d(a microbatch's terms) needs no other rows' terms, one pass as well.
+- Otherwise each microbatch is evaluated twice: without a graph for its terms, and with one for the backward pass.
+
+To the engine, extra ranks are extra microbatches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,7 +25,7 @@ from alignbench.errors import NonFiniteError, RunError
 from alignbench.objective import Objective
 from alignbench.rollouts.executor import predict
 from alignbench.rollouts.forest import RolloutForest
-from alignbench.rollouts.terms import Rows, Terms, Velocities
+from alignbench.rollouts.terms import EdgeRows, Rows, Terms, Velocities
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes, is_sharded
 
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
@@ -33,8 +40,8 @@ class Backward:
         loss: the objective's value before the update.
         terms: all terms, detached, before the update.
         rows: distinct model inputs that the policy was asked about.
-        forward_rows: rows that were evaluated, counting twice those that gradient caching evaluates twice, and those of
-            the reference and of the behaviour policy.
+        forward_rows: rows that were evaluated, counting twice those that are evaluated twice, and those of the reference and
+            of the behaviour policy.
     """
 
     loss: float
@@ -49,6 +56,7 @@ def backward(
     forest: RolloutForest,
     *,
     update: int = 0,
+    on_policy: bool = False,
     micro_batch: int | None = None,
     behaviour: Sequence[Tensor] | None = None,
     reference: Sequence[Tensor] | None = None,
@@ -61,6 +69,7 @@ def backward(
     Args:
         forest: with rewards.
         update: how many updates this rollout has already served.
+        on_policy: the policy has the weights that drew the rollout, so that the terms are known from it.
         micro_batch: at most this many rows in one model call; None for all in one.
         behaviour: the policy's parameters at the rollout; None while they have not changed since.
         reference: the parameters of a reference that has been refreshed; None for the base model.
@@ -76,87 +85,202 @@ def backward(
     asked = len(rows) if rows.reused is None else int((~rows.reused[0]).sum())
     if asked == 0:
         return Backward(0.0, {}, 0, 0)
-    conditioning = policy.encode(forest.prompts)
-    if not rows.guided:
-        conditioning = policy.without_guidance(conditioning)
-    parts = _parts(rows, micro_batch, processes)
-    single_pass = len(parts) == 1  # then its graph is kept; of several calls each is made anew on the way back
+    work = _Pass(policy, objective, forest, rows, micro_batch, behaviour, reference, processes)
+    if len(work.parts) == 1:
+        loss, terms = work.with_kept_graph()
+        passes = 1
+    elif on_policy and objective.replays:
+        loss, terms = work.from_the_rollout()
+        passes = 1
+    elif objective.separable and objective.replays:
+        loss, terms = work.part_by_part()
+        passes = 1
+    else:
+        loss, terms = work.in_two_passes()
+        passes = 2
+    _sum_over_ranks([*policy.parameters(), *work.own_parameters], processes)
+    return Backward(loss, terms, asked, passes * asked + work.other_rows)
 
-    def ask(part: Rows) -> Tensor:
-        return predict(policy, part.x, part.sigma, conditioning, part.group)
 
-    def ask_policy(part: Rows) -> Tensor:
-        if part.reused is None:
-            return ask(part)
-        keeps, velocity = part.reused
-        wanted = (~keeps).nonzero()[:, 0]
-        if len(wanted) == 0 and not processes.sharded:
-            return velocity
-        answer = predict(policy, part.x[wanted], part.sigma[wanted], conditioning, part.group[wanted])
-        return velocity.index_copy(0, wanted, answer.float())
+class _Pass:
+    """The rows of one backward pass, in microbatches, with what the reference and the behaviour policy answer for them.
 
-    def ask_others() -> tuple[list[Tensor | None], list[Tensor | None]]:
-        references: list[Tensor | None] = [None] * len(parts)
-        behaviours: list[Tensor | None] = [None] * len(parts)
+    Attributes:
+        parts: this rank's microbatches.
+        own_parameters: those of the objective.
+        other_rows: rows that the reference and the behaviour policy are asked about.
+    """
+
+    def __init__(
+        self,
+        policy: Backbone,
+        objective: Objective,
+        forest: RolloutForest,
+        rows: Rows,
+        micro_batch: int | None,
+        behaviour: Sequence[Tensor] | None,
+        reference: Sequence[Tensor] | None,
+        processes: Processes,
+    ) -> None:
+        self.policy, self.objective, self.forest, self.processes = policy, objective, forest, processes
+        conditioning = policy.encode(forest.prompts)
+        self.conditioning = conditioning if rows.guided else policy.without_guidance(conditioning)
+        self.parts = _parts(rows, micro_batch, processes)
+        self.own_parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.behaviour_moved = objective.needs.behaviour and behaviour is not None
+        self.other_rows = len(rows) * (objective.needs.reference + self.behaviour_moved)
+        self.references, self.behaviours = processes.on_all_ranks(lambda: self._others(behaviour, reference), calls_model=True)
+
+    def _others(
+        self, behaviour: Sequence[Tensor] | None, reference: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Velocities of the reference and of the behaviour policy for each microbatch, as far as the objective needs them."""
+        references: list[Tensor | None] = [None] * len(self.parts)
+        behaviours: list[Tensor | None] = [None] * len(self.parts)
+        parameters = list(self.policy.parameters())
         with torch.no_grad():
-            if objective.needs.reference:
-                with policy.reference() if reference is None else temporarily_set(list(policy.parameters()), reference):
-                    references = [ask(part) for part in parts]
-            if asks_behaviour:
-                with temporarily_set(list(policy.parameters()), behaviour or []):
-                    behaviours = [ask(part) for part in parts]
+            if self.objective.needs.reference:
+                with self.policy.reference() if reference is None else temporarily_set(parameters, reference):
+                    references = [self._velocity(part) for part in self.parts]
+            if self.behaviour_moved:
+                with temporarily_set(parameters, behaviour or []):
+                    behaviours = [self._velocity(part) for part in self.parts]
         return references, behaviours
 
-    asks_behaviour = objective.needs.behaviour and behaviour is not None
-    references, behaviours = processes.on_all_ranks(ask_others, calls_model=True)
-    other_rows = len(rows) * (objective.needs.reference + asks_behaviour)
+    def _velocity(self, part: Rows) -> Tensor:
+        return predict(self.policy, part.x, part.sigma, self.conditioning, part.group)
 
-    def terms_of(i: int) -> Terms:
-        velocity = ask_policy(parts[i])
-        before = velocity.detach() if objective.needs.behaviour and behaviour is None else behaviours[i]
-        return objective.terms(parts[i], Velocities(velocity, references[i], before))
+    def _policy_velocity(self, part: Rows) -> Tensor:
+        """As `_velocity`, but rows that are not trained on keep their rollout's."""
+        if part.reused is None:
+            return self._velocity(part)
+        keeps, velocity = part.reused
+        trained = (~keeps).nonzero()[:, 0]
+        if len(trained) == 0 and not self.processes.sharded:
+            return velocity
+        answer = predict(self.policy, part.x[trained], part.sigma[trained], self.conditioning, part.group[trained])
+        return velocity.index_copy(0, trained, answer.float())
 
-    def first_pass() -> list[Terms]:
-        with torch.set_grad_enabled(single_pass):
-            return [terms_of(i) for i in range(len(parts))]
+    def _terms(self, i: int, velocity: Tensor | None = None) -> Terms:
+        """Terms of microbatch i from the policy's velocity, or from one that is given."""
+        part = self.parts[i]
+        answer = self._policy_velocity(part) if velocity is None else velocity
+        unmoved = self.objective.needs.behaviour and not self.behaviour_moved
+        before = answer.detach() if unmoved else self.behaviours[i]
+        return self.objective.terms(part, Velocities(answer, self.references[i], before))
 
-    pieces = processes.on_all_ranks(first_pass, calls_model=True)
-    terms: Terms = {}
-    before_here: dict[str, int] = {}
-    for name in pieces[0]:
-        gathered = processes.all_gather(torch.cat([piece[name].detach() for piece in pieces]))
-        before_here[name] = sum(len(values) for values in gathered[: processes.rank])
-        terms[name] = torch.cat(gathered)
-    _check_finite(terms)
+    @torch.no_grad()
+    def _terms_of_the_rollout(self) -> list[Terms]:
+        """Terms of each microbatch from the velocities that the forest keeps; the model is not called."""
+        pieces = []
+        for i, part in enumerate(self.parts):
+            assert isinstance(part, EdgeRows)  # the objective replays the rollout's own rows
+            pieces.append(self._terms(i, self.forest.row_velocity[part.start : part.stop]))
+        return pieces
 
-    leaves = {name: value.detach().requires_grad_() for name, value in terms.items() if value.is_floating_point()}
-    own = [p for p in objective.parameters() if p.requires_grad]
-    loss = objective.loss({**terms, **leaves}, forest)
-    _check_loss(loss, objective)
-    gradients = torch.autograd.grad(loss, [*leaves.values(), *own], allow_unused=True)
-    of_terms = dict(zip(leaves, gradients, strict=False))
-    if processes.is_rank_zero:  # the loss is the same in all, and gradients are added up
-        for parameter, gradient in zip(own, gradients[len(leaves) :], strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    def _gathered(self, pieces: Sequence[Terms]) -> tuple[Terms, dict[str, int]]:
+        """All terms of all ranks, detached, and the place of this rank's first value of each term."""
+        terms: Terms = {}
+        first: dict[str, int] = {}
+        for name in pieces[0]:
+            of_ranks = self.processes.all_gather(torch.cat([piece[name].detach() for piece in pieces]))
+            first[name] = sum(len(values) for values in of_ranks[: self.processes.rank])
+            terms[name] = torch.cat(of_ranks)
+        _check_finite(terms)
+        return terms, first
 
-    def recompute_and_backward() -> None:
-        places = dict(before_here)
-        for i in range(len(parts)):
-            outputs, sent = [], []
-            for name, value in (pieces[i] if single_pass else terms_of(i)).items():
-                here = slice(places[name], places[name] + len(value))
-                places[name] = here.stop
-                gradient = of_terms.get(name)
-                if gradient is not None and value.requires_grad:
-                    outputs.append(value)
-                    sent.append(gradient[here])
-            if outputs:
-                torch.autograd.backward(outputs, sent)
+    def _loss(self, terms: Terms) -> tuple[float, dict[str, Tensor | None]]:
+        """The loss and its gradient with respect to each term; that of the objective's own parameters is added to them."""
+        leaves = {name: value.detach().requires_grad_() for name, value in terms.items() if value.is_floating_point()}
+        loss = self.objective.loss({**terms, **leaves}, self.forest)
+        _check_loss(loss, self.objective)
+        gradients = torch.autograd.grad(loss, [*leaves.values(), *self.own_parameters], allow_unused=True)
+        if self.processes.is_rank_zero:  # the loss is the same on all ranks, and gradients are summed over them
+            for parameter, gradient in zip(self.own_parameters, gradients[len(leaves) :], strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return float(loss.detach()), dict(zip(leaves, gradients, strict=False))
 
-    processes.on_all_ranks(recompute_and_backward, calls_model=True)
-    _add_up([*policy.parameters(), *own], processes)
-    return Backward(float(loss.detach()), terms, asked, asked * (1 if single_pass else 2) + other_rows)
+    @staticmethod
+    def _send_back(piece: Terms, gradients: Mapping[str, Tensor | None], places: dict[str, int]) -> None:
+        """Back-propagates a microbatch's part of d(loss)/d(terms); `places` moves on to the next microbatch."""
+        outputs, sent = [], []
+        for name, value in piece.items():
+            here = slice(places[name], places[name] + len(value))
+            places[name] = here.stop
+            gradient = gradients.get(name)
+            if gradient is not None and value.requires_grad:
+                outputs.append(value)
+                sent.append(gradient[here])
+        if outputs:
+            torch.autograd.backward(outputs, sent)
+
+    def _recompute_and_backward(self, gradients: Mapping[str, Tensor | None], first: Mapping[str, int]) -> list[Terms]:
+        """Evaluates each microbatch with a graph and sends its gradient back; returns the terms found on the way."""
+        places, pieces = dict(first), []
+        for i in range(len(self.parts)):
+            piece = self._terms(i)
+            self._send_back(piece, gradients, places)
+            pieces.append({name: value.detach() for name, value in piece.items()})
+        return pieces
+
+    def with_kept_graph(self) -> tuple[float, Terms]:
+        """One microbatch: its graph is kept from the terms to the backward pass."""
+        with torch.enable_grad():
+            piece = self.processes.on_all_ranks(lambda: self._terms(0), calls_model=True)
+        terms, first = self._gathered([piece])
+        loss, gradients = self._loss(terms)
+        self.processes.on_all_ranks(lambda: self._send_back(piece, gradients, dict(first)), calls_model=True)
+        return loss, terms
+
+    def in_two_passes(self) -> tuple[float, Terms]:
+        """Each microbatch without a graph for its terms, and once more with one."""
+
+        def without_graph() -> list[Terms]:
+            with torch.no_grad():
+                return [self._terms(i) for i in range(len(self.parts))]
+
+        terms, first = self._gathered(self.processes.on_all_ranks(without_graph, calls_model=True))
+        loss, gradients = self._loss(terms)
+        self.processes.on_all_ranks(lambda: self._recompute_and_backward(gradients, first), calls_model=True)
+        return loss, terms
+
+    def from_the_rollout(self) -> tuple[float, Terms]:
+        """The gradient with respect to the terms from the rollout's velocities, and one pass to send it back.
+
+        The terms that are returned are those of that pass, so that an importance ratio other than 1 is seen.
+        """
+        terms, first = self._gathered(self.processes.on_all_ranks(self._terms_of_the_rollout))
+        loss, gradients = self._loss(terms)
+        pieces = self.processes.on_all_ranks(lambda: self._recompute_and_backward(gradients, first), calls_model=True)
+        return loss, self._gathered(pieces)[0]
+
+    def part_by_part(self) -> tuple[float, Terms]:
+        """Each microbatch's gradient as soon as its own terms are there, for a separable loss; one pass.
+
+        Where other rows' terms are not known yet the rollout's stand in for them.
+        """
+        terms, first = self._gathered(self.processes.on_all_ranks(self._terms_of_the_rollout))
+
+        def one_pass() -> list[Terms]:
+            places, pieces = dict(first), []
+            for i in range(len(self.parts)):
+                piece = self._terms(i)
+                stand_in = dict(terms)
+                for name, value in piece.items():
+                    stand_in[name] = terms[name].clone()
+                    stand_in[name][places[name] : places[name] + len(value)] = value.detach()
+                _check_finite({name: value.detach() for name, value in piece.items()})
+                leaves = {name: value.requires_grad_() for name, value in stand_in.items() if value.is_floating_point()}
+                loss = self.objective.loss({**stand_in, **leaves}, self.forest)
+                _check_loss(loss, self.objective)
+                gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+                self._send_back(piece, dict(zip(leaves, gradients, strict=True)), places)
+                pieces.append({name: value.detach() for name, value in piece.items()})
+            return pieces
+
+        found, _ = self._gathered(self.processes.on_all_ranks(one_pass, calls_model=True))
+        return self._loss(found)[0], found
 
 
 def _parts(rows: Rows, micro_batch: int | None, processes: Processes) -> list[Rows]:
@@ -168,8 +292,8 @@ def _parts(rows: Rows, micro_batch: int | None, processes: Processes) -> list[Ro
     return [rows.part(min(start + i, stop), min(start + i + size, stop)) for i in range(0, longest, size)]
 
 
-def _add_up(parameters: Sequence[Tensor], processes: Processes) -> None:
-    """Makes each gradient the sum over processes; one that none of them has stays None. Where weights are spread, it is."""
+def _sum_over_ranks(parameters: Sequence[Tensor], processes: Processes) -> None:
+    """Makes each gradient its sum over ranks; one that no rank has stays None. Those of sharded weights are summed already."""
     if processes.count == 1:
         return
     parameters = [p for p in parameters if not is_sharded(p)]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from alignbench.backbone import PointDistribution, device_named
 from alignbench.backbones.mixture import distributions
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
+from alignbench.evaluation import curve
 from alignbench.evaluation.evaluate import (
+    PATHS,
     Evaluation,
     MetricSuite,
     alarms,
@@ -27,6 +29,7 @@ from alignbench.evaluation.evaluate import (
     metric_changes,
     path_kl,
     too_faint,
+    validation_prompts,
     with_measured,
 )
 from alignbench.figures import plots
@@ -130,14 +133,18 @@ class _PairRun:
                 "choose another sampler, or an objective that trains on pictures (dpo, raft, nft)"
             )
         self.judged = evaluation_prompts(self.task, config.evaluation)  # likewise
+        self.validated = validation_prompts(self.task, config.evaluation) if config.evaluation.every else []
         check_trackers(config.trackers)
         console.status("loading models")
         self.judges = MetricSuite(self.task, config.scorer_timeout)
         self.judges.require()
         self.policy = load_configured_backbone(config)
         self.judges.prepare()
-        self.judges.check_prompts(self.judged, self.task.train_prompts if objective.needs.training and not config.pairs else ())
+        self.judges.check_prompts(
+            [*self.judged, *self.validated], self.task.train_prompts if objective.needs.training and not config.pairs else ()
+        )
         self.distributions: list[pd.DataFrame] = []
+        self.curve: pd.DataFrame | None = None
         self.status = "complete"
 
     def prepare(self) -> None:
@@ -148,7 +155,7 @@ class _PairRun:
         if self.trainer.pairs:
             self.console.status(f"checking the images of {len(self.trainer.pairs)} pairs")
             check_pairs(self.processes.share(self.trainer.pairs), self.policy.check_image)
-        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *self.judged])
+        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *self.judged, *self.validated])
 
     def run(self, resume: bool) -> Result:
         with ExitStack() as stack:
@@ -170,6 +177,7 @@ class _PairRun:
                 self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
             for change in trainer.changes:
                 self.console.warn(change)
+            self.curve = curve.up_to(curve.read_curve(self.out), trainer.iteration)
             kept = distributions.read_distributions(self.out)
             self.distributions = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
         self._write(CONFIG, to_yaml(config.resolved()))
@@ -184,6 +192,7 @@ class _PairRun:
         self._keep_distribution(self.policy.target_distribution(base.prompts[0]), distributions.TARGET)
         self._keep_distribution(base.distribution, 0)
         with self._tracking() as tracking:
+            self._validate()
             self._train(tracking)
             with trainer.averaged_weights():
                 final = self._final() if trainer.iteration else base
@@ -210,6 +219,7 @@ class _PairRun:
                         row = trainer.iterate()
                         if int(began * (config.snapshots + 1)) < int(trainer.progress() * (config.snapshots + 1)):
                             self._snapshot(row)
+                        self._validate()
                         tracking.log(row)
                         report(row, trainer.progress())
                         if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
@@ -230,29 +240,56 @@ class _PairRun:
 
     def _base(self) -> Evaluation:
         """The base model's evaluation. It depends on nothing but what the key is made of."""
-        c = self.config
-        parts = c.model_dump(
-            mode="json", include={"backbone", "task", "scorer_url", "guidance", "evaluation", "threads", "device"}
-        )
-        key = json.dumps(parts, sort_keys=True)
+        key = self._base_key()
         if key not in self.bases:
             with self.policy.reference():
                 found = self._evaluate("base model")
             self.bases[key] = with_measured(found, "path_kl", np.zeros(len(found.prompts)))
         return self.bases[key]
 
+    def _base_key(self) -> str:
+        parts = {"backbone", "task", "scorer_url", "guidance", "evaluation", "threads", "device"}
+        return json.dumps(self.config.model_dump(mode="json", include=parts), sort_keys=True)
+
     def _final(self) -> Evaluation:
-        found = self._evaluate("trained model")
+        evaluation = self._evaluate("trained model")
+        return with_measured(evaluation, "path_kl", self._path_kl(evaluation.prompts, PATHS))
+
+    def _path_kl(self, prompts: Sequence[str], paths: int) -> np.ndarray:
         began = time.perf_counter()
 
-        def measured(micro_batch: int | None) -> np.ndarray:
-            rows = micro_batch or EVALUATION_ROWS
-            seed = self.config.evaluation.seed
-            return path_kl(self.policy, found.prompts, seed, micro_batch=rows, processes=self.processes)
+        def measure(micro_batch: int | None) -> np.ndarray:
+            rows, seed = micro_batch or EVALUATION_ROWS, self.config.evaluation.seed
+            return path_kl(self.policy, prompts, seed, paths=paths, micro_batch=rows, processes=self.processes)
 
-        distance = self.trainer.micro_batch.fit(measured, lambda: EVALUATION_ROWS)
+        distance = self.trainer.micro_batch.fit(measure, lambda: EVALUATION_ROWS)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
-        return with_measured(found, "path_kl", distance)
+        return distance
+
+    def _validate(self) -> None:
+        """Evaluates the policy on the validation prompts where the curve wants it and has not got it yet."""
+        trainer, config = self.trainer, self.config.evaluation
+        if config.every is None or not self.validated or not trainer.objective.needs.training:
+            return
+        is_due = trainer.iteration % config.every == 0 or trainer.progress() == 1
+        if not is_due or (self.curve is not None and (self.curve["iteration"] == trainer.iteration).any()):
+            return
+        key = json.dumps(["validation", self._base_key()])
+        if trainer.iteration == 0 and key in self.bases:
+            evaluation = self.bases[key]
+        else:
+            started = self.policy.reference() if trainer.iteration == 0 else trainer.averaged_weights()
+            with started:
+                evaluation = self._evaluate("policy on the validation prompts", self.validated, config.validation_images)
+                distance = self._path_kl(self.validated, curve.PATHS) if trainer.iteration else np.zeros(len(self.validated))
+            evaluation = with_measured(evaluation, "path_kl", distance)
+            if trainer.iteration == 0:
+                self.bases[key] = evaluation
+        spent = trainer.budget
+        model_rows = spent.model_rows_rollout + spent.model_rows_train
+        self.curve = curve.added(self.curve, curve.curve_rows(evaluation, trainer.iteration, model_rows, spent.seconds))
+        table = self.curve
+        self._put(curve.FILE, lambda p: table.to_parquet(p, index=False))
 
     def _snapshot(self, row: dict[str, Any]) -> None:
         """Adds to an iteration's row what the backbone knows of itself, and keeps its distribution."""
@@ -272,7 +309,7 @@ class _PairRun:
             table = pd.concat(self.distributions).sort_values("iteration", kind="stable", ignore_index=True)
             self._put(distributions.FILE, lambda p: table.to_parquet(p, index=False))
 
-    def _evaluate(self, what: str) -> Evaluation:
+    def _evaluate(self, what: str, prompts: Sequence[str] | None = None, images: int | None = None) -> Evaluation:
         began = time.perf_counter()
         with self.console.activity(what) as advance:
 
@@ -282,6 +319,8 @@ class _PairRun:
                     self.task,
                     self.judges,
                     self.config.evaluation,
+                    prompts=prompts,
+                    images_per_prompt=images,
                     micro_batch=micro_batch or EVALUATION_ROWS,
                     advance=advance,
                     processes=self.processes,
@@ -387,7 +426,7 @@ class _PairRun:
                 images_per_prompt=e.images_per_prompt,
                 steps=e.steps or self.policy.default_steps,
                 guidance=self.policy.guidance,
-                weights="ema" if trainer.ema else "raw",
+                weights="ema" if trainer.updater.tensors.ema else "raw",
                 noise_seed=e.seed,
                 evals=self.judges.describe(),
             ),

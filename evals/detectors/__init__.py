@@ -1,1 +1,1 @@
-"""Detectors of objects and lettering, and the grammar of prompts about them."""
+"""Detectors of objects and of lettering, and the grammar of prompts about them."""

@@ -1,4 +1,4 @@
-"""Reads prompts that are worded as GenEval's are into metadata: objects, counts, colours, positions."""
+"""Parses prompts in GenEval's wording into metadata: objects, counts, colours, positions."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +20,13 @@ _PREFIX = re.compile(f"(?:{_any([p for p in PREFIXES if p])})?")
 
 
 class Grammar:
-    """Reads what prompts ask for that are worded as GenEval's are."""
+    """Parses prompts in GenEval's wording about some kinds of objects.
+
+    Args:
+        plurals: kind of object -> its plurals.
+    """
 
     def __init__(self, plurals: Mapping[str, Sequence[str]]) -> None:
-        """From each kind of object with its plurals."""
         self._kinds = {kind: kind for kind in plurals}
         self._plurals = {plural: kind for kind, several in plurals.items() for plural in several}
         number, kinds = _any(_COUNTS), _any(self._kinds)
@@ -32,10 +35,10 @@ class Grammar:
         self._items = re.compile(f"{item.format('a')}(?: (?P<link>and|{_any(RELATIONS)}) {item.format('b')})?")
 
     def parse(self, prompt: str) -> dict[str, Any] | None:
-        """The prompt's metadata in GenEval's layout; None where it is worded in another way.
+        """Parses a prompt into metadata in GenEval's layout; returns None if it is worded in another way.
 
-        The prefix and the article may be missing; case and white space do not matter. A number, also `one`, asks for
-        exactly so many.
+        The prefix and the article may be missing, and case and white space do not matter. A number, including `one`, asks for
+        exactly that many.
         """
         phrase = prompt_identity(prompt).rstrip(".")
         phrase = phrase[_PREFIX.match(phrase).end() :]  # type: ignore[union-attr]  # an optional pattern always matches
@@ -50,7 +53,8 @@ class Grammar:
         elif match := self._items.fullmatch(phrase):
             link, kinds, colors = match["link"], match.group("kind_a", "kind_b"), match.group("color_a", "color_b")
             if kinds[0] == kinds[1]:
-                # A clause sees the best of its class alone, so that two clauses of one class cannot tell two objects apart.
+                # A clause considers only the best object of its class, so two clauses cannot tell two objects of one class
+                # apart.
                 return None
             clauses = [
                 {"class": kind, "count": 1, **({"color": color} if color else {})}
@@ -69,6 +73,6 @@ class Grammar:
 
 
 SCENES = Grammar({kind: [plural] for kind, plural in PLURALS.items()})
-"""Of drawn scenes: reads back what `alignbench.embedded.drawing.scenes.sample_metadata` says."""
+"""The grammar of drawn scenes, whose prompts `alignbench.embedded.drawing.scenes.sample_metadata` makes."""
 COCO = Grammar({name: coco.plurals(name) for name in coco.CLASSES})
-"""Of photographs: reads back GenEval's own list."""
+"""The grammar of photographs, which covers GenEval's own list of prompts."""

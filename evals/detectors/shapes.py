@@ -1,8 +1,8 @@
-"""A detector of drawn shapes: exact on the drawing program's pictures, tolerant of a small model's blur and noise.
+"""A detector of drawn shapes: exact on the drawing program's images, and tolerant of a small model's blur and noise.
 
-The background is the rim's median colour. A pixel near an object is a blend of that and of the object's ink, so its
-share of ink is known from its colour alone; areas and centres from these shares survive blur. The kind is the outline
-that overlaps best when drawn with that area and centre; how well it overlaps is the score.
+The background is the median colour of the rim. A pixel near an object is a blend of that and of the object's ink, so its share
+of ink follows from its colour alone; areas and centres that are computed from these shares are robust to blur. The kind of a
+shape is the outline that overlaps best when drawn with that area and centre, and this overlap is the score.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,27 +17,29 @@ from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZ
 from alignbench.embedded.drawing.scenes import MIN_CONTRAST, SHAPES, Scene, Shape
 from evals.detectors.base import Detection, Detections, Detector
 from evals.detectors.grammar import SCENES
+from evals.detectors.pixels import NEIGHBOURS, background_of, box_around
 
 MIN_OVERLAP = {"circle": 0.85, "square": 0.85, "triangle": 0.8, "star": 0.75, "cross": 0.8}
-"""Smallest overlap (soft intersection over union) that makes an object of a patch. A diamond and a circle of one area
-overlap by 0.83, so compact outlines must fit better than thin-limbed ones, which blur thins and few blobs resemble."""
+"""Kind -> the smallest overlap (soft intersection over union) by which a patch counts as an object. A diamond and a circle of
+the same area overlap by 0.83, so compact outlines must fit better than those with thin limbs, which blur makes thinner and few
+blobs resemble."""
 MIN_AREA = 0.005
-"""Of the picture: a smaller patch is a speck. The smallest drawn star covers twice that."""
+"""The smallest area of an object, as a fraction of the image; the smallest drawn star covers twice that."""
 MIN_DISTANCE = min(d for b in BACKGROUNDS for c in COLORS if (d := contrast(c, b)) >= MIN_CONTRAST) / 2.5
-"""In L*a*b* from the background: where an object may begin. Its edge is then found relative to its own ink."""
+"""The distance from the background, in L*a*b*, from which on a pixel may belong to an object. The object's edge is then
+determined relative to its own ink."""
 MIN_INK_SHARE = 0.25
-"""Of a patch's flat pixels: a rarer colour is a blend at an edge, not a second ink."""
+"""The smallest fraction of a patch's flat pixels that is an ink; a rarer colour is a blend at an edge."""
 INNER = 0.85
-"""Share of ink from which on a pixel shows the ink itself."""
+"""How near a pixel's distance from the background must be to the largest one around it for the pixel to show the ink itself."""
 MARGIN = 2
-"""Pixels around a patch in which its soft edge lies."""
+"""How many pixels around a patch belong to its soft edge."""
 
 _PALETTE_LAB = srgb_to_lab(np.array(list(COLORS.values())))
-_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 class ShapesDetector(Detector):
-    """Circles, squares, triangles, stars and crosses in ten colours on a plain background; without weights."""
+    """Finds circles, squares, triangles, stars and crosses in ten colours on a plain background, without a trained model."""
 
     classes = frozenset(SHAPES)
     colors = frozenset(COLORS)
@@ -69,16 +71,15 @@ class ShapesDetector(Detector):
         return {"detector": "shapes", "device": "cpu", "min_overlap": MIN_OVERLAP, "min_area": MIN_AREA}
 
 
-def _detect(picture: np.ndarray) -> Detections:
-    """Class -> detections of one picture, uint8 [h, w, 3], best first."""
-    rgb = picture.astype(np.float64)
-    rim = np.concatenate([rgb[0], rgb[-1], rgb[1:-1, 0], rgb[1:-1, -1]])
-    background = np.median(rim, axis=0)
+def _detect(image: np.ndarray) -> Detections:
+    """The detections in one image, uint8 [h, w, 3]: class -> detections, best first."""
+    rgb = image.astype(np.float64)
+    background = background_of(image)
     smooth = ndimage.gaussian_filter(rgb, (0.6, 0.6, 0), mode="nearest")
     lab = srgb_to_lab(smooth)
     distance = np.linalg.norm(lab - srgb_to_lab(background), axis=2)
     min_area = MIN_AREA * distance.size
-    found: dict[str, list[Detection]] = {}
+    detections: dict[str, list[Detection]] = {}
     for rows, columns, patch in _patches(distance > MIN_DISTANCE, min_area):
         window = rows, columns
         inks = _inks(smooth[window], lab[window], distance[window], patch)
@@ -87,14 +88,14 @@ def _detect(picture: np.ndarray) -> Detections:
             for top, left, cover in _objects(shares, min_area):
                 kind, overlap = _recognise(cover)
                 if overlap >= MIN_OVERLAP[kind]:
-                    box = _box(cover, left=columns.start + left, top=rows.start + top)
-                    found.setdefault(kind, []).append({"box": box, "score": overlap, "color": color})
-    return {kind: sorted(several, key=lambda d: -d["score"]) for kind, several in found.items()}
+                    box = box_around(cover > 0.5, left=columns.start + left, top=rows.start + top)
+                    detections.setdefault(kind, []).append({"box": box, "score": overlap, "color": color})
+    return {kind: sorted(of_kind, key=lambda d: -d["score"]) for kind, of_kind in detections.items()}
 
 
 def _patches(mask: np.ndarray, min_area: float) -> list[tuple[slice, slice, np.ndarray]]:
-    """Connected parts of bool [h, w] that are no specks: rows and columns of a window around, and the part in it."""
-    labels, _ = ndimage.label(mask, _NEIGHBOURS)
+    """The connected parts of a mask [h, w] with enough area: rows and columns of a window around each, and its mask there."""
+    labels, _ = ndimage.label(mask, NEIGHBOURS)
     areas = np.bincount(labels.ravel())
     patches = []
     for label, place in enumerate(ndimage.find_objects(labels), start=1):
@@ -105,13 +106,13 @@ def _patches(mask: np.ndarray, min_area: float) -> list[tuple[slice, slice, np.n
 
 
 def _inks(smooth: np.ndarray, lab: np.ndarray, distance: np.ndarray, patch: np.ndarray) -> list[np.ndarray]:
-    """The colours, sRGB [3] each, in which a patch is painted: more than one where objects touch.
+    """The colours that a patch is painted in, sRGB [3] each; more than one where objects touch.
 
     Args:
-        smooth: sRGB in the patch's window, [h, w, 3].
+        smooth: the smoothed image in the patch's window, sRGB [h, w, 3].
         lab: the same in L*a*b*.
-        distance: from the background in L*a*b*, [h, w].
-        patch: which pixels belong to it, bool [h, w].
+        distance: the distance from the background in L*a*b*, [h, w].
+        patch: the pixels that belong to the patch, bool [h, w].
     """
     flat = patch & (distance >= INNER * ndimage.maximum_filter(distance, 3))
     names = np.linalg.norm(lab[flat][:, None] - _PALETTE_LAB, axis=2).argmin(axis=1)
@@ -122,15 +123,15 @@ def _inks(smooth: np.ndarray, lab: np.ndarray, distance: np.ndarray, patch: np.n
             break
         reach = distance[flat][names == color]
         ink = np.median(smooth[flat][names == color][reach >= np.median(reach)], axis=0)
-        # Two names for one ink: its colour lies between them.
+        # An ink whose colour lies between two names must not count twice.
         if all(np.linalg.norm(srgb_to_lab(ink) - srgb_to_lab(other)) > MIN_DISTANCE for other in inks):
             inks.append(ink)
     return inks
 
 
 def _ink_shares(rgb: np.ndarray, background: np.ndarray, inks: list[np.ndarray], patch: np.ndarray) -> list[np.ndarray]:
-    """For each ink its share 0..1 in each pixel of the window, [h, w]: a pixel blends one ink with the background."""
-    near = ndimage.binary_dilation(patch, _NEIGHBOURS, iterations=MARGIN)
+    """The share of each ink in each pixel of the window, [h, w] in 0..1; a pixel is a blend of one ink and the background."""
+    near = ndimage.binary_dilation(patch, NEIGHBOURS, iterations=MARGIN)
     shares, errors = [], []
     for ink in inks:
         direction = ink - background
@@ -144,63 +145,57 @@ def _ink_shares(rgb: np.ndarray, background: np.ndarray, inks: list[np.ndarray],
 
 
 def _objects(shares: np.ndarray, min_area: float) -> list[tuple[int, int, np.ndarray]]:
-    """Connected objects of one ink: top and left of a window, and the object's cover 0..1 in it with its soft edge."""
-    labels, _ = ndimage.label(shares > 0.5, _NEIGHBOURS)
+    """The connected objects of one ink: top and left of a window, and the cover of the object in it, 0..1 with a soft edge."""
+    labels, _ = ndimage.label(shares > 0.5, NEIGHBOURS)
     objects = []
     for label, place in enumerate(ndimage.find_objects(labels), start=1):
         rows, columns = (slice(max(p.start - MARGIN, 0), p.stop + MARGIN) for p in place)
         own = labels[rows, columns] == label
         if np.count_nonzero(own) < min_area:
             continue
-        near = ndimage.binary_dilation(own, _NEIGHBOURS, iterations=MARGIN) & (own | (labels[rows, columns] == 0))
+        near = ndimage.binary_dilation(own, NEIGHBOURS, iterations=MARGIN) & (own | (labels[rows, columns] == 0))
         objects.append((rows.start, columns.start, np.where(near, shares[rows, columns], 0)))
     return objects
 
 
-def _box(cover: np.ndarray, left: int, top: int) -> list[float]:
-    """[x0, y0, x1, y1] of the pixels that are covered by more than half."""
-    ys, xs = np.nonzero(cover > 0.5)
-    return [float(v) for v in (left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1)]
-
-
 def _recognise(cover: np.ndarray) -> tuple[str, float]:
-    """The kind whose outline of the same area and centre fits the cover [h, w] best, and how well it overlaps, 0..1."""
+    """The kind whose outline of the same area and centre fits a cover [h, w] best, and their overlap, 0..1."""
     outlines = {kind: _outline(cover, kind) for kind in SHAPES}
     kind = max(outlines, key=lambda k: _overlap(cover, outlines[k]))
-    # Edges of half the width: blur then costs less overlap than a wrong outline does.
+    # With edges of half the width, blur costs less overlap than a wrong outline does.
     return kind, _overlap(np.clip(2 * cover - 0.5, 0, 1), np.clip(2 * outlines[kind] - 0.5, 0, 1))
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Soft intersection over union of two covers 0..1."""
+    """The soft intersection over union of two covers [h, w] in 0..1."""
     return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
 
 
 def _outline(cover: np.ndarray, kind: str) -> np.ndarray:
-    """The ideal cover [h, w] of a kind with the area and the centre of mass of the given one."""
+    """The ideal cover [h, w] of a kind, with the area and the centre of mass of a given cover."""
     template, template_area, (template_x, template_y) = _template(kind)
     area, (x, y) = _moments(cover)
     scale = float(np.sqrt(template_area / area))
     left, top = template_x - scale * x, template_y - scale * y
     window = left, top, left + scale * cover.shape[1], top + scale * cover.shape[0]
     if min(window) < 0 or max(window) > template.width:
-        # Too long and thin for any of the shapes.
+        # The cover is too long and thin for any of the shapes.
         return np.zeros_like(cover)
     return np.asarray(template.resize(cover.shape[::-1], Image.Resampling.BILINEAR, box=window))
 
 
 @cache
 def _template(kind: str) -> tuple[Image.Image, float, tuple[float, float]]:
-    """A large outline as the drawing program draws it: cover 0..1 with air around it, its area and centre of mass."""
+    """A large outline as the drawing program draws it: its cover in 0..1 with a margin, its area, and its centre of mass."""
     middle = PICTURE_SIZE / 2
-    picture = Scene("grey", (Shape(kind, "black", (middle, middle), PICTURE_SIZE - 4.0),)).draw().astype(np.float32)
+    image = Scene("grey", (Shape(kind, "black", (middle, middle), PICTURE_SIZE - 4.0),)).draw().astype(np.float32)
     paper, ink = BACKGROUNDS["grey"][0], COLORS["black"][0]
-    cover = np.pad((paper - picture[..., 0]) / (paper - ink), PICTURE_SIZE)
+    cover = np.pad((paper - image[..., 0]) / (paper - ink), PICTURE_SIZE)
     return Image.fromarray(cover), *_moments(cover)
 
 
 def _moments(cover: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Area, and centre of mass (x, y) in coordinates whose whole numbers are pixel edges."""
+    """The area of a cover, and its centre of mass (x, y) in coordinates whose integers are the edges of pixels."""
     area = float(cover.sum())
     y, x = (float(cover.sum(axis=1 - axis) @ (np.arange(cover.shape[axis]) + 0.5)) / area for axis in (0, 1))
     return area, (x, y)

@@ -1,1 +1,1 @@
-"""Image and text encoders: how their weights are found, opened and fed."""
+"""Image and text encoders: where their weights come from, how they are opened, and how inputs are prepared."""

@@ -1,4 +1,4 @@
-"""Features of pictures for diversity: CLIP through transformers, CLIP through open_clip, or DINOv2."""
+"""Features of images for diversity: from CLIP models of transformers, CLIP models of open_clip, or DINOv2."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,38 +16,41 @@ from evals.embedders.pretrained import open_pretrained
 from evals.embedders.processors import middle
 
 Features = Callable[[Sequence[np.ndarray]], Tensor]
-"""Pictures, each uint8 [h, w, 3], to features [N, D]."""
+"""A function from images, uint8 [h, w, 3] each, to features, float32 [N, D]."""
 
 KINDS = ("clip", "open_clip", "dinov2")
+"""What the name of features can begin with."""
 
 
 @cache
 def load_features(source: str, device: str, batch: int) -> Features:
-    """The features that `source` names.
+    """Opens the model whose features `source` names.
 
     Args:
-        source: `clip:tiny` for the small CLIP that ships, `clip:NAME`, `dinov2:NAME` (its CLS token) with a local folder or
-            a hub id, or `open_clip:MODEL/WEIGHTS` with a tag or a local file.
+        source: `clip:tiny` for the small CLIP that ships with the package; `clip:NAME` or `dinov2:NAME` (its CLS token) with a
+            local folder or a hub id; or `open_clip:MODEL/WEIGHTS` with a tag or a local file.
+        device: the device that the model runs on.
+        batch: the largest number of images in one call of the model.
 
     Raises:
-        UserError: it names nothing that opens.
+        UserError: `source` names no features, or the model cannot be opened.
     """
     kind, name = _kind_and_name(source)
     if kind == "clip":
-        return load_clip(name, device, batch).pictures
-    on = device_named(device)
-    embed = _open_clip(name, on) if kind == "open_clip" else _dinov2(name, on)
+        return load_clip(name, device, batch).image_features
+    torch_device = device_named(device)
+    embed = _open_clip(name, torch_device) if kind == "open_clip" else _dinov2(name, torch_device)
 
     @torch.no_grad()
-    def features(pictures: Sequence[np.ndarray]) -> Tensor:
-        images = [Image.fromarray(middle(picture)) for picture in pictures]
-        return torch.cat([embed(images[i : i + batch]).float().cpu() for i in range(0, len(images), batch)])
+    def features(images: Sequence[np.ndarray]) -> Tensor:
+        pil_images = [Image.fromarray(middle(image)) for image in images]
+        return torch.cat([embed(pil_images[i : i + batch]).float().cpu() for i in range(0, len(pil_images), batch)])
 
     return features
 
 
 def features_on_hub(source: str) -> list[str]:
-    """What `load_features` loads from the hub; raises UserError where `source` names no features."""
+    """Names what `load_features` loads from the hub; raises UserError if `source` names no features."""
     kind, name = _kind_and_name(source)
     if kind == "clip":
         return sources(name)
@@ -57,7 +60,7 @@ def features_on_hub(source: str) -> list[str]:
 def _kind_and_name(source: str) -> tuple[str, str]:
     kind, _, name = source.partition(":")
     if kind not in KINDS or not name:
-        raise UserError(f"features {source!r} are none of {', '.join(f'{k}:NAME' for k in KINDS)}")
+        raise UserError(f"features must be one of {', '.join(f'{k}:NAME' for k in KINDS)}, got {source!r}")
     return kind, name
 
 

@@ -1,4 +1,4 @@
-"""Models of open_clip, and files of weights that lie here or on the hub."""
+"""CLIP models of open_clip, and files of weights, local or on the hub."""
 
 import os
 from collections.abc import Callable
@@ -18,11 +18,12 @@ from alignbench.runtime import hub
 
 @dataclass(frozen=True)
 class OpenClip:
-    """A CLIP of open_clip in float32.
+    """A CLIP model of open_clip in float32.
 
     Attributes:
-        preprocess: a picture as the model takes it, float32 [3, h, w].
-        tokenizer: prompts as the model takes them, [N, tokens].
+        model: the model, with `encode_image` and `encode_text`.
+        preprocess: turns an image into the model's input, float32 [3, h, w].
+        tokenizer: turns prompts into the model's input, [N, tokens].
     """
 
     model: Any
@@ -33,15 +34,19 @@ class OpenClip:
 def load_open_clip(
     name: str, weights: str, device: torch.device, *, quick_gelu: bool = False, resize: str | None = None
 ) -> OpenClip:
-    """An architecture of open_clip with the weights of a tag or a local file.
+    """Opens an architecture of open_clip with the weights of a tag or a local file.
 
     Args:
-        quick_gelu: the activation of OpenAI's weights, which open_clip sets for no file; for the tag `openai` it is implied.
-        resize: what becomes of a picture that is not square: open_clip's `shortest` (cropped), `longest` (padded with black) or
-            `squash`; None as the weights say.
+        name: the architecture.
+        weights: a tag of open_clip, or a local file.
+        device: the device that the model runs on.
+        quick_gelu: whether to use the activation that OpenAI's weights need. open_clip never sets it for a file; the tag
+            `openai` implies it.
+        resize: how an image that is not square is resized: open_clip's `shortest` (crop), `longest` (pad with black) or
+            `squash`; None for what the weights say.
 
     Raises:
-        UserError: there is no such architecture, or the weights cannot be had.
+        UserError: there is no such architecture, or its weights cannot be loaded.
     """
     import open_clip
 
@@ -60,18 +65,21 @@ def load_open_clip(
 
 
 def tag_on_hub(name: str, weights: str) -> list[str]:
-    """Where the hub has the weights of an architecture's tag; nothing for a local file, or what is unknown to open_clip."""
+    """Names where the hub has the weights of an architecture's tag; none for a local file or an unknown tag."""
     import open_clip
 
-    place = open_clip.get_pretrained_cfg(name, weights).get("hf_hub", "")
-    return [place.rstrip("/")] if place else []
+    hub_id = open_clip.get_pretrained_cfg(name, weights).get("hf_hub", "")
+    return [hub_id.rstrip("/")] if hub_id else []
 
 
 def weights_file(name: str) -> Path:
-    """The file of that name: a local path, or OWNER/REPOSITORY/FILE on the hub.
+    """Finds a file of weights, and downloads it from the hub if necessary.
+
+    Args:
+        name: a local path, or OWNER/REPOSITORY/FILE on the hub.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or the hub does not provide it.
     """
     if not weights_on_hub(name):
         return Path(os.path.expanduser(name))
@@ -83,12 +91,12 @@ def weights_file(name: str) -> Path:
         return Path(hf_hub_download(f"{owner}/{repository}", file))
     except Exception as error:  # whatever the hub's client makes of a missing network, repository or file
         raise UserError(
-            f"the weights {name!r} are no local file, and the hub does not give them: {first_line(error)}"
+            f"the weights {name!r} are not a local file, and the hub does not provide them: {first_line(error)}"
         ) from error
 
 
 def weights_on_hub(name: str) -> list[str]:
-    """The name, if it is OWNER/REPOSITORY/FILE on the hub; nothing for a local file.
+    """Returns a list with the name if it is OWNER/REPOSITORY/FILE on the hub, and an empty one for a local file.
 
     Raises:
         UserError: it is neither.

@@ -1,7 +1,7 @@
-"""Models of transformers that evals look through, from a folder here or from the hub.
+"""Opens the models of transformers that evals use, from a local folder or from the hub.
 
-They come in as a backbone's folder does: by classes of the installed package, as safetensors, and with nothing run that lies
-beside them.
+The same rules apply as for the folder of a backbone: only classes of the installed package are used, weights are safetensors,
+and no code from the folder is run.
 """
 
 import os
@@ -16,16 +16,17 @@ from evals.embedders.processors import torchvision
 
 
 def open_pretrained(model: str, processor: str, name: str, what: str, *, processor_from: str | None = None) -> tuple[Any, Any]:
-    """A model in float32, frozen, and what prepares its inputs.
+    """Opens a model in float32, frozen, and the processor of its inputs.
 
     Args:
-        model, processor: classes of transformers.
+        model: the model's class in transformers.
+        processor: the processor's class in transformers.
         name: a local folder or a hub id.
         what: the kind of model, for messages.
-        processor_from: where the processor comes from if not from `name`.
+        processor_from: the folder or hub id of the processor; None for `name`.
 
     Raises:
-        UserError: it does not open, lacks weights, or its folder holds what is not trusted.
+        UserError: the model cannot be opened, weights are missing, or its folder contains something that is not trusted.
     """
     import transformers
 
@@ -33,21 +34,23 @@ def open_pretrained(model: str, processor: str, name: str, what: str, *, process
     hub.require({name: what} | ({processor_from: what} if processor_from else {}))
     try:
         source, options = _source(name)
-        opened, loading = getattr(transformers, model).from_pretrained(
+        network, loading = getattr(transformers, model).from_pretrained(
             source, use_safetensors=True, output_loading_info=True, **options
         )
         source, options = _source(processor_from or name)
-        prepares = getattr(transformers, processor).from_pretrained(source, trust_remote_code=False, **options, **torchvision())
+        preparation = getattr(transformers, processor).from_pretrained(
+            source, trust_remote_code=False, **options, **torchvision()
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = first_line(error)
         raise UserError(f"{name!r} does not open as a {what}, neither as a local folder nor from the hub: {reason}") from error
-    if missing := lacking(opened, loading):
+    if missing := lacking(network, loading):
         raise UserError(f"{name!r} lacks {len(missing)} of the weights of a {what}, among them {missing[0]}")
-    return opened.float().eval().requires_grad_(False), prepares
+    return network.float().eval().requires_grad_(False), preparation
 
 
 def _source(name: str) -> tuple[str, dict[str, Any]]:
-    """What transformers takes for a folder or hub id, and whether it may ask the hub."""
+    """What transformers is given for a folder or hub id, and whether it may use the hub."""
     folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         check_folder(folder)

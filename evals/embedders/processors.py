@@ -1,29 +1,35 @@
-"""How pictures are prepared for models."""
+"""Prepares images for the processors of models."""
 
 from typing import Any
 
 import numpy as np
 
-MOST_EXTREME = 16
-"""Times as long as it is wide may a picture be that is prepared whole."""
+MAX_ASPECT_RATIO = 16
+"""The largest ratio of the longer to the shorter side of an image that is prepared as a whole."""
 
 
-def middle(picture: np.ndarray) -> np.ndarray:
-    """The middle of a picture that is more than MOST_EXTREME times as long as wide, [h, w, 3]; any other as it is.
+def middle(image: np.ndarray) -> np.ndarray:
+    """Cuts out the middle of an image whose aspect ratio is above `MAX_ASPECT_RATIO`; other images stay as they are.
 
-    Processors make the shorter side as long as the model's input and cut the middle out; of 60,000 x 1 pixels they would make
-    gigabytes before.
+    Processors resize the shorter side to the model's input and cut out the middle afterwards. An image of 60,000 x 1 pixels
+    would take gigabytes in between.
+
+    Args:
+        image: uint8 [h, w, 3].
+
+    Returns:
+        A view of it.
     """
-    height, width = picture.shape[:2]
-    longest = MOST_EXTREME * min(height, width)
+    height, width = image.shape[:2]
+    longest = MAX_ASPECT_RATIO * min(height, width)
     top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
-    return picture[top : top + longest, left : left + longest]
+    return image[top : top + longest, left : left + longest]
 
 
 def torchvision() -> dict[str, Any]:
-    """For `from_pretrained` of a processor: pictures are prepared by torchvision, as transformers 5 does untold.
+    """Returns the options of `from_pretrained` by which a processor uses torchvision, as transformers 5 does by default.
 
-    transformers has two ways, whose pixels differ a little.
+    transformers has two implementations, whose pixels differ slightly.
     """
     import transformers
 

@@ -62,7 +62,7 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_run_is_on_a_device_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 0)
     config = load_config(preset="smoke", options={"backbone": {"name": "tiny", "device": "meta"}})
-    with pytest.raises(UserError, match="device meta: nothing can be drawn on it"):
+    with pytest.raises(UserError, match="device meta: no image can be drawn on it"):
         load_configured_backbone(config)
     config = load_config(preset="smoke", options={"device": "cuda"})
     for device in (None, "meta"):  # the run, and its dry run

@@ -108,10 +108,44 @@ def test_the_first_sde_step_from_pure_noise_is_bounded() -> None:
     assert result.x_next.abs().max().item() < 5
 
 
+def test_a_memoryless_step_is_the_posterior_given_the_predicted_image() -> None:
+    """x_s = (1 - s) x_0 + s eps: the distribution of x_q given x_s and x_0, by the product of two Gaussians."""
+    sigma, sigma_next, x0, x1 = 0.6, 0.35, 0.8, -0.4
+    x = (1 - sigma) * x0 + sigma * x1
+    mean, std = flow.moments(one(x), one(x1 - x0), sigma, sigma_next, 1.0, "memoryless")
+    r = (1 - sigma) / (1 - sigma_next)
+    likelihood, prior = sigma**2 - r**2 * sigma_next**2, sigma_next**2
+    variance = 1 / (1 / prior + r**2 / likelihood)
+    assert std.item() == pytest.approx(variance**0.5, abs=1e-6)
+    assert mean.item() == pytest.approx(variance * ((1 - sigma_next) * x0 / prior + r * x / likelihood), abs=1e-6)
+
+
+def test_a_memoryless_step_from_pure_noise_keeps_nothing_of_it() -> None:
+    # At sigma = 1 the state is the noise x_1; the velocity x_1 - x_0 is of the predicted image 0.3.
+    for noise in (-2.0, 0.0, 1.5):
+        mean, std = flow.moments(one(noise), one(noise - 0.3), 1.0, 0.8, 1.0, "memoryless")
+        assert (mean.item(), std.item()) == pytest.approx((0.2 * 0.3, 0.8), abs=1e-6)
+
+
+def test_memoryless_steps_become_sde_at_root_two_as_they_shrink() -> None:
+    for step in (1e-2, 1e-3):
+        numbers = one(0.7), one(1.1), 0.5, 0.5 - step
+        first = flow.moments(*numbers, 1.0, "memoryless")
+        second = flow.moments(*numbers, 2**0.5, "sde")
+        # Deviations differ by a share of the order of the step, means by its square.
+        assert float(first[1] / second[1]) == pytest.approx(1, abs=5 * step)
+        assert first[0].item() == pytest.approx(second[0].item(), abs=20 * step**2)
+
+
 @pytest.mark.parametrize("rule", ["sde", "cps", "dance"])
 def test_noise_level_zero_is_an_error_that_names_sigmas_and_dtype(rule: Rule) -> None:
     with pytest.raises(NonFiniteError, match=rf"{rule} step from sigma 0.5 to 0.25 .*noise level 0.0.*torch.float16"):
         flow.step(one(1.0), one(2.0, dtype=torch.float16), 0.5, 0.25, 0.0, rule)
+
+
+def test_a_memoryless_step_to_the_image_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(NonFiniteError, match=r"memoryless step from sigma 0.5 to 0.0 .*use rule 'ode'"):
+        flow.step(one(1.0), one(2.0), 0.5, 0.0, 1.0, "memoryless")
 
 
 def test_cps_to_the_picture_is_an_error_that_names_sigmas_and_dtype() -> None:
@@ -194,7 +228,7 @@ def test_an_unknown_rule_or_reduction_is_an_error() -> None:
         flow.reduce_latent(torch.ones(1, 2), "max")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rule", ["sde", "cps", "dance"])
+@pytest.mark.parametrize("rule", ["sde", "cps", "dance", "memoryless"])
 @pytest.mark.parametrize("dimensions", [4 * 8 * 8, 16 * 64 * 64], ids=["tiny SD3", "FLUX at 512 pixels"])
 @pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

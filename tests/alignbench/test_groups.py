@@ -145,6 +145,19 @@ def test_clipped_stops_the_gain_of_a_ratio_that_went_too_far_and_never_a_loss() 
     assert ratio.grad[:4].tolist() == [0.0, 2.0, -2.0, 0.0]
 
 
+def test_the_boltzmann_target_is_the_softmax_of_beta_times_the_reward_over_the_chosen_leaves() -> None:
+    where = torch.tensor([[True, True, False], [False, False, False]])
+    log_q = groups.boltzmann_log_prob(rows([0.0, math.log(3.0), 9.0], [1.0, 2.0, 3.0]), 2.0, where)
+    # exp(2 log 3) = 9 against 1.
+    assert log_q.exp()[0].tolist() == pytest.approx([0.1, 0.9, 1.0])
+    assert log_q[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_mean_of_a_group_is_over_its_chosen_leaves_and_zero_without_any() -> None:
+    where = torch.tensor([[True, True, False], [False, False, False]])
+    assert groups.group_mean(rows([1.0, 2.0, 9.0], [1.0, 2.0, 3.0]), where).tolist() == [[1.5], [0.0]]
+
+
 def test_log_softmax_is_over_the_chosen_leaves_of_each_group() -> None:
     values = rows([0.0, math.log(3), 50.0], [math.log(2), 0.0, 0.0], [1.0, 2.0, 3.0])
     where = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])

@@ -151,7 +151,7 @@ def test_only_files_whose_docstring_starts_with_their_name_are_plug_ins(plugins:
     assert registry.names("samplers") == ["longer", "straight"]
     # Whoever asks for one is told what it lacks.
     assert problem("bare") == (
-        f"{plugins / 'bare.py'} is no sampler: its docstring must begin with 'bare: ' and say what it is"
+        f"{plugins / 'bare.py'} is not a plug-in (sampler): its docstring must begin with 'bare: ' and say what it is"
     )
     assert problem("broken").startswith("sampler 'broken' cannot be read: ")
     assert problem("_private").startswith("there is no sampler '_private'")
@@ -162,25 +162,25 @@ def test_a_class_that_cannot_be_made_is_refused_in_a_sentence(plugins: Path) -> 
     text = SAMPLER.format(name="unready", line="has no plan.", cls="Unready", steps=1)
     (plugins / "unready.py").write_text(text.replace("def plan", "def plans"))
     assert problem("unready").endswith("must define exactly one Sampler for 'unready'; it defines Unready without plan")
-    assert problem(f"{plugins.name}.unready:Unready").startswith(f"sampler {plugins.name}.unready:Unready cannot be made: ")
+    assert problem(f"{plugins.name}.unready:Unready").startswith(f"sampler {plugins.name}.unready:Unready cannot be created: ")
     (plugins / "other.py").write_text(
         text.replace("unready", "other").replace("def plan", "def __init__(self): ...\n    def plan")
     )
-    assert problem("other").startswith("sampler other cannot be made: Unready.__init__() takes 1 positional argument but 2")
+    assert problem("other").startswith("sampler other cannot be created: Unready.__init__() takes 1 positional argument but 2")
 
 
 @pytest.mark.usefixtures("entry_points")
 def test_describing_does_not_import(plugins: Path) -> None:
     (plugins / "explosive.py").write_text('"""explosive: raises when imported."""\nraise RuntimeError("boom")\n')
     assert registry.describe("samplers")["explosive"] == "raises when imported."
-    assert problem("explosive") == "sampler 'explosive' does not import: RuntimeError: boom"
+    assert problem("explosive") == "sampler 'explosive' cannot be imported: RuntimeError: boom"
 
 
 @pytest.mark.usefixtures("entry_points")
 def test_a_plug_in_whose_own_import_is_missing_is_refused_by_name(plugins: Path) -> None:
     (plugins / "needy.py").write_text('"""needy: wants what is not there."""\nimport not_installed_anywhere\n')
     assert problem("needy") == (
-        "sampler 'needy' does not import: ModuleNotFoundError: No module named 'not_installed_anywhere'"
+        "sampler 'needy' cannot be imported: ModuleNotFoundError: No module named 'not_installed_anywhere'"
     )
 
 
@@ -215,10 +215,10 @@ def test_a_dotted_path_names_a_class() -> None:
     ("name", "sentence"),
     [
         (f"{__name__}:Thirt", f"module {__name__} has no 'Thirt'; did you mean 'Third'?"),
-        (f"{__name__}:not_a_sampler", "is no Sampler class; derive it from alignbench.Sampler"),
-        ("no.such.module:X", "sampler 'no.such.module:X' does not import: ModuleNotFoundError"),
-        (":X", "sampler ':X' does not import"),
-        ("objectives.tmpo:TMPO", "'objectives.tmpo:TMPO' is no Sampler class"),
+        (f"{__name__}:not_a_sampler", "is not a Sampler class; derive it from alignbench.Sampler"),
+        ("no.such.module:X", "sampler 'no.such.module:X' cannot be imported: ModuleNotFoundError"),
+        (":X", "sampler ':X' cannot be imported"),
+        ("objectives.tmpo:TMPO", "'objectives.tmpo:TMPO' is not a Sampler class"),
     ],
 )
 def test_a_dotted_path_that_leads_nowhere_is_refused(name: str, sentence: str) -> None:
@@ -248,5 +248,5 @@ def test_an_entry_point_that_does_not_load_is_listed_and_refused_when_asked_for(
     entry_points.append(point("ghost", "no_such_package.module:Ghost"))
     entry_points.append(point("other", f"{__name__}:not_a_sampler"))
     assert registry.describe("samplers")["ghost"] == "from no_such_package.module:Ghost"
-    assert problem("ghost").startswith("sampler 'ghost' (no_such_package.module:Ghost) does not import: ")
-    assert problem("other") == "'other' is no Sampler class; derive it from alignbench.Sampler"
+    assert problem("ghost").startswith("sampler 'ghost' (no_such_package.module:Ghost) cannot be imported: ")
+    assert problem("other") == "'other' is not a Sampler class; derive it from alignbench.Sampler"

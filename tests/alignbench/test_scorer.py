@@ -30,5 +30,5 @@ def test_nan_is_a_score_and_infinity_is_not() -> None:
 
 
 def test_too_few_scores_stop_the_run() -> None:
-    with pytest.raises(RunError, match=r"answered \[1\] scores for 2 images"):
+    with pytest.raises(RunError, match=r"returned scores of shape \[1\] for 2 images"):
         checked_scores([1.0], 2, "s")

@@ -63,7 +63,7 @@ def test_what_is_no_predictor_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file of weights"):
         load_scorer("aesthetic").prepare()
     (tmp_path / "broken.pth").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"broken\.pth is no aesthetic predictor"):
+    with pytest.raises(UserError, match=r"broken\.pth is not an aesthetic predictor"):
         scorer(tmp_path / "broken.pth")
     torch.save({"layers.0.weight": torch.zeros(2, WIDTH), "layers.0.bias": torch.zeros(2)}, tmp_path / "two.pth")
     with pytest.raises(UserError, match="do not lead from features to one number"):

@@ -67,5 +67,5 @@ def test_what_cannot_be_had_is_one_sentence(checkpoint: Path, tmp_path: Path, mo
     (tmp_path / "broken.pt").write_bytes(b"broken")
     with pytest.raises(UserError, match="does not load the weights"):
         load_scorer("hpsv2", weights=str(tmp_path / "broken.pt"), architecture="tiny-clip").prepare()
-    with pytest.raises(UserError, match="1 pictures and 2 prompts"):
+    with pytest.raises(UserError, match="1 images and 2 prompts"):
         load_scorer("hpsv2", weights=str(checkpoint), architecture="tiny-clip", device="cpu").score(noise(1), PROMPTS[:2])

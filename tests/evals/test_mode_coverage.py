@@ -7,7 +7,8 @@ from alignbench import UserError
 from alignbench.embedded.drawing.lettering import MAX_LETTERS, Lettering, sample_lettering, sample_text
 from alignbench.embedded.drawing.palette import BACKGROUNDS, nearest
 from alignbench.embedded.drawing.scenes import SIZES, Scene, Shape, sample_metadata, sample_scene
-from evals.detectors.lettering import background_of, find_lettering
+from evals.detectors.lettering import find_lettering
+from evals.detectors.pixels import background_of
 from evals.mode_coverage import ASPECTS, ModeCoverage, Subject, coverage, drawn_extent, place, places_of, size, subject_of
 
 

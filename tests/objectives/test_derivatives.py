@@ -36,6 +36,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("flowrl", {"beta": 1.0}),
     ("flowrl", {"beta": 1.0, "ratio_clip": None}),
     ("vargrad", {}),
+    ("ftb", {}),
+    ("ftb", {"alpha": 1.2}),
+    ("subtb", {}),
     ("vargrad", {"reference": "none"}),
     ("dpo", {"beta": 2.0, "pairs": "all"}),
     ("raft", {}),
@@ -62,6 +65,7 @@ def random_case() -> tuple[RolloutForest, Terms]:
         "drift_noise": torch.from_numpy(rng.normal(0, 0.15, 24)),
         "kl": torch.from_numpy(rng.uniform(0, 1, 24)),
         "value": torch.from_numpy(rng.normal(size=24)),
+        "log_flow": torch.from_numpy(rng.normal(size=24)),
     }
 
 
@@ -73,7 +77,7 @@ def terms_for(objective: Objective, forest: RolloutForest, terms: Terms) -> Term
     own = {
         "dpo": ("error", "error_reference"),
         "raft": ("error",),
-        "nft": ("positive", "negative", "goodness", "move"),
+        "nft": ("positive", "negative", "reward_weight", "velocity_distance"),
     }.get(objective.name)
     return terms if own is None else {name: torch.from_numpy(rng.uniform(0.5, 1.5, count)) for name in own}
 

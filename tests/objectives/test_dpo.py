@@ -108,14 +108,14 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
     check(toy, objective, drawn_forest, *by_autograd(toy, torch.stack(parts).mean()))
 
 
-def test_pairs_are_the_same_pictures_in_any_order_of_leaves_and_at_any_level_of_rewards(forest: RolloutForest) -> None:
-    def pictures(of: RolloutForest) -> set[tuple[int, int]]:
+def test_pairs_are_the_same_images_in_any_order_of_leaves_and_at_any_level_of_rewards(forest: RolloutForest) -> None:
+    def images(of: RolloutForest) -> set[tuple[int, int]]:
         return {(int(of.leaves[w]), int(of.leaves[n])) for w, n in zip(*dpo(pairs="all").pairs(of), strict=True)}
 
     order = torch.tensor([2, 0, 1, 5, 3, 4])
     turned = replace(forest, leaves=forest.leaves[order], rewards=forest.rewards[order])
-    assert pictures(turned) == pictures(replace(forest, rewards=forest.rewards + 16)) == pictures(forest)
-    assert len(pictures(forest)) == 3
+    assert images(turned) == images(replace(forest, rewards=forest.rewards + 16)) == images(forest)
+    assert len(images(forest)) == 3
 
 
 def test_updates_take_disjoint_parts_of_the_pairs(policy: ToyBackbone) -> None:
@@ -127,7 +127,7 @@ def test_updates_take_disjoint_parts_of_the_pairs(policy: ToyBackbone) -> None:
     assert set(winners[0]) | set(winners[1]) == {1, 3, 5, 7, 9}
     assert winners[2] == winners[0]
     assert winners[0] != dpo(parts=2, draws=3).rows(replace(forest, iteration=1), 0).leaf.chunk(2)[0].tolist()
-    # The pictures of a pair stay together.
+    # The images of a pair stay together.
     first, second = objective.rows(forest, 1).leaf.chunk(2)
     assert torch.equal(first, second + 1)
 

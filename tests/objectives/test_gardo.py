@@ -69,36 +69,36 @@ def test_the_kl_counts_for_leaves_that_the_reward_ranks_higher_than_the_auxiliar
     # Ranks: main 1, 2, 3, 4; first 4, 1, 2, 3; second 3, 1, 2, 4. Doubt: 2.5, -1, -1, -.5.
     forest = with_scores(main=[9.0, 8.0, 7.0, 6.0], first=[0.0, 3.0, 2.0, 1.0], second=[0.2, 0.4, 0.3, 0.1])
     assert gardo(kl_share=0.25).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]
-    # Only those of positive doubt, however many are allowed.
+    # Only those with a rank gap above 0, however many are allowed.
     assert gardo(kl_share=1.0).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]
     assert gardo(kl_share=1.0, doubt="underrated").kl_weight(forest).tolist() == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_the_share_is_one_of_the_doubtful_leaves() -> None:
-    # Ranks 1, 2, 3, 4 against 4, 3, 1, 2: doubt is 3, 1, -2, -2.
+    # Ranks 1, 2, 3, 4 against 4, 3, 1, 2: the gap is 3, 1, -2, -2.
     forest = with_scores(main=[9.0, 8.0, 7.0, 6.0], other=[0.0, 1.0, 3.0, 2.0])
     assert gardo(kl_share=0.5).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]  # one of two
     assert gardo(kl_share=1.0).kl_weight(forest).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_the_share_follows_the_doubt_of_recent_rollouts_and_survives_a_checkpoint() -> None:
-    def of_doubt(three_two_or_one: int) -> RolloutForest:
+    def of_rank_gap(three_two_or_one: int) -> RolloutForest:
         other = {3: [0.0, 3.0, 2.0, 1.0], 2: [1.0, 3.0, 2.0, 0.0], 1: [2.0, 3.0, 1.0, 0.0]}[three_two_or_one]
         return with_scores(main=[9.0, 8.0, 7.0, 6.0], other=other)  # ranks of the first: 1 against 4, 3 or 2
 
     objective = gardo(kl_share=0.2)
     shares = []
-    for doubt in (2, 3, 3, 1, 2, 1):
-        objective.observe(of_doubt(doubt))
+    for gap in (2, 3, 3, 1, 2, 1):
+        objective.observe(of_rank_gap(gap))
         shares.append(objective.share)
-    # A tenth more where the doubt was never so large, a tenth less where it was never so small; ties change nothing.
+    # A tenth more where the gap was never so large, a tenth less where it was never so small; ties change nothing.
     assert shares == pytest.approx([0.2, 0.22, 0.22, 0.198, 0.198, 0.198])
     other = gardo(kl_share=0.2)
     other.load_state(objective.state())
     assert (other.share, other.recent) == (objective.share, [2.0, 3.0, 3.0, 1.0, 2.0, 1.0])
     fixed = gardo(kl_share=0.2, kl_share_adapts=False)
-    for doubt in (1, 3):
-        fixed.observe(of_doubt(doubt))
+    for gap in (1, 3):
+        fixed.observe(of_rank_gap(gap))
     assert fixed.share == 0.2
 
 
@@ -115,7 +115,7 @@ def test_the_share_stays_between_a_fifth_and_twice_of_what_it_was_at_first() -> 
 
 
 def test_equal_scores_share_their_rank() -> None:
-    # Auxiliary ranks are all 2.5, so that doubt is 1.5, .5, -.5 and -1.5.
+    # Auxiliary ranks are all 2.5, so the gaps are 1.5, .5, -.5 and -1.5.
     forest = with_scores(main=[4.0, 3.0, 2.0, 1.0], other=[0.0] * 4)
     assert gardo(kl_share=1.0).kl_weight(forest).tolist() == [1.0, 1.0, 0.0, 0.0]
 
@@ -144,7 +144,7 @@ def test_leaves_of_zero_advantage_are_dropped_with_their_kl() -> None:
     forest = at_angles([0.0, 1.0, 2.0, 5.0], [0, 60, 90, 180])
     terms = {"log_prob": torch.zeros(4), "kl": torch.tensor([1.0, 2.0, 3.0, 4.0])}
     d = [0.5, 1 - math.sqrt(0.75), 1 - math.sqrt(0.75), 1.0]
-    # One reward casts no doubt, so that the KL counts for all but the third leaf, which is at the mean.
+    # One reward casts no doubt, so the KL counts for all but the third leaf, which is at the mean.
     loss = gardo(kl="exact", kl_beta=0.5, adv_clip=10, zero_advantage="drop").loss(terms, forest).item()
     assert loss == pytest.approx((2 + 1 - 3 * d[3] / (sum(d) / 4)) / 3 + 0.5 * (1 + 2 + 4) / 3, abs=1e-5)
 
@@ -160,7 +160,7 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
     forest.scores = {"main": forest.rewards + torch.arange(8) * 1e-3, "other": torch.tensor(others)}  # without ties
     objective = gardo(kl="exact", clip=0.01, kl_beta=0.3, kl_share=0.7)
     v = leaf_values(toy, behaviour, forest)
-    pictures = forest.states[forest.leaves].flatten(1)
+    images = forest.states[forest.leaves].flatten(1)
 
     def rank(scores: list[float], i: int) -> int:
         return 1 + sum(s > scores[i] for s in scores)
@@ -176,7 +176,7 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
         g, k = divmod(leaf, 4)
         nearest = []
         for i in range(4 * g, 4 * g + 4):
-            cosines = [torch.cosine_similarity(pictures[i], pictures[j], 0).item() for j in range(4 * g, 4 * g + 4) if j != i]
+            cosines = [torch.cosine_similarity(images[i], images[j], 0).item() for j in range(4 * g, 4 * g + 4) if j != i]
             nearest.append(1 - max(cosines))
         a = REWARDS[g][k] - sum(REWARDS[g]) / 4
         if a > 0:

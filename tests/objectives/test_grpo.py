@@ -151,7 +151,7 @@ def test_leaves_of_another_part_and_dropped_ones_cost_no_row() -> None:
 
 
 def test_parts_need_the_credit_of_leaves() -> None:
-    with pytest.raises(UserError, match="credit must be leaf where parts is above 1"):
+    with pytest.raises(UserError, match="parts=2 divides the leaves, which needs credit=leaf, got credit="):
         grpo(parts=2, credit="edge")
 
 

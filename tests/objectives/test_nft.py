@@ -39,10 +39,10 @@ def test_the_old_policys_decay_grows_with_the_updates_to_its_largest() -> None:
     assert not nft(decay_rate=0).needs.behaviour_is_ema
 
 
-def test_goodness_by_hand(forest: RolloutForest) -> None:
+def test_reward_weight_by_hand(forest: RolloutForest) -> None:
     # z = -sqrt 1.5, 0, sqrt 1.5; r = z / 2 + 1/2 at a clip of 1, which is beyond 0 and 1 at both ends.
-    assert nft(adv_clip=1.0).goodness(forest)[0].tolist() == [0.0, 0.5, 1.0]
-    assert nft().goodness(forest)[0].tolist() == pytest.approx([0.5 - 1.5**0.5 / 10, 0.5, 0.5 + 1.5**0.5 / 10], abs=1e-6)
+    assert nft(adv_clip=1.0).reward_weight(forest)[0].tolist() == [0.0, 0.5, 1.0]
+    assert nft().reward_weight(forest)[0].tolist() == pytest.approx([0.5 - 1.5**0.5 / 10, 0.5, 0.5 + 1.5**0.5 / 10], abs=1e-6)
 
 
 def test_with_the_batchs_deviation_r_stays_near_a_half_in_a_group_of_small_spread(forest: RolloutForest) -> None:
@@ -51,14 +51,14 @@ def test_with_the_batchs_deviation_r_stays_near_a_half_in_a_group_of_small_sprea
     forest.rewards = torch.tensor(rewards).flatten()
     scale = pstdev([r for group in rewards for r in group])
     expected = [[0.5 + (r - mean(group)) / scale / 10 for r in group] for group in rewards]
-    found = nft(std="batch").goodness(forest)
+    found = nft(std="batch").reward_weight(forest)
     assert found.flatten().tolist() == pytest.approx([r for group in expected for r in group], abs=1e-6)
     assert found[1].tolist() == pytest.approx([0.4973, 0.4989, 0.5037], abs=1e-4)
     # By the group's own deviation they are as far apart as in any other group.
-    assert nft().goodness(forest)[1].tolist() == pytest.approx([0.4019, 0.4608, 0.6373], abs=1e-4)
+    assert nft().reward_weight(forest)[1].tolist() == pytest.approx([0.4019, 0.4608, 0.6373], abs=1e-4)
 
 
-def test_groups_without_spread_count_unless_they_are_dropped_and_pictures_without_a_reward_never_do(
+def test_groups_without_spread_count_unless_they_are_dropped_and_images_without_a_reward_never_do(
     forest: RolloutForest,
 ) -> None:
     dropping = nft(draws=2, flat_groups="drop")
@@ -90,7 +90,7 @@ def test_rewards_that_are_all_equal_pull_the_policy_to_an_old_one_that_lags_and_
     assert (nearer > 0).all()
 
 
-def test_updates_take_disjoint_parts_of_the_pictures(forest: RolloutForest) -> None:
+def test_updates_take_disjoint_parts_of_the_images(forest: RolloutForest) -> None:
     objective = nft(parts=2, draws=2)
     halves = [set(objective.rows(forest, update).leaf.tolist()) for update in range(3)]
     assert [len(half) for half in halves] == [3, 3, 3]
@@ -99,10 +99,10 @@ def test_updates_take_disjoint_parts_of_the_pictures(forest: RolloutForest) -> N
     # r is that of the whole rollout's statistics.
     rows = objective.rows(forest, 1)
     terms = objective.terms(rows, Velocities(rows.x, rows.x, rows.x))
-    assert torch.equal(terms["goodness"], objective.goodness(forest).flatten()[rows.leaf])
+    assert torch.equal(terms["reward_weight"], objective.reward_weight(forest).flatten()[rows.leaf])
 
 
-def test_times_of_the_steps_are_the_rollouts_own_each_once_for_a_picture(forest: RolloutForest) -> None:
+def test_times_of_the_steps_are_the_rollouts_own_each_once_for_a_image(forest: RolloutForest) -> None:
     # Three steps by the toy's schedule 2 t / (1 + t); draws beyond them begin again.
     rows = nft(times="steps", draws=5).rows(forest, 0)
     assert rows.leaf.tolist() == [leaf for leaf in range(6) for _ in range(5)]
@@ -115,13 +115,17 @@ def test_times_of_the_steps_are_the_rollouts_own_each_once_for_a_picture(forest:
 
 
 def test_loss_by_hand(forest: RolloutForest) -> None:
-    terms = {"positive": torch.tensor([1.0, 2.0, 3.0]), "negative": torch.tensor([5.0, 4.0, 1.0]), "move": torch.ones(3)}
-    terms["goodness"] = torch.tensor([0.0, 0.5, 1.0])
+    terms = {
+        "positive": torch.tensor([1.0, 2.0, 3.0]),
+        "negative": torch.tensor([5.0, 4.0, 1.0]),
+        "velocity_distance": torch.ones(3),
+    }
+    terms["reward_weight"] = torch.tensor([0.0, 0.5, 1.0])
     # (5 + (2 + 4) / 2 + 3) / 3, over b = 2; and a tenth of the distance.
     assert float(nft(adv_clip=1.0, beta=2.0, kl_beta=0.1).loss(terms, forest)) == pytest.approx(11 / 3 / 2 + 0.1, abs=1e-6)
 
 
-def test_terms_are_the_errors_of_the_predicted_pictures(forest: RolloutForest) -> None:
+def test_terms_are_the_errors_of_the_predicted_images(forest: RolloutForest) -> None:
     """The second implementation predicts x_0 from v+ and v-, as the paper writes it."""
     rows = nft().rows(forest, 0)
     generator = torch.Generator().manual_seed(0)
@@ -134,10 +138,10 @@ def test_terms_are_the_errors_of_the_predicted_pictures(forest: RolloutForest) -
         for name, velocity in (("positive", plus), ("negative", minus)):
             error = (rows.x[n] - sigma * velocity) - rows.x0[n]
             assert float(found[name][n]) == pytest.approx(float((error**2).mean() / error.abs().mean()), rel=1e-4)
-        assert float(found["move"][n]) == pytest.approx(float(((v[n] - reference[n]) ** 2).mean()), rel=1e-5)
+        assert float(found["velocity_distance"][n]) == pytest.approx(float(((v[n] - reference[n]) ** 2).mean()), rel=1e-5)
 
 
-def test_on_the_first_update_a_middling_picture_teaches_nothing_and_a_good_one_is_learnt(
+def test_on_the_first_update_a_middling_image_teaches_nothing_and_a_good_one_is_learnt(
     policy: ToyBackbone, forest: RolloutForest
 ) -> None:
     rows = nft().rows(forest, 0).part(0, 3)
@@ -145,8 +149,8 @@ def test_on_the_first_update_a_middling_picture_teaches_nothing_and_a_good_one_i
     terms = nft(kl_beta=0.0, adv_clip=1.0).terms(rows, Velocities(v, None, v.detach()))
     nft(kl_beta=0.0, adv_clip=1.0).loss(terms, forest).backward()
     assert v.grad is not None
-    towards = (v.grad * (v.detach() - (rows.noise - rows.x0))).flatten(1).sum(1)  # > 0 where a step goes to the picture
-    # Of the worst picture r = 0, of the middle one 1/2 where the two parts cancel, of the best 1.
+    towards = (v.grad * (v.detach() - (rows.noise - rows.x0))).flatten(1).sum(1)  # > 0 where a step goes to the image
+    # Of the worst image r = 0, of the middle one 1/2 where the two parts cancel, of the best 1.
     assert towards[0] < 0
     assert not v.grad[1].any()
     assert towards[2] > 0
@@ -174,11 +178,13 @@ def test_on_the_first_update_the_old_policy_costs_nothing(policy: ToyBackbone, f
     assert backward(policy, nft(kl_beta=0.0), forest).forward_rows == 6
 
 
-def test_goodness_follows_the_pictures_and_not_the_level_of_rewards(forest: RolloutForest) -> None:
+def test_reward_weight_follows_the_images_and_not_the_level_of_rewards(forest: RolloutForest) -> None:
     order = torch.tensor([2, 0, 1, 5, 3, 4])
-    found = nft().goodness(forest).flatten()
-    assert torch.allclose(nft().goodness(replace(forest, rewards=forest.rewards[order])).flatten(), found[order], atol=1e-6)
-    assert torch.allclose(nft().goodness(replace(forest, rewards=forest.rewards + 16)).flatten(), found, atol=1e-6)
+    found = nft().reward_weight(forest).flatten()
+    assert torch.allclose(
+        nft().reward_weight(replace(forest, rewards=forest.rewards[order])).flatten(), found[order], atol=1e-6
+    )
+    assert torch.allclose(nft().reward_weight(replace(forest, rewards=forest.rewards + 16)).flatten(), found, atol=1e-6)
 
 
 def test_the_gradient_of_the_terms_by_hand(forest: RolloutForest) -> None:

@@ -35,14 +35,14 @@ def test_top_weights_are_equal_among_the_best(forest: RolloutForest) -> None:
     assert raft(weights="top", top=2).weights(forest).tolist() == [[0.0, 0.5, 0.5], [0.0, 0.0, 0.0]]
 
 
-def test_only_pictures_with_weight_cost_a_model_row(forest: RolloutForest) -> None:
+def test_only_images_with_weight_cost_a_model_row(forest: RolloutForest) -> None:
     assert len(raft(weights="top", draws=4).rows(forest, 0)) == 4
     assert len(raft().rows(forest, 0)) == 3
 
 
 def test_loss_by_hand(forest: RolloutForest) -> None:
     terms = {"error": torch.tensor([1.0, 3.0, 5.0, 7.0])}
-    # Two pictures of weight a half with two draws each, over two groups.
+    # Two images of weight a half with two draws each, over two groups.
     assert float(raft(weights="top", top=2, draws=2).loss(terms, forest)) == pytest.approx((0.5 * 2 + 0.5 * 6) / 2)
 
 
@@ -61,15 +61,15 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation(weights: str) 
         g, k = divmod(int(rows.leaf[n]), 4)
         z = [(r - mean(REWARDS[g])) / pstdev(REWARDS[g]) for r in REWARDS[g]]
         w = exp(1.5 * z[k]) / sum(exp(1.5 * other) for other in z) if weights == "softmax" else float(z[k] == max(z))
-        picture = drawn_forest.states[drawn_forest.leaves[rows.leaf[n]]]
-        noised = (1 - rows.sigma[n]) * picture + rows.sigma[n] * rows.noise[n]
+        image = drawn_forest.states[drawn_forest.leaves[rows.leaf[n]]]
+        noised = (1 - rows.sigma[n]) * image + rows.sigma[n] * rows.noise[n]
         v = toy.net(noised[None], rows.sigma[n : n + 1], toy.encode(PROMPTS[g : g + 1]))[0]
-        loss = loss + w * ((v - rows.noise[n] + picture) ** 2).mean() / 2 / 2  # two draws, two groups
+        loss = loss + w * ((v - rows.noise[n] + image) ** 2).mean() / 2 / 2  # two draws, two groups
     check(toy, objective, drawn_forest, *by_autograd(toy, loss))
 
 
 @pytest.mark.parametrize("weights", ["top", "softmax"])
-def test_weights_follow_the_pictures_and_not_the_level_of_rewards(forest: RolloutForest, weights: str) -> None:
+def test_weights_follow_the_images_and_not_the_level_of_rewards(forest: RolloutForest, weights: str) -> None:
     objective, order = raft(weights=weights), torch.tensor([2, 0, 1, 5, 3, 4])
     found = objective.weights(forest).flatten()
     assert torch.allclose(objective.weights(replace(forest, rewards=forest.rewards[order])).flatten(), found[order], atol=1e-6)

@@ -53,7 +53,7 @@ def test_splits_that_do_not_fit_are_refused(splits: tuple[int, ...]) -> None:
         load_sampler("branch", splits=splits)
 
 
-def test_depth_pruning_leaves_a_window_untrained_that_moves_from_the_picture_to_its_stop() -> None:
+def test_depth_pruning_leaves_a_window_untrained_that_moves_from_the_image_to_its_stop() -> None:
     sampler = load_sampler("branch", steps=8, children=2, splits=(0, 2), depth_pruning=3, pruning_stop=2)
     whole = load_sampler("branch", steps=8, children=2, splits=(0, 2)).plan(0.0, RNG)
     trained = [sampler.plan(u, RNG).stochastic_steps for u in (0.0, 0.4, 1.0)]
@@ -137,5 +137,5 @@ def test_width_pruning_leaves_out_the_rows_behind_the_leaves_it_drops() -> None:
     assert forest.plan.replay_rows() == 1 + 2 + 4 + 4 + 8
     assert found.rows == found.forward_rows == 2 * (1 + 2 + 4 + 4 + 4)
     toy.reset_counters()
-    backward(toy, load_objective("grpo"), forest, micro_batch=4)
+    backward(toy, load_objective("tmpo"), forest, micro_batch=4)
     assert toy.rows == 2 * found.rows

@@ -39,7 +39,7 @@ def test_a_plan_costs_what_it_says_in_one_call_a_step(name: str, preset: str) ->
 
 
 @every_case
-def test_the_last_step_draws_no_noise_and_the_schedule_ends_at_the_picture(name: str, preset: str) -> None:
+def test_the_last_step_draws_no_noise_and_the_schedule_ends_at_the_image(name: str, preset: str) -> None:
     for progress in (0.0, 0.5, 1.0):
         plan = sampler(name, preset).plan(progress, np.random.default_rng(0))
         assert not plan.steps[-1].stochastic

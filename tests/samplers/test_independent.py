@@ -48,7 +48,7 @@ def test_the_plan_is_the_same_at_any_progress() -> None:
         ({"steps": 1}, "sampler independent: steps: .*greater than or equal to 2, got 1"),
         ({"stochastic_share": -1}, "sampler independent: stochastic_share: .*greater than or equal to 0, got -1"),
         ({"noise_level": 0}, "sampler independent: noise_level: .*greater than 0, got 0"),
-        ({"rule": "ode"}, "sampler independent: rule: .*'sde', 'cps' or 'dance', got 'ode'"),
+        ({"rule": "ode"}, "sampler independent: rule: .*'sde', 'cps', 'dance' or 'memoryless', got 'ode'"),
         ({"initial_noise": "shared", "stochastic_share": 0}, "initial_noise=shared with stochastic_share=0 makes all rollouts"),
         ({"groupsize": 4}, "there is no key 'groupsize'; did you mean 'group_size'"),
     ],

@@ -24,7 +24,7 @@ def test_inside_the_window_steps_are_stochastic_and_outside_they_cost_no_trainin
     assert (plan.leaves, plan.model_rows(), plan.replay_rows()) == (4, 20, 8)
 
 
-def test_the_window_moves_from_the_noise_to_the_picture_and_leaves_the_last_step_alone() -> None:
+def test_the_window_moves_from_the_noise_to_the_image_and_leaves_the_last_step_alone() -> None:
     sampler = load_sampler("sliding_window", steps=6, window=2)
     # Four places; each has a quarter of the training.
     assert [start(sampler, u) for u in (-1, 0, 0.24, 0.26, 0.5, 0.76, 1, 2)] == [0, 0, 0, 1, 2, 3, 3, 3]

@@ -29,6 +29,11 @@ def gaussian_step(
     if rule == "cps":
         angle = level * math.pi / 2
         return (1 - sigma_next) * (x - sigma * v) + sigma_next * math.cos(angle) * noise, sigma_next * math.sin(angle)
+    if rule == "memoryless":  # x_s = r x_q + sqrt(s^2 - r^2 q^2) eps: the posterior of x_q given x_s and x_0, by Bayes
+        r, clean = (1 - sigma) / (1 - sigma_next), x - sigma * v
+        forward, prior = sigma**2 - r**2 * sigma_next**2, sigma_next**2
+        precision = 1 / prior + r**2 / forward
+        return ((1 - sigma_next) * clean / prior + r * x / forward) / precision, precision**-0.5
     score = -noise / sigma
     if rule == "dance":
         g = level

@@ -218,10 +218,12 @@ def write_task(folder: Path, scorer: str = "Brightness", judges: Sequence[str] =
     """A task on toy pictures in `folder`; returns its YAML file."""
     (folder / "train.txt").write_text("\n".join(f"train {i}" for i in range(5)))
     (folder / "eval.txt").write_text("\n".join(f"eval {i}" for i in range(6)))
+    (folder / "validation.txt").write_text("\n".join(f"validation {i}" for i in range(4)))
     task: dict[str, Any] = {
         "description": "toy",
         "train_prompts": "train.txt",
         "eval_prompts": "eval.txt",
+        "validation_prompts": "validation.txt",
         "reward": [{"eval": f"tests.support.plugins:{scorer}", "label": "brightness"}],
         "judges": [{"eval": j} for j in judges],
     }

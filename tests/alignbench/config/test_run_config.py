@@ -466,11 +466,11 @@ def test_labels_and_names_are_texts_whatever_yaml_takes_them_for(file: Path) -> 
 @pytest.mark.parametrize("key", ["checkpoint_every", "optimizer.lr", "seed", "guidance", "optimizer.betas", "task", "pairs"])
 def test_true_is_neither_a_number_nor_a_text(key: str) -> None:
     value = "[0.9, true]" if key == "optimizer.betas" else "true"
-    assert f"configuration: {key}: true and false are no values here" in problem(sets=[f"{key}={value}"])
+    assert f"configuration: {key}: true and false are not possible values here" in problem(sets=[f"{key}={value}"])
 
 
 def test_true_is_no_number_of_a_plug_ins_settings_either() -> None:
-    with pytest.raises(UserError, match="objective tmpo: beta: true and false are no values here"):
+    with pytest.raises(UserError, match="objective tmpo: beta: true and false are not possible values here"):
         load_objective("tmpo", beta=True)
     assert load_config(sets=["save_images=no"]).save_images is False
 

@@ -109,7 +109,7 @@ def test_an_ode_plan_replays_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"rule": "heun"}, "ode, sde, cps, dance, got 'heun'"),
+        ({"rule": "heun"}, "ode, sde, cps, dance, memoryless, got 'heun'"),
         ({"rule": "cps", "eta": 0.5, "children": 0}, "at least one child"),
         ({"stride": 0}, "at least one step of the schedule, got stride 0"),
         ({"rule": "ode", "eta": 0.5}, "draws no noise"),

@@ -24,7 +24,7 @@ COPIES = 64
 """Independent data points in one latent."""
 MEANS, DEVIATIONS = (0.8, -0.5, 0.0), (0.3, 1.0, 1.7)
 GROUPS = 512
-RULES = [("sde", 0.7), ("dance", 0.7), ("cps", 0.7), ("sde", 0.3), ("dance", 0.3), ("cps", 0.3)]
+RULES = [("sde", 0.7), ("dance", 0.7), ("cps", 0.7), ("sde", 0.3), ("dance", 0.3), ("cps", 0.3), ("memoryless", 1.0)]
 
 
 def velocity_of(x: float, sigma: float, m: float, s: float) -> float:
@@ -186,6 +186,21 @@ def test_cps_draws_too_little_spread_however_many_steps_it_takes() -> None:
         assert short[0] > short[1] > short[2] > 0.14
         assert 1 - distribution(ode(1000), m, s)[1] / s < 0.003
         assert 1 - distribution(chains(1000, 1, "cps", 0.05), m, s)[1] / s < 0.003
+
+
+@pytest.mark.parametrize(("steps", "variance"), [(10, 0.65), (25, 0.83), (100, 0.95)])
+def test_memoryless_steps_draw_too_little_spread_which_more_steps_mend(steps: int, variance: float) -> None:
+    # Data of N(0, 1): the variances of the ancestral chain whose last step is deterministic.
+    assert distribution(chains(steps, 1, "memoryless", 1.0), 0.0, 1.0)[1] ** 2 == pytest.approx(variance, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("steps", "memoryless", "root_two"),  # docs/samplers.md
+    [(4, 0.63, 1.17), (8, 0.77, 1.01), (16, 0.87, 1.00), (64, 0.96, 1.00), (256, 0.99, 1.00)],
+)
+def test_the_documented_deviations_of_memoryless_noise(steps: int, memoryless: float, root_two: float) -> None:
+    plans = chains(steps, 1, "memoryless", 1.0), chains(steps, 1, "sde", 2**0.5)
+    assert [distribution(plan, 0.8, 1.0)[1] for plan in plans] == pytest.approx([memoryless, root_two], abs=0.006)
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,13 @@ def test_a_user_adds_a_task_with_a_yaml_file_and_tables_of_prompts(tmp_path: Pat
 
 
 def test_a_task_that_would_be_judged_on_its_training_prompts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="judged on prompts it trains on"):
+    with pytest.raises(UserError, match="evaluated on prompts it trains on"):
         user_task(tmp_path, eval_prompts=["eval.csv", "train.jsonl"])
 
 
 def test_case_and_blanks_make_no_other_prompt(tmp_path: Path) -> None:
     (tmp_path / "same.txt").write_text("STRASSE  1\n")
-    with pytest.raises(UserError, match=r"judged on prompts it trains on .*'STRASSE  1'"):
+    with pytest.raises(UserError, match=r"evaluated on prompts it trains on .*'STRASSE  1'"):
         user_task(tmp_path, eval_prompts=["eval.csv", "same.txt"])
     (tmp_path / "again.txt").write_text("Three\nfour\nFour \n")
     assert user_task(tmp_path, eval_prompts=["eval.csv", "again.txt"]).eval_prompts == ["one, two", "Three", "four"]
@@ -78,3 +78,32 @@ def test_chosen_evals_keep_the_tasks_settings_under_those_that_are_given() -> No
     assert geneval.settings == {"others": "skip", "reward": "graded"}
     with pytest.raises(UserError, match="'ocrr', which is not asked for; did you mean 'ocr'"):
         task.choices(["ocr"], {"ocrr": {}})
+
+
+@pytest.mark.parametrize("name", ["ocr", "geneval", "geneval_coco", "mixed", "preference"])
+def test_train_validation_and_test_prompts_of_a_shipped_task_are_disjoint(name: str) -> None:
+    task = load_task(name)
+    sets = [set(task.train_prompts), set(task.validation_prompts), set(task.eval_prompts)]
+    assert min(map(len, sets)) >= 35
+    assert len(sets[0] | sets[1] | sets[2]) == sum(map(len, sets))
+
+
+def test_validation_prompts_must_be_neither_training_nor_test_prompts(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("four\n")
+    assert user_task(tmp_path, validation_prompts="own.txt").validation_prompts == ["four"]
+    with pytest.raises(UserError, match="'mine' would be validated on its test prompts"):
+        user_task(tmp_path, validation_prompts="eval.csv")
+    with pytest.raises(UserError, match="validated on prompts it trains on"):
+        user_task(tmp_path, validation_prompts="train.jsonl")
+
+
+def test_a_task_without_validation_prompts_has_none(tmp_path: Path) -> None:
+    assert user_task(tmp_path).validation_prompts == []
+
+
+def test_the_fingerprint_tells_which_set_of_prompts_changed(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("four\n")
+    (tmp_path / "other.txt").write_text("five\n")
+    before, after = (user_task(tmp_path, validation_prompts=f"{name}.txt").fingerprint() for name in ("own", "other"))
+    assert {part for part in after if after[part] != before[part]} == {"validation prompts"}
+    assert "validation prompts" not in user_task(tmp_path).fingerprint()

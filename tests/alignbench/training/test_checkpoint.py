@@ -13,6 +13,7 @@ from alignbench.training.checkpoint import (
     STATE,
     SUMS,
     Checkpoint,
+    TrainedTensors,
     best_iteration,
     load_checkpoint,
     policy_weights,
@@ -42,7 +43,7 @@ def save(folder: Path, iteration: int, **options: Any) -> Path:
     model, optimizer = trained()
     objective = load_objective("tmpo")
     checkpoint = state(iteration, objective=objective.state())
-    return save_checkpoint(folder, checkpoint, model, optimizer, None, objective, **options)
+    return save_checkpoint(folder, checkpoint, TrainedTensors(model, optimizer, None, objective), **options)
 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -52,11 +53,12 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     objective = load_objective("flowrl")
     saved = state(2, [0.1, float("nan")], sampler={"low": 0.1 + 0.2}, micro_batch=3, micro_batch_halvings=2)
     old = [p.detach() - 1 for p in model.parameters()]
-    save_checkpoint(tmp_path / "checkpoints", saved, model, optimizer, ema, objective, reference, old)
+    save_checkpoint(tmp_path / "checkpoints", saved, TrainedTensors(model, optimizer, ema, objective, reference, old))
 
     other, other_optimizer = trained(0)
     other_ema = EMA(list(other.parameters()), 0.5, 1)
-    found = load_checkpoint(tmp_path / "checkpoints", {"seed": 0}, other, other_optimizer, other_ema, load_objective("flowrl"))
+    tensors = TrainedTensors(other, other_optimizer, other_ema, load_objective("flowrl"))
+    found = load_checkpoint(tmp_path / "checkpoints", {"seed": 0}, tensors)
     assert found.checkpoint.model_dump_json() == saved.model_dump_json()
     assert found.checkpoint.metrics[1]["reward"] != found.checkpoint.metrics[1]["reward"]  # NaN is no null
     assert found.passed_over == []
@@ -66,7 +68,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
         for name, value in values.items():
             assert torch.equal(value, other_optimizer.state_dict()["state"][key][name])
     assert all(torch.equal(a, b) for a, b in zip(ema.average, other_ema.average, strict=True))
-    for given, back in ((reference, found.reference), (old, found.behaviour)):
+    for given, back in ((reference, tensors.reference), (old, tensors.behaviour)):
         assert back is not None
         assert all(torch.equal(a, b) for a, b in zip(given, back, strict=True))
 
@@ -149,7 +151,13 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
     rewards = [0.0, 1.0, 0.5, 0.25, 0.125]
     for n in range(1, 6):
         checkpoint = state(n, rewards[:n])
-        save_checkpoint(tmp_path, checkpoint, model, optimizer, None, load_objective("tmpo"), keep=1, best_window=1)
+        save_checkpoint(
+            tmp_path,
+            checkpoint,
+            TrainedTensors(model, optimizer, None, load_objective("tmpo")),
+            keep=1,
+            best_window=1,
+        )
     assert {f.name for f in tmp_path.iterdir()} == {"iteration-2", "iteration-5"}
     assert policy_weights(tmp_path).iteration == 5
     assert policy_weights(tmp_path, best_window=1).iteration == 2
@@ -163,14 +171,15 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of another model"):
         policy_weights(tmp_path).in_order(other)
     with pytest.raises(UserError, match="of another model"):
-        load_checkpoint(tmp_path, {"seed": 0}, other, torch.optim.AdamW(other.parameters()), None, load_objective("tmpo"))
+        load_checkpoint(
+            tmp_path, {"seed": 0}, TrainedTensors(other, torch.optim.AdamW(other.parameters()), None, load_objective("tmpo"))
+        )
 
 
 def test_settings_that_change_no_number_may_differ_and_others_may_not(tmp_path: Path) -> None:
     save(tmp_path, 1)
     model, optimizer = trained(0)
-    load_checkpoint(
-        tmp_path, {"seed": 0, "micro_batch": 4, "save_images": False}, model, optimizer, None, load_objective("tmpo")
-    )
+    tensors = TrainedTensors(model, optimizer, None, load_objective("tmpo"))
+    load_checkpoint(tmp_path, {"seed": 0, "micro_batch": 4, "save_images": False}, tensors)
     with pytest.raises(UserError, match=r"other settings \(seed, task\)"):
-        load_checkpoint(tmp_path, {"seed": 1, "task": "ocr"}, model, optimizer, None, load_objective("tmpo"))
+        load_checkpoint(tmp_path, {"seed": 1, "task": "ocr"}, tensors)

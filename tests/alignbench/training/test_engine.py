@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from alignbench import Objective, Plan, RolloutForest, Settings, Step, load_objective, load_sampler, registry, rollout
 from alignbench.errors import NonFiniteError, RunError, UserError
-from alignbench.rollouts.terms import EdgeRows, Terms, Velocities
+from alignbench.rollouts.terms import EdgeRows, Terms, Velocities, log_ratio
 from alignbench.training.engine import backward
 from tests.support.by_hand import LeafValues, grpo_loss, leaf_values, tmpo_loss
 from tests.support.replays import MICRO_BATCHES, REWARDS, ROUNDING, TRAINING, by_autograd, check, drawn, plan_of
@@ -134,20 +135,20 @@ def test_gradients_agree_for_summed_log_probs_and_mixed_step_rules(name: str) ->
 
 @every_sampler
 @pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
-@pytest.mark.parametrize("kl_beta", [0.0, 0.1])
+@pytest.mark.parametrize("reference", ["none", "frozen"])
 def test_a_pass_evaluates_each_distinct_parent_once_and_twice_when_cut(
-    sampler: str, micro_batch: int | None, kl_beta: float
+    sampler: str, micro_batch: int | None, reference: str
 ) -> None:
     plan = plan_of(sampler)
     toy, _, forest = drawn(plan)
     toy.reset_counters()
-    found = backward(toy, load_objective("grpo", kl_beta=kl_beta), forest, micro_batch=micro_batch)
+    found = backward(toy, load_objective("tmpo", reference=reference), forest, micro_batch=micro_batch)
     rows = plan.replay_rows(2)
     assert len(torch.unique(forest.states[forest.rows], dim=0)) == rows
     assert found.rows == rows
-    assert found.forward_rows == toy.rows == rows * ((1 if micro_batch is None else 2) + (kl_beta > 0))
+    assert found.forward_rows == toy.rows == rows * ((1 if micro_batch is None else 2) + (reference == "frozen"))
     if micro_batch is None:
-        assert toy.calls == 1 + (kl_beta > 0)
+        assert toy.calls == 1 + (reference == "frozen")
 
 
 @pytest.mark.parametrize("name", ["tmpo", "grpo"])
@@ -335,3 +336,90 @@ def test_while_nothing_has_changed_the_policys_own_answer_is_the_old_ones_and_ca
         gradients.append(toy.gradient())
     assert gradients[0].abs().max() > 1e-4
     assert torch.allclose(gradients[0], gradients[1], atol=ROUNDING)
+
+
+# ---------------------------------------------------------------------------------------------------- passes
+
+
+@pytest.mark.parametrize("name", ["tmpo", "grpo", "vargrad", "ppo", "subtb", "flowrl"])
+def test_the_first_update_takes_one_pass_and_its_gradient_is_that_of_all_rows_at_once(name: str) -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
+    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
+    objective = load_objective(name)
+    torch.manual_seed(0)
+    objective.prepare(toy.latent_shape, toy.device)
+    objective.observe(forest)
+    parameters = [*toy.parameters(), *objective.parameters()]
+    gradients, rows = [], []
+    for micro_batch in (None, 2):
+        for parameter in parameters:
+            parameter.grad = None
+        result = backward(toy, objective, forest, on_policy=True, micro_batch=micro_batch)
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        rows.append(result.forward_rows)
+    assert rows[0] == rows[1]
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-5, atol=ROUNDING)
+
+
+def test_a_policy_that_is_not_the_rollouts_shows_in_the_ratio_of_a_first_update() -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
+    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
+    with torch.no_grad():
+        for parameter in toy.parameters():
+            parameter.add_(0.1)
+    result = backward(toy, load_objective("grpo"), forest, on_policy=True, micro_batch=2)
+    assert float(log_ratio(result.terms, forest).abs().max()) > 1e-3
+
+
+SEPARABLE = [("grpo", {"clip": 0.5}), ("grpo", {"kl_beta": 0.1, "credit": "edge"}), ("gardo", {}), ("ddpo", {})]
+
+
+@pytest.mark.parametrize(("name", "settings"), SEPARABLE)
+def test_a_separable_loss_has_the_same_gradient_whatever_other_rows_say(name: str, settings: dict[str, Any]) -> None:
+    objective = load_objective(name, **settings)
+    assert objective.separable
+    toy = ToyBackbone()
+    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
+    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
+    forest.scores = {"main": forest.rewards, "other": forest.rewards.flip(0)}
+    objective.observe(forest)
+    generator = torch.Generator().manual_seed(0)
+    count, gradients = len(forest.old_log_prob), []
+    own = {name: 0.01 * torch.randn(count, generator=generator) for name in ("log_ratio", "drift_noise", "kl")}
+    for scale in (0.0, 0.01):
+        values = {name: own[name].clone() for name in own}
+        for value in values.values():
+            value[2:] += scale * torch.randn(count - 2, generator=generator)
+        leaves = {name: value.requires_grad_() for name, value in values.items()}
+        terms = {**leaves, "log_prob": forest.old_log_prob + leaves["log_ratio"]}
+        terms["log_prob_reference"] = forest.old_log_prob
+        terms["log_ratio_reference"] = leaves["log_ratio"]
+        loss = objective.loss(terms, forest)
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        gradients.append([None if g is None else g[:2] for g in found])
+    assert any(g is not None and float(g.abs().max()) > 0 for g in gradients[0])
+    for first, second in zip(*gradients, strict=True):
+        assert (first is None) == (second is None)
+        assert first is None or torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["grpo", "ddpo"])
+def test_later_updates_of_a_separable_loss_take_one_pass_with_the_same_gradient(name: str) -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
+    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
+    objective = load_objective(name)
+    objective.observe(forest)
+    with torch.no_grad():
+        for parameter in toy.parameters():
+            parameter.add_(1e-5)
+    results = []
+    for micro_batch in (None, 2):
+        for parameter in toy.parameters():
+            parameter.grad = None
+        result = backward(toy, objective, forest, update=1, micro_batch=micro_batch)
+        results.append((result.loss, result.forward_rows, toy.gradient().clone()))
+    assert results[0][:2] == pytest.approx(results[1][:2], abs=1e-6)
+    assert torch.allclose(results[0][2], results[1][2], rtol=1e-4, atol=ROUNDING)

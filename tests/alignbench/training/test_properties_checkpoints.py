@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alignbench import UserError, load_objective
-from alignbench.training.checkpoint import EMA, SUMS, Checkpoint, load_checkpoint, policy_weights, save_checkpoint
+from alignbench.training.checkpoint import (
+    EMA,
+    SUMS,
+    Checkpoint,
+    TrainedTensors,
+    load_checkpoint,
+    policy_weights,
+    save_checkpoint,
+)
 from tests.support.toys import ToyNet
 
 
@@ -25,13 +33,13 @@ def saved(folder: Path, iteration: int) -> Path:
         iteration=iteration, config={"seed": 0}, budget={}, metrics=[{"reward": 0.5}], ratio_deviation=0.0, started="now"
     )
     ema = EMA(list(model.parameters()), 0.9, 1)
-    return save_checkpoint(folder, state, model, optimizer, ema, load_objective("grpo"), keep=2)
+    return save_checkpoint(folder, state, TrainedTensors(model, optimizer, ema, load_objective("grpo")), keep=2)
 
 
 def restored(folder: Path) -> tuple[nn.Module, list[str]]:
     model = ToyNet(4, hidden=2)
     optimizer, ema = torch.optim.AdamW(model.parameters()), EMA(list(model.parameters()), 0.9, 1)
-    found = load_checkpoint(folder, {"seed": 0}, model, optimizer, ema, load_objective("grpo"))
+    found = load_checkpoint(folder, {"seed": 0}, TrainedTensors(model, optimizer, ema, load_objective("grpo")))
     return model, found.passed_over
 
 

@@ -81,7 +81,7 @@ def test_prompts_come_in_shuffles_each_of_all_of_them(tmp_path: Path, monkeypatc
         made.iterate()
     asked = [prompt for forest in seen for prompt in forest.prompts]
     shuffles = [tuple(asked[i : i + 5]) for i in range(0, 20, 5)]
-    assert all(sorted(shuffle) == sorted(made.prompts) for shuffle in shuffles)
+    assert all(sorted(shuffle) == sorted(made.collector.prompts) for shuffle in shuffles)
     assert len(set(shuffles)) > 1
 
 

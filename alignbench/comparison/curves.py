@@ -1,0 +1,263 @@
+"""Methods as curves: what is left of a metric at equal reward, at which cost, and where over-optimisation sets in.
+
+A run's curve is its evaluations along the training. A method's value at a reward level is read where its reward first reaches
+the level, by linear interpolation between the evaluations before and after. Methods are then compared at levels of equal
+reward, paired by seed. A level that a run never reaches is missing there, and counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from alignbench.statistics import Interval, difference, holm, mean_interval, rise_test
+
+ROWS = "model_rows"
+LEVELS = (0.25, 0.5, 0.75, 0.9)
+"""Reward levels by default: these shares of the way from the base model's reward to the best method's mean of best rewards."""
+LEAST_EVALUATIONS = 2
+
+
+class RunCurve(NamedTuple):
+    """One run's evaluations.
+
+    Attributes:
+        method: the name under which runs are compared; strengths of one objective may share it.
+        strength: label of the strength, empty for a method without a sweep.
+        seed: of the run.
+        points: a row for each evaluation in the order of the training: metric -> mean over prompts, with `model_rows`.
+    """
+
+    method: str
+    strength: str
+    seed: int
+    points: pd.DataFrame
+
+
+def first_reached(points: pd.DataFrame, reward: str, level: float) -> pd.Series | None:
+    """The curve where its reward first reaches a level, interpolated between two evaluations; None where it never does.
+
+    Args:
+        points: a row for each evaluation; the first is the base model's.
+        reward: column that reaches the level.
+    """
+    rewards = points[reward].to_numpy(dtype=np.float64)
+    reached = np.flatnonzero(rewards >= level)
+    if not len(reached):
+        return None
+    after = int(reached[0])
+    if after == 0:
+        return points.iloc[0]
+    share = (level - rewards[after - 1]) / (rewards[after] - rewards[after - 1])
+    before = points.iloc[after - 1]
+    interpolated: pd.Series = before + share * (points.iloc[after] - before)
+    return interpolated
+
+
+def reward_levels(curves: Sequence[RunCurve], reward: str, shares: Sequence[float] = LEVELS) -> list[float]:
+    """Levels between the base model's reward and what the best method reaches on average over seeds.
+
+    Returns:
+        Nothing where no method gains any reward.
+    """
+    base = float(np.mean([curve.points[reward].iloc[0] for curve in curves]))
+    best: dict[tuple[str, str], list[float]] = {}
+    for curve in curves:
+        best.setdefault((curve.method, curve.strength), []).append(float(curve.points[reward].max()))
+    top = max(float(np.mean(values)) for values in best.values())
+    return [base + share * (top - base) for share in shares] if top > base else []
+
+
+def at_levels(curves: Sequence[RunCurve], reward: str, levels: Sequence[float], metrics: Sequence[str]) -> pd.DataFrame:
+    """A row for each run, level and metric: method, strength, seed, level, metric, value; NaN where the level is not reached.
+
+    Raises:
+        ValueError: a curve has fewer than two evaluations.
+    """
+    rows = []
+    for curve in curves:
+        if len(curve.points) < LEAST_EVALUATIONS:
+            raise ValueError(f"{curve.method}, seed {curve.seed}: a curve needs at least two evaluations")
+        for level in levels:
+            point = first_reached(curve.points, reward, level)
+            rows += [
+                (curve.method, curve.strength, curve.seed, level, metric, np.nan if point is None else float(point[metric]))
+                for metric in (*metrics, ROWS)
+            ]
+    return pd.DataFrame(rows, columns=["method", "strength", "seed", "level", "metric", "value"])
+
+
+def best_strengths(table: pd.DataFrame, directions: Mapping[str, bool | None]) -> pd.DataFrame:
+    """`at_levels` with one row for each method, seed, level and metric: that of the strength which does best on other seeds.
+
+    A strength is chosen for a seed by its mean over all the other seeds, so that no run is judged by a choice that it made
+    itself; with one seed there is no other, and the best is its own. Rows of `model_rows` follow the strength with fewest.
+    """
+    rows = []
+    for (method, level, metric), part in table.groupby(["method", "level", "metric"], sort=False):
+        wide = part.pivot(index="strength", columns="seed", values="value")
+        sign = 1.0 if directions.get(str(metric)) is True else -1.0
+        for seed in wide.columns:
+            others = wide.drop(columns=seed) if wide.shape[1] > 1 else wide
+            reached = others.notna().mean(axis=1)
+            score = (sign * others.mean(axis=1)).where(reached == reached.max(), -np.inf).fillna(-np.inf)
+            strength = score.index[int(np.argmax(score.to_numpy()))]
+            rows.append((method, strength, seed, level, metric, wide.loc[strength, seed]))
+    return pd.DataFrame(rows, columns=list(table.columns))
+
+
+def equal_reward_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences of methods at equal reward, paired by seed; p of the two-sided t test, corrected by Holm for each metric.
+
+    Args:
+        table: `at_levels` with one strength a method, or `best_strengths`.
+
+    Returns:
+        A row for each level, metric and pair of methods: difference with its interval over seeds that reach the level with
+        both, `reached_first` and `reached_second` of `seeds`, p, p_holm and the number of `tests`.
+    """
+    rows = []
+    for (level, metric), part in table.groupby(["level", "metric"], sort=False):
+        of_method = {str(m): rows.set_index("seed")["value"] for m, rows in part.groupby("method", sort=False)}
+        for first, second in combinations(of_method, 2):
+            a, b = of_method[first].align(of_method[second])
+            apart = difference(a.to_numpy(), b.to_numpy())
+            interval = mean_interval(apart)
+            above = rise_test([apart])
+            rows.append(
+                {"level": level, "metric": metric, "first": first, "second": second}
+                | {"difference": interval.value, "lower": interval.lower, "upper": interval.upper, "n": interval.n}
+                | {"reached_first": int(a.notna().sum()), "reached_second": int(b.notna().sum()), "seeds": len(a)}
+                | {"p": float("nan") if np.isnan(above) else min(1.0, 2 * min(above, 1 - above))}
+            )
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    for _, family in frame.groupby("metric", sort=False):
+        frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
+        frame.loc[family.index, "tests"] = len(family)
+    return frame
+
+
+class RowsToReward(NamedTuple):
+    """How much training a reward level costs; runs that never reach it are censored, not left out.
+
+    Attributes:
+        reached, seeds: how many runs reached it, of how many.
+        median: model rows by which half of the runs had reached it; infinite where fewer than half ever did.
+        budget: the most model rows that a run was observed for.
+    """
+
+    method: str
+    level: float
+    reached: int
+    seeds: int
+    median: float
+    budget: float
+
+
+def rows_to_reward(curves: Sequence[RunCurve], reward: str, levels: Sequence[float]) -> list[RowsToReward]:
+    """Model rows until each method's runs reach each level, as the Kaplan-Meier median of equally long observations."""
+    found = []
+    for method in dict.fromkeys(curve.method for curve in curves):
+        runs = [curve for curve in curves if curve.method == method]
+        for level in levels:
+            points = [first_reached(curve.points, reward, level) for curve in runs]
+            rows = sorted(np.inf if point is None else float(point[ROWS]) for point in points)
+            reached = sum(point is not None for point in points)
+            budget = max(float(curve.points[ROWS].max()) for curve in runs)
+            found.append(RowsToReward(method, level, reached, len(runs), rows[(len(rows) - 1) // 2], budget))
+    return found
+
+
+def hypervolume(rewards: np.ndarray, metric: np.ndarray, reference: tuple[float, float]) -> float:
+    """Area that points dominate above a reference point, both coordinates to be large (Zitzler and Thiele 1999).
+
+    Args:
+        rewards, metric: float [N].
+        reference: reward and metric below which nothing counts.
+    """
+    points = sorted(
+        ((r, m) for r, m in zip(rewards, metric, strict=True) if r > reference[0] and m > reference[1]), reverse=True
+    )
+    area, top = 0.0, reference[1]
+    for reward, value in points:
+        if value > top:
+            area += (reward - reference[0]) * (value - top)
+            top = value
+    return area
+
+
+def front_areas(curves: Sequence[RunCurve], reward: str, metric: str, *, higher_is_better: bool = True) -> dict[str, Interval]:
+    """Each method's hypervolume over all its evaluations and strengths, with its interval over seeds.
+
+    The reference point is the base model's reward, and the worst value of the metric that any curve has.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    base = float(np.mean([curve.points[reward].iloc[0] for curve in curves]))
+    worst = min(float((sign * curve.points[metric]).min()) for curve in curves)
+    areas: dict[str, list[float]] = {}
+    for method in dict.fromkeys(curve.method for curve in curves):
+        for seed in sorted({curve.seed for curve in curves if curve.method == method}):
+            own = pd.concat([c.points for c in curves if (c.method, c.seed) == (method, seed)])
+            area = hypervolume(own[reward].to_numpy(), sign * own[metric].to_numpy(), (base, worst))
+            areas.setdefault(method, []).append(area)
+    return {method: mean_interval(np.array(values)) for method, values in areas.items()}
+
+
+class Onset(NamedTuple):
+    """Where a metric turns while the trained reward goes on rising.
+
+    Attributes:
+        iteration: the evaluation at which the metric is best; lower, upper: its 95 % interval over prompts.
+        fall: how far the metric is below its best at the end, with its interval; judged on prompts that did not choose the
+            best evaluation.
+        over_optimised: whether that fall is beyond chance while the reward rises from there to the end.
+    """
+
+    iteration: int
+    lower: int
+    upper: int
+    fall: Interval
+    over_optimised: bool
+
+
+RESAMPLES = 1000
+
+
+def onset(
+    iterations: Sequence[int], rewards: np.ndarray, metric: np.ndarray, *, higher_is_better: bool = True, seed: int = 0
+) -> Onset:
+    """Finds where over-optimisation of one run sets in.
+
+    The best of many evaluations looks better than it is. So the prompts are halved: one half chooses the best evaluation, the
+    fall from there to the end is measured on the other, and the other way round.
+
+    Args:
+        iterations: of the evaluations, in order; at least two.
+        rewards: the trained reward, float [evaluations, prompts].
+        metric: an independent metric or diversity, float [evaluations, prompts].
+
+    Raises:
+        ValueError: fewer than two evaluations, or fewer than four prompts with a value.
+    """
+    usable = ~np.isnan(metric).any(0) & ~np.isnan(rewards).any(0)
+    rewards, metric = rewards[:, usable], metric[:, usable] * (1.0 if higher_is_better else -1.0)
+    count = metric.shape[1]
+    if len(iterations) < LEAST_EVALUATIONS or count < 4:
+        raise ValueError(f"an onset needs two evaluations and four prompts, got {len(iterations)} and {count}")
+    best = int(metric.mean(1).argmax())
+    halves = np.arange(count) % 2 == 0
+    falls, gains = np.empty(count), np.empty(count)
+    for chosen_by in (halves, ~halves):
+        peak = int(metric[:, chosen_by].mean(1).argmax())
+        falls[~chosen_by] = metric[peak, ~chosen_by] - metric[-1, ~chosen_by]
+        gains[~chosen_by] = rewards[-1, ~chosen_by] - rewards[peak, ~chosen_by]
+    draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    peaks = np.array([metric[:, chosen].mean(1).argmax() for chosen in draws])
+    lower, upper = np.percentile(peaks, [2.5, 97.5], method="nearest").astype(int)
+    fall = mean_interval(falls)
+    certain = bool(rise_test([falls]) < 0.025) and float(gains.mean()) > 0
+    return Onset(iterations[best], iterations[lower], iterations[upper], fall, certain)

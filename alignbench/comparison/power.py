@@ -1,0 +1,70 @@
+"""How large a difference a number of seeds can show, and how many seeds a difference needs."""
+
+import numpy as np
+from scipy.stats import nct, t
+
+LEVEL, POWER = 0.05, 0.8
+MOST_SEEDS = 10_000
+
+
+def power(effect: float, deviation: float, seeds: int, *, paired: bool, level: float = LEVEL) -> float:
+    """Probability that a two-sided t test of two methods finds a true difference (noncentral t; Cohen 1988, chapter 2).
+
+    Args:
+        effect: the true difference of the means.
+        deviation: standard deviation over seeds; of the differences where `paired`, else of each method.
+        seeds: of each method, at least 2.
+        level: of the test.
+    """
+    if seeds < 2:
+        return 0.0
+    if deviation == 0:
+        return float(effect != 0)
+    degrees = seeds - 1 if paired else 2 * seeds - 2
+    shift = abs(effect) / deviation * np.sqrt(seeds if paired else seeds / 2)
+    bound = t.ppf(1 - level / 2, degrees)
+    # Far out scipy's noncentral t gives NaN where the probability has long been 1.
+    upper = nct.sf(bound, degrees, shift)
+    lower = nct.cdf(-bound, degrees, shift)
+    return float(np.nan_to_num(upper, nan=1.0) + np.nan_to_num(lower, nan=0.0))
+
+
+def detectable(deviation: float, seeds: int, *, paired: bool, level: float = LEVEL, wanted: float = POWER) -> float:
+    """The smallest true difference that so many seeds show with the wanted power; infinite with fewer than two seeds."""
+    if seeds < 2:
+        return float("inf")
+    if deviation == 0:
+        return 0.0
+    low, high = 0.0, deviation
+    while power(high, deviation, seeds, paired=paired, level=level) < wanted:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = power(middle, deviation, seeds, paired=paired, level=level) >= wanted
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def seeds_needed(effect: float, deviation: float, *, paired: bool, level: float = LEVEL, wanted: float = POWER) -> int | None:
+    """The fewest seeds of each method that show a true difference with the wanted power; None beyond `MOST_SEEDS`."""
+    if effect == 0:
+        return None
+    low, high = 1, 2
+    while power(effect, deviation, high, paired=paired, level=level) < wanted:
+        low, high = high, 2 * high
+        if high > MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = power(effect, deviation, middle, paired=paired, level=level) >= wanted
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def pooled_deviation(samples: list[np.ndarray]) -> float:
+    """Standard deviation over seeds, pooled over methods by their degrees of freedom; NaN where no method has two seeds."""
+    known = [values[~np.isnan(values)] for values in samples]
+    known = [values for values in known if len(values) > 1]
+    degrees = sum(len(values) - 1 for values in known)
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in known)
+    return float(np.sqrt(squares / degrees)) if degrees else float("nan")

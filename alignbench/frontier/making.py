@@ -1,0 +1,73 @@
+"""Makes the front of a configuration once: one with the same content is read again, whoever asks for it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alignbench.config.run_config import RunConfig
+from alignbench.evaluation.evaluate import MetricSuite, evaluation_prompts
+from alignbench.figures.plots import write_figure
+from alignbench.files.writing import exclusive
+from alignbench.frontier.figure import draw_front
+from alignbench.frontier.front import Front, content_key, measure_front, read_front, write_front
+from alignbench.load import load_configured_backbone
+from alignbench.registry import file_name
+from alignbench.tasks import load_task
+
+IMAGES = 64
+BEST_OF = (2, 4, 8, 16)
+KEY_LETTERS = 10
+
+
+def front_of(
+    config: RunConfig,
+    out: Path,
+    *,
+    images: int = IMAGES,
+    betas: Sequence[float] | None = None,
+    best_of: Sequence[int] = BEST_OF,
+    advance: Callable[[str], None] = lambda what: None,
+) -> tuple[Front, Path]:
+    """The front of a run's task, backbone and evaluation, with the folder that holds it.
+
+    Args:
+        out: the folder of fronts; each has one of its own, named by task, backbone and content.
+        images, betas, best_of: see `measure_front`.
+
+    Raises:
+        UserError: the configuration is wrong, or a front in the folder is damaged.
+        RunError: a scorer failed.
+        DiskError: the disk is full.
+    """
+    task = load_task(config.task)
+    prompts = evaluation_prompts(task, config.evaluation)
+    suite = MetricSuite(task, config.scorer_timeout)
+    advance("loading models")
+    suite.prepare()
+    suite.check_prompts(prompts)
+    policy = load_configured_backbone(config)
+    asked = {"images": images, "betas": betas, "best_of": list(best_of), "normalise": config.normalise_rewards}
+    key = content_key(policy, task, suite, config.evaluation, **asked)
+    name = Path(config.backbone.name).name
+    folder = out / f"{file_name(task.name)}-{file_name(name)}-{key[:KEY_LETTERS]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder, patience=float("inf")):
+        known = read_front(folder)
+        if known is not None and known.record.key == key:
+            return known, folder
+        front = measure_front(
+            policy,
+            task,
+            suite,
+            config.evaluation,
+            images=images,
+            normalise_rewards=config.normalise_rewards,
+            backbone=name,
+            betas=betas,
+            best_of=best_of,
+            micro_batch=config.micro_batch,
+            advance=advance,
+        )
+        keyed = Front(front.record.model_copy(update={"key": key}), front.table)
+        write_front(keyed, folder)
+        write_figure(folder / "front.png", draw_front(keyed))
+    return keyed, folder

@@ -1,0 +1,218 @@
+"""Collecting: rolls out the sampler's plan on the next prompts, decodes and scores the images, and fills in the rewards."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from alignbench import groups
+from alignbench.backbone import Backbone
+from alignbench.config.run_config import RunConfig
+from alignbench.errors import ScorerError
+from alignbench.evaluation.evaluate import MetricSuite
+from alignbench.records.record import Budget
+from alignbench.rollouts.executor import decode, rollout
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.noise import Key, group_keys, seed_of
+from alignbench.rollouts.plan import Plan
+from alignbench.runtime.micro_batch import MicroBatch
+from alignbench.runtime.processes import Processes
+from alignbench.sampler import Sampler
+
+Item = TypeVar("Item")
+Scores = dict[str, np.ndarray]
+"""Reward -> its score of each image, float64 [N]."""
+
+
+def next_items(available: Sequence[Item], count: int, seed: int, iteration: int) -> list[Item]:
+    """The items of an iteration, from an endless series of shuffles; a pure function of the seed and the iteration."""
+    size = len(available)
+    first, end = iteration * count, (iteration + 1) * count
+    prompt_seed = seed_of("prompts", seed)
+    epochs = range(first // size, (end - 1) // size + 1)
+    order = np.concatenate([np.random.default_rng([prompt_seed, epoch]).permutation(size) for epoch in epochs])
+    return [available[i] for i in order[first - epochs.start * size :][:count]]
+
+
+@contextmanager
+def timed(budget: Budget, phase: str) -> Iterator[None]:
+    """Books the seconds spent inside on a phase of the budget."""
+    began = time.perf_counter()
+    yield
+    budget.seconds_by_phase[phase] += time.perf_counter() - began
+
+
+class Collector:
+    """Makes one scored forest after another; it never changes a weight.
+
+    Attributes:
+        micro_batch: rows in one model call, shared with the updates.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prompts: Sequence[str],
+        policy: Backbone,
+        sampler: Sampler,
+        suite: MetricSuite,
+        processes: Processes,
+        micro_batch: MicroBatch,
+    ) -> None:
+        self.config, self.prompts, self.policy, self.sampler = config, prompts, policy, sampler
+        self.suite, self.processes, self.micro_batch = suite, processes, micro_batch
+
+    def collect(
+        self, iteration: int, progress: float, budget: Budget, behaviour: Callable[[], AbstractContextManager[None]]
+    ) -> RolloutForest:
+        """A rollout of the iteration's prompts, with rewards, and with the leaves chosen that the sampler trains on.
+
+        Args:
+            progress: of the training, from 0 to 1.
+            budget: what is spent is added to it.
+            behaviour: while entered, the policy has the weights that draw rollouts.
+
+        Raises:
+            ScorerError: a reward failed, or scored no image at all.
+        """
+        plan = self.sampler.plan(progress, np.random.default_rng([self.config.seed, 1, iteration]))
+        forest, scores = self._rollout_and_score(plan, iteration, progress, budget, behaviour)
+
+        def finish() -> None:
+            self._fill_rewards(forest, scores, budget)
+            trained = self.sampler.trained_leaves(forest)
+            if trained is not None:
+                forest.train_only(trained)
+
+        self.processes.on_all_ranks(finish)
+        return forest
+
+    def _rollout_and_score(
+        self,
+        plan: Plan,
+        iteration: int,
+        progress: float,
+        budget: Budget,
+        behaviour: Callable[[], AbstractContextManager[None]],
+    ) -> tuple[RolloutForest, Scores]:
+        """A rollout, and the score of each reward for each image.
+
+        With `overlap` parts, one part's images are scored while the next is rolled out. Each rank has its share of the prompts;
+        all get all of them back.
+        """
+        on_all_ranks = self.processes.on_all_ranks
+        prompts = next_items(self.prompts, self.config.prompts_per_iteration, self.config.seed, iteration)
+        keys = group_keys(prompts)
+        own = self.processes.share(range(len(prompts)))
+        parts = np.array_split(own, min(self.config.overlap, len(own)))
+        forests: list[RolloutForest] = []
+        pending: list[Future[Scores]] = []
+        for part in parts:
+            with timed(budget, "rollout"), behaviour():
+                forest = self._rollout(plan, [prompts[g] for g in part], [keys[g] for g in part], iteration, progress)
+            with timed(budget, "decode"):
+                images = self._decode(forest)
+            score = partial(self.suite.score, images, forest.leaf_prompts, when=f"in iteration {iteration}")
+            with timed(budget, "score"):
+                if pending:
+                    on_all_ranks(lambda: self._result(pending[-1], iteration))  # a scorer is asked one thing at a time
+                pending.append(on_all_ranks(partial(_submit, score, in_thread=len(parts) > 1)))
+            forests.append(forest)
+        with timed(budget, "score"):
+            results = on_all_ranks(lambda: [self._result(future, iteration) for future in pending])
+        budget.model_rows_rollout += plan.model_rows(len(prompts))
+        own_scores = {name: np.concatenate([part[name] for part in results]) for name in self.suite.rewards}
+        return (
+            RolloutForest.joined(forests).gathered(self.processes),
+            {name: torch.cat(self.processes.all_gather(torch.from_numpy(s))).numpy() for name, s in own_scores.items()},
+        )
+
+    def _result(self, future: "Future[Scores]", iteration: int) -> Scores:
+        limit = self.config.scorer_timeout
+        try:
+            return future.result(limit)
+        except TimeoutError:
+            raise ScorerError(
+                f"the rewards took more than {limit:g} s in iteration {iteration}; if they only need longer, raise "
+                "scorer_timeout"
+            ) from None
+
+    def _rollout(self, plan: Plan, prompts: list[str], keys: list[Key], iteration: int, progress: float) -> RolloutForest:
+        def within(micro_batch: int | None) -> RolloutForest:
+            return rollout(
+                self.policy,
+                prompts,
+                plan,
+                self.config.seed,
+                iteration,
+                reduction=self.config.log_prob_reduction,
+                micro_batch=micro_batch,
+                progress=progress,
+                keys=keys,
+            )
+
+        rows = len(prompts) * plan.branches_before(len(plan.steps) - 1)
+        return self.micro_batch.fit(
+            lambda limit: self.processes.on_all_ranks(partial(within, limit), calls_model=True), lambda: rows
+        )
+
+    def _decode(self, forest: RolloutForest) -> np.ndarray:
+        latents = forest.leaf_latents
+        on_all_ranks = self.processes.on_all_ranks
+        return self.micro_batch.fit(
+            lambda rows: on_all_ranks(partial(decode, self.policy, latents, rows)), lambda: len(latents)
+        )
+
+    def _fill_rewards(self, forest: RolloutForest, results: Scores, budget: Budget) -> None:
+        """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
+        scores = {name: forest.by_group(torch.from_numpy(score)) for name, score in results.items()}
+        weights, normalise = self.suite.weights, self.config.normalise_rewards
+        total = groups.total(scores, weights, normalise=normalise)
+        budget.decoded += len(forest.leaves)
+        budget.reward_calls += len(forest.leaves) * len(scores)
+        budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
+        if bool(total.isnan().all()):
+            raise ScorerError(f"no image of iteration {forest.iteration} could be scored")
+        forest.rewards = total.flatten().to(self.policy.device)
+        forest.standardised = groups.standardises(weights, normalise=normalise)
+        forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
+
+
+def _submit(work: Callable[[], Scores], *, in_thread: bool) -> "Future[Scores]":
+    """Does the work at once, or starts it in a thread.
+
+    A thread takes arithmetic threads of its own beside the model's, and has no time limit.
+    """
+    future: Future[Scores] = Future()
+
+    def go() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    if in_thread:
+        threading.Thread(target=go, daemon=True).start()  # one that hangs must not keep the process from ending
+    else:
+        future.set_result(work())
+    return future
+
+
+def reward_numbers(forest: RolloutForest) -> dict[str, float]:
+    """What a scored forest adds to an iteration's row: rewards, their deviations within groups, and LGMD of its latents."""
+    rewards = forest.by_group(forest.rewards)
+    latents = forest.leaf_latents.reshape(forest.groups, forest.group_size, -1)
+    return {
+        **{f"reward_{name}": float(raw.nanmean()) for name, raw in forest.scores.items()},
+        "reward": float(rewards.nanmean()),
+        "reward_std_in_group": float(groups.deviation(rewards).mean()),
+        "zero_std_ratio": float((~groups.has_distinct_rewards(rewards)).float().mean()),
+        "failed_scores": int(rewards.isnan().sum()),
+        "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),
+    }

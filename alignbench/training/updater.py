@@ -1,0 +1,161 @@
+"""Updating: all optimizer steps on one forest, and the weights that follow the policy (EMA, behaviour policy, reference)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alignbench.backbone import Backbone
+from alignbench.config.run_config import RunConfig
+from alignbench.errors import NonFiniteError
+from alignbench.objective import Objective
+from alignbench.records.record import Budget
+from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.terms import log_ratio
+from alignbench.runtime.micro_batch import MicroBatch
+from alignbench.runtime.processes import Processes, full_tensor, is_sharded
+from alignbench.training import engine
+from alignbench.training.checkpoint import EMA, TrainedTensors
+
+
+class Updater:
+    """Owns every tensor that a training changes.
+
+    Attributes:
+        parameters: what the optimizer steps: the policy's, and the objective's own.
+        tensors: these with all that follows them, as a checkpoint holds them.
+        ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
+        partially_updated: weights have changed in an iteration that is not booked; there is nothing to save until a checkpoint
+            is restored.
+    """
+
+    def __init__(
+        self, config: RunConfig, policy: Backbone, objective: Objective, processes: Processes, micro_batch: MicroBatch
+    ) -> None:
+        self.config, self.policy, self.objective = config, policy, objective
+        self.processes, self.micro_batch = processes, micro_batch
+        objective.prepare(policy.latent_shape, policy.device)
+        self.parameters: list[nn.Parameter] = [*policy.parameters(), *objective.parameters()]
+        o = config.optimizer
+        # AdamW takes no list in which some tensors are sharded and some are not.
+        alike = [[p for p in self.parameters if is_sharded(p) == sharded] for sharded in (True, False)]
+        parameter_groups = [{"params": parameters} for parameters in alike if parameters]
+        optimizer = torch.optim.AdamW(parameter_groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+        ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
+        behaviour = self.policy_values() if objective.needs.behaviour_is_ema else None
+        self.tensors = TrainedTensors(policy.trainable(), optimizer, ema, objective, behaviour=behaviour)
+        self.ratio_deviation = 0.0
+        self.partially_updated = False
+
+    def policy_values(self) -> list[Tensor]:
+        """A copy of the policy's parameters as they are now."""
+        return [p.detach().clone() for p in self.policy.parameters()]
+
+    @property
+    def draws_rollouts(self) -> bool:
+        """Whether the policy itself draws the rollouts, and not a reference or a behaviour policy that is an average."""
+        return self.tensors.behaviour is None and not self.objective.needs.rollouts_from_reference
+
+    def update(self, forest: RolloutForest, progress: Callable[[], float], budget: Budget) -> dict[str, float]:
+        """All updates that a rollout serves.
+
+        Args:
+            progress: tells the training's, from 0 to 1, by which the learning rate's schedule goes; what is spent moves it.
+            budget: what is spent is added to it.
+
+        Returns:
+            Numbers for the iteration's row.
+
+        Raises:
+            NonFiniteError: a term, a gradient or a weight is not finite.
+        """
+        numbers: dict[str, float] = {}
+        deviation = 0.0
+        updates, behaviour = self.config.updates_per_rollout, self.tensors.behaviour
+        if behaviour is None and self.objective.needs.behaviour and updates > 1:
+            behaviour = self.policy_values()
+        for update in range(updates):
+            has_moved = update > 0 or self.tensors.behaviour is not None
+            result = self._backward(forest, update, behaviour if has_moved else None)
+            budget.model_rows_train += result.forward_rows
+            budget.replay_rows += result.rows
+            if "log_prob" in result.terms and len(result.terms["log_prob"]):
+                deviation = float(torch.expm1(log_ratio(result.terms, forest)).abs().max())
+                if update == 0:
+                    self.ratio_deviation = max(self.ratio_deviation, deviation)
+            numbers |= self._step(forest.iteration, progress(), budget) | {"loss": result.loss}
+            if update == 0:
+                numbers |= {"ratio_abs_dev_first": deviation, **self.objective.diagnostics(result.terms, forest)}
+        numbers |= self._follow(budget)
+        return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
+
+    def _follow(self, budget: Budget) -> dict[str, float]:
+        """Moves a behaviour policy that is an average towards the policy."""
+        average = self.tensors.behaviour
+        if average is None:
+            return {}
+        decay = self.objective.behaviour_ema_decay(budget.optimizer_steps)
+        with torch.no_grad():
+            for before, now in zip(average, self.policy.parameters(), strict=True):
+                before.lerp_(now, 1 - decay)
+        return {"behaviour_ema_decay": decay}
+
+    def _backward(self, forest: RolloutForest, update: int, behaviour: list[Tensor] | None) -> engine.Backward:
+        def within(micro_batch: int | None) -> engine.Backward:
+            self.tensors.optimizer.zero_grad(set_to_none=True)
+            return engine.backward(
+                self.policy,
+                self.objective,
+                forest,
+                update=update,
+                on_policy=update == 0 and self.draws_rollouts,
+                micro_batch=micro_batch,
+                behaviour=behaviour,
+                reference=self.tensors.reference,
+                processes=self.processes,
+            )
+
+        return self.micro_batch.fit(within, lambda: len(self.objective.rows(forest, update)))
+
+    def _step(self, iteration: int, progress: float, budget: Budget) -> dict[str, float]:
+        """One optimizer step, with its gradient's norm and how far the weights moved."""
+        o, optimizer = self.config.optimizer, self.tensors.optimizer
+        factor = 0.1 + 0.45 * (1 + np.cos(np.pi * progress)) if o.schedule == "cosine" else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = o.lr * float(factor)
+        norm = _clip(self.parameters, o.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            raise NonFiniteError(f"the gradient is not finite in iteration {iteration} ({self.policy.dtype})")
+        before = [p.detach().clone() for p in self.parameters]
+        self.partially_updated = True  # until the iteration is booked
+        optimizer.step()
+        budget.optimizer_steps += 1
+        with torch.no_grad():
+            squares = [full_tensor((p - b).square().sum()) for p, b in zip(self.parameters, before, strict=True)]
+            moved = torch.stack(squares).sum().sqrt()
+            finite = torch.stack([_all_finite(p) for p in self.parameters]).all()
+        if not bool(finite):
+            raise NonFiniteError(
+                f"the weights are not finite after the update of iteration {iteration}; lower optimizer.lr. "
+                "They were not saved: the last checkpoint is from before"
+            )
+        if self.tensors.ema:
+            self.tensors.ema.update(budget.optimizer_steps)
+        return {"grad_norm": float(norm), "policy_update_norm": float(moved), "lr": o.lr * float(factor)}
+
+
+def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
+    """Scales all gradients down to the norm `largest`; returns the norm that they had."""
+    if not any(map(is_sharded, parameters)):
+        return torch.nn.utils.clip_grad_norm_(parameters, largest)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.stack([full_tensor(torch.linalg.vector_norm(g)) for g in gradients]).norm()
+    for gradient in gradients:
+        gradient.mul_(float((largest / (norm + 1e-6)).clamp(max=1.0)))
+    return norm
+
+
+def _all_finite(parameter: Tensor) -> Tensor:
+    """bool; for a sharded parameter its sum tells, since no rank sees the others' part."""
+    return torch.isfinite(full_tensor(parameter.sum()) if is_sharded(parameter) else parameter).all()
