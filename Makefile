@@ -31,7 +31,7 @@ test-lowest: ## the tests with the oldest dependencies that pyproject.toml allow
 fuzz: $(READY) ## the property tests with many examples, others each time
 	$(BIN)/python -m pytest -q -n auto tests/alignbench/test_properties_*.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
-mutants: $(READY) ## breaks one line at a time in a copy of the tree: does a test notice?
+mutants: $(READY) ## breaks one place at a time in a copy of the tree: does a test notice?
 	$(BIN)/python -m tests.support.mutants $(ARGS)
 
 lint: $(READY) ## ruff, mypy, and which packages may import which

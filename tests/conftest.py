@@ -37,3 +37,11 @@ def _figures_end_with_their_test() -> Iterator[None]:
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_for_the_next_test_too() -> Iterator[None]:
+    """Trainings set the number of threads of the process."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

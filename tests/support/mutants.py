@@ -1,18 +1,19 @@
-"""Mutation testing: breaks one line at a time and checks that a test fails.
+"""Mutation testing: breaks one place in the code at a time and checks that a test fails.
 
 `make mutants`, or `python -m tests.support.mutants [WORD ...]`.
 
-`mutations.yaml` names the lines. Each is broken in a copy of the tree, where its tests run alone. A break is *killed* where one
-of them fails, and *survives* where all pass: then a test is missing. Exit code 1 where one survives or cannot be tried.
+`mutations.yaml` names the places. Each is broken in a copy of the tree, where its tests run alone. A break is *killed* where
+one of them fails, and *survives* where all pass: then a test is missing. Exit code 1 where one survives or cannot be tried.
 
-With words, only mutations of files whose path has one of them are tried.
+With words, only mutations whose place or file has one of the words in its name are tried.
 """
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,35 +22,46 @@ from tempfile import TemporaryDirectory
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-ROOT = Path(__file__).parents[2]
-PARTS = ("alignbench", "objectives", "samplers", "evals", "tests", "pyproject.toml")
+from tests.support.places import PACKAGES, ROOT, Place, PlaceError
+
+PARTS = (*PACKAGES, "tests", "pyproject.toml")
 """What tests need of the tree."""
 PASSED, FAILED = 0, 1
 """Exit codes of pytest."""
 
 
 class Mutation(BaseModel):
-    """One line to break."""
+    """One place to break."""
 
     model_config = ConfigDict(extra="forbid")
 
-    file: str
-    was: str
-    """A text that is in the file once."""
-    broken: str
+    where: str = Field(alias="in")
+    """The function, method, class or module that the place is in: `alignbench.rollouts.plan.Plan.replay_rows`."""
+    replace: str
+    """An expression or a statement that is in there once."""
+    by: str
     """What takes its place."""
     wrong: str
     """What would go wrong."""
     tests: list[str] = Field(min_length=1)
     """Files or names of tests of which one must fail."""
 
+    @property
+    def place(self) -> Place:
+        return Place(self.where, self.replace)
+
+    @property
+    def file(self) -> str:
+        return self.place.file(ROOT).relative_to(ROOT).as_posix()
+
     def verdict(self, tree: Path) -> str:
         """`killed`, `SURVIVED`, or why it could not be tried; the copied tree is whole again afterwards."""
-        file = tree / self.file
+        try:
+            file, broken = self.place.file(tree), self.place.replaced(self.by, tree)
+        except PlaceError as error:
+            return f"NOT TRIED: {error}"
         whole = file.read_text(encoding="utf-8")
-        if whole.count(self.was) != 1:
-            return f"NOT TRIED: its text is in the file {whole.count(self.was)} times"
-        file.write_text(whole.replace(self.was, self.broken), encoding="utf-8")
+        file.write_text(broken, encoding="utf-8")
         try:
             code, said = pytest(tree, self.tests)
         finally:
@@ -60,10 +72,10 @@ class Mutation(BaseModel):
 
 
 def mutations(words: Sequence[str] = ()) -> list[Mutation]:
-    """All of them, or those of files whose path has one of the words."""
+    """All of them, or those whose place or file has one of the words in its name."""
     data = yaml.safe_load((ROOT / "tests" / "mutations.yaml").read_text(encoding="utf-8"))
     found = [Mutation.model_validate(entry) for entry in data]
-    return [m for m in found if not words or any(word in m.file for word in words)]
+    return [m for m in found if not words or any(word in m.where or word in m.file for word in words)]
 
 
 def pytest(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
@@ -75,26 +87,30 @@ def pytest(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr)[-2000:]
 
 
-def copied_tree(folder: Path) -> Path:
+def copied_tree(folder: Path, files: Collection[str]) -> Path:
+    """A copy of what tests need. In `files`, code is laid out as it is where one of them is broken: without comments."""
     folder.mkdir()
     for part in PARTS:
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / part, folder / part)
+    for file in files:
+        (folder / file).write_text(ast.unparse(ast.parse((ROOT / file).read_text(encoding="utf-8"))), encoding="utf-8")
     return folder
 
 
 def main(words: Sequence[str]) -> int:
     chosen = mutations(words)
     if not chosen:
-        print(f"no mutation is of a file with {' or '.join(words)} in its path", file=sys.stderr)
+        print(f"no mutation is in a place or file with {' or '.join(words)} in its name", file=sys.stderr)
         return 2
     workers = len(os.sched_getaffinity(0))
+    files = {mutation.file for mutation in chosen}
     with TemporaryDirectory() as scratch:
         trees: SimpleQueue[Path] = SimpleQueue()
         for worker in range(workers):
-            trees.put(copied_tree(Path(scratch) / str(worker)))
+            trees.put(copied_tree(Path(scratch) / str(worker), files))
 
         def tried(mutation: Mutation) -> str:
             tree = trees.get()
@@ -102,7 +118,7 @@ def main(words: Sequence[str]) -> int:
                 verdict = mutation.verdict(tree)
             finally:
                 trees.put(tree)
-            print(f"{verdict:9} {mutation.file}: {mutation.wrong}", flush=True)
+            print(f"{verdict:9} {mutation.where}: {mutation.wrong}", flush=True)
             return verdict
 
         code, said = pytest(Path(scratch) / "0", sorted({test for mutation in chosen for test in mutation.tests}))

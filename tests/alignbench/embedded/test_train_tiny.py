@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from alignbench.embedded import train_tiny as train_tiny_module
 from alignbench.embedded.drawing.scenes import NUMBERS, RELATIONS, TASK_TYPES, sample_scene
 from alignbench.embedded.train_tiny import (
     LatentPool,
@@ -29,13 +33,33 @@ from alignbench.errors import UserError
 
 PHASES = (Phase(steps=4, fall=0.4, shards=2, words_share=0.4), Phase(steps=2, rate=0.5, shards=1, words_share=0))
 SMALL = TinyTraining(
-    autoencoder_steps=2, autoencoder_batch=4, compile=False, batch=8, shard_size=16, save_every=2, warmup=2, phases=PHASES
-)  # fmt: skip
+    threads=1,
+    autoencoder_steps=2,
+    autoencoder_batch=4,
+    compile=False,
+    batch=8,
+    shard_size=16,
+    save_every=2,
+    warmup=2,
+    phases=PHASES,
+)
 
 
 def with_steps(*steps: int) -> TinyTraining:
     phases = [phase.model_copy(update={"steps": n}) for phase, n in zip(PHASES, steps, strict=True)]
     return SMALL.model_copy(update={"phases": tuple(phases)})
+
+
+class InThisProcess(Executor):
+    """A pool of workers that starts none: each would import torch. The fixture below has a real one."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        future.set_result(work(*arguments, **options))
+        return future
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +117,25 @@ def test_latents_have_unit_variance_over_all_components(trained: tuple[Path, lis
     assert latents.std().item() == pytest.approx(1.0, abs=0.25)
 
 
-def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> None:
-    lines: list[str] = []
+def test_a_training_that_was_stopped_ends_with_the_same_weights(
+    trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_tiny_module, "ProcessPoolExecutor", InThisProcess)
 
-    def stop_at_fifty(line: str) -> None:
-        lines.append(line)
-        if line.startswith("transformer step 50"):
+    def stopping(settings: TinyTraining, step: int) -> tuple[int, float]:
+        if step == 3:
             raise KeyboardInterrupt
+        return schedule(settings, step)
 
-    work = tmp_path / "work"
-    longer = with_steps(47, 5)
-    with pytest.raises(KeyboardInterrupt):
-        train_tiny(longer, work, tmp_path / "out", stop_at_fifty)
-    train_tiny(longer, work, tmp_path / "out", lines.append)
-    assert "goes on at step 48" in lines
-    train_tiny(longer, tmp_path / "whole", tmp_path / "out_whole", lines.append)
+    work, lines = tmp_path / "work", list[str]()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(train_tiny_module, "schedule", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny(SMALL, work, tmp_path / "out", lines.append)
+    train_tiny(SMALL, work, tmp_path / "out", lines.append)
+    assert "goes on at step 2" in lines
     for name in ("transformer", "text_encoder"):
-        (one,), (two,) = (list((tmp_path / out / name).glob("*.safetensors")) for out in ("out", "out_whole"))
+        (one,), (two,) = (list((folder / "out" / name).glob("*.safetensors")) for folder in (tmp_path, trained[0]))
         a, b = load_file(one), load_file(two)
         assert all(torch.equal(a[key], b[key]) for key in a)
     # The autoencoder was read from the folder of the work, which is nobody else's business.
@@ -153,7 +179,10 @@ def test_a_folder_of_another_training_is_refused_and_left_as_it_is(trained: tupl
     assert {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*")} == before
 
 
-def test_phases_can_be_added_to_a_training_that_has_ended(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_phases_can_be_added_to_a_training_that_has_ended(
+    trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_tiny_module, "ProcessPoolExecutor", InThisProcess)
     work = shutil.copytree(trained[0] / "work", tmp_path / "work")
     lines: list[str] = []
     train_tiny(SMALL.model_copy(update={"phases": (*PHASES, Phase(steps=2, shards=1))}), work, tmp_path / "out", lines.append)
