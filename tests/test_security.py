@@ -156,7 +156,7 @@ def test_what_an_eval_looks_through_comes_in_by_the_same_door(tmp_path: Path) ->
         shutil.copytree(FOLDERS["tiny"], folder)
         (folder / "sub").mkdir()
         (folder / "sub" / "mine.pyc").write_bytes(b"")
-        with pytest.raises(UserError, match=r"holds code \(sub/mine.pyc\)"):
+        with pytest.raises(UserError, match=r"contains code \(sub/mine.pyc\)"):
             opening(str(folder))
         (folder / "sub" / "mine.pyc").unlink()
         config = json.loads((folder / "preprocessor_config.json").read_text())
@@ -172,7 +172,7 @@ def test_code_in_a_models_folder_is_refused(tmp_path: Path, place: str) -> None:
     (folder / place).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "transformer": ["mine", "Mine"]}))
-    with pytest.raises(UserError, match=rf"holds code \({place}\); alignbench runs none from a model's folder"):
+    with pytest.raises(UserError, match=rf"contains code \({place}\), which alignbench does not run from a model's folder"):
         load_backbone(str(folder), device="cpu")
     assert not (tmp_path / "ran").exists()
 

@@ -26,7 +26,7 @@ from alignbench.backbone import BackboneSettings, KnownDistributions, Measured, 
 from alignbench.backbones.mixture.mixtures import (
     EXTENT,
     Mixture,
-    as_pictures,
+    as_images,
     divergences,
     midpoints,
     mixture_velocity,
@@ -138,7 +138,7 @@ class GaussianMixture(Backbone, KnownDistributions):
         return base + self.residual(x, sigma, c.number[group]) if self.active else base
 
     def decode(self, latents: Tensor) -> np.ndarray:
-        return as_pictures(latents)
+        return as_images(latents)
 
     def trainable(self) -> nn.Module:
         return self.residual

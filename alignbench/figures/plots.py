@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
+from torch import Tensor
 
 from alignbench import groups
 from alignbench.backbones.mixture import distributions

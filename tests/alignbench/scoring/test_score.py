@@ -183,7 +183,7 @@ def test_a_config_of_another_place_is_none_of_ours(tmp_path: Path) -> None:
         (["--pipeline", "tiny", "--images", "x"], "choose what to evaluate"),
         (["--images", "x"], "--images and --prompts go together"),
         (["--checkpoint", "nowhere"], "nowhere is not a run folder"),
-        (["--pipeline", "no/where"], "is no diffusers folder"),
+        (["--pipeline", "no/where"], "is not a diffusers folder"),
         (["--pipeline", "tiny", "--evals", "ocrr"], "there is no eval 'ocrr'; did you mean 'ocr'"),
         (["--pipeline", "tiny", "--evals", "quality", "--set", "evals.ocr.batch=3"], "the eval 'ocr', which is not asked for"),
     ],

@@ -239,7 +239,7 @@ def test_an_objective_that_trains_nothing_has_no_iterations(tmp_path: Path) -> N
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 6 evaluation prompts"):
         forecast(toy_config(write_task(tmp_path), evaluation={"prompts": 7}))
-    with pytest.raises(UserError, match="is no diffusers folder"):
+    with pytest.raises(UserError, match="is not a diffusers folder"):
         forecast(real_config(tmp_path, write_task(tmp_path)))
 
 
