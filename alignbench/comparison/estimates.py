@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from alignbench.comparison.grid import Grid, Method
 from alignbench.load import load_configured_backbone, load_objective
-from alignbench.training import costs
+from alignbench.training import costs, expected_rows
 
 
 class MethodCost(NamedTuple):
@@ -31,9 +31,9 @@ def expected_costs(grid: Grid) -> list[MethodCost]:
 def _expected_cost(method: Method, pace: costs.Pace) -> MethodCost:
     config, grid = method.config, method.grid
     objective = load_objective(config.objective.name, **config.objective.settings)
-    rows = costs.rows_per_iteration(config, objective)
-    counted = costs.model_rows(config, rows, objective.needs)
-    seconds = costs.seconds_per_iteration(config, rows, pace, objective.needs, guided=costs.trains_guided(objective))
+    rows = expected_rows.rows_per_iteration(config, objective)
+    counted = expected_rows.model_rows(config, rows, objective.needs)
+    seconds = costs.seconds_per_iteration(config, rows, pace, objective.needs, guided=expected_rows.trains_guided(objective))
     limits = (
         (grid.budget.model_rows, counted),
         (grid.budget.reward_calls, rows.pictures * pace.rewards),

@@ -23,7 +23,7 @@ from alignbench.load import load_objective, threads_of
 from alignbench.registry import names
 from alignbench.settings import Settings, validate
 from alignbench.tasks import load_task
-from alignbench.training import costs
+from alignbench.training import expected_rows
 
 SEEDS = (0, 1, 2)
 """The seeds of a comparison whose user asks for none."""
@@ -141,7 +141,7 @@ def check_grid(grid: Grid) -> None:
         load_task(task)
     for method in methods:
         load_objective(method.config.objective.name, **method.config.objective.settings)
-        costs.rows_per_iteration(method.config)
+        expected_rows.rows_per_iteration(method.config)
         check_trackers(method.config.trackers)
     _refuse_equal_methods(methods)
     counted = Counter(cell.id for cell in grid.cells())
@@ -178,7 +178,7 @@ def planned_rows(config: RunConfig) -> int:
     """
     if config.iterations is None:
         raise UserError("iterations is null; say where each cell ends with --budget model_rows=N")
-    rows = costs.rows_per_iteration(config)
+    rows = expected_rows.rows_per_iteration(config)
     return round(config.iterations * (rows.rollout + config.updates_per_rollout * rows.asked))
 
 

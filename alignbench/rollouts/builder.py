@@ -8,7 +8,43 @@ from torch import Tensor
 
 from alignbench.flow import Reduction
 from alignbench.rollouts.forest import RolloutForest
-from alignbench.rollouts.plan import Plan
+from alignbench.rollouts.plan import Plan, Step
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The live branches of all groups before a step; B of them, ordered by group.
+
+    Attributes:
+        x: float32 [B, *latent], their states.
+        group: int64 [B], the group of each.
+        path: int64 [B, S'], the edges that lead to each, for the scored steps so far.
+        node: int64 [B], the node of each state where the forest keeps it already; None where it does not.
+    """
+
+    x: Tensor
+    group: Tensor
+    path: Tensor
+    node: Tensor | None = None
+
+    @classmethod
+    def at_roots(cls, x: Tensor, groups: int) -> "Branches":
+        """The branches that start from initial noise x [B, *latent], equally many for each group."""
+        group = torch.arange(groups, device=x.device).repeat_interleave(len(x) // groups)
+        return cls(x, group, torch.empty(len(x), 0, dtype=torch.long, device=x.device))
+
+    def kept(self, builder: "ForestBuilder") -> Tensor:
+        """The node of each branch; states that the forest does not keep yet are added to it."""
+        return builder.add_states(self.x) if self.node is None else self.node
+
+    def moved(self, x: Tensor, children: int = 1) -> "Branches":
+        """The branches after a step that leaves no edge: each becomes `children` branches, whose states are x."""
+        return Branches(x, self.group.repeat_interleave(children), self.path.repeat_interleave(children, 0))
+
+    def along(self, edges: Tensor, x: Tensor, node: Tensor, children: int) -> "Branches":
+        """The branches after a step that leaves `edges`, int64 [B * children], to the kept states x."""
+        after = self.moved(x, children)
+        return Branches(x, after.group, torch.cat([after.path, edges[:, None]], dim=1), node)
 
 
 @dataclass
@@ -66,6 +102,33 @@ class ForestBuilder:
         self._edges.append((rows, children, numbers, log_prob))
         return torch.arange(first, self._edge_count, device=children.device)
 
+    def add_step(
+        self,
+        live: Branches,
+        t: int,
+        step: Step,
+        sigma: float,
+        sigma_next: float,
+        velocity: Tensor,
+        x: Tensor,
+        log_prob: Tensor,
+    ) -> Branches:
+        """Adds a scored step of all live branches: their states as replay rows, and an edge to each child.
+
+        Args:
+            t: the index of the step in the plan.
+            velocity: [B, *latent], what the behaviour policy predicted at the branches' states.
+            x: float32 [B * children, *latent], the states of the children.
+            log_prob: float32 [B * children], their log-densities.
+
+        Returns:
+            The branches after the step.
+        """
+        rows = self.add_rows(live.kept(self), live.group, t, velocity)
+        children = self.add_states(x)
+        edges = self.add_edges(rows.repeat_interleave(step.children), children, sigma, sigma_next, step.eta, log_prob)
+        return live.along(edges, x, children, step.children)
+
     def build(
         self,
         leaves: Tensor,
@@ -116,42 +179,27 @@ class ForestBuilder:
         )
 
 
+def planned_forest(plan: Plan, groups: int) -> RolloutForest:
+    """The forest that a rollout by this plan would give, without a model.
+
+    It tells what the forest costs to train on. States, velocities and log-densities are zeros; the rewards of each group
+    differ from each other and from their mean.
+    """
+    sigmas = torch.linspace(1, 0, len(plan.steps) + 1)
+    builder = ForestBuilder()
+    live = Branches.at_roots(torch.zeros(groups * plan.roots, 1), groups)
+    for t, step in enumerate(plan.steps):
+        x = torch.zeros(len(live.x) * step.children, 1)
+        if step.stochastic and step.scored:
+            live = builder.add_step(live, t, step, float(sigmas[t]), float(sigmas[t + 1]), live.x, x, x[:, 0])
+        else:
+            live = live.moved(x, step.children)
+    prompts = [f"prompt {g}" for g in range(groups)]
+    forest = builder.build(live.kept(builder), live.path, prompts=prompts, plan=plan, sigmas=sigmas)
+    forest.rewards = torch.arange(plan.leaves, dtype=torch.float64).sqrt().repeat(groups)
+    return forest
+
+
 def _columns(tables: Sequence[tuple[Tensor, ...]], empty: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Each column of several tables as one tensor; the tensors of `empty` where there is no table."""
     return tuple(torch.cat(column) for column in zip(*tables, strict=True)) if tables else empty
-
-
-@dataclass(frozen=True)
-class Branches:
-    """The live branches of all groups before a step; B of them, ordered by group.
-
-    Attributes:
-        x: float32 [B, *latent], their states.
-        group: int64 [B], the group of each.
-        path: int64 [B, S'], the edges that lead to each, for the scored steps so far.
-        node: int64 [B], the node of each state where the forest keeps it already; None where it does not.
-    """
-
-    x: Tensor
-    group: Tensor
-    path: Tensor
-    node: Tensor | None = None
-
-    @classmethod
-    def at_roots(cls, x: Tensor, groups: int) -> "Branches":
-        """The branches that start from initial noise x [B, *latent], equally many for each group."""
-        group = torch.arange(groups, device=x.device).repeat_interleave(len(x) // groups)
-        return cls(x, group, torch.empty(len(x), 0, dtype=torch.long, device=x.device))
-
-    def kept(self, builder: ForestBuilder) -> Tensor:
-        """The node of each branch; states that the forest does not keep yet are added to it."""
-        return builder.add_states(self.x) if self.node is None else self.node
-
-    def moved(self, x: Tensor, children: int = 1) -> "Branches":
-        """The branches after a step that leaves no edge: each becomes `children` branches, whose states are x."""
-        return Branches(x, self.group.repeat_interleave(children), self.path.repeat_interleave(children, 0))
-
-    def along(self, edges: Tensor, x: Tensor, node: Tensor, children: int) -> "Branches":
-        """The branches after a step that leaves `edges`, int64 [B * children], to the kept states x."""
-        after = self.moved(x, children)
-        return Branches(x, after.group, torch.cat([after.path, edges[:, None]], dim=1), node)

@@ -80,14 +80,10 @@ def rollout(
             reduction=reduction,
         )
         finite.add(velocity, drawn.x_next, drawn.log_prob)
-        if not step.scored:
+        if step.scored:
+            live = forest.add_step(live, t, step, sigma, sigma_next, velocity, drawn.x_next, drawn.log_prob)
+        else:
             live = live.moved(drawn.x_next, step.children)
-            continue
-        rows = forest.add_rows(live.kept(forest), live.group, t, velocity)
-        children = forest.add_states(drawn.x_next)
-        parents = rows.repeat_interleave(step.children)
-        edges = forest.add_edges(parents, children, sigma, sigma_next, step.eta, drawn.log_prob)
-        live = live.along(edges, drawn.x_next, children, step.children)
     finite.check()
     return forest.build(
         live.kept(forest),

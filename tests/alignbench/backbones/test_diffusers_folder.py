@@ -26,9 +26,9 @@ from alignbench.rollouts.noise import group_keys, normal
 from alignbench.rollouts.terms import Velocities
 from alignbench.tasks import load_task
 from alignbench.training.checkpoint import policy_weights
-from alignbench.training.costs import LiveBytes
 from alignbench.training.engine import RATIO_TOLERANCE, backward
 from alignbench.training.exporting import export
+from alignbench.training.memory import LiveBytes
 from alignbench.training.trainer import Trainer
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import toy_config, write_task

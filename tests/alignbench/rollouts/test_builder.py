@@ -2,8 +2,10 @@
 
 import torch
 
-from alignbench.rollouts.builder import Branches, ForestBuilder
+from alignbench import rollout
+from alignbench.rollouts.builder import Branches, ForestBuilder, planned_forest
 from alignbench.rollouts.plan import Plan, Step
+from tests.support.toys import MIXED, PROMPTS, ToyBackbone
 
 
 def test_a_split_and_a_scored_step_give_shared_and_own_edges() -> None:
@@ -50,3 +52,12 @@ def test_a_forest_without_edges_has_empty_tensors_of_the_usual_dtypes() -> None:
     assert {(len(t), t.dtype) for t in numbers} == {(0, torch.float32)}
     assert forest.row_velocity.shape == (0, 3, 4)
     assert forest.path_sum(forest.old_log_prob).tolist() == [[0.0, 0.0]]
+
+
+def test_a_planned_forest_has_the_tree_of_a_rollout_by_the_plan() -> None:
+    planned, drawn = planned_forest(MIXED, groups=2), rollout(ToyBackbone(), PROMPTS, MIXED, seed=0)
+    for name in ("rows", "row_group", "row_step", "edge_row", "edge_child", "edge_eta", "leaves", "leaf_edges"):
+        assert torch.equal(getattr(planned, name), getattr(drawn, name)), name
+    assert len(planned.rows) == MIXED.replay_rows(2)
+    rewards = planned.by_group(planned.rewards)
+    assert all(len(group.unique()) == MIXED.leaves and not (group == group.mean()).any() for group in rewards)
