@@ -30,7 +30,7 @@ class FlowRL(TargetObjective):
 
     class Settings(TargetSettings):
         beta: float = Field(15.0, ge=0)
-        """Inverse temperature of the target, for rewards in units of their group's standard deviation. A larger one asks for
+        """Inverse temperature of the target, for rewards in the unit of `reward_scale`. A larger one asks for
         more reward and less diversity."""
         ratio_clip: float | None = Field(0.2, gt=0)
         """How far the importance ratio of a path may be from 1 before it is clipped (the paper); null does not clip it (the

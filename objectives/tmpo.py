@@ -42,7 +42,7 @@ class TMPO(TargetObjective):
 
     class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
-        """Inverse temperature of the target after the warm-up, for rewards in units of their group's standard deviation. A
+        """Inverse temperature of the target after the warm-up, for rewards in the unit of `reward_scale`. A
         larger one asks for more reward and less diversity."""
         beta_start: float = Field(0.8, ge=0)
         """Inverse temperature at the first iteration."""
