@@ -374,7 +374,7 @@ def test_of_two_runs_into_one_folder_the_later_one_is_refused(tmp_path: Path, mo
             "Hanging",
             "scorer 'brightness' did not answer within 1 s in iteration 2; if it only needs longer, raise scorer_timeout",
         ),
-        ("Knowing", "no picture of iteration 2 could be scored"),
+        ("Knowing", "no image of iteration 2 could be scored"),
         ("Boundless", "scorer 'brightness' returned an infinite score for image 0"),
         ("Shortened", r"scorer 'brightness' returned scores of shape \[7\] for 8 images"),
     ],
