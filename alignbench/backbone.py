@@ -29,6 +29,11 @@ def temporarily_set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]
         _write(parameters, live)
 
 
+def checksum(tensor: Tensor) -> int:
+    """The sum of the float32 bits of all values as integers, which does not depend on the order of summation."""
+    return int(tensor.detach().float().view(torch.int32).sum())
+
+
 @torch.no_grad()
 def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):

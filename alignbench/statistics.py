@@ -256,6 +256,22 @@ def one_sample(values: np.ndarray) -> float:
     return welch(values, np.zeros(2))  # zeros have no variance, so they add neither error nor degrees of freedom
 
 
+def first_reached(values: np.ndarray, level: float) -> tuple[int, int, float] | None:
+    """Where a series first reaches a level, by linear interpolation.
+
+    Returns:
+        The places before and after, and the share of the way between them; twice the first place if the series begins there.
+        None if it never reaches the level.
+    """
+    reached = np.flatnonzero(values >= level)
+    if not len(reached):
+        return None
+    after = int(reached[0])
+    if after == 0:
+        return 0, 0, 0.0
+    return after - 1, after, float((level - values[after - 1]) / (values[after] - values[after - 1]))
+
+
 def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:
     """Computes the difference of two means, first minus second, with the interval that belongs to `welch`.
 

@@ -8,13 +8,13 @@ import typer
 
 from alignbench.config.run_config import load_config
 from alignbench.errors import UserError
+from alignbench.frontier import BEST_OF, IMAGES
 from alignbench.runtime.streams import print_json
 
 if TYPE_CHECKING:
     from alignbench.frontier.front import Front
 
 FRONTS = Path("results") / "fronts"
-DEFAULT_BEST_OF = "2,4,8,16"
 
 
 def front(
@@ -25,11 +25,11 @@ def front(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="dotted.key=value, such as evaluation.prompts=12; repeatable.")
     ] = None,
-    images: Annotated[int, typer.Option(min=4, help="Images of each prompt to draw from the base model.")] = 64,
+    images: Annotated[int, typer.Option(min=4, help="Images of each prompt to draw from the base model.")] = IMAGES,
     betas: Annotated[
         str | None, typer.Option(help="Inverse temperatures on raw rewards, separated by commas. (default: as far as they go)")
     ] = None,
-    best_of: Annotated[str, typer.Option(help="Values of n for best-of-n, separated by commas.")] = DEFAULT_BEST_OF,
+    best_of: Annotated[str, typer.Option(help="Values of n for best-of-n, separated by commas.")] = ",".join(map(str, BEST_OF)),
     out: Annotated[Path, typer.Option(help="Folder that holds fronts; one with the same content is read again.")] = FRONTS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the front as one JSON document on stdout.")] = False,
 ) -> None:

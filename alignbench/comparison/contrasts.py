@@ -15,7 +15,7 @@ import pandas as pd
 
 from alignbench.comparison.reading import setup_settings
 from alignbench.comparison.results import BASE, Results
-from alignbench.statistics import Interval, difference, holm, mean_interval, one_sample
+from alignbench.statistics import Interval, difference, first_reached, holm, mean_interval, one_sample
 
 KL, BEST_REWARD = "kl_base", "best_reward_at_kl"
 MEASURED = "measured_"
@@ -101,7 +101,7 @@ def means_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
                 rows.append({**names, **Interval(float(final[0]), -np.inf, np.inf, 0)._asdict(), "p": np.nan})
             else:
                 rows.append({**names, **mean_interval(final)._asdict(), "p": one_sample(apart)})
-    return _corrected(rows)
+    return corrected(rows)
 
 
 def sampler_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def sampler_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
             names = {"part": part, "objective": objective, "first": first, "second": second}
             names["cell"] = str(of_sampler[first]["cell"].iloc[0]).partition(" x ")[0]
             rows += _paired(of_sampler[first], of_sampler[second], metrics, names)
-    return _corrected(rows)
+    return corrected(rows)
 
 
 def method_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
@@ -144,7 +144,7 @@ def method_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
         first = first_cells.get(names["sampler"])
         if first is not None and first != names["cell"]:
             rows += _paired(of_cell[first], of_key, metrics, {**names, "first": first})
-    return _corrected(rows)
+    return corrected(rows)
 
 
 # ---------------------------------------------------------------------------------------------------- at equal KL
@@ -206,17 +206,13 @@ def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
 
     Rows of NaN if it never does, and if neither of the two is within a factor of `NEAR` of the level.
     """
-    above = np.flatnonzero(path[:, 0] >= level)
-    if not len(above):
+    place = first_reached(path[:, 0], level)
+    if place is None:
         return np.full(path.shape[1], np.nan)
-    i = int(above[0])
-    before, after = path[max(i - 1, 0)], path[i]
+    before, after, share = path[place[0]], path[place[1]], place[2]
     if not (before[0] * NEAR >= level or after[0] <= level * NEAR):
         return np.full(path.shape[1], np.nan)
-    if i == 0:
-        return after
-    share = (level - before[0]) / (after[0] - before[0])
-    return np.asarray(before + share * (after - before))
+    return np.asarray(before + share * (after - before)) if share else before
 
 
 # ---------------------------------------------------------------------------------------------------- parts
@@ -236,7 +232,7 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, metrics: list[str], names
     return rows
 
 
-def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows with `p_holm`, corrected for all rows of their metric."""
     frame = pd.DataFrame(rows)
     if frame.empty:

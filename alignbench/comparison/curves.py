@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignbench.statistics import Interval, difference, holm, mean_interval, rise_test
+from alignbench.comparison.contrasts import corrected
+from alignbench.statistics import Interval, difference, first_reached, mean_interval, rise_test
 
 ROWS = "model_rows"
 LEVELS = (0.25, 0.5, 0.75, 0.9)
@@ -36,23 +37,20 @@ class RunCurve(NamedTuple):
     points: pd.DataFrame
 
 
-def first_reached(points: pd.DataFrame, reward: str, level: float) -> pd.Series | None:
+def point_at(points: pd.DataFrame, reward: str, level: float) -> pd.Series | None:
     """The curve where its reward first reaches a level, interpolated between two evaluations; None where it never does.
 
     Args:
         points: a row for each evaluation; the first is the base model's.
         reward: column that reaches the level.
     """
-    rewards = points[reward].to_numpy(dtype=np.float64)
-    reached = np.flatnonzero(rewards >= level)
-    if not len(reached):
+    place = first_reached(points[reward].to_numpy(dtype=np.float64), level)
+    if place is None:
         return None
-    after = int(reached[0])
-    if after == 0:
-        return points.iloc[0]
-    share = (level - rewards[after - 1]) / (rewards[after] - rewards[after - 1])
-    before = points.iloc[after - 1]
-    interpolated: pd.Series = before + share * (points.iloc[after] - before)
+    before, after, share = place
+    if before == after:
+        return points.iloc[after]
+    interpolated: pd.Series = points.iloc[before] + share * (points.iloc[after] - points.iloc[before])
     return interpolated
 
 
@@ -81,7 +79,7 @@ def at_levels(curves: Sequence[RunCurve], reward: str, levels: Sequence[float], 
         if len(curve.points) < LEAST_EVALUATIONS:
             raise ValueError(f"{curve.method}, seed {curve.seed}: a curve needs at least two evaluations")
         for level in levels:
-            point = first_reached(curve.points, reward, level)
+            point = point_at(curve.points, reward, level)
             rows += [
                 (curve.method, curve.strength, curve.seed, level, metric, np.nan if point is None else float(point[metric]))
                 for metric in (*metrics, ROWS)
@@ -132,13 +130,8 @@ def equal_reward_differences(table: pd.DataFrame) -> pd.DataFrame:
                 | {"reached_first": int(a.notna().sum()), "reached_second": int(b.notna().sum()), "seeds": len(a)}
                 | {"p": float("nan") if np.isnan(above) else min(1.0, 2 * min(above, 1 - above))}
             )
-    frame = pd.DataFrame(rows)
-    if frame.empty:
-        return frame
-    for _, family in frame.groupby("metric", sort=False):
-        frame.loc[family.index, "p_holm"] = holm(family["p"].tolist())
-        frame.loc[family.index, "tests"] = len(family)
-    return frame
+    frame = corrected(rows)
+    return frame if frame.empty else frame.assign(tests=frame.groupby("metric")["p"].transform("size"))
 
 
 class RowsToReward(NamedTuple):
@@ -164,7 +157,7 @@ def rows_to_reward(curves: Sequence[RunCurve], reward: str, levels: Sequence[flo
     for method in dict.fromkeys(curve.method for curve in curves):
         runs = [curve for curve in curves if curve.method == method]
         for level in levels:
-            points = [first_reached(curve.points, reward, level) for curve in runs]
+            points = [point_at(curve.points, reward, level) for curve in runs]
             rows = sorted(np.inf if point is None else float(point[ROWS]) for point in points)
             reached = sum(point is not None for point in points)
             budget = max(float(curve.points[ROWS].max()) for curve in runs)

@@ -1,6 +1,9 @@
 """How large a difference a number of seeds can show, and how many seeds a difference needs."""
 
+from bisect import bisect_left
+
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import nct, t
 
 LEVEL, POWER = 0.05, 0.8
@@ -35,30 +38,19 @@ def detectable(deviation: float, seeds: int, *, paired: bool, level: float = LEV
         return float("inf")
     if deviation == 0:
         return 0.0
-    low, high = 0.0, deviation
+    high = deviation
     while power(high, deviation, seeds, paired=paired, level=level) < wanted:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        enough = power(middle, deviation, seeds, paired=paired, level=level) >= wanted
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+        high *= 2
+    return float(brentq(lambda effect: power(effect, deviation, seeds, paired=paired, level=level) - wanted, 0.0, high))
 
 
 def seeds_needed(effect: float, deviation: float, *, paired: bool, level: float = LEVEL, wanted: float = POWER) -> int | None:
     """The fewest seeds of each method that show a true difference with the wanted power; None beyond `MOST_SEEDS`."""
     if effect == 0:
         return None
-    low, high = 1, 2
-    while power(effect, deviation, high, paired=paired, level=level) < wanted:
-        low, high = high, 2 * high
-        if high > MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = power(effect, deviation, middle, paired=paired, level=level) >= wanted
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+    counts = range(2, MOST_SEEDS + 1)
+    first = bisect_left(counts, wanted, key=lambda seeds: power(effect, deviation, seeds, paired=paired, level=level))
+    return counts[first] if first < len(counts) else None
 
 
 def pooled_deviation(samples: list[np.ndarray]) -> float:

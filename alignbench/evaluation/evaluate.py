@@ -1,5 +1,6 @@
 """MetricSuite a policy: the same prompts and the same initial noise for every model that is compared."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -92,6 +93,12 @@ class MetricSuite:
             raise UserError(f"two evals go by the name {found.name!r}; give one of them another label")
         self.evals[found.name] = found
         return found
+
+    def only(self, kind: type[Metric]) -> "MetricSuite":
+        """The same suite with the evals of one kind, such as `Scorer`; nothing is loaded again."""
+        part = copy.copy(self)
+        part.evals = {name: metric for name, metric in self.evals.items() if isinstance(metric, kind)}
+        return part
 
     def require(self) -> None:
         """Raises UserError where weights are missing that no hub gives, before anything is loaded."""

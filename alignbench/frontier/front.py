@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from alignbench import groups
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, checksum
 from alignbench.config.run_config import EvaluationConfig
 from alignbench.errors import RunError, UserError
 from alignbench.evaluation.evaluate import MetricSuite, evaluate_images, evaluation_prompts, named_failure
@@ -39,7 +39,7 @@ from alignbench.frontier.tilt import (
 )
 from alignbench.rollouts.executor import decode, predict, sample
 from alignbench.rollouts.noise import seed_of
-from alignbench.scorer import SetMetric
+from alignbench.scorer import Scorer, SetMetric, checked_scores
 from alignbench.settings import Settings, validate
 from alignbench.statistics import mean_interval
 from alignbench.tasks import Task
@@ -130,13 +130,15 @@ class Samples:
     Attributes:
         scores: metric -> float [P, N], one value for each image.
         rewards: float [P, N], what the target is tilted by.
-        features: set metric's name -> what it reads of the images of each prompt.
+        features: eval of sets -> what it reads of the images of each prompt.
+        set_metrics: eval of sets -> the names of its metrics.
     """
 
     prompts: list[str]
     scores: dict[str, np.ndarray]
     rewards: np.ndarray
     features: dict[str, list[Any]]
+    set_metrics: dict[str, list[str]]
     directions: dict[str, bool | None]
     roles: dict[str, str]
 
@@ -222,18 +224,12 @@ def measure_front(
 
 
 def _headline(samples: Samples, suite: MetricSuite) -> list[str]:
-    def shown(metric: str, of_eval: str, parts: set[str]) -> bool:
-        return samples.directions.get(metric) is not None and (metric == of_eval or of_eval not in parts)
-
-    scorers = [name for name in suite.evals if name in samples.scores and name not in suite.rewards]
-    sets = []
-    for name, read in samples.features.items():
-        metric = suite.evals[name]
-        assert isinstance(metric, SetMetric)
-        size = max(metric.fewest, 2)
-        measured = metric.measure_read(read[0], range(size), samples.prompts[0])
-        sets += [one for one in measured if shown(one, name, {*measured})]
-    return [*scorers, *sets]
+    """Independent scorers' own metrics, and of each eval of sets the metric of its name, or all with a direction."""
+    headline = [name for name in suite.evals if name in samples.scores and name not in suite.rewards]
+    for name, metrics in samples.set_metrics.items():
+        shown = [name] if name in metrics else metrics
+        headline += [metric for metric in shown if samples.directions[metric] is not None]
+    return headline
 
 
 def draw_samples(
@@ -251,9 +247,10 @@ def draw_samples(
     Raises:
         RunError: a scorer failed.
     """
-    set_metrics = {name: metric for name, metric in suite.evals.items() if isinstance(metric, SetMetric)}
+    scorers, set_metrics = suite.only(Scorer), set_evals(suite)
     scores: dict[str, list[np.ndarray]] = {}
     features: dict[str, list[Any]] = {name: [] for name in set_metrics}
+    names: dict[str, list[str]] = {}
     directions: dict[str, bool | None] = {}
     roles: dict[str, str] = {}
     policy.prepare(prompts)
@@ -266,22 +263,32 @@ def draw_samples(
             latents = sample(policy, part, images, steps, config.seed, micro_batch=micro_batch)
             drawn = decode(policy, latents, micro_batch)
         owners = [p for p in range(len(part)) for _ in range(images)]
-        evaluation = evaluate_images(drawn, latents, part, owners, suite)
+        evaluation = evaluate_images(drawn, latents, part, owners, scorers)
         directions |= evaluation.directions
         roles |= evaluation.roles
-        rows = evaluation.table[evaluation.table.image >= 0]
-        for metric, table in rows.groupby("metric", sort=False):
+        for metric, table in evaluation.table.groupby("metric", sort=False):
             wide = table.pivot(index="prompt_index", columns="image", values="value")
             scores.setdefault(str(metric), []).append(np.asarray(wide, dtype=np.float64))
         for name, measured in set_metrics.items():
             for p, prompt in enumerate(part):
                 of_prompt = slice(p * images, (p + 1) * images)
                 with named_failure(name, "on the base model's images", suite.timeout):
-                    features[name].append(measured.read_images(drawn[of_prompt], latents[of_prompt].cpu(), prompt))
+                    read = measured.read_images(drawn[of_prompt], latents[of_prompt].cpu(), prompt)
+                    features[name].append(read)
+                    if name not in names:
+                        names[name] = list(measured.measure_read(read, range(images), prompt))
+    for name, of_eval in names.items():
+        directions |= {metric: set_metrics[name].higher_is_better(metric) for metric in of_eval}
+        roles |= dict.fromkeys(of_eval, "judge")
     together = {metric: np.concatenate(parts) for metric, parts in scores.items()}
     of_reward = {name: torch.from_numpy(together[name]) for name in suite.rewards}
     rewards = groups.total(of_reward, suite.weights, normalise=normalise_rewards).numpy()
-    return Samples(list(prompts), together, rewards, features, directions, roles)
+    return Samples(list(prompts), together, rewards, features, names, directions, roles)
+
+
+def set_evals(suite: MetricSuite) -> dict[str, SetMetric]:
+    """The suite's evals that measure sets of images, by name."""
+    return {name: metric for name, metric in suite.evals.items() if isinstance(metric, SetMetric)}
 
 
 def _rows_of(
@@ -290,6 +297,7 @@ def _rows_of(
     """The table's rows of one strength."""
     tilted = rule == TILT
     mean_of = tilted_mean if tilted else weighted_mean
+    metrics_of_sets = set_evals(suite)
     rows: list[tuple[str, float, int, str, str, float]] = []
     for p, prompt in enumerate(samples.prompts):
         log_w = log_weights[p]
@@ -301,11 +309,10 @@ def _rows_of(
             rng = np.random.default_rng(seed_of("sets", seed, rule, repr(strength), p))
             sets = draw_sets(log_w, size, SETS, rng)
             for name, features in samples.features.items():
-                metric = suite.evals[name]
-                assert isinstance(metric, SetMetric)
-                measured = [metric.measure_read(features[p], members, prompt) for members in sets]
+                with named_failure(name, "on the base model's images", suite.timeout):
+                    measured = [metrics_of_sets[name].measure_read(features[p], members, prompt) for members in sets]
                 for of_set in dict.fromkeys(key for one in measured for key in one):
-                    of_sets = np.array([one.get(of_set, np.nan) for one in measured])
+                    of_sets = checked_scores([one.get(of_set, np.nan) for one in measured], len(sets), of_set)
                     values[of_set] = set_mean(of_sets, sets, debias=tilted)
         rows += [(rule, strength, p, prompt, metric, value) for metric, value in values.items()]
     return rows
@@ -317,7 +324,11 @@ def _rows_of(
 def content_key(policy: Backbone, task: Task, suite: MetricSuite, config: EvaluationConfig, **others: Any) -> str:
     """Digest of all that a front depends on: weights, task, protocol and metrics with their settings."""
     weights = {
-        name: [_checksum(p) for p in component.module.parameters() if p.device.type != "meta"]
+        name: [
+            [list(p.shape), checksum(p), checksum(p.flatten()[::7])]  # the second sees values that changed places
+            for p in component.module.parameters()
+            if p.device.type != "meta"
+        ]
         for name, component in policy.components().items()
     }
     parts = {
@@ -332,12 +343,6 @@ def content_key(policy: Backbone, task: Task, suite: MetricSuite, config: Evalua
         **others,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _checksum(parameter: torch.Tensor) -> list[Any]:
-    """Shape, and sums of the float32 bits as integers, which do not depend on the order of summation."""
-    bits = parameter.detach().float().flatten().view(torch.int32)
-    return [list(parameter.shape), int(bits.sum(dtype=torch.int64)), int(bits[::7].sum(dtype=torch.int64))]
 
 
 @torch.no_grad()

@@ -7,14 +7,13 @@ from alignbench.config.run_config import RunConfig
 from alignbench.evaluation.evaluate import MetricSuite, evaluation_prompts
 from alignbench.figures.plots import write_figure
 from alignbench.files.writing import exclusive
+from alignbench.frontier import BEST_OF, IMAGES
 from alignbench.frontier.figure import draw_front
 from alignbench.frontier.front import Front, content_key, measure_front, read_front, write_front
 from alignbench.load import load_configured_backbone
 from alignbench.registry import file_name
 from alignbench.tasks import load_task
 
-IMAGES = 64
-BEST_OF = (2, 4, 8, 16)
 KEY_LETTERS = 10
 
 

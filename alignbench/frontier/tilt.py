@@ -13,9 +13,10 @@ so that numerator and denominator are unbiased for what K independent images of 
 is. Sets drawn with replacement would hold copies, which look like a collapse.
 """
 
-from math import lgamma
+from math import comb
 
 import numpy as np
+from scipy.special import logsumexp
 
 ROUNDING = 1e-12
 """Share of all weight below which what is left without one sample counts as nothing."""
@@ -29,7 +30,7 @@ def tilted_log_weights(rewards: np.ndarray, beta: float) -> np.ndarray:
         beta: inverse temperature on raw rewards.
     """
     scaled = np.where(np.isnan(rewards), -np.inf, beta * np.asarray(rewards, dtype=np.float64))
-    return np.asarray(scaled - _log_sum_exp(scaled)[..., None])
+    return np.asarray(scaled - logsumexp(scaled, axis=-1, keepdims=True))
 
 
 def best_of_log_weights(rewards: np.ndarray, n: int) -> np.ndarray:
@@ -52,7 +53,7 @@ def best_of_log_weights(rewards: np.ndarray, n: int) -> np.ndarray:
     order = valid[np.argsort(rewards[valid], kind="stable")]
     chance = np.zeros(count)
     for place in range(n - 1, count):
-        chance[place] = np.exp(_log_choose(place, n - 1) - _log_choose(count, n))
+        chance[place] = comb(place, n - 1) / comb(count, n)
     sorted_rewards = rewards[order]
     for value in np.unique(sorted_rewards):
         tied = sorted_rewards == value
@@ -65,7 +66,7 @@ def best_of_log_weights(rewards: np.ndarray, n: int) -> np.ndarray:
 
 def effective_sample_size(log_weights: np.ndarray) -> np.ndarray:
     """1 / sum_i w_i^2 over the last axis, between 1 and N (Kish 1965)."""
-    return np.asarray(np.exp(-_log_sum_exp(2 * log_weights)))
+    return np.asarray(np.exp(-logsumexp(2 * log_weights, axis=-1)))
 
 
 def kl_to_base(log_weights: np.ndarray) -> np.ndarray:
@@ -184,14 +185,3 @@ def draw_sets(log_weights: np.ndarray, size: int, count: int, rng: np.random.Gen
         sets[taken, missing[taken] - 1] = usable[i - 1]
         missing -= taken
     return sets
-
-
-def _log_choose(n: int, k: int) -> float:
-    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
-
-
-def _log_sum_exp(values: np.ndarray) -> np.ndarray:
-    peak = values.max(-1, keepdims=True)
-    peak = np.where(np.isfinite(peak), peak, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log(np.exp(values - peak).sum(-1)) + peak[..., 0])

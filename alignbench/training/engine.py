@@ -191,14 +191,19 @@ class _Pass:
         _check_finite(terms)
         return terms, first
 
-    def _loss(self, terms: Terms) -> tuple[float, dict[str, Tensor | None]]:
-        """The loss and its gradient with respect to each term; that of the objective's own parameters is added to them."""
+    def _loss(self, terms: Terms, *, own: bool = True) -> tuple[float, dict[str, Tensor | None]]:
+        """The loss and its gradient with respect to each term.
+
+        Args:
+            own: whether its gradient with respect to the objective's own parameters is added to them.
+        """
+        own_parameters = self.own_parameters if own else []
         leaves = {name: value.detach().requires_grad_() for name, value in terms.items() if value.is_floating_point()}
         loss = self.objective.loss({**terms, **leaves}, self.forest)
         _check_loss(loss, self.objective)
-        gradients = torch.autograd.grad(loss, [*leaves.values(), *self.own_parameters], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [*leaves.values(), *own_parameters], allow_unused=True)
         if self.processes.is_rank_zero:  # the loss is the same on all ranks, and gradients are summed over them
-            for parameter, gradient in zip(self.own_parameters, gradients[len(leaves) :], strict=True):
+            for parameter, gradient in zip(own_parameters, gradients[len(leaves) :], strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return float(loss.detach()), dict(zip(leaves, gradients, strict=False))
@@ -273,11 +278,7 @@ class _Pass:
                     stand_in[name] = terms[name].clone()
                     stand_in[name][places[name] : places[name] + len(value)] = value.detach()
                 _check_finite({name: value.detach() for name, value in piece.items()})
-                leaves = {name: value.requires_grad_() for name, value in stand_in.items() if value.is_floating_point()}
-                loss = self.objective.loss({**stand_in, **leaves}, self.forest)
-                _check_loss(loss, self.objective)
-                gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-                self._send_back(piece, dict(zip(leaves, gradients, strict=True)), places)
+                self._send_back(piece, self._loss(stand_in, own=False)[1], places)
                 pieces.append({name: value.detach() for name, value in piece.items()})
             return pieces
 

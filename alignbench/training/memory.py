@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, computed_field
-from torch import Tensor
-from torch.library import Library
+from torch import Tensor, library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
@@ -108,12 +107,12 @@ def fused_attention_on_meta() -> Iterator[None]:
         output: Tensor = fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
         return output
 
-    library = Library("aten", "IMPL")
-    library.impl("scaled_dot_product_attention", attention, "AutogradMeta")
+    kernels = library.Library("aten", "IMPL")
+    kernels.impl("scaled_dot_product_attention", attention, "AutogradMeta")
     try:
         yield
     finally:
-        del library  # takes the kernel back
+        del kernels  # takes the kernel back
 
 
 def estimate_memory(config: RunConfig, policy: Backbone, prompt: str, rows: ExpectedRows, *, guided: bool = True) -> Memory:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignbench.backbone import Backbone, temporarily_set
+from alignbench.backbone import Backbone, checksum, temporarily_set
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
 from alignbench.evaluation.evaluate import MetricSuite
@@ -242,7 +242,7 @@ class Trainer:
         """Raises RunError where a rank has other weights than rank 0, or is at another iteration."""
         if self.processes.count == 1:
             return  # saves reading every weight
-        state = [self.iteration, *map(_checksum, self.updater.parameters)]
+        state = [self.iteration, *(0 if is_sharded(p) else checksum(p) for p in self.updater.parameters)]
         first, *others = self.processes.all_gather_object(state)
         for rank, other in enumerate(others, 1):
             if other != first:
@@ -265,11 +265,6 @@ class Trainer:
         self.saved, self.updater.partially_updated = checkpoint.iteration, False
         self.check_together()
         return restored.passed_over
-
-
-def _checksum(parameter: Tensor) -> int:
-    """An order-independent checksum of the bits; 0 for a sharded parameter, which exists only once."""
-    return 0 if is_sharded(parameter) else int(parameter.detach().float().view(torch.int32).sum())
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -3,22 +3,18 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from alignbench import RolloutForest, load_objective, load_sampler, rollout
-from tests.support.toys import ToyBackbone
+from alignbench import RolloutForest, load_objective
+from tests.support.replays import two_splits
 
 Y = torch.tensor([0.3, -1.2, 0.8, 2.0])
 
 
 @pytest.fixture
 def forest() -> RolloutForest:
-    plan = load_sampler("fixed_tree", steps=4, levels=2, children=2, splits=(1, 2)).plan(0, np.random.default_rng(0))
-    found = rollout(ToyBackbone(), ["a", "b"], plan, seed=0)
-    found.rewards = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0])
-    return found
+    return two_splits([0.0, 1.0, 2.0, 3.0], [5.0] * 4)
 
 
 def terms_of(forest: RolloutForest, y: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,12 +1,11 @@
 """Sub-trajectory balance on a tree whose exact flow is known, and by its limits."""
 
-import numpy as np
 import pytest
 import torch
 
-from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from alignbench import RolloutForest, load_objective
 from objectives.subtb import SubTB
-from tests.support.toys import ToyBackbone
+from tests.support.replays import two_splits
 
 BETA = 1.5
 Z = torch.tensor([-3.0, -1.0, 1.0, 3.0]) / 5**0.5
@@ -15,10 +14,7 @@ Z = torch.tensor([-3.0, -1.0, 1.0, 3.0]) / 5**0.5
 @pytest.fixture
 def forest() -> RolloutForest:
     """Two groups of four leaves: a split into two, and each of these into two."""
-    plan = load_sampler("fixed_tree", steps=4, levels=2, children=2, splits=(1, 2)).plan(0, np.random.default_rng(0))
-    found = rollout(ToyBackbone(), ["a", "b"], plan, seed=0)
-    found.rewards = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0])
-    return found
+    return two_splits([0.0, 1.0, 2.0, 3.0], [5.0] * 4)
 
 
 def exact_terms(forest: RolloutForest) -> dict[str, torch.Tensor]:

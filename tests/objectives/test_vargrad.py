@@ -4,18 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench import RolloutForest, load_objective, load_sampler, rollout
+from alignbench import RolloutForest, load_objective
 from tests.support.by_hand import leaf_values
-from tests.support.replays import REWARDS, by_autograd, check, drawn, plan_of
-from tests.support.toys import ToyBackbone
+from tests.support.replays import REWARDS, by_autograd, check, drawn, plan_of, two_splits
 
 
 @pytest.fixture
 def forest() -> RolloutForest:
-    plan = load_sampler("fixed_tree", steps=4, levels=2, children=2, splits=(1, 2)).plan(0, np.random.default_rng(0))
-    found = rollout(ToyBackbone(), ["a", "b"], plan, seed=0)
-    found.rewards = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0])
-    return found
+    return two_splits([0.0, 1.0, 2.0, 3.0], [5.0] * 4)
 
 
 def test_loss_by_hand(forest: RolloutForest) -> None:

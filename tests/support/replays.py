@@ -41,6 +41,14 @@ def plan_of(sampler: str) -> Plan:
     return small_sampler(sampler).plan(0.5, np.random.default_rng(0))
 
 
+def two_splits(*rewards: list[float]) -> RolloutForest:
+    """Groups of four leaves from a split into two and another of each of these; rewards of each group, float64."""
+    plan = load_sampler("fixed_tree", steps=4, levels=2, children=2, splits=(1, 2)).plan(0, np.random.default_rng(0))
+    forest = rollout(ToyBackbone(), [f"prompt {i}" for i in range(len(rewards))], plan, seed=0)
+    forest.rewards = torch.tensor(rewards, dtype=torch.float64).flatten()
+    return forest
+
+
 def drawn(
     plan: Plan, *, move: float = 0.1, reduction: Reduction = "mean", rewards: list[list[float]] | None = None
 ) -> tuple[ToyBackbone, ToyNet, RolloutForest]:

@@ -10,10 +10,10 @@ from alignbench.comparison.curves import (
     at_levels,
     best_strengths,
     equal_reward_differences,
-    first_reached,
     front_areas,
     hypervolume,
     onset,
+    point_at,
     reward_levels,
     rows_to_reward,
 )
@@ -26,18 +26,18 @@ def curve(rewards: list[float], diversity: list[float], *, method: str = "a", st
 
 def test_a_level_is_read_where_the_reward_first_reaches_it() -> None:
     points = curve([0.0, 0.4, 0.2, 0.8], [1.0, 0.8, 0.9, 0.2]).points
-    point = first_reached(points, "reward", 0.3)
+    point = point_at(points, "reward", 0.3)
     assert point is not None
     assert point["diversity"] == pytest.approx(0.85)
     assert point[ROWS] == pytest.approx(75)
-    later = first_reached(points, "reward", 0.6)  # between 0.2 and 0.8
+    later = point_at(points, "reward", 0.6)  # between 0.2 and 0.8
     assert later is not None
     assert later["diversity"] == pytest.approx(0.9 - 0.7 * 2 / 3)
-    assert first_reached(points, "reward", 0.9) is None
+    assert point_at(points, "reward", 0.9) is None
 
 
 def test_a_level_that_the_base_model_has_is_read_there() -> None:
-    point = first_reached(curve([0.5, 0.6], [1.0, 0.9]).points, "reward", 0.4)
+    point = point_at(curve([0.5, 0.6], [1.0, 0.9]).points, "reward", 0.4)
     assert point is not None
     assert point[ROWS] == 0
 

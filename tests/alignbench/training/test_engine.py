@@ -343,9 +343,7 @@ def test_while_nothing_has_changed_the_policys_own_answer_is_the_old_ones_and_ca
 
 @pytest.mark.parametrize("name", ["tmpo", "grpo", "vargrad", "ppo", "subtb", "flowrl"])
 def test_the_first_update_takes_one_pass_and_its_gradient_is_that_of_all_rows_at_once(name: str) -> None:
-    toy = ToyBackbone()
-    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
-    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
+    toy, _, forest = drawn(plan_of("fixed_tree"), move=0.0)
     objective = load_objective(name)
     torch.manual_seed(0)
     objective.prepare(toy.latent_shape, toy.device)
@@ -363,12 +361,7 @@ def test_the_first_update_takes_one_pass_and_its_gradient_is_that_of_all_rows_at
 
 
 def test_a_policy_that_is_not_the_rollouts_shows_in_the_ratio_of_a_first_update() -> None:
-    toy = ToyBackbone()
-    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
-    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
-    with torch.no_grad():
-        for parameter in toy.parameters():
-            parameter.add_(0.1)
+    toy, _, forest = drawn(plan_of("fixed_tree"), move=0.1)
     result = backward(toy, load_objective("grpo"), forest, on_policy=True, micro_batch=2)
     assert float(log_ratio(result.terms, forest).abs().max()) > 1e-3
 
@@ -380,9 +373,7 @@ SEPARABLE = [("grpo", {"clip": 0.5}), ("grpo", {"kl_beta": 0.1, "credit": "edge"
 def test_a_separable_loss_has_the_same_gradient_whatever_other_rows_say(name: str, settings: dict[str, Any]) -> None:
     objective = load_objective(name, **settings)
     assert objective.separable
-    toy = ToyBackbone()
-    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
-    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
+    _, _, forest = drawn(plan_of("fixed_tree"), move=0.0)
     forest.scores = {"main": forest.rewards, "other": forest.rewards.flip(0)}
     objective.observe(forest)
     generator = torch.Generator().manual_seed(0)
@@ -407,9 +398,7 @@ def test_a_separable_loss_has_the_same_gradient_whatever_other_rows_say(name: st
 
 @pytest.mark.parametrize("name", ["grpo", "ddpo"])
 def test_later_updates_of_a_separable_loss_take_one_pass_with_the_same_gradient(name: str) -> None:
-    toy = ToyBackbone()
-    forest = rollout(toy, ["a", "b"], plan_of("fixed_tree"), seed=0)
-    forest.rewards = torch.tensor(REWARDS).flatten()[: len(forest.leaves)]
+    toy, _, forest = drawn(plan_of("fixed_tree"), move=0.0)
     objective = load_objective(name)
     objective.observe(forest)
     with torch.no_grad():
