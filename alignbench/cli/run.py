@@ -108,7 +108,7 @@ def _run(settings: RunConfig, folder: Path, resume: bool, as_json: bool) -> None
 def _show_forecast(settings: RunConfig, folder: Path, as_json: bool) -> None:
     from alignbench.cli.run_view import show_forecast
     from alignbench.files.writing import refuse_taken
-    from alignbench.training.costs import forecast
+    from alignbench.forecast.costs import forecast
 
     refuse_taken(folder, "choose another --out")
     expected = forecast(settings)

@@ -37,7 +37,7 @@ from alignbench.statistics import CONFIDENCE
 from alignbench.training.progress import Row
 
 if TYPE_CHECKING:
-    from alignbench.training.costs import Forecast
+    from alignbench.forecast.costs import Forecast
 
 
 class Terminal:

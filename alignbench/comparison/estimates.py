@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from alignbench.comparison.grid import Grid, Method
+from alignbench.forecast import costs, expected_rows
 from alignbench.load import load_configured_backbone, load_objective
-from alignbench.training import costs, expected_rows
 
 
 class MethodCost(NamedTuple):

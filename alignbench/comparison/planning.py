@@ -19,11 +19,11 @@ from alignbench.config.run_config import (
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.paths import current_folder, placed
 from alignbench.files.writing import is_file_name
+from alignbench.forecast import expected_rows
 from alignbench.load import load_objective, threads_of
 from alignbench.registry import names
 from alignbench.settings import Settings, validate
 from alignbench.tasks import load_task
-from alignbench.training import expected_rows
 
 SEEDS = (0, 1, 2)
 """The seeds of a comparison whose user asks for none."""

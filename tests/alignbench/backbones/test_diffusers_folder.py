@@ -20,6 +20,7 @@ from alignbench.backbones.flux import Flux, pack, places, unpack
 from alignbench.backbones.sd3 import SD3
 from alignbench.config.run_config import load_config
 from alignbench.evaluation.evaluate import MetricSuite, evaluate
+from alignbench.forecast.memory import LiveBytes
 from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import group_keys, normal
@@ -28,7 +29,6 @@ from alignbench.tasks import load_task
 from alignbench.training.checkpoint import policy_weights
 from alignbench.training.engine import RATIO_TOLERANCE, backward
 from alignbench.training.exporting import export
-from alignbench.training.memory import LiveBytes
 from alignbench.training.trainer import Trainer
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import toy_config, write_task

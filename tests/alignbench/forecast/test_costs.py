@@ -15,10 +15,10 @@ from alignbench.backbone import Backbone, BackboneSettings
 from alignbench.cli.app import app
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
+from alignbench.forecast.costs import Pace, forecast, measure_pace, seconds_per_iteration
+from alignbench.forecast.expected_rows import ExpectedRows, model_rows, rows_per_iteration, trains_guided
+from alignbench.forecast.memory import estimate_memory
 from alignbench.rollouts.executor import predict
-from alignbench.training.costs import Pace, forecast, measure_pace, seconds_per_iteration
-from alignbench.training.expected_rows import ExpectedRows, model_rows, rows_per_iteration, trains_guided
-from alignbench.training.memory import estimate_memory
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 
@@ -218,7 +218,7 @@ def test_a_folder_of_config_files_is_weighed_and_not_timed(folders: dict[str, Pa
 def test_a_model_too_large_for_a_cpu_is_weighed_and_not_timed(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignbench.training.costs.CPU_LIMIT", 1000)
+    monkeypatch.setattr("alignbench.forecast.costs.CPU_LIMIT", 1000)
     found = forecast(real_config(folders["sd3"], write_task(tmp_path)))
     assert (found.seconds_iteration, found.seconds_judging) == (None, None)
     assert found.not_measured == "no GPU here, and the model is too large for a CPU"

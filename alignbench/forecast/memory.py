@@ -14,8 +14,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
+from alignbench.forecast.expected_rows import ExpectedRows
 from alignbench.rollouts.executor import predict
-from alignbench.training.expected_rows import ExpectedRows
 
 WEIGHED_LATENTS = 64
 """The most latents that are decoded to see how much memory decoding needs."""

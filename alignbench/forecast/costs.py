@@ -12,19 +12,19 @@ from alignbench.backbone import Backbone, device_named
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite, evaluation_prompts
-from alignbench.load import load_configured_backbone, load_objective, opens_on_meta_device
-from alignbench.objective import Needs
-from alignbench.rollouts.executor import predict, sample
-from alignbench.rollouts.noise import normal
-from alignbench.tasks import load_task
-from alignbench.training.expected_rows import (
+from alignbench.forecast.expected_rows import (
     ExpectedRows,
     model_rows,
     passes_without_gradient,
     rows_per_iteration,
     trains_guided,
 )
-from alignbench.training.memory import Memory, estimate_memory
+from alignbench.forecast.memory import Memory, estimate_memory
+from alignbench.load import load_configured_backbone, load_objective, opens_on_meta_device
+from alignbench.objective import Needs
+from alignbench.rollouts.executor import predict, sample
+from alignbench.rollouts.noise import normal
+from alignbench.tasks import load_task
 
 TIMED_PICTURES = 4
 """The most images that are decoded and scored to time them."""
