@@ -35,6 +35,20 @@ class Needs:
     rollouts_from_reference: bool = False
 
 
+@dataclass(frozen=True)
+class Strength:
+    """The setting of an objective that trades reward for closeness to the base model.
+
+    Attributes:
+        setting: its name among the objective's settings.
+        values: values worth trying, from the one that keeps the policy closest to the base model to the one that lets it go
+            furthest. Their order is the setting's direction.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+
+
 class Objective(ABC):
     """A loss on a scored rollout forest.
 
@@ -50,6 +64,9 @@ class Objective(ABC):
 
     ratio_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that act through the importance ratio alone, such as a clip range."""
+
+    strength: ClassVar[Strength | None] = None
+    """The setting that a trade-off curve sweeps; None where only the learning rate and the length of the training act so."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench import Objective, groups
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_noise, denoising_terms, part_of_update
 from objectives._denoising import DenoisingSettings
@@ -49,6 +49,7 @@ class DPO(Objective):
         """Which model draws the images that pairs are formed from."""
 
     settings: Settings
+    strength = Strength("beta", (1000.0, 100.0, 10.0))
 
     @property
     def needs(self) -> Needs:

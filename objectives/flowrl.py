@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import groups
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -37,6 +37,7 @@ class FlowRL(TargetObjective):
         official code)."""
 
     settings: Settings
+    strength = Strength("beta", (5.0, 15.0, 45.0))
     ratio_settings = ("ratio_clip",)
 
     def __init__(self, settings: Any) -> None:

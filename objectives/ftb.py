@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -48,6 +48,7 @@ class FTB(TargetObjective):
         """b in the loss L(b y) / b^2. Log-ratios of paths that are sums over many latent dimensions need a small one."""
 
     settings: Settings
+    strength = Strength("beta", (1.0, 2.0, 4.0))
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench import groups
+from alignbench.objective import Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms
 from objectives.grpo import GRPO
@@ -70,6 +71,7 @@ class GARDO(GRPO):
         those that it ranks lower, which is what the official code selects."""
 
     settings: Settings
+    strength = Strength("kl_beta", (0.4, 0.04, 0.004))
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, edge_std, log_ratio, part_of_update
 
@@ -74,6 +74,7 @@ class GRPO(Objective):
             return self
 
     settings: Settings
+    strength = Strength("kl_beta", (0.1, 0.01, 0.0))
     separable = True
     ratio_settings = ("clip",)
 

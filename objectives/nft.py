@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import Objective, groups
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, part_of_update
 from objectives._denoising import DenoisingSettings, noised_leaves
@@ -62,6 +62,7 @@ class NFT(Objective):
         """The largest decay."""
 
     settings: Settings
+    strength = Strength("kl_beta", (1e-2, 1e-3, 1e-4))
 
     @property
     def needs(self) -> Needs:

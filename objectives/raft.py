@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
+from alignbench.objective import Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_terms
 from objectives._denoising import DenoisingSettings, noised_leaves
@@ -39,6 +40,7 @@ class RAFT(TargetObjective):
         """With `weights: softmax`, the inverse temperature. A larger one trains on fewer, better images."""
 
     settings: Settings
+    strength = Strength("beta", (1.0, 2.0, 4.0))
 
     def target_beta(self, iteration: int) -> float | None:
         return self.settings.beta if self.settings.weights == "softmax" else None

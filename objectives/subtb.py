@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import groups
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio_reference
 from objectives._state_network import state_features, state_network
@@ -48,6 +48,7 @@ class SubTB(TargetObjective):
         """Number of hidden units of the flow network."""
 
     settings: Settings
+    strength = Strength("beta", (1.0, 2.0, 4.0))
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)

@@ -26,7 +26,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -71,6 +71,7 @@ class TMPO(TargetObjective):
         """Weight of the reference term; 0 leaves it out."""
 
     settings: Settings
+    strength = Strength("beta", (1.0, 2.0, 4.0))
     ratio_settings = ("clip",)
 
     def __init__(self, settings: Any) -> None:

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Needs
+from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -37,6 +37,7 @@ class VarGrad(TargetObjective):
         it is exp(beta R)."""
 
     settings: Settings
+    strength = Strength("beta", (1.0, 2.0, 4.0))
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
