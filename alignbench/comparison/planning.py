@@ -186,10 +186,7 @@ def _cheapest(keys: Mapping[str, Any], named: Mapping[str, Any], iterations: int
     """The fewest model rows that any method's iterations are planned to take."""
     grid = validate(Grid, {**keys, "budget": {}}, where="comparison")
     ends = dict(named) if iterations is None else {**named, "iterations": iterations}
-    return min(
-        planned_rows(configured(method.grid.preset, method.grid.settings, method.objective, method.sampler, ends))
-        for method in grid.methods()
-    )
+    return min(planned_rows(method.configured(ends)) for method in grid.methods())
 
 
 def _resolved_keys(request: PartRequest, here: Path) -> dict[str, Any]:

@@ -46,8 +46,9 @@ class Plugin(Settings):
     """The name of a plug-in and its own settings, which the plug-in's class validates."""
 
     name: str
-    label: str | None = Field(None, pattern=r"^[\w.+-]+$")
-    """Name in tables and plots, so that one plug-in can be compared under several settings. Null uses the plug-in's name."""
+    label: str | None = Field(None, pattern=r"^[\w.+-]+(\([\w.+=,-]+\))?$")
+    """Name in tables and plots, so that one plug-in can be compared under several settings. Null uses the plug-in's name. A
+    sweep adds its values in parentheses, such as `tmpo(beta=0.5)`."""
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
