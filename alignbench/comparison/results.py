@@ -148,13 +148,8 @@ class Results:
         for run in self.runs:
             info, budget = run.result.run, run.result.budget
             objective, sampler = run.result.pair
-            of_run: dict[str, Any] = {
-                **keys_of(run),
-                **sweep_of(run),
-                "objective": objective,
-                "sampler": sampler,
-                "run": info.id,
-            }
+            of_run: dict[str, Any] = keys_of(run) | sweep_of(run)
+            of_run |= {"objective": objective, "sampler": sampler, "run": info.id}
             used = {
                 "model_rows": budget.model_rows_rollout + budget.model_rows_train,
                 "reward_calls": budget.reward_calls,
@@ -277,19 +272,12 @@ class Results:
     def _base_rows(self, setup: str) -> list[dict[str, Any]]:
         """The base model is the same for all runs, up to rounding; the first run's record is taken."""
         run = self.of(setup)[0]
-        sweep = {"base_method": BASE, "sweep": "", "strength": "", "sweep_value": np.nan}
+        names: dict[str, Any] = {"setup": setup, "cell": BASE, "part": "", "objective": "", "sampler": ""}
+        names |= {"base_method": BASE, "sweep": "", "strength": "", "sweep_value": np.nan}
         nothing = {k: v for name in SPENT for k, v in _spent(name, [0.0]).items()}
         return [
-            {
-                "setup": setup,
-                "cell": BASE,
-                "part": "",
-                "objective": "",
-                "sampler": "",
-                **sweep,
-                "metric": name,
-                "role": record.role,
-            }
+            names
+            | {"metric": name, "role": record.role}
             | {"higher_is_better": record.higher_is_better, "seeds": 0, "over": "prompts", "sd": np.nan}
             | columns("mean", interval_of(record.base))
             | columns("iqm", self._iqm(setup, run.cell, name, "base"))

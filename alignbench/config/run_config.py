@@ -132,6 +132,9 @@ class RunConfig(Settings):
     URL must not contain a password; a token comes from `scorer_token_file` or the variable ALIGNBENCH_SCORER_TOKEN."""
     scorer_token_file: Path | None = None
     """File that contains the token of the scorer service. Its content is not recorded."""
+    reward: dict[str, float] = Field(default_factory=dict)
+    """Weights of the task's rewards in the sum that is trained on, by the name of the reward, such as `reward.pickscore=0.5`.
+    Rewards that are not named keep the task's weight."""
     seed: int = Field(0, ge=0)
     """Seed of rollout noise, plans and prompt order."""
     preset: str = "quick"
