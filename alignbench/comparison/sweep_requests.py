@@ -135,6 +135,8 @@ def _strength(name: str, pairs: Sequence[Pair]) -> Strength:
     """The strength that a compared objective declares."""
     plugins = {label: pair.objective[1] for pair in pairs for label in pair.objective}
     if name not in plugins:
+        if name in registry.names("objectives"):
+            raise UserError(f"sweep {name}: {name} is not compared; add it to the objectives")
         hint = _did_you_mean(name, plugins) or f"; give the values as {name}=VALUE,VALUE,..."
         raise UserError(f"sweep {name}: only a compared objective can be swept without values{hint}")
     cls = registry.find("objectives", plugins[name], Objective)
