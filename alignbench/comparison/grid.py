@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from alignbench.comparison.sweeps import Pair, labels, overlay, points
+from alignbench.comparison.sweeps import Pair, labels, overlay, points, value_text
 from alignbench.config.run_config import BudgetConfig, RunConfig, load_config, merged_layers, plugin_data, read_settings
 from alignbench.errors import UserError
 from alignbench.registry import file_name
@@ -204,12 +204,22 @@ def missing_axis_values(lost: Iterable[Cell], cells: Iterable[Cell]) -> str:
     """What the first cells have that no other cell has, for a message: `objectives tmpo and seeds 3, 4`."""
     lost, cells = list(lost), list(cells)
     texts = []
-    for axis in ("part", *AXES):
-        present = {getattr(cell, axis) for cell in cells}
-        values = dict.fromkeys(str(value) for cell in lost if (value := getattr(cell, axis)) not in present)
+    for axis in ("part", *AXES, "sweep"):
+        present = {value for cell in cells for value in _axis_values(cell, axis)}
+        values = dict.fromkeys(value for cell in lost for value in _axis_values(cell, axis) if value not in present)
         if values:
             texts.append(f"{axis}s {', '.join(values)}")
-    return " and ".join(texts)
+    return " and ".join(texts) or ", ".join(dict.fromkeys(f"{cell.method} by itself" for cell in lost))
+
+
+def _axis_values(cell: Cell, axis: str) -> list[str]:
+    """What a cell is on an axis, as a user names it; a point of several sweeps has several values."""
+    match axis:
+        case "objective" | "sampler":
+            return [getattr(cell.method.pair, axis)[0]]
+        case "sweep":
+            return [f"{key}={value_text(value)}" for key, value in cell.method.swept.items()]
+    return [str(getattr(cell, axis))]
 
 
 def refuse_study_file(data: Mapping[str, Any], file: Path) -> None:
