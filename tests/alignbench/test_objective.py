@@ -28,8 +28,8 @@ def test_a_declared_strength_is_accepted_and_runs_from_close_to_far(name: str) -
     objectives = [load_objective(name, **{strength.setting: value}) for value in strength.values]
     assert len(strength.values) >= 3
     targets = [beta for o in objectives if (beta := o.target_beta(1000)) is not None]
-    # A sharper target is further from the base model; a smaller weight of the KL divergence lets the policy go further. dpo's beta
-    # is such a weight.
+    # A sharper target is further from the base model; a smaller weight of the KL divergence lets the policy go further, and
+    # dpo's beta is such a weight.
     if targets:
         assert targets == sorted(set(strength.values))
     else:
