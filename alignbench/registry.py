@@ -43,6 +43,18 @@ def describe(kind: str) -> dict[str, str]:
     return lines
 
 
+def strengths() -> dict[str, dict[str, Any]]:
+    """Reads which setting each objective declares as its strength, without importing it: name -> {setting, values}."""
+    files, points = _files("objectives"), _entry_points("objectives")
+    found = {}
+    for name in names("objectives"):
+        file = files.get(name) or _entry_point_file(points[name])
+        declared = _declared_strength(file) if file else None
+        if declared:
+            found[name] = {"setting": declared[0], "values": list(declared[1])}
+    return found
+
+
 def find(kind: str, name: str, base: type) -> type[Any]:
     """Finds and imports the class that a name stands for.
 
@@ -151,6 +163,15 @@ def _docstring(file: Path) -> str:
 @cache
 def _docstring_at(file: Path, written: int) -> str:
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+
+
+def _declared_strength(file: Path) -> tuple[str, tuple[float, ...]] | None:
+    """The literal arguments of `strength = Strength(setting, values)` in a class of the file."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Assign(targets=[ast.Name("strength")], value=ast.Call(func=ast.Name("Strength"), args=[setting, values])):
+                return ast.literal_eval(setting), ast.literal_eval(values)
+    return None
 
 
 def _first_line(file: Path) -> str:

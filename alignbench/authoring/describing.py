@@ -45,6 +45,14 @@ class Setting(BaseModel):
     meaning: str
 
 
+class DeclaredStrength(BaseModel):
+    """The setting of an objective that trades reward for closeness to the base model; `compare --sweep NAME` sweeps it."""
+
+    setting: str
+    values: list[float]
+    """From the value that keeps the policy closest to the base model to the one that lets it go furthest."""
+
+
 class Description(BaseModel):
     """What `show` prints. With `--json` it prints this document."""
 
@@ -54,6 +62,8 @@ class Description(BaseModel):
     text: str
     """The rest of the module's docstring: equation, notation, source."""
     settings: list[Setting]
+    strength: DeclaredStrength | None = None
+    """Of an objective that declares one."""
 
 
 def describe(kind: str, name: str | None = None) -> Description:
@@ -89,7 +99,13 @@ def describe(kind: str, name: str | None = None) -> Description:
         summary=summary.removeprefix(f"{name}: "),
         text=text.strip(),
         settings=list(_settings(plugin.Settings)),
+        strength=_strength(plugin) if one == "objective" else None,
     )
+
+
+def _strength(objective: type[Objective]) -> DeclaredStrength | None:
+    declared = objective.strength
+    return DeclaredStrength(setting=declared.setting, values=list(declared.values)) if declared else None
 
 
 def _settings(model: type[BaseModel], above: str = "") -> Iterator[Setting]:

@@ -30,7 +30,8 @@ def list_(
         raise UserError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
     listed = {k: tasks.describe() if k == "tasks" else registry.describe(k) for k in ([kind] if kind else KINDS)}
     if as_json:
-        print(json.dumps(listed, indent=2))
+        strengths = {"strengths": registry.strengths()} if "objectives" in listed else {}
+        print(json.dumps(listed | strengths, indent=2))
         return
     width = max(len(name) for lines in listed.values() for name in lines)
     for k, lines in listed.items():

@@ -50,6 +50,9 @@ def show_description(description: "Description") -> None:
     rich.print(f"{description.kind}{name}: {escape(description.summary)}")
     if description.text:
         rich.print(f"\n{escape(description.text)}", soft_wrap=True)
+    if description.strength:
+        values = ", ".join(f"{value:g}" for value in description.strength.values)
+        rich.print(f"\nstrength: {description.strength.setting}, from closest to the base model to furthest: {values}")
     rich.print("\nsettings" if description.settings else "\nno settings")
     for setting in description.settings:
         default = "required" if setting.required else f"default {'null' if setting.default is None else setting.default}"

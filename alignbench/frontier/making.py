@@ -12,7 +12,7 @@ from alignbench.frontier.figure import draw_front
 from alignbench.frontier.front import Front, content_key, measure_front, read_front, write_front
 from alignbench.load import load_configured_backbone
 from alignbench.registry import file_name
-from alignbench.tasks import load_task
+from alignbench.tasks import configured_task
 
 KEY_LETTERS = 10
 
@@ -37,7 +37,7 @@ def front_of(
         RunError: a scorer failed.
         DiskError: the disk is full.
     """
-    task = load_task(config.task)
+    task = configured_task(config)
     prompts = evaluation_prompts(task, config.evaluation)
     suite = MetricSuite(task, config.scorer_timeout)
     advance("loading models")

@@ -20,6 +20,28 @@ def test_settings_named_as_ineffective_exist(name: str) -> None:
     assert objective.ineffective_settings(updates_per_rollout=2) == {}
 
 
+@pytest.mark.parametrize("name", registry.strengths())
+def test_a_declared_strength_is_accepted_and_runs_from_close_to_far(name: str) -> None:
+    strength = load_objective(name).strength
+    assert strength is not None
+    assert registry.strengths()[name] == {"setting": strength.setting, "values": list(strength.values)}
+    objectives = [load_objective(name, **{strength.setting: value}) for value in strength.values]
+    assert len(strength.values) >= 3
+    targets = [beta for o in objectives if (beta := o.target_beta(1000)) is not None]
+    # A sharper target is further from the base model; a smaller weight of the KL divergence lets the policy go further, and
+    # dpo's beta is such a weight.
+    if targets:
+        assert targets == sorted(set(strength.values))
+    else:
+        assert name == "dpo" or strength.setting == "kl_beta"
+        assert list(strength.values) == sorted(set(strength.values), reverse=True)
+
+
+def test_objectives_without_a_strength_are_known() -> None:
+    assert {name for name in NAMES if load_objective(name).strength is None} == set(NAMES) - set(registry.strengths())
+    assert {"none", "ddpo", "ppo"} <= set(NAMES) - set(registry.strengths())
+
+
 def test_a_clip_range_acts_only_with_several_updates() -> None:
     on_policy = {name: set(load_objective(name).ineffective_settings(1)) for name in ("grpo", "tmpo", "flowrl", "dpo")}
     assert on_policy == {"grpo": {"clip"}, "tmpo": {"clip"}, "flowrl": {"ratio_clip"}, "dpo": set()}

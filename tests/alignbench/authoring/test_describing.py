@@ -54,6 +54,8 @@ def test_the_command_prints_equation_source_and_settings_or_one_document() -> No
         assert part in shown.stdout
     document = json.loads(in_this_process("show", "objectives", "tmpo", "--json").stdout)
     assert (document["kind"], document["name"]) == ("objective", "tmpo")
+    assert document["strength"] == {"setting": "beta", "values": [1.0, 2.0, 4.0]}
+    assert "strength: beta, from closest to the base model to furthest: 1, 2, 4\n" in shown.stdout
     assert {"beta", "clip"} <= {setting["name"] for setting in document["settings"]}
 
 

@@ -30,7 +30,8 @@ def test_list_names_everything_without_importing_torch() -> None:
 
 def test_list_as_json_is_one_document() -> None:
     found = json.loads(alignbench("list", "objectives", "--json").stdout)
-    assert set(found) == {"objectives"}
+    assert set(found) == {"objectives", "strengths"}
+    assert found["strengths"]["grpo"] == {"setting": "kl_beta", "values": [0.1, 0.01, 0.0]}
     assert found["objectives"]["tmpo"].startswith("Softmax Trajectory Balance")
 
 
