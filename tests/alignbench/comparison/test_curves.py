@@ -11,7 +11,6 @@ from alignbench.comparison.curves import (
     best_strengths,
     equal_reward_differences,
     front_areas,
-    hypervolume,
     onset,
     point_at,
     reward_levels,
@@ -86,13 +85,6 @@ def test_rows_to_a_reward_are_censored_where_it_is_not_reached() -> None:
     (never,) = rows_to_reward(curves, "reward", [0.9])
     assert (never.reached, never.median) == (2, 180)
     assert rows_to_reward(curves[1:], "reward", [1.5])[0].median == np.inf
-
-
-def test_hypervolume_of_three_points_by_hand() -> None:
-    rewards, diversity = np.array([0.2, 0.5, 0.4]), np.array([0.9, 0.4, 0.3])
-    # (0.2 x 0.9) + (0.5 - 0.2) x 0.4; the third point is below the second.
-    assert hypervolume(rewards, diversity, (0.0, 0.0)) == pytest.approx(0.2 * 0.9 + 0.3 * 0.4)
-    assert hypervolume(rewards, diversity, (0.5, 0.0)) == 0.0
 
 
 def test_the_area_of_a_method_counts_all_its_strengths() -> None:
