@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from alignbench.backbone import PointDistribution
-from alignbench.backbones.mixture import distributions
+from alignbench.records import distributions
 from alignbench.comparison.modes import TARGET, first_distributions, modes_frame
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE
