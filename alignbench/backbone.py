@@ -16,6 +16,10 @@ from alignbench.errors import UserError
 
 META = "meta"
 """The device on which a backbone opens without its weights."""
+MODE_SHARE = 0.05
+"""A mode counts where the target has at least this share of its mass."""
+COVERED = 0.25
+"""It is covered where a model has at least this part of the target's mass there."""
 
 
 @contextmanager

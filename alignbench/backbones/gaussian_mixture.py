@@ -22,11 +22,17 @@ from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings, KnownDistributions, Measured, PointDistribution, Tilt
-from alignbench.backbones.mixture.mixtures import (
+from alignbench.backbone import (
     COVERED,
-    EXTENT,
     MODE_SHARE,
+    BackboneSettings,
+    KnownDistributions,
+    Measured,
+    PointDistribution,
+    Tilt,
+)
+from alignbench.backbones.mixture.mixtures import (
+    EXTENT,
     Mixture,
     as_images,
     divergences,

@@ -3,7 +3,7 @@
 The unit is the seed where there are several, else the prompt. All of it is on the evaluation prompts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -159,8 +159,10 @@ def _over_prompts(
     return loss if sign > 0 else Interval(-loss.value, -loss.upper, -loss.lower, loss.n)
 
 
-def front_note(fronts: Sequence[Front]) -> str:
+def front_note(front: Front) -> str:
     """What a reader must know of a front that methods are measured against, in a sentence."""
-    record = fronts[0].record
+    record = front.record
     how = "is known exactly" if record.exact else f"is estimated from {record.images} images of the base model for each prompt"
-    return f"The front of the tilted target {how}, for {record.prompts} {record.prompt_set} prompts and sets of {record.set_size}."
+    return (
+        f"The front of the tilted target {how}, for {record.prompts} {record.prompt_set} prompts and sets of {record.set_size}."
+    )

@@ -262,8 +262,12 @@ def onset(
     return Onset(iterations[best], iterations[lower], iterations[upper], fall, certain)
 
 
-def onset_frame(curves: Sequence[RunCurve], tables: Mapping[tuple[str, str, int], pd.DataFrame], reward: str,
-                directions: Mapping[str, bool | None]) -> pd.DataFrame:
+def onset_frame(
+    curves: Sequence[RunCurve],
+    tables: Mapping[tuple[str, str, int], pd.DataFrame],
+    reward: str,
+    directions: Mapping[str, bool | None],
+) -> pd.DataFrame:
     """A row for each method, strength and metric with a direction: where the metric turns, over seeds.
 
     `iteration`, `earliest`, `latest`: median and range over seeds of the evaluation at which it is best; `value`, `lower`,

@@ -108,6 +108,7 @@ def _is_there(fronts: Fronts, config: RunConfig, kind: str) -> bool:
     task = load_task(config.task)
     depends_on, fingerprint = dependence(config.anchored().resolved()), task.fingerprint()
     return any(
-        (f.record.task, f.record.prompt_set, f.record.config, f.record.fingerprint) == (task.name, kind, depends_on, fingerprint)
+        (f.record.task, f.record.prompt_set, f.record.config, f.record.fingerprint)
+        == (task.name, kind, depends_on, fingerprint)
         for f in fronts.kept
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignbench.backbones.mixture.mixtures import COVERED, MODE_SHARE
+from alignbench.backbone import COVERED, MODE_SHARE
 from alignbench.records.record import MetricRecord
 from alignbench.statistics import CONFIDENCE, holm
 

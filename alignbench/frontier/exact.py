@@ -212,7 +212,7 @@ class _Draws:
 
     def _sort_set_metrics(self, evaluation: Evaluation) -> None:
         """Notes which eval each metric of sets belongs to."""
-        left = [m for m in dict.fromkeys(evaluation.table.loc[evaluation.table.image < 0, "metric"])]
+        left = list(dict.fromkeys(evaluation.table.loc[evaluation.table.image < 0, "metric"]))
         for name in set_evals(self.suite):
             self.set_metrics[name] = [name] if name in left else left
 

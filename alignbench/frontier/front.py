@@ -372,7 +372,7 @@ PROTOCOL = {"prompts", "images_per_prompt", "validation_prompts", "validation_im
 def dependence(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a run's resolved configuration on which its front depends, beside the content of its task."""
     evaluation = config.get("evaluation") or {}
-    keys = ("backbone", "guidance", "normalise_rewards", "scorer_url")
+    keys = ("backbone", "guidance", "normalise_rewards", "scorer_url", "reward")
     return {
         **{key: config.get(key) for key in keys},
         "evaluation": {key: evaluation.get(key) for key in sorted(PROTOCOL)},

@@ -6,18 +6,14 @@ from functools import cached_property
 import pandas as pd
 
 from alignbench.comparison import against_front, curves
-from alignbench.comparison.curves import ROWS
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.modes import kept_distributions
 from alignbench.comparison.power import power_row
 from alignbench.comparison.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.results import RecordedRun, Results
-from alignbench.backbones.mixture.distributions import mode_masses
 from alignbench.evaluation.alarm import mode_alarms
 from alignbench.frontier.front import VALIDATION, Front
-
-SHOWN = 3
-"""Metrics beside the reward that tables of curves show; the files of the tables have all."""
+from alignbench.records.distributions import mode_masses
 
 
 @dataclass
@@ -69,24 +65,25 @@ class CurveReport:
         return [m for m in dict.fromkeys([*first, *judged]) if m in judged and m not in self.diversities]
 
     @property
-    def curves(self) -> list[curves.RunCurve]:
+    def runs(self) -> list[curves.RunCurve]:
+        """The curve of each run that has one."""
         return self.recorded.curves
 
     @cached_property
     def metrics(self) -> list[str]:
         """Metrics that curves have, beside the reward: diversity, then judges, then the KL of the paths."""
-        everywhere = set.intersection(*(set(curve.points.columns) for curve in self.curves)) if self.curves else set()
+        everywhere = set.intersection(*(set(curve.points.columns) for curve in self.runs)) if self.runs else set()
         return [m for m in [*self.diversities, *self.judges, "path_kl"] if m in everywhere and m != self.reward]
 
     @property
     def comparable(self) -> bool:
         """Whether there are curves with the reward."""
-        return bool(self.curves) and all(self.reward in curve.points for curve in self.curves)
+        return bool(self.runs) and all(self.reward in curve.points for curve in self.runs)
 
     @cached_property
     def common_level(self) -> float | None:
         """The highest reward that all runs reach, or None; see `curves.common_level`."""
-        return curves.common_level(self.curves, self.reward) if self.comparable else None
+        return curves.common_level(self.runs, self.reward) if self.comparable else None
 
     @cached_property
     def levels(self) -> list[float]:
@@ -94,13 +91,13 @@ class CurveReport:
         if not self.comparable:
             return []
         shared = [] if self.common_level is None else [self.common_level]
-        return sorted({*curves.reward_levels(self.curves, self.reward), *shared})
+        return sorted({*curves.reward_levels(self.runs, self.reward), *shared})
 
     @cached_property
     def at_levels(self) -> pd.DataFrame:
         """Each method's metrics at each level, at the strength that does best on other seeds."""
-        table = curves.at_levels(self.curves, self.reward, self.levels, self.metrics)
-        swept = table["strength"].nunique() > 1 or len(self.recorded.methods) < len({(c.method, c.strength) for c in self.curves})
+        table = curves.at_levels(self.runs, self.reward, self.levels, self.metrics)
+        swept = len(self.recorded.methods) < len({(c.method, c.strength) for c in self.runs})
         return curves.best_strengths(table, self.directions) if swept else table
 
     @cached_property
@@ -111,7 +108,7 @@ class CurveReport:
     @cached_property
     def rows_to_reward(self) -> list[curves.RowsToReward]:
         """See `curves.rows_to_reward`."""
-        return curves.rows_to_reward(self.curves, self.reward, self.levels) if self.levels else []
+        return curves.rows_to_reward(self.runs, self.reward, self.levels) if self.levels else []
 
     @cached_property
     def areas(self) -> pd.DataFrame:
@@ -119,7 +116,7 @@ class CurveReport:
         rows = []
         for metric in (m for m in self.diversities if self.comparable and m in self.metrics):
             higher = self.directions[metric] is not False
-            for method, interval in curves.front_areas(self.curves, self.reward, metric, higher_is_better=higher).items():
+            for method, interval in curves.front_areas(self.runs, self.reward, metric, higher_is_better=higher).items():
                 rows.append({"method": method, "metric": metric, **interval._asdict()})
         return pd.DataFrame(rows)
 
@@ -129,7 +126,7 @@ class CurveReport:
         if not self.comparable:
             return pd.DataFrame()
         directions = {metric: self.directions.get(metric) for metric in [*self.judges, *self.diversities]}
-        return curves.onset_frame(self.curves, self.recorded.tables, self.reward, directions)
+        return curves.onset_frame(self.runs, self.recorded.tables, self.reward, directions)
 
     @cached_property
     def avoidable(self) -> pd.DataFrame:
@@ -190,6 +187,3 @@ class CurveReport:
         cells = {method_of(run): run.cell for run in self.results.of(self.setup)}
         order = self.recorded.strengths
         return {method: [(strength, cells[method, strength]) for strength in names] for method, names in order.items()}
-
-
-__all__ = ["ROWS", "SHOWN", "CurveReport"]

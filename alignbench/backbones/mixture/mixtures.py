@@ -14,10 +14,6 @@ from torch import Tensor
 EXTENT = 8.0
 """Largest absolute coordinate in an image; larger ones are clipped."""
 LEVELS = 2**16 - 1
-MODE_SHARE = 0.05
-"""A mode counts where the target has at least this share of its mass."""
-COVERED = 0.25
-"""It is covered where the model has at least this part of the target's mass there."""
 
 
 @dataclass(frozen=True)
