@@ -87,11 +87,14 @@ class CurveReport:
 
     @cached_property
     def levels(self) -> list[float]:
-        """Levels of equal reward in ascending order: shares of the best method's gain, and the one that all reach."""
+        """Levels of equal reward in ascending order: shares of the best method's gain, the nearest one replaced by what all reach."""
         if not self.comparable:
             return []
-        shared = [] if self.common_level is None else [self.common_level]
-        return sorted({*curves.reward_levels(self.runs, self.reward), *shared})
+        levels, shared = curves.reward_levels(self.runs, self.reward), self.common_level
+        if shared is None:
+            return levels
+        nearest = min(levels, key=lambda level: abs(level - shared))
+        return sorted({*(level for level in levels if level != nearest), shared})
 
     @cached_property
     def at_levels(self) -> pd.DataFrame:

@@ -75,7 +75,7 @@ def _differences(report: CurveReport) -> TextTable | None:
     metrics = [*[m for m in _shown(frame) if m != ROWS][: SHOWN - 1], ROWS]
     tests = int(frame["tests"].max())
     corrected = (
-        f"* marks p < {SIGNIFICANT} by Student's t test, Holm-corrected for the {tests} tests of each metric"
+        f"* marks p < {SIGNIFICANT} by Student's t test, Holm-corrected for the {tests} test{'s' * (tests > 1)} of each metric"
         if tests
         else "no test can be made: it needs two seeds whose differences vary"
     )
@@ -183,8 +183,8 @@ def _power(report: CurveReport) -> TextTable | None:
     seeds = int(frame["seeds"].min())
     note = (
         f"The smallest true difference of two trained models that a test at {SIGNIFICANT:.0%} finds in {POWER:.0%} of "
-        "comparisons with these seeds, from their spread (noncentral t, uncorrected); and the seeds that the smallest observed difference "
-        "would need. A smaller difference that is not beyond chance here may still exist."
+        "comparisons with these seeds, from their spread (noncentral t, uncorrected); and the seeds that the smallest "
+        "observed difference would need. A smaller difference that is not beyond chance here may still exist."
     )
     rows = [
         [

@@ -138,9 +138,9 @@ def _cost(report: CurveReport) -> list[str]:
 def _against_front(report: CurveReport) -> list[str]:
     """Who lost more diversity than its reward asks for."""
     if report.front is None:
-        why = "`alignbench compare` makes it unless --no-front is given"
         return [
-            f"This task has no front of its tilted target here ({why}), so a fall of diversity is compared with the base model."
+            "There is no front of the tilted target here (`alignbench compare` makes one unless --no-front is given), so a fall of "
+            "diversity is compared with the base model."
         ]
     if report.front.record.normalised:
         return [
@@ -152,15 +152,16 @@ def _against_front(report: CurveReport) -> list[str]:
         return []
     metric = str(frame["metric"].iloc[0])
     rows = frame[(frame["metric"] == metric) & (frame["cell"] != BASE)]
-    lost = rows[(rows["lower"] > 0) & rows["lower"].notna()].sort_values("value", ascending=False)
-    none = rows[(rows["lower"] <= 0) & (rows["lower"] > -math.inf)]
+    base = frame.loc[(frame["metric"] == metric) & (frame["cell"] == BASE), "value"]
+    own = max(0.0, float(base.iloc[0])) if len(base) and not math.isnan(base.iloc[0]) else 0.0
+    lost = rows[rows["lower"] > own].sort_values("value", ascending=False)
+    none = rows[(rows["lower"] <= own) & (rows["lower"] > -math.inf)]
     unknown = rows[rows["value"].isna()]
     said = []
     if len(lost):
         listed = ", ".join(f"{row['cell']} {_plain(row)}" for row in lost.head(LISTED).to_dict("records"))
-        said.append(
-            f"Against the target's front at its own reward, diversity was lost needlessly ({axis_name(metric)}): {listed}."
-        )
+        apart = f" (the base model itself is {number(own)} below the front)" if own > 0 else ""
+        said.append(f"{axis_name(metric)} lost needlessly, against the target's front at equal reward: {listed}{apart}.")
     if len(none):
         listed = ", ".join(none["cell"].head(LISTED))
         said.append(f"No needless loss of {axis_name(metric)} is beyond chance for {listed}.")
