@@ -59,12 +59,20 @@ def compare(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file: a comparison (objectives, samplers, tasks, seeds, settings, and parts in which keys of these "
-            "differ), or keys of the configuration, shaped like a preset. Options win over it."
+            help="YAML file: a comparison (objectives, samplers, tasks, seeds, settings, sweep, and parts in which keys of "
+            "these differ), or keys of the configuration, shaped like a preset. Options win over it."
         ),
     ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="dotted.key=value; for one name objectives.tmpo.objective.beta=3.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE,VALUE,... makes a method of each value: tmpo.beta=0.5,1,2 for one objective; optimizer.lr=..., "
+            "sampler.steps=... or reward.NAME=... for all methods. The name of an objective alone sweeps its strength (see "
+            "`show objective NAME`). Can be repeated; several sweeps of one method multiply."
+        ),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="local, or ray: the cluster at RAY_ADDRESS, or one that is started on this machine.")
@@ -86,11 +94,12 @@ def compare(
 ) -> None:
     """Trains a grid of objectives and samplers under one budget and reports on it. Rerun the command to resume it."""
     from alignbench.comparison import runner
+    from alignbench.comparison.sweep_requests import parse_sweeps
 
     options = {"objectives": objectives, "samplers": samplers, "tasks": tasks, "backbone": backbone, "preset": preset}
     lists = {key: names(value) if key.endswith("s") else value for key, value in options.items() if value}
     grid = _planned(
-        {**lists, "seeds": seeds(seeds_) if seeds_ else None},
+        {**lists, "seeds": seeds(seeds_) if seeds_ else None, "sweep": parse_sweeps(sweep) if sweep else None},
         {"budget": parse_assignments(budget or []), "settings": parse_assignments(sets or [])},
         config,
         out,

@@ -36,7 +36,7 @@ def pairs(
     from alignbench.load import load_configured_backbone
     from alignbench.training.pairs import write_pairs
 
-    loaded = tasks.load_task(settings.task)
+    loaded = tasks.configured_task(settings)
     drawn = loaded.train_prompts[:prompts]
     suite = MetricSuite(loaded, settings.scorer_timeout)
     suite.require()

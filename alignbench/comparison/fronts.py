@@ -12,7 +12,7 @@ from alignbench.frontier import IMAGES
 from alignbench.frontier.front import EVALUATION, RECORD, VALIDATION, Front, dependence, read_front
 from alignbench.frontier.making import front_of
 from alignbench.records.record import Result
-from alignbench.tasks import load_task
+from alignbench.tasks import configured_task, load_task
 
 FOLDER = "fronts"
 """Below the folder of a comparison."""
@@ -105,7 +105,7 @@ def _has_curve(config: RunConfig) -> bool:
 
 
 def _is_there(fronts: Fronts, config: RunConfig, kind: str) -> bool:
-    task = load_task(config.task)
+    task = configured_task(config)
     depends_on, fingerprint = dependence(config.anchored().resolved()), task.fingerprint()
     return any(
         (f.record.task, f.record.prompt_set, f.record.config, f.record.fingerprint)

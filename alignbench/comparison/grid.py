@@ -1,8 +1,8 @@
 """What is compared: the grid of (part, objective, sampler, task, seed), and its file `comparison.yaml`.
 
 An objective or a sampler goes by its name, or by a label under which its settings name it, so that one can be compared with
-itself under other settings. A grid may have named parts: each is the same grid with some keys changed, and its cells are
-compared with those of all other parts.
+itself under other settings. A sweep makes a method of each value of a setting. A grid may have named parts: each is the same
+grid with some keys changed, and its cells are compared with those of all other parts.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from alignbench.comparison.sweeps import Pair, labels, overlay, points
 from alignbench.config.run_config import BudgetConfig, RunConfig, load_config, merged_layers, plugin_data, read_settings
 from alignbench.errors import UserError
 from alignbench.registry import file_name
@@ -21,6 +22,8 @@ from alignbench.settings import Settings, validate
 SETTINGS = "comparison.yaml"
 """The file of a comparison's folder that says what is compared."""
 AXES = ("objective", "sampler", "task", "seed")
+_OF_POINTS = str.maketrans({"(": "-", ",": "-", ")": None})
+"""How the label of a sweep's point becomes a part of a folder's name, in which a shell would need quotes for these."""
 
 
 class Grid(Settings):
@@ -45,6 +48,8 @@ class Grid(Settings):
     settings: dict[str, Any] = Field(default_factory=dict)
     """Other keys of the configuration, for all cells; below `samplers.NAME` and `objectives.NAME` for those of one name,
     as in a preset. `objectives.LABEL.objective.name` says what a label stands for: it has the settings of that name too."""
+    sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    """Key of a sweep -> its values, each of which makes a method; see `alignbench.comparison.sweeps`."""
     parts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name of a part -> keys of the grid that differ in it; `settings` are merged, other keys replaced. Without parts the grid
     itself is run, with parts these are."""
@@ -65,9 +70,19 @@ class Grid(Settings):
         return validate(Grid, keys, where=f"part {name!r}")
 
     def methods(self) -> list["Method"]:
-        """Every objective with every sampler, part by part."""
+        """Every objective with every sampler at every point of their sweeps, part by part."""
         grids = {name: self.part(name) for name in self.parts or [""]}
-        return [Method(name, grid, *pair) for name, grid in grids.items() for pair in product(grid.objectives, grid.samplers)]
+        return [
+            Method(name, grid, *pair, swept)
+            for name, grid in grids.items()
+            for pair in product(grid.objectives, grid.samplers)
+            for swept in points(grid.sweep, grid.pair(*pair))
+        ]
+
+    def pair(self, objective: str, sampler: str) -> Pair:
+        """Two compared labels with the names of the plug-ins that they stand for."""
+        kinds = (("objective", objective), ("sampler", sampler))
+        return Pair(*((label, plugin_name(kind, self.settings.get(f"{kind}s") or {}, label)) for kind, label in kinds))
 
     def cells(self) -> list["Cell"]:
         """Every run of the grid, seed by seed, so that a comparison that is stopped early has few seeds of everything."""
@@ -86,11 +101,17 @@ class Method:
     Attributes:
         part: the name of its part; empty in a grid without parts.
         grid: the grid of that part.
-        objective, sampler: names or labels.
+        pair: the objective and the sampler as the grid names them.
+        objective, sampler: their labels, with the values of sweeps, such as `tmpo(beta=0.5)`.
+        swept: the key of each sweep that it is a point of -> the value there.
+        base: the objective and the sampler without these values, such as `tmpo x independent`.
     """
 
-    def __init__(self, part: str, grid: Grid, objective: str, sampler: str) -> None:
-        self.part, self.grid, self.objective, self.sampler = part, grid, objective, sampler
+    def __init__(self, part: str, grid: Grid, objective: str, sampler: str, swept: Mapping[str, Any] | None = None) -> None:
+        self.part, self.grid, self.swept = part, grid, dict(swept or {})
+        self.base = f"{objective} x {sampler}"
+        self.pair = grid.pair(objective, sampler)
+        self.objective, self.sampler = labels(self.swept, self.pair)
 
     def __str__(self) -> str:
         return f"{self.part}: {self.objective} x {self.sampler}" if self.part else f"{self.objective} x {self.sampler}"
@@ -101,7 +122,15 @@ class Method:
         grid = self.grid
         ends = {"iterations": None, "budget": grid.budget.model_dump(), "threads": grid.threads}
         first = {"backbone": grid.backbone, "task": grid.tasks[0], "seed": grid.seeds[0]}
-        return configured(grid.preset, grid.settings, self.objective, self.sampler, {**first, **ends}).anchored()
+        return self.configured({**first, **ends}).anchored()
+
+    def configured(self, options: Mapping[str, Any]) -> RunConfig:
+        """Its configuration with some keys that win over all settings but the swept ones."""
+        (objective, _), (sampler, _) = self.pair
+        shown = (("objective", objective, self.objective), ("sampler", sampler, self.sampler))
+        of_point = {kind: {"label": label} for kind, plain, label in shown if label != plain}
+        changed = merged_layers(options, overlay(self.swept, self.pair), of_point)
+        return configured(self.grid.preset, self.grid.settings, objective, sampler, changed)
 
 
 class Cell:
@@ -115,7 +144,7 @@ class Cell:
     def __init__(self, method: Method, task: str, seed: int) -> None:
         self.method, self.task, self.seed = method, task, seed
         parts = [*filter(None, [method.part]), method.objective, method.sampler, Path(task).stem if "/" in task else task]
-        self.id = "-".join([*map(file_name, parts), f"s{seed}"])
+        self.id = "-".join([*(file_name(part).translate(_OF_POINTS) for part in parts), f"s{seed}"])
 
     @property
     def part(self) -> str:

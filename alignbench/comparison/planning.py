@@ -3,11 +3,13 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from alignbench.comparison.grid import SETTINGS, Grid, Method, configured, plugin_name, refuse_study_file
+from alignbench.comparison.sweep_requests import flattened, naming_the_point, refuse_ineffective, resolved, texts
+from alignbench.comparison.sweeps import Pair
 from alignbench.config.run_config import (
     RunConfig,
     assignments,
@@ -23,7 +25,7 @@ from alignbench.forecast import expected_rows
 from alignbench.load import load_objective, threads_of
 from alignbench.registry import names
 from alignbench.settings import Settings, validate
-from alignbench.tasks import load_task
+from alignbench.tasks import configured_task
 
 SEEDS = (0, 1, 2)
 """The seeds of a comparison whose user asks for none."""
@@ -43,6 +45,8 @@ class PartRequest(Settings):
     budget: dict[str, Any] | None = None
     """Limits of `BudgetConfig`."""
     threads: int | None = None
+    sweep: dict[str, Any] | None = None
+    """Key of a sweep -> its values, or null after an objective's name alone; see `alignbench.comparison.sweeps`."""
     settings: dict[str, Any] | None = None
     """As `Grid.settings`."""
 
@@ -67,7 +71,7 @@ class Request(PartRequest):
 def read_request(file: Path) -> Request:
     """The request in a comparison file, or in a file with keys of the configuration alone, shaped like a preset.
 
-    A file is a comparison file if it lists objectives or samplers, or has `parts`, `tasks`, `seeds` or `settings`.
+    A file is a comparison file if it lists objectives or samplers, or has `parts`, `tasks`, `seeds`, `settings` or `sweep`.
 
     Raises:
         UserError: the file cannot be read, or one of its keys is wrong.
@@ -75,7 +79,7 @@ def read_request(file: Path) -> Request:
     data = read_settings(file)
     refuse_study_file(data, file)
     lists = [key for key in ("objectives", "samplers") if isinstance(data.get(key), list)]
-    if lists or {"parts", "tasks", "seeds", "settings"} & set(data):
+    if lists or {"parts", "tasks", "seeds", "settings", "sweep"} & set(data):
         return validate(Request, data, where=str(file))
     return Request(settings=data)
 
@@ -104,6 +108,7 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
         if not base[axis]:
             raise UserError(f"a comparison needs {axis}: name them with --{axis}, or in its file")
     _check_labels(base, parts)
+    _resolve_sweeps(base, parts)
     named = {"backbone": base["backbone"]} if "backbone" in base else {}
     first = configured(base.get("preset"), base["settings"], base["objectives"][0], base["samplers"][0], named)
     iterations = base["settings"].pop("iterations", None)
@@ -137,12 +142,20 @@ def check_grid(grid: Grid) -> None:
     from alignbench.training.tracking import check_trackers
 
     methods = grid.methods()
-    for task in _unique(task for method in methods for task in method.grid.tasks):
-        load_task(task)
+    rewards: dict[Any, int] = {}
     for method in methods:
-        load_objective(method.config.objective.name, **method.config.objective.settings)
-        expected_rows.rows_per_iteration(method.config)
-        check_trackers(method.config.trackers)
+        with naming_the_point(method):
+            config = method.config
+            objective = load_objective(config.objective.name, **config.objective.settings)
+            rows = expected_rows.rows_per_iteration(config, objective)
+            check_trackers(config.trackers)
+        refuse_ineffective(method, objective)
+        for task in method.grid.tasks:
+            if (key := (task, tuple(config.reward.items()))) not in rewards:
+                with naming_the_point(method):
+                    rewards[key] = len(configured_task(config.model_copy(update={"task": task})).config.reward)
+            if objective.needs.training and not config.pairs:
+                _check_budget(method, rows, rewards[key])
     _refuse_equal_methods(methods)
     counted = Counter(cell.id for cell in grid.cells())
     for twice in (id for id, count in counted.items() if count > 1):
@@ -168,7 +181,24 @@ def command_of(grid: Grid, folder: Path | None = None) -> str:
         words += ["--budget", text]
     for text in assignments({"threads": grid.threads, **grid.settings}):
         words += ["--set", text]
+    for text in texts(grid.sweep):
+        words += ["--sweep", text]
     return shlex.join(words)
+
+
+def _check_budget(method: Method, rows: expected_rows.ExpectedRows, rewards: int) -> None:
+    """Raises UserError where a method's first iteration alone takes more than the budget, which would not end it in time."""
+    budget, config = method.grid.budget, method.config
+    needed = rows.rollout + config.updates_per_rollout * rows.asked
+    for limit, name, least in (
+        (budget.model_rows, "model_rows", needed),
+        (budget.reward_calls, "reward_calls", rows.pictures * rewards),
+    ):
+        if limit is not None and limit < least:
+            raise UserError(
+                f"budget {name}={limit} is too small for one iteration of {method}, which takes {least:,.0f}; raise it, or "
+                "lower prompts_per_iteration"
+            )
 
 
 def planned_rows(config: RunConfig) -> int:
@@ -186,10 +216,12 @@ def _cheapest(keys: Mapping[str, Any], named: Mapping[str, Any], iterations: int
     """The fewest model rows that any method's iterations are planned to take."""
     grid = validate(Grid, {**keys, "budget": {}}, where="comparison")
     ends = dict(named) if iterations is None else {**named, "iterations": iterations}
-    return min(
-        planned_rows(configured(method.grid.preset, method.grid.settings, method.objective, method.sampler, ends))
-        for method in grid.methods()
-    )
+
+    def rows(method: Method) -> int:
+        with naming_the_point(method):
+            return planned_rows(method.configured(ends))
+
+    return min(map(rows, grid.methods()))
 
 
 def _resolved_keys(request: PartRequest, here: Path) -> dict[str, Any]:
@@ -215,6 +247,8 @@ def _resolved_keys(request: PartRequest, here: Path) -> dict[str, Any]:
         keys["tasks"] = _unique(tasks_path(task, here) for task in keys["tasks"])
     elif settings.get("task"):
         keys["tasks"] = [settings["task"]]
+    if "sweep" in keys:
+        keys["sweep"] = flattened(keys["sweep"])
     if "seeds" in keys:
         keys["seeds"] = _unique(keys["seeds"])
     for key in ("backbone", "preset", "threads"):
@@ -240,15 +274,16 @@ def _labels(axis: str, items: Iterable[str]) -> dict[str, str]:
         label, equals, name = item.partition("=")
         if not label or (equals and not name):
             raise UserError(f"--{axis} takes names, or label=name, with commas; got {item!r}")
-        if labels.setdefault(label, name) != name:
-            raise UserError(f"--{axis} has {label} twice; choose another label for one of them")
+        if label in labels:
+            instead = "choose another label for one of them" if name != labels[label] else "leave one of them out"
+            raise UserError(f"--{axis} has {label} twice; {instead}")
+        labels[label] = name
     return labels
 
 
 def _check_labels(base: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises UserError where a name has settings but is not compared, or a label is the name of a plug-in."""
-    of_parts = [{**base, **part, "settings": merged_layers(base["settings"], part["settings"])} for part in parts.values()]
-    grids = of_parts or [dict(base)]
+    grids = _grids(base, parts)
     for axis in ("objectives", "samplers"):
         one, compared = axis.removesuffix("s"), set[str]()
         for grid in grids:
@@ -264,6 +299,34 @@ def _check_labels(base: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]
             for label in grid["settings"].get(axis) or {}:
                 if label not in compared:
                     raise UserError(f"{axis}.{label} has settings but is not compared{did_you_mean(label, compared)}")
+
+
+def _grids(base: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The keys of each part's grid, or of the grid itself without parts."""
+    of_parts = [{**base, **part, "settings": merged_layers(base["settings"], part["settings"])} for part in parts.values()]
+    return of_parts or [dict(base)]
+
+
+def _resolve_sweeps(base: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> None:
+    """Gives each sweep of a grid and of its parts all its values, in place.
+
+    Raises:
+        UserError: a sweep is wrong; that of a part must fit the part, that of the grid any of its parts.
+    """
+
+    def pairs(grid: Mapping[str, Any]) -> list[Pair]:
+        known = [
+            [(label, plugin_name(axis.removesuffix("s"), grid["settings"].get(axis) or {}, label)) for label in grid[axis]]
+            for axis in ("objectives", "samplers")
+        ]
+        return [Pair(objective, sampler) for objective, sampler in product(*known)]
+
+    grids = _grids(base, parts)
+    for part, grid in zip(parts.values(), grids, strict=False):
+        if "sweep" in part:
+            part["sweep"] = resolved(part["sweep"], pairs(grid))
+    if base.get("sweep"):
+        base["sweep"] = resolved(base["sweep"], list(dict.fromkeys(pair for grid in grids for pair in pairs(grid))))
 
 
 def _refuse_equal_methods(methods: list[Method]) -> None:

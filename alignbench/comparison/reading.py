@@ -32,6 +32,7 @@ class _Reading:
     Attributes:
         place: where it comes in the order of its comparison.
         part: its part of the comparison, and whether that is the first one, whose name cells go without.
+        base_method, swept: of its cell's record; empty for a run without a comparison.
     """
 
     folder: Path
@@ -39,6 +40,8 @@ class _Reading:
     place: float = float("inf")
     part: str = ""
     in_first_part: bool = True
+    base_method: str = ""
+    swept: dict[str, Any] = field(default_factory=dict)
     listed: bool = field(default=False)
     """Whether a comparison with a command made it."""
 
@@ -117,6 +120,8 @@ def _read_comparisons(folder: Path, readings: list[_Reading], results: Results, 
             if cell.id in runs:
                 reading = runs[cell.id]
                 reading.place, reading.part, reading.in_first_part = place, visible(cell.part), cell.part == first_part
+                reading.base_method = visible(cell.base_method)
+                reading.swept = {visible(key): _visible_value(value) for key, value in cell.swept.items()}
             place += 1
             if cell.status != "complete":
                 texts = {"id": cell.id, "status": cell.status, "error": cell.error or ""}
@@ -173,10 +178,16 @@ def _name(readings: list[_Reading], results: Results) -> None:
             results.notes.append(f"{reading.folder} repeats cell and seed of {first} and is left out")
             continue
         metrics, evals = (_table(reading.folder, read, results) for read in (read_metrics, read_evals))
-        results.runs.append(
-            RecordedRun(reading.folder, result, setup, cell, reading.part, metrics, None if evals is None else _visible(evals))
-        )
+        evals = None if evals is None else _visible(evals)
+        base = cell.replace(pair, reading.base_method or pair, 1)
+        results.runs.append(RecordedRun(reading.folder, result, setup, cell, reading.part, metrics, evals, base, reading.swept))
     results.notes += setups.notes + cells.notes
+
+
+def _visible_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_visible_value(each) for each in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def _visible(evals: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """The record of a comparison, `comparison.json`: its grid, and how each cell ended."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from alignbench.comparison.grid import Cell, Grid
 from alignbench.records.base import Document, Record
@@ -21,6 +23,10 @@ class CellRecord(Record):
     sampler: str
     task: str
     seed: int
+    base_method: str = ""
+    """Its objective and sampler without the values of sweeps; the points of a sweep share it. Empty in older records."""
+    swept: dict[str, Any] = Field(default_factory=dict)
+    """The key of each sweep that its method is a point of -> the value there; empty for a method without a sweep."""
     status: Status
     error: str | None = None
     """The sentence that says why it failed."""
@@ -28,7 +34,7 @@ class CellRecord(Record):
     @classmethod
     def of(cls, cell: Cell, status: Status) -> "CellRecord":
         axes = {key: getattr(cell, key) for key in ("id", "part", "objective", "sampler", "task", "seed")}
-        return cls(**axes, status=status)
+        return cls(**axes, base_method=cell.method.base, swept=cell.method.swept, status=status)
 
 
 class ComparisonRecord(Document):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from alignbench.comparison.curves import LEAST_EVALUATIONS, RunCurve
 from alignbench.comparison.results import RecordedRun, Results
+from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.errors import UserError
 from alignbench.evaluation.curve import means, read_curve
 from alignbench.files.escaping import visible
@@ -60,8 +61,7 @@ def setup_curves(results: Results, setup: str) -> SetupCurves:
 
 def method_of(run: RecordedRun) -> tuple[str, str]:
     """The method that a run is a strength of, and the strength's name; a run without a sweep is its cell alone."""
-    swept = _swept(run)
-    return (getattr(run, "base_method", "") or run.cell) if swept else run.cell, _text(swept)
+    return (run.base_method or run.cell) if run.swept else run.cell, point_text(run.swept)
 
 
 def strengths_of(results: Results, setup: str) -> dict[str, list[str]]:
@@ -70,23 +70,12 @@ def strengths_of(results: Results, setup: str) -> dict[str, list[str]]:
     signs: dict[str, float] = {}
     for run in results.of(setup):
         method, strength = method_of(run)
-        swept = _swept(run)
-        numbers = [value for value in swept.values() if isinstance(value, int | float)]
-        values.setdefault(method, {})[strength] = float(numbers[0]) if len(numbers) == 1 else np.nan
-        signs.setdefault(method, _direction(run.result.run.objective, swept))
+        values.setdefault(method, {})[strength] = point_value(run.swept)
+        signs.setdefault(method, _direction(run.result.run.objective, run.swept))
     return {
         method: sorted(known, key=lambda strength: signs[method] * (0.0 if np.isnan(known[strength]) else known[strength]))
         for method, known in values.items()
     }
-
-
-def _swept(run: RecordedRun) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(run, "swept", {})
-    return found
-
-
-def _text(swept: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in swept.items())
 
 
 def _direction(objective: str, swept: Mapping[str, Any]) -> float:

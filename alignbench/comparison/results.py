@@ -5,7 +5,7 @@ for cells to be compared: task, backbone, evaluation protocol and budget. Nothin
 `alignbench.comparison.contrasts`, which takes means over tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.files.escaping import slugs
 from alignbench.records.record import Estimate, Result
 from alignbench.statistics import (
@@ -45,6 +46,8 @@ class RecordedRun:
         setup, cell: the names of its setup and of its cell.
         part: the name of its part of the comparison; empty without parts.
         metrics, evals: its tables; None where there is none.
+        base_method: the name of its cell without the values of sweeps: cells with the same one are the points of a sweep.
+        swept: the key of each sweep -> the value at this point; empty for a method without a sweep.
     """
 
     folder: Path
@@ -54,6 +57,8 @@ class RecordedRun:
     part: str
     metrics: pd.DataFrame | None
     evals: pd.DataFrame | None
+    base_method: str = ""
+    swept: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -143,7 +148,8 @@ class Results:
         for run in self.runs:
             info, budget = run.result.run, run.result.budget
             objective, sampler = run.result.pair
-            of_run: dict[str, Any] = {**keys_of(run), "objective": objective, "sampler": sampler, "run": info.id}
+            of_run: dict[str, Any] = keys_of(run) | sweep_of(run)
+            of_run |= {"objective": objective, "sampler": sampler, "run": info.id}
             used = {
                 "model_rows": budget.model_rows_rollout + budget.model_rows_train,
                 "reward_calls": budget.reward_calls,
@@ -198,7 +204,7 @@ class Results:
         for run in self.runs:
             if run.metrics is not None:
                 seconds = run.metrics["seconds"].cumsum() if "seconds" in run.metrics else np.nan
-                parts.append(run.metrics.assign(**keys_of(run), training_seconds=seconds))
+                parts.append(run.metrics.assign(**keys_of(run), **sweep_of(run), training_seconds=seconds))
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["setup", "cell", "part", "seed"])
 
     @cached_property
@@ -266,9 +272,12 @@ class Results:
     def _base_rows(self, setup: str) -> list[dict[str, Any]]:
         """The base model is the same for all runs, up to rounding; the first run's record is taken."""
         run = self.of(setup)[0]
+        names: dict[str, Any] = {"setup": setup, "cell": BASE, "part": "", "objective": "", "sampler": ""}
+        names |= {"base_method": BASE, "sweep": "", "strength": "", "sweep_value": np.nan}
         nothing = {k: v for name in SPENT for k, v in _spent(name, [0.0]).items()}
         return [
-            {"setup": setup, "cell": BASE, "part": "", "objective": "", "sampler": "", "metric": name, "role": record.role}
+            names
+            | {"metric": name, "role": record.role}
             | {"higher_is_better": record.higher_is_better, "seeds": 0, "over": "prompts", "sd": np.nan}
             | columns("mean", interval_of(record.base))
             | columns("iqm", self._iqm(setup, run.cell, name, "base"))
@@ -281,6 +290,7 @@ class Results:
         first = runs[0]
         objective, sampler = first.result.pair
         names = {"setup": first.setup, "cell": first.cell, "part": first.part, "objective": objective, "sampler": sampler}
+        names |= sweep_of(first)
         rows: list[dict[str, Any]] = []
         budgets = [run.result.budget for run in runs]
         used = (
@@ -337,6 +347,20 @@ class Results:
 def keys_of(run: RecordedRun) -> dict[str, Any]:
     """The columns that name a run in every frame."""
     return {"setup": run.setup, "cell": run.cell, "part": run.part, "seed": run.result.run.seed}
+
+
+def sweep_of(run: RecordedRun) -> dict[str, Any]:
+    """The columns that say which point of which sweep a run's method is.
+
+    `base_method`: the cell's name without the point; `sweep`: the swept keys; `strength`: the point, such as `beta=0.5`, or
+    empty without a sweep; `sweep_value`: its value if that is a single number, else NaN.
+    """
+    return {
+        "base_method": run.base_method or run.cell,
+        "sweep": ", ".join(run.swept),
+        "strength": point_text(run.swept),
+        "sweep_value": point_value(run.swept),
+    }
 
 
 def interval_of(estimate: Estimate) -> Interval:

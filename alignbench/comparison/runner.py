@@ -18,7 +18,7 @@ from alignbench.files.writing import exclusive, is_free, refuse_links, write_ato
 from alignbench.files.yaml_files import to_yaml
 from alignbench.records.record import CONFIG, RESULT, read_result
 from alignbench.runtime import launch
-from alignbench.tasks import changed_parts, load_task, refuse_changed
+from alignbench.tasks import changed_parts, configured_task, refuse_changed
 
 ENGINES = ("local", "ray")
 FORMER_STUDY = "study.yaml"
@@ -148,15 +148,16 @@ def check_folder(cells: list[Cell], out: Path) -> None:
     refuse_links(out, RUNS)
     if (out / SETTINGS).is_file():
         _refuse_lost_cells(cells, out)
-    fingerprints: dict[str, dict[str, str]] = {}
+    fingerprints: dict[Any, dict[str, str]] = {}
     for cell in cells:
         folder = out / RUNS / cell.id
         if (folder / RESULT).is_file():
             result = read_result(folder)
             _refuse_other_settings(cell, folder, result.config)
-            if cell.task not in fingerprints:
-                fingerprints[cell.task] = load_task(cell.task).fingerprint()
-            refuse_changed(changed_parts(fingerprints[cell.task], result.task), str(folder))
+            task = cell.task, tuple(cell.config.reward.items())
+            if task not in fingerprints:
+                fingerprints[task] = configured_task(cell.config).fingerprint()
+            refuse_changed(changed_parts(fingerprints[task], result.task), str(folder))
         elif (folder / CONFIG).is_file():
             _refuse_other_settings(cell, folder, None)
 

@@ -46,8 +46,9 @@ class Plugin(Settings):
     """The name of a plug-in and its own settings, which the plug-in's class validates."""
 
     name: str
-    label: str | None = Field(None, pattern=r"^[\w.+-]+$")
-    """Name in tables and plots, so that one plug-in can be compared under several settings. Null uses the plug-in's name."""
+    label: str | None = Field(None, pattern=r"^[\w.+-]+(\([\w.+=,-]+\))?$")
+    """Name in tables and plots, so that one plug-in can be compared under several settings. Null uses the plug-in's name. A
+    sweep adds its values in parentheses, such as `tmpo(beta=0.5)`."""
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -131,6 +132,9 @@ class RunConfig(Settings):
     URL must not contain a password; a token comes from `scorer_token_file` or the variable ALIGNBENCH_SCORER_TOKEN."""
     scorer_token_file: Path | None = None
     """File that contains the token of the scorer service. Its content is not recorded."""
+    reward: dict[str, float] = Field(default_factory=dict)
+    """Weights of the task's rewards in the sum that is trained on, by the name of the reward, such as `reward.pickscore=0.5`.
+    Rewards that are not named keep the task's weight."""
     seed: int = Field(0, ge=0)
     """Seed of rollout noise, plans and prompt order."""
     preset: str = "quick"

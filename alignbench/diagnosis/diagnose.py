@@ -22,7 +22,7 @@ from alignbench.figures.plots import write_figure
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
 from alignbench.records.environment import environment
-from alignbench.tasks import load_task
+from alignbench.tasks import configured_task
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
 ROUNDS, ROUNDS_OF_SMALL_LATENTS, SMALL = 24, 400, 16
@@ -77,7 +77,7 @@ def _measured(
     progress: float,
     advance: Callable[[int, int], None],
 ) -> Diagnosis:
-    task = load_task(config.task)
+    task = configured_task(config)
     if prompts > len(task.train_prompts):
         raise UserError(f"--prompts {prompts} is too many: task {task.name!r} has {len(task.train_prompts)} training prompts")
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)

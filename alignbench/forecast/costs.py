@@ -24,7 +24,7 @@ from alignbench.load import load_configured_backbone, load_objective, opens_on_m
 from alignbench.objective import Needs
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import normal
-from alignbench.tasks import load_task
+from alignbench.tasks import configured_task
 
 TIMED_PICTURES = 4
 """The most images that are decoded and scored to time them."""
@@ -91,7 +91,7 @@ class Forecast(BaseModel):
 
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     """Times model rows and images of the task's first prompts; the first call of each kind warms up and does not count."""
-    task = load_task(config.task)
+    task = configured_task(config)
     suite, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_PICTURES]
     rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
     guided = policy.encode(prompts)
@@ -157,7 +157,7 @@ def forecast(config: RunConfig) -> Forecast:
     Raises:
         UserError: what `run` would refuse.
     """
-    task = load_task(config.task)
+    task = configured_task(config)
     objective = load_objective(config.objective.name, **config.objective.settings)
     rows = rows_per_iteration(config, objective)
     evaluation_prompts(task, config.evaluation)

@@ -23,7 +23,7 @@ from alignbench.frontier.front import (
 )
 from alignbench.load import load_configured_backbone
 from alignbench.registry import file_name
-from alignbench.tasks import load_task
+from alignbench.tasks import configured_task
 
 KEY_LETTERS = 10
 
@@ -50,7 +50,7 @@ def front_of(
         RunError: a scorer failed.
         DiskError: the disk is full.
     """
-    task = load_task(config.task)
+    task = configured_task(config)
     prompt_set = PromptSet.of(task, config.evaluation, kind)
     suite = MetricSuite(task, config.scorer_timeout)
     advance("loading models")

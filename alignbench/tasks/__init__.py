@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from alignbench import registry
-from alignbench.config.run_config import tasks_path
+from alignbench.config.run_config import RunConfig, tasks_path
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.opening import sha256_of
 from alignbench.files.paths import local_path
@@ -90,6 +90,29 @@ class Task:
             parts["validation prompts"] = self.validation_prompts
         parts |= {"reward": [reward, _files_in(reward)], "judges": [judges, _files_in(judges)]}
         return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+
+    def weighted(self, weights: Mapping[str, float]) -> "Task":
+        """The same task with other weights of its rewards.
+
+        Args:
+            weights: name of a reward -> its weight; other rewards keep theirs.
+
+        Raises:
+            UserError: the task has no such reward, or every weight would be 0.
+        """
+        names = [choice.label or choice.eval for choice in self.config.reward]
+        for name in weights:
+            if name not in names:
+                raise UserError(f"reward.{name}: task {self.name!r} has no such reward{did_you_mean(name, names)}")
+        reward = [
+            choice.model_copy(update={"weight": weights.get(name, choice.weight)})
+            for name, choice in zip(names, self.config.reward, strict=True)
+        ]
+        if not any(choice.weight for choice in reward):
+            raise UserError(f"task {self.name!r}: every reward has weight 0, so there is nothing to train on")
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"reward": reward})
+        return other
 
     def rewarded_by(self, choice: RewardChoice) -> "Task":
         """The same prompts with another reward; the former ones judge, before the judges."""
@@ -182,6 +205,20 @@ def load_task(name: str) -> Task:
     if not os.path.isfile(file):  # which takes any name, as long as it may be
         raise UserError(f"there is no task {name!r}{did_you_mean(name, names())}")
     return Task(file.stem, validate(TaskConfig, read_yaml(file, FILE), where=str(file.name)), file.parent)
+
+
+def configured_task(config: RunConfig) -> Task:
+    """The task of a run's configuration, with the configuration's weights of rewards.
+
+    Raises:
+        UserError: as `load_task`; or a weight is not that of one of the task's rewards.
+    """
+    task = load_task(config.task)
+    if not config.reward:
+        return task
+    if config.scorer_url:
+        raise UserError("reward sets weights of the task's rewards, which scorer_url replaces; leave one of them out")
+    return task.weighted(config.reward)
 
 
 def _folder() -> Path:

@@ -25,7 +25,7 @@ from alignbench.runtime import launch
 from alignbench.runtime.micro_batch import first_line
 from alignbench.runtime.processes import Processes, join
 from alignbench.sampler import Sampler
-from alignbench.tasks import RewardChoice, Task, load_task
+from alignbench.tasks import RewardChoice, Task, configured_task
 from alignbench.training import engine
 from alignbench.training.checkpoint import has_checkpoint
 from alignbench.training.pairs import check_pairs
@@ -98,7 +98,7 @@ class _PairRun:
         self.config = config = config.anchored()
         self.console, self.processes = console, processes
         self.folder = RunFolder(out, processes, console.warn)
-        task = load_task(config.task)
+        task = configured_task(config)
         self.fingerprint = task.fingerprint()
         self.task = _with_remote_reward(task, config)
         self.objective = load_objective(config.objective.name, **config.objective.settings)
