@@ -69,7 +69,8 @@ def avoidable_loss(front: Front, metric: str, rewards: np.ndarray, values: np.nd
 
 def loss_at_reward(front: Front, metric: str, rewards: np.ndarray, values: np.ndarray) -> float:
     """The value of `avoidable_loss` alone: the front's metric at the method's mean reward minus the method's."""
-    return float(np.nanmean(metric_at_reward(front, metric, rewards) - np.where(np.isnan(rewards), np.nan, values)))
+    apart = metric_at_reward(front, metric, np.where(np.isnan(values), np.nan, rewards)) - values
+    return float(apart[~np.isnan(apart)].mean()) if not np.isnan(apart).all() else float("nan")
 
 
 def metric_at_reward(front: Front, metric: str, rewards: np.ndarray) -> np.ndarray:

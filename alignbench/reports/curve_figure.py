@@ -142,4 +142,5 @@ def _draw_ends(axis: Axes, report: CurveReport, metric: str) -> list[Any]:
 
 def _better(axis: Axes, *, higher: bool) -> None:
     """Says above the axes where more reward and more diversity are."""
-    axis.set_title(f"better {'\N{NORTH EAST ARROW}' if higher else '\N{SOUTH EAST ARROW}'}", loc="right", fontsize=7, color="#555555")
+    arrow = "\N{NORTH EAST ARROW}" if higher else "\N{SOUTH EAST ARROW}"
+    axis.set_title(f"better {arrow}", loc="right", fontsize=7, color="#555555")

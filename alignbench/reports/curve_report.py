@@ -87,7 +87,7 @@ class CurveReport:
 
     @cached_property
     def levels(self) -> list[float]:
-        """Levels of equal reward in ascending order: shares of the best method's gain, the nearest one replaced by what all reach."""
+        """Levels of equal reward, ascending: shares of the best method's gain, the nearest one replaced by what all reach."""
         if not self.comparable:
             return []
         levels, shared = curves.reward_levels(self.runs, self.reward), self.common_level

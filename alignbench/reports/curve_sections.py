@@ -32,9 +32,9 @@ def _avoidable(report: CurveReport) -> TextTable | None:
     metrics = _shown(frame)
     over = "over seeds" if (frame["over"] == "seeds").any() else "over prompts, for these trained models only"
     note = (
-        f"The front's diversity at a model's own {report.reward}, minus the model's: above 0, more was lost than the reward "
-        f"asks for. {front_note(report.front)} Intervals are {over}. The front is not an upper bound: at a higher KL a model may "
-        "lie above it."
+        f"The front's diversity at a model's own {report.reward}, minus the model's: above 0, more was lost than the "
+        f"reward asks for. {front_note(report.front)} Intervals are {over}. The front is not an upper bound: at a higher KL a "
+        "model may lie above it."
     )
     rows = []
     for cell, part in frame.groupby("cell", sort=False):

@@ -139,8 +139,8 @@ def _against_front(report: CurveReport) -> list[str]:
     """Who lost more diversity than its reward asks for."""
     if report.front is None:
         return [
-            "There is no front of the tilted target here (`alignbench compare` makes one unless --no-front is given), so a fall of "
-            "diversity is compared with the base model."
+            "There is no front of the tilted target here (`alignbench compare` makes one unless --no-front is given), so a "
+            "fall of diversity is compared with the base model."
         ]
     if report.front.record.normalised:
         return [
