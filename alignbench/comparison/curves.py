@@ -176,16 +176,19 @@ class RowsToReward(NamedTuple):
 
 
 def rows_to_reward(curves: Sequence[RunCurve], reward: str, levels: Sequence[float]) -> list[RowsToReward]:
-    """Model rows until each method's runs reach each level, as the Kaplan-Meier median of equally long observations."""
+    """Model rows until each method's runs reach each level, as the Kaplan-Meier median of equally long observations.
+
+    Of several strengths that counts for a seed which needs the fewest rows on the other seeds.
+    """
+    if not levels:
+        return []
+    table = best_strengths(at_levels(curves, reward, levels, []), {})
+    budgets = pd.Series([curve.points[ROWS].max() for curve in curves]).groupby([c.method for c in curves]).max()
     found = []
-    for method in dict.fromkeys(curve.method for curve in curves):
-        runs = [curve for curve in curves if curve.method == method]
-        for level in levels:
-            points = [point_at(curve.points, reward, level) for curve in runs]
-            rows = sorted(np.inf if point is None else float(point[ROWS]) for point in points)
-            reached = sum(point is not None for point in points)
-            budget = max(float(curve.points[ROWS].max()) for curve in runs)
-            found.append(RowsToReward(method, level, reached, len(runs), rows[(len(rows) - 1) // 2], budget))
+    for (method, level), part in table.groupby(["method", "level"], sort=False):
+        rows = part["value"].fillna(np.inf).sort_values().to_numpy(dtype=np.float64)
+        reached, median = int(np.isfinite(rows).sum()), float(rows[(len(rows) - 1) // 2])
+        found.append(RowsToReward(str(method), float(level), reached, len(rows), median, float(budgets[str(method)])))
     return found
 
 

@@ -39,9 +39,7 @@ def curve_trade_off(report: CurveReport, metric: str) -> Figure | None:
         handles += _draw_curves(axis, report, metric) if on_curves else _draw_ends(axis, report, metric)
         axis.set(xlabel=f"reward: {axis_name(report.reward)}", ylabel=f"diversity: {axis_name(metric)}")
         _better(axis, higher=report.directions.get(metric) is not False)
-        what = (
-            "validation prompts; mean and range over seeds" if on_curves else "trained models, means over seeds"
-        )
+        what = "validation prompts; mean and range over seeds" if on_curves else "trained models, means over seeds"
         figure.legend(handles=handles, loc="outside lower center", ncols=2, title=what, title_fontsize=6, handlelength=1.8)
     return figure
 

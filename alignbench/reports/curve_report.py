@@ -3,17 +3,20 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from alignbench.comparison import against_front, curves
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.modes import kept_distributions
-from alignbench.comparison.power import power_row
+from alignbench.comparison.power import detectable, power_row
 from alignbench.comparison.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.results import RecordedRun, Results
-from alignbench.evaluation.alarm import mode_alarms
+from alignbench.evaluation.alarm import ALARM_LEVEL, mode_alarms
 from alignbench.frontier.front import VALIDATION, Front
 from alignbench.records.distributions import mode_masses
+from alignbench.statistics import CONFIDENCE
 
 
 @dataclass
@@ -159,6 +162,22 @@ class CurveReport:
     def alarms(self) -> dict[tuple[str, int], list[str]]:
         """Cell and seed -> the run's alarms, those about diversity against the front where there is one."""
         return {(run.cell, run.result.run.seed): self._alarms_of(run) for run in self.results.of(self.setup)}
+
+    @cached_property
+    def alarm_power(self) -> tuple[int, float] | None:
+        """Prompts of a run, and the fall of the axis's diversity that its alarm finds with a power of `POWER`.
+
+        From the spread of the differences over prompts, the median over runs; None where it is not known.
+        """
+        if self.diversity is None:
+            return None
+        changes = [run.result.metrics[self.diversity].difference for run in self.results.of(self.setup)]
+        known = [(c.n, c.upper - c.lower) for c in changes if c.n > 1 and c.lower is not None and c.upper is not None]
+        if not known:
+            return None
+        prompts = known[0][0]
+        error = float(np.median([width for _, width in known])) / 2 / stdtrit(prompts - 1, (1 + CONFIDENCE) / 2)
+        return prompts, detectable(error * prompts**0.5, prompts, paired=True, level=2 * ALARM_LEVEL)
 
     def _alarms_of(self, run: RecordedRun) -> list[str]:
         found = list(run.result.alarms)

@@ -93,9 +93,7 @@ def _differences(report: CurveReport) -> TextTable | None:
         every = some["n"] == some["seeds"]
         over = "" if every else f" (n = {some['n']})"
         values = [
-            bounded(_interval(entries[m]), missing="-" if i else missing, over=over)
-            if m in entries
-            else Cell("-", math.nan)
+            bounded(_interval(entries[m]), missing="-" if i else missing, over=over) if m in entries else Cell("-", math.nan)
             for i, m in enumerate(metrics)
         ]
         rows.append([Cell(number(level), level), name(str(first)), name(str(second)), *values])

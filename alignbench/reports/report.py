@@ -18,6 +18,7 @@ from PIL import Image
 
 from alignbench.comparison.contrasts import families
 from alignbench.comparison.fronts import read_fronts
+from alignbench.comparison.power import POWER
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures.plots import left_out, save
@@ -31,7 +32,7 @@ from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.curve_sections import tables as curve_tables
 from alignbench.reports.formatting import contrast, estimate, heading, listed, number, p_value, spent
 from alignbench.reports.gallery import gallery, tree_drawings
-from alignbench.reports.style import PAPER, figure_title, metric_pairs
+from alignbench.reports.style import PAPER, axis_name, figure_title, metric_pairs
 from alignbench.reports.tables import method_row, protocol_of, write_tables
 from alignbench.reports.trade_off import scatter
 from alignbench.reports.verdict import verdict
@@ -251,8 +252,18 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "pairs_count": len(pairs),
         "protocol": protocol_of(results, setup),
         "alarms": _alarms(curves),
-        "alarm_note": ALARM_NOTES[curves.front is not None],
+        "alarm_note": _alarm_note(curves),
     }
+
+
+def _alarm_note(curves: CurveReport) -> str:
+    """What alarms about diversity compare with, and how large a fall they see."""
+    note = ALARM_NOTES[curves.front is not None]
+    if curves.alarm_power is None:
+        return note
+    prompts, fall = curves.alarm_power
+    what = f"a fall of {number(fall)} in {axis_name(str(curves.diversity))}"
+    return f"{note} With {prompts} prompts the test finds {what} in {POWER:.0%} of runs; smaller ones may raise none."
 
 
 def _alarms(curves: CurveReport) -> list[tuple[str, str, str]]:

@@ -53,7 +53,7 @@ def test_the_pooled_deviation_weighs_methods_by_their_degrees_of_freedom() -> No
 def test_what_seeds_can_tell_is_that_of_their_spread() -> None:
     """Two methods that differ by 1, 2 and 3: the paired spread is 1; their own are 1 and 2."""
     a, b = pd.Series({0: 1.0, 1: 2.0, 2: 3.0}), pd.Series({0: 0.0, 1: 0.0, 2: 0.0})
-    row = power_row({"a": a, "b": b + [2.0, 4.0, 6.0]})
+    row = power_row({"a": a, "b": b.add([2.0, 4.0, 6.0])})
     assert (row["seeds"], row["smallest"], row["largest"]) == (3, 2.0, 2.0)
     assert row["paired_deviation"] == pytest.approx(1.0)
     assert row["deviation"] == pytest.approx((2.5) ** 0.5)

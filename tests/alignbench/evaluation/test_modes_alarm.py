@@ -15,7 +15,8 @@ def test_a_mode_died_where_target_and_base_have_it_and_the_trained_model_has_und
     assert list(dead_modes(MASSES).index) == [1]
     (alarm,) = mode_alarms(MASSES, "equal_modes 0")
     assert alarm == (
-        "1 of the target's 3 modes died for the prompt 'equal_modes 0': the target has 0.4 of its mass there, the trained model 0.09"
+        "1 of the target's 3 modes died for the prompt 'equal_modes 0': the target has 0.4 of its mass there, "
+        "the trained model 0.09"
     )
 
 

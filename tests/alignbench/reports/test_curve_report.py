@@ -10,7 +10,18 @@ from scipy import stats
 
 from alignbench.comparison.reading import read_results
 from alignbench.evaluation.curve import KINDS
-from alignbench.frontier.front import BEST_OF, COLUMNS, KL, REWARD, TILT, VALIDATION, Front, FrontRecord, dependence, write_front
+from alignbench.frontier.front import (
+    BEST_OF,
+    COLUMNS,
+    KL,
+    REWARD,
+    TILT,
+    VALIDATION,
+    Front,
+    FrontRecord,
+    dependence,
+    write_front,
+)
 from alignbench.records.record import read_result
 from alignbench.reports.curve_figure import curve_trade_off
 from alignbench.reports.curve_report import CurveReport
@@ -94,7 +105,9 @@ def test_the_verdict_begins_with_the_difference_at_equal_reward(report: CurveRep
     tests = int(report.differences["tests"].max())
     assert report.common_level == pytest.approx(0.8)
     first = curve_sentences(report)[0]
-    assert first.startswith(f"At ocr 0.8, which every run reaches: {TMPO} has 0.28 [{low:.4g}, {high:.4g}] more LGMD than {GRPO} ")
+    assert first.startswith(
+        f"At ocr 0.8, which every run reaches: {TMPO} has 0.28 [{low:.4g}, {high:.4g}] more LGMD than {GRPO} "
+    )
     corrected = report.differences.query("metric == 'lgmd' and level == @report.common_level")["p_holm"].iloc[0]
     assert p <= corrected <= tests * p * (1 + 1e-9)
     assert f"(n = 3 seeds, p = {corrected:.2g}) and needs 600 more model rows, not beyond chance" in first
