@@ -121,7 +121,7 @@ class Faint(Brightness):
 
 
 class Sometimes(Brightness):
-    """Gives up on every third picture."""
+    """Gives up on every third image."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         scores = super().score(images, prompts)
@@ -130,7 +130,7 @@ class Sometimes(Brightness):
 
 
 class ThirdOfFour(Brightness):
-    """Gives up on the third picture of each group of four."""
+    """Gives up on the third image of each group of four."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         scores = super().score(images, prompts)
@@ -167,7 +167,7 @@ class DyingInSecondProcess(Dying):
 
 
 class Hanging(AtFourthCall):
-    """And takes whatever stops it for a failure of one picture."""
+    """And takes whatever stops it for a failure of one image."""
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         try:
@@ -215,7 +215,7 @@ class Slow(Brightness):
 
 
 def write_task(folder: Path, scorer: str = "Brightness", judges: Sequence[str] = ("diversity",)) -> Path:
-    """A task on toy pictures in `folder`; returns its YAML file."""
+    """A task on toy images in `folder`; returns its YAML file."""
     (folder / "train.txt").write_text("\n".join(f"train {i}" for i in range(5)))
     (folder / "eval.txt").write_text("\n".join(f"eval {i}" for i in range(6)))
     (folder / "validation.txt").write_text("\n".join(f"validation {i}" for i in range(4)))
