@@ -183,9 +183,7 @@ def _make_fronts(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> No
         typer.echo(f"alignbench: {line}", err=True)
 
     if execution["engine"] == "ray":
-        warn(
-            "no front is computed with the engine ray, as this machine may lack a GPU; `alignbench compare --out DIR` adds it"
-        )
+        warn("no front is computed with the engine ray, as this machine may lack a GPU; `alignbench compare --out DIR` adds it")
         return
     from alignbench.cli.views import EvalView
     from alignbench.comparison.fronts import make_fronts

@@ -7,7 +7,7 @@ reward, paired by seed. A level that a run never reaches is missing there, and c
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -185,7 +185,8 @@ def rows_to_reward(curves: Sequence[RunCurve], reward: str, levels: Sequence[flo
     table = best_strengths(at_levels(curves, reward, levels, []), {})
     budgets = pd.Series([curve.points[ROWS].max() for curve in curves]).groupby([c.method for c in curves]).max()
     found = []
-    for (method, level), part in table.groupby(["method", "level"], sort=False):
+    groups: Any = table.groupby(["method", "level"], sort=False)
+    for (method, level), part in groups:
         rows = part["value"].fillna(np.inf).sort_values().to_numpy(dtype=np.float64)
         reached, median = int(np.isfinite(rows).sum()), float(rows[(len(rows) - 1) // 2])
         found.append(RowsToReward(str(method), float(level), reached, len(rows), median, float(budgets[str(method)])))

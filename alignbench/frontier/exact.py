@@ -218,5 +218,5 @@ class _Draws:
 
     def _mean_rows(self, rule: str, strength: float, evaluations: Iterator[Evaluation]) -> Rows:
         table = pd.concat([evaluation.table for evaluation in evaluations])
-        means = table.groupby(["prompt_index", "metric"], sort=False)["value"].mean()
+        means: Any = table.groupby(["prompt_index", "metric"], sort=False)["value"].mean()
         return [(rule, float(strength), int(p), self.prompts[int(p)], str(m), float(v)) for (p, m), v in means.items()]

@@ -58,7 +58,7 @@ def front_of(
     suite.check_prompts(prompt_set.prompts)
     policy = load_configured_backbone(config)
     exact = knows_target(policy, prompt_set.prompts, suite)
-    asked = {"images": images, "betas": betas, "best_of": list(best_of), "normalise": config.normalise_rewards}
+    asked: dict[str, Any] = {"images": images, "betas": betas, "best_of": list(best_of), "normalise": config.normalise_rewards}
     asked |= {"kind": kind, "exact": exact}
     key = content_key(policy, task, suite, config.evaluation, **asked)
     name = Path(config.backbone.name).name

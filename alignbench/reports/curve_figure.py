@@ -120,8 +120,8 @@ def _over_seeds(points: list[pd.DataFrame], reward: str, metric: str) -> tuple[n
 
 def _draw_ends(axis: Axes, report: CurveReport, metric: str) -> list[Any]:
     """The trained models on the evaluation prompts, with intervals over seeds; returns what a legend shows."""
-    cells = report.results.cells_frame
-    cells = cells[cells["setup"] == report.setup].set_index(["cell", "metric"])
+    frame = report.results.cells_frame
+    cells: Any = frame[frame["setup"] == report.setup].set_index(["cell", "metric"])
     handles = []
     for number, (method, strengths) in enumerate(report.strengths.items()):
         color, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
@@ -130,7 +130,7 @@ def _draw_ends(axis: Axes, report: CurveReport, metric: str) -> list[Any]:
         y = [float(cells.loc[(cell, metric), "mean"]) for cell in found]
         ends = cells.loc[[(cell, metric) for cell in found], ["mean_lower", "mean_upper"]].to_numpy(dtype=np.float64)
         errors = np.abs(ends.T - np.array(y)) if np.isfinite(ends).all() else None
-        link = ":" if len(found) > 1 else ""
+        link: Any = ":" if len(found) > 1 else ""
         axis.errorbar(x, y, yerr=errors, color=color, marker=marker, linestyle=link, elinewidth=0.7, zorder=3)
         handles.append(Line2D([], [], color=color, marker=marker, linestyle=link, label=legend_name(_label(report, method))))
     x_base, y_base = (float(cells.loc[(BASE, name), "mean"]) for name in (report.reward, metric))

@@ -1,7 +1,8 @@
 """The tables of a report about curves and the front, from a `CurveReport`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -43,7 +44,7 @@ def _avoidable(report: CurveReport) -> TextTable | None:
     return TextTable("Avoidable loss of diversity", note, ["model", *map(axis_name, metrics)], rows)
 
 
-def _loss(row: dict[str, float] | None) -> Cell:
+def _loss(row: Mapping[Any, Any] | None) -> Cell:
     if row is None:
         return Cell("-", math.nan)
     missing = "reward above the front's reach"
@@ -86,7 +87,8 @@ def _differences(report: CurveReport) -> TextTable | None:
     if any(len(strengths) > 1 for strengths in report.strengths.values()):
         note += " Of a sweep, the strength counts that does best on the other seeds."
     rows = []
-    for (level, first, second), part in frame.groupby(["level", "first", "second"], sort=False):
+    groups: Any = frame.groupby(["level", "first", "second"], sort=False)
+    for (level, first, second), part in groups:
         entries = {str(row["metric"]): row for row in part.to_dict("records")}
         some = next(iter(entries.values()))
         missing = _not_reached(some, str(first), str(second))
@@ -101,11 +103,11 @@ def _differences(report: CurveReport) -> TextTable | None:
     return TextTable("Differences at equal reward", note, head, rows, folded=len(rows) > LONG)
 
 
-def _interval(row: dict[str, float]) -> dict[str, float]:
+def _interval(row: Mapping[Any, Any]) -> dict[Any, Any]:
     return {**row, "value": row["difference"]}
 
 
-def _not_reached(row: dict[str, float], first: str, second: str) -> str:
+def _not_reached(row: Mapping[Any, Any], first: str, second: str) -> str:
     """Which of two methods does not reach a level with which seeds."""
     seeds = row["seeds"]
     short = [
@@ -167,7 +169,7 @@ def _onsets(report: CurveReport) -> TextTable | None:
     return TextTable("Onset of over-optimisation", note, ["method", *map(axis_name, metrics)], rows)
 
 
-def _onset_cell(row: dict[str, float] | None) -> Cell:
+def _onset_cell(row: Mapping[Any, Any] | None) -> Cell:
     if row is None:
         return Cell("-", math.nan)
     spread = f" ({row['earliest']} to {row['latest']})" if row["earliest"] != row["latest"] else ""

@@ -223,8 +223,9 @@ def _code(command: str) -> Markup:
     return Markup(visible(" ".join(command.split())))
 
 
-def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curves: CurveReport) -> dict[str, Any]:
-    """What the templates show of a setup."""
+def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curves: CurveReport | None = None) -> dict[str, Any]:
+    """What the templates show of a setup; its curves are read where they are not given."""
+    curves = curves or curve_reports(results)[setup]
     reward, diversity = results.reward(setup), results.diversity(setup)
     cells = results.cells_frame[results.cells_frame["setup"] == setup]
     first = results.of(setup)[0].result
