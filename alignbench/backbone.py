@@ -1,7 +1,7 @@
 """The base class of backbones: what a flow-matching text-to-image model must offer to be aligned."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -16,6 +16,10 @@ from alignbench.errors import UserError
 
 META = "meta"
 """The device on which a backbone opens without its weights."""
+MODE_SHARE = 0.05
+"""A mode counts where the target has at least this share of its mass."""
+COVERED = 0.25
+"""It is covered where a model has at least this part of the target's mass there."""
 
 
 @contextmanager
@@ -221,6 +225,23 @@ class PointDistribution:
     mode: np.ndarray
 
 
+@dataclass(frozen=True)
+class Tilt:
+    """The tilted target p_base exp(beta R) / Z of one prompt, where a backbone knows it.
+
+    Attributes:
+        reward: its expected training reward, without a scorer's noise.
+        kl: its KL divergence to the base distribution, in nats.
+        metrics: what `KnownDistributions.measure` would give for it; empty where that is not known.
+        draw: draws so many final latents, float32 [N, *latent], with a generator.
+    """
+
+    reward: float
+    kl: float
+    metrics: dict[str, float]
+    draw: Callable[[int, torch.Generator], Tensor]
+
+
 class KnownDistributions(ABC):
     """A capability of a backbone: its final latents are points whose distribution and target are known.
 
@@ -240,3 +261,7 @@ class KnownDistributions(ABC):
     @abstractmethod
     def target_distribution(self, prompt: str) -> PointDistribution | None:
         """The distribution with which it is compared; None where it is not two-dimensional."""
+
+    def tilted(self, prompt: str, beta: float) -> Tilt | None:
+        """The target at an inverse temperature on raw rewards; None where it must be estimated from samples."""
+        return None

@@ -22,7 +22,15 @@ from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings, KnownDistributions, Measured, PointDistribution
+from alignbench.backbone import (
+    COVERED,
+    MODE_SHARE,
+    BackboneSettings,
+    KnownDistributions,
+    Measured,
+    PointDistribution,
+    Tilt,
+)
 from alignbench.backbones.mixture.mixtures import (
     EXTENT,
     Mixture,
@@ -45,10 +53,8 @@ TARGET_GRID = 160
 """Points of the grid in each direction of a target that is."""
 NEXT_TO_NOTHING = 1e-2
 """Of the mean mass of that grid's points."""
-MODE_SHARE = 0.05
-"""A mode counts where the target has at least this share of its mass."""
-COVERED = 0.25
-"""It is covered where the model has at least this part of the target's mass there."""
+NO_MASS = 1e-30
+"""Of a cell of the other grid, below which it is left out of divergences."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +216,28 @@ class GaussianMixture(Backbone, KnownDistributions):
         kept = mass > NEXT_TO_NOTHING / len(mass)
         mode = w.base.log_joint(points).argmax(1)
         return PointDistribution(points[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
+
+    def tilted(self, prompt: str, beta: float) -> Tilt:
+        """The target in closed form for a quadratic reward, else on a grid over the plane, whose cells are drawn from."""
+        d, at = self.settings.dimension, self.settings.beta
+        w, known = world(prompt, d), truth(prompt, d, at)
+        reward, kl = known.tilt(beta)
+        if isinstance(w.reward, Quadratic):
+            target, _ = w.base.tilted(beta, w.reward.curvature, w.reward.centre)
+            return Tilt(reward, kl, {}, lambda count, rng: target.sample(count, rng).float())
+        grid, cell = midpoints(2, GRID, EXTENT)
+        log_density = w.base.log_density(grid) + beta * w.reward(grid)
+        log_density = log_density - torch.logsumexp(log_density, 0) - math.log(cell)
+        mass = torch.exp(log_density) * cell
+
+        def draw(count: int, rng: torch.Generator) -> Tensor:
+            chosen = grid[torch.multinomial(mass, count, replacement=True, generator=rng)]
+            within = torch.rand(chosen.shape, generator=rng, dtype=torch.float64) - 0.5
+            return (chosen + math.sqrt(cell) * within).float()
+
+        kept = mass > NO_MASS  # elsewhere the ratio to another density overflows
+        metrics = _measure(w, known, mass[kept], grid[kept], log_density[kept])
+        return Tilt(reward, kl, {**metrics, "kl_base": kl, "exact_reward": reward}, draw)
 
 
 def _quasi_random(dimension: int) -> Tensor:

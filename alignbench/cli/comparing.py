@@ -84,6 +84,10 @@ def compare(
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
     reward: REWARD = None,
     diversity: DIVERSITY = None,
+    no_front: Annotated[
+        bool,
+        typer.Option("--no-front", help="Do not compute the front of the tilted target, which methods are measured against."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print cells, budget and estimated time; train and write nothing.")
     ] = False,
@@ -114,6 +118,8 @@ def compare(
     with nullcontext(folder) if out else reserved(folder) as folder:
         with _interruptible(folder, execution):
             record = _compare(grid, folder, execution)
+            if not no_front and any(cell.status == "complete" for cell in record.cells):
+                _make_fronts(grid, folder, execution)
         _report(record, folder, reward, diversity)
 
 
@@ -168,6 +174,22 @@ def _compare(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> "Compa
     cells = grid.cells()
     with GridProgress(len(cells), len(runner.done(cells, folder))) as progress:
         return runner.compare(grid, folder, **execution, observer=progress)
+
+
+def _make_fronts(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> None:
+    """Computes the fronts of the comparison's tasks; what cannot be computed is told, and the report goes without it."""
+
+    def warn(line: str) -> None:
+        typer.echo(f"alignbench: {line}", err=True)
+
+    if execution["engine"] == "ray":
+        warn("no front is computed with the engine ray, as this machine may lack a GPU; `alignbench compare --out DIR` adds it")
+        return
+    from alignbench.cli.views import EvalView
+    from alignbench.comparison.fronts import make_fronts
+
+    with EvalView(silent=False) as status:
+        make_fronts(grid, folder, advance=status.advance, warn=warn)
 
 
 def _report(record: "ComparisonRecord", folder: Path, reward: str | None, diversity: str | None) -> None:

@@ -7,13 +7,22 @@ reward, paired by seed. A level that a run never reaches is missing there, and c
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from alignbench.comparison.contrasts import corrected
-from alignbench.statistics import Interval, difference, first_reached, mean_interval, rise_test
+from alignbench.evaluation.curve import by_prompt
+from alignbench.statistics import (
+    Interval,
+    difference,
+    first_reached,
+    hypervolume,
+    mean_interval,
+    one_sample,
+    rise_test,
+)
 
 ROWS = "model_rows"
 LEVELS = (0.25, 0.5, 0.75, 0.9)
@@ -68,6 +77,21 @@ def reward_levels(curves: Sequence[RunCurve], reward: str, shares: Sequence[floa
     return [base + share * (top - base) for share in shares] if top > base else []
 
 
+def common_level(curves: Sequence[RunCurve], reward: str) -> float | None:
+    """The highest reward that every method reaches with every seed, at the strength that goes furthest there.
+
+    Returns:
+        None where it is not above the base model's, since some method then gains nothing.
+    """
+    best: dict[tuple[str, int], float] = {}
+    for curve in curves:
+        key = (curve.method, curve.seed)
+        best[key] = max(best.get(key, -np.inf), float(curve.points[reward].max()))
+    base = float(np.mean([curve.points[reward].iloc[0] for curve in curves]))
+    lowest = min(best.values())
+    return lowest if lowest > base else None
+
+
 def at_levels(curves: Sequence[RunCurve], reward: str, levels: Sequence[float], metrics: Sequence[str]) -> pd.DataFrame:
     """A row for each run, level and metric: method, strength, seed, level, metric, value; NaN where the level is not reached.
 
@@ -114,7 +138,8 @@ def equal_reward_differences(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each level, metric and pair of methods: difference with its interval over seeds that reach the level with
-        both, `reached_first` and `reached_second` of `seeds`, p, p_holm and the number of `tests`.
+        both, `reached_first` and `reached_second` of `seeds`, p, p_holm and the number of `tests`. p is NaN where there is no
+        such test: fewer than two seeds reach the level with both, or their differences have no spread.
     """
     rows = []
     for (level, metric), part in table.groupby(["level", "metric"], sort=False):
@@ -123,15 +148,14 @@ def equal_reward_differences(table: pd.DataFrame) -> pd.DataFrame:
             a, b = of_method[first].align(of_method[second])
             apart = difference(a.to_numpy(), b.to_numpy())
             interval = mean_interval(apart)
-            above = rise_test([apart])
             rows.append(
                 {"level": level, "metric": metric, "first": first, "second": second}
                 | {"difference": interval.value, "lower": interval.lower, "upper": interval.upper, "n": interval.n}
                 | {"reached_first": int(a.notna().sum()), "reached_second": int(b.notna().sum()), "seeds": len(a)}
-                | {"p": float("nan") if np.isnan(above) else min(1.0, 2 * min(above, 1 - above))}
+                | {"p": one_sample(apart)}
             )
     frame = corrected(rows)
-    return frame if frame.empty else frame.assign(tests=frame.groupby("metric")["p"].transform("size"))
+    return frame if frame.empty else frame.assign(tests=frame.groupby("metric")["p"].transform("count"))
 
 
 class RowsToReward(NamedTuple):
@@ -152,35 +176,21 @@ class RowsToReward(NamedTuple):
 
 
 def rows_to_reward(curves: Sequence[RunCurve], reward: str, levels: Sequence[float]) -> list[RowsToReward]:
-    """Model rows until each method's runs reach each level, as the Kaplan-Meier median of equally long observations."""
-    found = []
-    for method in dict.fromkeys(curve.method for curve in curves):
-        runs = [curve for curve in curves if curve.method == method]
-        for level in levels:
-            points = [point_at(curve.points, reward, level) for curve in runs]
-            rows = sorted(np.inf if point is None else float(point[ROWS]) for point in points)
-            reached = sum(point is not None for point in points)
-            budget = max(float(curve.points[ROWS].max()) for curve in runs)
-            found.append(RowsToReward(method, level, reached, len(runs), rows[(len(rows) - 1) // 2], budget))
-    return found
+    """Model rows until each method's runs reach each level, as the Kaplan-Meier median of equally long observations.
 
-
-def hypervolume(rewards: np.ndarray, metric: np.ndarray, reference: tuple[float, float]) -> float:
-    """Area that points dominate above a reference point, both coordinates to be large (Zitzler and Thiele 1999).
-
-    Args:
-        rewards, metric: float [N].
-        reference: reward and metric below which nothing counts.
+    Of several strengths that counts for a seed which needs the fewest rows on the other seeds.
     """
-    points = sorted(
-        ((r, m) for r, m in zip(rewards, metric, strict=True) if r > reference[0] and m > reference[1]), reverse=True
-    )
-    area, top = 0.0, reference[1]
-    for reward, value in points:
-        if value > top:
-            area += (reward - reference[0]) * (value - top)
-            top = value
-    return area
+    if not levels:
+        return []
+    table = best_strengths(at_levels(curves, reward, levels, []), {})
+    budgets = pd.Series([curve.points[ROWS].max() for curve in curves]).groupby([c.method for c in curves]).max()
+    found = []
+    groups: Any = table.groupby(["method", "level"], sort=False)
+    for (method, level), part in groups:
+        rows = part["value"].fillna(np.inf).sort_values().to_numpy(dtype=np.float64)
+        reached, median = int(np.isfinite(rows).sum()), float(rows[(len(rows) - 1) // 2])
+        found.append(RowsToReward(str(method), float(level), reached, len(rows), median, float(budgets[str(method)])))
+    return found
 
 
 def front_areas(curves: Sequence[RunCurve], reward: str, metric: str, *, higher_is_better: bool = True) -> dict[str, Interval]:
@@ -195,7 +205,7 @@ def front_areas(curves: Sequence[RunCurve], reward: str, metric: str, *, higher_
     for method in dict.fromkeys(curve.method for curve in curves):
         for seed in sorted({curve.seed for curve in curves if curve.method == method}):
             own = pd.concat([c.points for c in curves if (c.method, c.seed) == (method, seed)])
-            area = hypervolume(own[reward].to_numpy(), sign * own[metric].to_numpy(), (base, worst))
+            area = hypervolume(own[[reward, metric]].to_numpy(dtype=np.float64) * (1.0, sign), (base, worst))
             areas.setdefault(method, []).append(area)
     return {method: mean_interval(np.array(values)) for method, values in areas.items()}
 
@@ -254,3 +264,50 @@ def onset(
     fall = mean_interval(falls)
     certain = bool(rise_test([falls]) < 0.025) and float(gains.mean()) > 0
     return Onset(iterations[best], iterations[lower], iterations[upper], fall, certain)
+
+
+def onset_frame(
+    curves: Sequence[RunCurve],
+    tables: Mapping[tuple[str, str, int], pd.DataFrame],
+    reward: str,
+    directions: Mapping[str, bool | None],
+) -> pd.DataFrame:
+    """A row for each method, strength and metric with a direction: where the metric turns, over seeds.
+
+    `iteration`, `earliest`, `latest`: median and range over seeds of the evaluation at which it is best; `value`, `lower`,
+    `upper`, `n`: how far it is below that at the end, over seeds; `over_optimised` of `seeds`: in how many that fall is beyond
+    chance over prompts while the reward rises. Runs with fewer than four prompts are left out.
+
+    Args:
+        tables: method, strength and seed -> the run's evaluations by prompt.
+    """
+    rows = []
+    by_method: dict[tuple[str, str], list[RunCurve]] = {}
+    for curve in curves:
+        by_method.setdefault((curve.method, curve.strength), []).append(curve)
+    for (method, strength), runs in by_method.items():
+        for metric, higher in directions.items():
+            found = [_onset_of(tables[method, strength, run.seed], reward, metric, higher) for run in runs]
+            onsets = [each for each in found if each is not None]
+            if higher is None or not onsets:
+                continue
+            places = [each.iteration for each in onsets]
+            rows.append(
+                {"method": method, "strength": strength, "metric": metric}
+                | {"iteration": float(np.median(places)), "earliest": min(places), "latest": max(places)}
+                | mean_interval(np.array([each.fall.value for each in onsets]))._asdict()
+                | {"over_optimised": sum(each.over_optimised for each in onsets), "seeds": len(onsets)}
+            )
+    return pd.DataFrame(rows)
+
+
+def _onset_of(table: pd.DataFrame, reward: str, metric: str, higher: bool | None) -> Onset | None:
+    """The onset of one run; None where it has no such metric or too few prompts."""
+    if metric not in set(table["metric"]):
+        return None
+    iterations, rewards = by_prompt(table, reward)
+    _, values = by_prompt(table, metric)
+    try:
+        return onset(iterations, rewards, values, higher_is_better=higher is not False)
+    except ValueError:
+        return None

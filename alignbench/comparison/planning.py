@@ -192,7 +192,7 @@ def _check_budget(method: Method, rows: expected_rows.ExpectedRows, rewards: int
     needed = rows.rollout + config.updates_per_rollout * rows.asked
     for limit, name, least in (
         (budget.model_rows, "model_rows", needed),
-        (budget.reward_calls, "reward_calls", rows.pictures * rewards),
+        (budget.reward_calls, "reward_calls", rows.images * rewards),
     ):
         if limit is not None and limit < least:
             raise UserError(

@@ -26,7 +26,7 @@ from alignbench.runtime import hub
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes
 from alignbench.runtime.signals import TimeLimitError, time_limit
 from alignbench.scorer import Images, Metric, Scorer, SetMetric, as_arrays, checked_scores
-from alignbench.statistics import CONFIDENCE, difference, holm, mean_of_means_interval, rise_test
+from alignbench.statistics import difference, mean_of_means_interval, rise_test
 from alignbench.tasks import EvalChoice, Task
 
 COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
@@ -34,8 +34,6 @@ PATH_STEPS, PATH_NOISE, PATHS = 8, 0.7, 64
 """Of `path_kl`: denoising steps, their noise level, and how many rollouts over all prompts, but one of each at least."""
 DEFAULT_VALIDATION_PROMPTS = 12
 """Where `evaluation.validation_prompts` does not say, or all that the task has if these are fewer."""
-ALARM_LEVEL = (1 - CONFIDENCE) / 2
-"""Of the one-sided tests behind an alarm, as of either side of an interval."""
 
 
 @contextmanager
@@ -484,41 +482,6 @@ def _estimates(by_prompt: pd.DataFrame, evaluation: Evaluation) -> dict[str, Est
 def _strata(by_prompt: pd.DataFrame, evaluation: Evaluation, metric: str) -> list[np.ndarray]:
     """One value a prompt, for each metric whose mean it is."""
     return [by_prompt[part].to_numpy() for part in evaluation.overall.get(metric, (metric,))]
-
-
-def alarms(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[str]:
-    """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls.
-
-    "Rose", "fell" and "worse" are one-sided tests at ALARM_LEVEL, each corrected by Holm's method for how many were looked at:
-    the rewards that were trained on, and the judges that have a direction. So a run in which no judge got worse raises an alarm
-    about one with that probability at most, however many judge it.
-    """
-    rose = _corrected({name: metrics[name].p_rise for name in rewards})
-    fell = _corrected({name: _opposite(metrics[name].p_rise) for name in rewards})
-    judged = {name: m for name, m in metrics.items() if m.role == "judge" and m.higher_is_better is not None}
-    worse = _corrected({n: _opposite(m.p_rise) if m.higher_is_better else m.p_rise for n, m in judged.items()})
-    found = []
-    for name in rewards:
-        change = metrics[name].difference.value
-        if fell[name] < ALARM_LEVEL:
-            fall = f"{name} fell by {-(change or 0):.3f} although it was trained on"
-            found.append(f"{fall}; a lower learning rate may save the model")
-        if rose[name] < ALARM_LEVEL:
-            for metric, record in judged.items():
-                if worse[metric] < ALARM_LEVEL:
-                    went = f"{metric} went from {record.base.value:.3f} to {record.final.value:.3f}"
-                    found.append(f"{name} rose by {change:.3f} while {went}")
-    return found
-
-
-def _corrected(p_values: Mapping[str, float | None]) -> dict[str, float]:
-    """By Holm's method; NaN, which is below no level, for what could not be tested."""
-    known = [np.nan if p is None else p for p in p_values.values()]
-    return dict(zip(p_values, holm(known).tolist(), strict=True))
-
-
-def _opposite(p: float | None) -> float | None:
-    return None if p is None else 1 - p
 
 
 def _prompt_means(table: pd.DataFrame) -> pd.DataFrame:

@@ -67,6 +67,36 @@ def avoidable_loss(front: Front, metric: str, rewards: np.ndarray, values: np.nd
     )
 
 
+def loss_at_reward(front: Front, metric: str, rewards: np.ndarray, values: np.ndarray) -> float:
+    """The value of `avoidable_loss` alone: the front's metric at the method's mean reward minus the method's."""
+    apart = metric_at_reward(front, metric, np.where(np.isnan(values), np.nan, rewards)) - values
+    return float(apart[~np.isnan(apart)].mean()) if not np.isnan(apart).all() else float("nan")
+
+
+def metric_at_reward(front: Front, metric: str, rewards: np.ndarray) -> np.ndarray:
+    """The metric of each prompt, float [P], under the tilt whose mean reward is the method's; NaN beyond the front.
+
+    Args:
+        rewards: the method's mean reward of each prompt, float [P].
+    """
+    usable = ~np.isnan(rewards)
+    reached = np.maximum.accumulate(front.values(REWARD)[:, usable].mean(1))
+    own = float(rewards[usable].mean()) if usable.any() else np.nan
+    place = np.interp(own, reached, np.arange(len(reached)), right=np.nan)
+    curve = front.values(metric)
+    if np.isnan(place):
+        return np.full(curve.shape[1], np.nan)
+    below = int(place)
+    above = min(below + 1, len(reached) - 1)
+    return np.asarray(curve[below] + (place - below) * (curve[above] - curve[below]))
+
+
+def reward_at_kl(front: Front, kl: float) -> float:
+    """The front's mean reward at a KL divergence to the base model in nats; NaN beyond the front."""
+    kls = np.maximum.accumulate(front.values(KL).mean(1))
+    return float(np.interp(kl, kls, np.maximum.accumulate(front.values(REWARD).mean(1)), right=np.nan))
+
+
 def _on_front(reward_curve: np.ndarray, metric_curve: np.ndarray, rewards: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """The front's metric at the mean reward of each draw of prompts, float [B].
 

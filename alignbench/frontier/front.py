@@ -9,7 +9,7 @@ not an upper bound of every metric: at a higher KL a method may lie above it.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from alignbench import groups
 from alignbench.backbone import Backbone, checksum
 from alignbench.config.run_config import EvaluationConfig
 from alignbench.errors import RunError, UserError
-from alignbench.evaluation.evaluate import MetricSuite, evaluate_images, evaluation_prompts, named_failure
+from alignbench.evaluation.evaluate import MetricSuite, evaluate_images, evaluation_prompts, named_failure, validation_prompts
 from alignbench.files.json_files import read_json
 from alignbench.files.reading import read_table
 from alignbench.files.writing import write_atomically
@@ -59,8 +59,32 @@ SATURATED = 0.02
 SETS = 100
 """Sets of images that a metric of sets is averaged over, for each prompt and strength."""
 IMAGES_AT_ONCE = 256
-FORMAT = 1
+FORMAT = 2
 """Of what is computed here; another one makes every front anew."""
+EVALUATION, VALIDATION = "evaluation", "validation"
+"""Whose prompts a front is for: those of a run's evaluation, or those of its curve."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of a front.
+
+    Attributes:
+        kind: `EVALUATION` or `VALIDATION`.
+        prompts: the prompts.
+        size: images of a set, K: as many as a prompt has there.
+    """
+
+    kind: str
+    prompts: list[str]
+    size: int
+
+    @classmethod
+    def of(cls, task: Task, config: EvaluationConfig, kind: str = EVALUATION) -> "PromptSet":
+        """Raises UserError where more prompts are asked for than the task has."""
+        if kind == VALIDATION:
+            return cls(kind, validation_prompts(task, config), config.validation_images)
+        return cls(kind, evaluation_prompts(task, config), config.images_per_prompt)
 
 
 class FrontRecord(Settings):
@@ -92,6 +116,16 @@ class FrontRecord(Settings):
     directions: dict[str, bool | None] = Field(default_factory=dict)
     """Metric -> whether higher is better."""
     roles: dict[str, str] = Field(default_factory=dict)
+    set_metrics: list[str] = Field(default_factory=list)
+    """Metrics of sets of images: how diverse the images of a prompt are."""
+    prompt_set: str = EVALUATION
+    """Whether it is for a run's evaluation or for its curve."""
+    exact: bool = False
+    """Whether reward, KL and the backbone's own metrics are known, and images are drawn from the target itself."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The keys of a run's configuration on which the front depends; see `dependence`."""
+    fingerprint: dict[str, str] = Field(default_factory=dict)
+    """Of the task."""
 
 
 @dataclass(frozen=True)
@@ -154,16 +188,18 @@ def measure_front(
     backbone: str,
     betas: Sequence[float] | None = None,
     best_of: Sequence[int] = (),
+    prompt_set: PromptSet | None = None,
     micro_batch: int | None = None,
     advance: Callable[[str], None] = lambda what: None,
 ) -> Front:
     """Draws and scores the base model's images, and computes the front from them.
 
     Args:
-        images: N for each prompt; at least twice `config.images_per_prompt`.
+        images: N for each prompt; at least twice the images of a set.
         normalise_rewards: as of a run; see `groups.total`.
         betas: on raw rewards; by default `GRID` over the reward's deviation.
         best_of: values of n; those above N are left out.
+        prompt_set: the prompts and the size of a set; by default those of an evaluation.
         micro_batch: rows in one model call, at most.
         advance: told what is being done, for a progress display.
 
@@ -171,12 +207,12 @@ def measure_front(
         UserError: too few images, or more prompts than the task has.
         RunError: a scorer failed, or the reward is the same for all images.
     """
-    prompts = evaluation_prompts(task, config)
-    size = config.images_per_prompt
+    chosen = prompt_set or PromptSet.of(task, config)
+    prompts, size = chosen.prompts, chosen.size
     if images < 2 * size:
         raise UserError(
-            f"a front for {size} images a prompt (evaluation.images_per_prompt) needs at least {2 * size} samples of each, "
-            f"got {images}; raise --images"
+            f"a front for sets of {size} images of a prompt needs at least {2 * size} samples "
+            f"of each, got {images}; raise --images"
         )
     samples = draw_samples(policy, prompts, suite, config, images, normalise_rewards, micro_batch, advance)
     deviation = float(np.sqrt(np.nanmean(np.nanvar(samples.rewards, axis=1))))
@@ -218,17 +254,25 @@ def measure_front(
         left_out=left_out,
         directions=samples.directions,
         roles=samples.roles,
-        headline=_headline(samples, suite),
+        headline=headline_metrics(samples.scores, samples.set_metrics, samples.directions, suite),
+        set_metrics=[metric for of_eval in samples.set_metrics.values() for metric in of_eval],
+        prompt_set=chosen.kind,
+        fingerprint=task.fingerprint(),
     )
     return Front(record, pd.DataFrame(rows, columns=COLUMNS))
 
 
-def _headline(samples: Samples, suite: MetricSuite) -> list[str]:
+def headline_metrics(
+    scored: Container[str],
+    set_metrics: Mapping[str, Sequence[str]],
+    directions: Mapping[str, bool | None],
+    suite: MetricSuite,
+) -> list[str]:
     """Independent scorers' own metrics, and of each eval of sets the metric of its name, or all with a direction."""
-    headline = [name for name in suite.evals if name in samples.scores and name not in suite.rewards]
-    for name, metrics in samples.set_metrics.items():
+    headline = [name for name in suite.evals if name in scored and name not in suite.rewards]
+    for name, metrics in set_metrics.items():
         shown = [name] if name in metrics else metrics
-        headline += [metric for metric in shown if samples.directions[metric] is not None]
+        headline += [metric for metric in shown if directions[metric] is not None]
     return headline
 
 
@@ -321,6 +365,20 @@ def _rows_of(
 # ---------------------------------------------------------------------------------------------------- files
 
 
+PROTOCOL = {"prompts", "images_per_prompt", "validation_prompts", "validation_images", "steps", "seed"}
+"""Settings of an evaluation on which a front depends."""
+
+
+def dependence(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's resolved configuration on which its front depends, beside the content of its task."""
+    evaluation = config.get("evaluation") or {}
+    keys = ("backbone", "guidance", "normalise_rewards", "scorer_url", "reward")
+    return {
+        **{key: config.get(key) for key in keys},
+        "evaluation": {key: evaluation.get(key) for key in sorted(PROTOCOL)},
+    }
+
+
 def content_key(policy: Backbone, task: Task, suite: MetricSuite, config: EvaluationConfig, **others: Any) -> str:
     """Digest of all that a front depends on: weights, task, protocol and metrics with their settings."""
     weights = {
@@ -338,7 +396,7 @@ def content_key(policy: Backbone, task: Task, suite: MetricSuite, config: Evalua
         "guidance": policy.guidance,
         "steps": config.steps or policy.default_steps,
         "task": task.fingerprint(),
-        "evaluation": config.model_dump(mode="json", include={"prompts", "images_per_prompt", "seed"}),
+        "evaluation": config.model_dump(mode="json", include=PROTOCOL),
         "evals": suite.describe(),
         **others,
     }

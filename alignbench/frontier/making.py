@@ -2,14 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from alignbench.config.run_config import RunConfig
-from alignbench.evaluation.evaluate import MetricSuite, evaluation_prompts
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.figures.plots import write_figure
 from alignbench.files.writing import exclusive
 from alignbench.frontier import BEST_OF, IMAGES
+from alignbench.frontier.exact import knows_target, measure_known_front
 from alignbench.frontier.figure import draw_front
-from alignbench.frontier.front import Front, content_key, measure_front, read_front, write_front
+from alignbench.frontier.front import (
+    EVALUATION,
+    Front,
+    PromptSet,
+    content_key,
+    dependence,
+    measure_front,
+    read_front,
+    write_front,
+)
 from alignbench.load import load_configured_backbone
 from alignbench.registry import file_name
 from alignbench.tasks import configured_task
@@ -24,13 +35,15 @@ def front_of(
     images: int = IMAGES,
     betas: Sequence[float] | None = None,
     best_of: Sequence[int] = BEST_OF,
+    kind: str = EVALUATION,
     advance: Callable[[str], None] = lambda what: None,
 ) -> tuple[Front, Path]:
     """The front of a run's task, backbone and evaluation, with the folder that holds it.
 
     Args:
         out: the folder of fronts; each has one of its own, named by task, backbone and content.
-        images, betas, best_of: see `measure_front`.
+        images, betas, best_of: see `measure_front`. Where the backbone knows its target, images of it are drawn instead.
+        kind: for a run's evaluation, or for its curve on the validation prompts.
 
     Raises:
         UserError: the configuration is wrong, or a front in the folder is damaged.
@@ -38,13 +51,15 @@ def front_of(
         DiskError: the disk is full.
     """
     task = configured_task(config)
-    prompts = evaluation_prompts(task, config.evaluation)
+    prompt_set = PromptSet.of(task, config.evaluation, kind)
     suite = MetricSuite(task, config.scorer_timeout)
     advance("loading models")
     suite.prepare()
-    suite.check_prompts(prompts)
+    suite.check_prompts(prompt_set.prompts)
     policy = load_configured_backbone(config)
-    asked = {"images": images, "betas": betas, "best_of": list(best_of), "normalise": config.normalise_rewards}
+    exact = knows_target(policy, prompt_set.prompts, suite)
+    asked: dict[str, Any] = {"images": images, "betas": betas, "best_of": list(best_of), "normalise": config.normalise_rewards}
+    asked |= {"kind": kind, "exact": exact}
     key = content_key(policy, task, suite, config.evaluation, **asked)
     name = Path(config.backbone.name).name
     folder = out / f"{file_name(task.name)}-{file_name(name)}-{key[:KEY_LETTERS]}"
@@ -53,20 +68,15 @@ def front_of(
         known = read_front(folder)
         if known is not None and known.record.key == key:
             return known, folder
-        front = measure_front(
-            policy,
-            task,
-            suite,
-            config.evaluation,
-            images=images,
-            normalise_rewards=config.normalise_rewards,
-            backbone=name,
-            betas=betas,
-            best_of=best_of,
-            micro_batch=config.micro_batch,
-            advance=advance,
-        )
-        keyed = Front(front.record.model_copy(update={"key": key}), front.table)
+        shared = (policy, task, suite, config.evaluation)
+        options: dict[str, Any] = {"backbone": name, "betas": betas, "best_of": best_of, "prompt_set": prompt_set}
+        if exact:
+            front = measure_known_front(*shared, **options, advance=advance)
+        else:
+            options |= {"images": images, "normalise_rewards": config.normalise_rewards, "micro_batch": config.micro_batch}
+            front = measure_front(*shared, **options, advance=advance)
+        depends_on = dependence(config.anchored().resolved())
+        keyed = Front(front.record.model_copy(update={"key": key, "config": depends_on}), front.table)
         write_front(keyed, folder)
         write_figure(folder / "front.png", draw_front(keyed))
     return keyed, folder

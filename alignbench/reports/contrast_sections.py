@@ -1,6 +1,6 @@
 """The sections of a report that take the seed as the unit: over tasks, paired by seed, and at equal KL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,11 @@ def _rows(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[list[str], dic
 
 def joined_frames(reports: Sequence[FamilyReport]) -> dict[str, pd.DataFrame]:
     """The frames of all families, by the names of their files."""
-    names = dict.fromkeys(name for report in reports for name in report.frames)
-    parts = {name: [r.frames[name] for r in reports if name in r.frames and len(r.frames[name])] for name in names}
+    return joined([report.frames for report in reports])
+
+
+def joined(several: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """Frames of the same name one below another; empty ones are left out."""
+    names = dict.fromkeys(name for frames in several for name in frames)
+    parts = {name: [frames[name] for frames in several if name in frames and len(frames[name])] for name in names}
     return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items() if frames}

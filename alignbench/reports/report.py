@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alignbench.comparison.contrasts import families
+from alignbench.comparison.fronts import read_fronts
+from alignbench.comparison.power import POWER
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures.plots import left_out, save
@@ -24,10 +26,13 @@ from alignbench.files.escaping import markdown, slugs, visible
 from alignbench.files.writing import PATIENCE, REPORT_LOCK, exclusive, own_folders, refuse_foreign, write_atomically
 from alignbench.files.yaml_files import parse
 from alignbench.reports import comparison_plots
-from alignbench.reports.contrast_sections import FamilyReport, family_report, joined_frames
+from alignbench.reports.contrast_sections import FamilyReport, family_report, joined, joined_frames
+from alignbench.reports.curve_figure import curve_trade_off
+from alignbench.reports.curve_report import CurveReport
+from alignbench.reports.curve_sections import tables as curve_tables
 from alignbench.reports.formatting import contrast, estimate, heading, listed, number, p_value, spent
 from alignbench.reports.gallery import gallery, tree_drawings
-from alignbench.reports.style import PAPER, figure_title, metric_pairs
+from alignbench.reports.style import PAPER, axis_name, figure_title, metric_pairs
 from alignbench.reports.tables import method_row, protocol_of, write_tables
 from alignbench.reports.trade_off import scatter
 from alignbench.reports.verdict import verdict
@@ -39,6 +44,12 @@ REPORTS = {
     "report.md": (b"<!-- written by alignbench -->", b"Numbers stand as mean [95 % interval] (n)."),
 }
 """A report's pages, and what marks them as alignbench's; the latter mark is that of pages without the former."""
+CURVE_FIGURES = 2
+"""Metrics of diversity whose curves are drawn, at most."""
+ALARM_NOTES = {
+    True: "Alarms about diversity compare with the target's front: a loss that the reward itself asks for raises none.",
+    False: "Alarms about diversity compare with the base model, since no front of the target is here.",
+}
 LISTED_PAIRS = 200
 """Pairs of methods that a page lists, at most; `tables/pairs.csv` has all."""
 
@@ -70,26 +81,35 @@ def write_report(folder: Path, *, reward: str | None = None, diversity: str | No
         RunError: a file cannot be written.
     """
     results = read_results(folder, reward=reward, diversity=diversity)
+    curves = curve_reports(results)
     with exclusive(folder, REPORT_LOCK, PATIENCE):
         known = _refuse_foreign_report(folder)
         own_folders(folder, "tables", *([] if _is_run(folder) else ["plots"]), known=known)
-        return _write_report(results, folder)
+        return _write_report(results, curves, folder)
 
 
 def write_plots(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> tuple[list[Path], list[str]]:
     """Draws the plots of a comparison alone; see `write_report`. Also returns a line for each file that is left out."""
     results = read_results(folder, reward=reward, diversity=diversity)
+    curves = curve_reports(results)
     with exclusive(folder, REPORT_LOCK, PATIENCE):
         own_folders(folder, "plots", known=any((folder / name).exists() for name in REPORTS))
         reports = [family_report(results, family) for family in families(results)]
-        return draw_plots(results, reports, folder / "plots").written, results.unreadable
+        return draw_plots(results, reports, curves, folder / "plots").written, results.unreadable
 
 
-def _write_report(results: Results, folder: Path) -> list[Path]:
+def curve_reports(results: Results) -> dict[str, CurveReport]:
+    """What is said of each setup's curves and front. A front that cannot be read is a line of `results.unreadable`."""
+    fronts = read_fronts(results.folder)
+    results.unreadable += fronts.unreadable
+    return {setup: CurveReport.of(results, setup, fronts) for setup in results.setups}
+
+
+def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: Path) -> list[Path]:
     reports = [family_report(results, family) for family in families(results)]
-    plots = draw_plots(results, reports, None if _is_run(folder) else folder / "plots")
+    plots = draw_plots(results, reports, curves, None if _is_run(folder) else folder / "plots")
     values = {
-        "setups": [setup_values(results, setup, folder, plots) for setup in results.setups],
+        "setups": [setup_values(results, setup, folder, plots, curves[setup]) for setup in results.setups],
         "families": [_family_values(report, folder, plots) for report in reports],
         "results": results,
         "published": parse(PUBLISHED.read_text(encoding="utf-8")),
@@ -101,7 +121,8 @@ def _write_report(results: Results, folder: Path) -> list[Path]:
         refuse_foreign(folder / name, *REPORTS[name])
         write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
         written.append(folder / name)
-    return written + write_tables(results, joined_frames(reports), folder / "tables") + plots.written
+    frames = joined_frames(reports) | joined([report.frames() for report in curves.values()])
+    return written + write_tables(results, frames, folder / "tables") + plots.written
 
 
 def _is_run(folder: Path) -> bool:
@@ -119,7 +140,9 @@ def _refuse_foreign_report(folder: Path) -> bool:
 # ---------------------------------------------------------------------------------------------------- plots
 
 
-def draw_plots(results: Results, reports: Sequence[FamilyReport], folder: Path | None) -> Plots:
+def draw_plots(
+    results: Results, reports: Sequence[FamilyReport], curves: Mapping[str, CurveReport], folder: Path | None
+) -> Plots:
     """Draws every plot of every setup and family. What cannot be drawn is a line of `results.unreadable`.
 
     Args:
@@ -128,6 +151,11 @@ def draw_plots(results: Results, reports: Sequence[FamilyReport], folder: Path |
     plots = Plots()
     for setup in results.setups:
         below = None if folder is None else comparison_plots.plots_folder(results, setup, folder)
+        for metric, file in slugs(curves[setup].diversities[:CURVE_FIGURES]).items():
+            with left_out(f"plot curve_trade_off_{file} of {setup}", results.unreadable.append):
+                drawn = curve_trade_off(curves[setup], metric)
+                if drawn is not None:
+                    _add_plot(plots, (setup, f"curve_trade_off_{file}"), drawn, below)
         for name, figure in comparison_plots.comparison_figures(results, setup).items():
             with left_out(f"plot {name} of {setup}", results.unreadable.append):
                 _add_plot(plots, (setup, name), figure, below)
@@ -195,8 +223,9 @@ def _code(command: str) -> Markup:
     return Markup(visible(" ".join(command.split())))
 
 
-def setup_values(results: Results, setup: str, folder: Path, plots: Plots) -> dict[str, Any]:
-    """What the templates show of a setup."""
+def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curves: CurveReport | None = None) -> dict[str, Any]:
+    """What the templates show of a setup; its curves are read where they are not given."""
+    curves = curves or curve_reports(results)[setup]
     reward, diversity = results.reward(setup), results.diversity(setup)
     cells = results.cells_frame[results.cells_frame["setup"] == setup]
     first = results.of(setup)[0].result
@@ -208,12 +237,14 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots) -> di
         "name": setup,
         "reward": reward,
         "diversity": diversity,
-        "verdict": verdict(results, setup),
+        "verdict": verdict(results, setup, curves),
+        "tables": curve_tables(curves),
         "metrics": {name: heading(name, first.metrics[name]) for name in results.table_metrics(setup)},
         "rows": [method_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])],
         "plot": scatter(cells, reward, diversity) if diversity and both else None,
         # The page has a trade-off plot and images of its own.
-        "figures": _figures(plots, setup, leave_out=("trade_off", "images")),
+        "figures": _figures(plots, setup, leave_out=("trade_off", "images", "curve_trade_off")),
+        "curve_figures": _figures(plots, setup, only="curve_trade_off"),
         "files": _files(plots, setup, folder),
         "images": {cell: [_data_uri(image) for image in of_cell] for cell, of_cell in rows.items()},
         "prompts": texts,
@@ -221,16 +252,27 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots) -> di
         "pairs": pairs.head(LISTED_PAIRS).to_dict("records"),
         "pairs_count": len(pairs),
         "protocol": protocol_of(results, setup),
-        "alarms": _alarms(results, setup),
+        "alarms": _alarms(curves),
+        "alarm_note": _alarm_note(curves),
     }
 
 
-def _alarms(results: Results, setup: str) -> list[tuple[str, str, str]]:
+def _alarm_note(curves: CurveReport) -> str:
+    """What alarms about diversity compare with, and how large a fall they see."""
+    note = ALARM_NOTES[curves.front is not None]
+    if curves.alarm_power is None:
+        return note
+    prompts, fall = curves.alarm_power
+    what = f"a fall of {number(fall)} in {axis_name(str(curves.diversity))}"
+    return f"{note} With {prompts} prompts the test finds {what} in {POWER:.0%} of runs; smaller ones may raise none."
+
+
+def _alarms(curves: CurveReport) -> list[tuple[str, str, str]]:
     """Cell, seeds and sentence of each alarm."""
     seeds: dict[tuple[str, str], list[str]] = {}
-    for run in results.of(setup):
-        for alarm in run.result.alarms:
-            seeds.setdefault((run.cell, alarm), []).append(str(run.result.run.seed))
+    for (cell, seed), alarms in curves.alarms.items():
+        for alarm in alarms:
+            seeds.setdefault((cell, alarm), []).append(str(seed))
     return [(cell, ", ".join(of_alarm), alarm) for (cell, alarm), of_alarm in seeds.items()]
 
 
@@ -246,9 +288,10 @@ def _family_values(report: FamilyReport, folder: Path, plots: Plots) -> dict[str
     }
 
 
-def _figures(plots: Plots, owner: str, leave_out: Sequence[str] = ()) -> Mapping[str, str]:
-    """Title -> SVG as a link, of the plots of a setup or family."""
-    images = {name: svg for (of, name), svg in plots.images.items() if of == owner and name not in leave_out}
+def _figures(plots: Plots, owner: str, leave_out: Sequence[str] = (), only: str = "") -> Mapping[str, str]:
+    """Title -> SVG as a link, of the plots of a setup or family, but for those whose name begins with one of `leave_out`."""
+    images = {name: svg for (of, name), svg in plots.images.items() if of == owner and name.startswith(only)}
+    images = {name: svg for name, svg in images.items() if not name.startswith(tuple(leave_out))}
     return {figure_title(name): "data:image/svg+xml;base64," + base64.b64encode(svg).decode() for name, svg in images.items()}
 
 

@@ -45,6 +45,7 @@ NAMES = {
 }
 """What axes call a metric or a column, where that is not its own name."""
 TITLES = {
+    "curve_trade_off": "{} against reward, along the training",
     "trade_off": "Reward against diversity",
     "hypervolume": "Hypervolume: the area that a model dominates, where 1 is the best run in both",
     "against": "Reward and diversity against {}",

@@ -6,6 +6,8 @@ import pandas as pd
 
 from alignbench.comparison.results import BASE, Results
 from alignbench.reports.comparison_plots import DISTANCES
+from alignbench.reports.curve_report import CurveReport
+from alignbench.reports.curve_verdict import curve_sentences
 from alignbench.reports.formatting import SIGNIFICANT, SMALLEST_SHOWN, estimate, number, p_value
 from alignbench.reports.style import metric_pairs, seeds_of
 
@@ -15,11 +17,15 @@ LISTED = 6
 """Differences between methods that the verdict names; the table of pairs has all."""
 
 
-def verdict(results: Results, setup: str) -> list[str]:
-    """What a setup's records show: the front, which differences are beyond chance, and alarms."""
+def verdict(results: Results, setup: str, curves: CurveReport | None = None) -> list[str]:
+    """What a setup's records show: first what its curves say, then the trained models: which differences are beyond chance.
+
+    Args:
+        curves: the setup's curves and front.
+    """
     reward, diversity = results.reward(setup), results.diversity(setup)
     cells = results.cells_frame[results.cells_frame["setup"] == setup]
-    sentences = []
+    sentences = curve_sentences(curves) if curves else []
     if diversity:
         points = metric_pairs(cells, diversity, reward)
         front = ", ".join(str(c) for c in points.index[points["front"]]) or "nothing"
@@ -33,7 +39,8 @@ def verdict(results: Results, setup: str) -> list[str]:
         few = seeds_of(cells)
         sentences.append(f"{few} per method: a difference that is not beyond chance here may still exist.")
     sentences += _distances(cells)
-    alarms = sum(bool(run.result.alarms) for run in results.of(setup))
+    of_runs = curves.alarms.values() if curves else [run.result.alarms for run in results.of(setup)]
+    alarms = sum(map(bool, of_runs))
     sentences.append(f"{alarms} of {len(results.of(setup))} runs raised an alarm." if alarms else "No run raised an alarm.")
     return sentences
 

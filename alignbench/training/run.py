@@ -11,14 +11,8 @@ from alignbench import groups
 from alignbench.backbone import KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
-from alignbench.evaluation.evaluate import (
-    Evaluation,
-    MetricSuite,
-    alarms,
-    check_scores_vary,
-    metric_changes,
-    too_faint,
-)
+from alignbench.evaluation.alarm import alarms, mode_alarms
+from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
 from alignbench.figures import plots
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
@@ -292,10 +286,15 @@ class _PairRun:
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
 
+    def _mode_alarms(self, base: Evaluation) -> list[str]:
+        """Alarms about modes, where the backbone knows its distributions and its target."""
+        masses = self.folder.mode_masses()
+        return [] if masses is None else mode_alarms(masses, base.prompts[0])
+
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, evaluation = self.config, self.trainer, self.config.evaluation
         metrics = metric_changes(base, final)
-        sentences = [*alarms(metrics, list(self.suite.weights)), *trainer.changes]
+        sentences = [*alarms(metrics, list(self.suite.weights)), *self._mode_alarms(base), *trainer.changes]
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
             deviation = f"{trainer.ratio_deviation:.1e} (at most {tolerance:.0e} is rounding)"

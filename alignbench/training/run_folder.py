@@ -106,6 +106,14 @@ class RunFolder:
         """Adds the distribution that the model is compared with."""
         self.add_distribution(distribution, distributions.TARGET)
 
+    def mode_masses(self) -> pd.DataFrame | None:
+        """The mass of each mode under target, base and trained model; None where the backbone does not know them."""
+        if not self._distributions:
+            return None
+        table = pd.concat(self._distributions)
+        known = {distributions.TARGET, 0} <= set(table["iteration"])
+        return distributions.mode_masses(table) if known else None
+
     def write_samples(self, base: Evaluation, final: Evaluation, reward: str, images_per_prompt: int) -> None:
         """Writes sheets of the images of base and trained model, and one that shows both side by side."""
         folder = self.path / "samples"

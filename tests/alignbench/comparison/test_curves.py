@@ -9,10 +9,11 @@ from alignbench.comparison.curves import (
     RunCurve,
     at_levels,
     best_strengths,
+    common_level,
     equal_reward_differences,
     front_areas,
-    hypervolume,
     onset,
+    onset_frame,
     point_at,
     reward_levels,
     rows_to_reward,
@@ -62,7 +63,9 @@ def test_differences_at_equal_reward_are_paired_by_seed_and_count_who_reaches_it
     assert half["difference"] == pytest.approx(0.1)
     assert rows.xs((1.0, "diversity"))["difference"] == pytest.approx(0.2)
     assert rows.xs((0.5, ROWS))["difference"] == pytest.approx(0.0)
-    assert (rows["tests"] == 2).all()
+    # Differences without spread have no t test, by the rule of `statistics.one_sample`.
+    assert rows["p"].isna().all()
+    assert (rows["tests"] == 0).all()
 
 
 def test_a_strength_is_chosen_by_the_other_seeds() -> None:
@@ -88,11 +91,39 @@ def test_rows_to_a_reward_are_censored_where_it_is_not_reached() -> None:
     assert rows_to_reward(curves[1:], "reward", [1.5])[0].median == np.inf
 
 
-def test_hypervolume_of_three_points_by_hand() -> None:
-    rewards, diversity = np.array([0.2, 0.5, 0.4]), np.array([0.9, 0.4, 0.3])
-    # (0.2 x 0.9) + (0.5 - 0.2) x 0.4; the third point is below the second.
-    assert hypervolume(rewards, diversity, (0.0, 0.0)) == pytest.approx(0.2 * 0.9 + 0.3 * 0.4)
-    assert hypervolume(rewards, diversity, (0.5, 0.0)) == 0.0
+def test_rows_to_a_reward_count_each_seed_once_at_the_strength_that_is_fastest_on_others() -> None:
+    curves = [
+        *(curve([0.0, 1.0], [1, 1], strength="fast", seed=seed) for seed in range(3)),
+        *(curve([0.0, 0.1, 0.2], [1, 1, 1], strength="slow", seed=seed) for seed in range(3)),
+    ]
+    (row,) = rows_to_reward(curves, "reward", [0.5])
+    assert (row.reached, row.seeds, row.median, row.budget) == (3, 3, 50, 200)
+
+
+def test_every_run_reaches_the_common_level_at_some_strength() -> None:
+    curves = [
+        curve([0.0, 0.3], [1, 1], strength="x"),
+        curve([0.0, 0.9, 0.5], [1, 1, 1], strength="y"),
+        curve([0.0, 0.6], [1, 1], method="b"),
+    ]
+    assert common_level(curves, "reward") == 0.6
+    assert common_level([*curves, curve([0.0, -0.1], [1, 1], method="c")], "reward") is None
+
+
+def test_the_onset_is_told_over_seeds() -> None:
+    """The judge is best at the second of three evaluations with both seeds, and 0.3 below that at the end."""
+    rows = [
+        (10 * e, 100 * e, 1.0, p, "x", metric, value + 0.01 * ((p * (e + 1)) % 4))
+        for metric, values in (("reward", [0.0, 0.5, 0.9]), ("judge", [0.5, 0.8, 0.5]))
+        for e, value in enumerate(values)
+        for p in range(8)
+    ]
+    table = pd.DataFrame(rows, columns=["iteration", "model_rows", "seconds", "prompt_index", "prompt", "metric", "value"])
+    curves = [curve([0.0, 0.5, 0.9], [1, 1, 1], seed=seed) for seed in range(2)]
+    tables = {("a", "", seed): table for seed in range(2)}
+    (row,) = onset_frame(curves, tables, "reward", {"judge": True, "missing": True}).to_dict("records")
+    assert (row["iteration"], row["earliest"], row["latest"], row["over_optimised"], row["seeds"]) == (10, 10, 10, 2, 2)
+    assert row["value"] == pytest.approx(0.3, abs=0.011)
 
 
 def test_the_area_of_a_method_counts_all_its_strengths() -> None:

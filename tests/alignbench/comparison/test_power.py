@@ -1,10 +1,11 @@
 """Power of t tests over seeds, against simulation and published values."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from alignbench.comparison.power import detectable, pooled_deviation, power, seeds_needed
+from alignbench.comparison.power import detectable, pooled_deviation, power, power_row, seeds_needed
 
 
 def test_power_agrees_with_cohens_table() -> None:
@@ -47,3 +48,20 @@ def test_the_pooled_deviation_weighs_methods_by_their_degrees_of_freedom() -> No
     a, b = np.array([1.0, 3.0]), np.array([0.0, 1.0, 2.0, np.nan])
     assert pooled_deviation([a, b, np.array([5.0])]) == pytest.approx(np.sqrt((2.0 + 2.0) / 3))
     assert np.isnan(pooled_deviation([np.array([1.0])]))
+
+
+def test_what_seeds_can_tell_is_that_of_their_spread() -> None:
+    """Two methods that differ by 1, 2 and 3: the paired spread is 1; their own are 1 and 2."""
+    a, b = pd.Series({0: 1.0, 1: 2.0, 2: 3.0}), pd.Series({0: 0.0, 1: 0.0, 2: 0.0})
+    row = power_row({"a": a, "b": b.add([2.0, 4.0, 6.0])})
+    assert (row["seeds"], row["smallest"], row["largest"]) == (3, 2.0, 2.0)
+    assert row["paired_deviation"] == pytest.approx(1.0)
+    assert row["deviation"] == pytest.approx((2.5) ** 0.5)
+    assert row["paired_detectable"] == pytest.approx(detectable(1.0, 3, paired=True))
+    assert row["seeds_needed"] == seeds_needed(2.0, 1.0, paired=True)
+
+
+def test_one_seed_can_tell_nothing() -> None:
+    row = power_row({"a": pd.Series({0: 1.0}), "b": pd.Series({0: 2.0})})
+    assert [str(row[key]) for key in ("deviation", "detectable", "paired_detectable")] == ["nan"] * 3
+    assert row["seeds_needed"] is None

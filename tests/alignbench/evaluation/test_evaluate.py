@@ -4,7 +4,8 @@ import pytest
 
 from alignbench import UserError
 from alignbench.evaluation import evaluate as judging
-from alignbench.evaluation.evaluate import Evaluation, MetricSuite, alarms, metric_changes, path_kl, with_measured
+from alignbench.evaluation.alarm import alarms
+from alignbench.evaluation.evaluate import Evaluation, MetricSuite, metric_changes, path_kl, with_measured
 from alignbench.records.record import Estimate, MetricRecord
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.plan import Plan, Step

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from alignbench import UserError
-from alignbench.frontier.avoidable import avoidable_loss
+from alignbench.frontier.avoidable import avoidable_loss, loss_at_reward, metric_at_reward, reward_at_kl
 from alignbench.frontier.front import COLUMNS, KL, REWARD, Front, FrontRecord
 
 
@@ -81,3 +81,22 @@ def test_the_interval_over_prompts_covers_the_truth_as_often_as_it_says() -> Non
 def test_a_metric_that_the_front_lacks_is_refused() -> None:
     with pytest.raises(UserError, match="front of task 't' has no metric 'vendi'"):
         avoidable_loss(LINE, "vendi", np.zeros(PROMPTS), np.zeros(PROMPTS))
+
+
+def test_the_loss_without_its_interval_is_the_same_number() -> None:
+    rng = np.random.default_rng(0)
+    rewards, values = rng.uniform(0.3, 0.7, PROMPTS), rng.uniform(0, 1, PROMPTS)
+    values[3] = np.nan
+    expected = avoidable_loss(LINE, "diversity", rewards, values).loss.value
+    assert loss_at_reward(LINE, "diversity", rewards, values) == pytest.approx(expected)
+    assert np.isnan(loss_at_reward(LINE, "diversity", np.full(PROMPTS, 0.9), values))
+
+
+def test_each_prompt_is_read_at_the_one_tilt_that_has_the_mean_reward() -> None:
+    steep = hand_made(
+        np.array([[0.0, 0.0], [0.2, 0.6]]), np.array([[1.0, 0.9], [0.5, 0.1]]), np.array([[0.0, 0.0], [0.5, 0.5]])
+    )
+    # The mean reward 0.2 is halfway to beta = 1, whichever prompt has it.
+    assert metric_at_reward(steep, "diversity", np.array([0.4, 0.0])) == pytest.approx([0.75, 0.5])
+    assert reward_at_kl(steep, 0.25) == pytest.approx(0.2)
+    assert np.isnan(reward_at_kl(steep, 0.6))

@@ -1,0 +1,114 @@
+"""The fronts of a comparison's tasks: made once, kept in its folder, and found again for its runs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alignbench.comparison.grid import Grid
+from alignbench.comparison.results import Results
+from alignbench.config.run_config import RunConfig
+from alignbench.errors import RunError, UserError
+from alignbench.frontier import IMAGES
+from alignbench.frontier.front import EVALUATION, RECORD, VALIDATION, Front, dependence, read_front
+from alignbench.frontier.making import front_of
+from alignbench.records.record import Result
+from alignbench.tasks import configured_task, load_task
+
+FOLDER = "fronts"
+"""Below the folder of a comparison."""
+
+
+@dataclass
+class Fronts:
+    """The fronts below a folder.
+
+    Attributes:
+        kept: all of them.
+        unreadable: a line for each that cannot be read.
+    """
+
+    kept: list[Front] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def of(self, result: Result, kind: str = EVALUATION) -> Front | None:
+        """The front of a run's task, base model and evaluation; None where there is none."""
+        depends_on = dependence(result.config)
+        for front in self.kept:
+            record = front.record
+            same_task = (record.task, record.prompt_set) == (result.run.task, kind) and record.fingerprint == result.task
+            if same_task and record.config == depends_on:
+                return front
+        return None
+
+    def of_setup(self, results: Results, setup: str, kind: str = EVALUATION) -> Front | None:
+        """The front that all runs of a setup have; None where one has none, or another."""
+        fronts = [self.of(run.result, kind) for run in results.of(setup)]
+        return fronts[0] if all(front is fronts[0] for front in fronts) else None
+
+
+def read_fronts(folder: Path) -> Fronts:
+    """Every front below a folder, at any depth."""
+    fronts = Fronts()
+    for file in sorted(folder.rglob(RECORD)):
+        try:
+            front = read_front(file.parent)
+            if front is not None:
+                fronts.kept.append(front)
+        except UserError as error:
+            fronts.unreadable.append(str(error))
+    return fronts
+
+
+def make_fronts(
+    grid: Grid, out: Path, *, advance: Callable[[str], None] = lambda what: None, warn: Callable[[str], None]
+) -> list[Path]:
+    """Makes the fronts of a comparison's tasks that its folder does not have yet; returns the folders of the new ones.
+
+    Where runs have curves, there is a second front, for their validation prompts. One that cannot be made is told and stops
+    nothing.
+
+    Args:
+        warn: told why one cannot be made.
+    """
+    fronts, made = read_fronts(out), []
+    for config in _distinct(cell.config for cell in grid.cells()):
+        if config.scorer_url:
+            warn(f"no front of task {config.task}: its reward comes from the scorer at scorer_url, which `front` does not ask")
+            continue
+        kinds = [EVALUATION, *([VALIDATION] if _has_curve(config) else [])]
+        for kind in kinds:
+            if _is_there(fronts, config, kind):
+                continue
+            size = config.evaluation.images_per_prompt if kind == EVALUATION else config.evaluation.validation_images
+            try:
+                front, folder = front_of(config, out / FOLDER, images=max(IMAGES, 4 * size), kind=kind, advance=advance)
+            except (UserError, RunError) as error:
+                warn(f"no front of task {config.task} for the {kind} prompts: {error}")
+            else:
+                fronts.kept.append(front)
+                made.append(folder)
+    return made
+
+
+def _distinct(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    """One configuration for each front."""
+    found: list[tuple[object, RunConfig]] = []
+    for config in configs:
+        key = (config.task, config.evaluation.every is None, dependence(config.resolved()))
+        if key not in [known for known, _ in found]:
+            found.append((key, config))
+    return [config for _, config in found]
+
+
+def _has_curve(config: RunConfig) -> bool:
+    return config.evaluation.every is not None and bool(load_task(config.task).validation_prompts)
+
+
+def _is_there(fronts: Fronts, config: RunConfig, kind: str) -> bool:
+    task = configured_task(config)
+    depends_on, fingerprint = dependence(config.anchored().resolved()), task.fingerprint()
+    return any(
+        (f.record.task, f.record.prompt_set, f.record.config, f.record.fingerprint)
+        == (task.name, kind, depends_on, fingerprint)
+        for f in fronts.kept
+    )

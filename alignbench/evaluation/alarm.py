@@ -1,0 +1,99 @@
+"""The alarms of a run: a destroyed model, a reward that rises while what it stands for falls, modes that died."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from alignbench.backbone import COVERED, MODE_SHARE
+from alignbench.records.record import MetricRecord
+from alignbench.statistics import CONFIDENCE, holm
+
+ALARM_LEVEL = (1 - CONFIDENCE) / 2
+"""Of the one-sided tests behind an alarm, as of either side of an interval."""
+
+
+class Alarm(NamedTuple):
+    """One alarm.
+
+    Attributes:
+        metric: what got worse; the reward itself where that fell.
+        sentence: what a reader is told.
+    """
+
+    metric: str
+    sentence: str
+
+
+def alarms(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[str]:
+    """The sentences of `raised`."""
+    return [alarm.sentence for alarm in raised(metrics, rewards)]
+
+
+def raised(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[Alarm]:
+    """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls.
+
+    "Rose", "fell" and "worse" are one-sided tests at ALARM_LEVEL, each corrected by Holm's method for how many were looked at:
+    the rewards that were trained on, and the judges that have a direction. So a run in which no judge got worse raises an alarm
+    about one with that probability at most, however many judge it.
+    """
+    rose = corrected({name: metrics[name].p_rise for name in rewards})
+    fell = corrected({name: _opposite(metrics[name].p_rise) for name in rewards})
+    judged = judged_metrics(metrics)
+    worse = corrected({n: _opposite(m.p_rise) if m.higher_is_better else m.p_rise for n, m in judged.items()})
+    found = []
+    for name in rewards:
+        change = metrics[name].difference.value
+        if fell[name] < ALARM_LEVEL:
+            fall = f"{name} fell by {-(change or 0):.3f} although it was trained on"
+            found.append(Alarm(name, f"{fall}; a lower learning rate may save the model"))
+        if rose[name] < ALARM_LEVEL:
+            for metric, record in judged.items():
+                if worse[metric] < ALARM_LEVEL:
+                    went = f"{metric} went from {record.base.value:.3f} to {record.final.value:.3f}"
+                    found.append(Alarm(metric, f"{name} rose by {change:.3f} while {went}"))
+    return found
+
+
+def judged_metrics(metrics: Mapping[str, MetricRecord]) -> dict[str, MetricRecord]:
+    """The metrics that were not trained on and have a direction."""
+    return {name: m for name, m in metrics.items() if m.role == "judge" and m.higher_is_better is not None}
+
+
+def dead_modes(masses: pd.DataFrame) -> pd.DataFrame:
+    """The rows of modes that the target and the base model have and the trained model has lost.
+
+    The masses are exact, so that this is no test and chance has no part in it.
+
+    Args:
+        masses: a row for each mode with its mass under `target`, `base` and `trained`.
+    """
+    counts = masses["target"] >= MODE_SHARE
+    alive = masses[["base", "trained"]].ge(COVERED * masses["target"], axis=0)
+    return masses[counts & alive["base"] & ~alive["trained"]]
+
+
+def mode_alarms(masses: pd.DataFrame, prompt: str) -> list[str]:
+    """A sentence where modes of the target died; see `dead_modes`.
+
+    Args:
+        prompt: the one whose distributions these are.
+    """
+    dead = dead_modes(masses)
+    if dead.empty:
+        return []
+    count = int((masses["target"] >= MODE_SHARE).sum())
+    wanted, left = float(dead["target"].sum()), float(dead["trained"].sum())
+    what = f"{len(dead)} of the target's {count} modes died for the prompt {prompt!r}"
+    return [f"{what}: the target has {wanted:.2g} of its mass there, the trained model {left:.2g}"]
+
+
+def corrected(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    """By Holm's method; NaN, which is below no level, for what could not be tested."""
+    known = [np.nan if p is None else p for p in p_values.values()]
+    return dict(zip(p_values, holm(known).tolist(), strict=True))
+
+
+def _opposite(p: float | None) -> float | None:
+    return None if p is None else 1 - p

@@ -1,0 +1,223 @@
+"""The tables of a report about curves and the front, from a `CurveReport`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from alignbench.comparison.against_front import front_note
+from alignbench.comparison.curves import ROWS
+from alignbench.comparison.power import POWER
+from alignbench.reports.curve_report import CurveReport
+from alignbench.reports.formatting import SIGNIFICANT, number
+from alignbench.reports.style import axis_name
+from alignbench.reports.text_table import Cell, TextTable, bounded, count, name
+
+SHOWN = 4
+"""Metrics that a table on the page has as columns, at most; the files of the tables have all."""
+LONG = 24
+"""Rows of a table above which a page folds it away."""
+
+
+def tables(report: CurveReport) -> list[TextTable]:
+    """Every table that the records allow."""
+    made = [_avoidable(report), _at_kl(report), _differences(report), _rows(report), _areas(report), _onsets(report)]
+    return [table for table in [*made, _power(report)] if table is not None and table.rows]
+
+
+def _avoidable(report: CurveReport) -> TextTable | None:
+    frame = report.avoidable
+    if frame.empty or report.front is None:
+        return None
+    metrics = _shown(frame)
+    over = "over seeds" if (frame["over"] == "seeds").any() else "over prompts, for these trained models only"
+    note = (
+        f"The front's diversity at a model's own {report.reward}, minus the model's: above 0, more was lost than the "
+        f"reward asks for. {front_note(report.front)} Intervals are {over}. The front is not an upper bound: at a higher KL a "
+        "model may lie above it."
+    )
+    rows = []
+    for cell, part in frame.groupby("cell", sort=False):
+        entries = {str(row["metric"]): row for row in part.to_dict("records")}
+        rows.append([name(str(cell)), *(_loss(entries.get(metric)) for metric in metrics)])
+    return TextTable("Avoidable loss of diversity", note, ["model", *map(axis_name, metrics)], rows)
+
+
+def _loss(row: Mapping[Any, Any] | None) -> Cell:
+    if row is None:
+        return Cell("-", math.nan)
+    missing = "reward above the front's reach"
+    some = f" ({row['beyond']} of {row['runs']} runs beyond the front)" if 0 < row["beyond"] < row["runs"] else ""
+    return bounded(row, missing=missing, over=some)
+
+
+def _at_kl(report: CurveReport) -> TextTable | None:
+    frame = report.at_kl
+    if frame.empty:
+        return None
+    note = (
+        f"The most {report.reward} that any distribution has at a model's KL divergence to the base model, minus the model's "
+        "own. A KL beyond the front counts as its end."
+    )
+    rows = []
+    for row in frame.to_dict("records"):
+        kl = bounded({"value": row["kl"], "lower": row["kl_lower"], "upper": row["kl_upper"]})
+        beyond = f"{row['beyond']} of {row['runs']} runs"
+        rows.append([name(str(row["cell"])), kl, bounded(row), Cell(beyond if row["beyond"] else "none", row["beyond"])])
+    head = ["model", "KL to base (nats)", f"{report.reward} left unused", "beyond the front"]
+    return TextTable("Reward at equal KL", note, head, rows)
+
+
+def _differences(report: CurveReport) -> TextTable | None:
+    frame = report.differences
+    if frame.empty:
+        return None
+    metrics = [*[m for m in _shown(frame) if m != ROWS][: SHOWN - 1], ROWS]
+    tests = int(frame["tests"].max())
+    corrected = (
+        f"* marks p < {SIGNIFICANT} by Student's t test, Holm-corrected for the {tests} test{'s' * (tests > 1)} of each metric"
+        if tests
+        else "no test can be made: it needs two seeds whose differences vary"
+    )
+    note = (
+        f"Each curve is read where its {report.reward} first reaches a level, between two evaluations on the validation "
+        f"prompts. The first method minus the second, paired by seed; {corrected}."
+    )
+    if any(len(strengths) > 1 for strengths in report.strengths.values()):
+        note += " Of a sweep, the strength counts that does best on the other seeds."
+    rows = []
+    groups: Any = frame.groupby(["level", "first", "second"], sort=False)
+    for (level, first, second), part in groups:
+        entries = {str(row["metric"]): row for row in part.to_dict("records")}
+        some = next(iter(entries.values()))
+        missing = _not_reached(some, str(first), str(second))
+        every = some["n"] == some["seeds"]
+        over = "" if every else f" (n = {some['n']})"
+        values = [
+            bounded(_interval(entries[m]), missing="-" if i else missing, over=over) if m in entries else Cell("-", math.nan)
+            for i, m in enumerate(metrics)
+        ]
+        rows.append([Cell(number(level), level), name(str(first)), name(str(second)), *values])
+    head = [axis_name(report.reward), "first", "second", *map(axis_name, metrics)]
+    return TextTable("Differences at equal reward", note, head, rows, folded=len(rows) > LONG)
+
+
+def _interval(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {**row, "value": row["difference"]}
+
+
+def _not_reached(row: Mapping[Any, Any], first: str, second: str) -> str:
+    """Which of two methods does not reach a level with which seeds."""
+    seeds = row["seeds"]
+    short = [
+        (m, row[f"reached_{side}"]) for m, side in ((first, "first"), (second, "second")) if row[f"reached_{side}"] < seeds
+    ]
+    return "; ".join(f"{m} reaches it in {reached} of {seeds} seeds" for m, reached in short) or "-"
+
+
+def _rows(report: CurveReport) -> TextTable | None:
+    if not report.rows_to_reward:
+        return None
+    note = (
+        "Model rows of training by which half of a method's runs have first reached a level of "
+        f"{report.reward}, and how many have. Runs that never reach it count as slower than all others (Kaplan and Meier 1958)."
+    )
+    levels = report.levels
+    rows = []
+    for method in dict.fromkeys(row.method for row in report.rows_to_reward):
+        of_method = {row.level: row for row in report.rows_to_reward if row.method == method}
+        cells = [_rows_cell(of_method[level].median, of_method[level].reached, of_method[level].seeds) for level in levels]
+        rows.append([name(method), *cells, count(of_method[levels[0]].budget)])
+    head = ["method", *(f"to {number(level)}" for level in levels), "budget"]
+    return TextTable("Model rows to reach a reward", note, head, rows)
+
+
+def _rows_cell(median: float, reached: int, runs: int) -> Cell:
+    share = "" if reached == runs else f" ({reached} of {runs} runs)"
+    return Cell(f"{'not reached' if math.isinf(median) else number(median)}{share}", median)
+
+
+def _areas(report: CurveReport) -> TextTable | None:
+    frame = report.areas
+    if frame.empty:
+        return None
+    metrics = _shown(frame)
+    note = (
+        f"The area that a method's evaluations dominate in {report.reward} and diversity, over its training and its strengths, "
+        "above the base model's reward and the worst diversity of all curves; intervals over seeds. More is better."
+    )
+    rows = _by_method(frame, metrics)
+    return TextTable("Hypervolume of the curves", note, ["method", *map(axis_name, metrics)], rows)
+
+
+def _onsets(report: CurveReport) -> TextTable | None:
+    frame = report.onsets
+    if frame.empty:
+        return None
+    metrics = _shown(frame)
+    note = (
+        f"The iteration at which a metric is best, as the median over seeds with their range, and in how many seeds it gets "
+        f"worse from there to the end, beyond chance over prompts, while {report.reward} rises: over-optimisation. "
+        "0 means that it gets worse from the start."
+    )
+    rows = []
+    for (method, strength), part in frame.groupby(["method", "strength"], sort=False):
+        entries = {str(row["metric"]): row for row in part.to_dict("records")}
+        cells = [_onset_cell(entries.get(metric)) for metric in metrics]
+        rows.append([name(f"{method}, {strength}" if strength else str(method)), *cells])
+    return TextTable("Onset of over-optimisation", note, ["method", *map(axis_name, metrics)], rows)
+
+
+def _onset_cell(row: Mapping[Any, Any] | None) -> Cell:
+    if row is None:
+        return Cell("-", math.nan)
+    spread = f" ({row['earliest']} to {row['latest']})" if row["earliest"] != row["latest"] else ""
+    return Cell(f"{row['iteration']:g}{spread}, in {row['over_optimised']} of {row['seeds']} seeds", row["iteration"])
+
+
+def _power(report: CurveReport) -> TextTable | None:
+    frame = report.power
+    if frame.empty:
+        return None
+    seeds = int(frame["seeds"].min())
+    note = (
+        f"The smallest true difference of two trained models that a test at {SIGNIFICANT:.0%} finds in {POWER:.0%} of "
+        "comparisons with these seeds, from their spread (noncentral t, uncorrected); and the seeds that the smallest "
+        "observed difference would need. A smaller difference that is not beyond chance here may still exist."
+    )
+    rows = [
+        [
+            name(axis_name(str(row["metric"]))),
+            count(row["seeds"]),
+            _detectable(row["paired_detectable"]),
+            _detectable(row["detectable"]),
+            Cell(f"{number(row['smallest'])} to {number(row['largest'])}", row["largest"]),
+            _needed(row["seeds_needed"]),
+        ]
+        for row in frame.to_dict("records")
+    ]
+    head = ["metric", "seeds", "shown, paired", "shown, unpaired", "observed differences", "seeds for the smallest"]
+    return TextTable(f"What {seeds} seed{'s' * (seeds != 1)} can and cannot tell", note, head, rows)
+
+
+def _detectable(value: float) -> Cell:
+    return Cell("nothing" if math.isinf(value) or math.isnan(value) else number(value), value)
+
+
+def _needed(value: float | None) -> Cell:
+    if value is None or pd.isna(value):
+        return Cell("-", math.nan)
+    return Cell(f"{value:.0f}", value)
+
+
+def _shown(frame: pd.DataFrame) -> list[str]:
+    return [str(metric) for metric in dict.fromkeys(frame["metric"])][:SHOWN]
+
+
+def _by_method(frame: pd.DataFrame, metrics: Sequence[str]) -> list[list[Cell]]:
+    rows = []
+    for method, part in frame.groupby("method", sort=False):
+        entries = {str(row["metric"]): row for row in part.to_dict("records")}
+        rows.append([name(str(method)), *(bounded(entries[m]) if m in entries else Cell("-", math.nan) for m in metrics)])
+    return rows
