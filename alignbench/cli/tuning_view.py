@@ -12,30 +12,35 @@ from alignbench.cli.console import new_console, print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alignbench.tuning.record import MethodRecord, TuningRecord
+    from alignbench.tuning.record import MethodRecord, TrialRecord, TuningRecord
     from alignbench.tuning.tune import Tuning
 
 
 def show_tuning(tuning: "Tuning", folder: Path) -> None:
-    """Prints the best settings of each method, what they gain, how the score depends on each setting, and what comes next."""
+    """Prints the best settings of each method, what they gain, how the score depends on each setting, and what comes next.
+
+    Nothing is printed where no trial has a score; the failures say why.
+    """
     from alignbench.tuning.tune import FIGURE
 
     rich, record = new_console(132), tuning.record
     request = record.request
     seeds = f"{request.seeds} tuning seed{'s' * (request.seeds != 1)}"
+    if not any(method.scored for method in record.methods):
+        return
     rich.print(
-        f"{request.trials} trials of each method with {seeds} and one budget, evaluated on {record.prompts} validation prompts. "
-        f"Score: {escape(record.scored_by)}; higher is better.",
+        f"{request.trials} trials of each method with {seeds} and one budget, evaluated on {record.prompts} validation "
+        f"prompts. Score: {escape(record.scored_by)}; higher is better.",
         soft_wrap=True,
     )
     print_table(rich, _best_table(record))
-    print_table(rich, _sensitivity_table(record))
+    print_table(rich, _sensitivity_table(tuning))
     _show_order(rich, record)
     for line in _at_an_end(tuning):
         rich.print(escape(line), soft_wrap=True)
     rich.print(
-        "The best of several trials looks better than it is, since its own score chose it. `compare` measures the tuned methods "
-        "on other seeds and on the test prompts.",
+        "The best of several trials looks better than it is, since its own score chose it. `compare` measures the tuned "
+        f"methods on other seeds{_on_other_prompts(tuning)}.",
         soft_wrap=True,
     )
     rich.print(f"plot and tables: {escape(str(folder / FIGURE))}, trials.csv, tuning.json", soft_wrap=True)
@@ -46,6 +51,13 @@ def show_tuning(tuning: "Tuning", folder: Path) -> None:
         rich.print("tuned.yaml has not been written, because a method has no trial with a score.")
 
 
+def _on_other_prompts(tuning: "Tuning") -> str:
+    """Says on which prompts `compare` evaluates; some tasks on the 2-D toy problem have one set of prompts for all."""
+    task = tuning.plan.task
+    shared = set(task.eval_prompts) & set(task.validation_prompts)
+    return f"; {task.name} validates on its test prompts" if shared else " and on the test prompts"
+
+
 def _best_table(record: "TuningRecord") -> Table:
     table = Table(title="score of each method, and the settings of its best trial", title_justify="left")
     for column in ("method", "preset", "median", "best", "best - median", "scored", "settings of the best trial"):
@@ -54,26 +66,28 @@ def _best_table(record: "TuningRecord") -> Table:
     for method in record.methods:
         best, median = method.best, method.median
         gain = None if best is None or best.score is None or median is None else best.score - median
-        numbers = (method.trials[0].score, median, best and best.score, gain)
-        settings = (
-            ", ".join(f"{key.removeprefix('objective.')} {value:.4g}" for key, value in best.settings.items()) if best else "-"
-        )
+        numbers = (method.trials[0].score, median, best.score if best else None, gain)
+        settings = _settings_in_words(best) if best else "-"
         scored = f"{len(method.scored)}/{len(method.trials)}"
-        own = " (the preset's)" if best and not best.place else ""
-        table.add_row(escape(str(method)), *map(_number, numbers), scored, escape(settings + own))
+        table.add_row(escape(str(method)), *map(_number, numbers), scored, escape(settings))
     return table
 
 
-def _sensitivity_table(record: "TuningRecord") -> Table:
-    from alignbench.tuning.sensitivity import THIRDS, sensitivities
+def _settings_in_words(trial: "TrialRecord") -> str:
+    """The settings of a trial on one line; whether they are the preset's is said."""
+    listed = ", ".join(f"{key.removeprefix('objective.')} {value:.4g}" for key, value in trial.settings.items())
+    return listed if trial.place else f"{listed} (the preset's)"
 
-    title = "mean score of the trials in each third of a setting's range, without that of the preset"
-    table = Table("method", "setting", title=title, title_justify="left")
-    for third in THIRDS:
-        table.add_column(third, justify="right")
-    for method in record.methods:
-        for sensitivity in sensitivities(method):
-            table.add_row(escape(str(method)), escape(sensitivity.setting), *map(_number, sensitivity.thirds))
+
+def _sensitivity_table(tuning: "Tuning") -> Table:
+    from alignbench.tuning.sensitivity import sensitivities
+
+    title = "mean score of the trials with each value of a setting, without the preset's trial"
+    table = Table("method", "setting", "values: mean score", title=title, title_justify="left")
+    for method in tuning.record.methods:
+        for sensitivity in sensitivities(method, tuning.plan.spaces[method.objective]):
+            means = " | ".join(f"{values}: {_number(mean)}" for values, mean in sensitivity.means.items())
+            table.add_row(escape(str(method)), escape(sensitivity.setting), escape(means))
     return table
 
 

@@ -79,6 +79,6 @@ def refuse_tuning_seeds(seeds: Iterable[int]) -> None:
     for seed in seeds:
         if seed >= FIRST_TUNING_SEED:
             raise UserError(
-                f"seeds from {FIRST_TUNING_SEED:,} on belong to `tune`, and a comparison must not repeat the runs that chose its "
-                f"settings; take one below instead of {seed}"
+                f"seeds from {FIRST_TUNING_SEED:,} on belong to `tune`, and a comparison must not repeat the runs that chose "
+                f"its settings; take one below instead of {seed}"
             )

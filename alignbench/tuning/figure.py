@@ -5,7 +5,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 from alignbench.figures.plots import COLORS, STYLE
 from alignbench.files.escaping import visible
@@ -42,16 +42,29 @@ def _draw_panel(axes: Axes, method: MethodRecord, setting: str) -> None:
     preset, best = method.trials[0], method.best
     if preset.score is not None:
         axes.plot(preset.settings[setting], preset.score, "s", color=COLORS[4], markersize=5, linestyle="none", label="preset")
-    if best is not None:
+    if best is not None and best.score is not None:
         options: Any = {"markerfacecolor": "none", "markeredgecolor": COLORS[1], "markersize": 9, "linestyle": "none"}
         axes.plot(best.settings[setting], best.score, "o", label="best", **options)
     if method.median is not None:
         axes.axhline(method.median, color="black", linewidth=0.8, linestyle="--", label="median")
-    if min(x) > 0:
-        axes.set_xscale("log")
-    elif max(x) > 0:
-        axes.set_xscale("symlog", linthresh=min(value for value in x if value > 0))
-    if setting == UPDATES_KEY:
-        axes.set_xticks(sorted(set(x)), labels=[f"{value:g}" for value in sorted(set(x))])
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    _scale(axes, sorted(set(x)), spread=setting != UPDATES_KEY)
     axes.set_xlabel(visible(setting))
+
+
+def _scale(axes: Axes, values: list[float], *, spread: bool) -> None:
+    """A logarithmic axis, with 0 beside it where it occurs; ticks at the values, or at the ends and the middle of many.
+
+    Args:
+        values: those of the trials, in ascending order.
+        spread: whether the values come from a range.
+    """
+    above = [value for value in values if value > 0]
+    if values[0] > 0:
+        axes.set_xscale("log")
+    elif values[0] == 0 and above:
+        axes.set_xscale("symlog", linthresh=above[0])
+    middle = [(above[0] * above[-1]) ** 0.5] if values[0] > 0 and len(above) > 2 else above[:1]
+    ticks = list(dict.fromkeys([values[0], *middle, *above[-1:]])) if spread else values
+    axes.set_xticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.08)

@@ -121,7 +121,7 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
     spaces = {
         objective: search_space(
             config.optimizer.lr,
-            registry.find("objectives", config.objective.name, Objective).strength,  # type: ignore[attr-defined]
+            registry.find("objectives", config.objective.name, Objective).strength,
             request.lr_factor,
             _checked_updates(request.updates),
         )

@@ -20,11 +20,14 @@ from alignbench.registry import file_name
 from alignbench.settings import validate
 from alignbench.tuning.planning import SETTINGS, Plan, Trial, TuningRequest, task_file
 from alignbench.tuning.record import RECORD, MethodRecord, TrialRecord, TuningRecord
-from alignbench.tuning.scores import score_runs
+from alignbench.tuning.scores import Scores, score_runs
 from alignbench.tuning.sensitivity import TABLE, trials_table
 from alignbench.tuning.space import nested
 
 TUNED, FIGURE = "tuned.yaml", "sensitivity.png"
+HEADING = (
+    "# Written by `alignbench tune`, and again by every call on its folder. Use: alignbench compare --config FILE --seeds 5\n"
+)
 
 
 class Tuning(NamedTuple):
@@ -87,7 +90,9 @@ def run_tuning(plan: Plan, folder: Path, observer: runner.Observer | None = None
     """
     read_request(folder)
     grid = plan.grid_in(folder)
+    runner.check_execution(grid, execution.get("engine", "local"), execution.get("processes", 1))
     runner.check_folder(grid.cells(), folder)
+    _score(plan, [folder / RUNS / cell.id for cell in runner.done(grid.cells(), folder)])  # refuses a score that does not exist
     with exclusive(folder):
         _write_yaml(folder / COMPARISON, grid.model_dump(mode="json"))  # by which the folder is known from now on
         _write_yaml(folder / SETTINGS, plan.request.model_dump(mode="json", exclude_none=True))
@@ -104,7 +109,7 @@ def run_tuning(plan: Plan, folder: Path, observer: runner.Observer | None = None
         write_figure(folder / FIGURE, draw_sensitivity(record))
     tuned = folder / TUNED if all(method.best for method in record.methods) else None
     if tuned:
-        _write_yaml(tuned, tuned_comparison(plan, record))
+        _write_yaml(tuned, tuned_comparison(plan, record), HEADING)
     return Tuning(plan, record, tuned)
 
 
@@ -118,8 +123,7 @@ def record_of(plan: Plan, done: ComparisonRecord, folder: Path) -> TuningRecord:
     request, grid = plan.request, plan.trial_grid
     complete = {(c.objective, c.sampler, c.seed): folder / RUNS / c.id for c in done.cells if c.status == "complete"}
     errors = {(c.objective, c.sampler): c.error for c in done.cells if c.error}
-    standardise = grid.methods()[0].config.normalise_rewards
-    scores = score_runs(list(complete.values()), request.select, plan.task, standardise=standardise)
+    scores = _score(plan, list(complete.values()))
 
     def trial_record(number: int, trial: Trial, sampler: str) -> TrialRecord:
         folders = [complete.get((trial.label, sampler, seed)) for seed in request.tuning_seeds]
@@ -144,6 +148,11 @@ def record_of(plan: Plan, done: ComparisonRecord, folder: Path) -> TuningRecord:
     return TuningRecord(request=request, scored_by=scores.meaning, prompts=prompts, methods=methods)
 
 
+def _score(plan: Plan, runs: list[Path]) -> Scores:
+    standardise = plan.trial_grid.methods()[0].config.normalise_rewards
+    return score_runs(runs, plan.request.select, plan.task, standardise=standardise)
+
+
 def tuned_comparison(plan: Plan, record: TuningRecord) -> dict[str, Any]:
     """The comparison file with each method's best settings; with several samplers it has a part for each.
 
@@ -155,9 +164,8 @@ def tuned_comparison(plan: Plan, record: TuningRecord) -> dict[str, Any]:
     for method in record.methods:
         if method.best is not None:
             by_sampler[method.sampler][method.objective] = nested(method.best.settings)
-    names = " and ".join(base.samplers)
     data: dict[str, Any] = {
-        "description": f"{plan.task.name}, each objective with {names} tuned by {request.trials} trials ({request.select})",
+        "description": f"{plan.task.name}: every method tuned by {request.trials} trials, chosen by {request.select}",
         "objectives": base.objectives,
         "samplers": base.samplers,
         "tasks": base.tasks,
@@ -193,5 +201,5 @@ def _task_data(plan: Plan) -> dict[str, Any]:
     return plan.task.on_validation_prompts().model_dump(mode="json", exclude_none=True)
 
 
-def _write_yaml(file: Path, data: Mapping[str, Any]) -> None:
-    write_atomically(file, lambda path: path.write_text(to_yaml(data), encoding="utf-8"))
+def _write_yaml(file: Path, data: Mapping[str, Any], heading: str = "") -> None:
+    write_atomically(file, lambda path: path.write_text(heading + to_yaml(data), encoding="utf-8"))
