@@ -78,7 +78,7 @@ class Plan(NamedTuple):
     """A tuning that has been checked, before anything is written.
 
     Attributes:
-        request: with every choice that was left to defaults, but for paths of tasks.
+        request: with everything that was left to defaults, and absolute paths; the same request again gives the same plan.
         base: the grid of the methods with the settings of their preset, as `compare` would run it.
         trial_grid: the grid of all trials, still with the task itself.
         task: the task that is tuned for.
@@ -136,8 +136,10 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
     keys = {**base.model_dump(), "objectives": labels, "settings": settings, "seeds": request.tuning_seeds}
     grid = validate(Grid, {**keys, "description": "trials of a tuning, on validation prompts"}, where="tuning")
     check_grid(grid)
-    chosen = {"backbone": base.backbone, "preset": base.preset, "task": base.tasks[0], "threads": base.threads}
-    resolved = request.model_copy(update={**chosen, "budget": base.budget.model_dump(exclude_none=True)})
+    resolved = request.model_copy(
+        update={key: getattr(base, key) for key in ("objectives", "samplers", "backbone", "preset", "threads", "settings")}
+        | {"task": base.tasks[0], "budget": base.budget.model_dump(exclude_none=True)}
+    )
     return Plan(resolved, base, grid, task, spaces, trials)
 
 

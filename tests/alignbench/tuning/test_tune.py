@@ -134,6 +134,15 @@ def test_the_first_trial_has_the_settings_that_compare_would_take(tmp_path: Path
     assert plan.spaces["wavering"][0].values == pytest.approx((0.002, 0.2))
 
 
+def test_a_resolved_request_gives_the_same_plan_again(tmp_path: Path) -> None:
+    asked = request(tmp_path, budget={}, settings={**SMALL, "iterations": 3}, threads=None)
+    plan = plan_tuning(asked, at_once=2)
+    again = plan_tuning(plan.request, at_once=1)
+    assert (again.request, again.trial_grid, again.trials) == (plan.request, plan.trial_grid, plan.trials)
+    rows = plan.base.budget.model_rows
+    assert rows == plan_tuning(request(tmp_path, budget={}, settings={**SMALL, "iterations": 6})).base.budget.model_rows / 2
+
+
 def test_failed_trials_are_told_and_not_chosen(tmp_path: Path) -> None:
     write_task(tmp_path)
     options = ["--objectives", "wavering=tests.support.plugins:Wavering,failing=tests.support.plugins:Failing"]
