@@ -82,7 +82,7 @@ def _settings_in_words(trial: "TrialRecord") -> str:
 def _sensitivity_table(tuning: "Tuning") -> Table:
     from alignbench.tuning.sensitivity import sensitivities
 
-    title = "mean score of the trials with each value of a setting, without the preset's trial"
+    title = "mean score of the trials with each value of a setting, without the preset's trial (-: none)"
     table = Table("method", "setting", "values: mean score", title=title, title_justify="left")
     for method in tuning.record.methods:
         for sensitivity in sensitivities(method, tuning.plan.spaces[method.objective]):
