@@ -139,8 +139,8 @@ def test_a_resolved_request_gives_the_same_plan_again(tmp_path: Path) -> None:
     plan = plan_tuning(asked, at_once=2)
     again = plan_tuning(plan.request, at_once=1)
     assert (again.request, again.trial_grid, again.trials) == (plan.request, plan.trial_grid, plan.trials)
-    rows = plan.base.budget.model_rows
-    assert rows == plan_tuning(request(tmp_path, budget={}, settings={**SMALL, "iterations": 6})).base.budget.model_rows / 2
+    twice = plan_tuning(request(tmp_path, budget={}, settings={**SMALL, "iterations": 6}))
+    assert twice.base.budget.model_rows == 2 * (plan.base.budget.model_rows or 0)
 
 
 def test_failed_trials_are_told_and_not_chosen(tmp_path: Path) -> None:
