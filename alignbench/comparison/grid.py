@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from alignbench.comparison.sweeps import Pair, labels, overlay, points, value_text
+from alignbench.comparison.tuned import Tuned
 from alignbench.config.run_config import BudgetConfig, RunConfig, load_config, merged_layers, plugin_data, read_settings
 from alignbench.errors import UserError
 from alignbench.registry import file_name
@@ -59,6 +60,8 @@ class Grid(Settings):
     """The metrics that the report's tables show; all where it is empty."""
     kl_levels: list[float] = Field(default_factory=list)
     """KL divergences to the base model at which the report compares methods; needs `snapshots` in the settings."""
+    tuned: Tuned | None = None
+    """Where `tune` chose the settings; null for settings that it did not choose."""
 
     def part(self, name: str) -> "Grid":
         """The grid of one part; the grid itself for the name ``."""

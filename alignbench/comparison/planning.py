@@ -10,6 +10,7 @@ from typing import Any
 from alignbench.comparison.grid import SETTINGS, Grid, Method, configured, plugin_name, refuse_study_file
 from alignbench.comparison.sweep_requests import flattened, naming_the_point, refuse_ineffective, resolved, texts
 from alignbench.comparison.sweeps import Pair
+from alignbench.comparison.tuned import Tuned, refuse_elsewhere, refuse_tuning_seeds
 from alignbench.config.run_config import (
     RunConfig,
     assignments,
@@ -59,6 +60,7 @@ class Request(PartRequest):
     description: str | None = None
     metrics: list[str] | None = None
     kl_levels: list[float] | None = None
+    tuned: Tuned | None = None
 
     def with_options(self, **options: Any) -> "Request":
         """The same with those options that are not None in place of its own; `settings` are merged."""
@@ -121,7 +123,7 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
         "backbone": first.backbone.name,
         "preset": first.preset,
         "parts": parts,
-        **{key: getattr(request, key) for key in ("description", "metrics", "kl_levels") if getattr(request, key)},
+        **{key: getattr(request, key) for key in ("description", "metrics", "kl_levels", "tuned") if getattr(request, key)},
     }
     if any(keys["budget"].values()):
         if iterations is not None:
@@ -129,6 +131,8 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
     else:
         keys["budget"] = {"model_rows": _cheapest(keys, named, iterations)}
     grid = validate(Grid, keys, where="comparison")
+    refuse_tuning_seeds(cell.seed for cell in grid.cells())
+    refuse_elsewhere(grid)
     check_grid(grid)
     return grid
 
@@ -169,7 +173,7 @@ def command_of(grid: Grid, folder: Path | None = None) -> str:
         folder: the comparison's folder. Its `comparison.yaml` is what the command of a grid with parts reads, since options
             cannot say them.
     """
-    if grid.parts or grid.description or grid.metrics or grid.kl_levels:
+    if grid.parts or grid.description or grid.metrics or grid.kl_levels or grid.tuned:
         return shlex.join(["alignbench", "compare", "--config", str((folder or Path()) / SETTINGS)])
     lists = {"objectives": grid.objectives, "samplers": grid.samplers, "tasks": grid.tasks, "seeds": map(str, grid.seeds)}
     words = ["alignbench", "compare"]

@@ -58,12 +58,7 @@ def compare(
             cells with other settings; or another process is at work in it.
         KeyboardInterrupt: the cells at work have left a checkpoint; the same call resumes them.
     """
-    if engine not in ENGINES:
-        raise UserError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}")
-    for config in (method.config for method in grid.methods()):
-        launch.check_share(config.prompts_per_iteration, processes)
-        if engine == "local":
-            device_named(config.device)
+    check_execution(grid, engine, processes)
     cells = grid.cells()
     check_folder(cells, out)
     with exclusive(out):
@@ -77,6 +72,20 @@ def compare(
         else:
             run_in_workers(waiting, out / RUNS, progress, workers, processes)
         return progress.record()
+
+
+def check_execution(grid: Grid, engine: str, processes: int) -> None:
+    """Refuses an engine that does not exist, a device that this machine lacks, or cells that cannot be shared.
+
+    Raises:
+        UserError: says which.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}")
+    for config in (method.config for method in grid.methods()):
+        launch.check_share(config.prompts_per_iteration, processes)
+        if engine == "local":
+            device_named(config.device)
 
 
 class Progress:

@@ -15,7 +15,7 @@ from alignbench import registry
 from alignbench.config.run_config import RunConfig, tasks_path
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.opening import sha256_of
-from alignbench.files.paths import local_path
+from alignbench.files.paths import absolute, local_path
 from alignbench.files.text import distinct, excerpt, prompt_identity
 from alignbench.files.yaml_files import read_yaml
 from alignbench.settings import Settings, validate
@@ -63,7 +63,7 @@ class Task:
     """A task with its prompts read and checked."""
 
     def __init__(self, name: str, config: TaskConfig, folder: Path) -> None:
-        self.name, self.config = name, config
+        self.name, self.config, self.folder = name, config, folder
         self.train_prompts = _prompts(folder, config.train_prompts)
         # A repeated prompt would count as two in means and intervals over prompts.
         self.eval_prompts = distinct(_prompts(folder, config.eval_prompts))
@@ -114,6 +114,22 @@ class Task:
         other.config = self.config.model_copy(update={"reward": reward})
         return other
 
+    def on_validation_prompts(self) -> TaskConfig:
+        """The content of a task whose models are evaluated on this task's validation prompts in place of its test prompts.
+
+        Raises:
+            UserError: the task has no validation prompts.
+        """
+        if not self.config.validation_prompts:
+            raise UserError(
+                f"task {self.name!r} has no validation prompts, and test prompts must not choose settings; add "
+                "validation_prompts to its file"
+            )
+        files = {key: _absolute(self.folder, getattr(self.config, key)) for key in ("train_prompts", "validation_prompts")}
+        changed = {"train_prompts": files["train_prompts"], "eval_prompts": files["validation_prompts"]}
+        description = f"{self.config.description} (on its validation prompts)"
+        return self.config.model_copy(update={**changed, "validation_prompts": None, "description": description})
+
     def rewarded_by(self, choice: RewardChoice) -> "Task":
         """The same prompts with another reward; the former ones judge, before the judges."""
         other = copy.copy(self)
@@ -152,6 +168,12 @@ class Task:
 def _prompts(folder: Path, files: str | list[str]) -> list[str]:
     listed = [files] if isinstance(files, str) else files
     return interleaved([read_prompts(local_path(file, folder), pipe=False) for file in listed])
+
+
+def _absolute(folder: Path, files: str | list[str]) -> str | list[str]:
+    """Prompt files as a task names them, with absolute paths."""
+    listed = [str(absolute(local_path(file, folder))) for file in ([files] if isinstance(files, str) else files)]
+    return listed[0] if isinstance(files, str) else listed
 
 
 def changed_parts(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:

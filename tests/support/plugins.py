@@ -13,10 +13,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignbench import Objective, RolloutForest, Scorer
+from alignbench import Objective, RolloutForest, Scorer, settings
 from alignbench.backbone import BackboneSettings
 from alignbench.config.run_config import RunConfig, load_config
-from alignbench.rollouts.terms import Terms
+from alignbench.objective import Strength
+from alignbench.rollouts.terms import Terms, log_ratio
 from alignbench.scorer import Images
 from tests.support.toys import ToyBackbone
 
@@ -92,6 +93,37 @@ class Killing(Objective):
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("still alive")
+
+
+class _PolicyGradient(Objective):
+    """Follows `direction` times the gradient of the expected reward."""
+
+    def direction(self, iteration: int) -> float:
+        raise NotImplementedError
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        rewards = forest.by_group(forest.rewards)
+        advantage = (rewards - rewards.mean(1, keepdim=True)).float()
+        return -self.direction(forest.iteration) * (advantage * forest.path_sum(log_ratio(terms, forest))).mean()
+
+
+class Misaimed(_PolicyGradient):
+    """Walks away from the reward by default, and straight to it with an aim above 0."""
+
+    class Settings(settings.Settings):
+        aim: float = -1.0
+
+    strength = Strength("aim", (-1.0, 1.0))
+
+    def direction(self, iteration: int) -> float:
+        return float(self.settings.aim)
+
+
+class Wavering(_PolicyGradient):
+    """Takes two steps towards the reward and one back, whatever its settings are."""
+
+    def direction(self, iteration: int) -> float:
+        return -1.0 if iteration % 3 == 2 else 1.0
 
 
 class Brightness(Scorer):

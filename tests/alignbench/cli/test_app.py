@@ -41,6 +41,7 @@ def test_list_as_json_is_one_document() -> None:
         [],
         ["run"],
         ["compare"],
+        ["tune"],
         ["list"],
         ["check"],
         ["diagnose"],

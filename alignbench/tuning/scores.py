@@ -1,0 +1,118 @@
+"""The score of each trial, from the records of its runs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alignbench.comparison.results import DIVERSITY
+from alignbench.errors import UserError, did_you_mean
+from alignbench.records.record import Result, read_result
+from alignbench.records.tables import read_evals
+from alignbench.statistics import hypervolume
+from alignbench.tasks import Task
+from alignbench.tuning.planning import HYPERVOLUME, REWARD
+
+
+class Scores(NamedTuple):
+    """What `score_runs` returns.
+
+    Attributes:
+        by_run: folder of a run -> its score; NaN where a metric has no value.
+        meaning: what a score is, in words.
+    """
+
+    by_run: dict[Path, float]
+    meaning: str
+
+
+def score_runs(folders: list[Path], select: str, task: Task, *, standardise: bool) -> Scores:
+    """Scores the finished runs of a tuning; higher is better.
+
+    Args:
+        folders: of the runs, each with a record.
+        select: `reward`, `hypervolume`, or the name of a metric.
+        task: whose rewards and weights count.
+        standardise: whether several rewards are each measured in units of the base model's deviation within a prompt.
+
+    Raises:
+        UserError: a record cannot be read, or has no such metric.
+    """
+    results = {folder: read_result(folder) for folder in folders}
+    if not results:
+        return Scores({}, select)
+    first = next(iter(results.values()))
+    rewards = [name for name, metric in first.metrics.items() if metric.role == REWARD]
+    weights = {choice.label or choice.eval: choice.weight for choice in task.config.reward}
+
+    def reward(folder: Path, result: Result) -> float:
+        return _total_reward(folder, result, rewards, weights, standardise)
+
+    if select == REWARD:
+        return Scores({folder: reward(*item) for folder, item in _items(results)}, _reward_in_words(rewards, standardise))
+    if select == HYPERVOLUME:
+        return _hypervolumes(results, rewards, reward)
+    return _of_metric(results, select)
+
+
+def _items(results: Mapping[Path, Result]) -> list[tuple[Path, tuple[Path, Result]]]:
+    return [(folder, (folder, result)) for folder, result in results.items()]
+
+
+def _reward_in_words(rewards: list[str], standardise: bool) -> str:
+    if len(rewards) == 1:
+        return f"mean validation reward ({rewards[0]})"
+    unit = ", each as its gain in units of the base model's deviation within a prompt" if standardise else ""
+    return f"weighted sum of the mean validation rewards {' and '.join(rewards)}{unit}"
+
+
+def _total_reward(folder: Path, result: Result, rewards: list[str], weights: Mapping[str, float], standardise: bool) -> float:
+    """The mean reward of the trained model; of several rewards the weighted sum."""
+    finals = {name: _number(result.metrics[name].final.value) for name in rewards}
+    if len(rewards) == 1:
+        return finals[rewards[0]]
+    if not standardise:
+        return sum(weights.get(name, 1.0) * value for name, value in finals.items())
+    evals = read_evals(folder)
+    if evals is None:
+        raise UserError(f"{folder} has no evals.parquet, by which its rewards are put on one scale; remove it to run it again")
+    base = evals[evals["phase"] == "base"]
+    total = 0.0
+    for name, value in finals.items():
+        spread = base[base["metric"] == name].groupby("prompt_index")["value"].std(ddof=0)
+        deviation = float(np.sqrt((spread**2).mean()))
+        total += weights.get(name, 1.0) * (value - _number(result.metrics[name].base.value)) / deviation
+    return total
+
+
+def _hypervolumes(results: Mapping[Path, Result], rewards: list[str], reward: Callable[[Path, Result], float]) -> Scores:
+    """The area that a run dominates above the base model's reward and the least diversity of any run."""
+    metrics = next(iter(results.values())).metrics
+    diversity = next((name for name in DIVERSITY if name in metrics), None)
+    if diversity is None or len(rewards) != 1:
+        why = "the task measures no diversity" if diversity is None else "the task has several rewards"
+        raise UserError(f"--select {HYPERVOLUME} needs one reward and a metric of diversity, but {why}; choose another score")
+    sign = -1.0 if metrics[diversity].higher_is_better is False else 1.0
+    points = {f: (reward(f, r), sign * _number(r.metrics[diversity].final.value)) for f, r in results.items()}
+    base = {f: _number(r.metrics[rewards[0]].base.value) for f, r in results.items()}
+    least = float(np.nanmin([value for _, value in points.values()]))
+    areas = {folder: hypervolume(np.array([point]), (base[folder], least)) for folder, point in points.items()}
+    missing = {folder for folder, point in points.items() if np.isnan(point).any()}
+    meaning = f"hypervolume: gain in {rewards[0]} x {diversity} above the least of any trial, on validation prompts"
+    return Scores({folder: np.nan if folder in missing else area for folder, area in areas.items()}, meaning)
+
+
+def _of_metric(results: Mapping[Path, Result], select: str) -> Scores:
+    known = next(iter(results.values())).metrics
+    if select not in known:
+        raise UserError(f"--select: no trial has a metric {select!r}{did_you_mean(select, [REWARD, HYPERVOLUME, *known])}")
+    if known[select].higher_is_better is None:
+        raise UserError(f"--select {select}: neither a higher nor a lower value of it is better, so it cannot choose a trial")
+    sign = 1.0 if known[select].higher_is_better else -1.0
+    values = {folder: sign * _number(result.metrics[select].final.value) for folder, result in results.items()}
+    return Scores(values, f"{'' if sign > 0 else 'minus '}mean of {select} on validation prompts")
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
