@@ -23,6 +23,7 @@ from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.files.text import prompt_identity
+from alignbench.objective import Divergence
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio
 
@@ -64,6 +65,9 @@ class DDPO(Objective):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.history = {prompt_identity(prompt): list(rewards) for prompt, rewards in state.get("history", {}).items()}
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("expected reward", reward=1, kl=0)
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """Computes A of each leaf: [G, K], zero where a reward is missing or where all rewards of its statistics are equal."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -46,6 +46,9 @@ class FlowRL(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("reverse KL", len(forest.plan.stochastic_steps) * self.settings.beta)
 
     @property
     def needs(self) -> Needs:

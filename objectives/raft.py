@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Strength
+from alignbench.objective import Divergence, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_terms
 from objectives._denoising import DenoisingSettings, noised_leaves
@@ -44,6 +44,10 @@ class RAFT(TargetObjective):
 
     def target_beta(self, iteration: int) -> float | None:
         return self.settings.beta if self.settings.weights == "softmax" else None
+
+    def descends(self, forest: RolloutForest) -> Divergence | None:
+        softmax = self.settings.weights == "softmax"
+        return Divergence("forward KL, policy reweighted", self.settings.beta, kl=0, alpha=0) if softmax else None
 
     def weights(self, forest: RolloutForest) -> Tensor:
         """Computes the weights w of the leaves: [G, K], summing to 1 in each group with distinct rewards, 0 in the others."""

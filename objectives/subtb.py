@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio_reference
 from objectives._state_network import state_features, state_network
@@ -63,6 +63,9 @@ class SubTB(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("reverse KL", self.settings.beta)
 
     @property
     def needs(self) -> Needs:

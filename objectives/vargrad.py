@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -41,6 +41,9 @@ class VarGrad(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("reverse KL", self.settings.beta, relative_to_base=self.settings.reference == "frozen")
 
     @property
     def needs(self) -> Needs:

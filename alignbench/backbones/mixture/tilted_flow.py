@@ -8,9 +8,10 @@ the target's density at sigma is p_sigma(x) h(x, sigma) / Z, and its velocity is
 
     v*(x, sigma) = v(x, sigma) - sigma / (1 - sigma) grad log h(x, sigma)
 
-Source: Domingo-Enrich et al. 2024 (arXiv 2409.08861), in the convention of `alignbench.flow`. For a quadratic reward the target is
-again a mixture and everything is in closed form. For other rewards, in two dimensions, integrals over x_0 are sums over a grid:
-the one over the plane where x_sigma says little of x_0, and one around x_sigma / (1 - sigma) where it says much.
+Source: Domingo-Enrich et al. 2024 (arXiv 2409.08861), in the convention of `alignbench.flow`. For a quadratic reward the
+target is again a mixture and everything is in closed form. For other rewards, in two dimensions, integrals over x_0 are sums
+over a grid: one over the plane for large sigmas, and one around x_sigma / (1 - sigma) for small ones, where x_sigma determines
+x_0 more closely than the grid over the plane could resolve.
 """
 
 import math
