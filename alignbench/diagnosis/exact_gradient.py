@@ -127,6 +127,8 @@ class Paths:
         """
         self.policy, self.conditioning = policy, policy.encode([prompt])
         sigmas = policy.sigmas(steps).tolist()
+        for step in pairwise(sigmas[:-1]):
+            _spacing(*step)  # is checked before anything is computed
         self.transitions: list[Transition] = []
         line = _line(COARSEST)
         normal = torch.exp(-0.5 * line**2)
@@ -153,13 +155,7 @@ class Paths:
             base = self._velocity(points, sigma)
         mean, std = _moments(points, velocity, sigma, sigma_next)
         delta = mean - _moments(points, base, sigma, sigma_next)[0]
-        spacing = min(SPACING * std, COARSEST)
-        if spacing < FINEST:
-            raise UserError(
-                f"the step from sigma {sigma:.3g} to {sigma_next:.3g} is too short for the grid of an exact gradient; lower "
-                "sampler.steps"
-            )
-        return Transition(sigma, sigma_next, points, index, kept, mean, delta, std, _line(spacing))
+        return Transition(sigma, sigma_next, points, index, kept, mean, delta, std, _line(_spacing(sigma, sigma_next)))
 
     @torch.no_grad()
     def _velocity(self, points: Tensor, sigma: float) -> Tensor:
@@ -234,6 +230,18 @@ def _moments(points: Tensor, velocity: Tensor, sigma: float, sigma_next: float) 
     """Mean, float64 [N, 2], and standard deviation of a memoryless step."""
     mean, std = flow.moments(points, velocity, sigma, sigma_next, 1.0, "memoryless")
     return mean.double(), float(std)
+
+
+def _spacing(sigma: float, sigma_next: float) -> float:
+    """The spacing of the grid that a step leads to; raises UserError if it would be too fine."""
+    nothing = torch.zeros(1, 2)
+    spacing = min(SPACING * _moments(nothing, nothing, sigma, sigma_next)[1], COARSEST)
+    if spacing < FINEST:
+        raise UserError(
+            f"the step from sigma {sigma:.3g} to {sigma_next:.3g} is too short for the grid of an exact gradient; lower "
+            "sampler.steps"
+        )
+    return spacing
 
 
 def _line(spacing: float) -> Tensor:

@@ -114,7 +114,7 @@ def test_the_gradient_of_a_moved_policy_is_that_of_many_rollouts(alpha: float) -
 
 
 def test_steps_too_short_for_the_grid_and_a_policy_that_leaves_it_are_refused() -> None:
-    with pytest.raises(UserError, match="too short for the grid of an exact gradient; lower sampler.steps"):
+    with pytest.raises(UserError, match=r"too short for the grid of an exact gradient; lower sampler\.steps"):
         Paths(Drift(), "a", 200, lambda latents: latents[:, 0].double())
     with pytest.raises(UserError, match=r"carries .*% of its states beyond \+-8, so the exact gradient is unknown"):
         Paths(Drift([40.0, 0.0]), "a", 2, lambda latents: latents[:, 0].double())
