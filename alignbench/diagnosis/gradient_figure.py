@@ -32,7 +32,7 @@ def draw(diagnosis: GradientDiagnosis) -> Figure:
         )
         for axis, (title, meaning, of) in zip(axes[0], PANELS, strict=True):
             for i, objective in enumerate(objectives):
-                mine = [(at, of(t)) for at, t in zip(places, trials, strict=True) if t.objective == objective]
+                mine = [(at, of(t)) for at, t in enumerate(trials) if t.objective == objective]
                 _draw_estimates(axis, mine, COLORS[i % len(COLORS)])
             axis.set(title=title, xlabel=meaning)
         axes[0, 0].set(yticks=places, yticklabels=[_name(t) for t in trials], ylim=(len(trials) - 0.5, -0.5))
