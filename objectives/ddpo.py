@@ -12,7 +12,7 @@ of the whole rollout. Unlike in GRPO the earlier rollouts of a prompt count, and
 Source: Black et al. 2023 (arXiv 2305.13301) and its code. How this differs from them: docs/methods/ddpo.md.
 
 Fixed point: the largest expected reward. There is no KL term, so nothing but the clip and the number of updates keeps the
-policy from concentrating on the best images of each prompt.
+policy from concentrating on the best images of each prompt. On policy the gradient claims to be that of the expected reward.
 """
 
 from typing import Any

@@ -8,7 +8,8 @@ reward in units of the group's standard deviation:
 Source: Zhu et al. 2025 (arXiv 2509.15207). How this differs from the paper and its code: docs/methods/flowrl.md.
 
 Fixed point: the loss is zero where m_i - m_i^ref = beta z_i - log Z for every leaf. m is a mean over the S stochastic steps, so
-path densities are then proportional to p_ref exp(S beta z).
+path densities are then proportional to p_ref exp(S beta z). On policy the gradient claims to be that of the reverse KL of paths
+to this target.
 """
 
 from collections.abc import Iterable

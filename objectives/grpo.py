@@ -10,7 +10,8 @@ MixGRPO, TreeGRPO, BranchGRPO and GRPO-Guard: docs/methods/grpo.md.
 
 Fixed point: with `kl_beta: 0` the largest expected reward, so nothing but the clip and the number of updates keeps the policy
 from concentrating on the best images of each prompt. With the KL term, a compromise with the base model that has no closed
-form: the divergence is penalised step by step, at the states that were visited.
+form: the divergence is penalised step by step, at the states that were visited. On policy the gradient claims to be that of the
+expected reward minus the KL penalty.
 """
 
 from typing import Literal, Self

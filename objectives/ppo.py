@@ -15,7 +15,7 @@ Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7, with generalised ad
 1506.02438, equation 16). There is no published configuration for flow models: docs/methods/ppo.md.
 
 Fixed point: the largest expected reward. There is no KL term, so nothing but the clip and the number of updates keeps the
-policy from concentrating on the best images of each prompt.
+policy from concentrating on the best images of each prompt. On policy the gradient claims to be that of the expected reward.
 """
 
 from collections.abc import Iterable

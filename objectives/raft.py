@@ -10,7 +10,8 @@ Source: reward-ranked fine-tuning (Dong et al. 2023, arXiv 2304.06767) for `weig
 and Schaal 2007) for `weights: softmax`. How this differs from Flow-GRPO's code for it: docs/methods/raft.md.
 
 Fixed point: the minimum for one rollout is the flow of its reweighted images, with `softmax` p exp(beta z). The next rollout is
-drawn from that and reweighted again, so the distribution narrows until all images of a group have one reward.
+drawn from that and reweighted again, so the distribution narrows until all images of a group have one reward. The gradient
+claims to be that of the forward KL from the reweighted policy to the policy.
 """
 
 from typing import Any, Literal

@@ -14,7 +14,8 @@ Source: Trajectory Matching Policy Optimization (arXiv 2605.10983), and its succ
 `advantage: forward_kl`. How this differs from the released code, and why: docs/methods/tmpo.md.
 
 Fixed point: every A_i is zero where p = q, that is where the path densities of a group's leaves are proportional to exp(beta
-R~); with `reference: frozen`, to p_ref exp(beta R~).
+R~); with `reference: frozen`, to p_ref exp(beta R~). On policy the gradient claims to be that of the reverse KL of paths to
+this target (forward KL for `advantage: forward_kl`).
 """
 
 import math

@@ -9,7 +9,8 @@ Source: the log-variance loss of Richter et al. 2020 (arXiv 2010.10436); as a GF
 2302.05446). There is no published configuration for images: docs/methods/vargrad.md.
 
 Fixed point: the loss is zero where all delta of a group are equal, that is where the path densities of its leaves are
-proportional to p_ref exp(beta R~); with `reference: none`, to exp(beta R~).
+proportional to p_ref exp(beta R~); with `reference: none`, to exp(beta R~). On policy the gradient is 2 (K - 1) / K times
+that of the reverse KL of paths to this target, if the unit of R~ does not depend on the group.
 """
 
 from typing import Literal
