@@ -16,7 +16,7 @@ Source: Madan et al. 2023 (arXiv 2209.12782), as Zhang et al. 2024 (arXiv 2310.0
 differs from them: docs/methods/subtb.md.
 
 Fixed point: the loss is zero where log F(x) = log E_ref[exp(beta R~) | x] and the policy is the tilted target p_ref exp(beta
-R~) / Z. On policy the gradient claims to be that of the reverse KL of paths to this target; for parts of paths it is another one.
+R~) / Z. On policy the gradient claims to be that of the reverse KL of paths to this target, and is so for whole paths alone.
 """
 
 from collections.abc import Iterable
