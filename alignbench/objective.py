@@ -49,6 +49,31 @@ class Strength:
     values: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence of path distributions that an objective claims to descend.
+
+    With s the log-density of a path under the policy, l its log-ratio to the base model's, and y = kl l - reward R~, it is
+    E[y] at alpha = 1. Else it is the alpha divergence whose gradient is that of E[exp((alpha - 1) y)] / (alpha - 1)^2 with its
+    mean held at 1: E[w grad s] with w = exp((alpha - 1) y) / ((alpha - 1) E exp((alpha - 1) y)). So
+    `Divergence("reverse KL", reward=beta)` is KL(p || p_ref exp(beta R~) / Z), with alpha = 0 it is the forward KL, and with
+    kl = 0 and alpha = 1 the expected reward.
+
+    Attributes:
+        name: what tables call it.
+        reward: how much the reward counts; for a Boltzmann target its beta.
+        kl: how much the log-ratio to the base model counts.
+        alpha: 1 for the reverse KL, 0 for the forward KL.
+        relative_to_base: False if l is s itself, so that the target is exp(beta R~) alone; alpha is 1 then.
+    """
+
+    name: str
+    reward: float
+    kl: float = 1.0
+    alpha: float = 1.0
+    relative_to_base: bool = True
+
+
 class Objective(ABC):
     """A loss on a scored rollout forest.
 
@@ -124,6 +149,16 @@ class Objective(ABC):
     def target_reward(self, forest: RolloutForest) -> Tensor:
         """R~ of that target, float32 [G, K]; by default the reward in units of its group's standard deviation."""
         return forest.target_reward
+
+    def descends(self, forest: RolloutForest) -> Divergence | None:
+        """The divergence whose gradient the loss claims to estimate on policy; None if it claims none.
+
+        `diagnose --gradients` compares the two. R~ of the divergence is `target_reward`.
+
+        Args:
+            forest: for settings that follow the iteration or the progress, or depend on the number of stochastic steps.
+        """
+        return None
 
     def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
         """The leaves that this update of the rollout trains on, bool [G * K]; None for all leaves.

@@ -12,7 +12,7 @@ of the whole rollout. Unlike in GRPO the earlier rollouts of a prompt count, and
 Source: Black et al. 2023 (arXiv 2305.13301) and its code. How this differs from them: docs/methods/ddpo.md.
 
 Fixed point: the largest expected reward. There is no KL term, so nothing but the clip and the number of updates keeps the
-policy from concentrating on the best images of each prompt.
+policy from concentrating on the best images of each prompt. On policy the gradient claims to be that of the expected reward.
 """
 
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from alignbench import Objective, groups, settings
 from alignbench.files.text import prompt_identity
+from alignbench.objective import Divergence
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio
 
@@ -64,6 +65,9 @@ class DDPO(Objective):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.history = {prompt_identity(prompt): list(rewards) for prompt, rewards in state.get("history", {}).items()}
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("expected reward", reward=1, kl=0)
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """Computes A of each leaf: [G, K], zero where a reward is missing or where all rewards of its statistics are equal."""

@@ -8,7 +8,8 @@ reward in units of the group's standard deviation:
 Source: Zhu et al. 2025 (arXiv 2509.15207). How this differs from the paper and its code: docs/methods/flowrl.md.
 
 Fixed point: the loss is zero where m_i - m_i^ref = beta z_i - log Z for every leaf. m is a mean over the S stochastic steps, so
-path densities are then proportional to p_ref exp(S beta z).
+path densities are then proportional to p_ref exp(S beta z). On policy the gradient claims to be that of the reverse KL of paths
+to this target.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -46,6 +47,9 @@ class FlowRL(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("reverse KL", len(forest.plan.stochastic_steps) * self.settings.beta)
 
     @property
     def needs(self) -> Needs:

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -52,6 +52,11 @@ class FTB(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        # L(b y) / b^2 has the gradient of the divergence with (alpha - 1) b in place of alpha - 1.
+        alpha = 1 + self.settings.sharpness * (self.alpha(forest.progress) - 1)
+        return Divergence(f"alpha divergence, {alpha:.3g}", self.settings.beta, alpha=alpha)
 
     @property
     def needs(self) -> Needs:

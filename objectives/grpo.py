@@ -10,7 +10,8 @@ MixGRPO, TreeGRPO, BranchGRPO and GRPO-Guard: docs/methods/grpo.md.
 
 Fixed point: with `kl_beta: 0` the largest expected reward, so nothing but the clip and the number of updates keeps the policy
 from concentrating on the best images of each prompt. With the KL term, a compromise with the base model that has no closed
-form: the divergence is penalised step by step, at the states that were visited.
+form: the divergence is penalised step by step, at the states that were visited. On policy the gradient claims to be that of the
+expected reward minus the KL penalty.
 """
 
 from typing import Literal, Self
@@ -20,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, edge_std, log_ratio, part_of_update
 
@@ -81,6 +82,13 @@ class GRPO(Objective):
     @property
     def needs(self) -> Needs:
         return Needs(reference=self.settings.kl_beta > 0)
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("expected reward", reward=1, kl=self.settings.kl_beta)
+
+    def target_reward(self, forest: RolloutForest) -> Tensor:
+        """Computes the reward in the unit of the advantage, [G, K]."""
+        return self._standardised(forest.by_group(forest.rewards))
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """Computes A of each leaf: [G, K], zero where a reward is missing and in groups whose rewards are all equal."""

@@ -15,7 +15,7 @@ Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7, with generalised ad
 1506.02438, equation 16). There is no published configuration for flow models: docs/methods/ppo.md.
 
 Fixed point: the largest expected reward. There is no KL term, so nothing but the clip and the number of updates keeps the
-policy from concentrating on the best images of each prompt.
+policy from concentrating on the best images of each prompt. On policy the gradient claims to be that of the expected reward.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import Objective, groups, settings
+from alignbench.objective import Divergence
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio
 from objectives._state_network import state_features, state_network
@@ -85,6 +86,13 @@ class PPO(Objective):
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
         """Computes the stock terms of edges, and value: V of each row, float32 [R']."""
         return super().terms(rows, velocities) | {"value": self.critic(state_features(rows))[:, 0]}
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("expected reward", reward=1, kl=0)
+
+    def target_reward(self, forest: RolloutForest) -> Tensor:
+        """Computes the reward in one unit for all prompts, as the advantage has it, [G, K]."""
+        return groups.standardise(forest.by_group(forest.rewards), std="batch")
 
     def returns(self, forest: RolloutForest) -> Tensor:
         """Computes R of each leaf: float64 [G * K], NaN where the reward is missing."""

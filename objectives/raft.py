@@ -10,7 +10,8 @@ Source: reward-ranked fine-tuning (Dong et al. 2023, arXiv 2304.06767) for `weig
 and Schaal 2007) for `weights: softmax`. How this differs from Flow-GRPO's code for it: docs/methods/raft.md.
 
 Fixed point: the minimum for one rollout is the flow of its reweighted images, with `softmax` p exp(beta z). The next rollout is
-drawn from that and reweighted again, so the distribution narrows until all images of a group have one reward.
+drawn from that and reweighted again, so the distribution narrows until all images of a group have one reward. The gradient
+claims to be that of the forward KL from the reweighted policy to the policy.
 """
 
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Strength
+from alignbench.objective import Divergence, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_terms
 from objectives._denoising import DenoisingSettings, noised_leaves
@@ -44,6 +45,10 @@ class RAFT(TargetObjective):
 
     def target_beta(self, iteration: int) -> float | None:
         return self.settings.beta if self.settings.weights == "softmax" else None
+
+    def descends(self, forest: RolloutForest) -> Divergence | None:
+        softmax = self.settings.weights == "softmax"
+        return Divergence("forward KL, policy reweighted", self.settings.beta, kl=0, alpha=0) if softmax else None
 
     def weights(self, forest: RolloutForest) -> Tensor:
         """Computes the weights w of the leaves: [G, K], summing to 1 in each group with distinct rewards, 0 in the others."""

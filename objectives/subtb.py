@@ -15,8 +15,8 @@ sigma, but not the prompt. A constant that the prompt adds to log F is fitted to
 Source: Madan et al. 2023 (arXiv 2209.12782), as Zhang et al. 2024 (arXiv 2310.02679) use it for diffusion samplers. How this
 differs from them: docs/methods/subtb.md.
 
-Fixed point: the loss is zero where log F(x) = log E_ref[exp(beta R~) | x] and the policy is the tilted target
-p_ref exp(beta R~) / Z.
+Fixed point: the loss is zero where log F(x) = log E_ref[exp(beta R~) | x] and the policy is the tilted target p_ref exp(beta
+R~) / Z. On policy the gradient claims to be that of the reverse KL of paths to this target, and is so for whole paths alone.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio_reference
 from objectives._state_network import state_features, state_network
@@ -63,6 +63,9 @@ class SubTB(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("reverse KL", self.settings.beta)
 
     @property
     def needs(self) -> Needs:

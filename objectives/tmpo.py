@@ -14,7 +14,8 @@ Source: Trajectory Matching Policy Optimization (arXiv 2605.10983), and its succ
 `advantage: forward_kl`. How this differs from the released code, and why: docs/methods/tmpo.md.
 
 Fixed point: every A_i is zero where p = q, that is where the path densities of a group's leaves are proportional to exp(beta
-R~); with `reference: frozen`, to p_ref exp(beta R~).
+R~); with `reference: frozen`, to p_ref exp(beta R~). On policy the gradient claims to be that of the reverse KL of paths to
+this target (forward KL for `advantage: forward_kl`).
 """
 
 import math
@@ -26,7 +27,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -121,6 +122,14 @@ class TMPO(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.beta(iteration)
+
+    def descends(self, forest: RolloutForest) -> Divergence | None:
+        o = self.settings
+        beta, kl, relative = self.beta(forest.iteration), 1 / o.temperature, o.reference == "frozen"
+        if o.advantage != "forward_kl":
+            return Divergence("reverse KL", beta, kl, relative_to_base=relative)
+        # Over all paths, exp(beta R~) alone is not a distribution that paths could be drawn from.
+        return Divergence("forward KL", beta, kl, alpha=0) if relative else None
 
     def log_p_q(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor, Tensor]:
         """Computes log p and log q, and marks the leaves that count, those of groups with distinct rewards; each [G, K]."""

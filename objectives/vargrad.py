@@ -9,7 +9,8 @@ Source: the log-variance loss of Richter et al. 2020 (arXiv 2010.10436); as a GF
 2302.05446). There is no published configuration for images: docs/methods/vargrad.md.
 
 Fixed point: the loss is zero where all delta of a group are equal, that is where the path densities of its leaves are
-proportional to p_ref exp(beta R~); with `reference: none`, to exp(beta R~).
+proportional to p_ref exp(beta R~); with `reference: none`, to exp(beta R~). On policy the gradient is 2 (K - 1) / K times
+that of the reverse KL of paths to this target, if the unit of R~ does not depend on the group.
 """
 
 from typing import Literal
@@ -19,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.objective import Needs, Strength
+from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio_reference
 from objectives._target import TargetObjective, TargetSettings
@@ -41,6 +42,9 @@ class VarGrad(TargetObjective):
 
     def target_beta(self, iteration: int) -> float:
         return self.settings.beta
+
+    def descends(self, forest: RolloutForest) -> Divergence:
+        return Divergence("reverse KL", self.settings.beta, relative_to_base=self.settings.reference == "frozen")
 
     @property
     def needs(self) -> Needs:

@@ -36,11 +36,13 @@ from alignbench.backbones.mixture.mixtures import (
     Mixture,
     as_images,
     divergences,
+    js_of_masses,
     midpoints,
     mixture_velocity,
     noise_quadrature,
 )
 from alignbench.backbones.mixture.scenarios import PROMPTS_EACH, Quadratic, World, world
+from alignbench.backbones.mixture.tilted_flow import SIGMAS, optimal_velocity
 
 FREQUENCIES = (1.0, 2.0, 4.0)
 FEATURES = 64
@@ -176,16 +178,34 @@ class GaussianMixture(Backbone, KnownDistributions):
         return x.double().cpu(), log_density
 
     def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
-        """Divergences, coverage and rewards of each prompt, from its density at points of the noise."""
+        """Divergences, coverage and rewards of each prompt, from its density at points of the noise, and errors of its
+        velocity."""
         noise, weights = self._noise()
         found = [
             _measure(w, truth(p, w.base.dimension, self.settings.beta), weights, *self.push_forward(p, noise))
+            | self._velocity_errors(p)
             for p, w in ((p, world(p, self.settings.dimension)) for p in prompts)
         ]
         return {
             name: Measured(np.array([f[name] for f in found]), higher_is_better)
             for name, higher_is_better in DIRECTIONS.items()
         }
+
+    @torch.no_grad()
+    def _velocity_errors(self, prompt: str) -> dict[str, float]:
+        """The root mean square distance of the velocity to the target's, at each of `SIGMAS` and over all of them.
+
+        States are those of the target's flow, so that an error counts where an optimal model would pass.
+        """
+        c, squares = self.encode([prompt]), []
+        for sigma in SIGMAS:
+            optimal = optimal_velocity(prompt, self.settings.dimension, self.settings.beta, sigma)
+            x = optimal.states.float().to(self.device)
+            group = torch.zeros(len(x), dtype=torch.long, device=self.device)
+            squares.append(optimal.error(self.velocity(x, torch.full_like(x[:, 0], sigma), c, group).cpu()))
+        names = map(velocity_error_at, SIGMAS)
+        errors = {name: math.sqrt(square) for name, square in zip(names, squares, strict=True)}
+        return {"velocity_error": math.sqrt(sum(squares) / len(squares)), **errors}
 
     def _noise(self) -> tuple[Tensor, Tensor]:
         """Points of the noise and their weights."""
@@ -302,10 +322,17 @@ def _truth_on_a_grid(w: World, beta: float) -> Truth:
     return Truth(beta, log_z, of_mode, tilt(beta)[0], tilt)
 
 
+def velocity_error_at(sigma: float) -> str:
+    """The name of the metric for the velocity's error at one sigma."""
+    return f"velocity_error_{sigma:g}"
+
+
 DIRECTIONS: dict[str, bool | None] = {
     "kl_model_target": False,
     "kl_target_model": False,
     "js_target": False,
+    "js_modes": False,
+    "js_within_modes": False,
     "target_reached": True,
     "kl_base": None,
     "modes_covered": True,
@@ -314,6 +341,8 @@ DIRECTIONS: dict[str, bool | None] = {
     "log_z": None,
     "target_reward": None,
     "best_reward_at_kl": None,
+    "velocity_error": False,
+    **dict.fromkeys(map(velocity_error_at, SIGMAS), False),
 }
 
 
@@ -323,12 +352,16 @@ def _measure(w: World, known: Truth, weights: Tensor, x: Tensor, log_model: Tens
     apart = divergences(weights, log_model, known.log_target(w, x))
     kl_base = float((weights * (log_model - torch.logsumexp(log_joint, -1))).sum())
     of_model = torch.zeros_like(known.mode_mass).index_add(0, log_joint.argmax(1), weights)
+    between = js_of_masses(of_model, known.mode_mass)
     counts = known.mode_mass >= MODE_SHARE
     covered = (of_model >= COVERED * known.mode_mass) & counts
     return {
         "kl_model_target": apart.kl_model_target,
         "kl_target_model": apart.kl_target_model,
         "js_target": apart.js,
+        # The chain rule: the rest is the mean over modes, by their mass, of the divergence between the parts inside a mode.
+        "js_modes": between,
+        "js_within_modes": max(apart.js - between, 0.0),
         "target_reached": apart.reached,
         "kl_base": kl_base,
         "modes_covered": float(covered.sum() / counts.sum()),

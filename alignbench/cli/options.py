@@ -72,6 +72,14 @@ def seeds(text: str) -> list[int]:
     return numbers if "," in text else list(range(numbers[0]))
 
 
+def whole_numbers(text: str, option: str) -> list[int]:
+    """The positive whole numbers in a list that is separated by commas; raises UserError that names the option."""
+    parts = names(text)
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{option} takes whole numbers above 0, separated by commas; got {text!r}")
+    return [int(part) for part in parts]
+
+
 def without_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were typed."""
     return {key: value for key, value in options.items() if value is not None}

@@ -1,6 +1,8 @@
 """Commands on plug-ins: `list`, `show`, `new`, `check` and `diagnose`."""
 
+import itertools
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +11,8 @@ import typer
 
 from alignbench import registry, tasks
 from alignbench.authoring import scaffold
-from alignbench.cli.options import Commands, config_of, results_folder, without_defaults
-from alignbench.config.run_config import load_config
+from alignbench.cli.options import Commands, config_of, names, results_folder, whole_numbers, without_defaults
+from alignbench.config.run_config import RunConfig, load_config
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.writing import reserved
 from alignbench.runtime.streams import print_json
@@ -137,13 +139,45 @@ def diagnose(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="dotted.key=value, for instance sampler.levels=3; can be repeated.")
     ] = None,
+    gradients: Annotated[
+        bool,
+        typer.Option(
+            "--gradients",
+            help="Compare gradient estimates with the exact gradient instead; --sampler may be a list, and --groups is the "
+            "number of estimates (default: 256).",
+        ),
+    ] = False,
+    objective: Annotated[
+        str | None, typer.Option(help="With --gradients: objectives, separated by commas. (default: the run's, else tmpo)")
+    ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(help="With --gradients: rules of stochastic steps, such as sde:0.7,memoryless. (default: the sampler's)"),
+    ] = None,
+    leaves: Annotated[
+        str | None, typer.Option(help="With --gradients: group sizes K, such as 9,27. (default: the sampler's)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
 ) -> None:
-    """Measures how correlated the rollouts of a sampler's groups are, and how much that biases averages over a group."""
-    options = without_defaults({"sampler": sampler, "backbone": backbone, "task": task, "seed": seed})
+    """Measures how correlated the rollouts of a sampler's groups are, and how much that biases averages over a group.
+
+    With --gradients it measures the bias and the noise of the gradients that objectives estimate from such rollouts.
+    """
     if checkpoint is not None and config is not None:
         raise UserError("--checkpoint uses the run's own configuration; change it with --set instead of --config")
-    settings = load_config(file=config_of(checkpoint) if checkpoint else config, options=options, sets=sets or [])
+    file = config_of(checkpoint) if checkpoint else config
+    options = {"backbone": backbone, "task": task, "seed": seed}
+    if gradients:
+        pairs = itertools.product(names(objective) if objective else [None], names(sampler) if sampler else [None])
+        configs = [
+            load_config(file=file, options=without_defaults(options | {"objective": o, "sampler": s}), sets=sets or [])
+            for o, s in pairs
+        ]
+        _diagnose_gradients(configs, rules, leaves, checkpoint, prompts, groups, progress, out, as_json)
+        return
+    if objective or rules or leaves:
+        raise UserError("--objective, --rules and --leaves belong to --gradients; add it, or leave them out")
+    settings = load_config(file=file, options=without_defaults(options | {"sampler": sampler}), sets=sets or [])
     name = out or results_folder("diagnose", settings.sampler.name)
 
     from alignbench.cli.console import counting
@@ -158,3 +192,33 @@ def diagnose(
         print_json(record.model_dump_json(indent=2))
     else:
         show_diagnosis(record, folder)
+
+
+def _diagnose_gradients(
+    configs: Sequence[RunConfig],
+    rules: str | None,
+    leaves: str | None,
+    checkpoint: Path | None,
+    prompts: int,
+    repetitions: int | None,
+    progress: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Tries every configuration with every rule and every group size."""
+    from alignbench.cli.console import counting
+    from alignbench.cli.views import show_gradients
+    from alignbench.diagnosis.gradients import Rule, Trial, diagnose_gradients
+
+    chosen_rules = [Rule.parse(text) for text in names(rules)] if rules else [None]
+    sizes = whole_numbers(leaves, "--leaves") if leaves else [None]
+    trials = [Trial(*parts) for parts in itertools.product(configs, chosen_rules, sizes)]
+    name = out or results_folder("diagnose", "gradients")
+    with nullcontext(name) if out else reserved(name) as folder, counting("combinations") as advance:
+        record = diagnose_gradients(
+            trials, folder, run=checkpoint, prompts=prompts, repetitions=repetitions, progress=progress, advance=advance
+        )
+    if as_json:
+        print_json(record.model_dump_json(indent=2))
+    else:
+        show_gradients(record, folder)

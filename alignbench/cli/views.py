@@ -13,7 +13,7 @@ from alignbench.records.record import Estimate, EvalRecord
 if TYPE_CHECKING:
     from alignbench.authoring.checking import CheckResult
     from alignbench.authoring.describing import Description
-    from alignbench.diagnosis.record import Diagnosis
+    from alignbench.diagnosis.record import Diagnosis, GradientDiagnosis
     from alignbench.frontier.front import Front
 
 
@@ -113,6 +113,25 @@ def _partition_table(diagnosis: "Diagnosis") -> Table:
         estimates = (p.sampler_bias, p.independent_bias, p.sampler_deviation, p.independent_deviation)
         table.add_row(str(p.k), str(p.pooled_groups), *(_plain(e) for e in estimates))
     return table
+
+
+def show_gradients(diagnosis: "GradientDiagnosis", out: Path) -> None:
+    """Prints gradients on trial as a table, with 95 % intervals over repetitions."""
+    rich = new_console(160)
+    at = f"after {diagnosis.iteration} iterations of {diagnosis.checkpoint}" if diagnosis.checkpoint else "at the base model"
+    rich.print(
+        f"[bold]gradients[/bold] on {escape(diagnosis.backbone)}, task {escape(diagnosis.task)}, {escape(at)}: "
+        f"{diagnosis.repetitions} estimates of each, from one group for each of {len(diagnosis.prompts)} prompts, against the "
+        "exact gradient of the divergence that the objective claims to descend. Intervals are 95 % over estimates."
+    )
+    columns = ("objective", "sampler", "rule", "K", "rows", "claims", "cosine", "relative bias", "scale", "signal / noise")
+    table = Table(*columns)
+    for t in diagnosis.trials:
+        names = (escape(t.objective), escape(t.sampler), escape(t.noise), str(t.leaves), f"{t.model_rows:,}")
+        numbers = (_plain(t.cosine), _plain(t.relative_bias), format_value(t.scale), _plain(t.snr))
+        table.add_row(*names, escape(t.divergence or "nothing"), *numbers)
+    print_table(rich, table)
+    rich.print(f"{diagnosis.seconds:.0f} s; written to [bold]{escape(str(out))}[/bold]")
 
 
 def _plain(estimate: Estimate) -> str:

@@ -94,3 +94,59 @@ class Diagnosis(_Part):
     """Folder of the run whose policy was diagnosed; null for the base model."""
     iteration: int | None = None
     """Iteration of that checkpoint."""
+
+
+class GradientTrial(_Part):
+    """How one objective's gradient estimates, with one way to draw rollouts, compare with the gradient that it claims."""
+
+    objective: str
+    sampler: str
+    rule: str
+    """Rule of the first stochastic step; `ode` if there is none."""
+    eta: float
+    """How much noise that step draws; 0 if there is none."""
+    leaves: int
+    """K, the number of leaves of a group."""
+    steps: int
+    """Denoising steps of a rollout."""
+    divergence: str | None
+    """Name of the divergence that the objective claims to descend; null if it claims none, so that nothing is compared."""
+    cosine: Estimate
+    """Of the angle between the mean of the estimates and the exact gradient."""
+    relative_bias: Estimate
+    """The part of that mean that is not along the exact gradient, relative to the mean."""
+    scale: Estimate
+    """How many times the exact gradient the rest is. A loss may have any scale, so 1 is not expected."""
+    snr: Estimate
+    """Norm of the mean divided by the root mean square of the deviations from it, for one estimate."""
+    model_rows: int
+    """Model evaluations of one estimate, those of the rollout and of the training pass."""
+
+    @property
+    def noise(self) -> str:
+        """The rule with its eta, where the rule leaves it open."""
+        return self.rule if self.rule in ("ode", "memoryless") else f"{self.rule} {self.eta:.3g}"
+
+
+class GradientDiagnosis(_Part):
+    """What `diagnose --gradients` measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    backbone: str
+    task: str
+    seed: int
+    prompts: list[str]
+    repetitions: int
+    """Number of gradient estimates of each trial."""
+    progress: float
+    log_prob_reduction: str
+    """That of the estimates; the exact gradient is of densities that are summed over latent dimensions."""
+    trials: list[GradientTrial]
+    seconds: float
+    environment: dict[str, object]
+    configs: dict[str, dict[str, object]]
+    """The configuration of each pair `objective x sampler`."""
+    checkpoint: str | None = None
+    """Folder of the run whose policy was diagnosed; null for the base model."""
+    iteration: int | None = None
+    """Iteration of that checkpoint."""

@@ -149,6 +149,12 @@ def divergences(weights: Tensor, log_model: Tensor, log_target: Tensor) -> Diver
     )
 
 
+def js_of_masses(one: Tensor, other: Tensor) -> float:
+    """Computes the Jensen-Shannon divergence of two distributions over the same modes, [M] each, in nats."""
+    middle = (one + other) / 2
+    return 0.5 * float((torch.xlogy(one, one / middle) + torch.xlogy(other, other / middle)).nansum())
+
+
 def midpoints(dimension: int, points: int, extent: float) -> tuple[Tensor, float]:
     """The midpoints of a grid over +- extent in each direction, float64 [points ** d, d], and the volume of a cell."""
     step = 2 * extent / points

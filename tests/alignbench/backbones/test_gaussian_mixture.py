@@ -11,6 +11,7 @@ from alignbench import UserError, load_backbone, load_scorer, run
 from alignbench.backbones.gaussian_mixture import GaussianMixture, _best_reward, truth
 from alignbench.backbones.mixture.mixtures import EXTENT, as_images, from_images, midpoints, noise_quadrature
 from alignbench.backbones.mixture.scenarios import SCENARIOS, Bumps, world
+from alignbench.backbones.mixture.tilted_flow import tilted_flow
 from alignbench.config.run_config import load_config
 from alignbench.rollouts.executor import sample
 from alignbench.tasks import load_task
@@ -199,6 +200,52 @@ def test_the_numbers_of_a_moved_model_are_those_of_its_samples() -> None:
         error = float(values.std()) / len(values) ** 0.5
         assert found[name] == pytest.approx(float(values.mean()), abs=5 * error + 0.01 * abs(found[name])), name
     assert found["kl_base"] > 0.1
+
+
+def test_the_error_of_the_final_distribution_is_that_between_modes_and_that_within_them() -> None:
+    policy = moved(0.1, quadrature=40)
+    found = {name: float(m.values[0]) for name, m in policy.measure([PROMPT]).items()}
+    w, known = world(PROMPT), truth(PROMPT, 2, policy.settings.beta)
+    noise, weights = policy._noise()
+    x, log_model = policy.push_forward(PROMPT, noise)
+    log_ratio = known.log_target(w, x) - log_model
+    mode = w.base.log_joint(x).argmax(1)
+    within = 0.0
+    for k in range(6):
+        here = mode == k
+        p, ratio = weights[here], torch.exp(log_ratio[here])
+        mass, target = float(p.sum()), float((p * ratio).sum())
+        # Inside the mode: p / P against q / Q, and both against their mean by P and Q.
+        p_inside, q_inside = 1 / mass, ratio / target
+        middle = (mass * p_inside + target * q_inside) / (mass + target)
+        within += 0.5 * mass * float((p / mass * torch.log(p_inside / middle)).sum())
+        within += 0.5 * target * float((p * ratio / target * torch.log(q_inside / middle)).sum())
+    assert found["js_within_modes"] == pytest.approx(within, abs=2e-3)
+    assert found["js_modes"] + found["js_within_modes"] == pytest.approx(found["js_target"])
+    assert min(found["js_within_modes"], found["js_modes"]) > 0.01
+
+
+def test_a_model_with_the_optimal_velocity_has_no_error_and_one_that_is_off_has_its_distance() -> None:
+    policy = backbone()
+    flow = tilted_flow(PROMPT, 2, policy.settings.beta)
+
+    class Optimal(torch.nn.Module):
+        """The optimal velocity, plus (0.3, 0.4) at sigma 0.5."""
+
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+            policy.active = False
+            base = policy.velocity(x, sigma, policy.encode([PROMPT]), torch.zeros(len(x), dtype=torch.long))
+            policy.active = True
+            wrong = torch.tensor([0.3, 0.4]) * float(sigma[0] == 0.5)
+            return flow.velocity(x.double(), float(sigma[0])).float() - base + wrong
+
+    base = policy._velocity_errors(PROMPT)
+    policy.residual = Optimal()  # type: ignore[assignment]
+    found = policy._velocity_errors(PROMPT)
+    assert found["velocity_error_0.5"] == pytest.approx(0.5, abs=1e-4)
+    assert found["velocity_error"] == pytest.approx(0.25, abs=1e-4)  # the root of the mean square over four sigmas
+    assert [found[f"velocity_error_{sigma}"] for sigma in ("0.25", "0.75", "1")] == pytest.approx([0, 0, 0], abs=1e-4)
+    assert base["velocity_error"] > 0.5
 
 
 @pytest.mark.parametrize("prompt", ["equal_modes 0", "rare_mode 1", "narrow_peak 2"])

@@ -81,6 +81,8 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["run", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
         (["run", "--resume", "nowhere"], "nowhere is not a run folder"),
         (["diagnose", "--sampler", "dynamictree"], "did you mean 'dynamic_tree'?"),
+        (["diagnose", "--rules", "sde"], "--objective, --rules and --leaves belong to --gradients"),
+        (["diagnose", "--gradients", "--leaves", "9,x"], "--leaves takes whole numbers above 0"),
         (["diagnose", "--checkpoint", "nowhere"], "nowhere is not a run folder (no config.yaml)"),
         (["diagnose", "--backbone", "gaussian_mixture", "--prompts", "5"], "--prompts 5 is too many: task 'equal_modes'"),
         (["list", "objektives"], "did you mean 'objectives'?"),
@@ -182,6 +184,22 @@ def test_a_diagnosis_shows_tables_or_one_json_document(tmp_path: Path) -> None:
     as_json = in_this_process(*arguments, "--out", str(tmp_path / "two"), "--json", cwd=tmp_path)
     assert json.loads(as_json.stdout) == json.loads((tmp_path / "two" / "diagnosis.json").read_text())
     assert (tmp_path / "two" / "diagnosis.png").stat().st_size > 10_000
+
+
+def test_gradients_of_several_objectives_samplers_and_rules_are_a_table_or_one_json_document(tmp_path: Path) -> None:
+    chosen = ["--objective", "vargrad,grpo", "--sampler", "independent,fixed_tree", "--rules", "memoryless", "--leaves", "27"]
+    toy = ["--backbone", "gaussian_mixture", "--task", "equal_modes", "--groups", "8", "--prompts", "1"]
+    arguments = ["diagnose", "--gradients", *chosen, *toy, "--set", "sampler.steps=5", "--set", "threads=1"]
+    done = in_this_process(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in ("8 estimates of each", "reverse KL", "expected reward", "fixed_tree", "memoryless", "gradients"):
+        assert part in done.stdout
+    as_json = in_this_process(*arguments, "--out", str(tmp_path / "two"), "--json", cwd=tmp_path)
+    found = json.loads(as_json.stdout)
+    assert found == json.loads((tmp_path / "two" / "gradients.json").read_text())
+    pairs = [(t["objective"], t["sampler"]) for t in found["trials"]]
+    assert pairs == [(o, s) for o in ("vargrad", "grpo") for s in ("independent", "fixed_tree")]
+    assert (tmp_path / "two" / "gradients.png").stat().st_size > 10_000
 
 
 def test_the_installed_command_finds_plug_ins_in_the_current_folder_too(tmp_path: Path) -> None:
