@@ -11,6 +11,7 @@ from alignbench import groups
 from alignbench.backbone import KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
+from alignbench.evaluation import curve
 from alignbench.evaluation.evaluate import (
     Evaluation,
     MetricSuite,
@@ -23,7 +24,7 @@ from alignbench.figures import plots
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
-from alignbench.records.record import CONFIG, Protocol, Result, RunInfo
+from alignbench.records.record import CONFIG, Protocol, Result, RunInfo, StopRecord
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
@@ -38,6 +39,7 @@ from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
 from alignbench.training.run_evaluation import PromptSets, RunEvaluator
 from alignbench.training.run_folder import RunFolder, check_free
+from alignbench.training.stopping import PATH_KL, StopRules
 from alignbench.training.tracking import Tracking, check_trackers
 from alignbench.training.trainer import Trainer
 
@@ -112,6 +114,8 @@ class _PairRun:
         self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
         _check_fit(self.objective, self.sampler, self.plan)
         self.prompts = PromptSets(self.task, config)
+        _check_validation(config, self.objective, self.task, self.prompts)
+        self.stop: StopRecord | None = None
         check_trackers(config.trackers)
         console.status("loading models")
         self.suite = MetricSuite(self.task, config.scorer_timeout)
@@ -152,6 +156,7 @@ class _PairRun:
             self.console.warn(sentence)
         base = self.evaluator.base(trainer.budget)
         check_scores_vary(self.suite, base)
+        self.rules = self._rules({**base.directions, PATH_KL: None})
         for sentence in too_faint(self.suite, base):
             self.console.warn(sentence)
         folder.write_evaluations(base=base)
@@ -159,7 +164,7 @@ class _PairRun:
             folder.add_target_distribution(self.policy.target_distribution(base.prompts[0]))
         folder.add_distribution(base.distribution, 0)
         with self._tracking() as tracking:
-            self._add_to_curve()
+            self._evaluate_along_training()
             self._train(tracking)
             with trainer.averaged_weights():
                 result = self._finish(base)
@@ -184,6 +189,8 @@ class _PairRun:
         try:
             if self.objective.needs.training:
                 self._iterate(tracking)
+            if self.stop is not None and self.stop.restored:
+                trainer.return_to(folder.checkpoints, self.stop.names)
             trainer.save(folder.checkpoints)
         except BaseException as error:
             if self.processes.raised_on_all_ranks(error):
@@ -198,18 +205,20 @@ class _PairRun:
     def _iterate(self, tracking: Tracking) -> None:
         config, trainer, folder = self.config, self.trainer, self.folder
         with self.console.training(config.iterations, trainer.progress()) as report:
-            while trainer.progress() < 1:
+            while trainer.progress() < 1 and self.stop is None:
                 progress_before = trainer.progress()
                 row = trainer.iterate()
                 if self._is_snapshot_due(progress_before):
                     row |= self._snapshot()
-                self._add_to_curve()
+                self._evaluate_along_training()
                 tracking.log(row)
                 report(row, trainer.progress())
-                if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
+                if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1 and self.stop is None:
                     trainer.save(folder.checkpoints)
                     folder.write_metrics(trainer.metrics)
-        if config.iterations is None or trainer.iteration < config.iterations:
+        if self.stop is not None:
+            self.status = "stopped"
+        elif config.iterations is None or trainer.iteration < config.iterations:
             self.status = "budget spent"
 
     def _is_snapshot_due(self, progress_before: float) -> bool:
@@ -228,13 +237,36 @@ class _PairRun:
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
         return {f"measured_{name}": float(metric.values.mean()) for name, metric in measured.items()}
 
-    def _add_to_curve(self) -> None:
-        """Evaluates the policy on the validation prompts if that is due and has not been done at this iteration."""
-        trainer, every, curve = self.trainer, self.config.evaluation.every, self.folder.curve
+    def _rules(self, directions: dict[str, bool | None]) -> StopRules | None:
+        """The run's stop rules and `best_by`; None where it has neither, or does not train."""
+        if not self.objective.needs.training or not (self.config.stop.is_on or self.config.best_by):
+            return None
+        return StopRules(self.config, directions)
+
+    def _evaluate_along_training(self) -> None:
+        """Evaluates the policy on the validation prompts if that is due, and applies the rules that read the evaluations."""
+        trainer, every = self.trainer, self.config.evaluation.every
         if every is None or not self.prompts.validation or not self.objective.needs.training:
             return
-        is_due = trainer.iteration % every == 0 or trainer.progress() == 1
-        if not is_due or (curve is not None and (curve["iteration"] == trainer.iteration).any()):
+        if trainer.iteration % every == 0 or trainer.progress() == 1:
+            self._add_to_curve()
+            self._apply_rules()
+
+    def _apply_rules(self) -> None:
+        trainer, folder, rules = self.trainer, self.folder, self.rules
+        if rules is None or folder.curve is None:
+            return
+        points = curve.means(folder.curve)
+        self.stop = self.processes.all_gather_object(rules.broken(points))[0]
+        trainer.best = rules.best(points)
+        trainer.kept = rules.may_return_to(points) if self.stop is None else {self.stop.names} if self.stop.restored else set()
+        if rules.needs_checkpoints and (self.stop is None or not self.stop.restored):
+            trainer.save(folder.checkpoints)
+
+    def _add_to_curve(self) -> None:
+        """Evaluates the policy on the validation prompts if the curve does not have this iteration."""
+        trainer, table = self.trainer, self.folder.curve
+        if table is not None and (table["iteration"] == trainer.iteration).any():
             return
         if trainer.iteration == 0:
             evaluation = self.evaluator.validation_base(trainer.budget)
@@ -330,7 +362,19 @@ class _PairRun:
             ),
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
+            stop=self.stop,
             task=trainer.fingerprint,
+        )
+
+
+def _check_validation(config: RunConfig, objective: Objective, task: Task, prompts: PromptSets) -> None:
+    """Raises UserError where rules read evaluations on validation prompts and the task has none."""
+    rules = {"stop": config.stop.is_on, "best_by": config.best_by is not None}
+    reading = [name for name, is_on in rules.items() if is_on]
+    if reading and objective.needs.training and not prompts.validation:
+        raise UserError(
+            f"{' and '.join(reading)} needs evaluations along the training, and task {task.name!r} has no validation prompts; "
+            "add validation_prompts to the task"
         )
 
 
