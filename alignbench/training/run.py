@@ -1,6 +1,7 @@
 """A run: evaluates the base model, trains it with one (objective, sampler) pair, evaluates it again and writes the record."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from alignbench.evaluation.evaluate import (
     metric_changes,
     too_faint,
 )
+from alignbench.evaluation.onset import onsets
 from alignbench.figures import plots
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
-from alignbench.records.record import CONFIG, Protocol, Result, RunInfo, StopRecord
+from alignbench.records.record import CONFIG, MetricRecord, OnsetRecord, Protocol, Result, RunInfo, StopRecord
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
@@ -39,7 +41,7 @@ from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
 from alignbench.training.run_evaluation import PromptSets, RunEvaluator
 from alignbench.training.run_folder import RunFolder, check_free
-from alignbench.training.stopping import PATH_KL, StopRules
+from alignbench.training.stopping import StopRules
 from alignbench.training.tracking import Tracking, check_trackers
 from alignbench.training.trainer import Trainer
 
@@ -156,7 +158,7 @@ class _PairRun:
             self.console.warn(sentence)
         base = self.evaluator.base(trainer.budget)
         check_scores_vary(self.suite, base)
-        self.rules = self._rules({**base.directions, PATH_KL: None})
+        self.rules = self._rules({**base.directions, curve.PATH_KL: None})
         for sentence in too_faint(self.suite, base):
             self.console.warn(sentence)
         folder.write_evaluations(base=base)
@@ -324,6 +326,13 @@ class _PairRun:
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
 
+    def _onsets(self, metrics: Mapping[str, MetricRecord]) -> list[OnsetRecord]:
+        """Where independent metrics turned along the training; nothing without evaluations along it."""
+        table = self.folder.curve
+        if table is None:
+            return []
+        return onsets(table, list(self.suite.weights), {n: m.higher_is_better for n, m in metrics.items() if m.role == "judge"})
+
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, evaluation = self.config, self.trainer, self.config.evaluation
         metrics = metric_changes(base, final)
@@ -363,6 +372,7 @@ class _PairRun:
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
             stop=self.stop,
+            onsets=self._onsets(metrics),
             task=trainer.fingerprint,
         )
 

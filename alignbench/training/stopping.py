@@ -10,9 +10,8 @@ import pandas as pd
 
 from alignbench.config.run_config import RunConfig, StopConfig
 from alignbench.errors import UserError, did_you_mean
+from alignbench.evaluation.curve import PATH_KL
 from alignbench.records.record import StopRecord
-
-PATH_KL = "path_kl"
 
 
 class StopRules:
