@@ -26,7 +26,16 @@ from alignbench.figures import plots
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
-from alignbench.records.record import CONFIG, MetricRecord, OnsetRecord, Protocol, Result, RunInfo, StopRecord
+from alignbench.records.record import (
+    CONFIG,
+    GradientRecord,
+    MetricRecord,
+    OnsetRecord,
+    Protocol,
+    Result,
+    RunInfo,
+    StopRecord,
+)
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
@@ -35,7 +44,7 @@ from alignbench.runtime.micro_batch import first_line
 from alignbench.runtime.processes import Processes, join
 from alignbench.sampler import Sampler
 from alignbench.tasks import RewardChoice, Task, load_task
-from alignbench.training import engine
+from alignbench.training import dead_terms, engine
 from alignbench.training.checkpoint import has_checkpoint
 from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
@@ -154,7 +163,7 @@ class _PairRun:
             self._restore()
         folder.write_config(self.config)
         self.console.begin(self.config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(self.config))
-        for sentence in _ineffective_choices(self.config, self.objective):
+        for sentence in [*_ineffective_choices(self.config, self.objective), *_ineffective_parts(self.config, self.objective)]:
             self.console.warn(sentence)
         base = self.evaluator.base(trainer.budget)
         check_scores_vary(self.suite, base)
@@ -213,6 +222,7 @@ class _PairRun:
                 if self._is_snapshot_due(progress_before):
                     row |= self._snapshot()
                 self._evaluate_along_training()
+                self._warn_of_dead_terms()
                 tracking.log(row)
                 report(row, trainer.progress())
                 if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1 and self.stop is None:
@@ -238,6 +248,15 @@ class _PairRun:
             self.folder.add_distribution(self.policy.distribution(prompts[0]), self.trainer.iteration)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
         return {f"measured_{name}": float(metric.values.mean()) for name, metric in measured.items()}
+
+    def _warn_of_dead_terms(self) -> None:
+        """After the iterations in which the loss's parts are measured: a sentence for each that had no gradient."""
+        trainer = self.trainer
+        ended = trainer.progress() == 1 or self.stop is not None
+        if trainer.iteration == dead_terms.ITERATIONS or (ended and trainer.iteration < dead_terms.ITERATIONS):
+            found = dead_terms.unexplained(trainer.updater.gradients, self.objective, self.config.updates_per_rollout)
+            for name, reason in found.items():
+                self.console.warn(f"objective {self.config.objective.title}: {name}: {reason}")
 
     def _rules(self, directions: dict[str, bool | None]) -> StopRules | None:
         """The run's stop rules and `best_by`; None where it has neither, or does not train."""
@@ -326,6 +345,11 @@ class _PairRun:
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
 
+    def _gradient(self) -> GradientRecord | None:
+        if not self.objective.needs.training:
+            return None
+        return dead_terms.gradient_record(self.trainer.updater.gradients, self.objective, self.config.updates_per_rollout)
+
     def _onsets(self, metrics: Mapping[str, MetricRecord]) -> list[OnsetRecord]:
         """Where independent metrics turned along the training; nothing without evaluations along it."""
         table = self.folder.curve
@@ -373,6 +397,7 @@ class _PairRun:
             config=config.resolved(),
             stop=self.stop,
             onsets=self._onsets(metrics),
+            gradient=self._gradient(),
             task=trainer.fingerprint,
         )
 
@@ -421,3 +446,9 @@ def _ineffective_choices(config: RunConfig, objective: Objective) -> list[str]:
         for name, reason in reasons.items()
         if getattr(objective.settings, name) not in (fields[name].default, shipped.get(name, fields[name].default))
     ]
+
+
+def _ineffective_parts(config: RunConfig, objective: Objective) -> list[str]:
+    """A sentence for each model or part of the loss that cannot act in this run, whoever chose the settings."""
+    parts = objective.ineffective_parts(config.updates_per_rollout)
+    return [f"objective {config.objective.title}: the {name} has no effect: {reason}" for name, reason in parts.items()]

@@ -237,6 +237,7 @@ class Trainer:
             micro_batch_halvings=self.micro_batch.halvings,
             best=self.best,
             weights_from=self.weights_from,
+            gradients=self.updater.gradients,
         )
         with self.processes.deferred_interrupt():
             save_checkpoint(
@@ -284,6 +285,7 @@ class Trainer:
             self.micro_batch.rows = checkpoint.micro_batch
         self.micro_batch.halvings = checkpoint.micro_batch_halvings
         self.best, self.weights_from = checkpoint.best, checkpoint.weights_from
+        self.updater.gradients = checkpoint.gradients
         self.saved, self.updater.partially_updated = checkpoint.iteration, False
         self.check_together()
         return restored.passed_over
