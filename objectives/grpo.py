@@ -172,7 +172,9 @@ class GRPO(Objective):
             a = torch.where(count_mask, a, 0.0)
         if o.zero_advantage == "drop":
             count_mask = count_mask & (a != 0)
-        penalty = loss_part("kl_beta", o.kl_beta * kl) if o.kl_beta else o.kl_beta * kl
+        penalty = o.kl_beta * kl
+        if o.kl_beta:
+            penalty = loss_part("kl_beta", penalty)
         return groups.mean(penalty - loss_part("policy", weight * groups.clipped(ratio, a, o.clip)), count_mask)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:

@@ -48,23 +48,24 @@ def measure(objective: Objective, terms: Terms, forest: RolloutForest, update: i
         return None
     forest.update = update
     leaves = {name: value.detach().requires_grad_() for name, value in terms.items() if value.is_floating_point()}
+
+    def gradient(only: str | None) -> dict[str, Tensor]:
+        with measured_parts(only):
+            return _gradient(objective.loss({**terms, **leaves}, forest), leaves)
+
     with measured_parts() as marked:
-        norms = _norms(objective, terms, leaves, forest)
+        norms = {n: float(g.norm()) for n, g in _gradient(objective.loss({**terms, **leaves}, forest), leaves).items()}
     if not any(norms.values()):
         return None
-    of_parts = {}
+    unmarked = gradient(only="")
+    rest = _total(unmarked.values())
+    of_parts = {WHOLE: rest} if not marked.names else {REST: rest} if rest else {}
     for part in marked.names:
-        with measured_parts(only=part):
-            of_parts[part] = _total(_norms(objective, terms, leaves, forest).values())
-    with measured_parts(only=""):
-        rest = _total(_norms(objective, terms, leaves, forest).values())
-    if not of_parts:
-        of_parts = {WHOLE: rest}
-    elif rest:
-        of_parts[REST] = rest
+        with_rest = gradient(only=part)
+        of_parts[part] = _total(with_rest[name] - unmarked[name] for name in leaves)
     depend = _dependent_terms(objective, forest, update)
     of_terms = {name: norms[name] for name in norms if name in depend[POLICY]}
-    of_models = {model: _total([norms[n] for n in names if n in norms]) for model, names in depend.items() if model != POLICY}
+    of_models = {model: sum(norms.get(n, 0.0) for n in names) for model, names in depend.items() if model != POLICY}
     return {"parts": of_parts, "terms": of_terms, "models": of_models}
 
 
@@ -128,16 +129,18 @@ def _changed(first: Terms, second: Terms) -> set[str]:
     return {name for name, value in first.items() if not torch.equal(value, second[name])}
 
 
-def _norms(objective: Objective, terms: Terms, leaves: Mapping[str, Tensor], forest: RolloutForest) -> dict[str, float]:
-    """Term -> the norm of the loss's gradient with respect to it."""
-    loss = objective.loss({**terms, **leaves}, forest)
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else ()
-    norms = dict.fromkeys(leaves, 0.0)
-    return norms | {n: float(g.norm()) for n, g in zip(leaves, gradients, strict=False) if g is not None}
+def _gradient(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Term -> the loss's gradient with respect to it."""
+    inputs = list(leaves.values())
+    if not loss.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
 
-def _total(norms: Iterable[float]) -> float:
-    return sum(norm**2 for norm in norms) ** 0.5
+def _total(gradients: Iterable[Tensor]) -> float:
+    """The norm over all terms."""
+    return sum(float(gradient.norm()) ** 2 for gradient in gradients) ** 0.5
 
 
 def _shares(measured: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
