@@ -183,7 +183,7 @@ def diagnostics(frame: pd.DataFrame) -> Figure | None:
 def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure:
     """The trained reward, independent metrics and diversity at each evaluation on validation prompts; bands are 95 %.
 
-    Panels show each metric over the iteration. Below them one plot has all of them against the path KL, as far as that is known.
+    Panels show each metric over the iteration. Below them one plot has all of them against the path KL, if that is known.
     """
     ranked = [name for name, record in result.metrics.items() if record.role == "reward"]
     ranked += [n for n, r in result.metrics.items() if r.role == "judge" and r.higher_is_better is not None and n not in ranked]
@@ -238,7 +238,9 @@ def _against_path_kl(axes: Any, table: pd.DataFrame, names: list[str], result: R
             at = points["iteration"] == turns[name]
             axes.plot(points[PATH_KL][at], share[at], "o", markersize=10, fillstyle="none", color=color)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="path KL to the base model (nats)", ylabel="change from the base model,\nas a share of the largest; up is better")
+    axes.set(
+        xlabel="path KL to the base model (nats)", ylabel="change from the base model,\nas a share of the largest; up is better"
+    )
     if turns:
         axes.set_title("rings: where a metric turns while the reward goes on rising")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

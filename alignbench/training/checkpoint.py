@@ -325,9 +325,7 @@ def _saved(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def _remove_others(
-    folder: Path, checkpoint: Checkpoint, keep: int, best_window: int | None, also: Collection[int]
-) -> None:
+def _remove_others(folder: Path, checkpoint: Checkpoint, keep: int, best_window: int | None, also: Collection[int]) -> None:
     """Removes what is no longer kept, and later checkpoints: the run would have resumed from them if they were undamaged."""
     saved = _saved(folder)
     past = [n for n in saved if n <= checkpoint.iteration]

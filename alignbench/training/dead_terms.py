@@ -87,7 +87,7 @@ def unexplained(measured: Sequence[Measured], objective: Objective, updates_per_
         return {}
     count = f"the first {len(measured)} update{'s' * (len(measured) > 1)}"
     parts, terms = (_dead([each[kind] for each in measured]) for kind in ("parts", "terms"))
-    found = {part: f"this part of the loss had no gradient in {count}" for part in parts}
+    found = dict.fromkeys(parts, f"this part of the loss had no gradient in {count}")
     found |= {term: f"the loss did not depend on this term in {count}" for term in terms if term not in STOCK}
     for model in measured[0]["models"]:
         if all(each["models"][model] <= DEAD * sum(each["terms"].values()) for each in measured):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from alignbench import groups
@@ -274,11 +275,12 @@ class _PairRun:
             self._apply_rules()
 
     def _apply_rules(self) -> None:
+        """Decides by the curve of rank 0 whether the training ends, and which checkpoints are still needed."""
         trainer, folder, rules = self.trainer, self.folder, self.rules
         if rules is None or folder.curve is None:
             return
-        points = curve.means(folder.curve)
-        self.stop = self.processes.all_gather_object(rules.broken(points))[0]
+        points = pd.DataFrame(self.processes.all_gather_object(curve.means(folder.curve).to_dict("list"))[0])
+        self.stop = rules.broken(points)
         trainer.best = rules.best(points)
         trainer.kept = rules.may_return_to(points) if self.stop is None else {self.stop.names} if self.stop.restored else set()
         if rules.needs_checkpoints and (self.stop is None or not self.stop.restored):

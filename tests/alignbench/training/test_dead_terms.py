@@ -1,4 +1,4 @@
-"""Dead terms: planted ones are found in a run, healthy objectives raise no warning, and shares are those of hand-computed sums."""
+"""Dead terms: planted ones are found in a run, healthy objectives raise no warning, and shares are those computed by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,9 @@ def test_measuring_changes_no_number_of_the_training(tmp_path: Path, monkeypatch
     ran(config, tmp_path / "measured")
     monkeypatch.setattr("alignbench.training.dead_terms.ITERATIONS", 0)
     ran(config, tmp_path / "not")
-    first, second = (pd.read_parquet(tmp_path / name / "metrics.parquet").drop(columns="seconds") for name in ("measured", "not"))
+    first, second = (
+        pd.read_parquet(tmp_path / name / "metrics.parquet").drop(columns="seconds") for name in ("measured", "not")
+    )
     pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
