@@ -28,8 +28,8 @@ PLUGINS = ("objective", "sampler", "backbone")
 """Keys whose value is the name of a plug-in with its settings."""
 
 RESULT_NEUTRAL_KEYS = (
-    *("save_images", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
-    *("trackers", "sharded", "scorer_token_file"),
+    *("save_images", "checkpoint_every", "checkpoints_kept", "best_window", "best_by", "micro_batch"),
+    *("scorer_timeout", "trackers", "sharded", "scorer_token_file"),
 )
 """Keys that do not change the numbers of a run, beyond rounding. A resumed run may have other values of them."""
 PATHS = ("pairs", "scorer_token_file")

@@ -122,7 +122,9 @@ def test_reward_and_diversity_stand_against_path_kl_in_units_of_their_largest_ch
     assert reward.tolist() == [pytest.approx([0, 0]), pytest.approx([2, 0.25]), pytest.approx([7, 1])]
     assert diversity.tolist() == [pytest.approx([0, 0]), pytest.approx([2, 0.5]), pytest.approx([7, -1])]
     assert ring.tolist() == [pytest.approx([2, 0.5])]
-    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    legend = panel.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["ocr (trained on): +0.4", "lgmd: -0.2"]
 
 
