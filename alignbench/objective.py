@@ -130,11 +130,28 @@ class Objective(ABC):
         return 0.0
 
     def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
-        """Settings that cannot act in a run with this many updates for each rollout: name -> the reason as a clause."""
-        needs = self.needs
-        if updates_per_rollout > 1 or needs.behaviour_is_ema or needs.rollouts_from_reference:
+        """Settings that cannot act in a run with this many updates for each rollout: name -> the reason as a clause.
+
+        A run warns of a value that somebody chose for one of them. By default these are `ratio_settings` where every importance
+        ratio is 1.
+        """
+        if not self.stays_on_policy(updates_per_rollout):
             return {}
         return dict.fromkeys(self.ratio_settings, "with updates_per_rollout=1 every importance ratio is 1")
+
+    def ineffective_parts(self, updates_per_rollout: int) -> dict[str, str]:
+        """Models and parts of the loss that cannot act in such a run: name -> the reason as a clause.
+
+        A run always warns of them. By default this is a behaviour policy that is the policy itself.
+        """
+        if not (self.needs.behaviour and self.stays_on_policy(updates_per_rollout)):
+            return {}
+        return {"behaviour policy": "with updates_per_rollout=1 and without an average it is the policy itself"}
+
+    def stays_on_policy(self, updates_per_rollout: int) -> bool:
+        """Whether every update trains on a rollout of the very policy that it changes."""
+        needs = self.needs
+        return not (updates_per_rollout > 1 or needs.behaviour_is_ema or needs.rollouts_from_reference)
 
     def target_beta(self, iteration: int) -> float | None:
         """Inverse temperature of the Boltzmann target that the loss matches the policy to; None for other objectives.

@@ -78,6 +78,12 @@ class GARDO(GRPO):
         self.share: float = settings.kl_share
         self.recent: list[float] = []
 
+    def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
+        found = super().ineffective_settings(updates_per_rollout)
+        if self.settings.kl_beta == 0:
+            found |= dict.fromkeys(("kl_share", "kl_share_adapts", "doubt"), "with kl_beta=0 no KL divergence is penalised")
+        return found
+
     def observe(self, forest: RolloutForest) -> None:
         """Adapts the share to the rollout's mean rank gap."""
         gap = self.rank_gap(forest)

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from alignbench import Objective, groups, settings
+from alignbench.loss_parts import loss_part
 from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, edge_std, log_ratio, part_of_update
@@ -89,6 +90,14 @@ class GRPO(Objective):
     def target_reward(self, forest: RolloutForest) -> Tensor:
         """Computes the reward in the unit of the advantage, [G, K]."""
         return self._standardised(forest.by_group(forest.rewards))
+
+    def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
+        o, found = self.settings, super().ineffective_settings(updates_per_rollout)
+        if o.kl_beta == 0:
+            found["kl"] = "with kl_beta=0 no KL divergence is penalised"
+        if o.std == "none":
+            found["std_correction"] = "with std=none no standard deviation is computed"
+        return found
 
     def advantage(self, forest: RolloutForest) -> Tensor:
         """Computes A of each leaf: [G, K], zero where a reward is missing and in groups whose rewards are all equal."""
@@ -171,7 +180,10 @@ class GRPO(Objective):
             a = torch.where(count_mask, a, 0.0)
         if o.zero_advantage == "drop":
             count_mask = count_mask & (a != 0)
-        return groups.mean(o.kl_beta * kl - weight * groups.clipped(ratio, a, o.clip), count_mask)
+        penalty = o.kl_beta * kl
+        if o.kl_beta:
+            penalty = loss_part("kl_beta", penalty)
+        return groups.mean(penalty - loss_part("policy", weight * groups.clipped(ratio, a, o.clip)), count_mask)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         if not terms:  # every leaf was dropped

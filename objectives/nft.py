@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import Objective, groups
+from alignbench.loss_parts import loss_part
 from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, part_of_update
@@ -72,6 +73,23 @@ class NFT(Objective):
         o = self.settings
         return min(o.decay_rate * max(updates - o.decay_start, 0), o.decay_max)
 
+    def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
+        found = super().ineffective_settings(updates_per_rollout)
+        if self.settings.decay_rate == 0:
+            found |= dict.fromkeys(("decay_start", "decay_max"), "with decay_rate=0 the decay stays 0")
+        if self.stays_on_policy(updates_per_rollout):
+            found["beta"] = "v+ and v- are both v_old = v, and the gradient is the same for every beta"
+        return found
+
+    def ineffective_parts(self, updates_per_rollout: int) -> dict[str, str]:
+        if not self.stays_on_policy(updates_per_rollout):
+            return {}
+        return {
+            "behaviour policy": "with decay_rate=0 and updates_per_rollout=1 it is the policy itself",
+            "contrast": "v+ and v- are both v_old = v, and what remains is regression that is weighted by the advantage; "
+            "set decay_rate above 0, or more updates",
+        }
+
     def reward_weight(self, forest: RolloutForest) -> Tensor:
         """Computes r of each leaf: [G, K], 1/2 where a reward is missing or all rewards of the group are equal."""
         a = groups.standardise(forest.by_group(forest.rewards), std=self.settings.std)
@@ -108,8 +126,8 @@ class NFT(Objective):
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o, r = self.settings, terms["reward_weight"]
-        loss = o.adv_clip / o.beta * (r * terms["positive"] + (1 - r) * terms["negative"]).mean()
-        return loss + o.kl_beta * terms["velocity_distance"].mean() if o.kl_beta else loss
+        loss = loss_part("denoising", o.adv_clip / o.beta * (r * terms["positive"] + (1 - r) * terms["negative"]).mean())
+        return loss + loss_part("kl_beta", o.kl_beta * terms["velocity_distance"].mean()) if o.kl_beta else loss
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         if not terms:

@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignbench import Objective, groups, settings
+from alignbench.loss_parts import loss_part
 from alignbench.objective import Divergence
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio
@@ -135,7 +136,8 @@ class PPO(Objective):
         ratio = torch.exp(log_ratio(terms, forest))[forest.leaf_edges]
         surrogate = groups.clipped(ratio, torch.where(valid_mask, z, 0.0), o.clip)
         error = torch.where(valid_mask, values - target, 0.0) ** 2
-        return groups.mean(o.value_weight * error - surrogate, valid_mask)
+        parts = loss_part("value_weight", o.value_weight * error) - loss_part("policy", surrogate)
+        return groups.mean(parts, valid_mask)
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         values = terms["value"][forest.edge_row[forest.leaf_edges]]

@@ -50,6 +50,11 @@ class RAFT(TargetObjective):
         softmax = self.settings.weights == "softmax"
         return Divergence("forward KL, policy reweighted", self.settings.beta, kl=0, alpha=0) if softmax else None
 
+    def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
+        if self.settings.weights == "softmax":
+            return {"top": "with weights=softmax all images of a group are trained on"}
+        return dict.fromkeys(("beta", "reward_scale"), "with weights=top only the order of the rewards counts")
+
     def weights(self, forest: RolloutForest) -> Tensor:
         """Computes the weights w of the leaves: [G, K], summing to 1 in each group with distinct rewards, 0 in the others."""
         rewards = forest.by_group(forest.rewards)

@@ -27,6 +27,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from alignbench import groups
+from alignbench.loss_parts import loss_part
 from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, log_ratio, log_ratio_reference
@@ -110,6 +111,21 @@ class TMPO(TargetObjective):
     def needs(self) -> Needs:
         return Needs(reference=self.settings.reference == "frozen")
 
+    def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
+        o, found = self.settings, super().ineffective_settings(updates_per_rollout)
+        if o.ratio == "none":
+            found["clip"] = "with ratio=none there is no importance ratio"
+        if o.reference == "none":
+            found["lambda_ref"] = "with reference=none there is no reference term"
+        elif o.reference == "behaviour" and self.stays_on_policy(updates_per_rollout):
+            found["lambda_ref"] = "with reference=behaviour and updates_per_rollout=1 the reference term and its gradient are 0"
+        if o.ess_target is not None:
+            replaced = ("beta", "beta_start", "beta_warmup", "beta_schedule")
+            found |= dict.fromkeys(replaced, "ess_target replaces the schedule of beta")
+        elif o.beta_warmup == 0:
+            found |= dict.fromkeys(("beta_start", "beta_schedule"), "with beta_warmup=0 beta does not change")
+        return found
+
     def beta(self, iteration: int) -> float:
         """Computes the inverse temperature at an iteration."""
         o = self.settings
@@ -170,8 +186,10 @@ class TMPO(TargetObjective):
                 rho = torch.exp(torch.where(usable, change, 0.0) - groups.group_mean(change.detach(), usable))
                 weight = torch.exp(regulated).clamp(1 - o.clip, 1 + o.clip).detach()
             case "none":
-                return -groups.mean((change - change.detach()) * a, usable) + self.reference_term(terms, forest, usable)
-        return -groups.mean(groups.clipped(rho, a, o.clip) * weight, usable) + self.reference_term(terms, forest, usable)
+                policy = -groups.mean((change - change.detach()) * a, usable)
+                return loss_part("policy", policy) + self.reference_term(terms, forest, usable)
+        policy = -groups.mean(groups.clipped(rho, a, o.clip) * weight, usable)
+        return loss_part("policy", policy) + self.reference_term(terms, forest, usable)
 
     def reference_term(self, terms: Terms, forest: RolloutForest, usable: Tensor) -> Tensor:
         """Computes lambda_ref (1/K) sum_i ((s_i - s_i^ref) / S)^2, averaged over groups: a scalar."""
@@ -179,7 +197,7 @@ class TMPO(TargetObjective):
         if o.reference == "none" or o.lambda_ref == 0:
             return terms["log_prob"].new_zeros(())
         change = log_ratio_reference(terms) if o.reference == "frozen" else log_ratio(terms, forest)
-        return o.lambda_ref * groups.mean(forest.path_mean(change) ** 2, usable)
+        return loss_part("lambda_ref", o.lambda_ref * groups.mean(forest.path_mean(change) ** 2, usable))
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         log_p, log_q, usable = self.log_p_q(terms, forest)

@@ -118,6 +118,11 @@ class Terminal:
             f"{b.model_rows_train:,} training), {b.reward_calls:,} reward calls, {b.seconds:.0f} s of training ({phases}), "
             f"{b.seconds_evaluation:.0f} s of evaluation, {b.peak_memory_bytes / 2**30:.1f} GiB peak memory"
         )
+        if result.stop is not None:
+            self.rich.print(escape(result.stop.sentence))
+        for found in result.onsets:
+            if found.over_optimised:
+                self.rich.print(f"[bold red]over-optimisation:[/bold red] {escape(found.sentence)} (validation prompts)")
         for alarm in result.alarms:
             self.rich.print(f"[bold red]alarm:[/bold red] {escape(alarm)}")
         if b.micro_batch_halvings:

@@ -1,4 +1,4 @@
-"""Methods as curves: what is left of a metric at equal reward, at which cost, and where over-optimisation sets in.
+"""Methods as curves: what is left of a metric at equal reward, and at which cost.
 
 A run's curve is its evaluations along the training. A method's value at a reward level is read where its reward first reaches
 the level, by linear interpolation between the evaluations before and after. Methods are then compared at levels of equal
@@ -14,20 +14,12 @@ import pandas as pd
 
 from alignbench.comparison.contrasts import corrected
 from alignbench.evaluation.curve import by_prompt
-from alignbench.statistics import (
-    Interval,
-    difference,
-    first_reached,
-    hypervolume,
-    mean_interval,
-    one_sample,
-    rise_test,
-)
+from alignbench.evaluation.onset import LEAST_EVALUATIONS, Onset, onset
+from alignbench.statistics import Interval, difference, first_reached, hypervolume, mean_interval, one_sample
 
 ROWS = "model_rows"
 LEVELS = (0.25, 0.5, 0.75, 0.9)
 """Reward levels by default: these shares of the way from the base model's reward to the best method's mean of best rewards."""
-LEAST_EVALUATIONS = 2
 
 
 class RunCurve(NamedTuple):
@@ -208,62 +200,6 @@ def front_areas(curves: Sequence[RunCurve], reward: str, metric: str, *, higher_
             area = hypervolume(own[[reward, metric]].to_numpy(dtype=np.float64) * (1.0, sign), (base, worst))
             areas.setdefault(method, []).append(area)
     return {method: mean_interval(np.array(values)) for method, values in areas.items()}
-
-
-class Onset(NamedTuple):
-    """Where a metric turns while the trained reward goes on rising.
-
-    Attributes:
-        iteration: the evaluation at which the metric is best; lower, upper: its 95 % interval over prompts.
-        fall: how far the metric is below its best at the end, with its interval; judged on prompts that did not choose the
-            best evaluation.
-        over_optimised: whether that fall is beyond chance while the reward rises from there to the end.
-    """
-
-    iteration: int
-    lower: int
-    upper: int
-    fall: Interval
-    over_optimised: bool
-
-
-RESAMPLES = 1000
-
-
-def onset(
-    iterations: Sequence[int], rewards: np.ndarray, metric: np.ndarray, *, higher_is_better: bool = True, seed: int = 0
-) -> Onset:
-    """Finds where over-optimisation of one run sets in.
-
-    The best of many evaluations looks better than it is. So the prompts are halved: one half chooses the best evaluation, the
-    fall from there to the end is measured on the other, and the other way round.
-
-    Args:
-        iterations: of the evaluations, in order; at least two.
-        rewards: the trained reward, float [evaluations, prompts].
-        metric: an independent metric or diversity, float [evaluations, prompts].
-
-    Raises:
-        ValueError: fewer than two evaluations, or fewer than four prompts with a value.
-    """
-    usable = ~np.isnan(metric).any(0) & ~np.isnan(rewards).any(0)
-    rewards, metric = rewards[:, usable], metric[:, usable] * (1.0 if higher_is_better else -1.0)
-    count = metric.shape[1]
-    if len(iterations) < LEAST_EVALUATIONS or count < 4:
-        raise ValueError(f"an onset needs two evaluations and four prompts, got {len(iterations)} and {count}")
-    best = int(metric.mean(1).argmax())
-    halves = np.arange(count) % 2 == 0
-    falls, gains = np.empty(count), np.empty(count)
-    for chosen_by in (halves, ~halves):
-        peak = int(metric[:, chosen_by].mean(1).argmax())
-        falls[~chosen_by] = metric[peak, ~chosen_by] - metric[-1, ~chosen_by]
-        gains[~chosen_by] = rewards[-1, ~chosen_by] - rewards[peak, ~chosen_by]
-    draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    peaks = np.array([metric[:, chosen].mean(1).argmax() for chosen in draws])
-    lower, upper = np.percentile(peaks, [2.5, 97.5], method="nearest").astype(int)
-    fall = mean_interval(falls)
-    certain = bool(rise_test([falls]) < 0.025) and float(gains.mean()) > 0
-    return Onset(iterations[best], iterations[lower], iterations[upper], fall, certain)
 
 
 def onset_frame(

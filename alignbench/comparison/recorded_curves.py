@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alignbench.comparison.curves import LEAST_EVALUATIONS, RunCurve
+from alignbench.comparison.curves import RunCurve
 from alignbench.comparison.results import RecordedRun, Results
 from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.errors import UserError
 from alignbench.evaluation.curve import means, read_curve
+from alignbench.evaluation.onset import LEAST_EVALUATIONS
 from alignbench.files.escaping import visible
 from alignbench.objective import Objective, Strength
 from alignbench.registry import find

@@ -28,8 +28,8 @@ PLUGINS = ("objective", "sampler", "backbone")
 """Keys whose value is the name of a plug-in with its settings."""
 
 RESULT_NEUTRAL_KEYS = (
-    *("save_images", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
-    *("trackers", "sharded", "scorer_token_file"),
+    *("save_images", "checkpoint_every", "checkpoints_kept", "best_window", "best_by", "micro_batch"),
+    *("scorer_timeout", "trackers", "sharded", "scorer_token_file"),
 )
 """Keys that do not change the numbers of a run, beyond rounding. A resumed run may have other values of them."""
 PATHS = ("pairs", "scorer_token_file")
@@ -116,6 +116,40 @@ class BudgetConfig(Settings):
     """Limit on seconds of training; evaluation does not count."""
 
 
+class StopConfig(Settings):
+    """Rules that end a training early. They read the evaluations along the training, so they need `evaluation.every`."""
+
+    patience: int | None = Field(None, ge=1)
+    """Number of evaluations in a row without a new best mean of `metric` after which the training ends; null for no limit."""
+    metric: str | None = None
+    """Metric that `patience` follows. One that is not trained on shows over-optimisation; the trained reward does not."""
+    diversity_metric: str | None = None
+    """Metric of diversity that `diversity_floor` limits."""
+    diversity_floor: float | None = Field(None, gt=0, lt=1)
+    """Share of the base model's `diversity_metric`; the training ends at the first evaluation that is below it."""
+    path_kl: float | None = Field(None, gt=0)
+    """Largest KL divergence from the base model over denoising paths, in nats (the metric `path_kl`); the training ends at the
+    first evaluation above it."""
+    restore: bool = False
+    """Whether a run that a rule ended returns to the weights that the rule names: those of the best evaluation for `patience`,
+    and of the last evaluation within the limit for the other rules. A checkpoint is then written at each evaluation."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is any rule."""
+        return any(rule is not None for rule in (self.patience, self.diversity_floor, self.path_kl))
+
+    @model_validator(mode="after")
+    def _complete(self) -> "StopConfig":
+        for rule, of in (("patience", "metric"), ("diversity_floor", "diversity_metric")):
+            if (getattr(self, rule) is None) != (getattr(self, of) is None):
+                given, missing = (of, rule) if getattr(self, rule) is None else (rule, of)
+                raise ValueError(f"stop.{given} needs stop.{missing} as well")
+        if self.restore and not self.is_on:
+            raise ValueError("stop.restore needs a rule: set stop.patience, .diversity_floor or .path_kl")
+        return self
+
+
 class RunConfig(Settings):
     """Everything that determines a run."""
 
@@ -170,6 +204,7 @@ class RunConfig(Settings):
     """Moving average of the weights, which is evaluated and saved. Null evaluates and saves the weights themselves."""
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
+    stop: StopConfig = StopConfig()
     snapshots: int = Field(0, ge=0)
     """Number of times during the training, evenly spaced, that the backbone's own measurements are taken (columns `measured_*`
     of the metrics) and its distribution is saved. Both always happen before and after the training."""
@@ -184,6 +219,9 @@ class RunConfig(Settings):
     best_window: int | None = Field(10, ge=1)
     """Number of iterations over which the training reward is averaged to choose a best checkpoint, which is kept as well. Null
     keeps none."""
+    best_by: str | None = None
+    """Metric on the validation prompts that chooses the best checkpoint in place of the training reward. It needs
+    `evaluation.every`; a checkpoint is then written at each evaluation."""
     scorer_timeout: float | None = Field(1800, gt=0)
     """Seconds that one scorer may take for the images of a rollout or an evaluation. Null sets no limit."""
     threads: int | None = Field(None, ge=1)
@@ -225,6 +263,15 @@ class RunConfig(Settings):
             raise ValueError(
                 "iterations is null, so a budget must end the run: set budget.model_rows, .reward_calls or .seconds"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _is_evaluated(self) -> "RunConfig":
+        rules = {"stop": self.stop.is_on, "best_by": self.best_by is not None}
+        reading = [name for name, is_on in rules.items() if is_on]
+        if reading and self.evaluation.every is None:
+            read = "reads" if len(reading) == 1 else "read"
+            raise ValueError(f"{' and '.join(reading)} {read} the evaluations along the training: set evaluation.every")
         return self
 
     def anchored(self) -> "RunConfig":

@@ -26,6 +26,8 @@ KINDS: dict[str, Kind] = {
     "metric": "text",
     "value": "number",
 }
+PATH_KL = "path_kl"
+"""The metric that says how far the policy has gone from the base model."""
 PATHS = 24
 """Rollouts over all prompts by which `path_kl` is measured at each evaluation, one of each prompt at least."""
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from alignbench import groups
 from alignbench.errors import RunError, UserError
-from alignbench.evaluation.curve import by_prompt, read_curve
+from alignbench.evaluation.curve import PATH_KL, by_prompt, means, read_curve
 from alignbench.figures import distributions
 from alignbench.files.escaping import visible
 from alignbench.files.opening import open_regular
@@ -182,17 +182,23 @@ def diagnostics(frame: pd.DataFrame) -> Figure | None:
 
 
 def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure:
-    """The trained reward, independent metrics and diversity at each evaluation on validation prompts; bands are 95 %."""
+    """The trained reward, independent metrics and diversity at each evaluation on validation prompts; bands are 95 %.
+
+    Panels show each metric over the iteration. Below them one plot has all of them against the path KL, if that is known.
+    """
     ranked = [name for name, record in result.metrics.items() if record.role == "reward"]
     ranked += [n for n, r in result.metrics.items() if r.role == "judge" and r.higher_is_better is not None and n not in ranked]
     present = set(table["metric"])
-    names = [*[name for name in ranked if name in present][: most - 1], *(["path_kl"] if "path_kl" in present else [])]
+    shown = [name for name in ranked if name in present][: most - 1]
+    names = [*shown, *([PATH_KL] if PATH_KL in present else [])]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
+    against_kl = PATH_KL in present and len(shown) > 0
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            lines, columns, figsize=(2.6 * columns, 2.0 * lines), squeeze=False, constrained_layout=True, sharex=True
-        )
+        height = 2.0 * lines + 2.6 * against_kl
+        figure = plt.figure(figsize=(2.6 * columns, height), layout="constrained")
+        parts = figure.subfigures(1 + against_kl, 1, squeeze=False, height_ratios=[2.0 * lines, *[2.6] * against_kl])[:, 0]
+        grid = parts[0].subplots(lines, columns, squeeze=False, sharex=True)
         for axes, name in zip(grid.flat, names, strict=False):
             iterations, values = by_prompt(table, name)
             intervals = [mean_interval(of_one) for of_one in values]
@@ -200,12 +206,49 @@ def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure
             bounds = np.array([[i.lower, i.upper] for i in intervals])
             if np.isfinite(bounds).all():
                 axes.fill_between(iterations, bounds[:, 0], bounds[:, 1], alpha=0.15, linewidth=0)
-            axes.set_title(f"{name} (trained on)" if name in result.metrics and result.metrics[name].role == "reward" else name)
+            axes.set_title(_title(name, result))
             axes.set_xlabel("iteration")
         for axes in grid.flat[len(names) :]:
             axes.set_axis_off()
+        if against_kl:
+            _against_path_kl(parts[1].subplots(), table, shown, result)
         figure.suptitle(f"{' x '.join(result.pair)}, {result.run.task}: validation prompts along the training", fontsize=9)
     return figure
+
+
+def _against_path_kl(axes: Any, table: pd.DataFrame, names: list[str], result: Result) -> None:
+    """Draws the change of each metric from the base model, over the path KL; a ring marks where over-optimisation sets in.
+
+    Each line is in units of its own largest change, which the legend gives, so that all turns can be seen. A metric of which
+    lower is better is turned over, so that up is better for every line.
+    """
+    points = means(table)
+    turns = {each.metric: each.iteration for each in result.onsets if each.over_optimised}
+    for name, color in zip(names, COLORS, strict=False):
+        change = points[name] - points[name].iloc[0]
+        largest = change.loc[change.abs().idxmax()] if change.notna().any() else 0.0
+        if largest == 0:
+            continue
+        record = result.metrics.get(name)
+        lower_is_better = record is not None and record.higher_is_better is False
+        share = change / (-abs(largest) if lower_is_better else abs(largest))
+        label = f"{_title(name, result)}: {largest:+.3g}{', lower is better' if lower_is_better else ''}"
+        width = 2.2 if record is not None and record.role == "reward" else 1.2
+        axes.plot(points[PATH_KL], share, color=color, marker="o", markersize=3, label=label, linewidth=width)
+        if name in turns:
+            at = points["iteration"] == turns[name]
+            axes.plot(points[PATH_KL][at], share[at], "o", markersize=10, fillstyle="none", color=color)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(
+        xlabel="path KL to the base model (nats)", ylabel="change from the base model,\nas a share of the largest; up is better"
+    )
+    if turns:
+        axes.set_title("rings: where a metric turns while the reward goes on rising")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _title(name: str, result: Result) -> str:
+    return f"{name} (trained on)" if name in result.metrics and result.metrics[name].role == "reward" else name
 
 
 def changes(result: Result) -> Figure:

@@ -52,7 +52,7 @@ class RunInfo(Record):
     iterations: int
     """Number of iterations that were done."""
     status: str
-    """`complete` or `budget spent`; a run that ended otherwise has no record."""
+    """`complete`, `budget spent`, or `stopped` by a rule; a run that ended otherwise has no record."""
 
 
 class Budget(Record):
@@ -77,6 +77,73 @@ class Budget(Record):
     """Rows in one model call at the end of the run; null where one call takes all."""
     micro_batch_halvings: int = 0
     """How often memory ran out and the rows of a model call were halved."""
+
+
+class StopRecord(Record):
+    """Which stop rule ended a training, and why."""
+
+    rule: str
+    """`patience`, `diversity_floor` or `path_kl`."""
+    iteration: int
+    """The evaluation that broke the rule."""
+    metric: str
+    value: Number
+    """The mean over validation prompts at that evaluation."""
+    limit: Number
+    """The value that it would have had to keep to; for `patience` the best one before."""
+    names: int
+    """The evaluation that the rule names: the best one for `patience`, else the last one within the limit."""
+    restored: bool
+    """Whether the run returned to the weights of that evaluation; the record's metrics are then about these."""
+
+    @property
+    def sentence(self) -> str:
+        at = f"at iteration {self.iteration}, where {self.metric} is {_short(self.value)}"
+        reason = {
+            "patience": f"its best was {_short(self.limit)} at iteration {self.names}",
+            "diversity_floor": f"its floor is {_short(self.limit)}",
+        }.get(self.rule, f"its limit is {_short(self.limit)}")
+        after = f"; the weights are those of iteration {self.names}" if self.restored else ""
+        return f"stopped by stop.{self.rule} {at} ({reason}){after}"
+
+
+class OnsetRecord(Record):
+    """Where a metric turns along a training while the trained reward goes on rising, on validation prompts."""
+
+    reward: str
+    metric: str
+    iteration: int
+    """The evaluation at which the metric is best, and its 95 % interval over prompts."""
+    lower: int
+    upper: int
+    fall: Estimate
+    """How much worse the metric is at the end; prompts on which it is measured did not choose the best evaluation."""
+    over_optimised: bool
+    """Whether that is beyond chance, corrected by Holm's method for the number of metrics, while the reward rises."""
+
+    @property
+    def sentence(self) -> str:
+        since = f"iteration {self.iteration}" + (f" ({self.lower} to {self.upper})" if self.lower < self.upper else "")
+        interval = f"{_short(self.fall.lower)} to {_short(self.fall.upper)}"
+        worse = f"{_short(self.fall.value)} ({interval})"
+        return f"{self.metric} is best at {since} and then gets worse by {worse}, while {self.reward} goes on rising"
+
+
+def _short(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.4g}"
+
+
+class GradientRecord(Record):
+    """What the first updates say about the parts of the loss and about its inputs."""
+
+    updates: int
+    """Number of updates that were measured; 0 where none had a gradient."""
+    parts: dict[str, Number]
+    """Additive part of the loss -> its share of the gradient: |d part / d terms|, as a share of the sum over parts."""
+    terms: dict[str, Number]
+    """Term -> |d loss / d term|, as a share of the sum over terms."""
+    inactive: dict[str, str]
+    """Setting, part, term or model that cannot act in this configuration -> the reason."""
 
 
 class Protocol(Record):
@@ -125,6 +192,12 @@ class Result(Document):
     protocol: Protocol
     environment: dict[str, Any]
     config: Annotated[dict[str, Any], AfterValidator(_readable)]
+    stop: StopRecord | None = None
+    """The stop rule that ended the training; null where none did."""
+    onsets: list[OnsetRecord] = Field(default_factory=list)
+    """One for each trained reward and independent metric; empty without evaluations along the training."""
+    gradient: GradientRecord | None = None
+    """null in records of older versions and without training."""
     task: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each part of the task: training prompts, evaluation prompts, reward, judges, pairs."""
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from alignbench import tasks
 from alignbench.backbone import Backbone, temporarily_set
-from alignbench.config.run_config import RESULT_NEUTRAL_KEYS
+from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, RunConfig
 from alignbench.errors import UserError
 from alignbench.files.opening import sha256_of
 from alignbench.files.writing import is_litter, write_folder
@@ -61,6 +61,12 @@ class Checkpoint(BaseModel):
     """Rows in one model call, after it was halved whenever memory ran out; None for all rows."""
     micro_batch_halvings: int = 0
     """How often it was halved."""
+    best: int | None = None
+    """The iteration with the best validation metric so far, where `best_by` names one."""
+    weights_from: int | None = None
+    """The iteration whose tensors it holds, where a stop rule returned to an earlier one; null for its own."""
+    gradients: list[dict[str, dict[str, float]]] = []
+    """What was measured of the loss's parts and terms in the first updates; see `alignbench.training.dead_terms`."""
 
 
 def save_checkpoint(
@@ -70,17 +76,21 @@ def save_checkpoint(
     *,
     keep: int = 1,
     best_window: int | None = None,
+    also: Collection[int] = (),
+    replace: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> Path:
     """Writes the checkpoint `folder/iteration-N`, whole or not at all, and removes checkpoints that are no longer kept.
 
-    An undamaged checkpoint of the same iteration stays as it is.
+    An undamaged checkpoint of the same iteration stays as it is, unless `replace` is set.
 
     Args:
         checkpoint: the state of the run.
         trained: the tensors of the run.
         keep: how many of the newest checkpoints are kept.
         best_window: the window by which the best checkpoint is chosen and kept as well; None keeps no best one.
+        also: iterations whose checkpoints are kept as well.
+        replace: whether it replaces a checkpoint of the same iteration.
         processes: the ranks that hold the tensors together; rank 0 writes.
 
     Returns:
@@ -100,9 +110,9 @@ def save_checkpoint(
         (partial / SUMS).write_text(sums, encoding="utf-8")
 
     def place() -> None:
-        if _fault(final):
+        if replace or _fault(final):
             write_folder(final, write)
-        _remove_others(folder, checkpoint, keep, best_window)
+        _remove_others(folder, checkpoint, keep, best_window, also)
 
     processes.on_rank_zero(place)
     return final
@@ -136,12 +146,13 @@ def best_iteration(iterations: Iterable[int], metrics: Sequence[Mapping[str, Any
     return max(scores, key=lambda n: (scores[n], n)) if scores else None
 
 
-def policy_weights(folder: Path, best_window: int | None = None) -> PolicyWeights:
+def policy_weights(folder: Path, best_window: int | None = None, best_by: str | None = None) -> PolicyWeights:
     """The policy's weights in the newest checkpoint, or in the best one, for evaluating and exporting.
 
     Args:
         folder: the run's folder of checkpoints.
         best_window: choose the best checkpoint by this window, see `best_iteration`; None for the newest.
+        best_by: choose the checkpoint that had the best value of this validation metric, by which the run kept it.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
@@ -150,16 +161,22 @@ def policy_weights(folder: Path, best_window: int | None = None) -> PolicyWeight
     if not saved:
         raise UserError(f"{folder.parent} has no checkpoint")
     chosen = max(saved)
-    if best_window is not None:
+    if best_by is not None:
+        best = _read_state(saved[chosen]).best
+        if best not in saved:
+            raise UserError(f"{folder.parent} has no checkpoint that was chosen by {best_by}")
+        chosen = best
+    elif best_window is not None:
         best = best_iteration(saved, _read_state(saved[chosen]).metrics, best_window)
         if best is None:
             raise UserError(f"no checkpoint of {folder.parent} has best_window={best_window} iterations behind it")
         chosen = best
     path = saved[chosen]
-    _read_state(path)
+    held = _read_state(path).weights_from
+    iteration = chosen if held is None else held
     if (path / AVERAGE).exists():
-        return PolicyWeights("ema", chosen, load_list(path / AVERAGE))
-    return PolicyWeights("raw", chosen, load_file(path / WEIGHTS))
+        return PolicyWeights("ema", iteration, load_list(path / AVERAGE))
+    return PolicyWeights("raw", iteration, load_file(path / WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -210,7 +227,8 @@ def load_checkpoint(
             passed_over.append(str(error))
     else:
         raise UserError("; ".join(passed_over) or f"{folder.parent} has no checkpoint")
-    changed = sorted(k for k in config if k not in RESULT_NEUTRAL_KEYS and _differs(config[k], checkpoint.config.get(k)))
+    then = RunConfig().resolved() | checkpoint.config  # a setting that is newer than the run has its default
+    changed = sorted(k for k in config if k not in RESULT_NEUTRAL_KEYS and _differs(config[k], then.get(k)))
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
     parts = tasks.changed_parts(task or {}, checkpoint.task)
@@ -220,6 +238,18 @@ def load_checkpoint(
     trained.load(path, checkpoint.iteration)
     trained.objective.load_state(checkpoint.objective)
     return Restored(checkpoint, passed_over)
+
+
+def load_tensors(folder: Path, iteration: int, trained: TrainedTensors) -> None:
+    """Restores the tensors and the objective's state of one checkpoint; the counts of the run stay as they are.
+
+    Raises:
+        UserError: the checkpoint is not there, or it is damaged.
+    """
+    path = folder / f"iteration-{iteration}"
+    checkpoint = _read_state(path)
+    trained.load(path, iteration)
+    trained.objective.load_state(checkpoint.objective)
 
 
 def _differs(now: Any, then: Any) -> bool:
@@ -295,11 +325,11 @@ def _saved(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def _remove_others(folder: Path, checkpoint: Checkpoint, keep: int, best_window: int | None) -> None:
+def _remove_others(folder: Path, checkpoint: Checkpoint, keep: int, best_window: int | None, also: Collection[int]) -> None:
     """Removes what is no longer kept, and later checkpoints: the run would have resumed from them if they were undamaged."""
     saved = _saved(folder)
     past = [n for n in saved if n <= checkpoint.iteration]
-    kept: set[int | None] = {*past[-keep:]}
+    kept: set[int | None] = {*past[-keep:], *also}
     if best_window is not None:
         kept.add(best_iteration(past, checkpoint.metrics, best_window))
     for n, path in saved.items():

@@ -33,7 +33,7 @@ def export(config: RunConfig, run: Path, out: Path, which: str = "last") -> str:
         config: the configuration of the run.
         run: the run's folder.
         out: a new folder.
-        which: `last`, or `best` (see `alignbench.training.checkpoint.best_iteration`).
+        which: `last`, or `best` (by the training reward or by `best_by`; see `alignbench.training.checkpoint.policy_weights`).
 
     Returns:
         A sentence that says what was written and how to open it.
@@ -44,14 +44,15 @@ def export(config: RunConfig, run: Path, out: Path, which: str = "last") -> str:
     """
     if which not in CHOICES:
         raise UserError(f"--which takes last or best, got {which!r}{did_you_mean(which, CHOICES)}")
-    if which == "best" and config.best_window is None:
+    if which == "best" and config.best_by is None and config.best_window is None:
         raise UserError(f"{run} kept no best checkpoint: its best_window is null")
     with claimed(out):
         return _export(config, run, out, which)
 
 
 def _export(config: RunConfig, run: Path, out: Path, which: str) -> str:
-    weights = policy_weights(run / "checkpoints", config.best_window if which == "best" else None)
+    window, metric = (config.best_window, config.best_by) if which == "best" else (None, None)
+    weights = policy_weights(run / "checkpoints", window, metric)
     policy = load_configured_backbone(config.model_copy(update={"device": "cpu"}))
     if not isinstance(policy, DiffusersFolder):
         raise UserError(f"backbone {config.backbone.name!r} is not a diffusers model, so there is nothing to export")

@@ -1,23 +1,36 @@
 """A run: evaluates the base model, trains it with one (objective, sampler) pair, evaluates it again and writes the record."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from alignbench import groups
 from alignbench.backbone import KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
+from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
+from alignbench.evaluation.onset import onsets
 from alignbench.figures import plots
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
-from alignbench.records.record import CONFIG, Protocol, Result, RunInfo
+from alignbench.records.record import (
+    CONFIG,
+    GradientRecord,
+    MetricRecord,
+    OnsetRecord,
+    Protocol,
+    Result,
+    RunInfo,
+    StopRecord,
+)
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
@@ -26,12 +39,13 @@ from alignbench.runtime.micro_batch import first_line
 from alignbench.runtime.processes import Processes, join
 from alignbench.sampler import Sampler
 from alignbench.tasks import RewardChoice, Task, configured_task
-from alignbench.training import engine
+from alignbench.training import dead_terms, engine
 from alignbench.training.checkpoint import has_checkpoint
 from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
 from alignbench.training.run_evaluation import PromptSets, RunEvaluator
 from alignbench.training.run_folder import RunFolder, check_free
+from alignbench.training.stopping import StopRules
 from alignbench.training.tracking import Tracking, check_trackers
 from alignbench.training.trainer import Trainer
 
@@ -106,6 +120,8 @@ class _PairRun:
         self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
         _check_fit(self.objective, self.sampler, self.plan)
         self.prompts = PromptSets(self.task, config)
+        _check_validation(config, self.objective, self.task, self.prompts)
+        self.stop: StopRecord | None = None
         check_trackers(config.trackers)
         console.status("loading models")
         self.suite = MetricSuite(self.task, config.scorer_timeout)
@@ -142,10 +158,11 @@ class _PairRun:
             self._restore()
         folder.write_config(self.config)
         self.console.begin(self.config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(self.config))
-        for sentence in _ineffective_choices(self.config, self.objective):
+        for sentence in [*_ineffective_choices(self.config, self.objective), *_ineffective_parts(self.config, self.objective)]:
             self.console.warn(sentence)
         base = self.evaluator.base(trainer.budget)
         check_scores_vary(self.suite, base)
+        self.rules = self._rules({**base.directions, curve.PATH_KL: None})
         for sentence in too_faint(self.suite, base):
             self.console.warn(sentence)
         folder.write_evaluations(base=base)
@@ -153,7 +170,7 @@ class _PairRun:
             folder.add_target_distribution(self.policy.target_distribution(base.prompts[0]))
         folder.add_distribution(base.distribution, 0)
         with self._tracking() as tracking:
-            self._add_to_curve()
+            self._evaluate_along_training()
             self._train(tracking)
             with trainer.averaged_weights():
                 result = self._finish(base)
@@ -178,6 +195,8 @@ class _PairRun:
         try:
             if self.objective.needs.training:
                 self._iterate(tracking)
+            if self.stop is not None and self.stop.restored:
+                trainer.return_to(folder.checkpoints, self.stop.names)
             trainer.save(folder.checkpoints)
         except BaseException as error:
             if self.processes.raised_on_all_ranks(error):
@@ -192,18 +211,21 @@ class _PairRun:
     def _iterate(self, tracking: Tracking) -> None:
         config, trainer, folder = self.config, self.trainer, self.folder
         with self.console.training(config.iterations, trainer.progress()) as report:
-            while trainer.progress() < 1:
+            while trainer.progress() < 1 and self.stop is None:
                 progress_before = trainer.progress()
                 row = trainer.iterate()
                 if self._is_snapshot_due(progress_before):
                     row |= self._snapshot()
-                self._add_to_curve()
+                self._evaluate_along_training()
+                self._warn_of_dead_terms()
                 tracking.log(row)
                 report(row, trainer.progress())
-                if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
+                if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1 and self.stop is None:
                     trainer.save(folder.checkpoints)
                     folder.write_metrics(trainer.metrics)
-        if config.iterations is None or trainer.iteration < config.iterations:
+        if self.stop is not None:
+            self.status = "stopped"
+        elif config.iterations is None or trainer.iteration < config.iterations:
             self.status = "budget spent"
 
     def _is_snapshot_due(self, progress_before: float) -> bool:
@@ -222,13 +244,46 @@ class _PairRun:
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
         return {f"measured_{name}": float(metric.values.mean()) for name, metric in measured.items()}
 
-    def _add_to_curve(self) -> None:
-        """Evaluates the policy on the validation prompts if that is due and has not been done at this iteration."""
-        trainer, every, curve = self.trainer, self.config.evaluation.every, self.folder.curve
+    def _warn_of_dead_terms(self) -> None:
+        """After the iterations in which the loss's parts are measured: a sentence for each that had no gradient."""
+        trainer = self.trainer
+        ended = trainer.progress() == 1 or self.stop is not None
+        if trainer.iteration == dead_terms.ITERATIONS or (ended and trainer.iteration < dead_terms.ITERATIONS):
+            found = dead_terms.unexplained(trainer.updater.gradients, self.objective, self.config.updates_per_rollout)
+            for name, reason in found.items():
+                self.console.warn(f"objective {self.config.objective.title}: {name}: {reason}")
+
+    def _rules(self, directions: dict[str, bool | None]) -> StopRules | None:
+        """The run's stop rules and `best_by`; None where it has neither, or does not train."""
+        if not self.objective.needs.training or not (self.config.stop.is_on or self.config.best_by):
+            return None
+        return StopRules(self.config, directions)
+
+    def _evaluate_along_training(self) -> None:
+        """Evaluates the policy on the validation prompts if that is due, and applies the rules that read the evaluations."""
+        trainer, every = self.trainer, self.config.evaluation.every
         if every is None or not self.prompts.validation or not self.objective.needs.training:
             return
-        is_due = trainer.iteration % every == 0 or trainer.progress() == 1
-        if not is_due or (curve is not None and (curve["iteration"] == trainer.iteration).any()):
+        if trainer.iteration % every == 0 or trainer.progress() == 1:
+            self._add_to_curve()
+            self._apply_rules()
+
+    def _apply_rules(self) -> None:
+        """Decides by the curve of rank 0 whether the training ends, and which checkpoints are still needed."""
+        trainer, folder, rules = self.trainer, self.folder, self.rules
+        if rules is None or folder.curve is None:
+            return
+        points = pd.DataFrame(self.processes.all_gather_object(curve.means(folder.curve).to_dict("list"))[0])
+        self.stop = rules.broken(points)
+        trainer.best = rules.best(points)
+        trainer.kept = rules.may_return_to(points) if self.stop is None else {self.stop.names} if self.stop.restored else set()
+        if rules.needs_checkpoints and (self.stop is None or not self.stop.restored):
+            trainer.save(folder.checkpoints)
+
+    def _add_to_curve(self) -> None:
+        """Evaluates the policy on the validation prompts if the curve does not have this iteration."""
+        trainer, table = self.trainer, self.folder.curve
+        if table is not None and (table["iteration"] == trainer.iteration).any():
             return
         if trainer.iteration == 0:
             evaluation = self.evaluator.validation_base(trainer.budget)
@@ -291,6 +346,18 @@ class _PairRun:
         masses = self.folder.mode_masses()
         return [] if masses is None else mode_alarms(masses, base.prompts[0])
 
+    def _gradient(self) -> GradientRecord | None:
+        if not self.objective.needs.training:
+            return None
+        return dead_terms.gradient_record(self.trainer.updater.gradients, self.objective, self.config.updates_per_rollout)
+
+    def _onsets(self, metrics: Mapping[str, MetricRecord]) -> list[OnsetRecord]:
+        """Where independent metrics turned along the training; nothing without evaluations along it."""
+        table = self.folder.curve
+        if table is None:
+            return []
+        return onsets(table, list(self.suite.weights), {n: m.higher_is_better for n, m in metrics.items() if m.role == "judge"})
+
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, evaluation = self.config, self.trainer, self.config.evaluation
         metrics = metric_changes(base, final)
@@ -329,7 +396,21 @@ class _PairRun:
             ),
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
+            stop=self.stop,
+            onsets=self._onsets(metrics),
+            gradient=self._gradient(),
             task=trainer.fingerprint,
+        )
+
+
+def _check_validation(config: RunConfig, objective: Objective, task: Task, prompts: PromptSets) -> None:
+    """Raises UserError where rules read evaluations on validation prompts and the task has none."""
+    rules = {"stop": config.stop.is_on, "best_by": config.best_by is not None}
+    reading = [name for name, is_on in rules.items() if is_on]
+    if reading and objective.needs.training and not prompts.validation:
+        raise UserError(
+            f"{' and '.join(reading)} needs evaluations along the training, and task {task.name!r} has no validation prompts; "
+            "add validation_prompts to the task"
         )
 
 
@@ -366,3 +447,9 @@ def _ineffective_choices(config: RunConfig, objective: Objective) -> list[str]:
         for name, reason in reasons.items()
         if getattr(objective.settings, name) not in (fields[name].default, shipped.get(name, fields[name].default))
     ]
+
+
+def _ineffective_parts(config: RunConfig, objective: Objective) -> list[str]:
+    """A sentence for each model or part of the loss that cannot act in this run, whoever chose the settings."""
+    parts = objective.ineffective_parts(config.updates_per_rollout)
+    return [f"objective {config.objective.title}: the {name} has no effect: {reason}" for name, reason in parts.items()]

@@ -32,7 +32,7 @@ from alignbench.runtime import launch
 from alignbench.runtime.micro_batch import MicroBatch
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes, is_sharded
 from alignbench.sampler import Sampler
-from alignbench.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from alignbench.training.checkpoint import Checkpoint, load_checkpoint, load_tensors, save_checkpoint
 from alignbench.training.collector import Collector, next_items, reward_numbers, timed
 from alignbench.training.pairs import fingerprint as pairs_fingerprint
 from alignbench.training.pairs import pair_forest, read_pairs
@@ -51,6 +51,9 @@ class Trainer:
         micro_batch: rows in one model call.
         saved: the iteration of the newest checkpoint; None before there is one.
         changes: sentences about what differs from before an interruption.
+        kept: iterations whose checkpoints a rule of the run may still need.
+        best: the iteration with the best validation metric, where `best_by` names one.
+        weights_from: the iteration to which a stop rule returned; None while the weights are those of `iteration`.
     """
 
     def __init__(
@@ -79,6 +82,9 @@ class Trainer:
         self.started = now()
         self.changes: list[str] = []
         self.saved: int | None = None
+        self.kept: set[int] = set()
+        self.best: int | None = None
+        self.weights_from: int | None = None
 
     @property
     def reference(self) -> list[Tensor] | None:
@@ -204,8 +210,11 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, replace: bool = False) -> None:
         """Writes a checkpoint, see `save_checkpoint`; an interrupt waits for its end.
+
+        Args:
+            replace: whether it replaces one of the same iteration.
 
         Raises:
             RunError: the ranks' weights are not the same.
@@ -226,6 +235,9 @@ class Trainer:
             reference_since=self.reference_since,
             micro_batch=self.micro_batch.rows,
             micro_batch_halvings=self.micro_batch.halvings,
+            best=self.best,
+            weights_from=self.weights_from,
+            gradients=self.updater.gradients,
         )
         with self.processes.deferred_interrupt():
             save_checkpoint(
@@ -233,10 +245,20 @@ class Trainer:
                 checkpoint,
                 self.updater.tensors,
                 keep=config.checkpoints_kept,
-                best_window=config.best_window,
+                best_window=None if config.best_by else config.best_window,
+                also=self.kept | ({self.best} if self.best is not None else set()),
+                replace=replace,
                 processes=self.processes,
             )
             self.saved = self.iteration
+
+    def return_to(self, folder: Path, iteration: int) -> None:
+        """Takes the weights of an earlier checkpoint and saves them as the run's last; what was spent since stays counted."""
+        if self.weights_from != iteration:
+            with self.processes.deferred_interrupt():
+                self.processes.on_all_ranks(lambda: load_tensors(folder, iteration, self.updater.tensors))
+                self.weights_from = iteration
+            self.save(folder, replace=True)
 
     def check_together(self) -> None:
         """Raises RunError where a rank has other weights than rank 0, or is at another iteration."""
@@ -262,6 +284,8 @@ class Trainer:
         if checkpoint.config.get("micro_batch") == self.config.micro_batch:
             self.micro_batch.rows = checkpoint.micro_batch
         self.micro_batch.halvings = checkpoint.micro_batch_halvings
+        self.best, self.weights_from = checkpoint.best, checkpoint.weights_from
+        self.updater.gradients = checkpoint.gradients
         self.saved, self.updater.partially_updated = checkpoint.iteration, False
         self.check_together()
         return restored.passed_over

@@ -1,6 +1,6 @@
 """Updating: all optimizer steps on one forest, and the weights that follow the policy (EMA, behaviour policy, reference)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from alignbench.errors import NonFiniteError
 from alignbench.objective import Objective
 from alignbench.records.record import Budget
 from alignbench.rollouts.forest import RolloutForest
-from alignbench.rollouts.terms import log_ratio
+from alignbench.rollouts.terms import Terms, log_ratio
 from alignbench.runtime.micro_batch import MicroBatch
 from alignbench.runtime.processes import Processes, full_tensor, is_sharded
-from alignbench.training import engine
+from alignbench.training import dead_terms, engine
 from alignbench.training.tensors import EMA, TrainedTensors
 
 
@@ -26,6 +26,7 @@ class Updater:
         parameters: the parameters that the optimizer changes: the policy's and the objective's own.
         tensors: these parameters and all tensors that follow them, as a checkpoint holds them.
         ratio_deviation: the largest |ratio - 1| of any first update after a rollout.
+        gradients: what was measured of the parts of the loss, for each update of the first iterations that had a gradient.
         partially_updated: whether an iteration failed during its updates; no checkpoint is written until one is restored.
     """
 
@@ -45,6 +46,7 @@ class Updater:
         behaviour = self.policy_values() if objective.needs.behaviour_is_ema else None
         self.tensors = TrainedTensors(policy.trainable(), optimizer, ema, objective, behaviour=behaviour)
         self.ratio_deviation = 0.0
+        self.gradients: list[dead_terms.Measured] = []
         self.partially_updated = False
 
     def policy_values(self) -> list[Tensor]:
@@ -70,6 +72,7 @@ class Updater:
             NonFiniteError: a term, a gradient or a weight is not finite.
         """
         numbers: dict[str, float] = {}
+        first_terms: list[Terms] = []
         deviation = 0.0
         updates, behaviour = self.config.updates_per_rollout, self.tensors.behaviour
         if behaviour is None and self.objective.needs.behaviour and updates > 1:
@@ -84,10 +87,18 @@ class Updater:
                 if update == 0:
                     self.ratio_deviation = max(self.ratio_deviation, deviation)
             numbers |= self._step(forest.iteration, progress(), budget) | {"loss": result.loss}
+            if forest.iteration < dead_terms.ITERATIONS:
+                first_terms.append(result.terms)
             if update == 0:
                 numbers |= {"ratio_abs_dev_first": deviation, **self.objective.diagnostics(result.terms, forest)}
         numbers |= self._follow(budget)
+        self._measure_parts(first_terms, forest)
         return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
+
+    def _measure_parts(self, terms_of_updates: Sequence[Terms], forest: RolloutForest) -> None:
+        """Measures the parts of the loss in the updates of one of the first rollouts; the model is not called."""
+        measured = [dead_terms.measure(self.objective, terms, forest, i) for i, terms in enumerate(terms_of_updates)]
+        self.gradients += [each for each in measured if each is not None]
 
     def _follow(self, budget: Budget) -> dict[str, float]:
         """Moves a behaviour policy that is a moving average towards the policy."""

@@ -1,13 +1,19 @@
 """What every objective declares: settings that cannot act, and the target that it matches."""
 
 from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from alignbench import load_objective, registry
+from alignbench import load_objective, load_sampler, registry, rollout
 from alignbench.config.run_config import load_config
+from alignbench.training.engine import backward
 from alignbench.training.run import _ineffective_choices
 from tests.support.plugins import toy_config, write_task
+from tests.support.toys import ToyBackbone
 
 NAMES = registry.names("objectives")
 
@@ -16,8 +22,8 @@ NAMES = registry.names("objectives")
 def test_settings_named_as_ineffective_exist(name: str) -> None:
     objective = load_objective(name)
     fields = type(objective.settings).model_fields
-    assert set(objective.ineffective_settings(updates_per_rollout=1)) <= set(fields)
-    assert objective.ineffective_settings(updates_per_rollout=2) == {}
+    for updates in (1, 2):
+        assert set(objective.ineffective_settings(updates)) <= set(fields)
 
 
 @pytest.mark.parametrize("name", registry.strengths())
@@ -42,9 +48,82 @@ def test_objectives_without_a_strength_are_known() -> None:
     assert {"none", "ddpo", "ppo"} <= set(NAMES) - set(registry.strengths())
 
 
-def test_a_clip_range_acts_only_with_several_updates() -> None:
-    on_policy = {name: set(load_objective(name).ineffective_settings(1)) for name in ("grpo", "tmpo", "flowrl", "dpo")}
-    assert on_policy == {"grpo": {"clip"}, "tmpo": {"clip"}, "flowrl": {"ratio_clip"}, "dpo": set()}
+def test_a_clip_range_and_a_reference_that_is_the_behaviour_policy_act_only_with_several_updates() -> None:
+    names = ("grpo", "tmpo", "flowrl", "dpo")
+    by_updates = [{name: set(load_objective(name).ineffective_settings(updates)) for name in names} for updates in (1, 2)]
+    assert by_updates[0] == {"grpo": {"clip", "kl"}, "tmpo": {"clip", "lambda_ref"}, "flowrl": {"ratio_clip"}, "dpo": set()}
+    assert by_updates[1] == {"grpo": {"kl"}, "tmpo": set(), "flowrl": set(), "dpo": set()}
+
+
+DEAD_IN: list[tuple[str, dict[str, Any]]] = [
+    ("tmpo", {}),
+    ("tmpo", {"reference": "none", "ratio": "none"}),
+    ("tmpo", {"ess_target": 0.5}),
+    ("tmpo", {"beta_warmup": 0}),
+    ("grpo", {}),
+    ("grpo", {"std": "none", "kl_beta": 0.1}),
+    ("gardo", {"kl_beta": 0.0}),
+    ("raft", {"weights": "top"}),
+    ("raft", {}),
+    ("nft", {"decay_rate": 0.0}),
+    ("flowrl", {}),
+    ("ppo", {}),
+    ("ddpo", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), DEAD_IN, ids=str)
+def test_no_setting_that_is_named_as_ineffective_changes_the_gradient(name: str, given: dict[str, Any]) -> None:
+    dead = load_objective(name, **given).ineffective_settings(1)
+    assert dead
+    before = first_gradient(name, given)
+    assert before.norm() > 0
+    for setting in dead:
+        changed = first_gradient(name, given | {setting: another_value(name, given, setting)})
+        torch.testing.assert_close(changed, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "setting"),
+    [
+        ("grpo", {"kl_beta": 0.1}, "kl"),
+        ("grpo", {}, "std_correction"),
+        ("tmpo", {"beta_warmup": 0}, "beta"),
+        ("tmpo", {"beta_warmup": 10}, "beta_start"),
+        ("tmpo", {"reference": "frozen"}, "lambda_ref"),
+        ("raft", {}, "beta"),
+        ("raft", {"weights": "top"}, "top"),
+        ("nft", {}, "kl_beta"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_not_named_change_the_gradient(name: str, given: dict[str, Any], setting: str) -> None:
+    assert setting not in load_objective(name, **given).ineffective_settings(1)
+    before, after = (first_gradient(name, each) for each in (given, given | {setting: another_value(name, given, setting)}))
+    assert float((after - before).norm()) > 1e-6 * float(before.norm())
+
+
+def first_gradient(name: str, settings: dict[str, Any]) -> Tensor:
+    """The gradient of the policy's weights at the first update of a rollout, away from the base model."""
+    objective, policy = load_objective(name, **settings), ToyBackbone()
+    policy.nudge(0.05)
+    objective.prepare(policy.latent_shape, policy.device)
+    plan = load_sampler("independent", steps=4, group_size=6).plan(0.0, np.random.default_rng(0))
+    forest = rollout(policy, ["a", "b", "c"], plan, 0)
+    forest.rewards = torch.linspace(0, 1, len(forest.leaves)) ** 2
+    forest.scores = {"main": forest.rewards, "other": forest.rewards.flip(0)}
+    objective.observe(forest)
+    backward(policy, objective, forest, on_policy=True)
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+def another_value(name: str, given: dict[str, Any], setting: str) -> Any:
+    """Another valid value of a setting."""
+    settings = load_objective(name, **given).settings
+    now, annotation = getattr(settings, setting), type(settings).model_fields[setting].annotation
+    if isinstance(now, str):
+        return next(value for value in get_args(annotation) if value != now)
+    return not now if isinstance(now, bool) else now + 1 if isinstance(now, int) else now / 2
 
 
 def test_the_target_beta_follows_the_schedule_and_is_none_without_a_target() -> None:

@@ -8,10 +8,11 @@ from scipy.special import softmax
 from scipy.stats import zscore
 
 from alignbench import UserError
+from alignbench.evaluation.curve import KINDS
 from alignbench.evaluation.evaluate import Evaluation
 from alignbench.figures import plots
 from alignbench.files.images import MAX_PIXELS, open_image
-from alignbench.records.record import Estimate, read_result
+from alignbench.records.record import Estimate, OnsetRecord, read_result
 from alignbench.rollouts.executor import rollout
 from tests.alignbench.record_folders import write_run
 from tests.support.toys import PROMPTS, ToyBackbone, tree
@@ -101,3 +102,33 @@ def test_large_pictures_before_and_after_are_shrunk(tmp_path: Path) -> None:
     found = Evaluation(table, np.full((4, 1024, 1024, 3), 7, np.uint8), ["prompt 0", "prompt 1"], {}, {})
     file = plots.write_figure(tmp_path / "before_after.png", plots.before_after(found, found, "reward", 2))
     assert open_image(file).width < 4 * 256 * 2 + 600  # each pixel of an image is 150 / 90 wide
+
+
+def test_reward_and_diversity_stand_against_path_kl_in_units_of_their_largest_change(tmp_path: Path) -> None:
+    values = {"ocr": [0.5, 0.6, 0.9], "lgmd": [0.4, 0.5, 0.2], "path_kl": [0.0, 2.0, 7.0]}
+    rows = [
+        (10 * i, 100 * i, 1.0, prompt, f"prompt {prompt}", metric, of_metric[i] + shift)
+        for metric, of_metric in values.items()
+        for i in range(3)
+        for prompt, shift in enumerate((-0.1, 0.1))
+    ]
+    fall = Estimate(value=0.3, lower=0.2, upper=0.4, n=2)
+    turn = OnsetRecord(reward="ocr", metric="lgmd", iteration=10, lower=10, upper=20, fall=fall, over_optimised=True)
+    result = read_result(write_run(tmp_path / "run")).model_copy(update={"onsets": [turn]})
+    result.metrics["lgmd"].role = "judge"
+    axes = plots.along_training(pd.DataFrame(rows, columns=list(KINDS)), result).axes
+    (panel,) = [axis for axis in axes if axis.get_xlabel().startswith("path KL")]
+    reward, diversity, ring, _ = (np.asarray(line.get_xydata()) for line in panel.get_lines())
+    assert reward.tolist() == [pytest.approx([0, 0]), pytest.approx([2, 0.25]), pytest.approx([7, 1])]
+    assert diversity.tolist() == [pytest.approx([0, 0]), pytest.approx([2, 0.5]), pytest.approx([7, -1])]
+    assert ring.tolist() == [pytest.approx([2, 0.5])]
+    legend = panel.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["ocr (trained on): +0.4", "lgmd: -0.2"]
+
+
+def test_without_path_kl_there_are_the_panels_over_the_iteration_alone(tmp_path: Path) -> None:
+    rows = [(i, i, 1.0, 0, "a", "ocr", 0.1 * i) for i in range(3)]
+    axes = plots.along_training(pd.DataFrame(rows, columns=list(KINDS)), read_result(write_run(tmp_path / "run"))).axes
+    assert [axis.get_xlabel() for axis in axes] == ["iteration"]

@@ -190,6 +190,19 @@ def test_what_fails_in_one_process_ends_all_with_its_message_and_the_run_goes_on
     assert_same_but_for_rounding(tmp_path / "undisturbed", out)
 
 
+def test_several_processes_are_stopped_by_the_same_rule_and_return_to_the_same_weights(tmp_path: Path) -> None:
+    rules: Any = {"evaluation": {"prompts": 6, "images_per_prompt": 4, "steps": 4, "every": 2, "validation_images": 3}}
+    rules |= {"stop": {"path_kl": 0.05, "restore": True}, "iterations": 9, "optimizer": CALM}
+    config = toy_config(write_task(tmp_path), **rules)
+    assert ended(started(2, runs, [(config, tmp_path / "several")], said=tmp_path / "said")) == [0, 0]
+    run(config, tmp_path / "one")
+    stops = [record(tmp_path / name)["stop"] for name in ("several", "one")]
+    assert stops[0]["rule"] == "path_kl"
+    assert [(stop["iteration"], stop["names"]) for stop in stops] == [(stops[0]["iteration"], stops[0]["names"])] * 2
+    assert stops[0]["iteration"] < 9
+    assert_same_but_for_rounding(tmp_path / "one", tmp_path / "several")
+
+
 def failing(folder: Path) -> None:
     """Both processes fail, each in its own way; writes what each raises."""
     processes = join(torch.device("cpu"))

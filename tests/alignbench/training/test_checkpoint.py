@@ -181,4 +181,4 @@ def test_settings_that_change_no_number_may_differ_and_others_may_not(tmp_path: 
     tensors = TrainedTensors(model, optimizer, None, load_objective("tmpo"))
     load_checkpoint(tmp_path, {"seed": 0, "micro_batch": 4, "save_images": False}, tensors)
     with pytest.raises(UserError, match=r"other settings \(seed, task\)"):
-        load_checkpoint(tmp_path, {"seed": 1, "task": "ocr"}, tensors)
+        load_checkpoint(tmp_path, {"seed": 1, "task": "geneval"}, tensors)
