@@ -77,14 +77,6 @@ class BackboneSettings(settings.Settings):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a backbone knows about itself: one value for each prompt, and whether higher is better (None for neither)."""
-
-    values: np.ndarray
-    higher_is_better: bool | None
-
-
-@dataclass(frozen=True)
 class Component:
     """A part of a model that holds weights.
 
@@ -94,19 +86,6 @@ class Component:
 
     module: nn.Module
     training: bool = True
-
-
-@dataclass(frozen=True)
-class PointDistribution:
-    """A distribution in the plane as points with masses.
-
-    Attributes:
-        points: [N, 2]. mass: [N], summing to 1. mode: int [N], the mode of the base model that each point belongs to.
-    """
-
-    points: np.ndarray
-    mass: np.ndarray
-    mode: np.ndarray
 
 
 class Backbone(ABC):
@@ -127,8 +106,6 @@ class Backbone(ABC):
     """Guidance in force, 1 for none; the same in rollout, training and evaluation."""
     default_steps: int
     """Denoising steps that the model's own call arguments ask for."""
-    decodes_to_images: bool = True
-    """Whether what `decode` returns is worth looking at."""
 
     @abstractmethod
     def sigmas(self, steps: int) -> Tensor:
@@ -192,22 +169,59 @@ class Backbone(ABC):
         """
         raise UserError(f"backbone {self.name!r} cannot be sharded; leave out sharded=true")
 
-    def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
-        """What can be said about the model without any picture, metric -> a value for each prompt; nothing by default."""
-        return {}
-
     def components(self) -> dict[str, Component]:
         """All parts that hold weights, by name."""
         return {"model": Component(self.trainable())}
 
-    def distribution(self, prompt: str) -> PointDistribution | None:
-        """What it draws for a prompt, where that is a distribution in the plane that can be told; None by default."""
-        return None
-
-    def target_distribution(self, prompt: str) -> PointDistribution | None:
-        """What it is compared with, likewise."""
-        return None
-
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters to train."""
         return (p for p in self.trainable().parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric that a backbone computes about itself.
+
+    Attributes:
+        values: float [P], one for each prompt.
+        higher_is_better: None where neither direction is better.
+    """
+
+    values: np.ndarray
+    higher_is_better: bool | None
+
+
+@dataclass(frozen=True)
+class PointDistribution:
+    """A distribution in two dimensions, as points with masses.
+
+    Attributes:
+        points: float [N, 2].
+        mass: float [N], the mass of each point; the sum is 1.
+        mode: int [N], the mode of the base model that each point belongs to.
+    """
+
+    points: np.ndarray
+    mass: np.ndarray
+    mode: np.ndarray
+
+
+class KnownDistributions(ABC):
+    """A capability of a backbone: its final latents are points whose distribution and target are known.
+
+    A backbone offers it by inheriting from this class beside `Backbone`. A run then records the metrics of `measure` and the
+    distributions along its training. `decode` of such a backbone draws points, so that scorers of images can run; a run
+    writes no sample images of it.
+    """
+
+    @abstractmethod
+    def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
+        """Metrics that are computed from the model itself and need no image: metric -> a value for each prompt."""
+
+    @abstractmethod
+    def distribution(self, prompt: str) -> PointDistribution | None:
+        """The distribution of the final latents of a prompt; None where it is not two-dimensional."""
+
+    @abstractmethod
+    def target_distribution(self, prompt: str) -> PointDistribution | None:
+        """The distribution with which it is compared; None where it is not two-dimensional."""

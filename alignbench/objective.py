@@ -48,6 +48,9 @@ class Objective(ABC):
     separable: ClassVar[bool] = False
     """Whether d(loss)/d(terms of a row) depends on no other row's terms. Then microbatches of later updates need one pass."""
 
+    ratio_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that act through the importance ratio alone, such as a clip range."""
+
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
@@ -75,6 +78,27 @@ class Objective(ABC):
             updates: how many the policy has had.
         """
         return 0.0
+
+    def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
+        """Settings that cannot act in a run with this many updates for each rollout: name -> the reason as a clause."""
+        needs = self.needs
+        if updates_per_rollout > 1 or needs.behaviour_is_ema or needs.rollouts_from_reference:
+            return {}
+        return dict.fromkeys(self.ratio_settings, "with updates_per_rollout=1 every importance ratio is 1")
+
+    def target_beta(self, iteration: int) -> float | None:
+        """Inverse temperature of the Boltzmann target that the loss matches the policy to; None for other objectives.
+
+        The target of a group is q = softmax(beta R~) over its leaves, with R~ from `target_reward`.
+
+        Args:
+            iteration: of the training, for an objective whose beta follows a schedule.
+        """
+        return None
+
+    def target_reward(self, forest: RolloutForest) -> Tensor:
+        """R~ of that target, float32 [G, K]; by default the reward in units of its group's standard deviation."""
+        return forest.target_reward
 
     def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
         """The leaves that this update of the rollout trains on, bool [G * K]; None for all. Rows to others cost nothing.

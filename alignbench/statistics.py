@@ -248,6 +248,14 @@ def welch(first: np.ndarray, second: np.ndarray) -> float:
     return max(float(2 * stdtr(degrees, -abs(mean) / error)), SMALLEST_P) if degrees else float("nan")
 
 
+def one_sample(values: np.ndarray) -> float:
+    """p of the two-sided t test that the mean of the values is 0 (Student 1908); NaN values are left out.
+
+    NaN where there is no such test: fewer than two values, or no spread.
+    """
+    return welch(values, np.zeros(2))  # zeros have no variance, so they add neither error nor degrees of freedom
+
+
 def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:
     """Computes the difference of two means, first minus second, with the interval that belongs to `welch`.
 

@@ -1,9 +1,10 @@
-"""For tests of objectives: a forest whose rewards, paths and log-probs are written down by hand."""
+"""A forest whose rewards, paths and log-densities are given as numbers, for tests of objectives."""
 
 from collections.abc import Sequence
 
 import torch
 
+from alignbench.rollouts.builder import ForestBuilder
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan, Step
 
@@ -18,29 +19,28 @@ def hand_made_forest(
     """A forest for tests of losses, which read rewards, incidence and old log-probs; its states are zeros.
 
     Args:
-        rewards: one list for each group.
-        leaf_edges: edges on the path of each leaf, group by group.
-        old_log_prob: one number for each edge.
+        rewards: one list for each group, with one number for each leaf.
+        leaf_edges: the edges on the path to each leaf, group by group.
+        old_log_prob: the log-density of each edge under the behaviour policy.
+        iteration: of the training.
+
+    Returns:
+        A forest in which every edge has a parent row of its own.
     """
-    groups, edges, leaves = len(rewards), len(old_log_prob), len(leaf_edges)
-    return RolloutForest(
+    groups, edges, steps = len(rewards), len(old_log_prob), len(leaf_edges[0])
+    builder = ForestBuilder()
+    children = builder.add_states(torch.zeros(edges, 1))
+    leaves = builder.add_states(torch.zeros(len(leaf_edges), 1))
+    first = torch.zeros_like(children)
+    rows = builder.add_rows(first, group=first, step=0, velocity=torch.zeros(edges, 1))
+    builder.add_edges(rows, children, 1.0, 0.5, 0.5, torch.tensor(old_log_prob, dtype=torch.float32))
+    forest = builder.build(
+        leaves,
+        torch.tensor(leaf_edges, dtype=torch.long),
         prompts=[f"prompt {g}" for g in range(groups)],
-        plan=Plan((Step("cps", 0.5),) * len(leaf_edges[0]) + (Step(),), roots=leaves // groups),
+        plan=Plan((Step("cps", 0.5),) * steps + (Step(),), roots=len(leaves) // groups),
+        sigmas=torch.linspace(1, 0, steps + 2),
         iteration=iteration,
-        reduction="mean",
-        states=torch.zeros(edges + leaves, 1),
-        rows=torch.zeros(edges, dtype=torch.long),
-        row_group=torch.zeros(edges, dtype=torch.long),
-        row_step=torch.zeros(edges, dtype=torch.long),
-        row_velocity=torch.zeros(edges, 1),
-        edge_row=torch.arange(edges),
-        edge_child=torch.arange(edges),
-        edge_sigma=torch.ones(edges),
-        edge_sigma_next=torch.full((edges,), 0.5),
-        edge_eta=torch.full((edges,), 0.5),
-        old_log_prob=torch.tensor(old_log_prob, dtype=torch.float32),
-        leaves=torch.arange(edges, edges + leaves),
-        leaf_edges=torch.tensor(leaf_edges, dtype=torch.long),
-        sigmas=torch.linspace(1, 0, len(leaf_edges[0]) + 2),
-        rewards=torch.tensor(rewards, dtype=torch.float32).flatten(),
     )
+    forest.rewards = torch.tensor(rewards, dtype=torch.float32).flatten()
+    return forest

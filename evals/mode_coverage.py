@@ -24,7 +24,7 @@ import numpy as np
 
 from alignbench import SetMetric, UserError
 from alignbench.embedded.drawing import lettering, scenes
-from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, backgrounds_for, nearest
+from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, IMAGE_SIZE, backgrounds_for, nearest
 from alignbench.embedded.drawing.scenes import SIZES, Scene, Shape
 from evals.detectors.base import Detection
 from evals.detectors.grammar import SCENES
@@ -185,7 +185,7 @@ def places_of(letters: int) -> int:
     for height in lettering.HEIGHTS:
         lefts, tops = lettering.origins(letters, height)
         boxes = [[left, top, left + width, top + height] for left in lefts for top in tops]
-        places |= {place({"box": box, "score": 1.0}, (PICTURE_SIZE, PICTURE_SIZE)) for box in boxes}
+        places |= {place({"box": box, "score": 1.0}, (IMAGE_SIZE, IMAGE_SIZE)) for box in boxes}
     return len(places)
 
 
@@ -198,14 +198,14 @@ def size(detection: Detection, subject: Subject, side: int) -> int:
         side: the side of the square image, in pixels.
     """
     x0, y0, x1, y1 = detection["box"]
-    extent = (y1 - y0 if subject.by_height else max(x1 - x0, y1 - y0)) * PICTURE_SIZE / side
+    extent = (y1 - y0 if subject.by_height else max(x1 - x0, y1 - y0)) * IMAGE_SIZE / side
     return int(np.abs(extent - np.array(subject.extents)).argmin())
 
 
 @cache
 def drawn_extent(kind: str, diameter: float) -> float:
     """Measures the longer side of the box around a drawn shape, in pixels. That of a square is shorter than its diameter."""
-    middle = PICTURE_SIZE / 2
+    middle = IMAGE_SIZE / 2
     image = Scene("grey", (Shape(kind, "black", (middle, middle), diameter),)).draw()
     x0, y0, x1, y1 = ShapesDetector().detect([image])[0][kind][0]["box"]
     return max(x1 - x0, y1 - y0)

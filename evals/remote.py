@@ -1,14 +1,14 @@
-"""remote: a scorer in another process or on another machine, which `serve-scorer` offers there over HTTP.
+"""remote: a scorer in another process or on another machine, where `serve-scorer` offers it over HTTP.
 
-Images travel as PNG, everything else as JSON (see `alignbench.scoring.serving`). A server that cannot be reached, or that
-fails, stops the run with one sentence and a checkpoint; it never becomes a score.
+Images are sent as PNG and everything else as JSON (see `alignbench.scoring.serving`). A server that cannot be reached or that
+fails stops the run with one sentence and a checkpoint; a failure never becomes a score.
 
-The server is not trusted with more than its scores: it gets one deadline for a whole request, its answer has a largest size,
-and redirects are not followed. This machine is never asked through a proxy; other machines are where the environment says so,
-and then each error names the proxy. TLS certificates are verified.
+The server is trusted with nothing but its scores: a whole request has one deadline, the size of a response is limited, and
+redirects are not followed. A proxy is never used for this machine. If the environment sets a proxy for another machine, error
+messages name it. TLS certificates are verified.
 
-A service that asks for a token gets it from the file that `token_file` names, or else from the variable
-ALIGNBENCH_SCORER_TOKEN. It is read for each request, and stands in no record; `~/.netrc` is not read.
+A service that requires a token gets it from the file in `token_file`, or else from the variable ALIGNBENCH_SCORER_TOKEN. The
+token is read for each request and is not written into any record; `~/.netrc` is not read.
 """
 
 import json
@@ -31,34 +31,36 @@ from alignbench.scorer import Images, as_arrays
 from alignbench.scoring.serving import PROTOCOL, ScoreRequest, ScoreResponse, ServiceInfo, is_loopback, png
 
 REFUSED = (400, 401, 403, 407, 413, 415, 422)
-"""HTTP statuses by which a server refuses what it was asked: asking again would not help."""
+"""HTTP statuses by which a server refuses a request. Repeating it would not help."""
 TRANSIENT = (408, 502, 503, 504)
-"""HTTP statuses after which asking again may help."""
-MAX_ANSWER = 2**22
-"""Bytes of one answer; 10,000 scores have 250,000."""
+"""HTTP statuses after which repeating a request may help."""
+MAX_RESPONSE = 2**22
+"""The largest response in bytes; 10,000 scores take 250,000."""
 MAX_REASON = 2000
-"""Letters of an error that a server tells."""
+"""How many characters of a server's error message are used."""
 LONGEST_WAIT = 30.0
-"""Seconds after which a server that is busy is asked again, whatever it says."""
+"""The longest wait in seconds before a busy server is asked again, whatever its Retry-After says."""
 
 Result = TypeVar("Result")
 
 
 class Remote(Scorer):
+    """A scorer service over HTTP."""
+
     class Settings(settings.Settings):
         url: settings.ServiceURL
-        """Where the service listens, for instance http://127.0.0.1:8765; without a password or token."""
+        """The URL of the service, for instance http://127.0.0.1:8765, without a password or token."""
         token_file: str | None = None
-        """A file whose content is the service's token; null for the variable ALIGNBENCH_SCORER_TOKEN, if it is there."""
+        """A file that contains the service's token; null for the variable ALIGNBENCH_SCORER_TOKEN, if it is set."""
         timeout: float = Field(120, gt=0)
-        """Seconds for one request, from its beginning to the last byte of its answer. A server that answers that it is busy,
-        and when to ask again, is asked again for as long."""
+        """How many seconds one request may take, from its start to the last byte of the response. For the same time a server is
+        asked again that is busy and says when to try again."""
         retries: int = Field(3, ge=0)
-        """Further tries after one that got no answer."""
+        """How often a request that got no response is repeated."""
         wait: float = Field(1.0, ge=0)
-        """Seconds before the first further try; each next one waits twice as long."""
+        """How many seconds to wait before the first repetition; the wait doubles each time."""
         batch: int = Field(32, ge=1)
-        """Pictures in one request."""
+        """The largest number of images in one request."""
 
     settings: Settings
 
@@ -68,40 +70,44 @@ class Remote(Scorer):
 
     @property
     def info(self) -> ServiceInfo:
-        """What the service says about itself, asked once."""
+        """The service's description of itself, which is requested once.
+
+        Raises:
+            UserError: it has another version of the protocol.
+        """
         if self._info is None:
-            info = self._answer(ServiceInfo, "GET", "")
+            info = self._request(ServiceInfo, "GET", "")
             if info.protocol != PROTOCOL:
                 raise UserError(
-                    f"the scorer at {self.settings.url} speaks protocol {info.protocol}, this alignbench {PROTOCOL}"
+                    f"the scorer at {self.settings.url} uses protocol {info.protocol}, but this alignbench uses {PROTOCOL}"
                 )
             self._info = info
         return self._info
 
     def prepare(self) -> None:
-        self.info  # noqa: B018  (a service that is not there, or of another protocol, is told at once)
+        self.info  # noqa: B018 - reports at once that the service is missing or has another protocol
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        pictures, scores = as_arrays(images), np.empty(len(prompts))
-        if len(pictures) != len(prompts):
-            raise UserError(f"the scorer got {len(pictures)} pictures and {len(prompts)} prompts")
-        self.info  # noqa: B018  (a service of another protocol is refused before it is asked)
-        for start in range(0, len(pictures), self.settings.batch):
+        arrays, scores = as_arrays(images), np.empty(len(prompts))
+        if len(arrays) != len(prompts):
+            raise UserError(f"the scorer got {len(arrays)} images and {len(prompts)} prompts")
+        self.info  # noqa: B018 - refuses a service of another protocol before any image is sent
+        for start in range(0, len(arrays), self.settings.batch):
             part = slice(start, start + self.settings.batch)
-            request = ScoreRequest(prompts=list(prompts[part]), images=[png(p) for p in pictures[part]])
-            answer = self._answer(ScoreResponse, "POST", "score", request.model_dump_json().encode())
-            if len(answer.scores) != len(request.prompts):
-                wrong = f"{len(answer.scores)} scores for {len(request.prompts)} pictures"
-                raise RunError(f"the scorer at {self.settings.url} answered {wrong}")
-            scores[part] = [np.nan if score is None else score for score in answer.scores]
+            request = ScoreRequest(prompts=list(prompts[part]), images=[png(array) for array in arrays[part]])
+            response = self._request(ScoreResponse, "POST", "score", request.model_dump_json().encode())
+            if len(response.scores) != len(request.prompts):
+                counts = f"{len(response.scores)} scores for {len(request.prompts)} images"
+                raise RunError(f"the scorer at {self.settings.url} returned {counts}")
+            scores[part] = [np.nan if score is None else score for score in response.scores]
         return scores
 
-    def _answer(self, kind: type[Any], method: str, path: str, body: bytes | None = None) -> Any:
-        """The parsed answer of one request.
+    def _request(self, kind: type[Any], method: str, path: str, body: bytes | None = None) -> Any:
+        """Sends one request, repeats it if necessary, and returns the parsed response, an object of class `kind`.
 
         Raises:
-            UserError: the service refuses what it was asked.
-            RunError: it cannot be reached, failed, or answers something else.
+            UserError: the service refuses the request.
+            RunError: it cannot be reached, it failed, or its response is not that of a scorer.
         """
         o = self.settings
         url = f"{o.url.rstrip('/')}/{path}"
@@ -109,27 +115,28 @@ class Remote(Scorer):
         failures, busy_until = 0, time.monotonic() + o.timeout
         while True:
             try:
-                answer = _within(o.timeout, lambda ended: _exchange(method, url, body, authorization, o.timeout, ended))
-                if answer.status not in TRANSIENT:
+                response = _within(o.timeout, lambda ended: _exchange(method, url, body, authorization, o.timeout, ended))
+                if response.status not in TRANSIENT:
                     break
-                if answer.retry_after is not None and time.monotonic() < busy_until:
-                    time.sleep(answer.retry_after)
+                if response.retry_after is not None and time.monotonic() < busy_until:
+                    time.sleep(response.retry_after)
                     continue
-                reason = f"HTTP {answer.status}"
+                reason = f"HTTP {response.status}"
             except (requests.RequestException, HTTPError, TimeoutError) as error:
                 reason = _reason(error)
             failures += 1
             if failures > o.retries:
-                raise RunError(f"the scorer at {o.url} does not answer ({reason}, {failures} tries){_via(url)}")
+                tries = "1 try" if failures == 1 else f"{failures} tries"
+                raise RunError(f"the scorer at {o.url} does not answer ({reason}, {tries}){_via(url)}")
             time.sleep(o.wait * 2 ** (failures - 1))
-        if 300 <= answer.status < 400:
-            raise UserError(f"the scorer at {o.url} redirects to {answer.location}; set the URL to where it is{_via(url)}")
-        if answer.status in REFUSED:
-            raise UserError(f"the scorer at {o.url} refuses: {_error_of(answer)}{_via(url)}")
-        if answer.status != 200:
-            raise RunError(f"the scorer at {o.url} failed: {_error_of(answer)}{_via(url)}")
+        if 300 <= response.status < 400:
+            raise UserError(f"the scorer at {o.url} redirects to {response.location}; set the URL to where it is{_via(url)}")
+        if response.status in REFUSED:
+            raise UserError(f"the scorer at {o.url} refuses: {_error_of(response)}{_via(url)}")
+        if response.status != 200:
+            raise RunError(f"the scorer at {o.url} failed: {_error_of(response)}{_via(url)}")
         try:
-            return kind.model_validate_json(answer.content)
+            return kind.model_validate_json(response.content)
         except ValueError:
             raise RunError(f"{url} answers, but not as a scorer of alignbench does{_via(url)}") from None
 
@@ -138,7 +145,7 @@ class Remote(Scorer):
 
 
 class _Authorization(AuthBase):
-    """What a request is authorized by. That there is one, even an empty one, keeps requests from reading `~/.netrc`."""
+    """Sets the Authorization header of a request. Even if it sets none, its presence keeps requests from reading `~/.netrc`."""
 
     def __init__(self, value: str | None) -> None:
         self.value = value
@@ -149,30 +156,32 @@ class _Authorization(AuthBase):
         return request
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
+    """What is used of an HTTP response."""
+
     status: int
     content: bytes
     retry_after: float | None
-    """Seconds after which a busy server wants to be asked again; None where it does not say."""
+    """How many seconds a busy server asks to wait; None if it does not say."""
     location: str
-    """Where a redirect leads, without its path."""
+    """The target of a redirect, without its path."""
 
 
 def _within(seconds: float, work: Callable[[threading.Event], Result]) -> Result:
-    """`work(ended)`, or TimeoutError after so long; `ended` is set then.
+    """Returns `work(ended)`, or sets `ended` and raises TimeoutError after so many seconds.
 
-    The timeouts of sockets are no deadline: each byte that comes in starts them anew.
+    The timeouts of a socket are not a deadline, since each byte that arrives restarts them.
     """
     result: Future[Result] = Future()
     ended = threading.Event()
 
-    def do() -> None:
+    def run() -> None:
         try:
             result.set_result(work(ended))
         except BaseException as error:
             result.set_exception(error)
 
-    threading.Thread(target=do, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     try:
         return result.result(seconds)
     finally:
@@ -181,15 +190,19 @@ def _within(seconds: float, work: Callable[[threading.Event], Result]) -> Result
 
 def _exchange(
     method: str, url: str, body: bytes | None, authorization: str | None, timeout: float, ended: threading.Event
-) -> _Answer:
-    """One request and its answer.
+) -> _Response:
+    """Sends a request and reads its response.
 
     Args:
-        timeout: of each operation on the socket.
-        ended: nobody waits for the answer any longer.
+        method: the HTTP method.
+        url: the URL.
+        body: the request's body; None for none.
+        authorization: the value of the Authorization header; None for none.
+        timeout: the timeout of each operation on the socket, in seconds.
+        ended: is set when nobody waits for the response any longer.
     """
     host = urlsplit(url).hostname or ""
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}  # nothing that unfolds
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}  # a response that is not compressed
     with requests.request(
         method,
         url,
@@ -204,13 +217,13 @@ def _exchange(
         content = bytearray()
         for chunk in response.raw.stream(2**16, decode_content=False):
             content += chunk
-            if len(content) > MAX_ANSWER:
-                raise RunError(f"{url} answers with more than {MAX_ANSWER} bytes, which is no scorer's answer{_via(url)}")
+            if len(content) > MAX_RESPONSE:
+                raise RunError(f"{url} answers with more than {MAX_RESPONSE} bytes, as no scorer does{_via(url)}")
             if ended.is_set():
                 break
         after = response.headers.get("Retry-After", "")
         target = urlsplit(urljoin(url, response.headers.get("Location", "")))
-        return _Answer(
+        return _Response(
             response.status_code,
             bytes(content),
             min(float(after[:9]), LONGEST_WAIT) if after.isdecimal() else None,
@@ -219,6 +232,7 @@ def _exchange(
 
 
 def _reason(error: Exception) -> str:
+    """Why a request got no response, for messages."""
     if isinstance(error, requests.Timeout | TimeoutError):
         return "it took too long"
     if isinstance(error, requests.exceptions.SSLError):
@@ -227,22 +241,23 @@ def _reason(error: Exception) -> str:
 
 
 def _innermost(error: BaseException) -> str:
-    """What was wrong at first, as libraries wrap it several times."""
+    """The message of the original error, which libraries wrap several times."""
     inner = getattr(error, "reason", None) or next((each for each in error.args if isinstance(each, BaseException)), None)
     return _innermost(inner) if isinstance(inner, BaseException) else str(error)
 
 
 def _via(url: str) -> str:
-    """The proxy that the environment puts before the service, without its password, as the end of a sentence."""
+    """The end of a message that names the proxy which the environment sets for the service, without its password."""
     host = urlsplit(url).hostname or ""
     proxy = None if is_loopback(host) else requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
     if not proxy:
         return ""
-    return f" (asked through the proxy {proxy.rpartition('@')[2]}, as the environment says; NO_PROXY={host} goes past it)"
+    return f" (through the proxy {proxy.rpartition('@')[2]}, which the environment sets; NO_PROXY={host} avoids it)"
 
 
-def _error_of(answer: _Answer) -> str:
+def _error_of(response: _Response) -> str:
+    """The error message in a response, or else its HTTP status."""
     try:
-        return str(json.loads(answer.content)["error"])[:MAX_REASON]
+        return str(json.loads(response.content)["error"])[:MAX_REASON]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return f"HTTP {answer.status}"
+        return f"HTTP {response.status}"

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from alignbench import Scorer, settings
-from alignbench.backbones.mixture.mixtures import from_pictures
+from alignbench.backbones.mixture.mixtures import from_images
 from alignbench.backbones.mixture.scenarios import scored
 from alignbench.scorer import Images, as_arrays
 
@@ -25,7 +25,7 @@ class ScenarioReward(Scorer):
     settings: Settings
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
-        points = from_pictures(np.stack(as_arrays(images)))
+        points = from_images(np.stack(as_arrays(images)))
         scores = np.empty(len(points))
         for prompt in set(prompts):
             indices = [i for i, p in enumerate(prompts) if p == prompt]

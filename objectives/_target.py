@@ -1,7 +1,8 @@
-"""What objectives with a Boltzmann target p_ref exp(beta R~) / Z share: in which units R~ is measured.
+"""What the objectives with a Boltzmann target p_ref exp(beta R~) / Z share: the unit of R~.
 
-beta means what it says only where the unit is fixed. `group` divides by the deviation of each group, which shrinks as the
-policy learns: beta on the raw reward, beta / deviation, then grows without an end, and so does the distance to the base model.
+beta has a fixed meaning only if the unit is fixed. `group` divides by the standard deviation of each group, which shrinks as
+the policy learns. Then beta / deviation, the inverse temperature for the raw reward, grows without bound, and so does the
+distance to the base model.
 """
 
 from typing import Any, Literal
@@ -19,13 +20,14 @@ class TargetSettings(settings.Settings):
     """The unit of the target's reward."""
 
     reward_scale: RewardScale = "group"
-    """The unit of the reward in exp(beta R~). group: its deviation in each group, as published; the fixed point moves as the
-    policy learns. batch: its deviation within groups, pooled over the rollout. running: the same, pooled over all rollouts so
-    far, which settles. raw: none; the fixed point is p_ref exp(beta R), and beta depends on the scorer's scale."""
+    """The unit of the reward in exp(beta R~). group: its standard deviation in each group, as published; the fixed point then
+    moves as the policy learns. batch: its standard deviation within groups, pooled over the rollout. running: the same, pooled
+    over all rollouts so far, which converges. raw: no unit; the fixed point is p_ref exp(beta R), and beta depends on the
+    scorer's scale."""
 
 
 class TargetObjective(Objective):
-    """An objective with a Boltzmann target; it remembers the deviation of all rewards so far."""
+    """The base class of objectives with a Boltzmann target. It remembers the standard deviation of all rewards so far."""
 
     settings: TargetSettings
 
@@ -34,8 +36,8 @@ class TargetObjective(Objective):
         self.square_sum, self.reward_count = 0.0, 0
 
     def observe(self, forest: RolloutForest) -> None:
-        """Adds the rollout's rewards to the pooled deviation within groups."""
-        squares, count = _squares(forest)
+        """Adds the rollout's rewards to the pooled standard deviation within groups."""
+        squares, count = _pooled_squares(forest)
         self.square_sum += squares
         self.reward_count += count
 
@@ -43,14 +45,17 @@ class TargetObjective(Objective):
         return {"square_sum": self.square_sum, "reward_count": self.reward_count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        # Checkpoints of before had no scale but `group`, which needs neither.
+        # Earlier checkpoints knew only the scale `group`, which needs neither.
         self.square_sum = float(state.get("square_sum", 0.0))
         self.reward_count = int(state.get("reward_count", 0))
 
     def target_reward(self, forest: RolloutForest) -> Tensor:
-        """R~ in the unit that `reward_scale` names, minus its group mean, float32 [G, K]; 0 where a reward is missing or equal.
+        """Computes R~ in the unit of `reward_scale`, minus its group mean.
 
-        A sum of several rewards that were standardised already stays as it is for `group` and `raw`.
+        A sum of several rewards that were each standardised is not divided again for `group` and `raw`.
+
+        Returns:
+            float32 [G, K], zero where a reward is missing and in groups whose rewards are all equal.
         """
         scale = self.settings.reward_scale
         if scale == "group":
@@ -59,13 +64,13 @@ class TargetObjective(Objective):
         centred = groups.standardise(rewards, std="none")
         if scale == "raw":
             return centred
-        squares, count = _squares(forest) if scale == "batch" else (self.square_sum, self.reward_count)
+        squares, count = _pooled_squares(forest) if scale == "batch" else (self.square_sum, self.reward_count)
         deviation = max((squares / max(count, 1)) ** 0.5, groups.MIN_STD)
         return centred / deviation
 
 
-def _squares(forest: RolloutForest) -> tuple[float, int]:
-    """Sum of squared deviations from the group means, and how many rewards it is over; groups without spread do not count."""
+def _pooled_squares(forest: RolloutForest) -> tuple[float, int]:
+    """The sum of squared deviations from the group means, and the number of rewards; groups of equal rewards do not count."""
     rewards = forest.by_group(forest.rewards).double()
     usable = groups.usable_leaves(rewards)
     deviations = groups.deviation(rewards)

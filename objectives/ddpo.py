@@ -46,6 +46,7 @@ class DDPO(Objective):
 
     settings: Settings
     separable = True
+    ratio_settings = ("clip",)
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)

@@ -30,17 +30,21 @@ class FlowRL(TargetObjective):
 
     class Settings(TargetSettings):
         beta: float = Field(15.0, ge=0)
-        """Inverse temperature of the target, for rewards in units of their group's standard deviation. A larger one asks for
+        """Inverse temperature of the target, for rewards in the unit of `reward_scale`. A larger one asks for
         more reward and less diversity."""
         ratio_clip: float | None = Field(0.2, gt=0)
         """How far the importance ratio of a path may be from 1 before it is clipped (the paper); null does not clip it (the
         official code)."""
 
     settings: Settings
+    ratio_settings = ("ratio_clip",)
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.log_z = nn.Parameter(torch.zeros(()))
+
+    def target_beta(self, iteration: int) -> float:
+        return self.settings.beta
 
     @property
     def needs(self) -> Needs:

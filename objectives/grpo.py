@@ -75,6 +75,7 @@ class GRPO(Objective):
 
     settings: Settings
     separable = True
+    ratio_settings = ("clip",)
 
     @property
     def needs(self) -> Needs:

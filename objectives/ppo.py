@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from alignbench import Objective, groups, settings
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import Terms, Velocities, log_ratio
+from objectives._state_network import state_features, state_network
 
 MIN_STD = 1e-6
 """The smallest standard deviation that rewards and advantages are divided by."""
@@ -51,6 +52,7 @@ class PPO(Objective):
         """Number of hidden units of the critic."""
 
     settings: Settings
+    ratio_settings = ("clip",)
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
@@ -59,11 +61,7 @@ class PPO(Objective):
 
     def prepare(self, latent_shape: tuple[int, ...], device: torch.device) -> None:
         """Makes the critic, whose first value of every state is 0, the mean of the rewards."""
-        features, hidden = 2 * latent_shape[0] + 1, self.settings.hidden
-        last = nn.Linear(hidden, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.critic = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), last).to(device)
+        self.critic = state_network(latent_shape, self.settings.hidden, device)
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return self.critic.parameters()
@@ -86,9 +84,7 @@ class PPO(Objective):
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
         """Computes the stock terms of edges, and value: V of each row, float32 [R']."""
-        channels = rows.x.float().flatten(1).view(len(rows), rows.x.shape[1], -1)
-        features = torch.cat([channels.mean(2), channels.std(2, correction=0), rows.sigma[:, None]], dim=1)
-        return super().terms(rows, velocities) | {"value": self.critic(features)[:, 0]}
+        return super().terms(rows, velocities) | {"value": self.critic(state_features(rows))[:, 0]}
 
     def returns(self, forest: RolloutForest) -> Tensor:
         """Computes R of each leaf: float64 [G * K], NaN where the reward is missing."""

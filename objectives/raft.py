@@ -40,6 +40,9 @@ class RAFT(TargetObjective):
 
     settings: Settings
 
+    def target_beta(self, iteration: int) -> float | None:
+        return self.settings.beta if self.settings.weights == "softmax" else None
+
     def weights(self, forest: RolloutForest) -> Tensor:
         """Computes the weights w of the leaves: [G, K], summing to 1 in each group with distinct rewards, 0 in the others."""
         rewards = forest.by_group(forest.rewards)

@@ -42,7 +42,7 @@ class TMPO(TargetObjective):
 
     class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
-        """Inverse temperature of the target after the warm-up, for rewards in units of their group's standard deviation. A
+        """Inverse temperature of the target after the warm-up, for rewards in the unit of `reward_scale`. A
         larger one asks for more reward and less diversity."""
         beta_start: float = Field(0.8, ge=0)
         """Inverse temperature at the first iteration."""
@@ -71,6 +71,7 @@ class TMPO(TargetObjective):
         """Weight of the reference term; 0 leaves it out."""
 
     settings: Settings
+    ratio_settings = ("clip",)
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
@@ -116,6 +117,9 @@ class TMPO(TargetObjective):
         if o.beta_schedule == "cosine":
             warm = (1 - math.cos(math.pi * warm)) / 2
         return o.beta_start + (o.beta - o.beta_start) * warm
+
+    def target_beta(self, iteration: int) -> float:
+        return self.beta(iteration)
 
     def log_p_q(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor, Tensor]:
         """Computes log p and log q, and marks the leaves that count, those of groups with distinct rewards; each [G, K]."""

@@ -30,13 +30,16 @@ class VarGrad(TargetObjective):
 
     class Settings(TargetSettings):
         beta: float = Field(2.0, ge=0)
-        """Inverse temperature of the target, for rewards in units of their group's standard deviation. A larger one asks for
+        """Inverse temperature of the target, for rewards in the unit of `reward_scale`. A larger one asks for
         more reward and less diversity."""
         reference: Literal["none", "frozen"] = "frozen"
         """What the target is relative to. frozen: it is p_ref exp(beta R), with p_ref the path density of the base model. none:
         it is exp(beta R)."""
 
     settings: Settings
+
+    def target_beta(self, iteration: int) -> float:
+        return self.settings.beta
 
     @property
     def needs(self) -> Needs:

@@ -21,7 +21,7 @@ class TreeSettings(NoiseSettings):
     max_leaves: int = Field(81, ge=2)
     """The largest number of leaves; larger trees are refused."""
     roots: int = Field(1, ge=1)
-    """How many trees a group has, each with an initial noise of its own; leaves of one tree share theirs."""
+    """How many trees a group has. Each has its own initial noise, which its leaves share."""
     first_split: int = Field(1, ge=0)
     """The first step that may split, counted from 0."""
     tail_guard: int = Field(1, ge=1)

@@ -29,6 +29,7 @@ from alignbench.training import checkpoint
 from alignbench.training import run as training
 from alignbench.training.checkpoint import STATE, SUMS, VERSION, policy_weights
 from alignbench.training.progress import Silent
+from alignbench.training.run_evaluation import RunEvaluator
 from tests.support.command_line import in_this_process
 from tests.support.faults import calls_of, command, full_disk, killed_at, killed_while_writing, read_only, small_files
 from tests.support.plugins import Cramped, toy_config, write_task
@@ -241,15 +242,14 @@ def test_a_folder_that_becomes_read_only_keeps_what_it_has(
 ) -> None:
     """The trained weights are safe before the record is written, and a resume writes the same record."""
     out = tmp_path / "run"
-    evaluate = training._PairRun._evaluate
+    evaluate_final = RunEvaluator.final
 
-    def withdrawn(self: Any, what: str) -> Any:
-        found = evaluate(self, what)
-        if what == "trained model":
-            out.chmod(0o555)
-        return found
+    def withdrawn(self: RunEvaluator, budget: record.Budget) -> Any:
+        evaluation = evaluate_final(self, budget)
+        out.chmod(0o555)
+        return evaluation
 
-    monkeypatch.setattr(training._PairRun, "_evaluate", withdrawn)
+    monkeypatch.setattr(RunEvaluator, "final", withdrawn)
     (out / "checkpoints").mkdir(parents=True)
     (out / "checkpoints").rmdir()
     with read_only(tmp_path), pytest.raises(DiskError, match="Permission denied; once it works, go on with"):
@@ -374,7 +374,7 @@ def test_of_two_runs_into_one_folder_the_later_one_is_refused(tmp_path: Path, mo
             "Hanging",
             "scorer 'brightness' did not answer within 1 s in iteration 2; if it only needs longer, raise scorer_timeout",
         ),
-        ("Knowing", "no picture of iteration 2 could be scored"),
+        ("Knowing", "no image of iteration 2 could be scored"),
         ("Boundless", "scorer 'brightness' returned an infinite score for image 0"),
         ("Shortened", r"scorer 'brightness' returned scores of shape \[7\] for 8 images"),
     ],

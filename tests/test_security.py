@@ -25,15 +25,15 @@ from alignbench import UserError, load_scorer, run
 from alignbench.backbones.tiny import FOLDER as TINY
 from alignbench.cli.app import app
 from alignbench.cli.options import results_folder
-from alignbench.comparison.compare import Grid
+from alignbench.comparison.grid import Grid
+from alignbench.comparison.reading import read_results
 from alignbench.config.run_config import BudgetConfig, load_config
 from alignbench.figures import plots
 from alignbench.files.escaping import slug
 from alignbench.files.yaml_files import read_yaml
 from alignbench.load import load_backbone
-from alignbench.records.results import read_results
 from alignbench.reports import report
-from alignbench.reports.comparison_plots import picture_grid
+from alignbench.reports.gallery import image_grid
 from evals.embedders.clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.support.plugins import toy_config, write_task
@@ -102,7 +102,7 @@ def test_weights_that_are_pickled_run_nothing(tmp_path: Path, monkeypatch: pytes
     with pytest.raises((UserError, OSError), match="safetensors"):
         load_backbone(str(pipeline), device="cpu")
     from evals.aesthetic import read_layers
-    from evals.ocr import EasyOCRReader
+    from evals.readers.easyocr import EasyOCRReader
 
     ran.append(poisoned(tmp_path / "predictor.pth"))
     with pytest.raises(UserError, match="Weights only load failed"):
@@ -156,7 +156,7 @@ def test_what_an_eval_looks_through_comes_in_by_the_same_door(tmp_path: Path) ->
         shutil.copytree(FOLDERS["tiny"], folder)
         (folder / "sub").mkdir()
         (folder / "sub" / "mine.pyc").write_bytes(b"")
-        with pytest.raises(UserError, match=r"holds code \(sub/mine.pyc\)"):
+        with pytest.raises(UserError, match=r"contains code \(sub/mine.pyc\)"):
             opening(str(folder))
         (folder / "sub" / "mine.pyc").unlink()
         config = json.loads((folder / "preprocessor_config.json").read_text())
@@ -172,7 +172,7 @@ def test_code_in_a_models_folder_is_refused(tmp_path: Path, place: str) -> None:
     (folder / place).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "transformer": ["mine", "Mine"]}))
-    with pytest.raises(UserError, match=rf"holds code \({place}\); alignbench runs none from a model's folder"):
+    with pytest.raises(UserError, match=rf"contains code \({place}\), which alignbench does not run from a model's folder"):
         load_backbone(str(folder), device="cpu")
     assert not (tmp_path / "ran").exists()
 
@@ -224,7 +224,7 @@ def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
     names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert all(all(c.isalnum() or c in "._-" for c in name) for name in names)
     picture = Image.new("RGB", (4, 4))
-    plots.write_figure(tmp_path / "grid.png", picture_grid({"tmpo x $y_{": [picture]}, ["costs $5_{ and $6^"]))
+    plots.write_figure(tmp_path / "grid.png", image_grid({"tmpo x $y_{": [picture]}, ["costs $5_{ and $6^"]))
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from scipy import stats
 from torch import Tensor
 
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, KnownDistributions
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError, RunError, UserError
 from alignbench.load import load_configured_backbone, load_objective, load_sampler
@@ -283,7 +283,7 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     test = stats.ttest_rel(after, before, alternative="greater")
     change = float((after - before).mean())
     went = f"{before.mean():.3f} to {after.mean():.3f} ({change:+.3f}, p = {test.pvalue:.1g})"
-    what = "brightness" if s.policy.decodes_to_images else "mean latent"
+    what = "mean latent" if isinstance(s.policy, KnownDistributions) else "brightness"
     more = "; try more --iterations" if change > 0 and not test.pvalue < 0.01 else ""
     return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations{more}"
 
@@ -294,7 +294,7 @@ def _lights(s: Subject) -> np.ndarray:
 
 
 def _light(policy: Backbone, latents: Tensor) -> Tensor:
-    if not policy.decodes_to_images:
+    if isinstance(policy, KnownDistributions):
         return latents.flatten(1).mean(1)
     images = policy.decode(latents)
     return torch.from_numpy(images.reshape(len(images), -1).mean(1) / 255.0).float().to(latents.device)

@@ -1,1 +1,1 @@
-"""Backbones: a file's name is the name that `--backbone` takes; a path opens a local diffusers folder."""
+"""Backbones. `--backbone` takes the name of a file in this package, or the path of a local diffusers folder."""

@@ -1,8 +1,8 @@
-"""The components of a local diffusers folder: each is opened by a class of an installed package that its family allows.
+"""Opens the components of a local diffusers folder, each with a class of an installed package that its family allows.
 
-`model_index.json` says which class saved a component. It is compared with what the family expects and never imported by name,
-and nothing but a component's own folder is read: `DiffusionPipeline.from_pretrained` of older diffusers imports whatever module
-the file names.
+`model_index.json` says which class saved a component. That class is compared with what the family expects and never imported
+by its name, and only the component's own folder is read. (`DiffusionPipeline.from_pretrained` of older diffusers versions
+imports any module that the file names.)
 """
 
 import importlib
@@ -25,40 +25,43 @@ TOKENIZERS = frozenset(
     {"CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"}
 )
 RENAMED = {"TokenizersBackend": "PreTrainedTokenizerFast"}
-"""Name of a class in transformers 5 -> the one that transformers 4 knows too."""
+"""Names of classes in transformers 5, with names that transformers 4 has as well."""
 UNUSED = frozenset({"image_encoder", "feature_extractor"})
-"""Components for other uses of a pipeline than drawing from a prompt: left out."""
+"""Components that are not needed to draw from a prompt, and are ignored."""
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-"""How each library calls the file of a component's weights."""
+"""Stem of the name of a weights file, for each library."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 ABSENT = [None, None]
-"""What the index says of a component that is left out."""
+"""Entry of the index for a component that is left out."""
 LFS = b"version https://git-lfs"
 
 
 def tokenizer_of(encoder: str) -> str:
-    """The tokenizer's name that belongs to a text encoder's."""
+    """The name of the tokenizer that belongs to a text encoder."""
     return encoder.replace("text_encoder", "tokenizer")
 
 
 class Components:
-    """What a folder's index names, checked before anything is opened.
+    """The components in a folder's index, which are checked before anything is opened.
 
     Attributes:
-        classes: component -> the library and the name of the class that opens it, None where the folder leaves it out.
-        variants: model -> the variant that its files of weights are named by (`fp16`), None for plain names.
+        folder: the folder.
+        classes: for each component, the library and the name of the class that opens it; None if the folder leaves it out.
+        empty: whether the folder has no weights at all.
+        variants: for each model, the variant in the names of its weights files (`fp16`); None for plain names.
     """
 
     def __init__(self, folder: Path, index: Mapping[str, Any], models: Mapping[str, str], optional: Collection[str]) -> None:
         """Checks the folder.
 
         Args:
-            index: of `model_index.json`.
-            models: component that holds weights -> library.Class that opens it.
-            optional: components that the pipeline does without.
+            folder: the folder.
+            index: the content of `model_index.json`.
+            models: for each component with weights, the library.Class that opens it.
+            optional: components that the pipeline can do without.
 
         Raises:
-            UserError: it holds code, names other classes than these, or lacks files.
+            UserError: the folder contains code, names other classes, or lacks files.
         """
         check_folder(folder)
         self.folder = folder
@@ -75,7 +78,8 @@ class Components:
         for name in models:
             if name.startswith("text_encoder") and self.classes[name] and not self.classes[tokenizer_of(name)]:
                 raise UserError(f"{folder / INDEX} has a {name} but no {tokenizer_of(name)}")
-        # Config files alone tell what a model needs; a folder with some weights is meant to be opened and must have them all.
+        # A folder of config files only is allowed: they tell what a model needs. A folder with some weights must have all of
+        # them.
         present = [name for name in models if self.classes[name]]
         self.empty = not any(file for name in present for file in (folder / name).glob("*.safetensors"))
         self.variants = {} if self.empty else {name: self._variant(name) for name in present}
@@ -83,7 +87,7 @@ class Components:
     def _checked(
         self, name: str, entry: list[Any], library: str, allowed: Collection[str], optional: Collection[str]
     ) -> tuple[str, str] | None:
-        """The library and class that open a component; None for one that is left out."""
+        """The library and class that open a component; None if it is left out."""
         index = self.folder / INDEX
         if entry == ABSENT:
             if name in optional:
@@ -100,10 +104,11 @@ class Components:
         return library, str(entry[1])
 
     def _variant(self, name: str) -> str | None:
-        """By which variant's name a model's weights go.
+        """The variant in the names of a model's weights files; None for plain names.
 
         Raises:
-            UserError: it has no weights in safetensors, some are missing or damaged, or there are several variants alone.
+            UserError: the model has no safetensors weights, some are missing or damaged, or it has several variants but no
+                plain weights.
         """
         folder, stem = self.folder / name, STEMS[self._class(name)[0]]
         form = re.compile(rf"{stem}(?:\.(?P<single>\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(?P<index>\w+))?\.json")
@@ -113,11 +118,11 @@ class Components:
                 found.setdefault(match["single"] or match["index"], []).append(file)
         if not found:
             other = next((f.name for f in sorted(folder.iterdir()) if f.suffix in PICKLED), None)
-            held = f"it holds {other}, and alignbench reads safetensors alone" if other else f"there is no {stem}.safetensors"
+            held = f"it has {other}, but alignbench reads only safetensors" if other else f"there is no {stem}.safetensors"
             raise UserError(f"{folder} lacks weights: {held}")
         if None not in found and len(found) > 1:
             variants = ", ".join(str(variant) for variant in found)
-            raise UserError(f"{folder} has weights of several variants ({variants}) and no plain ones; keep one of them")
+            raise UserError(f"{folder} has weights of several variants ({variants}) and no plain ones; keep one variant")
         variant = None if None in found else next(iter(found))
         for file in found[variant]:
             for part in _shards(file) if file.suffix == ".json" else [file]:
@@ -130,10 +135,10 @@ class Components:
         return found
 
     def open(self, name: str, dtype: torch.dtype) -> Any:
-        """A component with its weights, on the CPU.
+        """Opens a component with its weights, on the CPU.
 
         Raises:
-            UserError: it does not open, or its files lack some of its weights.
+            UserError: the component cannot be opened, or its files lack some of its weights.
         """
         library, cls = self._find(name)
         if not issubclass(cls, nn.Module):
@@ -151,11 +156,11 @@ class Components:
         return module
 
     def open_on_meta(self, name: str, dtype: torch.dtype) -> Any:
-        """A component made from its config; a module of it has shapes and types, but no values."""
+        """Builds a component from its config; a module then has shapes and types, but no values."""
         library, cls = self._find(name)
         if not issubclass(cls, nn.Module):
             return self.open(name, dtype)
-        return self._guarded(name, lambda: _hollow(library, cls, self.folder / name, dtype))
+        return self._guarded(name, lambda: _on_meta(library, cls, self.folder / name, dtype))
 
     def _find(self, name: str) -> tuple[str, Any]:
         library, class_name = self._class(name)
@@ -165,37 +170,37 @@ class Components:
     def _guarded(self, name: str, opening: Any) -> Any:
         try:
             with warnings.catch_warnings():
-                # Its new name, dtype, is not known to older versions.
+                # Older versions do not know the new name of the option, dtype.
                 warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
                 return opening()
-        except Exception as error:  # whatever a folder that lacks something makes its reader raise
+        except Exception as error:  # readers raise various errors for incomplete folders
             what = self._class(name)[1]
             raise UserError(f"{self.folder / name} does not open as a {what}: {first_line(error)}") from error
 
 
-def _hollow(library: str, cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def _on_meta(library: str, cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
         if library == "diffusers":
             module = cls.from_config(cls.load_config(folder, local_files_only=True))
         else:
             module = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
-    on_meta: nn.Module = module.to("meta", dtype)  # buffers that were computed have values
-    return on_meta
+    moved: nn.Module = module.to("meta", dtype)  # computed buffers would have values
+    return moved
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of them beside it."""
+    """The weights files that an index names; all of them lie beside it."""
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         if not names or any(Path(name).name != name for name in names):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{index} is no index of weights beside it") from None
+        raise UserError(f"{index} is not an index of weights in the same folder") from None
     return [index.parent / name for name in names]
 
 
 def _check_weights(file: Path) -> None:
-    """Reads the head of a file of weights."""
+    """Reads the header of a weights file."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -206,5 +211,5 @@ def _check_weights(file: Path) -> None:
     except (SafetensorError, OSError) as error:
         with file.open("rb") as head:
             pointer = head.read(len(LFS)) == LFS
-        why = "a Git LFS pointer in place of the weights: run git lfs pull" if pointer else f"damaged or cut short ({error})"
+        why = "a Git LFS pointer instead of weights: run git lfs pull" if pointer else f"damaged or incomplete ({error})"
         raise UserError(f"{file} is {why}") from None

@@ -1,7 +1,7 @@
-"""What local diffusers folders have in common, whatever architecture they hold; `sd3` and `flux` say how they differ.
+"""The common base of backbones that open a local diffusers folder; `sd3` and `flux` add what differs.
 
-On the device `meta` a folder opens from its config files alone: nothing of it has values, but every shape, type and count
-of parameters is that of the real model.
+On the device `meta` a folder opens from its config files only. Its tensors have no values, but all shapes, types and numbers of
+parameters are those of the real model.
 """
 
 import copy
@@ -28,19 +28,19 @@ from alignbench.backbones.trust import read_json
 from alignbench.files.paths import local_path
 
 ENCODE_BATCH = 64
-"""Prompts that the text encoders take at a time."""
+"""Number of prompts that the text encoders take at a time."""
 CACHED_PROMPTS = 4000
-"""Prompts whose embeddings are kept, in the main memory; 17 GB of FLUX.1's."""
+"""Number of prompts whose embeddings are kept in main memory; for FLUX.1 these take 17 GB."""
 FOLLOWED = frozenset(
     {"shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
 )
-"""Options of a scheduler that alignbench follows; any other that is set would change the steps."""
+"""Scheduler options that alignbench supports; any other option would change the steps."""
 AS_DEFAULT = {"num_train_timesteps": 1000, "prediction_type": "flow_prediction"}
-"""Options that may be set to one value."""
+"""Scheduler options that may only have this value."""
 TEXT = ("text_encoder", "tokenizer")
-"""Beginnings of the names of components that encode prompts."""
+"""Prefixes of the names of components that encode prompts."""
 OWN_CALL = "alignbench.json"
-"""A file of our own folders: the arguments that a plain pipeline's call is to be given."""
+"""A file of our own folders, with the arguments for the call of a plain pipeline."""
 OWN_ARGUMENTS: dict[str, type[int] | type[float]] = {
     **dict.fromkeys(("height", "width", "max_sequence_length", "num_inference_steps"), int),
     "guidance_scale": float,
@@ -49,7 +49,7 @@ OWN_ARGUMENTS: dict[str, type[int] | type[float]] = {
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What text encoders answer for P prompts: states [P, tokens, width] and pooled [P, width]."""
+    """Text embeddings of P prompts: states [P, tokens, width] and pooled [P, width]."""
 
     states: Tensor
     pooled: Tensor
@@ -60,54 +60,56 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Embeddings of the prompts, and of the empty prompt (P = 1) where the model needs it for guidance."""
+    """Embeddings of the prompts, and of the empty prompt (P = 1) if the model needs it for guidance."""
 
     prompts: Embeddings
     empty: Embeddings | None
 
 
 class DiffusersFolder(Backbone):
-    """A folder that `DiffusionPipeline.from_pretrained` opens; latents are [C, H, W] whatever the transformer takes."""
+    """A folder that `DiffusionPipeline.from_pretrained` can open. Latents are [C, H, W] for every transformer."""
 
     class Settings(BackboneSettings):
         path: str
-        """A folder with `model_index.json`."""
+        """Folder with `model_index.json`."""
         resolution: int | None = Field(None, ge=1)
-        """Side of the pictures in pixels; what the model's own call takes where it is null."""
+        """Side of the images in pixels. Null uses the default of the pipeline's call."""
         train: Literal["full", "lora"] = "lora"
-        """Train all weights of the transformer, or a LoRA."""
+        """What is trained: full, all weights of the transformer; or lora, an adapter."""
         lora_rank: int = Field(ge=1)
-        """Rank of the LoRA, with train=lora."""
+        """Rank of the LoRA (train=lora)."""
         lora_alpha: float = Field(gt=0)
-        """Scale of the LoRA: its output is multiplied by alpha / rank."""
+        """Scale of the LoRA (train=lora): its output is multiplied by alpha / rank."""
         lora_targets: tuple[str, ...]
-        """Modules that get a LoRA, by the end of their names."""
+        """Ends of the names of modules that get a LoRA."""
         precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-        """Of the model's arithmetic and of frozen weights. Weights that are trained, and step maths, are float32 in any case:
-        train=full with bf16 is autocast."""
+        """Precision of the model's arithmetic and of frozen weights. Trained weights and the step maths are always float32;
+        train=full with bf16 uses autocast."""
         compile: bool = False
-        """torch.compile the transformer: minutes before the first step, fewer seconds a row after it."""
+        """Whether torch.compile is applied to the transformer. It takes minutes before the first step and speeds up all later
+        ones."""
         gradient_checkpointing: bool = False
-        """Keep only each block's input for the way back, and compute the rest again; the gradient is the same."""
+        """Whether only the input of each block is kept for the backward pass, and the rest is recomputed. The gradient is the
+        same."""
         keep_text_encoders: bool = False
-        """Keep them in memory once all prompts are encoded."""
+        """Whether the text encoders stay in memory after all prompts are encoded."""
         decode_batch: int = Field(32, ge=1)
-        """Latents that the decoder takes at a time."""
+        """Number of latents that the decoder takes at a time."""
 
         @model_validator(mode="after")
         def _gradients_do_not_underflow(self) -> Self:
             if self.train == "full" and self.precision == "fp16":
-                raise ValueError("train=full takes precision fp32 or bf16: small gradients underflow in fp16")
+                raise ValueError("train=full needs precision fp32 or bf16: small gradients underflow in fp16")
             return self
 
     settings: Settings
     supports_meta_device = True
     PIPELINE: ClassVar[str]
-    """Class of the pipeline that the folder must hold."""
+    """Class of the pipeline in the folder."""
     MODELS: ClassVar[Mapping[str, str]]
-    """Component with weights -> library.Class that opens it; the transformer, the vae and the text encoders in their order."""
+    """For each component with weights, the library.Class that opens it: transformer, vae and text encoders, in this order."""
     OPTIONAL: ClassVar[frozenset[str]] = frozenset()
-    """Components that the pipeline does without."""
+    """Components that the pipeline can do without."""
 
     def __init__(self, settings: Settings) -> None:
         _silence()
@@ -115,7 +117,7 @@ class DiffusersFolder(Backbone):
         self.folder = local_path(settings.path)
         index = families.read_index(self.folder)
         if index["_class_name"] != self.PIPELINE:
-            raise UserError(f"{self.folder} holds a {index['_class_name']}; this backbone opens {self.PIPELINE} folders")
+            raise UserError(f"{self.folder} has a {index['_class_name']}; this backbone opens {self.PIPELINE} folders")
         self.parts = Components(self.folder, index, self.MODELS, self.OPTIONAL)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
         self.mixed = settings.train == "full" and self.dtype != torch.float32
@@ -125,8 +127,8 @@ class DiffusersFolder(Backbone):
         self.pipeline = self._open(dict.fromkeys(texts))
         if self.device.type == "meta" and not self.parts.empty:
             for name in (n for n in texts if n.startswith("tokenizer")):
-                self.parts.open(name, self.dtype)  # so that a folder that opens here opens in a run, too
-        # Its convolutions take half the time so on a CPU; pictures differ by rounding.
+                self.parts.open(name, self.dtype)  # so that a folder that opens here also opens in a run
+        # This halves the time of convolutions on a CPU; images differ only by rounding.
         self.pipeline.vae.to(memory_format=torch.channels_last)
         self.call = _call(type(self.pipeline).__call__, self.folder)
         self.guidance = self._guidance()
@@ -152,16 +154,16 @@ class DiffusersFolder(Backbone):
     @property
     @abstractmethod
     def patch(self) -> int:
-        """Latents along the side of one of the transformer's tokens."""
+        """Side of one of the transformer's tokens, in latents."""
 
     @property
     @abstractmethod
     def text_tokens(self) -> int:
-        """Tokens of a prompt's states, told without encoding one."""
+        """Number of tokens of a prompt's states, known without encoding a prompt."""
 
     @abstractmethod
     def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
-        """What the text encoders of `pipeline` answer."""
+        """The embeddings that the text encoders of `pipeline` compute."""
 
     def _guidance(self) -> float:
         return self.settings.guidance or float(self.call["guidance_scale"])
@@ -169,7 +171,7 @@ class DiffusersFolder(Backbone):
     # ------------------------------------------------------------------------------------------------ opening
 
     def _open(self, given: dict[str, Any]) -> Any:
-        """The folder's pipeline on its device, with some components given in place of its own, or None to leave them out."""
+        """Opens the folder's pipeline on its device. Components in `given` replace its own; None leaves a component out."""
         import diffusers
 
         opener = self.parts.open_on_meta if self.device.type == "meta" else self.parts.open
@@ -186,12 +188,12 @@ class DiffusersFolder(Backbone):
         return pipeline
 
     def _side(self) -> int:
-        """Of a picture, in pixels."""
+        """Side of an image in pixels."""
         scale = self.pipeline.vae_scale_factor
         wanted = self.settings.resolution or self.call["height"] or self.pipeline.default_sample_size * scale
         side, token = int(wanted), scale * self.patch
         if side % token:
-            raise UserError(f"{self.folder} draws pictures whose side is a multiple of {token} pixels; resolution is {side}")
+            raise UserError(f"resolution must be a multiple of {token} pixels for {self.folder}, got {side}")
         return side
 
     def _add_lora(self, transformer: Any) -> None:
@@ -201,7 +203,7 @@ class DiffusersFolder(Backbone):
         names = [f".{name}" for name, _ in transformer.named_modules()]
         for target in s.lora_targets:
             if not any(name.endswith(f".{target}") for name in names):
-                raise UserError(f"lora_targets: the name of no module of {self.folder}/transformer ends in {target!r}")
+                raise UserError(f"lora_targets: no module name in {self.folder}/transformer ends with {target!r}")
         with torch.device("meta") if self.device.type == "meta" else nullcontext():
             transformer.add_adapter(
                 LoraConfig(
@@ -217,7 +219,7 @@ class DiffusersFolder(Backbone):
     # ------------------------------------------------------------------------------------------------ prompts
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Encodes all prompts and lets go of the text encoders; more than can be kept are encoded when they are asked for."""
+        """Encodes all prompts and frees the text encoders. Too many prompts to be kept are encoded when they are needed."""
         if self.settings.keep_text_encoders or len(set(prompts)) > CACHED_PROMPTS:
             return
         self._encode(prompts)
@@ -231,7 +233,7 @@ class DiffusersFolder(Backbone):
 
     @property
     def needs_empty_prompt(self) -> bool:
-        """Whether guidance compares with the answer for the empty prompt."""
+        """Whether guidance needs the velocity for the empty prompt."""
         return False
 
     def _embeddings(self, prompts: Sequence[str]) -> Embeddings:
@@ -240,7 +242,7 @@ class DiffusersFolder(Backbone):
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> None:
-        """Makes sure that the embeddings of these prompts are at hand."""
+        """Makes sure that the embeddings of these prompts are in the cache."""
         wanted = dict.fromkeys([*prompts, ""] if self.needs_empty_prompt else prompts)
         new = [p for p in wanted if p not in self._encoded]
         others = [p for p in self._encoded if p not in wanted]
@@ -248,8 +250,8 @@ class DiffusersFolder(Backbone):
             del self._encoded[prompt]
         for i in range(0, len(new), ENCODE_BATCH):
             part = new[i : i + ENCODE_BATCH]
-            found = self._shapes(len(part)) if self.device.type == "meta" else self.embed(self._text_pipeline(), part)
-            rows = zip(_on_cpu(found.states), _on_cpu(found.pooled), strict=True)
+            new_embeddings = self._shapes(len(part)) if self.device.type == "meta" else self.embed(self._text_pipeline(), part)
+            rows = zip(_on_cpu(new_embeddings.states), _on_cpu(new_embeddings.pooled), strict=True)
             self._encoded.update(zip(part, rows, strict=True))
 
     def _shapes(self, prompts: int) -> Embeddings:
@@ -266,11 +268,11 @@ class DiffusersFolder(Backbone):
 
     @property
     def weights_dtype(self) -> torch.dtype:
-        """In which the folder is opened."""
+        """The dtype in which the folder is opened."""
         return torch.float32 if self.mixed else self.dtype
 
-    def ask(self, **inputs: Any) -> Tensor:
-        """What the transformer answers, float32: the policy, or within `reference` the base model."""
+    def call_transformer(self, **inputs: Any) -> Tensor:
+        """Calls the transformer, in float32: the policy, or inside `reference` the base model."""
         mixed = self.mixed and self.device.type != "meta"
         with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
             answer: Tensor = self._active(**inputs, return_dict=False)[0]
@@ -278,9 +280,9 @@ class DiffusersFolder(Backbone):
 
     def _compile(self, *transformers: nn.Module) -> None:
         if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-            raise UserError("compile=true needs a C++ compiler (g++ or clang++) on a CPU; install one or leave it out")
+            raise UserError("compile=true needs a C++ compiler (g++ or clang++) on a CPU; install one, or set compile=false")
         for transformer in transformers:
-            transformer.compile(dynamic=True)  # in place, so that names of parameters stay; batches differ step by step
+            transformer.compile(dynamic=True)  # in place, so that parameters keep their names; batch sizes differ between steps
 
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps, self.shift)
@@ -288,18 +290,18 @@ class DiffusersFolder(Backbone):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         vae = self.pipeline.vae
-        pictures = []
+        images = []
         for part in latents.split(self.settings.decode_batch):
             scaled = part / vae.config.scaling_factor + vae.config.shift_factor
             decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
             pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            pictures.append(_on_cpu(pixels.permute(0, 2, 3, 1)).numpy())
-        return np.concatenate(pictures)
+            images.append(_on_cpu(pixels.permute(0, 2, 3, 1)).numpy())
+        return np.concatenate(images)
 
     def check_image(self, image: np.ndarray) -> None:
         side = self.latent_shape[-1] * self.pipeline.vae_scale_factor
         if image.shape != (side, side, 3):
-            raise UserError(f"this model draws {side} x {side} pictures; got one of {image.shape[1]} x {image.shape[0]}")
+            raise UserError(f"this model draws {side} x {side} images; got one of {image.shape[1]} x {image.shape[0]}")
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -331,10 +333,10 @@ class DiffusersFolder(Backbone):
             adapter = {p for p in transformer.parameters() if p.requires_grad} if self.settings.train == "lora" else set()
             blocks = [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
             for module in (*blocks, transformer):
-                # Also after the last call of many, so that parameters are always this process's part.
+                # Reshard after the last call too, so that parameters are always the shards of this rank.
                 fully_shard(module, ignored_params=adapter, reshard_after_forward=True)
-                module.set_gradient_divide_factor(1.0)  # gradients are added up, see `engine`
-                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way
+                module.set_gradient_divide_factor(1.0)  # gradients are summed, see `engine`
+                module.set_force_sum_reduction_for_comms(True)  # gloo supports only sums
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -358,22 +360,22 @@ def _silence() -> None:
     from transformers.utils import logging as transformers_logging
 
     for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()  # their bars would stand between ours
+        logging.disable_progress_bar()  # their progress bars would break ours
         logging.set_verbosity_error()
 
 
 def _call(call: Any, folder: Path) -> dict[str, Any]:
-    """The arguments that a pipeline's call takes where none are given; a folder of ours may ask for others.
+    """The default arguments of a pipeline's call; a folder of ours can override them.
 
     Raises:
-        UserError: the folder asks for what the call does not take.
+        UserError: the folder sets an argument that is unknown or not a positive number.
     """
     defaults = {name: p.default for name, p in inspect.signature(call).parameters.items() if p.default is not p.empty}
     if not (folder / OWN_CALL).is_file():
         return defaults
     own = read_json(folder, OWN_CALL).get("call")
     if not isinstance(own, dict):
-        raise UserError(f"{folder / OWN_CALL} has no call")
+        raise UserError(f"{folder / OWN_CALL} has no key call with arguments")
     for name, value in own.items():
         if name not in OWN_ARGUMENTS or type(value) not in (int, float) or not isfinite(value) or value <= 0:
             raise UserError(f"{folder / OWN_CALL}: call.{name} must be a positive number, one of {', '.join(OWN_ARGUMENTS)}")
@@ -381,38 +383,38 @@ def _call(call: Any, folder: Path) -> dict[str, Any]:
 
 
 def _schedule(folder: Path) -> dict[str, Any]:
-    """The options of a folder's scheduler, those that its file leaves out as diffusers has them.
+    """The options of a folder's scheduler, with the defaults of diffusers for missing ones.
 
     Raises:
-        UserError: it steps in another way than alignbench.
+        UserError: the scheduler would take other steps than alignbench.
     """
     import diffusers
 
     place = "scheduler/scheduler_config.json"
     options = read_json(folder, place)
     if (cls := options.get("_class_name", SCHEDULER)) != SCHEDULER:
-        raise UserError(f"{folder}/{place} is of a {cls}; alignbench steps as {SCHEDULER} does")
+        raise UserError(f"{folder}/{place} is for a {cls}; alignbench supports {SCHEDULER}")
     for key, value in options.items():
         if not (key.startswith("_") or key in FOLLOWED or not value or (key in AS_DEFAULT and value == AS_DEFAULT[key])):
-            raise UserError(f"{folder}/{place} sets {key}, which alignbench does not follow: it steps as a plain {SCHEDULER}")
+            raise UserError(f"{folder}/{place} sets {key}, but alignbench takes the steps of a plain {SCHEDULER}")
     defaults = inspect.signature(getattr(diffusers, SCHEDULER).__init__).parameters
-    found = {key: options.get(key, defaults[key].default) for key in FOLLOWED}
-    dynamic = found["use_dynamic_shifting"]
+    settings = {key: options.get(key, defaults[key].default) for key in FOLLOWED}
+    dynamic = settings["use_dynamic_shifting"]
     if not isinstance(dynamic, bool):
         raise UserError(f"{folder}/{place}: use_dynamic_shifting must be true or false, got {dynamic!r}")
-    if dynamic and found["time_shift_type"] not in ("exponential", "linear"):
-        raise UserError(f"{folder}/{place}: time_shift_type must be exponential or linear, got {found['time_shift_type']!r}")
+    if dynamic and settings["time_shift_type"] not in ("exponential", "linear"):
+        raise UserError(f"{folder}/{place}: time_shift_type must be exponential or linear, got {settings['time_shift_type']!r}")
     for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len") if dynamic else ("shift",):
-        positive = not dynamic or key.endswith("seq_len") or found["time_shift_type"] == "linear"
-        if type(found[key]) not in (int, float) or not isfinite(found[key]) or (positive and found[key] <= 0):
-            raise UserError(f"{folder}/{place}: {key} must be a {'positive ' * positive}number, got {found[key]!r}")
-    if dynamic and found["base_image_seq_len"] == found["max_image_seq_len"]:
+        positive = not dynamic or key.endswith("seq_len") or settings["time_shift_type"] == "linear"
+        if type(settings[key]) not in (int, float) or not isfinite(settings[key]) or (positive and settings[key] <= 0):
+            raise UserError(f"{folder}/{place}: {key} must be a {'positive ' * positive}number, got {settings[key]!r}")
+    if dynamic and settings["base_image_seq_len"] == settings["max_image_seq_len"]:
         raise UserError(f"{folder}/{place}: max_image_seq_len must differ from base_image_seq_len")
-    return found
+    return settings
 
 
 def _shift(schedule: Mapping[str, Any], tokens: int) -> float:
-    """Of the sigma schedule, for pictures of that many tokens."""
+    """The shift of the sigma schedule, for images with this number of tokens."""
     if not schedule["use_dynamic_shifting"]:
         return float(schedule["shift"])
     return flow.dynamic_shift(
@@ -426,5 +428,5 @@ def _shift(schedule: Mapping[str, Any], tokens: int) -> float:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """Its values on the CPU; a tensor without values stays without."""
+    """Copies a tensor to the CPU; a tensor without values stays without values."""
     return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.cpu()

@@ -1,4 +1,4 @@
-"""Which backbone opens a local diffusers folder, told by its `model_index.json` alone; imports no torch."""
+"""Decides from `model_index.json` which backbone opens a local diffusers folder. Imports no torch."""
 
 import os
 from pathlib import Path
@@ -11,61 +11,62 @@ from alignbench.files.paths import local_path
 
 INDEX = "model_index.json"
 FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
-"""Class of a pipeline -> the backbone that opens it."""
+"""For each class of pipelines, the backbone that opens it."""
 
 
 def is_folder(name: str, folder: Path | None = None) -> bool:
-    """Whether the name of a backbone is that of a local folder; a plug-in's name is not, whatever lies in this folder.
+    """Whether the name of a backbone is the path of a local folder. A plug-in's name is not, even if such a folder exists.
 
     Args:
-        folder: in which relative ones are; None for the current one.
+        name: the name.
+        folder: folder to which relative paths refer; None for the current one.
     """
-    # os.path.isdir takes any name, as long as it may be.
+    # Unlike Path.is_dir, os.path.isdir accepts names of any length.
     return "/" in name or (os.path.isdir(local_path(name, folder)) and name not in registry.names("backbones"))
 
 
 def name_or_folder(name: str, folder: Path) -> str:
-    """The name of a plug-in as it is, or the path of a local folder; a relative one starts at `folder`."""
+    """The name of a plug-in unchanged, or the path of a local folder; relative paths refer to `folder`."""
     return str(local_path(name, folder)) if is_folder(name, folder) else name
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """A diffusers folder's `model_index.json`: the pipeline's class, and component -> [library, class].
+    """Reads `model_index.json` of a diffusers folder: the pipeline's class, and [library, class] for each component.
 
     Raises:
-        UserError: it has none, or one that cannot be read.
+        UserError: the folder does not have this file, or it cannot be read.
     """
     if not (folder / INDEX).is_file():
-        raise UserError(f"{folder} is no diffusers folder: it has no {INDEX}")
+        raise UserError(f"{folder} is not a diffusers folder (no {INDEX})")
     index = read_json(folder, INDEX)
     if not isinstance(index.get("_class_name"), str):
-        raise UserError(f"{folder / INDEX} names no pipeline")
+        raise UserError(f"{folder / INDEX} does not name a pipeline (_class_name)")
     return index
 
 
 def family(folder: Path) -> str:
-    """Name of the backbone that opens this folder.
+    """The name of the backbone that opens this folder.
 
     Raises:
-        UserError: it is no diffusers folder, or one of another pipeline.
+        UserError: the folder is not a diffusers folder, or has an unsupported pipeline.
     """
-    found = read_index(folder)["_class_name"]
-    if found not in FAMILIES:
-        raise UserError(f"{folder} holds a {found}; alignbench opens folders of {' and '.join(FAMILIES)}")
-    return FAMILIES[found]
+    pipeline = read_index(folder)["_class_name"]
+    if pipeline not in FAMILIES:
+        raise UserError(f"{folder} has a {pipeline}; alignbench opens folders of {' and '.join(FAMILIES)}")
+    return FAMILIES[pipeline]
 
 
 def opener(name: str) -> str:
-    """The backbone that a name stands for: that of a folder's family, else the name itself.
+    """The backbone for a name: the one that opens the folder of this name, or else the name itself.
 
     Raises:
-        UserError: it is that of a folder that none opens.
+        UserError: no backbone opens the folder.
     """
     return family(local_path(name)) if is_folder(name) else name
 
 
 def section_of(name: str) -> str:
-    """Likewise, for parts of a preset; a folder that none opens is refused where it is opened."""
+    """The backbone for a name, for parts of a preset. A folder that no backbone opens is refused later, when it is opened."""
     try:
         return opener(name)
     except UserError:

@@ -22,11 +22,11 @@ from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
-from alignbench.backbone import BackboneSettings, Measured, PointDistribution
+from alignbench.backbone import BackboneSettings, KnownDistributions, Measured, PointDistribution
 from alignbench.backbones.mixture.mixtures import (
     EXTENT,
     Mixture,
-    as_pictures,
+    as_images,
     divergences,
     midpoints,
     mixture_velocity,
@@ -90,7 +90,7 @@ class Residual(nn.Module):
         return answer
 
 
-class GaussianMixture(Backbone):
+class GaussianMixture(Backbone, KnownDistributions):
     class Settings(BackboneSettings):
         dimension: int = Field(2, ge=2)
         """Of the space; more than two for the task `quadratic`."""
@@ -109,7 +109,6 @@ class GaussianMixture(Backbone):
     settings: Settings
     dtype = torch.float32
     guidance = 1.0
-    decodes_to_images = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -139,7 +138,7 @@ class GaussianMixture(Backbone):
         return base + self.residual(x, sigma, c.number[group]) if self.active else base
 
     def decode(self, latents: Tensor) -> np.ndarray:
-        return as_pictures(latents)
+        return as_images(latents)
 
     def trainable(self) -> nn.Module:
         return self.residual

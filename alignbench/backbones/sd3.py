@@ -1,4 +1,4 @@
-"""sd3: a local `StableDiffusion3Pipeline` folder (SD3, SD3.5), trained in full or through LoRA."""
+"""sd3: a local `StableDiffusion3Pipeline` folder (SD3, SD3.5), with full training or LoRA."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,20 +12,20 @@ from alignbench.backbones.diffusers_folder import Conditioning, DiffusersFolder,
 from alignbench.backbones.trust import read_json
 
 CLIP_TOKENS = 77
-"""Of a CLIP whose config does not say."""
+"""Number of tokens of a CLIP whose config does not have it."""
 
 
 class SD3(DiffusersFolder):
     class Settings(DiffusersFolder.Settings):
         lora_rank: int = Field(32, ge=1)
-        """Rank of the LoRA, with train=lora."""
+        """Rank of the LoRA (train=lora)."""
         lora_alpha: float = Field(64, gt=0)
-        """Scale of the LoRA: its output is multiplied by alpha / rank."""
+        """Scale of the LoRA (train=lora): its output is multiplied by alpha / rank."""
         lora_targets: tuple[str, ...] = (
             "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
             "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         )  # fmt: skip
-        """Modules that get a LoRA, by the end of their names; these are Flow-GRPO's."""
+        """Ends of the names of modules that get a LoRA; the default is that of Flow-GRPO."""
 
     settings: Settings
     PIPELINE = "StableDiffusion3Pipeline"
@@ -43,7 +43,7 @@ class SD3(DiffusersFolder):
         most = self.pipeline.transformer.config.pos_embed_max_size * self.patch
         if self.latent_shape[-1] > most:
             pixels = most * self.pipeline.vae_scale_factor
-            raise UserError(f"{self.folder} knows the places of at most {pixels} x {pixels} pixels; lower resolution")
+            raise UserError(f"{self.folder} supports at most {pixels} x {pixels} pixels; choose a smaller resolution")
 
     @property
     def patch(self) -> int:
@@ -51,7 +51,7 @@ class SD3(DiffusersFolder):
 
     @property
     def text_tokens(self) -> int:
-        """Of the CLIP encoders, and after them those of T5."""
+        """Tokens of the CLIP encoders, followed by those of T5."""
         clip = read_json(self.folder, "text_encoder/config.json")
         return int(clip.get("max_position_embeddings", CLIP_TOKENS) + self.call["max_sequence_length"])
 
@@ -86,7 +86,7 @@ class SD3(DiffusersFolder):
         return unguided + self.guidance * (guided - unguided)
 
     def _answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
-        return self.ask(
+        return self.call_transformer(
             hidden_states=x.to(self.weights_dtype),
             timestep=sigma * 1000,
             encoder_hidden_states=texts.states,

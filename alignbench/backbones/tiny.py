@@ -1,4 +1,4 @@
-"""tiny: the embedded 64x64 model of drawn shapes and short words; 4 million parameters, made for CPUs."""
+"""tiny: the embedded 64x64 model of drawn shapes and short words, with 4 million parameters for CPUs."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,8 @@ FOLDER = Path(__file__).parent / "weights" / "tiny"
 class Tiny(SD3):
     class Settings(SD3.Settings):
         path: str = str(FOLDER)
-        """The model that ships."""
+        """Folder of the model; the default is the one that ships."""
         train: Literal["full", "lora"] = "full"
-        """full: all weights of the transformer. lora: an adapter beside them."""
+        """What is trained: full, all weights of the transformer; or lora, an adapter."""
         keep_text_encoders: bool = True
-        """Keep the text encoders in memory once all prompts are encoded."""
+        """Whether the text encoders stay in memory after all prompts are encoded."""

@@ -24,7 +24,9 @@ from rich.table import Table
 from alignbench.records.record import Estimate
 
 if TYPE_CHECKING:
-    from alignbench.comparison.compare import CellRecord, Grid, PairCost
+    from alignbench.comparison.estimates import MethodCost
+    from alignbench.comparison.grid import Grid
+    from alignbench.comparison.record import CellRecord
 
 TIMED_NOW = "from model evaluations and images timed just now"
 
@@ -156,27 +158,39 @@ class GridProgress:
         self.rich.print(f"{self.done}/{self.cells}  {escape(record.id)}  {outcome}", soft_wrap=True)
 
 
-def show_grid(grid: "Grid", out: Path, costs: "list[PairCost]", workers: int, processes: int, done: int) -> None:
-    """Prints on stdout what a comparison will run."""
+def show_grid(grid: "Grid", out: Path, costs: "list[MethodCost]", workers: int, processes: int, done: int) -> None:
+    """Prints on stdout what a comparison will run.
+
+    Args:
+        costs: the expected cost of each method.
+        done: cells that have a record already.
+    """
     rich = new_console()
-    limits = ", ".join(f"{name} {limit:,}" for name, limit in grid.budget.model_dump(exclude_none=True).items())
-    table = Table(title=f"budget per cell: {limits}", title_justify="left")
-    for column in ("objective", "sampler", "model evaluations per iteration", "iterations", "time per cell"):
-        table.add_column(column, justify="left" if column in ("objective", "sampler") else "right")
+    budgets = dict.fromkeys(_limits(cost.method.grid) for cost in costs)
+    columns = [*(["part"] if grid.parts else []), "objective", "sampler"]
+    table = Table(title=f"budget per cell: {' or '.join(budgets)}", title_justify="left")
+    for column in (*columns, "model evaluations per iteration", "iterations", "time per cell"):
+        table.add_column(column, justify="left" if column in columns else "right")
     for cost in costs:
         numbers = (f"{cost.rows:,.0f}", f"{cost.iterations:,.0f}", format_duration(cost.seconds))
-        table.add_row(cost.objective, cost.sampler, *numbers)
+        table.add_row(*(escape(getattr(cost.method, column)) for column in columns), *numbers)
     print_table(rich, table)
-    cells = len(costs) * len(grid.tasks) * len(grid.seeds)
-    seconds = sum(cost.seconds for cost in costs) / len(costs) * (cells - done) / workers
+    cells = sum(cost.cells for cost in costs)
+    seconds = sum(cost.cells * cost.seconds for cost in costs) * (cells - done) / cells / workers
+    parts = [(len(costs), "method"), (len(grid.tasks), "task"), (len(grid.seeds), "seed")]
+    product = (
+        " x ".join(_several(*part) for part in parts) + " = " if not grid.parts else f"{_several(len(grid.parts), 'part')}, "
+    )
+    sharing = f"; the speed-up from {processes} processes per cell is not included" if processes > 1 else ""
     rich.print(
-        f"{_several(len(costs), 'pair')} x {_several(len(grid.tasks), 'task')} x {_several(len(grid.seeds), 'seed')} = "
-        f"{_several(cells, 'cell')}, of which {done} are done; "
-        f"about {format_duration(seconds)} on this machine with {_several(workers, 'worker')}, {TIMED_NOW}"
-        + f"; the speed-up from {processes} processes per cell is not included"
-        * (processes > 1)
+        f"{product}{_several(cells, 'cell')}, of which {done} are done; about {format_duration(seconds)} on this machine with "
+        f"{_several(workers, 'worker')}, {TIMED_NOW}{sharing}"
     )
     rich.print(f"output folder: [bold]{escape(str(out))}[/bold] (nothing has been written)")
+
+
+def _limits(grid: "Grid") -> str:
+    return ", ".join(f"{name} {limit:,}" for name, limit in grid.budget.model_dump(exclude_none=True).items())
 
 
 def _several(count: int, what: str) -> str:

@@ -63,7 +63,7 @@ def eval_(
 
     with EvalView(silent=as_json) as view:
         if images is not None and prompts is not None:
-            record = scoring.score_pictures(images, prompts, config, out, evals=chosen, settings=settings, advance=view.advance)
+            record = scoring.score_images(images, prompts, config, out, evals=chosen, settings=settings, advance=view.advance)
         else:
             record = scoring.score_model(config, out, run=checkpoint, evals=chosen, settings=settings, advance=view.advance)
     if as_json:

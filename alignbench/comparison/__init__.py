@@ -1,1 +1,1 @@
-"""Comparisons: grids of runs under one budget, and studies of many of them."""
+"""Comparisons: grids of runs under one budget, how they are run, and what their records say together."""

@@ -327,7 +327,7 @@ def _read_preset(name: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> dict[str, Any]:
-    """Parses a preset once per process: a study configures thousands of cells, and parsing takes longest."""
+    """Parses a preset once per process: a comparison may configure hundreds of methods, and parsing takes longest."""
     return dict(parse(text))
 
 

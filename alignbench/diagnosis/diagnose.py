@@ -21,7 +21,7 @@ from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.figures.plots import write_figure
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
-from alignbench.records.record import environment
+from alignbench.records.environment import environment
 from alignbench.tasks import load_task
 from alignbench.training.checkpoint import judged_weights, policy_weights
 

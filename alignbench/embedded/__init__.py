@@ -1,1 +1,1 @@
-"""The embedded models: how the small ones that ship were trained, and the drawn data they learnt from."""
+"""The training of the small models that ship, and the drawn data on which they are trained."""

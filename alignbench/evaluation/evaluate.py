@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.backbone import Backbone, PointDistribution
+from alignbench.backbone import Backbone, KnownDistributions, PointDistribution
 from alignbench.config.run_config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.files.images import ImageFiles
@@ -231,12 +231,17 @@ def evaluate(
         lambda: evaluate_images(images[here], latents[here], prompts, owners, judges, advance=advance)
     )
     found = _gathered(own_part, processes)
-    rows = []
+    return _with_known_distributions(found, policy) if isinstance(policy, KnownDistributions) else found
+
+
+def _with_known_distributions(evaluation: Evaluation, policy: KnownDistributions) -> Evaluation:
+    """The evaluation with the metrics that the model computes itself, and with its distribution for the first prompt."""
+    prompts, rows = evaluation.prompts, []
     for metric, measured in policy.measure(prompts).items():
-        found.directions[metric], found.roles[metric] = measured.higher_is_better, "judge"
+        evaluation.directions[metric], evaluation.roles[metric] = measured.higher_is_better, "judge"
         rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
-    table = pd.concat([found.table, pd.DataFrame(rows, columns=COLUMNS)]) if rows else found.table
-    return replace(found, table=table, distribution=policy.distribution(prompts[0]))
+    table = pd.concat([evaluation.table, pd.DataFrame(rows, columns=COLUMNS)])
+    return replace(evaluation, table=table, distribution=policy.distribution(prompts[0]))
 
 
 def evaluate_images(

@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
+from torch import Tensor
 
 from alignbench import groups
 from alignbench.backbones.mixture import distributions
@@ -30,7 +31,8 @@ from alignbench.evaluation.curve import by_prompt, read_curve
 from alignbench.files.escaping import visible
 from alignbench.files.opening import open_regular
 from alignbench.files.writing import refuse_links, write_atomically
-from alignbench.records.record import Estimate, Result, read_metrics, read_result, visible_record
+from alignbench.records.record import Estimate, Result, read_result, visible_record
+from alignbench.records.tables import read_metrics
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.statistics import mean_interval
 
@@ -302,7 +304,7 @@ class RolloutTree(NamedTuple):
         stochastic: bool [T]. children: int [T], of each branch that is alive before the step.
         images: uint8 [K, H, W, 3].
         rewards: float [K], NaN where a scorer gave up.
-        p: softmax of the path's log-probability, [K]. q: softmax(beta z) of the standardised reward, [K].
+        p: softmax of the path's log-probability, [K]. q: softmax(beta R~) of the target, [K].
     """
 
     prompt: str
@@ -316,14 +318,27 @@ class RolloutTree(NamedTuple):
     q: np.ndarray
 
     @classmethod
-    def of(cls, forest: RolloutForest, images: np.ndarray, reward: str, beta: float, group: int = 0) -> "RolloutTree":
-        """A group of a forest whose rewards are known, with the pictures of all its leaves."""
+    def of(
+        cls,
+        forest: RolloutForest,
+        images: np.ndarray,
+        reward: str,
+        beta: float,
+        group: int = 0,
+        target_reward: Tensor | None = None,
+    ) -> "RolloutTree":
+        """Takes one group of a scored forest.
+
+        Args:
+            images: uint8 [G * K, H, W, 3], of all leaves of the forest.
+            target_reward: R~ of the target, [G, K]; by default `RolloutForest.target_reward`.
+        """
         k, this = forest.group_size, slice(group, group + 1)
         rewards = forest.by_group(forest.rewards.cpu())[this]
         here = groups.valid(rewards)
         p = groups.log_softmax(forest.path_sum(forest.old_log_prob).cpu()[this], here).exp()[0]
-        target = groups.target_reward(rewards, standardised=forest.standardised)
-        q = groups.boltzmann_log_prob(target, beta, here).exp()[0]
+        target = forest.target_reward if target_reward is None else target_reward
+        q = groups.boltzmann_log_prob(target.cpu()[this], beta, here).exp()[0]
         steps = forest.plan.steps
         plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
         pictures = np.asarray(images[group * k : (group + 1) * k])

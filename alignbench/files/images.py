@@ -1,7 +1,7 @@
-"""The one door through which images come in: whatever a file holds, what leaves here is RGB with 8 bits a channel.
+"""Reads all images: whatever a file holds, the result is RGB with 8 bits per channel.
 
-An image is what a viewer shows: turned as its EXIF tag says, 16-bit values scaled, transparent pixels over white. Colour
-values are taken as sRGB; embedded colour profiles are not applied. No other module calls `Image.open`.
+An image is read as a viewer shows it: rotated by its EXIF tag, 16-bit values scaled, transparent pixels over white. Colour
+values are interpreted as sRGB, and embedded colour profiles are not applied. No other module calls `Image.open`.
 """
 
 import io
@@ -18,17 +18,18 @@ from PIL import Image, UnidentifiedImageError
 from alignbench.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Pillow decodes these itself; what it hands to other programs, as it does EPS to Ghostscript, must never be among them."""
+"""Formats that Pillow decodes itself. Formats that it passes to other programs, such as EPS to Ghostscript, must not be
+added."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Of the files that count as images when a folder is listed. What a file really is, its content says."""
+"""Suffixes of files that count as images when a folder is listed. The content decides how a file is read."""
 MAX_PIXELS = 100_000_000
-"""Of one image; known from its header before it is decompressed."""
+"""Largest number of pixels of one image, which the header tells before the image is decompressed."""
 MAX_BYTES = 2**30
-"""Of one file."""
+"""Largest size of one file."""
 PART_IMAGES, PART_PIXELS = 256, 2**25
-"""Of many files: what is held in memory at a time."""
+"""Largest number of images, and of pixels, that are in memory at a time."""
 BACKGROUND = (255, 255, 255)
-"""What shows through transparent pixels."""
+"""Colour behind transparent pixels."""
 
 _ORIENTATION = 0x0112
 _TURNED = {
@@ -43,24 +44,24 @@ _TURNED = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-"""PNG chunks of any length that do not change what is shown here."""
+"""PNG chunks that can have any length and do not affect the result."""
 
 
 def list_images(folder: Path) -> list[Path]:
     """The image files of a folder, sorted by name with numbers by their value (2.png before 10.png).
 
-    Hidden files are none of them: `._1.png` is what macOS leaves beside `1.png` on foreign disks.
+    Hidden files are left out: macOS leaves `._1.png` beside `1.png` on foreign disks.
     """
     files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
     return sorted(files, key=lambda file: (_natural(file.name), file.name))
 
 
 def open_image(file: Path) -> Image.Image:
-    """An image file in mode RGB, as a viewer shows it.
+    """Reads an image file as an image in mode RGB, as a viewer shows it.
 
     Raises:
-        UserError: it is not a regular file, none of FORMATS, damaged, an animation, too large, or has no 8-bit equivalent.
-            The sentence names the file.
+        UserError: the file is not a regular file, does not have one of FORMATS, is damaged, an animation or too large, or has
+            no 8-bit equivalent. The message names the file.
     """
     try:
         return decode_image(_read(file))
@@ -69,27 +70,27 @@ def open_image(file: Path) -> Image.Image:
 
 
 def decode_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """An image in mode RGB from the bytes of its file.
+    """Decodes the bytes of an image file into an image in mode RGB.
 
     Raises:
-        UserError: as `open_image`; the sentence is the reason alone.
+        UserError: as for `open_image`, but the message is only the reason.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with _opened(data, formats) as image:
-                if getattr(image, "is_animated", False) and image.format != "MPO":  # whose other images viewers do not show
-                    raise UserError("it holds several images; save the one that is meant by itself")
+                if getattr(image, "is_animated", False) and image.format != "MPO":  # of an MPO, viewers show one
+                    raise UserError("it holds several images; save a single one")
                 _correct_transparency(image, data)
                 return as_rgb(image)
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged file makes its decoder raise
+    except Exception as error:  # decoders raise various errors for damaged files
         raise UserError(_reason(error, formats)) from None
 
 
 def image_size(data: bytes, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
-    """Width and height as the header says, before anything is decompressed or turned; raises as `decode_image`."""
+    """Width and height from the header, before anything is decompressed or rotated; raises as `decode_image`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -102,12 +103,12 @@ def image_size(data: bytes, formats: tuple[str, ...] = FORMATS) -> tuple[int, in
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image of any mode as RGB: turned as its EXIF tag says, over white where it is transparent.
+    """Converts a Pillow image of any mode to RGB, rotated by its EXIF tag, with white behind transparent pixels.
 
     Raises:
-        UserError: its values have no known black and white.
+        UserError: it is unknown which of its values are black and white.
     """
-    image.load()  # first: the tag may stand behind the pixels
+    image.load()  # first, because the tag may follow the pixels
     turn = _TURNED.get(_orientation(image))
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         shown = Image.fromarray(_grey(image)).convert("RGB")
@@ -121,10 +122,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageFiles:
-    """Image files that are opened anew whenever they are asked for, so that memory does not grow with their number.
+    """Image files that are opened each time they are used, so that memory does not grow with their number.
 
     Attributes:
-        sizes: width and height of each. To know them every file is decoded once, so that a damaged one is told at once.
+        files: the files.
+        sizes: width and height of each. Every file is decoded once for them, so a damaged file is reported at the start.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -135,7 +137,8 @@ class ImageFiles:
         return len(self.files)
 
     def parts(self) -> list[list[int]]:
-        """The indices of all, in parts of at most PART_IMAGES images and PART_PIXELS pixels, but of one image at least."""
+        """The indices of all images, in parts of at least one and at most PART_IMAGES images, with at most PART_PIXELS
+        pixels."""
         found: list[list[int]] = []
         pixels = 0
         for i, (width, height) in enumerate(self.sizes):
@@ -147,7 +150,7 @@ class ImageFiles:
         return found
 
     def load(self, indices: Sequence[int]) -> np.ndarray:
-        """Some of them: uint8 [N, H, W, 3], or an array of objects [N] where sizes differ.
+        """Loads some of the images: uint8 [N, H, W, 3], or an object array [N] if their sizes differ.
 
         Raises:
             UserError: a file has changed since it was first read.
@@ -164,12 +167,12 @@ class ImageFiles:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Parts of the name, so that 2 comes before 10."""
+    """A sort key for a name, so that 2 comes before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _read(file: Path) -> bytes:
-    """The content of a regular file; a pipe or a device is refused without waiting for it."""
+    """Reads a regular file; a pipe or a device is refused without waiting for it."""
     try:
         with open(file, "rb", buffering=0, opener=_without_waiting) as opened:
             about = os.fstat(opened.fileno())
@@ -180,7 +183,7 @@ def _read(file: Path) -> bytes:
             return opened.readall()
     except FileNotFoundError:
         raise UserError("there is no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file has
+    except (OSError, ValueError) as error:  # ValueError: a name that a file cannot have
         raise UserError(str(getattr(error, "strerror", None) or error)) from None
 
 
@@ -189,7 +192,7 @@ def _without_waiting(name: str, flags: int) -> int:
 
 
 def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """The image, of which only the header has been read."""
+    """Opens an image and reads only its header."""
     image = Image.open(io.BytesIO(_without_notes(data)), formats=formats)
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
@@ -205,7 +208,7 @@ def _reason(error: Exception, formats: tuple[str, ...]) -> str:
 
 
 def _without_notes(data: bytes) -> bytes:
-    """A PNG without its texts and colour profile, which Pillow would unfold; anything else as it is."""
+    """Removes the texts and the colour profile of a PNG, which Pillow would decompress; other data is unchanged."""
     if not data.startswith(_PNG) or not any(kind in data for kind in _NOTES):
         return data
     kept, start = [data[: len(_PNG)]], len(_PNG)
@@ -218,9 +221,9 @@ def _without_notes(data: bytes) -> bytes:
 
 
 def _correct_transparency(image: Image.Image, data: bytes) -> None:
-    """Makes a PNG's transparent colour one of the values that Pillow decodes to.
+    """Converts a PNG's transparent colour to the scale of the decoded values.
 
-    Pillow widens grey of 2 and 4 bits to 8 and cuts colours of 16 bits to 8, but leaves the transparent colour as it stands.
+    Pillow scales grey values of 2 and 4 bits to 8 bits and cuts colours of 16 bits to 8 bits, but not the transparent colour.
     """
     if image.format != "PNG" or "transparency" not in image.info:
         return
@@ -229,18 +232,18 @@ def _correct_transparency(image: Image.Image, data: bytes) -> None:
     if image.mode == "L" and depth in (2, 4):
         image.info["transparency"] = transparent * 255 // (2**depth - 1)
     if image.mode == "RGB" and depth == 16:
-        raise UserError("it has a transparent colour at 16 bits a channel; save it with an alpha channel, or with 8 bits")
+        raise UserError("it has a transparent colour with 16 bits per channel; save it with an alpha channel, or with 8 bits")
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a damaged tag turns nothing, in viewers too
+    except Exception:  # viewers ignore a damaged tag as well
         return 1
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W] of a grey image with 16 bits, or with floats in 0..1; a transparent value is white."""
+    """Converts a grey image with 16 bits, or with floats from 0 to 1, to uint8 [H, W]; a transparent value becomes white."""
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode == "F":
@@ -248,7 +251,7 @@ def _grey(image: Image.Image) -> np.ndarray:
             raise UserError("its floats are not all in 0..1, so that black and white are unknown; save it with 8 bits")
         share = values.astype(np.float64)
     else:
-        if image.mode == "I" and image.format != "PNG":  # as which older Pillows open a PNG of 16 bits
+        if image.mode == "I" and image.format != "PNG":  # older versions of Pillow open a 16-bit PNG in this mode
             raise UserError("its values have 32 bits or a sign, so that black and white are unknown; save it with 8 bits")
         bits = tags.get(_BITS_PER_SAMPLE, (16,))
         share = values.astype(np.float64) / (2 ** int(bits[0]) - 1)

@@ -1,11 +1,10 @@
-"""One rule for paths, in every key and command alike.
+"""The rule for paths, which is the same for all keys and commands.
 
-`~` is the home folder. A relative path on a command line is relative to the current folder, and one in a file to that file's
-folder, so that a configuration, a task or a study means the same from wherever it is used. What a run writes is absolute.
+`~` is the home folder. A relative path on a command line is relative to the current folder; in a file it is relative to the
+folder of that file, so that a configuration, a task or a comparison means the same everywhere. A run writes absolute paths.
 
-Where a path could be a name as well (a backbone, weights of the Hugging Face hub), what begins with `./`, `../`, `/` or `~/` is
-a path.
-"""
+If a value can be a name or a path (a backbone, weights of the Hugging Face hub), it is a path if it begins with `./`, `../`,
+`/` or `~/`."""
 
 import os
 from collections.abc import Mapping
@@ -18,10 +17,11 @@ RELATIVE = ("./", "../")
 
 
 def local_path(name: str | os.PathLike[str], folder: Path | None = None) -> Path:
-    """The path that a name means.
+    """Expands `~` in a path, and makes a relative path absolute if a folder is given.
 
     Args:
-        folder: where a relative one starts; None leaves it relative, to the current folder.
+        name: the path.
+        folder: folder to which a relative path refers; None leaves it relative to the current folder.
     """
     path = Path(os.path.expanduser(name))
     if folder is None or path.is_absolute():
@@ -30,23 +30,24 @@ def local_path(name: str | os.PathLike[str], folder: Path | None = None) -> Path
 
 
 def current_folder() -> Path:
-    """The folder that a command runs in; raises UserError where it is gone."""
+    """The current folder; raises UserError if it has been removed."""
     try:
         return Path.cwd()
     except OSError:
-        raise UserError("the current folder is gone; change to another one") from None
+        raise UserError("the current folder has been removed; change to another one") from None
 
 
 def absolute(folder: Path) -> Path:
-    """The folder as an absolute path, links in it as they are."""
+    """The folder as an absolute path; links are not resolved."""
     return folder if folder.is_absolute() else current_folder() / folder
 
 
 def placed(data: Any, folder: Path | None) -> Any:
-    """Data with every text that begins as a path does made the absolute path of it.
+    """Makes every text in the data absolute that begins like a path.
 
     Args:
-        folder: where relative ones start; None leaves them relative, to the current folder.
+        data: nested data.
+        folder: folder to which relative paths refer; None leaves them relative to the current folder.
     """
     if isinstance(data, Mapping):
         return {key: placed(value, folder) for key, value in data.items()}

@@ -1,4 +1,4 @@
-"""One normal form of text, so that two spellings of one text compare as equal, and the identity of a prompt."""
+"""Normal forms of text, so that two spellings of one text are equal, and the identity of a prompt."""
 
 import re
 import reprlib
@@ -10,7 +10,7 @@ _INVISIBLE = re.compile(
     "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
 )
-"""Characters that draw nothing: default-ignorable ones of Unicode, control characters but white space, and blank letters."""
+"""Invisible characters: Unicode's default-ignorable characters, control characters except white space, and blank letters."""
 _PUNCTUATION = str.maketrans(
     {
         **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u02b9\u2032", "'"),
@@ -19,14 +19,14 @@ _PUNCTUATION = str.maketrans(
         "\u2044": "/",
     }
 )
-"""Typographic quotation marks, dashes and the fraction slash -> the sign on a keyboard."""
+"""Maps typographic quotation marks, dashes and the fraction slash to the characters of a keyboard."""
 
 
 def plain_form(text: str) -> str:
-    """The text in one spelling that keeps case and white space; printable ASCII stays as it is.
+    """The text in a normal spelling that keeps case and white space; printable ASCII is unchanged.
 
-    Compatibility characters (full-width letters, ligatures, fractions) and composed letters by NFKC; quotation marks and
-    dashes as in ASCII; without characters that draw nothing.
+    Compatibility characters (full-width letters, ligatures, fractions) and composed letters are normalised by NFKC, quotation
+    marks and dashes become ASCII, and invisible characters are removed.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -34,9 +34,9 @@ def plain_form(text: str) -> str:
 
 
 def normal_form(text: str) -> str:
-    """The text in one spelling and one case; of printable ASCII this is `str.lower`.
+    """The text in a normal spelling and lower case; for printable ASCII this is `str.lower`.
 
-    Two texts that Unicode calls a compatibility caseless match have one normal form.
+    Two texts have the same normal form if they are a compatibility caseless match in Unicode's terms.
     """
     if text.isascii() and text.isprintable():
         return text.lower()
@@ -45,12 +45,12 @@ def normal_form(text: str) -> str:
 
 
 def prompt_identity(prompt: str) -> str:
-    """What two prompts have in common that ask for the same: they may differ in case, blanks and spelling of characters."""
+    """A text that is equal for prompts that differ only in case, white space and spelling of characters."""
     return " ".join(normal_form(prompt).split())
 
 
 def distinct(prompts: Iterable[str]) -> list[str]:
-    """The first of each prompt, in their order."""
+    """The prompts without repetitions (`prompt_identity`), in their order."""
     first: dict[str, str] = {}
     for prompt in prompts:
         first.setdefault(prompt_identity(prompt), prompt)
@@ -58,7 +58,7 @@ def distinct(prompts: Iterable[str]) -> list[str]:
 
 
 def excerpt(value: object, limit: int = 80) -> str:
-    """A value as Python writes it, for a message: its beginning, however long or deep it is."""
+    """The beginning of a value's `repr`, for a message; it is short however long or deep the value is."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxstring, brief.maxother = 2, limit - 20, limit - 20
     text = brief.repr(value)

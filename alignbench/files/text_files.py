@@ -1,7 +1,7 @@
-"""Text, JSON and tables from files that others wrote: read as what they hold, or refused in a sentence with file and line.
+"""Reads texts and tables from files of other programs, or refuses them in a sentence with the file and the line.
 
-The content decides where it is plain (Parquet's magic bytes, JSON's brackets), then the suffix in any case; a pipe has no
-suffix. What a small file can unfold to is limited before it unfolds.
+The content decides how a file is read if it is unmistakable (Parquet's magic bytes, JSON's brackets), and otherwise the suffix,
+whose case does not matter; a pipe has no suffix. The size in memory is checked before a file is decompressed.
 """
 
 import csv
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_BYTES = 2**28
-"""Of a text file, and of a Parquet column when it is decompressed."""
+"""Largest text file, and largest decompressed Parquet column."""
 MAX_ROWS = 5_000_000
 MAX_CHARACTERS = 100_000
-"""Of a single text in a table."""
+"""Largest length of a single text in a table."""
 
 CSV, JSON, PARQUET = (".csv", ".tsv", ".tab"), (".json", ".jsonl", ".ndjson"), (".parquet", ".pq")
 MAGIC = b"PAR1"
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".tab": "\t,;"}
-"""Those that a table may have; the first whose head has a heading that is looked for."""
+"""Possible delimiters, by suffix. The first one with which the header row has an expected heading is used."""
 FOREIGN = (
     *(".yaml", ".yml", ".toml", ".ini", ".xml", ".html", ".htm", ".md", ".rtf", ".py", ".ipynb", ".tex"),
     *(".xls", ".xlsx", ".ods", ".doc", ".docx", ".odt", ".pdf", ".zip", ".gz", ".bz2", ".xz", ".zst", ".tar", ".7z"),
     *(".arrow", ".feather", ".orc", ".avro", ".npy", ".npz", ".h5", ".sqlite", ".db", ".pkl", ".pt"),
 )
-"""Suffixes of formats that are not read."""
+"""Suffixes of formats that are not supported."""
 _MARKS = {
     b"\xef\xbb\xbf": "utf-8",
     b"\xff\xfe\0\0": "utf-32-le",
@@ -47,18 +47,20 @@ _MARKS = {
     b"\xff\xfe": "utf-16-le",
     b"\xfe\xff": "utf-16-be",
 }
-"""Byte-order marks; that of UTF-32 before that of UTF-16, which it begins with."""
+"""Byte-order marks. Those of UTF-32 come before those of UTF-16, with which they begin."""
 _JSON_START = re.compile(r'\s*(\{\s*"|\[\s*["{]|\[\s*$)', re.MULTILINE)
-"""How JSON begins and prompts do not."""
+"""A beginning that JSON can have and prompts cannot."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns by heading; each row knows where in its file it stands.
+    """The columns of a table, by heading, and the place of each row in its file.
 
     Attributes:
-        unit: what `numbers` count: lines, rows or entries.
-        numbers: of each row.
+        file: the file.
+        headings: headings of the columns.
+        unit: what `numbers` count: `line`, `row` or `entry`.
+        numbers: number of each row's line, row or entry.
     """
 
     file: Path
@@ -71,23 +73,23 @@ class Table:
         return len(self.numbers)
 
     def find(self, *names: str) -> str | None:
-        """The heading that is the first name, else the one that is any of them, but for case, blanks, `_`, `-` and dots.
+        """The heading that equals the first name, or else any of the names; case, blanks, `_`, `-` and dots are ignored.
 
         Raises:
-            UserError: several are.
+            UserError: several headings match.
         """
         found = [h for h in self.headings if _plain(h) == _plain(names[0])]
         found = found or [h for h in self.headings if _plain(h) in map(_plain, names)]
         if len(found) > 1:
             both = " and ".join(map(excerpt, found[:2]))
-            raise UserError(f"{self.file} has the columns {both}; call the one that is meant {names[0]!r}, and no other")
+            raise UserError(f"{self.file} has the columns {both}; call only one of them {names[0]!r} and rename the other")
         return found[0] if found else None
 
     def require(self, *names: str) -> str:
-        """Like `find`.
+        """Like `find`, but a missing column is an error.
 
         Raises:
-            UserError: also where there is none.
+            UserError: no heading or several headings match.
         """
         heading = self.find(*names)
         if heading is None:
@@ -96,18 +98,18 @@ class Table:
         return heading
 
     def values(self, heading: str) -> Sequence[Any]:
-        """A column as it is.
+        """The values of a column, unchanged.
 
         Raises:
-            UserError: it cannot be read, or holds what is neither text nor number (in Parquet, which has types).
+            UserError: the column cannot be read, or (in Parquet) its type is neither text nor integer.
         """
         return self._column(self.headings.index(heading))
 
     def texts(self, heading: str) -> list[str]:
-        """A column of texts, without blanks around them.
+        """The texts of a column, without white space at their ends.
 
         Raises:
-            UserError: one is empty, too long, no valid Unicode, or no text.
+            UserError: a value is empty, too long, not valid Unicode, or not a text.
         """
         known: dict[str, str] = {}  # a small Parquet file can repeat a long text millions of times
         found = []
@@ -131,34 +133,34 @@ class Table:
         elif len(value) > MAX_CHARACTERS:
             problem = f"has {len(value):,} characters; at most {MAX_CHARACTERS:,} are read"
         else:
-            problem = f"is no valid Unicode: {excerpt(value)}"
+            problem = f"is not valid Unicode: {excerpt(value)}"
         raise UserError(f"{self.place(row)}: {excerpt(heading)} {problem}")
 
 
 def stripped(text: str) -> str:
-    """Without blanks at its ends, among which is a byte-order mark that joining files has left inside."""
+    """The text without white space and byte-order marks at its ends; joining files can leave such marks inside a file."""
     return text.strip().strip("\ufeff").strip()
 
 
 def read_text(file: Path, what: str, *, pipe: bool = False) -> str:
-    """A file's text in UTF-8, or as its byte-order mark says.
+    """Reads a text file in UTF-8, or in the encoding of its byte-order mark.
 
     Args:
-        file: to read.
-        what: it holds, in errors: `prompts`.
-        pipe: also read what is no regular file, such as /dev/stdin, and wait for it.
+        file: the file to read.
+        what: what the file holds, for messages: `prompts`.
+        pipe: whether a pipe such as /dev/stdin is read too, waiting for it.
 
     Raises:
-        UserError: it cannot be read, is too large, or holds no text.
+        UserError: the file cannot be read, is too large, or is not a text.
     """
     return _decoded(_read(file, what, pipe, parquet=False) or b"", file, what)
 
 
 def read_objects(file: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, or of a JSON list, each with the place where it stands.
+    """Reads the objects of a file of JSON lines, or of a JSON list, each with its place in the file.
 
     Raises:
-        UserError: the file cannot be read or holds none, or a line holds something else.
+        UserError: the file cannot be read or has no object, or a line is not an object.
     """
     unit, entries = _entries(read_text(file, what), file, what, texts=False)
     if not entries:
@@ -167,23 +169,23 @@ def read_objects(file: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_table(file: Path, what: str, *headings: str, lines: bool = False, pipe: bool = False) -> Table:
-    """The table that a file holds: CSV (with commas, semicolons or tabs), JSON lines, a JSON list, or Parquet.
+    """Reads a table from CSV (with commas, semicolons or tabs), JSON lines, a JSON list, or Parquet.
 
     Args:
-        file: to read.
-        what: it holds, in errors: `prompts`.
-        headings: of the column that it must have; any of them tells a head and its delimiter.
-        lines: other text is taken too, as a column of the first heading with a row per line that is not blank, and so is a
-            JSON list of texts.
-        pipe: also read what is no regular file, such as /dev/stdin, and wait for it.
+        file: the file to read.
+        what: what the file holds, for messages: `prompts`.
+        headings: possible headings of the required column. Any of them identifies a header row and its delimiter.
+        lines: whether other text is read too, as one column with the first heading and a row for each line that is not blank,
+            and a JSON list of texts as well.
+        pipe: whether a pipe such as /dev/stdin is read too, waiting for it.
 
     Raises:
-        UserError: the file cannot be read, holds no row, has too many, or is damaged.
+        UserError: the file cannot be read, has no row or too many rows, or is damaged.
     """
     suffix = file.suffix.lower()
     if suffix in FOREIGN:
         raise UserError(
-            f"cannot read the {what} in {file}: {suffix} is none of the formats txt, csv, tsv, json, jsonl, parquet"
+            f"cannot read the {what} in {file}: {suffix} is not one of the formats txt, csv, tsv, json, jsonl, parquet"
         )
     data = _read(file, what, pipe)
     if data is None or data.startswith(MAGIC) or suffix in PARQUET:
@@ -208,11 +210,11 @@ def _cannot(what: str, file: Path, why: object) -> UserError:
 
 
 def _read(file: Path, what: str, pipe: bool, *, parquet: bool = True) -> bytes | None:
-    """All bytes of a file; None for a regular Parquet file, which is read in parts."""
+    """Reads all bytes of a file; None for a regular Parquet file, which is read in parts."""
     try:
         regular = stat.S_ISREG(file.stat().st_mode)
         if not regular and not pipe and not file.is_dir():
-            raise _cannot(what, file, "it is no regular file")
+            raise _cannot(what, file, "it is not a regular file")
         with file.open("rb") as opened:
             data = opened.read(4)
             if regular and parquet and (data == MAGIC or file.suffix.lower() in PARQUET):
@@ -220,7 +222,7 @@ def _read(file: Path, what: str, pipe: bool, *, parquet: bool = True) -> bytes |
             data += opened.read(MAX_BYTES)
     except OSError as error:
         raise _cannot(what, file, error.strerror) from None
-    except ValueError as error:  # a name that no file has
+    except ValueError as error:  # a name that a file cannot have
         raise _cannot(what, file, error) from None
     if len(data) > MAX_BYTES:
         raise _cannot(what, file, f"it is larger than {MAX_BYTES // 2**20} MiB")
@@ -234,17 +236,17 @@ def _decoded(data: bytes, file: Path, what: str) -> str:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         line = data[len(mark) : len(mark) + error.start].decode(encoding, errors="replace").count("\n") + 1
-        raise _cannot(what, file, f"line {line} is no {encoding.upper()} ({error.reason}); save it as UTF-8") from None
+        raise _cannot(what, file, f"line {line} is not valid {encoding.upper()} ({error.reason}); save it as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise _cannot(what, file, f"line {line} holds a NUL; it is no text, or UTF-16 without a byte-order mark")
+        raise _cannot(what, file, f"line {line} holds a NUL; it is not a text, or it is UTF-16 without a byte-order mark")
     return text
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers.
+    """The lines that are not blank, with their numbers.
 
-    They end with a line feed, a carriage return or both, and at no other separator: those can stand inside a text.
+    Lines end with a line feed, a carriage return or both. Other separators can occur inside a text.
     """
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if line := stripped(line):
@@ -252,7 +254,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _limited(rows: Iterator[T], file: Path, what: str) -> list[T]:
-    found = list(islice(rows, MAX_ROWS + 2))  # one of them may be a head
+    found = list(islice(rows, MAX_ROWS + 2))  # one of them may be a header row
     if len(found) == MAX_ROWS + 2:
         raise _cannot(what, file, f"it has more rows than the {MAX_ROWS:,} that are read")
     return found
@@ -282,7 +284,7 @@ def _parsed(text: str, file: Path, what: str) -> Any:
 
 
 def _entries(text: str, file: Path, what: str, *, texts: bool) -> tuple[str, list[tuple[int, Any]]]:
-    """`line` or `entry`, and the objects with their numbers; or texts, from a list of nothing but texts."""
+    """The unit (`line` or `entry`) and the objects with their numbers; also texts, if a list has only texts."""
     first = next((line for _, line in _lines(text)), "")
     if first.startswith("[") or (first.startswith("{") and not _is_json(first) and _is_json(text)):
         whole = _parsed(text, file, what)
@@ -290,8 +292,8 @@ def _entries(text: str, file: Path, what: str, *, texts: bool) -> tuple[str, lis
             whole = [whole]
         for number, entry in enumerate(whole, start=1):
             if not isinstance(entry, type(whole[0])) or not isinstance(entry, dict | str if texts else dict):
-                wanted = "objects alone, or texts alone" if texts else "objects"
-                raise _cannot(what, file, f"entry {number} is {excerpt(entry)}; the list must hold {wanted}")
+                expected = "only objects, or only texts" if texts else "only objects"
+                raise _cannot(what, file, f"entry {number} is {excerpt(entry)}; the list must hold {expected}")
         return "entry", list(enumerate(whole, start=1))
     found = []
     for number, line in _limited(_lines(text), file, what):
@@ -332,7 +334,7 @@ def _has_head(text: str, heading: str) -> bool:
 
 
 def _heads(text: str, delimiters: str) -> dict[str, list[str]]:
-    """The first row that is not empty, by each delimiter."""
+    """The first row that is not empty, for each delimiter."""
     found = {}
     for delimiter in delimiters:
         try:
@@ -343,10 +345,10 @@ def _heads(text: str, delimiters: str) -> dict[str, list[str]]:
 
 
 def _csv_table(text: str, file: Path, what: str, headings: Sequence[str]) -> Table:
-    """All texts, as they are. pandas' own reader takes what is before a field too many for the name of the row."""
+    """Reads a CSV table of texts. pandas' own reader would take the first field of a row with too many fields for its name."""
     delimiters = DELIMITERS.get(file.suffix.lower(), DELIMITERS[".csv"])
     offset = 0
-    if match := re.match(r"sep=([,;\t|])(?:\r\n|\n|\r)", text):  # which Excel writes and heeds
+    if match := re.match(r"sep=([,;\t|])(?:\r\n|\n|\r)", text):  # a line that Excel writes and reads
         delimiters, text, offset = match[1], text[match.end() :], 1
     wanted = {_plain(heading) for heading in headings}
     heads = _heads(text, delimiters)
@@ -363,14 +365,14 @@ def _csv_table(text: str, file: Path, what: str, headings: Sequence[str]) -> Tab
         if len(row) > 1 and not any(row):
             continue
         if len(row) < len(head) or any(row[len(head) :]):
-            why = f"line {line + offset} has {len(row)} fields and the head {len(head)}; a text that holds the delimiter "
+            why = f"line {line + offset} has {len(row)} fields and the header row {len(head)}; a text with the delimiter "
             raise _cannot(what, file, f"{why}{delimiter!r} needs quotes")
         table.append((line + offset, row))
     return Table(file, head, "line", [line for line, _ in table], lambda column: [row[column] for _, row in table])
 
 
 def _with_blanks_before_quotes(text: str, delimiter: str) -> list[tuple[int, list[str]]] | None:
-    """The rows where quotes may come after blanks, as in `a.png, "one, two"`; None where the text is not written so."""
+    """The rows, if quotes may follow blanks as in `a.png, "one, two"`; None if the text cannot be read in this way."""
     try:
         return list(_csv_rows(text, delimiter, skipinitialspace=True))
     except csv.Error:
@@ -378,7 +380,7 @@ def _with_blanks_before_quotes(text: str, delimiter: str) -> list[tuple[int, lis
 
 
 def _csv_rows(text: str, delimiter: str, skipinitialspace: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, with the lines on which they begin."""
+    """The rows that are not empty, with the numbers of the lines on which they begin."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=skipinitialspace)
     begin = 1
     try:
@@ -387,7 +389,7 @@ def _csv_rows(text: str, delimiter: str, skipinitialspace: bool = False) -> Iter
                 yield begin, row
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise csv.Error(f"line {begin}: {error}; a text with quotes is quoted, and its quotes doubled") from None
+        raise csv.Error(f"line {begin}: {error}; a text with quotes must be in quotes, and its own quotes doubled") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- Parquet
@@ -406,7 +408,7 @@ def _parquet(file: Path, what: str, data: bytes | None) -> Table:
             return read()
         except UserError:
             raise
-        except Exception as error:  # pyarrow raises its own errors, and whatever damaged bytes lead it to
+        except Exception as error:  # pyarrow raises its own errors, and others for damaged bytes
             why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
             raise _cannot(what, file, why) from None
 
@@ -425,14 +427,13 @@ def _parquet(file: Path, what: str, data: bytes | None) -> Table:
         if not (
             pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind) or pa.types.is_integer(kind)
         ):
-            raise UserError(f"{file}: the column {excerpt(heading)} holds {str(kind)[:60]}, no texts")
+            raise UserError(f"{file}: the column {excerpt(heading)} holds {str(kind)[:60]}, not texts")
         chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
         size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == heading)
         if size > MAX_BYTES:
-            raise _cannot(
-                what, file, f"its column {excerpt(heading)} unfolds to {size // 2**20:,} MiB; limit {MAX_BYTES // 2**20}"
-            )
-        # A text that is repeated is kept once, as in the file.
+            mib = f"{size // 2**20:,} MiB in memory; at most {MAX_BYTES // 2**20} are read"
+            raise _cannot(what, file, f"its column {excerpt(heading)} takes {mib}")
+        # A repeated text is kept once, as in the file.
         with opened([heading]) as parquet:
             read = parquet.read(columns=[heading]).column(0)
         if len(read) != rows:

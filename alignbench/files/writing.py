@@ -1,8 +1,8 @@
-"""How files are written: whole or not there, through no planted link, and over nothing that is somebody else's.
+"""Writes files atomically, without following links, and without overwriting files of others.
 
-A writer never opens its target. It writes in a new folder beside the target, whose name nobody can foresee and in which
-nobody else writes, and the result is moved into place by a rename. Two writers of one file therefore never mix, and a link
-that somebody has put at the target is replaced instead of followed.
+A writer never opens its target. It writes into a new folder beside the target, whose name is unpredictable and in which nobody
+else writes, and a rename moves the result into place. Two writers of one file therefore never mix their output, and a link at
+the target is replaced instead of followed.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from alignbench.errors import DiskError, UserError
 
 LOCK, REPORT_LOCK = ".lock", ".report.lock"
 MARK = ".alignbench"
-"""A file in a folder whose content alignbench writes anew each time, such as `tables/` of a report."""
+"""Name of the file that marks a folder whose content alignbench rewrites each time, such as `tables/` of a report."""
 PARTIAL = ".partial"
 _LEFTOVER = re.compile(r"\..+\.partial(\.\w+)?")
 _LITTER = re.compile(
@@ -32,16 +32,16 @@ _LITTER = re.compile(
     re.IGNORECASE,
 )
 PATIENCE = 60
-"""Seconds to wait for another report of the same folder, which takes a few."""
+"""Seconds to wait for another report of the same folder, which takes a few seconds."""
 
 
 def is_litter(name: str) -> bool:
-    """Whether desktops, NFS or archives leave files of this name anywhere."""
+    """Whether this is a name of files that desktops, NFS or archives leave in any folder."""
     return _LITTER.fullmatch(name) is not None
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a folder or file can have this name, and stays where it is put."""
+    """Whether a folder or file can have this name and then lies directly in its parent folder."""
     return name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(os.fsencode(name)) <= 200
 
 
@@ -49,12 +49,12 @@ def is_file_name(name: str) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary path of the same name, then moves the file to `path`: whole, or not there.
+    """Calls `write` with a temporary path of the same name, then moves the complete file to `path`.
 
-    A file at `path` is replaced. Of two writers the later one wins, and either file is whole.
+    A file at `path` is replaced. If two processes write, the later one wins, and the file is complete in any case.
 
     Raises:
-        DiskError: the disk is full, or the folder cannot be written; what was at `path` is still there.
+        DiskError: the disk is full, or the folder cannot be written; a former file at `path` is still there.
     """
     with _disk_errors(path), _scratch(path) as partial:
         write(partial)
@@ -63,11 +63,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_new(path: Path, write: Callable[[Path], Any]) -> None:
-    """Like `write_atomically`, but replaces nothing, even if it appears while the file is written.
+    """Like `write_atomically`, but does not replace a file, even one that appears while `write` runs.
 
     Raises:
-        UserError: something is at `path`.
-        DiskError: it cannot be written.
+        UserError: a file exists at `path`.
+        DiskError: the file cannot be written.
     """
     if os.path.lexists(path):
         raise UserError(f"{path} exists already; choose another --out")
@@ -75,7 +75,7 @@ def write_new(path: Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         _flush(partial)
         try:
-            os.link(partial, path)  # a rename would replace what has come meanwhile
+            os.link(partial, path)  # a rename would replace a file that has appeared meanwhile
         except FileExistsError:
             raise UserError(f"{path} exists already; choose another --out") from None
         except OSError:  # a file system without hard links
@@ -85,9 +85,9 @@ def write_new(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a new folder, then moves it to `path`: whole, or not there. A folder at `path` is replaced.
+    """Calls `write` with a new folder, then moves the complete folder to `path`. A folder at `path` is replaced.
 
-    When this returns, the folder outlives a power cut, so that what it supersedes can be removed.
+    After the return the folder survives a power cut, so that the one that it supersedes can be removed.
 
     Raises:
         DiskError: the disk is full, or the parent folder cannot be written.
@@ -106,12 +106,13 @@ def fill(out: Path, write: Callable[[Path], Any], last: str) -> None:
     """Calls `write` with a new folder in `out`, then moves its content into `out`.
 
     Args:
-        out: a folder that is still free (`refuse_taken`) when everything has been written.
-        last: the entry that comes last, by which a reader recognises a whole folder.
+        out: a folder that must still be free (`refuse_taken`) when everything has been written.
+        write: writes the content into the folder that it is given.
+        last: the entry that is moved last; it tells readers that the folder is complete.
 
     Raises:
-        UserError: something has come into `out` meanwhile; it is left as it is.
-        DiskError: the disk is full, or the folder cannot be written; nothing is left.
+        UserError: something has appeared in `out` meanwhile; it is left unchanged.
+        DiskError: the disk is full, or the folder cannot be written; nothing is left behind.
     """
     with _disk_errors(out), _scratch(out / "content") as partial:
         partial.mkdir()
@@ -131,9 +132,10 @@ def fill(out: Path, write: Callable[[Path], Any], last: str) -> None:
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """Yields a path of the same name in a new folder beside `path`, which is removed in the end.
+    """Yields a path of the same name in a new folder beside `path`; the folder is removed in the end.
 
-    The folder is locked while it is in use. What a killed process left behind is not, and is removed by the next writer.
+    The folder is locked while it is in use. A folder that a killed process left behind is not locked, and the next writer
+    removes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name[:100]}."
@@ -153,7 +155,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 
 
 def _hold(folder: Path) -> int | None:
-    """Locks a scratch folder; None where another writer took it for a dead one's and removed it meanwhile."""
+    """Locks a scratch folder; None if another writer has removed it meanwhile, because it was not locked yet."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -164,7 +166,7 @@ def _hold(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     except OSError:
-        return descriptor  # a file system without locks, where nobody sweeps either
+        return descriptor  # a file system without locks, on which nothing is swept
     if not folder.exists():
         os.close(descriptor)
         return None
@@ -172,7 +174,7 @@ def _hold(folder: Path) -> int | None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes a scratch folder that no living process holds."""
+    """Removes a scratch folder that no running process has locked."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -183,7 +185,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Has the system put a file or a folder's entries on the disk now: after a power cut, what a rename shows must be whole."""
+    """Flushes a file, or the entries of a folder, to the disk, so that a renamed file is complete after a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -213,10 +215,10 @@ def disk_error(path: Path, error: Exception) -> DiskError:
 
 
 def is_free(out: Path) -> bool:
-    """Whether nothing is at `out`, or a folder without anything but locks, litter and what a killed process left half-written.
+    """Whether `out` does not exist, or is a folder with nothing but locks, litter and leftovers of killed processes.
 
     Raises:
-        OSError: it cannot be looked into.
+        OSError: the folder cannot be listed.
     """
     if not out.exists():
         return not out.is_symlink()
@@ -226,30 +228,30 @@ def is_free(out: Path) -> bool:
 
 
 def refuse_taken(out: Path, instead: str = "choose another --out") -> None:
-    """Raises UserError unless `out` is free (`is_free`), or if its name is not text that a record could hold."""
+    """Raises UserError if `out` is not free (`is_free`), or if its name cannot be stored in a record."""
     try:
         str(out).encode()
     except UnicodeEncodeError:
-        raise UserError(f"the name {str(out)!r} is no valid UTF-8; {instead}") from None
+        raise UserError(f"the name {str(out)!r} is not valid UTF-8; {instead}") from None
     try:
         free = is_free(out)
     except OSError as error:
-        raise UserError(f"cannot look into {out}: {error.strerror or error}; {instead}") from None
+        raise UserError(f"cannot list {out}: {error.strerror or error}; {instead}") from None
     if not free:
         raise UserError(f"{out} exists already; {instead}")
 
 
 def refuse_links(folder: Path, *names: str) -> None:
-    """Raises UserError where one of these folders below `folder` is a link, or not a folder: files would land elsewhere."""
+    """Raises UserError if one of these folders below `folder` is a link or not a folder, so that files would go elsewhere."""
     for below in (folder / name for name in names):
         if below.is_symlink():
-            raise UserError(f"{below} is a link, and alignbench writes through none inside a results folder; replace it")
+            raise UserError(f"{below} is a link, and alignbench writes through no link in a results folder; replace it")
         if below.exists() and not below.is_dir():
             raise UserError(f"{below} is not a folder; move it away")
 
 
 def refuse_foreign(file: Path, *marks: bytes) -> None:
-    """Raises UserError unless `file` is absent, or a regular file that holds one of the marks of what alignbench writes."""
+    """Raises UserError if `file` exists and has none of the marks by which files of alignbench are recognised."""
     try:
         status = file.lstat()
     except OSError:
@@ -260,14 +262,16 @@ def refuse_foreign(file: Path, *marks: bytes) -> None:
 
 
 def own_folders(root: Path, *names: str, known: bool = False) -> None:
-    """Makes these folders below `root`, whose files alignbench writes anew each time.
+    """Creates folders below `root` whose files alignbench rewrites each time.
 
     Args:
-        known: whether something else says that their content is alignbench's, though they have no `MARK`.
+        root: the parent folder.
+        names: names of the folders.
+        known: whether their content is known to be alignbench's although they have no `MARK`.
 
     Raises:
-        UserError: one is a link, or holds something that alignbench did not write; none has been made.
-        DiskError: one cannot be made.
+        UserError: a folder is a link, or holds files that alignbench did not write; no folder has been created.
+        DiskError: a folder cannot be created.
     """
     refuse_links(root, *names)
     marks = [root / name / MARK for name in names]
@@ -279,7 +283,7 @@ def own_folders(root: Path, *names: str, known: bool = False) -> None:
         with _disk_errors(mark.parent):
             mark.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError), mark.open("x", encoding="utf-8") as file:
-                file.write("alignbench writes the files of this folder anew; keep files of your own elsewhere.\n")
+                file.write("alignbench rewrites the files of this folder; keep your own files elsewhere.\n")
 
 
 # ---------------------------------------------------------------------------------------------------- one at a time
@@ -287,23 +291,25 @@ def own_folders(root: Path, *names: str, known: bool = False) -> None:
 
 @contextmanager
 def exclusive(folder: Path, lock: str = LOCK, patience: float = 0.0) -> Iterator[None]:
-    """While entered, no other process works in the folder, which is made where it is missing; the lock ends with its process.
+    """Locks the folder, which is created if it is missing, for this process. The lock ends with the process.
 
-    Where the file system has no locks (some network mounts), the block runs without one.
+    If the file system has no locks (some network mounts), the block runs without one.
 
     Args:
+        folder: the folder.
+        lock: name of the lock file.
         patience: seconds to wait for another process.
 
     Raises:
-        UserError: another process is at work there.
-        DiskError: the folder cannot be made or written.
+        UserError: another process has the lock.
+        DiskError: the folder cannot be created or written.
     """
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         if not _locked(descriptor, patience):
-            raise UserError(f"another process is at work in {folder}; wait for it, or choose another --out")
+            raise UserError(f"another process is using {folder}; wait for it, or choose another --out")
         yield
     finally:
         os.close(descriptor)
@@ -325,13 +331,17 @@ def _locked(descriptor: int, patience: float) -> bool:
 
 @contextmanager
 def claimed(out: Path | None, instead: str = "choose another --out") -> Iterator[None]:
-    """While entered, the folder `out` belongs to this process, to be filled once. None claims nothing.
+    """Reserves the folder `out` for this process, which fills it once. None reserves nothing.
 
-    A folder that was made for this and is still empty in the end is removed again.
+    A folder that was created for this and is still empty in the end is removed.
+
+    Args:
+        out: the folder.
+        instead: what the user can do if the folder is taken, for the message.
 
     Raises:
-        UserError: it is not free, or another process has claimed it.
-        DiskError: it cannot be made or written.
+        UserError: the folder is not free, or another process has reserved it.
+        DiskError: the folder cannot be created or written.
     """
     if out is None:
         yield
@@ -350,7 +360,7 @@ def claimed(out: Path | None, instead: str = "choose another --out") -> Iterator
 
 
 def remove_empty(*folders: Path) -> None:
-    """Removes these folders, the innermost first, up to the first that holds anything."""
+    """Removes these folders, in this order, up to the first that is not empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
@@ -358,10 +368,10 @@ def remove_empty(*folders: Path) -> None:
 
 @contextmanager
 def reserved(folder: Path) -> Iterator[Path]:
-    """Makes a new folder of that name, or with `-2`, `-3` ... behind it; removes it in the end if nothing was put into it.
+    """Creates a new folder with this name, or with `-2`, `-3` ... appended; removes it in the end if it is empty.
 
     Raises:
-        DiskError: it cannot be made.
+        DiskError: the folder cannot be created.
     """
     missing = [parent for parent in folder.parents if not parent.exists()]
     with _disk_errors(folder):

@@ -1,18 +1,18 @@
-"""The one door through which YAML comes in and goes out: configurations, tasks, presets, studies, records and `--set`.
+"""Reads and writes all YAML: configurations, tasks, presets, studies, records and `--set`.
 
-What stands in a file is what is read. The rules are those of YAML 1.2's core schema, narrowed to decimal numbers, and not those
-of YAML 1.1, by which PyYAML reads `1e-4` as a text, `012` as 10, `1:30` as 90, `no` as false and a date as a date:
+The rules are those of YAML 1.2's core schema, restricted to decimal numbers. They are not those of YAML 1.1, by which PyYAML
+reads `1e-4` as a text, `012` as 10, `1:30` as 90, `no` as false and a date as a date:
 
-- `true` and `false` are truths, `null`, `~` and nothing at all are null; both may be written Null or NULL, True or TRUE.
-- `12` and `-3` are whole numbers. `1e-4`, `0.50`, `.5` and `.inf` are floats; they remember how they were written, so that a
-  setting that is a text gets exactly that (a folder called `1.10`).
-- Everything else is a text: `no`, `012`, `1_000`, `0x10`, `1:30`, `2024-01-01`. A setting that is a number then takes it for
-  the number that stands there (12, 1000), or refuses it.
+- `true` and `false` are booleans; `null`, `~` and an empty value are null. They may also be written True or TRUE, Null or NULL.
+- `12` and `-3` are integers. `1e-4`, `0.50`, `.5` and `.inf` are floats. Floats remember how they were written, so that a
+  setting whose type is text gets exactly that text (a folder called `1.10`).
+- Everything else is a text: `no`, `012`, `1_000`, `0x10`, `1:30`, `2024-01-01`. A setting whose type is a number converts such
+a
+  text (to 12 or 1000), or refuses it.
 - Keys are texts, whatever they look like.
 
-A key that stands twice is refused (`<<` merges, and what is merged may be overridden), and so are tags that make anything else
-than these values, files that are large, nested deeply, or unfold through aliases.
-"""
+A repeated key is refused (`<<` merges mappings, and merged keys may be overridden). So are tags for any other kind of value,
+and files that are large, deeply nested, or become large through aliases."""
 
 import math
 import re
@@ -25,11 +25,11 @@ from alignbench.errors import UserError
 from alignbench.files.paths import placed
 
 MAX_BYTES = 2**20
-"""Of a YAML file: thousands of times what a study has."""
+"""Largest YAML file, thousands of times larger than a study."""
 MAX_VALUES = 100_000
-"""Keys and values of one text, those that aliases repeat included."""
+"""Largest number of keys and values of one text, including those that aliases repeat."""
 MAX_DEPTH = 50
-"""Lists and mappings inside one another."""
+"""Largest nesting depth of lists and mappings."""
 
 _PREFIX = "tag:yaml.org,2002:"
 _RESOLVERS = (
@@ -48,7 +48,7 @@ _TAGS = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", 
 
 
 class WrittenFloat(float):
-    """A float that remembers how it was written; `str` gives that back."""
+    """A float that remembers how it was written; `str` returns that text."""
 
     text: str
 
@@ -57,7 +57,7 @@ class WrittenFloat(float):
         self.text = text
         return self
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # so that it can be copied, and sent to another process
+    def __getnewargs__(self) -> tuple[Any, ...]:  # so that it can be copied and pickled
         return (self.text,)
 
     def __str__(self) -> str:
@@ -65,20 +65,21 @@ class WrittenFloat(float):
 
 
 def read_yaml(file: Path, what: str = "config file") -> dict[str, Any]:
-    """Keys and values of a YAML file, with paths that begin with `./`, `../` or `~/` made absolute (`alignbench.files.paths`).
+    """Reads the keys and values of a YAML file, and makes paths that begin with `./`, `../` or `~/` absolute.
 
     Args:
-        what: the file is called in errors.
+        file: the file to read.
+        what: what the file is, for messages.
 
     Raises:
-        UserError: the file cannot be read, or holds anything else; the sentence names the line.
+        UserError: the file cannot be read, or does not hold keys and values; the message names the line.
     """
     try:
         with file.open("rb") as opened:
             content = opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read the {what} {file}: {error.strerror}") from None
-    except ValueError as error:  # a name that no file has
+    except ValueError as error:  # a name that a file cannot have
         raise UserError(f"cannot read the {what} {file}: {error}") from None
     try:
         data = parse(_decoded(content))
@@ -92,10 +93,10 @@ def read_yaml(file: Path, what: str = "config file") -> dict[str, Any]:
 
 
 def parse(text: str) -> Any:
-    """What a YAML text holds: None, bool, int, float, str, lists and dictionaries with texts as keys, none of them shared.
+    """Parses a YAML text into None, bool, int, float, str, lists, and dictionaries with texts as keys; no value is shared.
 
     Raises:
-        ValueError: one line that says where and why it cannot be read.
+        ValueError: the text cannot be read; one line says where and why.
     """
     if len(text) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
@@ -109,19 +110,19 @@ def parse(text: str) -> Any:
         raise ValueError(f"{_line(mark)}{_problem(error)}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
-        raise ValueError(f"line {line}: a character that no YAML may hold ({chr(int(error.character))!a})") from None
+        raise ValueError(f"line {line}: a character that YAML does not allow ({chr(int(error.character))!a})") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
 def parse_value(text: str) -> Any:
-    """The value of `key=value` on a command line.
+    """Parses the value of `key=value` on a command line.
 
-    A list, a mapping and a text in quotes are YAML. Anything else is one plain value from its first letter to its last: `#` and
-    `: ` mean nothing in it.
+    Lists, mappings and quoted texts are YAML. Anything else is a single plain value as a whole: `#` and `: ` have no special
+    meaning in it.
 
     Raises:
-        ValueError: one line that says why it cannot be read.
+        ValueError: the value cannot be read; one line says why.
     """
     text = text.strip()
     if text.startswith(("[", "{", '"', "'", "!")):
@@ -134,20 +135,20 @@ def parse_value(text: str) -> Any:
 
 
 def to_yaml(data: Any, **style: Any) -> str:
-    """YAML from which the same data is read, also by readers of YAML 1.1; keys in order, letters as they are."""
+    """Writes data as YAML that readers of YAML 1.1 understand as well; keys keep their order, characters are not escaped."""
     options: dict[str, Any] = {"Dumper": _Dumper, "sort_keys": False, **style}
     text = yaml.dump(data, allow_unicode=True, **options)
-    if set(text) & set("\x85\u2028\u2029\ufeff"):  # PyYAML writes these as they are, and reads them as ends of lines
+    if set(text) & set("\x85\u2028\u2029\ufeff"):  # PyYAML writes these unescaped and reads them as line ends
         text = yaml.dump(data, **options)
     return str(text)
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (as PyYAML has it)
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (as in PyYAML)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts into quotes what YAML 1.1 or this module would take for something else than a text, and repeats what is shared."""
+    """Quotes texts that YAML 1.1 or this module would not read as texts, and writes shared values repeatedly."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -160,7 +161,7 @@ _Dumper.add_representer(WrittenFloat, lambda dumper, value: dumper.represent_sca
 
 
 class _Builder:
-    """Builds the data of a composed document."""
+    """Builds the data of a parsed document."""
 
     def __init__(self) -> None:
         self.values = 0
@@ -169,16 +170,14 @@ class _Builder:
     def value(self, node: yaml.Node) -> Any:
         self.values += 1
         if self.values > MAX_VALUES:
-            raise ValueError(f"it unfolds to more than {MAX_VALUES:,} values; write less, or fewer aliases")
+            raise ValueError(f"it has more than {MAX_VALUES:,} values; shorten it, or use fewer aliases")
         if node.tag not in _TAGS:
             tag = node.tag.replace(_PREFIX, "!!")
-            raise ValueError(
-                f"{_line(node.start_mark)}the tag {tag} makes no setting; leave it out, or write the value as a text"
-            )
+            raise ValueError(f"{_line(node.start_mark)}the tag {tag} is not supported; remove it, or write the value as a text")
         if isinstance(node, yaml.ScalarNode):
             return _plain(node.tag, node.value, _line(node.start_mark))
         if any(node is outer for outer in self.above):
-            raise ValueError(f"{_line(node.start_mark)}it holds itself by an alias")
+            raise ValueError(f"{_line(node.start_mark)}an alias makes it contain itself")
         if len(self.above) >= MAX_DEPTH:
             raise ValueError(f"{_line(node.start_mark)}it is nested too deeply, more than {MAX_DEPTH} levels")
         self.above.append(node)
@@ -195,20 +194,20 @@ class _Builder:
             if not isinstance(key, yaml.ScalarNode):
                 raise ValueError(f"{where}a key must be a text, not a list or a mapping")
             if key.value in lines:
-                raise ValueError(f"{where}the key {key.value!r} stands on {lines[key.value]} already; keep one of them")
+                raise ValueError(f"{where}the key {key.value!r} is already on {lines[key.value]}; remove one of them")
             lines[key.value] = where.removesuffix(": ")
             if key.tag == _MERGE:
                 for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     if not isinstance(source, yaml.MappingNode):
-                        raise ValueError(f"{where}<< merges mappings, and this is none")
-                    merged = {**self.value(source), **merged}  # of several the first wins
+                        raise ValueError(f"{where}<< merges mappings, but this is not a mapping")
+                    merged = {**self.value(source), **merged}  # the first of several mappings wins
             else:
                 own[key.value] = self.value(value)
         return {**merged, **own}
 
 
 def _plain(tag: str, text: str, where: str = "") -> Any:
-    """The value of a scalar with that tag, which the reader found by how it is written, or the user gave."""
+    """The value of a scalar with a tag, which comes from how the scalar is written, or from the user."""
     kind = tag.removeprefix(_PREFIX)
     if kind in ("str", "merge"):  # << as a value
         return text
@@ -225,7 +224,7 @@ def _plain(tag: str, text: str, where: str = "") -> Any:
         pass
     if kind == "int" and text.isdecimal():  # Python refuses thousands of digits
         raise ValueError(f"{where}a whole number must fit into 64 bits")
-    raise ValueError(f"{where}{text!r} is not a value of the tag !!{kind}")  # which was given
+    raise ValueError(f"{where}{text!r} is not a value of the tag !!{kind}")  # a tag from the user
 
 
 def _float(text: str) -> float | str:
@@ -233,13 +232,13 @@ def _float(text: str) -> float | str:
     if named:
         return float(named[1] + named[2])
     number = WrittenFloat(text)
-    if not math.isfinite(number):  # too large: as a number it would be another
+    if not math.isfinite(number):  # too large for a float, so it stays a text
         return text
     return float(number) if text == repr(float(number)) else number
 
 
 def _decoded(content: bytes) -> str:
-    """The text of a file, without its byte-order mark."""
+    """Decodes a file's content, without its byte-order mark."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16; save it as UTF-8")
     if len(content) > MAX_BYTES:
@@ -258,7 +257,7 @@ def _line(mark: Any) -> str:
 def _problem(error: yaml.MarkedYAMLError) -> str:
     problem = " ".join(str(error.problem or error.context or error).split())
     if "'\\t'" in problem:
-        return "a tab, where YAML takes blanks alone"
+        return "a tab, but YAML allows only spaces here"
     if problem.startswith("mapping values are not allowed"):
         return f"{problem}; a text with ': ' in it needs quotes"
     return problem

@@ -1,1 +1,1 @@
-"""Scoring without training: checkpoints, folders, images, and scorers over HTTP."""
+"""Scoring without training: of checkpoints, model folders and images, and scorers over HTTP."""

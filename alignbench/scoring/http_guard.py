@@ -1,10 +1,11 @@
-"""What stands between the scorer service and whoever reaches its port: who may ask, how much, and for how long.
+"""Protects the scorer service: which clients it answers, how large their requests may be, and how long they may take.
 
-Web pages must not use a service that runs beside the browser. A page of another site can send simple requests anywhere, so
-that scoring takes a content type for which a browser asks first. A page whose own name is made to resolve to this machine
-(DNS rebinding) gives that name as Host, so that only names of this machine are answered; an address cannot be rebound.
+Web pages must not use a service that runs on the same machine as the browser. A page of another site can send simple requests
+anywhere, so scoring requires a content type for which a browser asks for permission first. A page whose name is made to resolve
+to this machine (DNS rebinding) sends that name as Host, so only names of this machine are answered; an IP address cannot be
+rebound.
 
-Needs starlette and uvicorn.
+This module needs starlette and uvicorn.
 """
 
 import asyncio
@@ -24,22 +25,26 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 HEADER_SECONDS = 10.0
-"""How long a client may take from its connection, or from the first byte of a later request, to the end of the header."""
+"""How many seconds a client may take from its connection, or from the first byte of a later request, to the end of the
+header."""
 BODY_SECONDS, BODY_RATE = 10.0, 2**16
-"""A body may take BODY_SECONDS, and a second more for each BODY_RATE bytes that have come."""
+"""How many seconds a body may take, and after how many received bytes it gets another second."""
 ANSWER_SECONDS = 10.0
-"""How long a client may leave an answer unread."""
+"""How many seconds a client may leave a response unread."""
 DRAIN_SECONDS = 5.0
-"""How long the body of a refused request is read and dropped: a client that is still sending it would lose the answer."""
+"""For how many seconds the body of a refused request is read and dropped. Otherwise a client that is still sending it would
+lose the response."""
 MAX_CONNECTIONS = 512
+"""The largest number of connections."""
 
 
 class Refusal(Exception):  # noqa: N818
-    """A request is not answered.
+    """A request is refused.
 
     Attributes:
-        status: the HTTP status.
-        sentence: what the client is told.
+        status: the HTTP status of the response.
+        sentence: the error message of the response.
+        headers: further headers of the response.
     """
 
     def __init__(self, status: int, sentence: str, **headers: str) -> None:
@@ -48,11 +53,13 @@ class Refusal(Exception):  # noqa: N818
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
     def response(self) -> JSONResponse:
-        return _Refused({"error": self.sentence}, self.status, {"connection": "close", **self.headers})
+        """Makes the response, after which the connection is closed."""
+        return _RefusalResponse({"error": self.sentence}, self.status, {"connection": "close", **self.headers})
 
 
-class _Refused(JSONResponse):
-    """An answer that can come before the request's body has. The client has all of it while the body is still dropped."""
+class _RefusalResponse(JSONResponse):
+    """A response that can be sent before the request's body has arrived. The client gets all of it while the body is
+    dropped."""
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -65,11 +72,12 @@ class _Refused(JSONResponse):
 
 
 def guarded(app: "ASGIApp", hosts: Collection[str], authorization: str | None) -> "ASGIApp":
-    """The application for those who may use it.
+    """Wraps an application so that it refuses clients that may not use it.
 
     Args:
-        hosts: names of this machine, in lower case; its addresses need not be among them.
-        authorization: the Authorization header that each request must have; None for no such demand.
+        app: the ASGI application.
+        hosts: the names of this machine, in lower case; its addresses need not be among them.
+        authorization: the Authorization header that each request must have; None if none is required.
     """
 
     async def guard(scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -85,7 +93,7 @@ def guarded(app: "ASGIApp", hosts: Collection[str], authorization: str | None) -
 
 
 def check_body(headers: Headers, max_bytes: int) -> None:
-    """Raises Refusal for a body that is not JSON, or that is announced to be too large."""
+    """Raises Refusal if the headers announce a body that is not JSON or that is too large."""
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "the request must have the header Content-Type: application/json")
     length = headers.get("content-length", "")
@@ -94,7 +102,7 @@ def check_body(headers: Headers, max_bytes: int) -> None:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytearray:
-    """The body of a request; raises Refusal where it is too large, or comes too slowly."""
+    """Reads the body of a request; raises Refusal if it is larger than `max_bytes` or arrives too slowly."""
     began, body = asyncio.get_running_loop().time(), bytearray()
     try:
         async with asyncio.timeout_at(began + BODY_SECONDS) as deadline:
@@ -104,15 +112,15 @@ async def read_body(request: Request, max_bytes: int) -> bytearray:
                     raise _too_large(max_bytes)
                 deadline.reschedule(began + BODY_SECONDS + len(body) / BODY_RATE)
     except TimeoutError:
-        raise Refusal(408, "the request's body came too slowly") from None
+        raise Refusal(408, "the request's body arrived too slowly") from None
     return body
 
 
 class Queue:
-    """Requests that wait for one another.
+    """A queue of requests, of which one is processed at a time.
 
     Args:
-        length: how many may wait beside the one that is being answered; further ones are refused.
+        length: how many requests may wait besides the one that is being processed; further ones are refused.
     """
 
     def __init__(self, length: int) -> None:
@@ -122,9 +130,9 @@ class Queue:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place in the queue, to be taken before the body is read; raises Refusal where there is none."""
+        """Takes a place in the queue, before the body is read; raises Refusal if there is none."""
         if self.inside > self.length:
-            raise Refusal(503, f"{self.length} requests are waiting already; ask again later", retry_after="1")
+            raise Refusal(503, f"{self.length} requests are already waiting; try again later", retry_after="1")
         self.inside += 1
         try:
             yield
@@ -133,13 +141,13 @@ class Queue:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Entered by one at a time, in order of arrival."""
+        """Waits for this request's turn, in the order of arrival."""
         async with self._turn:
             yield
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits for ever for the end of a header and for an answer to be read."""
+    """uvicorn's HTTP/1.1 with timeouts for headers and for unread responses, which uvicorn itself would wait for forever."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -148,7 +156,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # `pause_writing` is told whenever the client does not keep up
+        transport.set_write_buffer_limits(high=0)  # `pause_writing` is called whenever the client does not keep up
         if len(self.connections) > most_connections():
             transport.write(
                 b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -176,7 +184,7 @@ class GuardedProtocol(H11Protocol):
             self._answer_timer.cancel()
 
     def _watch_header(self) -> None:
-        """Begins to wait for the end of a header, unless a request is being answered."""
+        """Starts the timer for the end of a header, unless a request is being processed."""
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self._header_timer is None:
             self._header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
@@ -186,12 +194,13 @@ class GuardedProtocol(H11Protocol):
 
 
 def uvicorn_options() -> dict[str, Any]:
-    """How uvicorn must be run for all of this to hold."""
+    """Returns the options that uvicorn needs for this protection to work."""
     return {"http": GuardedProtocol, "ws": "none", "proxy_headers": False, "server_header": False}
 
 
 def most_connections() -> int:
-    """Connections at a time: half of the files that this process may open, so that the scorer can open its own."""
+    """Computes the largest number of connections: half of the files that this process may open, so the scorer can open
+    others."""
     try:
         import resource
     except ImportError:  # not on POSIX
@@ -201,19 +210,21 @@ def most_connections() -> int:
 
 
 def _check_client(headers: Headers, hosts: Collection[str], authorization: str | None) -> None:
+    """Raises Refusal for a wrong host, for a web page of another site, and for a missing or wrong token."""
     host = headers.get("host", "")
     if not _is_ours(host, hosts):
         raise Refusal(403, f"this service is not called {host[:200]!r}; serve-scorer --allow-host NAME adds a name")
     origin = headers.get("origin")
     if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
         raise Refusal(403, f"web pages of {origin[:200]!r} may not use this service")
-    given = headers.get("authorization", "").encode("latin-1")
-    if authorization is not None and not hmac.compare_digest(given, authorization.encode("latin-1")):
-        wrong = "not this service's" if given else "missing"
-        raise Refusal(401, f"the token is {wrong}", www_authenticate="Bearer")
+    sent = headers.get("authorization", "").encode("latin-1")
+    if authorization is not None and not hmac.compare_digest(sent, authorization.encode("latin-1")):
+        problem = "not this service's" if sent else "missing"
+        raise Refusal(401, f"the token is {problem}", www_authenticate="Bearer")
 
 
 def _is_ours(host: str, hosts: Collection[str]) -> bool:
+    """Tells whether a Host header is an IP address or one of this machine's names."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -228,4 +239,4 @@ def _is_ours(host: str, hosts: Collection[str]) -> bool:
 
 
 def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(413, f"the request is larger than {max_bytes} bytes; ask for fewer images")
+    return Refusal(413, f"the request is larger than {max_bytes} bytes; send fewer images")

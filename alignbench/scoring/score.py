@@ -1,4 +1,4 @@
-"""What `eval` does: judge a model or a folder of pictures, in the way that a run judges, and write down what was found."""
+"""Does the work of `eval`: evaluates a model or a folder of images as a run does, and writes the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +11,14 @@ from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, e
 from alignbench.figures import plots
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, threads_of
-from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric, environment, now
+from alignbench.records.environment import environment, now
+from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric
 from alignbench.tasks import Task, load_task
 from alignbench.tasks.prompts import read_pictures
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
 Advance = Callable[[str], None]
+"""Is told what happens next, for a progress display."""
 
 
 def score_model(
@@ -28,49 +30,51 @@ def score_model(
     settings: Mapping[str, dict[str, Any]] | None = None,
     advance: Advance = lambda what: None,
 ) -> EvalRecord:
-    """MetricSuite a backbone on the task's evaluation prompts, as a run with this configuration does.
+    """Evaluates a backbone on the task's evaluation prompts, as a run with this configuration does.
 
     Args:
-        config: which backbone, task and protocol.
+        config: the configuration, with the backbone, the task and the protocol.
         out: a new folder for `eval.json`, `evals.parquet` and a sheet of samples; None to write nothing.
-        run: the folder of a run whose newest checkpoint is judged; None for the backbone as it is.
-        evals: names; the task's own where there are none.
-        settings: of evals by name, over those of the task.
+        run: the folder of a run whose newest checkpoint is evaluated; None for the backbone as it is.
+        evals: the names of the metrics; empty for those of the task.
+        settings: metric -> settings that override those of the task.
+        advance: is told what happens next.
 
     Raises:
-        UserError: an unknown name or setting, no checkpoint, too few prompts, or a folder that is taken.
+        UserError: a name or setting is unknown, there is no checkpoint, there are too few prompts, or the folder exists
+            already.
         RunError: a scorer failed.
     """
     with claimed(out):
         task = _task(config, evals, settings or {})
         prompts = evaluation_prompts(task, config.evaluation)
         weights = policy_weights(run / "checkpoints") if run else None
-        judges = MetricSuite(task, config.scorer_timeout)
+        suite = MetricSuite(task, config.scorer_timeout)
         advance("loading models")
-        judges.prepare()
-        judges.check_prompts(prompts)
+        suite.prepare()
+        suite.check_prompts(prompts)
         policy = load_configured_backbone(config)
         e = config.evaluation
         with judged_weights(policy, weights):
-            found = evaluate(policy, task, judges, e, micro_batch=config.micro_batch or 64, advance=advance)
+            evaluation = evaluate(policy, task, suite, e, micro_batch=config.micro_batch or 64, advance=advance)
         protocol = EvalProtocol(
             source="checkpoint" if run else "pipeline",
             path=str(run or config.backbone.name),
             iteration=weights.iteration if weights else None,
             task=task.name,
-            prompts=len(found.prompts),
-            pictures=len(found.images),
+            prompts=len(evaluation.prompts),
+            pictures=len(evaluation.images),
             steps=e.steps or policy.default_steps,
             guidance=policy.guidance,
             weights=weights.kind if weights else "raw",
             noise_seed=e.seed,
-            evals=judges.describe(),
+            evals=suite.describe(),
         )
-        sheet = None if out is None else plots.grid(found.images, e.images_per_prompt)
-        return _recorded(found, protocol, environment(str(policy.device), threads_of(config)), out, sheet)
+        sheet = None if out is None else plots.grid(evaluation.images, e.images_per_prompt)
+        return _record(evaluation, protocol, environment(str(policy.device), threads_of(config)), out, sheet)
 
 
-def score_pictures(
+def score_images(
     folder: Path,
     prompts: Path,
     config: RunConfig,
@@ -80,34 +84,44 @@ def score_pictures(
     settings: Mapping[str, dict[str, Any]] | None = None,
     advance: Advance = lambda what: None,
 ) -> EvalRecord:
-    """MetricSuite pictures that were made elsewhere; `read_pictures` says which prompt each belongs to.
+    """Evaluates images that were made elsewhere.
+
+    Args:
+        folder: the folder of the images.
+        prompts: the file of their prompts; `read_pictures` decides which prompt each image belongs to.
+        config: the configuration, with the task whose metrics are used.
+        out: a new folder for `eval.json` and `evals.parquet`; None to write nothing.
+        evals: the names of the metrics; empty for those of the task.
+        settings: metric -> settings that override those of the task.
+        advance: is told what happens next.
 
     Raises:
-        UserError: pictures and prompts do not fit, one cannot be opened, or an eval cannot take them.
+        UserError: images and prompts do not fit together, an image cannot be opened, or a metric does not accept them.
         RunError: a scorer failed.
     """
     with claimed(out):
         task = _task(config, evals, settings or {})
-        judges = MetricSuite(task, config.scorer_timeout)
-        judges.require()
-        advance("reading pictures")
-        pictures = read_pictures(folder, prompts)
+        suite = MetricSuite(task, config.scorer_timeout)
+        suite.require()
+        advance("reading images")
+        inputs = read_pictures(folder, prompts)
         advance("loading models")
-        judges.prepare()
-        judges.check_prompts(pictures.prompts)
-        found = evaluate_images(pictures.images, None, pictures.prompts, pictures.owners, judges, advance=advance)
+        suite.prepare()
+        suite.check_prompts(inputs.prompts)
+        evaluation = evaluate_images(inputs.images, None, inputs.prompts, inputs.owners, suite, advance=advance)
         protocol = EvalProtocol(
             source="images",
             path=str(folder),
             task=task.name,
-            prompts=len(pictures.prompts),
-            pictures=len(pictures.images),
-            evals=judges.describe(),
+            prompts=len(inputs.prompts),
+            pictures=len(inputs.images),
+            evals=suite.describe(),
         )
-        return _recorded(found, protocol, environment(config.device, threads_of(config)), out)
+        return _record(evaluation, protocol, environment(config.device, threads_of(config)), out)
 
 
 def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> Task:
+    """The configuration's task, with other metrics or settings if there are any."""
     task = load_task(config.task)
     if not evals and not settings:
         return task
@@ -115,18 +129,20 @@ def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[s
     return task.judged_by(task.choices(evals or own, settings))
 
 
-def _recorded(
-    found: Evaluation,
+def _record(
+    evaluation: Evaluation,
     protocol: EvalProtocol,
     surroundings: dict[str, Any],
     out: Path | None,
     sheet: Image.Image | None = None,
 ) -> EvalRecord:
+    """Makes the record of an evaluation, and writes it with its tables into a folder, if there is one."""
+    directions, roles = evaluation.directions, evaluation.roles
     metrics = {
-        name: ScoredMetric(**estimate.model_dump(), higher_is_better=found.directions[name], role=found.roles[name])
-        for name, estimate in estimates(found).items()
+        name: ScoredMetric(**estimate.model_dump(), higher_is_better=directions[name], role=roles[name])
+        for name, estimate in estimates(evaluation).items()
     }
-    whole = found.table[found.table.metric.map(lambda m: found.roles[m] != "part")]
+    whole = evaluation.table[evaluation.table.metric.map(lambda m: roles[m] != "part")]
     record = EvalRecord(
         judged=now(),
         metrics=metrics,
@@ -138,7 +154,7 @@ def _recorded(
     def write(folder: Path) -> None:
         if sheet is not None:
             sheet.save(folder / "samples.png")
-        found.table.to_parquet(folder / "evals.parquet", index=False)
+        evaluation.table.to_parquet(folder / "evals.parquet", index=False)
         (folder / "eval.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     if out is not None:

@@ -1,20 +1,20 @@
-"""A scorer as an HTTP service: what `serve-scorer` offers and the eval `remote` calls.
+"""A scorer as an HTTP service, which `serve-scorer` offers and the eval `remote` uses.
 
     GET  /       -> ServiceInfo
     POST /score  ScoreRequest -> ScoreResponse
 
-All JSON, with each image as a PNG in base64. Nothing that is received is ever executed or unpickled. A score of null means
-that the scorer gave up on this item. Any other status than 200 comes with `{"error": one sentence}`:
+Requests and responses are JSON, with each image as a PNG in base64. Received data are never executed or unpickled. A score of
+null means that the scorer could not score this image. Any status other than 200 comes with `{"error": one sentence}`:
 
     400  the body is not a ScoreRequest, or one of its images is not a PNG
     401  the token is missing or wrong
-    403  the Host header names another machine, or a web page of another site asks
-    408  the body came too slowly
-    413  the body is larger than the service takes
+    403  the Host header names another machine, or the request comes from a web page of another site
+    408  the body arrived too slowly
+    413  the body is larger than the service accepts
     415  the content type is not application/json
     422  the scorer refuses these images or prompts
     500  the scorer failed
-    503  too many requests are waiting; the header Retry-After says when to ask again
+    503  too many requests are waiting; the header Retry-After says when to try again
 """
 
 import base64
@@ -45,47 +45,57 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 PROTOCOL = 1
+"""The version of the protocol."""
 MAX_PIXELS = 256_000_000
-"""Of all images of a request: what small PNGs may unfold to."""
+"""The largest number of pixels of all images of a request, because a small PNG can decompress to many."""
 MAX_IMAGES = 10_000
-"""Of a request."""
+"""The largest number of images of a request."""
 QUEUE = 32
-"""Requests that wait while another one is answered."""
+"""How many requests may wait while another one is processed."""
 MAX_REASON = 2000
-"""Letters of what a client is told about a failure."""
+"""How many characters of a failure's message a client gets."""
 
 
 class _Message(BaseModel):
+    """A request or a response; unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
 
 class ServiceInfo(_Message):
+    """What a service says about itself."""
+
     protocol: int = PROTOCOL
     alignbench: str = __version__
     scorer: str
     about: dict[str, Any]
-    """The scorer's own description: model, device, settings."""
+    """The scorer's description of itself: model, device, settings."""
 
 
 class ScoreRequest(_Message):
+    """Images to be scored, with their prompts."""
+
     prompts: list[str]
     images: list[str]
-    """PNG in base64, one for each prompt."""
+    """One image for each prompt, a PNG in base64."""
 
 
 class ScoreResponse(_Message):
+    """The scores of a request's images."""
+
     scores: list[FiniteFloat | None]
+    """One score for each image; None where it could not be scored."""
 
 
-def png(picture: np.ndarray) -> str:
-    """uint8 [h, w, 3] as it travels."""
+def png(image: np.ndarray) -> str:
+    """Encodes an image, uint8 [h, w, 3], as a PNG in base64."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether it is a name or an address by which this machine reaches itself alone."""
+    """Tells whether a host is a name or an address by which only this machine reaches itself."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -100,7 +110,7 @@ def is_loopback(host: str) -> bool:
 
 
 def names_of_this_machine(host: str) -> set[str]:
-    """The names by which clients may call a service that listens on this host."""
+    """Lists the names by which clients may address a service that listens on this host, in lower case."""
     names = {"localhost", host.lower()}
     return names if is_loopback(host) else names | {socket.gethostname().lower(), socket.getfqdn().lower()}
 
@@ -113,16 +123,17 @@ def application(
     hosts: Collection[str] = ("localhost",),
     authorization: str | None = None,
 ) -> "ASGIApp":
-    """The service as an ASGI application; requests are scored one after the other.
+    """Makes the service, an ASGI application that scores one request at a time.
 
-    To be run with `alignbench.scoring.http_guard.uvicorn_options()`.
+    It must be run with `alignbench.scoring.http_guard.uvicorn_options()`.
 
     Args:
-        max_bytes: of one request's body. A larger one is refused unread where its length is announced, otherwise once that
-            much has come.
-        queue: how many requests may wait. Each holds no more than its body: images are decompressed in its turn.
-        hosts: names of this machine that a request may be addressed to, in lower case. Its addresses are always among them.
-        authorization: the Authorization header that each request must have; None for no such demand.
+        scorer: the scorer.
+        max_bytes: the largest body of a request. A larger one is refused before it is read if its length is announced, and
+            otherwise once that many bytes have been received.
+        queue: how many requests may wait. Each takes only the memory of its body, since images are decompressed in its turn.
+        hosts: the names of this machine that a request may be addressed to, in lower case. Its addresses are always accepted.
+        authorization: the Authorization header that each request must have; None if none is required.
 
     Raises:
         UserError: the web framework is not installed.
@@ -140,23 +151,23 @@ def application(
     waiting = http_guard.Queue(queue)
 
     def failed(error: Exception) -> Response:
-        """Whatever a scorer raises: the client is told in one line, the log has the rest, and the service goes on."""
+        """Reports an exception of the scorer: one line to the client, all of it in the log. The service continues."""
         logging.getLogger("uvicorn.error").error("the scorer failed", exc_info=error)
         reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         return JSONResponse({"error": str(RunError(reason[:MAX_REASON]))}, 500)
 
-    def scored(body: bytearray) -> Response:
+    def score_body(body: bytearray) -> Response:
         try:
             images, prompts = _request(body)
         except UserError as error:
             return JSONResponse({"error": str(error)}, 400)
         try:
-            answer = checked_scores(scorer.score(images, prompts), len(images), scorer.name)
+            scores = checked_scores(scorer.score(images, prompts), len(images), scorer.name)
         except UserError as error:
             return JSONResponse({"error": str(error)}, 422)
         except Exception as error:
             return failed(error)
-        response = ScoreResponse(scores=[None if np.isnan(score) else float(score) for score in answer])
+        response = ScoreResponse(scores=[None if np.isnan(score) else float(score) for score in scores])
         return Response(response.model_dump_json(), media_type="application/json")
 
     async def score(request: "Request") -> Response:
@@ -164,14 +175,14 @@ def application(
             http_guard.check_body(request.headers, max_bytes)
             async with waiting.place():
                 body = await http_guard.read_body(request, max_bytes)
-                await request.is_disconnected()  # which makes uvicorn read on, and so notice it when the client leaves
+                await request.is_disconnected()  # makes uvicorn read on, so that it notices when the client disconnects
                 async with waiting.turn():
                     if await request.is_disconnected():
                         raise ClientDisconnect
-                    return await run_in_threadpool(scored, body)
+                    return await run_in_threadpool(score_body, body)
         except http_guard.Refusal as refusal:
             return refusal.response()
-        except ClientDisconnect:  # it has given up, and asks again if it wants to
+        except ClientDisconnect:  # nobody reads the response
             return Response(status_code=408)
 
     async def info(request: "Request") -> Response:
@@ -195,12 +206,20 @@ def serve(
     token_file: Path | None = None,
     allowed_hosts: Sequence[str] = (),
 ) -> None:
-    """Serves until it is interrupted; what the scorer lacks is told first.
+    """Serves a scorer until it is interrupted. Missing weights are reported before it starts.
 
     Args:
-        token_file: whose content each request must bring as its token; None for the variable ALIGNBENCH_SCORER_TOKEN, if it
-            is there.
-        allowed_hosts: names of this machine beside its own, such as one that a reverse proxy goes by.
+        scorer: the scorer.
+        host: the address to listen on.
+        port: the port to listen on.
+        max_bytes: the largest body of a request.
+        queue: how many requests may wait.
+        token_file: a file that contains the token which each request must have; None for the variable ALIGNBENCH_SCORER_TOKEN,
+            if it is set.
+        allowed_hosts: further names by which this machine may be addressed, for instance through a reverse proxy.
+
+    Raises:
+        UserError: weights are missing, the token cannot be read, or the web framework is not installed.
     """
     authorization = scorer_authorization(token_file)
     hub.require(dict.fromkeys(scorer.from_hub(), scorer.name))
@@ -213,16 +232,17 @@ def serve(
 
     if authorization is None and not is_loopback(host):
         print(
-            f"alignbench: whoever can reach {host}:{port} can use this scorer; --token-file asks for a token", file=sys.stderr
+            f"alignbench: everyone who can reach {host}:{port} can use this scorer; --token-file requires a token",
+            file=sys.stderr,
         )
     uvicorn.run(app, host=host, port=port, log_level="info", **uvicorn_options())
 
 
 def _request(body: bytes | bytearray) -> tuple[Sequence[Image.Image], list[str]]:
-    """The images and prompts of a request.
+    """Parses a request into its images and prompts.
 
     Raises:
-        UserError: it is not such a request, or an image is not a PNG, or they are too large.
+        UserError: it is not a ScoreRequest, an image is not a PNG, or the images are too many or too large.
     """
     try:
         request = ScoreRequest.model_validate_json(body)
@@ -231,25 +251,26 @@ def _request(body: bytes | bytearray) -> tuple[Sequence[Image.Image], list[str]]
     if len(request.images) != len(request.prompts):
         raise UserError(f"there are {len(request.images)} images for {len(request.prompts)} prompts")
     if len(request.images) > MAX_IMAGES:
-        raise UserError(f"there are more than {MAX_IMAGES} images; ask for fewer at a time")
+        raise UserError(f"there are more than {MAX_IMAGES} images; send fewer at a time")
     files, pixels = [], 0
     for number, text in enumerate(request.images):
-        with _no_png(number):
+        with _png_errors(number):
             files.append(base64.b64decode(text, validate=True))
             width, height = image_size(files[-1], ("PNG",))
-        pixels += width * height  # known from its head, before anything is unfolded
+        pixels += width * height  # read from the file's header, before anything is decompressed
         if pixels > MAX_PIXELS:
-            raise UserError(f"the images have more than {MAX_PIXELS} pixels; ask for fewer at a time")
+            raise UserError(f"the images have more than {MAX_PIXELS} pixels; send fewer at a time")
     images = []
     for number, file in enumerate(files):
-        with _no_png(number):
+        with _png_errors(number):
             images.append(decode_image(file, ("PNG",)))
     return images, request.prompts
 
 
 @contextmanager
-def _no_png(number: int) -> Iterator[None]:
+def _png_errors(number: int) -> Iterator[None]:
+    """Turns errors about an image's encoding into a UserError that names the image."""
     try:
         yield
-    except (UserError, ValueError) as error:  # ValueError: it is not base64
+    except (UserError, ValueError) as error:  # a ValueError means that it is not base64
         raise UserError(f"image {number} is not a PNG in base64: {error}") from None

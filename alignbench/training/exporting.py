@@ -12,7 +12,8 @@ from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone
-from alignbench.training.checkpoint import PolicyWeights, policy_weights
+from alignbench.training.checkpoint import policy_weights
+from alignbench.training.tensors import PolicyWeights
 
 CHOICES = ("last", "best")
 ABOUT = "alignbench-export.json"

@@ -25,6 +25,7 @@ from alignbench.files.paths import local_path
 from alignbench.files.text_files import read_table
 from alignbench.files.writing import claimed, disk_error
 from alignbench.flow import Reduction
+from alignbench.rollouts.builder import ForestBuilder
 from alignbench.rollouts.executor import sample
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan, Step
@@ -111,30 +112,21 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
     """
     images = [image for pair in pairs for image in pair.images()]
     latents = policy.encode_images(images).float()
-    none, numbers = torch.empty(0, dtype=torch.long, device=latents.device), latents.new_empty(0)
-    return RolloutForest(
+    builder = ForestBuilder()
+    leaves = builder.add_states(latents)
+    forest = builder.build(
+        leaves,
+        leaves.new_empty(len(leaves), 0),
         prompts=[pair.prompt for pair in pairs],
         plan=Plan((Step(),), roots=2),
-        iteration=iteration,
-        reduction=reduction,
-        states=latents,
-        rows=none,
-        row_group=none,
-        row_step=none,
-        row_velocity=latents[:0],
-        edge_row=none,
-        edge_child=none,
-        edge_sigma=numbers,
-        edge_sigma_next=numbers,
-        edge_eta=numbers,
-        old_log_prob=numbers,
-        leaves=torch.arange(len(images), device=latents.device),
-        leaf_edges=none.new_empty(len(images), 0),
-        seed=seed,
         sigmas=policy.sigmas(policy.default_steps),
+        reduction=reduction,
+        iteration=iteration,
+        seed=seed,
         schedule_shift=policy.schedule_shift(),
-        rewards=latents.new_tensor([1.0, 0.0]).repeat(len(pairs)),
     )
+    forest.rewards = latents.new_tensor([1.0, 0.0]).repeat(len(pairs))
+    return forest
 
 
 def write_pairs(

@@ -1,62 +1,50 @@
-"""A run: judge the base model, train it with one (objective, sampler) pair, judge it again, write the record."""
+"""A run: evaluates the base model, trains it with one (objective, sampler) pair, evaluates it again and writes the record."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
 
 from alignbench import groups
-from alignbench.backbone import PointDistribution, device_named
-from alignbench.backbones.mixture import distributions
-from alignbench.config.run_config import RunConfig
+from alignbench.backbone import KnownDistributions, device_named
+from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
-from alignbench.evaluation import curve
 from alignbench.evaluation.evaluate import (
-    PATHS,
     Evaluation,
     MetricSuite,
     alarms,
     check_scores_vary,
-    evaluate,
-    evaluation_prompts,
     metric_changes,
-    path_kl,
     too_faint,
-    validation_prompts,
-    with_measured,
 )
 from alignbench.figures import plots
-from alignbench.files.writing import exclusive, refuse_links, refuse_taken, write_atomically
-from alignbench.files.yaml_files import to_yaml
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
-from alignbench.records.record import CONFIG, Protocol, Result, RunInfo, environment, write_result
+from alignbench.records.environment import environment
+from alignbench.records.record import CONFIG, Protocol, Result, RunInfo
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.plan import Plan
 from alignbench.runtime import launch
 from alignbench.runtime.micro_batch import first_line
 from alignbench.runtime.processes import Processes, join
-from alignbench.tasks import RewardChoice, load_task
+from alignbench.sampler import Sampler
+from alignbench.tasks import RewardChoice, Task, load_task
 from alignbench.training import engine
 from alignbench.training.checkpoint import has_checkpoint
 from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
+from alignbench.training.run_evaluation import PromptSets, RunEvaluator
+from alignbench.training.run_folder import RunFolder, check_free
 from alignbench.training.tracking import Tracking, check_trackers
 from alignbench.training.trainer import Trainer
 
-SUBFOLDERS = ("checkpoints", "plots", "samples", "tensorboard", "wandb")
-"""Folders that a run writes below its own."""
-EVALUATION_ROWS = 64
-"""Rows in one model call of an evaluation, where `micro_batch` does not say."""
 TREE_CANDIDATES = 4
 """Prompts that are rolled out for the tree drawing; the one whose rewards differ most is drawn."""
+DRAWN_BETA = 2.0
+"""Inverse temperature of the target in that drawing, for an objective that has none of its own."""
 
 
 def run(
@@ -67,14 +55,21 @@ def run(
     resume: bool = False,
     bases: dict[str, Evaluation] | None = None,
 ) -> Result:
-    """Trains and evaluates one pair; everything lands in the folder `out`.
+    """Trains and evaluates one pair, and writes everything into the folder `out`.
+
+    If a launcher started several ranks, each calls this with the same arguments. They share the work; rank 0 writes the
+    folder, and all return the record.
 
     Args:
+        config: every setting of the run.
         out: a new or empty folder; with `resume`, the folder of an interrupted run.
-        bases: evaluations of base models, kept between runs: one that is judged alike is not judged again.
+        console: shows the progress; by default nothing is shown.
+        resume: continue from the newest checkpoint in `out`.
+        bases: evaluations of base models, to be shared between runs: a base model that would be evaluated in the same way
+            again is not.
 
-    Where a launcher started several processes, each calls this with the same arguments. They share the work; the first one
-    writes the folder, and all return the record.
+    Returns:
+        The record, as in `result.json`.
 
     Raises:
         UserError: the configuration is wrong or the folder is taken, also by another process; nothing has been written.
@@ -84,14 +79,15 @@ def run(
     processes = join(device_named(config.device), sharded=config.sharded or launch.asks_for_sharding())
     out = Path(processes.all_gather_object(str(out))[0])
     if not resume:
-        processes.on_all_ranks(lambda: _refuse_taken(out))
-    shown = console if console and processes.is_rank_zero else Silent()
+        processes.on_all_ranks(lambda: check_free(out))
+    view = console if console and processes.is_rank_zero else Silent()
     try:
-        made = processes.on_all_ranks(lambda: _PairRun(config, out, shown, {} if bases is None else bases, processes))
+        pair_run = processes.on_all_ranks(lambda: _PairRun(config, out, view, processes))
         if processes.sharded:
-            made.policy.shard()
-        processes.on_all_ranks(made.prepare)
-        return made.run(resume)
+            pair_run.policy.shard()
+        processes.on_all_ranks(lambda: pair_run.prepare({} if bases is None else bases))
+        with pair_run.folder.claimed(resume=resume):
+            return pair_run.run(resume)
     except (ScorerError, DiskError) as error:
         if not (out / CONFIG).is_file():
             raise
@@ -100,277 +96,178 @@ def run(
         raise RunError(f"out of memory: {first_line(error)}") from error
 
 
-def _chosen_clip(objective: Objective) -> bool:
-    """Whether the objective has a clip range, and another one than its default: a choice that is expected to act."""
-    clip = type(objective.settings).model_fields.get("clip")
-    return clip is not None and objective.settings.clip != clip.default
-
-
-def _refuse_taken(out: Path) -> None:
-    refuse_taken(out, f"choose another --out, or continue it with --resume {out}")
-
-
 class _PairRun:
-    def __init__(
-        self, config: RunConfig, out: Path, console: Console, bases: dict[str, Evaluation], processes: Processes
-    ) -> None:
+    """One run: what it loads, and its course from the first evaluation to the record."""
+
+    def __init__(self, config: RunConfig, out: Path, console: Console, processes: Processes) -> None:
+        """Loads task, objective, sampler, metrics and model; what can be refused is refused before anything large is loaded."""
         self.config = config = config.anchored()
-        self.out, self.console, self.bases, self.processes = out, console, bases, processes
-        self.checkpoints = out / "checkpoints"
-        self.task = load_task(config.task)
-        fingerprint = self.task.fingerprint()
-        if config.scorer_url:
-            token = {"token_file": str(config.scorer_token_file)} if config.scorer_token_file else {}
-            service = RewardChoice(eval="remote", settings={"url": config.scorer_url, **token})
-            self.task = self.task.rewarded_by(service)
-        self.fingerprint = fingerprint
-        self.objective = objective = load_objective(config.objective.name, **config.objective.settings)
+        self.console, self.processes = console, processes
+        self.folder = RunFolder(out, processes, console.warn)
+        task = load_task(config.task)
+        self.fingerprint = task.fingerprint()
+        self.task = _with_remote_reward(task, config)
+        self.objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-        plan = self.sampler.plan(0.0, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
-        if objective.needs.training and objective.replays and not plan.stochastic_steps:
-            raise UserError(
-                f"objective {objective.name} trains on stochastic steps and the plan of sampler {self.sampler.name} has none; "
-                "choose another sampler, or an objective that trains on pictures (dpo, raft, nft)"
-            )
-        self.judged = evaluation_prompts(self.task, config.evaluation)  # likewise
-        self.validated = validation_prompts(self.task, config.evaluation) if config.evaluation.every else []
+        self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
+        _check_fit(self.objective, self.sampler, self.plan)
+        self.prompts = PromptSets(self.task, config)
         check_trackers(config.trackers)
         console.status("loading models")
-        self.judges = MetricSuite(self.task, config.scorer_timeout)
-        self.judges.require()
+        self.suite = MetricSuite(self.task, config.scorer_timeout)
+        self.suite.require()
         self.policy = load_configured_backbone(config)
-        self.judges.prepare()
-        self.judges.check_prompts(
-            [*self.judged, *self.validated], self.task.train_prompts if objective.needs.training and not config.pairs else ()
-        )
-        self.distributions: list[pd.DataFrame] = []
-        self.curve: pd.DataFrame | None = None
+        self.suite.prepare()
+        rewarded = self.task.train_prompts if self.objective.needs.training and not config.pairs else ()
+        self.suite.check_prompts([*self.prompts.evaluation, *self.prompts.validation], rewarded)
         self.status = "complete"
 
-    def prepare(self) -> None:
-        """What comes once weights are where they will be."""
+    def prepare(self, bases: dict[str, Evaluation]) -> None:
+        """Builds what holds weights or refers to them, once these are on their devices.
+
+        Args:
+            bases: the cache of base models' evaluations.
+        """
         config, prompts = self.config, self.task.train_prompts
-        made = (self.policy, self.objective, self.sampler, self.judges)
-        self.trainer = Trainer(config, prompts, *made, self.processes, self.fingerprint)
-        if self.trainer.pairs:
-            self.console.status(f"checking the images of {len(self.trainer.pairs)} pairs")
-            check_pairs(self.processes.share(self.trainer.pairs), self.policy.check_image)
-        self.policy.prepare([*([pair.prompt for pair in self.trainer.pairs] or prompts), *self.judged, *self.validated])
+        loaded = (self.policy, self.objective, self.sampler, self.suite)
+        self.trainer = trainer = Trainer(config, prompts, *loaded, self.processes, self.fingerprint)
+        self.evaluator = RunEvaluator(
+            config, self.task, self.prompts, self.policy, self.suite, trainer.micro_batch, self.processes, self.console, bases
+        )
+        if trainer.pairs:
+            self.console.status(f"checking the images of {len(trainer.pairs)} pairs")
+            check_pairs(self.processes.share(trainer.pairs), self.policy.check_image)
+        training_prompts = [pair.prompt for pair in trainer.pairs] or prompts
+        self.policy.prepare([*training_prompts, *self.prompts.evaluation, *self.prompts.validation])
 
     def run(self, resume: bool) -> Result:
-        with ExitStack() as stack:
-
-            def take() -> None:
-                stack.enter_context(exclusive(self.out))
-                if not resume:
-                    _refuse_taken(self.out)  # while the models were loaded another process may have come and gone
-                refuse_links(self.out, *SUBFOLDERS)
-
-            self.processes.on_rank_zero(take)
-            return self._run(resume)
-
-    def _run(self, resume: bool) -> Result:
-        config, trainer = self.config, self.trainer
+        """The whole run, in a folder that this process has claimed; returns its record."""
+        trainer, folder = self.trainer, self.folder
         trainer.check_together()
-        if resume and has_checkpoint(self.checkpoints):
-            for damage in trainer.restore(self.checkpoints):
-                self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
-            for change in trainer.changes:
-                self.console.warn(change)
-            self.curve = curve.up_to(curve.read_curve(self.out), trainer.iteration)
-            kept = distributions.read_distributions(self.out)
-            self.distributions = [] if kept is None else [kept[kept["iteration"] <= trainer.iteration]]
-        self._write(CONFIG, to_yaml(config.resolved()))
-        self.console.begin(config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(config))
-        if config.updates_per_rollout == 1 and _chosen_clip(trainer.objective):
-            self.console.warn("objective.clip has no effect: with updates_per_rollout=1 every importance ratio is 1")
-        base = self._base()
-        check_scores_vary(self.judges, base)
-        for sentence in too_faint(self.judges, base):
+        if resume and has_checkpoint(folder.checkpoints):
+            self._restore()
+        folder.write_config(self.config)
+        self.console.begin(self.config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(self.config))
+        for sentence in _ineffective_choices(self.config, self.objective):
             self.console.warn(sentence)
-        self._write_evaluations(base=base)
-        self._keep_distribution(self.policy.target_distribution(base.prompts[0]), distributions.TARGET)
-        self._keep_distribution(base.distribution, 0)
+        base = self.evaluator.base(trainer.budget)
+        check_scores_vary(self.suite, base)
+        for sentence in too_faint(self.suite, base):
+            self.console.warn(sentence)
+        folder.write_evaluations(base=base)
+        if isinstance(self.policy, KnownDistributions):
+            folder.add_target_distribution(self.policy.target_distribution(base.prompts[0]))
+        folder.add_distribution(base.distribution, 0)
         with self._tracking() as tracking:
-            self._validate()
+            self._add_to_curve()
             self._train(tracking)
             with trainer.averaged_weights():
-                final = self._final() if trainer.iteration else base
-                self._write_evaluations(base=base, final=final)
-                self._keep_distribution(final.distribution, trainer.iteration)
-                result = self._result(base, final)
-                if config.save_images and self.policy.decodes_to_images:
-                    self._write_pictures(base, final)
+                result = self._finish(base)
             tracking.log_result(result)
-        self.processes.on_rank_zero(lambda: write_result(result, self.out))
-        if config.save_images:
-            self.processes.on_rank_zero(lambda: plots.plot_run(self.out, self.console.warn))
-        self.console.end(result, self.out)
+        folder.write_result(result)
+        if self.config.save_images:
+            folder.draw_plots()
+        self.console.end(result, folder.path)
         return result
 
+    def _restore(self) -> None:
+        trainer, folder = self.trainer, self.folder
+        for damage in trainer.restore(folder.checkpoints):
+            self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
+        for change in trainer.changes:
+            self.console.warn(change)
+        folder.read_tables(trainer.iteration)
+
     def _train(self, tracking: Tracking) -> None:
-        """To the last iteration or the end of the budget; whatever ends it, what was measured is in the folder."""
-        config, trainer = self.config, self.trainer
+        """Trains up to the last iteration or the end of the budget; whatever ends it, what was measured is in the folder."""
+        trainer, folder = self.trainer, self.folder
         try:
-            if trainer.objective.needs.training:
-                with self.console.training(config.iterations, trainer.progress()) as report:
-                    while trainer.progress() < 1:
-                        began = trainer.progress()
-                        row = trainer.iterate()
-                        if int(began * (config.snapshots + 1)) < int(trainer.progress() * (config.snapshots + 1)):
-                            self._snapshot(row)
-                        self._validate()
-                        tracking.log(row)
-                        report(row, trainer.progress())
-                        if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
-                            trainer.save(self.checkpoints)
-                            self._write_metrics()
-                if config.iterations is None or trainer.iteration < config.iterations:
-                    self.status = "budget spent"
-            trainer.save(self.checkpoints)
+            if self.objective.needs.training:
+                self._iterate(tracking)
+            trainer.save(folder.checkpoints)
         except BaseException as error:
             if self.processes.raised_on_all_ranks(error):
                 try:
                     if not trainer.weights_partially_updated and trainer.saved != trainer.iteration:
-                        trainer.save(self.checkpoints)
+                        trainer.save(folder.checkpoints)
                 finally:
-                    self._write_metrics()
+                    folder.write_metrics(trainer.metrics)
             raise
-        self._write_metrics()
+        folder.write_metrics(trainer.metrics)
 
-    def _base(self) -> Evaluation:
-        """The base model's evaluation. It depends on nothing but what the key is made of."""
-        key = self._base_key()
-        if key not in self.bases:
-            with self.policy.reference():
-                found = self._evaluate("base model")
-            self.bases[key] = with_measured(found, "path_kl", np.zeros(len(found.prompts)))
-        return self.bases[key]
+    def _iterate(self, tracking: Tracking) -> None:
+        config, trainer, folder = self.config, self.trainer, self.folder
+        with self.console.training(config.iterations, trainer.progress()) as report:
+            while trainer.progress() < 1:
+                progress_before = trainer.progress()
+                row = trainer.iterate()
+                if self._is_snapshot_due(progress_before):
+                    row |= self._snapshot()
+                self._add_to_curve()
+                tracking.log(row)
+                report(row, trainer.progress())
+                if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1:
+                    trainer.save(folder.checkpoints)
+                    folder.write_metrics(trainer.metrics)
+        if config.iterations is None or trainer.iteration < config.iterations:
+            self.status = "budget spent"
 
-    def _base_key(self) -> str:
-        parts = {"backbone", "task", "scorer_url", "guidance", "evaluation", "threads", "device"}
-        return json.dumps(self.config.model_dump(mode="json", include=parts), sort_keys=True)
+    def _is_snapshot_due(self, progress_before: float) -> bool:
+        """Whether the iteration passed one of the evenly spaced points of the training; its end is evaluated in any case."""
+        parts, progress = self.config.snapshots + 1, self.trainer.progress()
+        return int(progress_before * parts) < int(progress * parts) and progress < 1
 
-    def _final(self) -> Evaluation:
-        evaluation = self._evaluate("trained model")
-        return with_measured(evaluation, "path_kl", self._path_kl(evaluation.prompts, PATHS))
-
-    def _path_kl(self, prompts: Sequence[str], paths: int) -> np.ndarray:
-        began = time.perf_counter()
-
-        def measure(micro_batch: int | None) -> np.ndarray:
-            rows, seed = micro_batch or EVALUATION_ROWS, self.config.evaluation.seed
-            return path_kl(self.policy, prompts, seed, paths=paths, micro_batch=rows, processes=self.processes)
-
-        distance = self.trainer.micro_batch.fit(measure, lambda: EVALUATION_ROWS)
+    def _snapshot(self) -> dict[str, float]:
+        """Numbers for the iteration's row that a model with known distributions computes itself; its distribution is kept."""
+        if not isinstance(self.policy, KnownDistributions):
+            return {}
+        began, prompts = time.perf_counter(), self.prompts.evaluation
+        with self.trainer.averaged_weights():
+            measured = self.policy.measure(prompts)
+            self.folder.add_distribution(self.policy.distribution(prompts[0]), self.trainer.iteration)
         self.trainer.budget.seconds_evaluation += time.perf_counter() - began
-        return distance
+        return {f"measured_{name}": float(metric.values.mean()) for name, metric in measured.items()}
 
-    def _validate(self) -> None:
-        """Evaluates the policy on the validation prompts where the curve wants it and has not got it yet."""
-        trainer, config = self.trainer, self.config.evaluation
-        if config.every is None or not self.validated or not trainer.objective.needs.training:
+    def _add_to_curve(self) -> None:
+        """Evaluates the policy on the validation prompts if that is due and has not been done at this iteration."""
+        trainer, every, curve = self.trainer, self.config.evaluation.every, self.folder.curve
+        if every is None or not self.prompts.validation or not self.objective.needs.training:
             return
-        is_due = trainer.iteration % config.every == 0 or trainer.progress() == 1
-        if not is_due or (self.curve is not None and (self.curve["iteration"] == trainer.iteration).any()):
+        is_due = trainer.iteration % every == 0 or trainer.progress() == 1
+        if not is_due or (curve is not None and (curve["iteration"] == trainer.iteration).any()):
             return
-        key = json.dumps(["validation", self._base_key()])
-        if trainer.iteration == 0 and key in self.bases:
-            evaluation = self.bases[key]
+        if trainer.iteration == 0:
+            evaluation = self.evaluator.validation_base(trainer.budget)
         else:
-            started = self.policy.reference() if trainer.iteration == 0 else trainer.averaged_weights()
-            with started:
-                evaluation = self._evaluate("policy on the validation prompts", self.validated, config.validation_images)
-                distance = self._path_kl(self.validated, curve.PATHS) if trainer.iteration else np.zeros(len(self.validated))
-            evaluation = with_measured(evaluation, "path_kl", distance)
-            if trainer.iteration == 0:
-                self.bases[key] = evaluation
+            with trainer.averaged_weights():
+                evaluation = self.evaluator.validation(trainer.budget)
         spent = trainer.budget
         model_rows = spent.model_rows_rollout + spent.model_rows_train
-        self.curve = curve.added(self.curve, curve.curve_rows(evaluation, trainer.iteration, model_rows, spent.seconds))
-        table = self.curve
-        self._put(curve.FILE, lambda p: table.to_parquet(p, index=False))
-
-    def _snapshot(self, row: dict[str, Any]) -> None:
-        """Adds to an iteration's row what the backbone knows of itself, and keeps its distribution."""
-        if self.trainer.progress() == 1:
-            return  # the judged model comes
-        began = time.perf_counter()
-        with self.trainer.averaged_weights():
-            row |= {f"measured_{name}": float(m.values.mean()) for name, m in self.policy.measure(self.judged).items()}
-            self._keep_distribution(self.policy.distribution(self.judged[0]), self.trainer.iteration)
-        self.trainer.budget.seconds_evaluation += time.perf_counter() - began
-
-    def _keep_distribution(self, distribution: PointDistribution | None, iteration: int) -> None:
-        if distribution is not None:
-            self.distributions = [kept[kept["iteration"] != iteration] for kept in self.distributions] + [
-                distributions.as_rows(distribution, iteration)
-            ]
-            table = pd.concat(self.distributions).sort_values("iteration", kind="stable", ignore_index=True)
-            self._put(distributions.FILE, lambda p: table.to_parquet(p, index=False))
-
-    def _evaluate(self, what: str, prompts: Sequence[str] | None = None, images: int | None = None) -> Evaluation:
-        began = time.perf_counter()
-        with self.console.activity(what) as advance:
-
-            def judged(micro_batch: int | None) -> Evaluation:
-                return evaluate(
-                    self.policy,
-                    self.task,
-                    self.judges,
-                    self.config.evaluation,
-                    prompts=prompts,
-                    images_per_prompt=images,
-                    micro_batch=micro_batch or EVALUATION_ROWS,
-                    advance=advance,
-                    processes=self.processes,
-                )
-
-            found = self.trainer.micro_batch.fit(judged, lambda: EVALUATION_ROWS)
-        self.trainer.budget.seconds_evaluation += time.perf_counter() - began
-        return found
-
-    # ------------------------------------------------------------------------------------------------ files
+        self.folder.add_to_curve(evaluation, trainer.iteration, model_rows, spent.seconds)
 
     def _tracking(self) -> Tracking:
         config = self.config if self.processes.is_rank_zero else self.config.model_copy(update={"trackers": ()})
-        return Tracking(config, self.out, self.trainer.iteration)
+        return Tracking(config, self.folder.path, self.trainer.iteration)
 
-    def _put(self, name: str, write: Callable[[Path], Any]) -> None:
-        """One file of the run's folder, by the first process."""
-        self.processes.on_rank_zero(lambda: write_atomically(self.out / name, write))
-
-    def _write(self, name: str, text: str) -> None:
-        self._put(name, lambda p: p.write_text(text, encoding="utf-8"))
-
-    def _write_metrics(self) -> None:
-        if self.trainer.metrics:
-            table = pd.DataFrame(self.trainer.metrics)
-            self._put("metrics.parquet", lambda p: table.to_parquet(p, index=False))
-
-    def _write_evaluations(self, **phases: Evaluation) -> None:
-        table = pd.concat([found.table.assign(phase=phase) for phase, found in phases.items()], ignore_index=True)
-        self._put("evals.parquet", lambda p: table.to_parquet(p, index=False))
-
-    def _write_pictures(self, base: Evaluation, final: Evaluation) -> None:
-        n = self.config.evaluation.images_per_prompt
-        reward = next(iter(self.judges.rewards))
-
-        def sheets() -> None:
-            write_atomically(self.out / "samples" / "base.png", _saver(plots.grid(base.images, n)))
-            write_atomically(self.out / "samples" / "final.png", _saver(plots.grid(final.images, n)))
-            with plots.left_out("samples/before_after.png", self.console.warn):
-                plots.write_figure(self.out / "samples" / "before_after.png", plots.before_after(base, final, reward, n))
-
-        self.processes.on_rank_zero(sheets)
-        self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
+    def _finish(self, base: Evaluation) -> Result:
+        """Evaluates the trained model and writes the tables and images of it; returns the record."""
+        config, trainer, folder = self.config, self.trainer, self.folder
+        final = self.evaluator.final(trainer.budget) if trainer.iteration else base
+        folder.write_evaluations(base=base, final=final)
+        folder.add_distribution(final.distribution, trainer.iteration)
+        result = self._result(base, final)
+        if config.save_images and not isinstance(self.policy, KnownDistributions):
+            reward = next(iter(self.suite.rewards))
+            folder.write_samples(base, final, reward, config.evaluation.images_per_prompt)
+            self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
+        return result
 
     def _write_tree(self, prompts: list[str], reward: str) -> None:
-        """One rollout of the trained model, with the pictures at its leaves."""
+        """Rolls the trained model out once and writes the tree with its images and their scores of one reward."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
 
-        def draw() -> RolloutForest:
+        def roll_out() -> RolloutForest:
             return rollout(
                 self.policy,
                 prompts,
@@ -382,29 +279,30 @@ class _PairRun:
                 progress=1.0,
             )
 
-        def write() -> None:
+        def draw() -> plots.RolloutTree:
             images = self.policy.decode(forest.leaf_latents)
-            scores = self.judges.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
+            scores = self.suite.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
             forest.rewards = torch.from_numpy(scores).to(forest.leaf_latents.device)
-            spread = groups.deviation(forest.by_group(forest.rewards))
-            beta = getattr(trainer.objective, "beta", None)
-            at = float(beta(trainer.iteration)) if callable(beta) else 2.0
-            plots.RolloutTree.of(forest, images, reward, at, group=int(spread.argmax())).write(self.out / plots.TREE)
+            deviations = groups.deviation(forest.by_group(forest.rewards))
+            beta = self.objective.target_beta(trainer.iteration)
+            at = DRAWN_BETA if beta is None else float(beta)
+            target = self.objective.target_reward(forest)
+            return plots.RolloutTree.of(forest, images, reward, at, int(deviations.argmax()), target)
 
-        forest = self.processes.on_all_ranks(draw, calls_model=True)
-        self.processes.on_rank_zero(write)
+        forest = self.processes.on_all_ranks(roll_out, calls_model=True)
+        self.folder.write_tree(draw)
 
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
-        config, trainer, e = self.config, self.trainer, self.config.evaluation
+        config, trainer, evaluation = self.config, self.trainer, self.config.evaluation
         metrics = metric_changes(base, final)
-        found = alarms(metrics, list(self.judges.weights)) + trainer.changes
+        sentences = [*alarms(metrics, list(self.suite.weights)), *trainer.changes]
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
-            off = f"{trainer.ratio_deviation:.1e} on a first update (at most {tolerance:.0e} is rounding)"
-            found.append(f"the importance ratio was off 1 by {off}")
+            deviation = f"{trainer.ratio_deviation:.1e} (at most {tolerance:.0e} is rounding)"
+            sentences.append(f"on the first update after a rollout the importance ratio deviated from 1 by {deviation}")
         return Result(
             run=RunInfo(
-                id=self.out.resolve().name,
+                id=self.folder.path.resolve().name,
                 objective=config.objective.name,
                 sampler=config.sampler.name,
                 backbone=config.backbone.name,
@@ -419,16 +317,16 @@ class _PairRun:
                 update={"micro_batch": trainer.micro_batch.rows, "micro_batch_halvings": trainer.micro_batch.halvings}
             ),
             metrics=metrics,
-            alarms=found,
+            alarms=sentences,
             checks={"first_update_ratio_abs_dev_max": trainer.ratio_deviation},
             protocol=Protocol(
                 prompts=len(base.prompts),
-                images_per_prompt=e.images_per_prompt,
-                steps=e.steps or self.policy.default_steps,
+                images_per_prompt=evaluation.images_per_prompt,
+                steps=evaluation.steps or self.policy.default_steps,
                 guidance=self.policy.guidance,
                 weights="ema" if trainer.updater.tensors.ema else "raw",
-                noise_seed=e.seed,
-                evals=self.judges.describe(),
+                noise_seed=evaluation.seed,
+                evals=self.suite.describe(),
             ),
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
@@ -436,5 +334,36 @@ class _PairRun:
         )
 
 
-def _saver(image: Image.Image) -> Callable[[Path], Any]:
-    return lambda path: image.save(path)
+def _with_remote_reward(task: Task, config: RunConfig) -> Task:
+    """The task, rewarded by the scorer at `scorer_url` where the configuration names one."""
+    if not config.scorer_url:
+        return task
+    token: dict[str, Any] = {"token_file": str(config.scorer_token_file)} if config.scorer_token_file else {}
+    return task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url, **token}))
+
+
+def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:
+    """Raises UserError where the objective trains on stochastic steps and the sampler's plan has none."""
+    if objective.needs.training and objective.replays and not plan.stochastic_steps:
+        raise UserError(
+            f"objective {objective.name} trains on stochastic steps and the plan of sampler {sampler.name} has none; "
+            "choose another sampler, or an objective that trains on final images"
+        )
+
+
+def _ineffective_choices(config: RunConfig, objective: Objective) -> list[str]:
+    """A sentence for each setting of the objective that somebody chose and that cannot act in this run.
+
+    A value counts as chosen if it is neither the default nor what the run's preset ships for these plug-ins.
+    """
+    reasons = objective.ineffective_settings(config.updates_per_rollout)
+    if not reasons:
+        return []
+    names = {kind: getattr(config, kind).name for kind in PLUGINS}
+    shipped = load_config(preset=config.preset, options=names).objective.settings
+    fields = type(objective.settings).model_fields
+    return [
+        f"objective.{name} has no effect: {reason}"
+        for name, reason in reasons.items()
+        if getattr(objective.settings, name) not in (fields[name].default, shipped.get(name, fields[name].default))
+    ]

@@ -24,7 +24,8 @@ from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.objective import Objective
-from alignbench.records.record import Budget, now
+from alignbench.records.environment import now
+from alignbench.records.record import Budget
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import seed_generators
 from alignbench.runtime import launch

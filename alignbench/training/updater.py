@@ -16,7 +16,7 @@ from alignbench.rollouts.terms import log_ratio
 from alignbench.runtime.micro_batch import MicroBatch
 from alignbench.runtime.processes import Processes, full_tensor, is_sharded
 from alignbench.training import engine
-from alignbench.training.checkpoint import EMA, TrainedTensors
+from alignbench.training.tensors import EMA, TrainedTensors
 
 
 class Updater:

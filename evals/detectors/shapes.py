@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, PICTURE_SIZE, contrast, nearest, srgb_to_lab
+from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, IMAGE_SIZE, contrast, nearest, srgb_to_lab
 from alignbench.embedded.drawing.scenes import MIN_CONTRAST, SHAPES, Scene, Shape
 from evals.detectors.base import Detection, Detections, Detector
 from evals.detectors.grammar import SCENES
@@ -187,10 +187,10 @@ def _outline(cover: np.ndarray, kind: str) -> np.ndarray:
 @cache
 def _template(kind: str) -> tuple[Image.Image, float, tuple[float, float]]:
     """A large outline as the drawing program draws it: its cover in 0..1 with a margin, its area, and its centre of mass."""
-    middle = PICTURE_SIZE / 2
-    image = Scene("grey", (Shape(kind, "black", (middle, middle), PICTURE_SIZE - 4.0),)).draw().astype(np.float32)
+    middle = IMAGE_SIZE / 2
+    image = Scene("grey", (Shape(kind, "black", (middle, middle), IMAGE_SIZE - 4.0),)).draw().astype(np.float32)
     paper, ink = BACKGROUNDS["grey"][0], COLORS["black"][0]
-    cover = np.pad((paper - image[..., 0]) / (paper - ink), PICTURE_SIZE)
+    cover = np.pad((paper - image[..., 0]) / (paper - ink), IMAGE_SIZE)
     return Image.fromarray(cover), *_moments(cover)
 
 

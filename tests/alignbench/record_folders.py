@@ -1,5 +1,6 @@
 """Folders as finished runs leave them, written in milliseconds."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,25 @@ def write_run(
     curves = pd.DataFrame({"iteration": [0, 1], "reward": [0.1, 0.2], "rollout_lgmd": [0.3, 0.2]})
     curves.assign(model_rows=[75, 150], seconds=[1.0, 1.5]).to_parquet(folder / "metrics.parquet", index=False)
     return folder
+
+
+def write_comparison(folder: Path, cells: list[dict[str, Any]], command: str = "alignbench compare", **grid: Any) -> None:
+    """The record of a comparison of runs in `folder/runs`, as version 0.1 left it, but for keys that are given.
+
+    Args:
+        cells: what differs from a complete cell `tmpo x independent` of seed 1.
+        grid: keys of the grid.
+    """
+    usual = {"objective": "tmpo", "sampler": "independent", "task": "ocr", "seed": 1, "status": "complete", "error": None}
+    axes = {"objectives": ["tmpo"], "samplers": ["independent"], "tasks": ["ocr"], "seeds": [1]}
+    limits = {"model_rows": 150, "reward_calls": None, "seconds": None}
+    record = {
+        "schema_version": 1,
+        "command": command,
+        "grid": {**axes, "backbone": "tiny", "preset": "quick", "budget": limits, "threads": 1, "settings": {}, **grid},
+        "cells": [{**usual, **cell} for cell in cells],
+    }
+    (folder / "comparison.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def _evaluation(prompts: tuple[str, str], reward: tuple[float, float], lgmd: tuple[float, float]) -> Evaluation:

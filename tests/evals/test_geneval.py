@@ -371,7 +371,7 @@ def test_a_file_of_prompts_is_its_own_metadata(tmp_path: Path, separator: str, e
     [
         ("{", "line 2 is damaged"),
         ('["a star"]', "line 2 must be an object"),
-        ('{"prompt": "a star"}', "line 2, is no GenEval metadata: there is no 'include'"),
+        ('{"prompt": "a star"}', "line 2, is not GenEval metadata: there is no 'include'"),
         ('{"prompt": 3, "include": []}', "line 2, .* the prompt must be a text"),
         ('{"prompt": "a", "include": [{"class": "star", "count": 1, "color": ["red"]}]}', "line 2, .* a color must be a text"),
         ('{"prompt": "a", "include": [{"class": "star", "count": 1, "position": ["above", 0.0]}]}', "line 2, .* position"),
@@ -392,7 +392,7 @@ def test_a_prompt_without_metadata_is_refused() -> None:
 def test_a_class_that_the_detector_does_not_know_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"include": [{"class": "bench", "count": 1}], "prompt": "a bench"}))
-    with pytest.raises(UserError, match="knows no 'bench'"):
+    with pytest.raises(UserError, match="does not know 'bench'"):
         load_scorer("geneval", metadata=str(file)).score(RIGHT[None], ["a bench"])
 
 
@@ -439,7 +439,7 @@ class SeesCirclesEverywhere(ShapesDetector):
 
 def test_the_self_test_passes_a_working_detector_and_refuses_a_broken_one() -> None:
     self_test(ShapesDetector())
-    with pytest.raises(RunError, match="Blind fails on its golden picture 1"):
+    with pytest.raises(RunError, match="Blind fails on its golden image 1"):
         self_test(Blind())
     with pytest.raises(RunError, match="right instead of wrong"):
         self_test(SeesCirclesEverywhere())
@@ -455,7 +455,7 @@ def test_the_scorer_tests_itself_once_before_its_first_use(monkeypatch: pytest.M
     assert len(tested) == 1
     monkeypatch.undo()
     monkeypatch.setattr(GenEval, "_load_detector", lambda self: Blind())
-    with pytest.raises(RunError, match="golden picture"):
+    with pytest.raises(RunError, match="golden image"):
         load_scorer("geneval").score(RIGHT[None], ["a star"])
 
 

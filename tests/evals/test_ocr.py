@@ -14,20 +14,11 @@ from alignbench import UserError, load_scorer
 from alignbench.embedded.drawing.lettering import Lettering, sample_lettering, sample_text
 from alignbench.files.text import prompt_identity
 from evals.detectors.grammar import COCO, SCENES
-from evals.ocr import (
-    MOST_EXTREME,
-    OCR,
-    EasyOCRReader,
-    RapidOCRReader,
-    contrast_image,
-    locate,
-    normalised,
-    quoted_text,
-    similarity,
-    target_text,
-    unquoted_words,
-    widened,
-)
+from evals.ocr import OCR, quoted_text, similarity, target_text, unquoted_words
+from evals.readers.base import MAX_ASPECT_RATIO, contrast_image, locate, widened
+from evals.readers.easyocr import EasyOCRReader
+from evals.readers.forms import normalised
+from evals.readers.rapidocr import RapidOCRReader
 
 
 def sign(
@@ -301,13 +292,13 @@ def test_so_many_pages_at_a_time_as_the_memory_is_for_share_the_cores() -> None:
         def __init__(self) -> None:
             pass
 
-        def read_page(self, picture: np.ndarray) -> str:
+        def read_page(self, image: np.ndarray) -> str:
             at_work[0] += 1
             seen[0] = max(seen[0], at_work[0])
             cores.add(torch.get_num_threads())
             sleep(0.05)
             at_work[0] -= 1
-            return str(picture[0, 0, 0])
+            return str(image[0, 0, 0])
 
     before = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -414,7 +405,7 @@ def test_words_beyond_ascii_are_targets_too() -> None:
 def test_a_page_of_any_shape_is_read(rapidocr: OCR, shape: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     page = widened(picture)
-    assert max(page.shape) <= MOST_EXTREME * min(page.shape[:2])
+    assert max(page.shape) <= MAX_ASPECT_RATIO * min(page.shape[:2])
     assert len(rapidocr.reader.read_pages([picture])) == 1
 
 

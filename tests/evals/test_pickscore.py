@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench import UserError, load_scorer
-from alignbench.embedded.train_pickscore import KINDS, PickScoreTraining, build_model, build_processor, draw_pairs
+from alignbench.embedded.drawn_pairs import KINDS, draw_pairs
+from alignbench.embedded.train_pickscore import PickScoreTraining, build_model, build_processor
 from evals.embedders import clip as _clip
 
 SMALL = PickScoreTraining(vision_width=32, vision_layers=1, text_width=32, text_layers=1, projection=16)

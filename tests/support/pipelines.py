@@ -14,7 +14,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from alignbench.embedded.train_tiny import EOS_ID, word_tokenizer
+from alignbench.embedded.networks import EOS_ID, word_tokenizer
 
 FAMILIES = ("sd3", "flux")
 SIDE = 16

@@ -1,9 +1,10 @@
-"""Distributions in the plane as records and as pictures: `distributions.parquet` of runs whose backbone can tell what it draws.
+"""2-D distributions of runs as tables (`distributions.parquet`) and figures, for backbones whose distribution is known.
 
-A row is a point of a distribution: its iteration, x, y, the mass there, and the base model's mode that it belongs to. Iteration
-`TARGET` is the target, 0 the base model, the last one the model that was judged. All are for the first evaluation prompt.
+A row of the table is a point of a distribution: its iteration, x, y, the mass at the point, and the mode of the base model that
+it belongs to. Iteration `TARGET` is the target, 0 the base model, and the last one the evaluated model. All are for the first
+evaluation prompt.
 
-A picture is a histogram of the mass, smoothed by a Gaussian of deviation `SMOOTHING`: details below that are not seen.
+A panel of a figure is a histogram of the mass, smoothed by a Gaussian with standard deviation `SMOOTHING`.
 """
 
 import os
@@ -24,37 +25,37 @@ from alignbench.files.reading import Kind, read_table
 
 FILE = "distributions.parquet"
 FORMER_FILE = "laws.parquet"
-"""What runs of before 0.2 called it."""
+"""Name of the file in runs before version 0.2."""
 TABLE: dict[str, Kind] = {"iteration": "whole", "x": "number", "y": "number", "mass": "number", "mode": "whole"}
 TARGET = -1
 NAMES = {TARGET: "target", 0: "base"}
 IN_A_ROW = 6
-"""Pictures of a training, at most."""
+"""Largest number of panels in a row."""
 COLUMNS, GAP = 12, 0.45
-"""Objectives side by side, at most; the room between them and the target, in pictures."""
+"""Largest number of objectives side by side, and the gap between them and the target, in panels."""
 WIDTH = 6.8
-"""Inches: both columns of a two-column paper."""
+"""Width of the figures in inches: both columns of a two-column paper."""
 STYLE: Any = {"text.parse_math": False, "font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.4, "savefig.dpi": 200}
 PIXELS = 120
-"""Of a picture, in each direction."""
+"""Resolution of a panel in each direction."""
 SMOOTHING = 0.12
-"""In the plane's units."""
+"""Standard deviation of the smoothing, in units of the coordinates."""
 BEYOND = 1e-3
-"""A picture's frame leaves out at most this share of the base model's mass."""
+"""Largest share of the base model's mass that may lie outside a panel."""
 
 
 def as_rows(distribution: PointDistribution, iteration: int) -> pd.DataFrame:
-    """The rows of one distribution."""
+    """One distribution as rows of the table."""
     columns = {"x": distribution.points[:, 0], "y": distribution.points[:, 1], "mass": distribution.mass}
     table = pd.DataFrame({name: values.astype(np.float32) for name, values in columns.items()})
     return table.assign(mode=distribution.mode.astype(np.int16), iteration=np.int32(iteration))
 
 
 def read_distributions(folder: Path) -> pd.DataFrame | None:
-    """A run's `distributions.parquet`, or None where its backbone cannot tell its distribution.
+    """Reads a run's `distributions.parquet`; None if its backbone does not know its distribution.
 
     Raises:
-        UserError: it is no such table.
+        UserError: the file is not such a table.
     """
     file = folder / FILE
     if not os.path.lexists(file):
@@ -72,16 +73,16 @@ def read_distributions(folder: Path) -> pd.DataFrame | None:
 
 
 def mode_masses(distributions: pd.DataFrame) -> pd.DataFrame:
-    """Mass of each mode, a row a mode: columns `target`, `base` and `trained`, each summing to 1."""
-    wide = distributions.pivot_table(index="mode", columns="iteration", values="mass", aggfunc="sum", fill_value=0.0)
+    """The mass of each mode, one row per mode, with columns `target`, `base` and `trained` that each sum to 1."""
+    wide = distributions.groupby(["mode", "iteration"])["mass"].sum().unstack("iteration").fillna(0.0)
     return pd.DataFrame({"target": wide[TARGET], "base": wide[0], "trained": wide[wide.columns.max()]})
 
 
 def over_training(distributions: pd.DataFrame, title: str) -> Figure:
-    """Target, base and the model at each iteration that was kept, and below them the mass of each mode."""
+    """Draws the target, the base model and the model at each recorded iteration, and below them the mass of each mode."""
     parts = _by_iteration(distributions)
     half = _frame(parts[0])
-    brightest = _picture(parts[TARGET], half).max()
+    brightest = _density(parts[TARGET], half).max()
     columns = min(len(parts), IN_A_ROW)
     rows = -(-len(parts) // columns)
     side = WIDTH / max(columns, 4)
@@ -90,12 +91,12 @@ def over_training(distributions: pd.DataFrame, title: str) -> Figure:
         grid = figure.add_gridspec(rows + 1, columns, height_ratios=[side] * rows + [0.8])
         for i, (iteration, part) in enumerate(parts.items()):
             axis = figure.add_subplot(grid[i // columns, i % columns])
-            _show(axis, _picture(part, half), half, brightest)
+            _show(axis, _density(part, half), half, brightest)
             axis.set_title(NAMES.get(iteration, f"iteration {iteration}"))
         masses, bars = mode_masses(distributions), figure.add_subplot(grid[rows, :])
         for shift, (name, color) in enumerate(zip(masses.columns, ("#999999", "#56B4E9", "#D55E00"), strict=True)):
             bars.bar(np.arange(len(masses)) + (shift - 1) * 0.27, masses[name], 0.27, label=name, color=color)
-        bars.set(title="mass of each mode", xticks=np.arange(len(masses)))
+        bars.set(xlabel="mode", ylabel="mass", xticks=np.arange(len(masses)))
         bars.tick_params(labelsize=5)
         bars.legend(fontsize=5, frameon=False)
         figure.suptitle(title, fontsize=7)
@@ -103,15 +104,16 @@ def over_training(distributions: pd.DataFrame, title: str) -> Figure:
 
 
 def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Figure:
-    """Target and base, and beside them a row a sampler and a column an objective, each as it ended.
+    """Draws target and base, and beside them the trained models, with one row per sampler and one column per objective.
 
     Args:
-        models: (objective, sampler) -> `distributions.parquet` of one run, all of one prompt.
+        models: for each (objective, sampler) the table of one run; all runs have the same prompt.
+        title: title of the figure.
     """
     objectives, samplers = (list(dict.fromkeys(key[i] for key in models)) for i in range(2))
     parts = _by_iteration(next(iter(models.values())))
     half = _frame(parts[0])
-    brightest = _picture(parts[TARGET], half).max()
+    brightest = _density(parts[TARGET], half).max()
     leftmost = {sampler: next(o for o in objectives if (o, sampler) in models) for sampler in samplers}
     blocks = -(-len(objectives) // COLUMNS)
     columns, rows = -(-len(objectives) // blocks), max(2, len(samplers))
@@ -129,13 +131,13 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
             grids.append(figure.add_gridspec(rows, columns + 2, width_ratios=ratios, wspace=0.04, hspace=0.04, **inside))
         for row, iteration in enumerate((TARGET, 0)):
             axis = figure.add_subplot(grids[0][row, 0])
-            _show(axis, _picture(parts[iteration], half), half, brightest)
+            _show(axis, _density(parts[iteration], half), half, brightest)
             axis.set_ylabel(NAMES[iteration], labelpad=2)
         for (objective, sampler), distributions in models.items():
             row, (block, column) = samplers.index(sampler), divmod(objectives.index(objective), columns)
             axis = figure.add_subplot(grids[block][row, 2 + column])
             last = distributions[distributions["iteration"] == distributions["iteration"].max()]
-            _show(axis, _picture(last, half), half, brightest)
+            _show(axis, _density(last, half), half, brightest)
             if row == 0:
                 axis.set_title(headings[objectives.index(objective)], fontsize=6, pad=2)
             if column == 0 or objective == leftmost[sampler]:
@@ -149,23 +151,23 @@ def _by_iteration(distributions: pd.DataFrame) -> dict[int, pd.DataFrame]:
 
 
 def _frame(base: pd.DataFrame) -> float:
-    """Half the side of a square around the origin that holds nearly all of the base model."""
+    """Half the side of a square around the origin that contains nearly all mass of the base model."""
     reach = base[["x", "y"]].abs().max(axis=1).sort_values()
     inside = base["mass"].loc[reach.index].cumsum().to_numpy()
     return 1.1 * float(reach.iloc[min(int(np.searchsorted(inside, 1 - BEYOND)), len(reach) - 1)]) or 1.0
 
 
-def _picture(distribution: pd.DataFrame, half: float) -> np.ndarray:
-    """Density on a grid of PIXELS x PIXELS over +- half, rows from low to high y."""
+def _density(distribution: pd.DataFrame, half: float) -> np.ndarray:
+    """The density on a grid of PIXELS x PIXELS over +- half; rows go from low to high y."""
     edges = np.linspace(-half, half, PIXELS + 1)
     pixel = edges[1] - edges[0]
     mass, _, _ = np.histogram2d(distribution["y"], distribution["x"], bins=[edges, edges], weights=distribution["mass"])
     return np.asarray(gaussian_filter(mass, SMOOTHING / pixel, mode="constant")) / pixel**2
 
 
-def _show(axis: Axes, picture: np.ndarray, half: float, brightest: float) -> None:
-    """Square roots, so that faint modes are seen; brightest wherever it is above the target's highest density."""
+def _show(axis: Axes, density: np.ndarray, half: float, brightest: float) -> None:
+    """Draws the square root of a density, which makes faint modes visible, on a scale up to the target's highest density."""
     axis.axis("on")
-    shown = np.sqrt(np.clip(picture / (brightest or 1.0), 0, 1))
-    axis.imshow(shown, origin="lower", extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=1)
+    brightness = np.sqrt(np.clip(density / (brightest or 1.0), 0, 1))
+    axis.imshow(brightness, origin="lower", extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])

@@ -1,7 +1,7 @@
-"""Gaussian mixtures whose flow, reward-tilted target and divergences are known: the world of the `gaussian_mixture` backbone.
+"""Gaussian mixtures whose flow, reward-tilted target and divergences are known, for the backbone `gaussian_mixture`.
 
-A point travels to scorers as a picture: `d` pixels in one row, each the 16-bit fixed-point value of one coordinate in its
-red (high) and green (low) bytes. That keeps one path for all backbones, at a resolution of 2.4e-4.
+Scorers get a point as an image: `d` pixels in one row, each with the 16-bit fixed-point value of one coordinate in its red
+(high) and green (low) bytes. Points can so be scored like images of any backbone, with a resolution of 2.4e-4.
 """
 
 import math
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 EXTENT = 8.0
-"""Coordinates beyond +- this are cut off in pictures."""
+"""Largest absolute coordinate in an image; larger ones are clipped."""
 LEVELS = 2**16 - 1
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """sum_m weights_m N(means_m, stds_m^2 I).
+    """The mixture sum_m weights_m N(means_m, stds_m^2 I).
 
     Attributes:
-        weights: float [M], summing to 1. means: float [M, d]. stds: float [M].
+        weights: float [M], with sum 1.
+        means: float [M, d].
+        stds: float [M].
     """
 
     weights: Tensor
@@ -33,13 +35,13 @@ class Mixture:
         return self.means.shape[1]
 
     def log_joint(self, x: Tensor) -> Tensor:
-        """log of weight times density of each component, [..., M], for x [..., d]."""
+        """The log of weight times density of each component, [..., M], for x [..., d]."""
         squared = (x[..., None, :] - self.means).square().sum(-1)
         normaliser = self.dimension * (torch.log(self.stds) + 0.5 * math.log(2 * math.pi))
         return torch.log(self.weights) - squared / (2 * self.stds**2) - normaliser
 
     def log_density(self, x: Tensor) -> Tensor:
-        """[...], for x [..., d]."""
+        """The log density, [...], for x [..., d]."""
         return torch.logsumexp(self.log_joint(x), -1)
 
     def at(self, sigma: float) -> "Mixture":
@@ -48,13 +50,13 @@ class Mixture:
         return Mixture(self.weights, scale * self.means, torch.sqrt(scale**2 * self.stds**2 + sigma**2))
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """[count, d]."""
+        """Draws points, [count, d]."""
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.dimension, generator=generator, dtype=self.means.dtype)
         return self.means[chosen] + self.stds[chosen, None] * noise
 
     def tilted(self, beta: float, curvature: float, centre: Tensor) -> tuple["Mixture", float]:
-        """p(x) exp(beta R(x)) / Z for the quadratic reward R(x) = -(curvature / 2) |x - centre|^2, again a mixture; and log Z.
+        """The target p(x) exp(beta R(x)) / Z for R(x) = -(curvature / 2) |x - centre|^2, which is again a mixture; and log Z.
 
         Each component is multiplied by a Gaussian of precision k = beta curvature, which need not be normalised.
         """
@@ -70,13 +72,16 @@ class Mixture:
 
 
 def mixture_velocity(x: Tensor, sigma: Tensor, weights: Tensor, means: Tensor, stds: Tensor) -> Tensor:
-    """E[x_1 - x_0 | x_sigma = x], the velocity of the flow from noise to the mixture.
+    """The velocity E[x_1 - x_0 | x_sigma = x] of the flow from noise to the mixture.
 
     Given a component, x_0 and x_1 are linear in x: with v = (1 - sigma)^2 s^2 + sigma^2 and r = x - (1 - sigma) mean,
     E[x_0 | x] = mean + (1 - sigma) s^2 r / v and E[x_1 | x] = sigma r / v; components mix by their posteriors.
 
     Args:
-        x: [B, d]; sigma: [B]; weights, stds: [B, M]; means: [B, M, d], the mixture of each row.
+        x: [B, d].
+        sigma: [B].
+        weights, stds: [B, M], those of the mixture of each row.
+        means: [B, M, d], those of the mixture of each row.
     """
     s, scale = sigma[:, None], (1 - sigma)[:, None]
     variance = scale**2 * stds**2 + s**2
@@ -87,28 +92,30 @@ def mixture_velocity(x: Tensor, sigma: Tensor, weights: Tensor, means: Tensor, s
     return (posterior[..., None] * of_component).sum(1)
 
 
-def as_pictures(points: Tensor) -> np.ndarray:
-    """Points [B, d] as uint8 [B, 1, d, 3]; see the module's docstring."""
+def as_images(points: Tensor) -> np.ndarray:
+    """Encodes points [B, d] as images, uint8 [B, 1, d, 3]; see the module's docstring."""
     scaled = ((points.detach().double().clamp(-EXTENT, EXTENT) + EXTENT) / (2 * EXTENT) * LEVELS).round()
     codes = scaled.cpu().numpy().astype(np.uint16)
-    pictures = np.zeros((*codes.shape, 3), dtype=np.uint8)
-    pictures[..., 0], pictures[..., 1] = codes >> 8, codes & 0xFF
-    return pictures[:, None]
+    images = np.zeros((*codes.shape, 3), dtype=np.uint8)
+    images[..., 0], images[..., 1] = codes >> 8, codes & 0xFF
+    return images[:, None]
 
 
-def from_pictures(pictures: np.ndarray) -> np.ndarray:
-    """What `as_pictures` was given, to within 1.3e-4; float64 [B, d]."""
-    codes = pictures[:, 0, :, 0].astype(np.float64) * 256 + pictures[:, 0, :, 1]
+def from_images(images: np.ndarray) -> np.ndarray:
+    """Decodes images from `as_images` to points, float64 [B, d], with an error of at most 1.3e-4."""
+    codes = images[:, 0, :, 0].astype(np.float64) * 256 + images[:, 0, :, 1]
     return codes / LEVELS * (2 * EXTENT) - EXTENT
 
 
 @dataclass(frozen=True)
 class Divergences:
-    """Between the model p and the target q, in nats.
+    """Divergences between the model p and the target q, in nats.
 
     Attributes:
-        kl_model_target: KL(p || q). kl_target_model: KL(q || p), over what p can reach. js: Jensen-Shannon, at most log 2.
-        reached: the part of the target's mass at points that p reaches on the quadrature; 1 where p covers q.
+        kl_model_target: KL(p || q).
+        kl_target_model: KL(q || p), over points that p reaches.
+        js: the Jensen-Shannon divergence, at most log 2.
+        reached: share of the target's mass at points that p reaches on the quadrature; 1 if p covers q.
     """
 
     kl_model_target: float
@@ -118,10 +125,15 @@ class Divergences:
 
 
 def divergences(weights: Tensor, log_model: Tensor, log_target: Tensor) -> Divergences:
-    """From a quadrature of the model: points x_i of weight w_i (summing to 1) with log p(x_i) and log q(x_i), all [N].
+    """Divergences from a quadrature of the model: points x_i with weights w_i (with sum 1), log p(x_i) and log q(x_i).
 
-    With r = q / p: KL(p || q) = sum w log(1 / r), KL(q || p) = sum w r log r. What q has where no point lies counts in the
-    Jensen-Shannon divergence as disjoint.
+    With r = q / p: KL(p || q) = sum w log(1 / r), KL(q || p) = sum w r log r. Mass of q where there is no point counts as
+    disjoint in the Jensen-Shannon divergence.
+
+    Args:
+        weights: w, [N].
+        log_model: log p, [N].
+        log_target: log q, [N].
     """
     log_r = log_target - log_model
     r = torch.exp(log_r)
@@ -138,16 +150,16 @@ def divergences(weights: Tensor, log_model: Tensor, log_target: Tensor) -> Diver
 
 
 def midpoints(dimension: int, points: int, extent: float) -> tuple[Tensor, float]:
-    """Midpoints of a grid over +- extent in each direction, float64 [points ** d, d], and the size of a cell."""
+    """The midpoints of a grid over +- extent in each direction, float64 [points ** d, d], and the volume of a cell."""
     step = 2 * extent / points
     line = torch.arange(points, dtype=torch.float64) * step - extent + step / 2
     return torch.cartesian_prod(*[line] * dimension).view(-1, dimension), step**dimension
 
 
 def noise_quadrature(dimension: int, points: int = 161, extent: float = 5.5) -> tuple[Tensor, Tensor]:
-    """Midpoints of a grid over +- extent in each direction, float64 [N, d], and the standard normal's weight of each, [N].
+    """The midpoints of a grid over +- extent in each direction, float64 [N, d], and their standard normal weights, [N].
 
-    The weights are normalised: what lies beyond the extent, 4e-8 of the mass in each direction, is spread over the grid.
+    The weights are normalised: the mass beyond the extent, 4e-8 in each direction, is distributed over the grid.
     """
     grid, _ = midpoints(dimension, points, extent)
     weights = torch.exp(-0.5 * grid.square().sum(1))

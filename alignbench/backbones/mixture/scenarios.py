@@ -1,8 +1,7 @@
-"""The questions that the `gaussian_mixture` backbone is asked: base mixtures, and rewards with a known tilted target.
+"""The scenarios of the backbone `gaussian_mixture`: base mixtures, and rewards with a known tilted target.
 
-A prompt is a scenario's name and a number, `equal_modes 2`: each number has its own mixture and its own good modes. Rewards
-are sums of bumps, h exp(-|x - c|^2 / (2 w^2)), in the plane; that of `quadratic` is a parabola, in any dimension.
-"""
+A prompt is the name of a scenario and a number, such as `equal_modes 2`. Each number has its own mixture and its own good
+modes. Rewards are sums of 2-D bumps h exp(-|x - c|^2 / (2 w^2)); the reward of `quadratic` is a parabola in any dimension."""
 
 import math
 from collections.abc import Callable
@@ -19,48 +18,49 @@ from alignbench.errors import UserError, did_you_mean
 PROMPTS_EACH = 4
 RADIUS, STD, BUMP = 3.0, 0.45, 0.7
 TURN = 0.4
-"""Radians from one prompt's mixture to the next one's."""
+"""Angle, in radians, between the mixtures of successive prompts."""
 
 
 @dataclass(frozen=True)
 class Bumps:
-    """A reward: heights [J], centres [J, 2], widths [J]."""
+    """A reward that is a sum of bumps: heights [J], centres [J, 2], widths [J]."""
 
     heights: Tensor
     centres: Tensor
     widths: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[...], for x [..., 2]."""
+        """The rewards, [...], of points x [..., 2]."""
         squared = (x[..., None, :] - self.centres.to(x.dtype)).square().sum(-1)
         return (self.heights.to(x.dtype) * torch.exp(-squared / (2 * self.widths.to(x.dtype) ** 2))).sum(-1)
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """A reward whose target is a mixture again (`Mixture.tilted`): -(curvature / 2) |x - centre|^2."""
+    """The reward -(curvature / 2) |x - centre|^2, whose target is again a mixture (`Mixture.tilted`)."""
 
     curvature: float
     centre: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[...], for x [..., d]."""
+        """The rewards, [...], of points x [..., d]."""
         return -0.5 * self.curvature * (x - self.centre.to(x.dtype)).square().sum(-1)
 
     def mean(self, distribution: Mixture) -> float:
-        """Its expectation under a mixture."""
+        """The expected reward under a mixture."""
         squared = (distribution.means - self.centre).square().sum(1) + distribution.dimension * distribution.stds**2
         return -0.5 * self.curvature * float((distribution.weights * squared).sum())
 
 
 @dataclass(frozen=True)
 class World:
-    """One prompt.
+    """The problem of one prompt.
 
     Attributes:
-        base: what the untrained model draws.
-        reward: what training sees, without its noise. true_reward: what is wanted; the same but for a proxy.
-        noise: deviation of what a scorer adds to the reward.
+        base: distribution of the untrained model.
+        reward: reward that the training sees, without noise.
+        true_reward: reward that is meant; it differs from `reward` only for a proxy.
+        noise: standard deviation of the noise that a scorer adds to the reward.
     """
 
     base: Mixture
@@ -71,10 +71,13 @@ class World:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A family of worlds under one name.
+    """A family of worlds with one name.
 
     Attributes:
-        world: from the number of a prompt; with `any_dimension` from the number and the dimension.
+        name: name of the scenario.
+        question: what the scenario tests, for `list tasks`.
+        world: makes a world from the number of a prompt, and with `any_dimension` also from the dimension.
+        any_dimension: whether the dimension can be chosen.
     """
 
     name: str
@@ -94,7 +97,7 @@ def _mixture(means: Tensor, std: float = STD, weights: list[float] | None = None
 
 
 def _bumps(means: Tensor, heights: dict[int, float], index: int, width: float = BUMP) -> Bumps:
-    """Bumps on the modes of the given numbers, counted from mode `index` on."""
+    """Bumps on the modes with these numbers, counted from mode `index`."""
     places = [(j + index) % len(means) for j in heights]
     return Bumps(
         torch.tensor(list(heights.values()), dtype=torch.float64),
@@ -181,10 +184,10 @@ SCENARIOS = {
 
 @cache
 def world(prompt: str, dimension: int = 2) -> World:
-    """What a prompt stands for.
+    """The problem of a prompt.
 
     Raises:
-        UserError: it is no scenario's name and a number from 0 to 3, or the scenario is one of the plane alone.
+        UserError: the prompt is not the name of a scenario and a number from 0 to 3, or the scenario is only 2-D.
     """
     name, _, number = prompt.partition(" ")
     if name not in SCENARIOS:
@@ -195,13 +198,20 @@ def world(prompt: str, dimension: int = 2) -> World:
         return SCENARIOS[name].world(int(number), dimension)
     if dimension != 2:
         everywhere = ", ".join(s.name for s in SCENARIOS.values() if s.any_dimension)
-        raise UserError(f"scenario {name!r} is one of the plane; in {dimension} dimensions take {everywhere}")
+        raise UserError(f"scenario {name!r} is only 2-D; in {dimension} dimensions use {everywhere}")
     return SCENARIOS[name].world(int(number))
 
 
 def scored(points: np.ndarray, prompt: str, *, true: bool) -> np.ndarray:
-    """The reward of points [N, d] for one prompt, float64 [N]; its noise is a function of the point, so that scoring twice
-    gives the same."""
+    """The rewards of points [N, d] for one prompt, float64 [N].
+
+    The noise is a function of the point, so scoring a point twice gives the same reward.
+
+    Args:
+        points: the points, [N, d].
+        prompt: the prompt.
+        true: whether the true reward, without noise, is returned.
+    """
     w = world(prompt, points.shape[1])
     x = torch.from_numpy(points)
     if true:

@@ -1,4 +1,4 @@
-"""Short words on a plain background: prompts and pictures of the OCR task."""
+"""Short words on a plain background: prompts and images of the OCR task."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, GRID, PICTURE_SIZE, backgrounds_for, colors_for
+from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, GRID, IMAGE_SIZE, backgrounds_for, colors_for
 
 FONTS: dict[str, str] = {
     "sans": "DejaVuSans-Bold.ttf",
     "serif": "DejaVuSerif-Bold.ttf",
     "mono": "DejaVuSansMono-Bold.ttf",
 }
-"""Faces that matplotlib carries."""
+"""Fonts that come with matplotlib."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_LETTERS = 5
 HEIGHTS = (2 * GRID, 3 * GRID)
-"""Of a letter's cell, with one row of air."""
+"""Heights of a letter's cell in pixels, including one empty row."""
 MIN_CONTRAST = 45.0
 
 PLAIN_WORDINGS = (
@@ -40,7 +40,7 @@ COLORED_WORDINGS = (
 
 @dataclass(frozen=True)
 class Lettering:
-    """One word, letter by letter in equal cells (pixels) from `origin` (left, top)."""
+    """A word, drawn letter by letter in cells of equal size in pixels, from `origin` (left, top)."""
 
     text: str
     color: str
@@ -51,8 +51,8 @@ class Lettering:
     origin: tuple[int, int]
 
     def draw(self) -> np.ndarray:
-        """The picture, uint8 [64, 64, 3]."""
-        canvas = np.empty((PICTURE_SIZE, PICTURE_SIZE, 3), dtype=np.float32)
+        """Draws the image, uint8 [64, 64, 3]."""
+        canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
         canvas[:] = BACKGROUNDS[self.background]
         ink = np.array(COLORS[self.color], dtype=np.float32)
         left, top = self.origin
@@ -65,7 +65,7 @@ class Lettering:
 
 
 def sample_lettering(rng: np.random.Generator, text: str, color: str | None = None) -> Lettering:
-    """A picture of `text` (1 to 5 letters A-Z); all that is not given is drawn at random."""
+    """Draws the attributes of an image of `text` (1 to 5 letters A-Z) at random, except a given colour."""
     if not (1 <= len(text) <= MAX_LETTERS and set(text) <= set(LETTERS)):
         raise ValueError(f"lettering needs 1 to {MAX_LETTERS} letters A-Z, got {text!r}")
     if color is None:
@@ -80,19 +80,19 @@ def sample_lettering(rng: np.random.Generator, text: str, color: str | None = No
 
 
 def cell_width(letters: int) -> int:
-    """Of each letter of a word of so many, in pixels."""
-    return 2 * GRID if letters * 2 * GRID <= PICTURE_SIZE else PICTURE_SIZE // MAX_LETTERS
+    """Width in pixels of a letter's cell in a word with this number of letters."""
+    return 2 * GRID if letters * 2 * GRID <= IMAGE_SIZE else IMAGE_SIZE // MAX_LETTERS
 
 
 def origins(letters: int, height: int) -> tuple[list[int], list[int]]:
-    """Where a word of so many letters in cells of that height may begin: its left edges and its top edges."""
-    free = PICTURE_SIZE - cell_width(letters) * letters
+    """The possible left edges and top edges of a word with this number of letters and this height."""
+    free = IMAGE_SIZE - cell_width(letters) * letters
     lefts = list(range(0, free + 1, GRID)) if free >= GRID else [free // 2]
-    return lefts, list(range(0, PICTURE_SIZE - height + 1, GRID))
+    return lefts, list(range(0, IMAGE_SIZE - height + 1, GRID))
 
 
 def sample_prompt(rng: np.random.Generator, text: str) -> tuple[str, str | None]:
-    """A wording for a picture of `text`, and the colour that it names, if any (half of the time)."""
+    """Draws a prompt for an image of `text`, and the colour that it names; half of the prompts name none (None)."""
     if rng.random() < 0.5:
         return str(rng.choice(PLAIN_WORDINGS)).format(text=text), None
     color = str(rng.choice(list(COLORS)))
@@ -100,7 +100,7 @@ def sample_prompt(rng: np.random.Generator, text: str) -> tuple[str, str | None]
 
 
 def sample_text(rng: np.random.Generator, exclude: frozenset[str] = frozenset()) -> str:
-    """Random letters (2 to 5), vowels in every other place half of the time; never one of `exclude`."""
+    """Draws 2 to 5 random letters that are not in `exclude`; half of the texts have vowels in every second place."""
     while True:
         length = int(rng.integers(2, MAX_LETTERS + 1))
         text = "".join(rng.choice(list(LETTERS), size=length))
@@ -113,7 +113,7 @@ def sample_text(rng: np.random.Generator, exclude: frozenset[str] = frozenset())
 
 @cache
 def _glyph(letter: str, font: str, cell_width: int, height: int) -> np.ndarray:
-    """Coverage 0..1 of one letter in its cell, float32 [height, cell_width], one pixel of air at either side."""
+    """Coverage (0 to 1) of a letter in its cell, float32 [height, cell_width], with one empty pixel on either side."""
     import matplotlib
 
     scale = 4
@@ -122,7 +122,7 @@ def _glyph(letter: str, font: str, cell_width: int, height: int) -> np.ndarray:
     left, top, right, bottom = face.getbbox(letter)
     tall = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(tall).text((-left, -top), letter, font=face, fill=255)
-    # Every letter gets the full height; wide ones are squeezed into their cell, narrow ones keep their shape.
+    # Every letter has the full height. Wide letters are narrowed to their cell; narrow ones keep their shape.
     natural_width = round(tall.width * (height - 1) / tall.height)
     width = max(2, min(cell_width - 2, natural_width)) if letter != "I" else min(cell_width - 2, natural_width)
     small = tall.resize((width, height - 1), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""What drawn pictures share: their size, their grid, and their colours with which of them can be told apart."""
+"""What drawn images share: their size, their grid, and colours with enough contrast."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -6,9 +6,9 @@ from math import dist
 
 import numpy as np
 
-PICTURE_SIZE = 64
+IMAGE_SIZE = 64
 GRID = 8
-"""Letters and shapes start on multiples of this many pixels: the patches of a 64-token picture."""
+"""Letters and shapes start at multiples of this number of pixels, the patch size of an image of 64 tokens."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 36, 42),
@@ -22,7 +22,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (24, 24, 26),
     "white": (250, 250, 250),
 }
-"""GenEval's colour names, sRGB."""
+"""GenEval's colours by name, in sRGB."""
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "grey": (196, 200, 206),
@@ -35,7 +35,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 
 
 def srgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB values in 0..255; shape [..., 3] in and out."""
+    """Converts sRGB values from 0 to 255 to CIE L*a*b* (D65); input and output are [..., 3]."""
     linear = np.asarray(rgb, dtype=np.float64) / 255.0
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
@@ -45,25 +45,25 @@ def srgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def nearest(rgb: np.ndarray, named: Mapping[str, tuple[int, int, int]]) -> str:
-    """The name of the colour that is nearest to an sRGB one, [3], in L*a*b*."""
+    """The name of the colour that is closest to an sRGB colour, [3], in L*a*b*."""
     lab = srgb_to_lab(np.array([rgb, *named.values()]))
     return list(named)[int(np.linalg.norm(lab[1:] - lab[0], axis=1).argmin())]
 
 
 @cache
 def contrast(color: str, background: str) -> float:
-    """Distance in L*a*b* (CIE76) between a colour and a background, both by name."""
+    """The distance in L*a*b* (CIE76) between a colour and a background, both given by name."""
     lab = srgb_to_lab(np.array([COLORS[color], BACKGROUNDS[background]]))
     return dist(lab[0], lab[1])
 
 
 @cache
 def backgrounds_for(colors: frozenset[str], minimum: float) -> tuple[str, ...]:
-    """Backgrounds from which each of the colours stands out by at least `minimum`."""
+    """The backgrounds to which each of the colours has at least the contrast `minimum`."""
     return tuple(b for b in BACKGROUNDS if all(contrast(c, b) >= minimum for c in colors))
 
 
 @cache
 def colors_for(background: str, minimum: float) -> tuple[str, ...]:
-    """Colours that stand out from the background by at least `minimum`."""
+    """The colours that have at least the contrast `minimum` to the background."""
     return tuple(c for c in COLORS if contrast(c, background) >= minimum)

@@ -1,4 +1,4 @@
-"""Coloured shapes with counts and relations: prompts in GenEval's six task types, and pictures that fulfil them."""
+"""Coloured shapes with counts and relations: prompts of GenEval's six task types, and images that fulfil them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, GRID, PICTURE_SIZE, backgrounds_for, colors_for
+from alignbench.embedded.drawing.palette import BACKGROUNDS, COLORS, GRID, IMAGE_SIZE, backgrounds_for, colors_for
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars", "cross": "crosses"}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-"""Relation of A to B -> direction from B's centre to A's (x to the right, y down)."""
+"""For each relation of A to B, the direction from B's centre to A's centre (x to the right, y down)."""
 TASK_TYPES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 PREFIXES = ("", "a photo of ", "a picture of ", "a drawing of ")
 MIN_CONTRAST = 25.0
 SIZES = {1: (16, 32), 2: (16, 32), 3: (16,), 4: (16,)}
-"""Number of shapes -> their diameters in pixels: whole cells."""
+"""For each number of shapes, their possible diameters in pixels; these are whole cells."""
 CELL = 2 * GRID
 GAP = 3
 SUPERSAMPLING = 4
@@ -39,8 +39,8 @@ class Scene:
     shapes: tuple[Shape, ...]
 
     def draw(self) -> np.ndarray:
-        """The picture, uint8 [64, 64, 3]."""
-        canvas = Image.new("RGB", (PICTURE_SIZE * SUPERSAMPLING,) * 2, BACKGROUNDS[self.background])
+        """Draws the image, uint8 [64, 64, 3]."""
+        canvas = Image.new("RGB", (IMAGE_SIZE * SUPERSAMPLING,) * 2, BACKGROUNDS[self.background])
         pen = ImageDraw.Draw(canvas)
         for shape in self.shapes:
             x, y = (c * SUPERSAMPLING for c in shape.center)
@@ -49,7 +49,7 @@ class Scene:
                 pen.ellipse((x - r, y - r, x + r, y + r), fill=COLORS[shape.color])
             else:
                 pen.polygon([(x + r * u, y + r * v) for u, v in _OUTLINES[shape.kind]], fill=COLORS[shape.color])
-        return np.asarray(canvas.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BOX))
+        return np.asarray(canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX))
 
 
 def _star() -> list[tuple[float, float]]:
@@ -70,9 +70,9 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
 
 
 def sample_metadata(rng: np.random.Generator, tag: str) -> dict[str, Any]:
-    """One prompt of a GenEval task type with what must (`include`) and must not (`exclude`) be seen.
+    """Draws a prompt of a GenEval task type, with what must (`include`) and must not (`exclude`) be in the image.
 
-    The layout is that of GenEval's metadata file: `include` holds {class, count, color?, position? [relation, index]}.
+    The format is that of GenEval's metadata file: `include` has {class, count, color?, position? [relation, index]}.
     """
     a, b = (str(s) for s in rng.choice(SHAPES, size=2, replace=False))
     c, d = (str(s) for s in rng.choice(list(COLORS), size=2, replace=False))
@@ -85,12 +85,12 @@ def sample_metadata(rng: np.random.Generator, tag: str) -> dict[str, Any]:
 def compose(
     tag: str, kinds: tuple[str, str], colors: tuple[str, str], count: int, relation: str, plural: Callable[[str], str]
 ) -> dict[str, Any]:
-    """The metadata of a task type about these kinds of objects; the prompt is still without "a photo of".
+    """Builds the metadata of a task type for these kinds of objects; the prompt does not yet begin with "a photo of".
 
-    What the task type does not ask for is left alone.
+    Arguments that the task type does not need are ignored.
 
     Raises:
-        ValueError: an unknown task type.
+        ValueError: the task type is unknown.
     """
     (a, b), (c, d) = kinds, colors
     exclude: list[dict[str, Any]] = []
@@ -111,15 +111,17 @@ def compose(
         include = [{"class": a, "count": 1, "color": c}, {"class": b, "count": 1, "color": d}]
         phrase = f"{with_article(c)} {a} and {with_article(d)} {b}"
     else:
-        raise ValueError(f"unknown task type {tag!r}; there are {', '.join(TASK_TYPES)}")
+        raise ValueError(f"unknown task type {tag!r}; known: {', '.join(TASK_TYPES)}")
     return {"tag": tag, "include": include, "exclude": exclude, "prompt": phrase}
 
 
 def sample_scene(rng: np.random.Generator, metadata: dict[str, Any], single_sizes: Sequence[int] = SIZES[1]) -> Scene:
-    """A picture that fulfils the metadata; colours, places, sizes and background that it leaves open are random.
+    """Draws a scene that fulfils the metadata; colours, places, sizes and the background are random if they are left open.
 
     Args:
-        single_sizes: diameters of a scene's only shape.
+        rng: the generator.
+        metadata: the metadata of the prompt.
+        single_sizes: possible diameters of a single shape.
     """
     clauses = [c for c in metadata["include"] for _ in range(c["count"])]
     named = frozenset(c["color"] for c in clauses if "color" in c)
@@ -130,8 +132,8 @@ def sample_scene(rng: np.random.Generator, metadata: dict[str, Any], single_size
         sizes = rng.choice(single_sizes if len(clauses) == 1 else SIZES[len(clauses)], size=len(clauses))
         if same_color:
             sizes[:] = sizes[0]
-        # On whole cells, each 2x2 patches of a 64-token picture: a small model learns a shape once, not at each offset.
-        corners = [CELL * rng.integers((PICTURE_SIZE - s) // CELL + 1, size=2) for s in sizes]
+        # Shapes lie on whole cells of 2x2 patches, so that a small model learns each shape once and not at each offset.
+        corners = [CELL * rng.integers((IMAGE_SIZE - s) // CELL + 1, size=2) for s in sizes]
         centers = [tuple(corner + s / 2) for corner, s in zip(corners, sizes, strict=True)]
         if _apart(centers, sizes) and _relations_hold(metadata["include"], centers):
             break
@@ -160,7 +162,7 @@ def _apart(centers: Sequence[tuple[float, ...]], sizes: Sequence[float] | np.nda
 
 
 def _relations_hold(include: list[dict[str, Any]], centers: Sequence[tuple[float, ...]]) -> bool:
-    """Each asked relation holds clearly: the direction between the centres within 35 degrees of the named one."""
+    """Whether each relation holds clearly: the direction between the centres differs by less than 35 degrees from it."""
     for i, clause in enumerate(include):
         if "position" not in clause:
             continue

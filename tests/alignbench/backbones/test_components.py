@@ -140,10 +140,10 @@ def without_weight(file: Path) -> None:
         (lambda d: change(d / INDEX, **{"../..": ["diffusers", "AutoencoderKL"]}), "names a component '../..', which a"),
         (lambda d: change(d / INDEX, **{"/etc": ["diffusers", "AutoencoderKL"]}), "names a component '/etc', which a"),
         (lambda d: (d / VAE).unlink(), "vae lacks weights: there is no diffusion_pytorch_model.safetensors"),
-        (lambda d: (d / VAE).rename(d / "vae/x.bin"), "lacks weights: it holds x.bin, and alignbench reads safetensors alone"),
-        (lambda d: (d / VAE).write_text("version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer in place of"),
-        (lambda d: (d / VAE).write_bytes((d / VAE).read_bytes()[:-1]), f"{VAE} is damaged or cut short"),
-        (lambda d: (d / "vae" / "config.json").write_text("{"), "vae/config.json: line 1, column 2"),
+        (lambda d: (d / VAE).rename(d / "vae/x.bin"), "lacks weights: it has x.bin, but alignbench reads only safetensors"),
+        (lambda d: (d / VAE).write_text("version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer instead of"),
+        (lambda d: (d / VAE).write_bytes((d / VAE).read_bytes()[:-1]), f"{VAE} is damaged or incomplete"),
+        (lambda d: (d / "vae" / "config.json").write_text("{"), "vae/config.json: it is not valid JSON (line 1, column 2"),
         (lambda d: (d / "tokenizer" / "tokenizer.json").write_text("{"), "tokenizer does not open as a "),
     ],
 )
@@ -161,7 +161,7 @@ def test_an_index_of_shards_names_files_beside_it(base: Path, tmp_path: Path) ->
     contents: list[Any] = [{"weight_map": {"a": "../../weights.safetensors"}}, {"weight_map": {}}, {"weight_map": {"a": 1}}, []]
     for content in contents:
         (folder / f"{VAE}.index.json").write_text(json.dumps(content))
-        assert "is no index of weights beside it" in refused(folder)
+        assert "is not an index of weights in the same folder" in refused(folder)
 
 
 @pytest.mark.parametrize("file", ["transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])

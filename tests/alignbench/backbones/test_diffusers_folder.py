@@ -26,9 +26,9 @@ from alignbench.rollouts.noise import group_keys, normal
 from alignbench.rollouts.terms import Velocities
 from alignbench.tasks import load_task
 from alignbench.training.checkpoint import policy_weights
-from alignbench.training.costs import LiveBytes
 from alignbench.training.engine import RATIO_TOLERANCE, backward
 from alignbench.training.exporting import export
+from alignbench.training.memory import LiveBytes
 from alignbench.training.trainer import Trainer
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import toy_config, write_task
@@ -588,15 +588,15 @@ def test_a_folder_opens_as_its_family(folders: dict[str, Path]) -> None:
 
 def test_other_pipelines_and_other_folders_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     other = changed(folders["sd3"], tmp_path / "other", "model_index.json", _class_name="StableDiffusionXLPipeline")
-    assert "holds a StableDiffusionXLPipeline; alignbench opens folders of StableDiffusion3Pipeline and" in refused(other)
-    assert "is no diffusers folder: it has no model_index.json" in refused(tmp_path)
+    assert "has a StableDiffusionXLPipeline; alignbench opens folders of StableDiffusion3Pipeline and" in refused(other)
+    assert "is not a diffusers folder (no model_index.json)" in refused(tmp_path)
     (tmp_path / "model_index.json").write_text("{")
     assert "cannot read the configuration in" in refused(tmp_path)
     (tmp_path / "model_index.json").write_text("[]")
-    assert refused(tmp_path).endswith("model_index.json is not a JSON object")
+    assert refused(tmp_path).endswith("model_index.json: it does not hold keys and values")
     (tmp_path / "model_index.json").write_text('{"_class_name": ["pipeline", "Mine"]}')
-    assert refused(tmp_path).endswith("model_index.json names no pipeline")
-    with pytest.raises(UserError, match="holds a FluxPipeline; this backbone opens StableDiffusion3Pipeline folders"):
+    assert refused(tmp_path).endswith("model_index.json does not name a pipeline (_class_name)")
+    with pytest.raises(UserError, match="has a FluxPipeline; this backbone opens StableDiffusion3Pipeline folders"):
         load_backbone("sd3", path=str(folders["flux"]), device="cpu")
 
 
@@ -608,17 +608,17 @@ def test_a_folder_without_weights_is_refused(folders: dict[str, Path], tmp_path:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("use_karras_sigmas", True, "sets use_karras_sigmas, which alignbench does not follow"),
-        ("use_exponential_sigmas", True, "sets use_exponential_sigmas, which"),
-        ("use_beta_sigmas", True, "sets use_beta_sigmas, which"),
-        ("use_karras_sigmas", "false", "sets use_karras_sigmas, which"),  # a text, which is true to diffusers
-        ("stochastic_sampling", True, "sets stochastic_sampling, which"),
-        ("invert_sigmas", True, "sets invert_sigmas, which"),
-        ("shift_terminal", 0.02, "sets shift_terminal, which"),
-        ("num_train_timesteps", 500, "sets num_train_timesteps, which"),
-        ("prediction_type", "epsilon", "sets prediction_type, which"),
-        ("use_flow_sigmas", True, "sets use_flow_sigmas, which"),  # of no scheduler of ours, but FluxPipeline looks at it
-        ("_class_name", "FlowMatchHeunDiscreteScheduler", "is of a FlowMatchHeunDiscreteScheduler"),
+        ("use_karras_sigmas", True, "sets use_karras_sigmas, but alignbench takes the steps of a plain"),
+        ("use_exponential_sigmas", True, "sets use_exponential_sigmas, but"),
+        ("use_beta_sigmas", True, "sets use_beta_sigmas, but"),
+        ("use_karras_sigmas", "false", "sets use_karras_sigmas, but"),  # a text, which is true to diffusers
+        ("stochastic_sampling", True, "sets stochastic_sampling, but"),
+        ("invert_sigmas", True, "sets invert_sigmas, but"),
+        ("shift_terminal", 0.02, "sets shift_terminal, but"),
+        ("num_train_timesteps", 500, "sets num_train_timesteps, but"),
+        ("prediction_type", "epsilon", "sets prediction_type, but"),
+        ("use_flow_sigmas", True, "sets use_flow_sigmas, but"),  # of no scheduler of ours, but FluxPipeline looks at it
+        ("_class_name", "FlowMatchHeunDiscreteScheduler", "is for a FlowMatchHeunDiscreteScheduler"),
         ("time_shift_type", "cubic", "time_shift_type must be exponential or linear"),
         ("use_dynamic_shifting", "yes", "use_dynamic_shifting must be true or false"),
         ("base_shift", None, "base_shift must be a number, got None"),
@@ -648,7 +648,7 @@ def test_a_shift_that_is_no_positive_number_is_refused(folders: dict[str, Path],
     ("text", "says"),
     [
         ("{", "cannot read the configuration in"),
-        ("{}", "has no call"),
+        ("{}", "has no key call"),
         ('{"call": {"height": "64"}}', "call.height must be a positive number"),
         ('{"call": {"callback_on_step_end": 1}}', "call.callback_on_step_end must be"),
     ],
@@ -660,9 +660,9 @@ def test_calls_that_a_folder_cannot_ask_for_are_refused(folders: dict[str, Path]
 
 
 def test_settings_that_cannot_be_had_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    assert "multiple of 4 pixels; resolution is 18" in refused(folders["flux"], resolution=18)
-    assert "at most 32 x 32 pixels; lower resolution" in refused(folders["sd3"], resolution=36)
-    assert "the name of no module" in refused(folders["sd3"], lora_targets=("to_q", "to_w"))
+    assert "multiple of 4 pixels for" in refused(folders["flux"], resolution=18)
+    assert "at most 32 x 32 pixels; choose a smaller resolution" in refused(folders["sd3"], resolution=36)
+    assert "no module name in" in refused(folders["sd3"], lora_targets=("to_q", "to_w"))
     assert "train=full takes precision fp32 or bf16" in refused(folders["sd3"], train="full", precision="fp16")
     schnell = tmp_path / "schnell"
     transformer = diffusers.FluxTransformer2DModel.from_pretrained(folders["flux"] / "transformer")

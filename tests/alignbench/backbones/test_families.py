@@ -16,7 +16,7 @@ def test_a_name_of_a_plugin_means_the_plugin_whatever_lies_in_this_folder(
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     assert families.opener("tiny") == "tiny"
-    with pytest.raises(UserError, match="tiny is no diffusers folder"):
+    with pytest.raises(UserError, match="tiny is not a diffusers folder"):
         families.opener("./tiny")
 
 

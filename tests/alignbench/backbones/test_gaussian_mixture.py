@@ -9,7 +9,7 @@ import torch
 
 from alignbench import UserError, load_backbone, load_scorer, run
 from alignbench.backbones.gaussian_mixture import GaussianMixture, _best_reward, truth
-from alignbench.backbones.mixture.mixtures import EXTENT, as_pictures, from_pictures, midpoints, noise_quadrature
+from alignbench.backbones.mixture.mixtures import EXTENT, as_images, from_images, midpoints, noise_quadrature
 from alignbench.backbones.mixture.scenarios import SCENARIOS, Bumps, world
 from alignbench.config.run_config import load_config
 from alignbench.rollouts.executor import sample
@@ -111,8 +111,8 @@ def test_numbers_of_a_quadratic_reward_are_those_of_the_closed_form(dimension: i
     assert found["exact_reward"] <= found["best_reward_at_kl"] < found["target_reward"]
 
 
-def test_scenarios_of_the_plane_are_refused_in_other_dimensions() -> None:
-    with pytest.raises(UserError, match="one of the plane; in 3 dimensions take quadratic"):
+def test_scenarios_in_2_d_are_refused_in_other_dimensions() -> None:
+    with pytest.raises(UserError, match="is only 2-D; in 3 dimensions use quadratic"):
         backbone(dimension=3).encode([PROMPT])
 
 
@@ -255,7 +255,7 @@ def test_what_makes_each_scenario() -> None:
 def test_rewards_at_known_points() -> None:
     w = world("equal_modes 0")
     points = torch.cat([w.base.means[:2], torch.zeros(1, 2, dtype=torch.float64)])
-    scores = load_scorer("scenario_reward").score(as_pictures(points), ["equal_modes 0"] * 3)
+    scores = load_scorer("scenario_reward").score(as_images(points), ["equal_modes 0"] * 3)
     # Modes 0, 2, 4 are good: at mode 0 its own bump and the tails of two others 3 sqrt 3 away; mode 1 is 3 from two of them,
     # and 6 from the third; the origin 3 from each.
     tail = [math.exp(-(d**2) / (2 * 0.7**2)) for d in (3 * 3**0.5, 3.0, 6.0)]
@@ -263,7 +263,7 @@ def test_rewards_at_known_points() -> None:
 
 
 def test_noise_on_the_reward_is_a_function_of_the_point_and_has_its_deviation() -> None:
-    points = as_pictures(world("noisy_reward 0").base.sample(4000, torch.Generator().manual_seed(0)))
+    points = as_images(world("noisy_reward 0").base.sample(4000, torch.Generator().manual_seed(0)))
     prompts = ["noisy_reward 0"] * 4000
     noisy, again = (load_scorer("scenario_reward").score(points, prompts) for _ in range(2))
     assert np.array_equal(noisy, again)
@@ -292,7 +292,7 @@ def test_guidance_is_refused() -> None:
 
 def test_pictures_hold_the_points() -> None:
     latents = sample(backbone(), [PROMPT], 5, 4, seed=0)
-    assert from_pictures(backbone().decode(latents)) == pytest.approx(latents.numpy(), abs=1.3e-4)
+    assert from_images(backbone().decode(latents)) == pytest.approx(latents.numpy(), abs=1.3e-4)
 
 
 def test_a_policy_gradient_raises_the_reward_and_leaves_the_base(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from alignbench import load_backbone, load_objective, load_sampler, rollout
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.tiny import FOLDER
-from alignbench.embedded.train_tiny import letter_tokenizer, word_tokenizer
+from alignbench.embedded.networks import letter_tokenizer, word_tokenizer
 from alignbench.rollouts.executor import sample
 from alignbench.rollouts.noise import group_keys, normal
 from alignbench.training.engine import backward

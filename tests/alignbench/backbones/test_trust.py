@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 def test_code_at_any_depth_is_refused(folder: Path, place: str) -> None:
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
     (folder / place).write_text("")
-    with pytest.raises(UserError, match=rf"holds code \({place}\); alignbench runs none from a model's folder"):
+    with pytest.raises(UserError, match=rf"contains code \({place}\), which alignbench does not run from a model's folder"):
         check_folder(folder)
 
 
@@ -47,7 +47,7 @@ def test_links_that_leave_the_folder_are_refused(folder: Path, target: str, leav
     (folder / "vae" / "link").symlink_to(target)
     if not leaves:
         return check_folder(folder)
-    with pytest.raises(UserError, match=f"holds a link that leaves it \\(vae/link -> {target}\\)"):
+    with pytest.raises(UserError, match=f"has a link to another place \\(vae/link -> {target}\\)"):
         check_folder(folder)
     return None
 
@@ -61,7 +61,7 @@ def test_the_hubs_cache_of_links_is_a_folder_of_files(tmp_path: Path) -> None:
     (snapshot / "config.json").symlink_to("../../blobs/1")
     check_folder(snapshot)
     (snapshot / "other.json").symlink_to("../../refs")
-    with pytest.raises(UserError, match="holds a link that leaves it"):
+    with pytest.raises(UserError, match="has a link to another place"):
         check_folder(snapshot)
 
 
@@ -79,8 +79,8 @@ def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
         ("config.json", {"text_config": {"auto_map": {"AutoConfig": "m.M"}}}, r"names code of its own \(auto_map\)"),
         ("config.json", {"attn_implementation": "someone/kernel"}, "asks for code from the hub"),
         ("config.json", {"_attn_implementation": {"text_config": "someone/kernel:f"}}, "asks for code from the hub"),
-        ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "is of quantised weights"),
-        ("adapter_config.json", {"base_model_name_or_path": "/elsewhere"}, "holds an adapter for another model"),
+        ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "is for quantised weights"),
+        ("adapter_config.json", {"base_model_name_or_path": "/elsewhere"}, "contains an adapter for another model"),
         ("config.json", [1], "does not hold keys and values"),
     ],
 )

@@ -18,22 +18,16 @@ from typer.testing import CliRunner
 
 from alignbench import UserError
 from alignbench.cli.app import app
-from alignbench.comparison import compare as comparison
-from alignbench.comparison.compare import (
-    CellRecord,
-    Grid,
-    command_of,
-    compare,
-    done,
-    expected_costs,
-    plan_grid,
-    planned_rows,
-    read_grid,
-)
+from alignbench.comparison import runner
+from alignbench.comparison.estimates import expected_costs
+from alignbench.comparison.grid import Grid, read_grid
+from alignbench.comparison.planning import Request, command_of, plan_grid, planned_rows
+from alignbench.comparison.reading import read_results
+from alignbench.comparison.record import CellRecord
+from alignbench.comparison.runner import compare, done
 from alignbench.config.run_config import load_config
 from alignbench.files.writing import exclusive
 from alignbench.records.record import read_result
-from alignbench.records.results import read_results
 from alignbench.reports.report import write_report
 from tests.alignbench.runtime.test_processes import CALM, assert_same_but_for_rounding
 from tests.support.command_line import alignbench, in_a_process, in_this_process
@@ -65,7 +59,7 @@ def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
         "preset": "smoke",
         "budget": {"model_rows": 3 * ROWS},
     }
-    return plan_grid(settings=settings, **{**options, **changes})
+    return plan_grid(Request(settings=settings, **{**options, **changes}))
 
 
 class Log:
@@ -336,7 +330,7 @@ def test_the_command_of_a_comparison_makes_the_same_again(tmp_path: Path, monkey
         found.append(grid)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparison, "compare", stopped)
+    monkeypatch.setattr(runner, "compare", stopped)
     for made in (first, dotted):
         done = CliRunner().invoke(app, [*shlex.split(command_of(made))[1:], "--out", str(tmp_path / "new")])
         assert done.exit_code == 130, done.output
@@ -405,9 +399,12 @@ def test_settings_of_one_name_reach_its_cells_alone(tmp_path: Path) -> None:
         ({"objectives": ["grpo", "soft=gpro"]}, "did you mean 'grpo'"),
         ({"objectives": ["grpo", "=grpo"]}, "takes names, or label=name, with commas; got '=grpo'"),
         ({"objectives": ["a=grpo", "a=tmpo"]}, "has a twice; choose another label"),
-        ({"objectives": ["ppo=grpo"]}, r"objectives\.ppo names grpo, but there is ppo itself; choose another label"),
+        (
+            {"objectives": ["ppo=grpo"]},
+            r"objectives\.ppo names grpo, but ppo is already one of the objectives; choose another",
+        ),
         ({"objectives": ["a b=grpo"]}, r"objective\.label: string should match pattern"),
-        ({"objectives": ["grpo", "soft=grpo"]}, "grpo x fixed_tree and soft x fixed_tree differ in nothing but their label"),
+        ({"objectives": ["grpo", "soft=grpo"]}, "grpo x fixed_tree and soft x fixed_tree have identical settings; say how"),
         ({"settings": {"samplers": {"fixed_tree": 3}}}, r"samplers holds settings by name, such as samplers\.fixed_tree\.opt"),
         ({"settings": {"trackers": "tensorbord"}}, "should be 'tensorboard' or 'wandb'"),
     ],
@@ -419,7 +416,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs(tmp_path: Path,
 
 def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_path: Path) -> None:
     compare(grid(tmp_path), tmp_path / "out")
-    with pytest.raises(UserError, match=r"tmpo-fixed_tree-toy-s0 was run with other settings: budget .*66.*now .*88"):
+    with pytest.raises(
+        UserError, match=r"tmpo-fixed_tree-toy-s0 was run with other settings: budget\.model_rows 66 \(now 88\)"
+    ):
         compare(grid(tmp_path, budget={"model_rows": 88}), tmp_path / "out")
     (tmp_path / "eval.txt").write_text((tmp_path / "eval.txt").read_text().replace("eval 5", "other 5"))
     with pytest.raises(UserError, match=r"the evaluation prompts changed since .*tmpo-fixed_tree-toy-s0 was made; put"):
@@ -440,13 +439,13 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
 
 def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path) -> None:
     compare(grid(tmp_path), tmp_path / "out")
-    with exclusive(tmp_path / "out"), pytest.raises(UserError, match="another process is at work"):
+    with exclusive(tmp_path / "out"), pytest.raises(UserError, match="another process is using"):
         compare(grid(tmp_path), tmp_path / "out")
 
 
 def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
     costs = expected_costs(grid(tmp_path))
-    assert [(c.objective, c.rows, c.iterations) for c in costs] == [("tmpo", ROWS, 3), ("grpo", ROWS, 3)]
+    assert [(c.method.objective, c.rows, c.iterations) for c in costs] == [("tmpo", ROWS, 3), ("grpo", ROWS, 3)]
     assert all(np.isfinite(c.seconds) and c.seconds > 0 for c in costs)
 
 
@@ -463,7 +462,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
     # 2 iterations of two prompts: 4 chains of 4 steps, 3 of them stochastic.
     assert "model_rows 112" in planned.stdout
-    assert "1 pair x 1 task x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
+    assert "1 method x 1 task x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
     assert not (tmp_path / "out").exists()
     ran = alignbench(*words, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr

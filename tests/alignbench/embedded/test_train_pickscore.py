@@ -9,24 +9,26 @@ from alignbench import UserError
 from alignbench.embedded.drawing import lettering
 from alignbench.embedded.drawing.lettering import Lettering
 from alignbench.embedded.drawing.scenes import TASK_TYPES, Scene, Shape, sample_metadata, sample_scene
-from alignbench.embedded.train_pickscore import (
+from alignbench.embedded.drawn_pairs import (
     IGNORE,
     KINDS,
     READING,
-    Inputs,
-    PickScoreTraining,
     against_each_other,
     broken,
-    build_model,
-    build_processor,
     draw_pairs,
-    embed_prompts,
     fulfils,
     is_unseen,
     kinds_of,
     patches_of,
-    preference_loss,
     reading_of,
+)
+from alignbench.embedded.train_pickscore import (
+    Inputs,
+    PickScoreTraining,
+    build_model,
+    build_processor,
+    embed_prompts,
+    preference_loss,
     train_pickscore,
 )
 from evals.detectors.grammar import SCENES
@@ -168,7 +170,7 @@ def test_a_short_training_writes_a_folder_that_opens_and_repeats_itself(tmp_path
     processor = CLIPProcessor.from_pretrained(tmp_path / "a")
     # Spelt letter by letter; quotes are words of their own.
     assert len(processor.tokenizer('a "CUBE"').input_ids) == 2 + 1 + 1 + 4 + 1
-    assert any("held-out pairs ordered rightly" in line for line in said)
+    assert any("held-out pairs in correct order" in line for line in said)
     with pytest.raises(UserError, match="exists already"):
         train_pickscore(settings, tmp_path / "a", said.append)
 

@@ -16,19 +16,9 @@ from torch.nn import functional
 
 from alignbench.embedded import train_tiny as train_tiny_module
 from alignbench.embedded.drawing.scenes import NUMBERS, RELATIONS, TASK_TYPES, sample_scene
-from alignbench.embedded.train_tiny import (
-    LatentPool,
-    Phase,
-    TinyTraining,
-    draw_examples,
-    held_out_words,
-    letter_tokenizer,
-    patch_projection,
-    schedule,
-    to_pixels,
-    tokenize,
-    train_tiny,
-)
+from alignbench.embedded.examples import draw_examples, held_out_words, to_pixels
+from alignbench.embedded.networks import letter_tokenizer, tokenize
+from alignbench.embedded.train_tiny import LatentPool, Phase, TinyTraining, patch_projection, schedule, train_tiny
 from alignbench.errors import UserError
 
 PHASES = (Phase(steps=4, fall=0.4, shards=2, words_share=0.4), Phase(steps=2, rate=0.5, shards=1, words_share=0))
@@ -71,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def test_projection_has_uncorrelated_components_whose_deviations_are_roots() -> None:
-    pixels = to_pixels([e.picture for e in draw_examples(0, 0, 200, 0.5)])
+    pixels = to_pixels([e.image for e in draw_examples(0, 0, 200, 0.5)])
     kernel, offset = patch_projection(pixels)
     latents = functional.conv2d(pixels, kernel, offset, stride=4).permute(0, 2, 3, 1).flatten(0, 2).double()
     covariance = torch.cov(latents.mT)
@@ -89,7 +79,7 @@ def test_projection_has_uncorrelated_components_whose_deviations_are_roots() -> 
 def test_examples_are_a_pure_function_and_hold_no_word_of_the_task() -> None:
     one, two = (draw_examples(3, 1, 60, 0.5) for _ in range(2))
     assert [e.prompt for e in one] == [e.prompt for e in two]
-    assert all(np.array_equal(a.picture, b.picture) for a, b in zip(one, two, strict=True))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(one, two, strict=True))
     words = [e.prompt.split('"')[1] for e in draw_examples(3, 2, 400, 1.0)]
     assert len(words) == 400
     assert not held_out_words() & set(words)
@@ -133,7 +123,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(
         with pytest.raises(KeyboardInterrupt):
             train_tiny(SMALL, work, tmp_path / "out", lines.append)
     train_tiny(SMALL, work, tmp_path / "out", lines.append)
-    assert "goes on at step 2" in lines
+    assert "resuming at step 2" in lines
     for name in ("transformer", "text_encoder"):
         (one,), (two,) = (list((folder / "out" / name).glob("*.safetensors")) for folder in (tmp_path, trained[0]))
         a, b = load_file(one), load_file(two)
@@ -142,7 +132,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(
     assert str(work) not in (tmp_path / "out" / "vae" / "config.json").read_text()
 
 
-def test_each_phase_has_pictures_and_a_rate_of_its_own(trained: tuple[Path, list[str]]) -> None:
+def test_each_phase_has_images_and_a_rate_of_its_own(trained: tuple[Path, list[str]]) -> None:
     pool = LatentPool(SMALL, trained[0] / "work", print)
     unquoted = tokenize(letter_tokenizer(), [""])
     assert all((pool.shard(1, epoch)[2] == unquoted).all() for epoch in range(3))
@@ -186,5 +176,5 @@ def test_phases_can_be_added_to_a_training_that_has_ended(
     work = shutil.copytree(trained[0] / "work", tmp_path / "work")
     lines: list[str] = []
     train_tiny(SMALL.model_copy(update={"phases": (*PHASES, Phase(steps=2, shards=1))}), work, tmp_path / "out", lines.append)
-    assert {"drawing and encoding 1 x 16 pictures", "goes on at step 6"} <= set(lines)
+    assert {"drawing and encoding 1 x 16 images", "resuming at step 6"} <= set(lines)
     assert torch.load(work / "transformer.pt", weights_only=True)["step"] == 8

@@ -174,7 +174,7 @@ def test_half_transparent_pixels_are_blended_with_white() -> None:
 
 
 def test_a_transparent_colour_that_cannot_be_told_is_refused() -> None:
-    with pytest.raises(UserError, match="transparent colour at 16 bits"):
+    with pytest.raises(UserError, match="transparent colour with 16 bits"):
         decode_image(png(1, 1, 16, 2, struct.pack(">3H", 1, 2, 3), clear(1, 2, 3)))
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from alignbench import UserError
 from alignbench.cli import options
-from alignbench.comparison.compare import plan_grid
+from alignbench.comparison.planning import Request, plan_grid
 from alignbench.config.run_config import load_config, parse_assignments, read_settings
 from alignbench.files.paths import current_folder, local_path
 from alignbench.tasks import load_task
@@ -73,7 +73,7 @@ def test_a_comparison_holds_absolute_paths_so_that_it_goes_on_from_anywhere(home
     write_task(Path.cwd())
     config = toy_config(Path("toy.yaml")).resolved()
     rest = {k: config[k] for k in ("evaluation", "prompts_per_iteration", "save_images")}
-    grid = plan_grid(
+    request = Request(
         objectives=["grpo"],
         samplers=["independent"],
         tasks=["toy.yaml"],
@@ -83,11 +83,12 @@ def test_a_comparison_holds_absolute_paths_so_that_it_goes_on_from_anywhere(home
         budget={"model_rows": 100},
         settings=rest,
     )
+    grid = plan_grid(request)
     assert grid.tasks == [str(Path.cwd() / "toy.yaml")]
     assert grid.cells()[0].id == "grpo-independent-toy-s0"
-    (home / "study.yaml").write_text(yaml.safe_dump({"parts": {"a": {"tasks": ["x.yml", "ocr"]}}, "grid": {"backbone": "./m"}}))
-    read = read_settings(home / "study.yaml", "study")
-    assert read == {"parts": {"a": {"tasks": [str(home / "x.yml"), "ocr"]}}, "grid": {"backbone": str(home / "m")}}
+    (home / "parts.yaml").write_text(yaml.safe_dump({"parts": {"a": {"tasks": ["x.yml", "ocr"]}}, "backbone": "./m"}))
+    read = read_settings(home / "parts.yaml", "comparison")
+    assert read == {"parts": {"a": {"tasks": [str(home / "x.yml"), "ocr"]}}, "backbone": str(home / "m")}
 
 
 def test_every_option_of_the_command_line_knows_the_home_folder(home: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(UserError, match="the current folder is gone"):
+    with pytest.raises(UserError, match="the current folder has been removed"):
         current_folder()
 
 

@@ -48,20 +48,24 @@ def test_blanks_may_stand_between_a_comma_and_a_quote(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("t.csv", "prompt,n\na,1\nb, c,2\n", r"line 3 has 3 fields and the head 2; .*',' needs quotes"),
+        ("t.csv", "prompt,n\na,1\nb, c,2\n", r"line 3 has 3 fields and the header row 2; .*',' needs quotes"),
         ("t.csv", 'prompt,n\n"a\nb",1\nc\n', "line 4 has 1 fields"),
         ("t.csv", 'prompt,n\na,1\n"b,2\nc,3', "line 3: unexpected end"),
-        ("t.csv", "Prompt,prompt \na,b\n", "has the columns 'Prompt' and 'prompt'; call the one"),
+        ("t.csv", "Prompt,prompt \na,b\n", "has the columns 'Prompt' and 'prompt'; call only one"),
         ("t.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "line 3 is damaged, column"),
         ("t.jsonl", '{"prompt": "a"}\n' + "[" * 100_000, "line 2 is damaged, it is nested too deeply"),
         ("t.json", '[{"prompt": "a"},\n {"prompt" "b"}]', "line 2, column 12"),
-        ("t.json", '[{"prompt": "a"}, 3]', "entry 2 is 3; the list must hold objects"),
+        ("t.json", '[{"prompt": "a"}, 3]', "entry 2 is 3; the list must hold only objects"),
         ("t.jsonl", '{"prompt": "a", "prompt": "b"}', "line 1 is damaged, it has the key 'prompt' twice"),
-        ("t.tsv", 'prompt\tn\n"SUN" on a sign\t1\n', "line 2: .*; a text with quotes is quoted, and its quotes doubled"),
+        (
+            "t.tsv",
+            'prompt\tn\n"SUN" on a sign\t1\n',
+            "line 2: .*; a text with quotes must be in quotes, and its own quotes doubled",
+        ),
         ("t.json", "3", "line 1 must be an object in braces"),
-        ("t.txt", "a cat\nd\xe9j\xe0 vu\n".encode("latin-1"), "line 2 is no UTF-8"),
+        ("t.txt", "a cat\nd\xe9j\xe0 vu\n".encode("latin-1"), "line 2 is not valid UTF-8"),
         ("t.txt", "a\nb\n".encode("utf-16-le"), "line 1 holds a NUL"),
-        ("t.yaml", "- a\n", ".yaml is none of the formats"),
+        ("t.yaml", "- a\n", ".yaml is not one of the formats"),
         ("t.csv", '{"prompts": ["a"]}', "has no column 'prompt'"),
         ("t.csv", "".join(f"{'x' * 200}{i}," for i in range(1000)) + "\nx" + "," * 1000, "has no column 'prompt'"),
     ],
@@ -74,7 +78,7 @@ def test_what_is_damaged_is_named_by_its_line(tmp_path: Path, name: str, content
 
 def test_a_pipe_is_read_where_it_may_be_and_never_waited_for_elsewhere(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t")
-    with pytest.raises(UserError, match="it is no regular file"):
+    with pytest.raises(UserError, match="it is not a regular file"):
         read_table(tmp_path / "t", "prompts", "prompt")
     pd.DataFrame({"prompt": ["a"]}).to_parquet(tmp_path / "p.parquet")
     for content in (b"prompt,n\na,1\n", b'{"prompt": "a"}', b'["a"]', b"a\n", (tmp_path / "p.parquet").read_bytes()):
@@ -109,8 +113,8 @@ def test_a_text_that_a_small_parquet_file_repeats_is_kept_once(tmp_path: Path) -
     [
         (lambda folder: one_text(folder, 5_001, 1), "it has 5,001 rows; at most 5,000 are read"),
         (lambda folder: one_text(folder, 1, 100_001), "row 1: 'prompt' has 100,001 characters"),
-        (lambda folder: written(folder, pa.array(["x" * 2**22])), "its column 'prompt' unfolds to 4 MiB"),
-        (lambda folder: written(folder, pa.array([["a"]])), "the column 'prompt' holds list<.*>, no texts"),
+        (lambda folder: written(folder, pa.array(["x" * 2**22])), "its column 'prompt' takes 4 MiB in memory"),
+        (lambda folder: written(folder, pa.array([["a"]])), "the column 'prompt' holds list<.*>, not texts"),
     ],
 )
 def test_a_parquet_file_that_unfolds_to_too_much_is_refused(

@@ -185,7 +185,7 @@ def test_a_link_to_nothing_is_not_free(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["\udcff", "a\udcffb/c"])
 def test_a_folder_that_no_record_could_name_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"\\udcff.* is no valid UTF-8; choose another --out"):
+    with pytest.raises(UserError, match=r"\\udcff.* is not valid UTF-8; choose another --out"):
         refuse_taken(tmp_path / name)
     assert not any(tmp_path.iterdir())
 
@@ -245,7 +245,7 @@ def test_a_claim_that_comes_to_nothing_leaves_nothing(tmp_path: Path) -> None:
 def test_a_claimed_folder_is_nobody_elses(tmp_path: Path) -> None:
     with (
         claimed(tmp_path / "out"),
-        pytest.raises(UserError, match=r"another process is at work in .*out"),
+        pytest.raises(UserError, match=r"another process is using .*out"),
         claimed(tmp_path / "out"),
     ):
         pass
@@ -323,7 +323,7 @@ def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
     other = threading.Thread(target=hold)
     other.start()
     assert entered.wait(10)
-    with pytest.raises(UserError, match="another process is at work"), exclusive(tmp_path):
+    with pytest.raises(UserError, match="another process is using"), exclusive(tmp_path):
         pass
     threading.Timer(0.1, leave.set).start()
     with exclusive(tmp_path, patience=10):

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from alignbench import UserError, statistics
 from alignbench.cli.options import results_folder
-from alignbench.comparison.compare import Cell, Grid
+from alignbench.comparison.grid import Cell, Grid
+from alignbench.comparison.reading import read_results
+from alignbench.comparison.results import BASE
 from alignbench.config.run_config import BudgetConfig
 from alignbench.files.escaping import slug
 from alignbench.files.reading import read_table
@@ -31,7 +33,6 @@ from alignbench.records.record import (
     read_result,
     write_result,
 )
-from alignbench.records.results import BASE, read_results
 from alignbench.reports import comparison_plots, report
 from tests.alignbench.record_folders import write_run
 from tests.support.properties import HOSTILE, nested, one_sentence_at_most
@@ -235,8 +236,8 @@ def render(tmp_path_factory: pytest.TempPathFactory, few_resamples: None) -> Ite
         data["metrics"][name] = data["metrics"]["ocr"]
         (made / "r" / "result.json").write_text(json.dumps(data))
         results = read_results(made)
-        setups = [report._setup(results, setup, made, []) for setup in results.setups]
-        values = {"setups": setups, "results": results, "published": [], "base": BASE}
+        setups = [report.setup_values(results, setup, made, report.Plots()) for setup in results.setups]
+        values = {"setups": setups, "families": [], "results": results, "published": [], "base": BASE}
         return report.render("report.html.jinja", values), report.render("report.md.jinja", values)
 
     with pytest.MonkeyPatch.context() as patch:

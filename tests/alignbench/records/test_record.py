@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from alignbench import UserError
-from alignbench.records.record import Estimate, EvalProtocol, command, read_result
+from alignbench.records.environment import command
+from alignbench.records.record import Estimate, EvalProtocol, read_result
 from tests.alignbench.record_folders import write_run
 
 

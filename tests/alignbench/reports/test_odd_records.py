@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alignbench.records.results import Results, read_results
+from alignbench.comparison.reading import read_results
+from alignbench.comparison.results import Results
 from alignbench.reports import comparison_plots, report
 from tests.alignbench.record_folders import write_run
 
@@ -73,8 +74,11 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
         "no column 'reward'",
     ),
     "metrics a folder": (instead("metrics.parquet", Path.mkdir), "not a regular file"),
-    "cells null": (comparison('{"cells": null}'), "cells: input should be a valid list"),
-    "cell without status": (comparison('{"cells": [{"id": "x"}]}'), "cells.0.status: field required"),
+    "comparison of no version": (comparison('{"cells": []}'), "comparison.json has schema version None"),
+    "cells null": (
+        comparison('{"schema_version": 1, "cells": null, "command": "", "grid": {}}'),
+        "is not a record of a comparison",
+    ),
     "deep comparison": (comparison("[" * 100_000), "not valid JSON"),
 }
 SHOWN: dict[str, Damage] = {

@@ -19,10 +19,13 @@ from typer.testing import CliRunner
 
 from alignbench import UserError
 from alignbench.cli.app import app
+from alignbench.comparison.reading import read_results
+from alignbench.comparison.results import BASE, Results
 from alignbench.figures import plots
 from alignbench.files.escaping import latex
-from alignbench.records.results import BASE, Results, read_results
-from alignbench.reports import comparison_plots, report
+from alignbench.reports import comparison_plots, formatting, report, style, tables, verdict
+from alignbench.reports.gallery import gallery, tree_drawings
+from alignbench.reports.trade_off import scatter
 from tests.alignbench.record_folders import PROMPTS, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -48,10 +51,10 @@ def results(folder: Path) -> Results:
 
 
 def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results) -> None:
-    said = report.verdict(results, results.setups[0])
+    said = verdict.verdict(results, results.setups[0])
     assert said[0] == "On the front of ocr and lgmd, by their means: grpo x independent, tmpo x independent."
     assert said[1] == "Beaten in both beyond chance: base model (by grpo x independent)."
-    assert said[2] == "ocr: 3 of 3 tested differences are beyond chance (Welch's test over 3 seeds a method, Holm-corrected)."
+    assert said[2] == "ocr: 3 of 3 tested differences are beyond chance (Welch's test over 3 seeds per method, Holm-corrected)."
     rewards = {"grpo": [0.55, 0.555, 0.56], "tmpo": [0.85, 0.86, 0.87], "base": [0.45] * 3}
     p = {
         "between": stats.ttest_ind(rewards["grpo"], rewards["tmpo"], equal_var=False).pvalue,
@@ -70,26 +73,26 @@ def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results)
     low, high = stats.ttest_ind(rewards["tmpo"], rewards["grpo"], equal_var=False).confidence_interval()
     by = f"by 0.305 [{low:.4g}, {high:.4g}], p = {between:.2g}"
     assert said[4] == f"ocr between methods: tmpo x independent above grpo x independent ({by})."
-    assert "3 seeds a method: a difference that is not beyond chance here may still be there." in said
+    assert "3 seeds per method: a difference that is not beyond chance here may still exist." in said
     assert said[-1] == "No run raised an alarm."
 
 
 def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> None:
     write_run(tmp_path / "r")
-    said = report.verdict(read_results(tmp_path), "ocr on tiny")
-    assert "nothing can be said about chance" in said[1]
+    said = verdict.verdict(read_results(tmp_path), "ocr on tiny")
+    assert "the variation from training to training is unknown" in said[1]
     assert not any("Beaten" in s for s in said)
 
 
 def test_the_verdict_compares_at_equal_distance_from_the_base_model(results: Results) -> None:
     frame = results.cells_frame.query("metric == 'lgmd'").assign(metric="kl_base")
     # Means .15, .1525, .155 and .65, .6525, .655: t(0.975, 2) * .0025 / sqrt 3 = 0.00621.
-    assert report._moved(frame) == [
-        "The distance from the base model, kl_base, goes from 0.1525 [0.1463, 0.1587] (n = 3 seeds) for tmpo x independent "
+    assert verdict._distances(frame) == [
+        "The distance from the base model, kl_base, ranges from 0.1525 [0.1463, 0.1587] (n = 3 seeds) for tmpo x independent "
         "to 0.6525 [0.6463, 0.6587] (n = 3 seeds) for grpo x independent: "
-        "what moved less keeps diversity for free, so compare at equal distance."
+        "a model that moved less keeps more diversity for that reason alone, so compare at equal distance."
     ]
-    assert report._moved(results.cells_frame) == []
+    assert verdict._distances(results.cells_frame) == []
 
 
 def test_the_page_is_one_file_and_prompts_and_names_stay_text(tmp_path: Path) -> None:
@@ -124,12 +127,14 @@ def test_what_cannot_be_told_is_said_and_no_p_value_is_0(tmp_path: Path) -> None
     results = read_results(tmp_path)
     pairs = results.pairs_frame.query("metric == 'ocr'")
     assert pairs["p"].isna().all()
-    values = report._setup(results, results.setups[0], tmp_path, [])
-    page = report.render("report.md.jinja", {"setups": [values], "results": results, "published": [], "base": BASE})
+    values = report.setup_values(results, results.setups[0], tmp_path, report.Plots())
+    page = report.render(
+        "report.md.jinja", {"setups": [values], "families": [], "results": results, "published": [], "base": BASE}
+    )
     assert page.count("| cannot be told |") == 6
     assert r"| tmpo x independent | 0.7 \[no interval\] (n = 2 seeds) |" in page
-    assert "nothing can be said about chance" in values["verdict"][2]
-    assert [report.p_value(p) for p in (0.04, 1e-300, float("nan"))] == ["0.04", "< 1e-15", "cannot be told"]
+    assert "the variation from training to training is unknown" in values["verdict"][2]
+    assert [formatting.p_value(p) for p in (0.04, 1e-300, float("nan"))] == ["0.04", "< 1e-15", "cannot be told"]
 
 
 def test_setups_and_metrics_whose_names_differ_in_signs_alone_have_plots_and_tables_of_their_own(tmp_path: Path) -> None:
@@ -141,12 +146,13 @@ def test_setups_and_metrics_whose_names_differ_in_signs_alone_have_plots_and_tab
     results = read_results(tmp_path)
     folders = {comparison_plots.plots_folder(results, setup, tmp_path) for setup in results.setups}
     assert len({str(folder).casefold() for folder in folders}) == 3
-    assert len(list(filter(lambda f: f.suffix == ".tex", report._write_tables(results, tmp_path / "tables")))) == 3
+    assert len(list(filter(lambda f: f.suffix == ".tex", tables.write_tables(results, {}, tmp_path / "tables")))) == 3
 
 
 def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Results) -> None:
     lines = (folder / "report.md").read_text().splitlines()
-    table, differences = [line for line in lines if line.startswith("| tmpo x independent")]
+    table, differences, paired = [line for line in lines if line.startswith("| tmpo x independent")]
+    assert paired.count("(n = 3 seeds)") == 2
     assert table.count("(n = 3 seeds)") == differences.count("(n = 3 seeds)") == 2
     tex = (folder / "tables" / "ocr_on_tiny.tex").read_text()
     assert r"\toprule" in tex
@@ -170,14 +176,14 @@ def test_what_was_spent_is_told_with_the_seeds_where_they_differ(tmp_path: Path)
     for seed, rows in enumerate((150, 250)):
         write_run(tmp_path / str(seed), seed=seed, rows=rows)
     cells = read_results(tmp_path).cells_frame
-    of_base, of_cell = (report._row(cells, cell) for cell in (BASE, "tmpo x independent"))
-    assert report.spent(of_cell, "model_rows") == "200 (150 to 250, n = 2 seeds)"
-    assert report.spent(of_cell, "seconds") == "2.5"
-    assert report.spent(of_base, "model_rows") == "0"
+    of_base, of_cell = (tables.method_row(cells, cell) for cell in (BASE, "tmpo x independent"))
+    assert formatting.spent(of_cell, "model_rows") == "200 (150 to 250, n = 2 seeds)"
+    assert formatting.spent(of_cell, "seconds") == "2.5"
+    assert formatting.spent(of_base, "model_rows") == "0"
 
 
 def test_every_plot_has_a_title_in_words(folder: Path) -> None:
-    titles = {comparison_plots.figure_title(file.stem) for file in (folder / "plots").iterdir()}
+    titles = {style.figure_title(file.stem) for file in (folder / "plots").iterdir()}
     assert {
         "Training against seconds of training: running means of 8 iterations",
         "Ocr of each prompt, trained minus base",
@@ -236,7 +242,7 @@ def test_diagnostics_that_are_zero_throughout_are_said_in_words() -> None:
 def test_the_legend_has_a_line_for_objectives_and_one_for_samplers() -> None:
     cells = [f"{objective} x {sampler}" for objective in "abcde" for sampler in ("one", "two")]
     figure = plt.figure()
-    comparison_plots._legend(figure, comparison_plots.looks([BASE, *cells]))
+    style.add_legend(figure, style.looks([BASE, *cells]))
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [texts[i::3] for i in range(3)] == [["a", "b", "c", "d"], ["e", "", "", ""], ["one", "two", BASE, ""]]
 
@@ -326,7 +332,7 @@ def test_axes_are_chosen_on_the_command_line(tmp_path: Path) -> None:
 
 def test_the_front_is_a_staircase(results: Results) -> None:
     cells = results.cells_frame
-    found = report.scatter(cells, "ocr", "lgmd")
+    found = scatter(cells, "ocr", "lgmd")
     at = {mark["cell"]: (mark["x"], mark["y"]) for mark in found["marks"]}
     left, right = at["tmpo x independent"], at["grpo x independent"]
     points = [tuple(map(float, point.split(","))) for point in found["front"].split()]
@@ -348,12 +354,12 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
     for name, shades in (("base", (10, 20)), ("final", (30, 40))):
         images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
         plots.grid(images, 1).save(run / "samples" / f"{name}.png")
-    rows, prompts = comparison_plots.gallery(read_results(tmp_path), "ocr on tiny")
+    rows, prompts = gallery(read_results(tmp_path), "ocr on tiny")
     found = {cell: [picture.getpixel((9, 9)) for picture in pictures] for cell, pictures in rows.items()}
     assert found == {BASE: [(10,) * 3, (20,) * 3], "tmpo x independent": [(30,) * 3, (40,) * 3]}
     assert prompts == list(PROMPTS)
     report.write_report(tmp_path)
-    assert (tmp_path / "plots" / "pictures.svg").is_file()
+    assert (tmp_path / "plots" / "images.svg").is_file()
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 8  # gallery and cards
 
 
@@ -370,8 +376,8 @@ def test_a_sheet_that_cannot_be_used_costs_its_own_place_alone(tmp_path: Path, k
         else:
             Image.new("1", (20_000, 10_000) if kind == "bomb" else (1, 1)).save(file)
     results = read_results(tmp_path)
-    assert comparison_plots.gallery(results, "ocr on tiny") == ({}, [])
-    assert len(comparison_plots.tree_drawings(results, "ocr on tiny")) == (kind == "one pixel")
+    assert gallery(results, "ocr on tiny") == ({}, [])
+    assert len(tree_drawings(results, "ocr on tiny")) == (kind == "one pixel")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from alignbench import RunError, UserError, load_scorer, run
 from alignbench.config.run_config import RunConfig, load_config
 from alignbench.errors import holds_secret, redacted
-from alignbench.records import record
+from alignbench.records.environment import command
 from alignbench.runtime.credentials import scorer_authorization
 from alignbench.settings import ServiceURL, validate
 from tests.alignbench.scoring.test_serving import served
@@ -111,7 +111,7 @@ def test_a_password_in_any_setting_is_refused_and_no_message_shows_one() -> None
 
 def test_the_command_in_a_record_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["alignbench", "run", "--scorer-url", f"http://a:{SECRET}@b"])
-    assert record.command() == "alignbench run --scorer-url 'http://***@b'"
+    assert command() == "alignbench run --scorer-url 'http://***@b'"
 
 
 def test_a_token_comes_from_a_file_or_else_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

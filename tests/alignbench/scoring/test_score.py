@@ -14,7 +14,7 @@ from alignbench import UserError, run
 from alignbench.config.run_config import load_config
 from alignbench.files import images
 from alignbench.records.record import EvalRecord
-from alignbench.scoring.score import score_model, score_pictures
+from alignbench.scoring.score import score_images, score_model
 from evals.diversity import Diversity
 from tests.support.plugins import toy_config, write_task
 
@@ -61,7 +61,7 @@ def test_pictures_made_elsewhere_by_hand(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path))
     pictures = picture_folder(tmp_path / "pictures", [0, 51, 255, 255])
     (tmp_path / "p.txt").write_text("a\nb")
-    record = score_pictures(pictures, tmp_path / "p.txt", config, None)
+    record = score_images(pictures, tmp_path / "p.txt", config, None)
     # Prompt means 0.1 and 1.0; one of three channels differs by a fifth of its range, and nothing.
     assert record.metrics["brightness"].value == pytest.approx(0.55)
     assert record.metrics["pixel_diversity"].value == pytest.approx(np.sqrt(0.2**2 / 3) / 2)
@@ -74,7 +74,7 @@ def test_failed_scores_are_counted(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path, "Sometimes"))
     pictures = picture_folder(tmp_path / "pictures", [1, 2, 3, 4])
     (tmp_path / "p.txt").write_text("a\nb")
-    assert score_pictures(pictures, tmp_path / "p.txt", config, None).failed_scores == 2
+    assert score_images(pictures, tmp_path / "p.txt", config, None).failed_scores == 2
 
 
 def diversity_of(tmp_path: Path, sizes: list[tuple[int, int]], table: str, features: str = "") -> EvalRecord:
@@ -83,7 +83,7 @@ def diversity_of(tmp_path: Path, sizes: list[tuple[int, int]], table: str, featu
     (tmp_path / "p.csv").write_text("prompt,image\n" + table)
     settings = {"diversity": {"features": features}}
     config = toy_config(write_task(tmp_path))
-    return score_pictures(pictures, tmp_path / "p.csv", config, None, evals=["quality", "diversity"], settings=settings)
+    return score_images(pictures, tmp_path / "p.csv", config, None, evals=["quality", "diversity"], settings=settings)
 
 
 def test_a_prompt_with_one_picture_has_no_diversity_and_all_else_is_told(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_scores_do_not_depend_on_how_many_files_are_held_at_a_time(tmp_path: Pat
         monkeypatch.setattr(images, "PART_PIXELS", pixels)
         out = tmp_path / f"{count}"
         held.clear()
-        score_pictures(pictures, tmp_path / "p.txt", config, out, evals=["geneval", "quality", "diversity"])
+        score_images(pictures, tmp_path / "p.txt", config, out, evals=["geneval", "quality", "diversity"])
         assert held == {256: [6], 1: [1] * 6, 4: [2, 2, 2]}[count] + [2, 2, 2]
         tables.append(pd.read_parquet(out / "evals.parquet"))
     order = ["metric", "prompt_index", "image"]
@@ -140,15 +140,15 @@ def test_a_damaged_file_is_told_before_any_model_is_loaded(tmp_path: Path) -> No
     (tmp_path / "p.txt").write_text("a")
     steps: list[str] = []
     with pytest.raises(UserError, match=r"cannot open the image .*1\.png"):
-        score_pictures(pictures, tmp_path / "p.txt", toy_config(write_task(tmp_path)), None, advance=steps.append)
-    assert steps == ["reading pictures"]
+        score_images(pictures, tmp_path / "p.txt", toy_config(write_task(tmp_path)), None, advance=steps.append)
+    assert steps == ["reading images"]
 
 
 def test_evals_pass_over_prompts_that_they_say_nothing_about(tmp_path: Path) -> None:
     pictures = picture_folder(tmp_path / "pictures", [0, 255], [(64, 64)] * 2)
     (tmp_path / "p.txt").write_text('the word "CAT"\na red circle')
     config, settings = load_config(options={"task": "geneval"}), {"ocr": {"reader": "rapidocr"}}
-    found = score_pictures(pictures, tmp_path / "p.txt", config, None, evals=["ocr", "clip_agreement"], settings=settings)
+    found = score_images(pictures, tmp_path / "p.txt", config, None, evals=["ocr", "clip_agreement"], settings=settings)
     assert (found.metrics["ocr"].n, found.metrics["clip_agreement"].n) == (1, 2)
     assert found.failed_scores == 2  # ocr and ocr_exact of the scene
 
@@ -183,7 +183,7 @@ def test_a_config_of_another_place_is_none_of_ours(tmp_path: Path) -> None:
         (["--pipeline", "tiny", "--images", "x"], "choose what to evaluate"),
         (["--images", "x"], "--images and --prompts go together"),
         (["--checkpoint", "nowhere"], "nowhere is not a run folder"),
-        (["--pipeline", "no/where"], "is no diffusers folder"),
+        (["--pipeline", "no/where"], "is not a diffusers folder"),
         (["--pipeline", "tiny", "--evals", "ocrr"], "there is no eval 'ocrr'; did you mean 'ocr'"),
         (["--pipeline", "tiny", "--evals", "quality", "--set", "evals.ocr.batch=3"], "the eval 'ocr', which is not asked for"),
     ],

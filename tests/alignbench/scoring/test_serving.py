@@ -348,7 +348,7 @@ class Late(Red):
 
 
 def test_a_server_that_takes_too_long_is_given_up() -> None:
-    with served(scorer=Late(Settings())) as url, pytest.raises(RunError, match="it took too long, 1 tries"):
+    with served(scorer=Late(Settings())) as url, pytest.raises(RunError, match="it took too long, 1 try"):
         remote(url, timeout=0.1, retries=0).score([picture(1)], ["x"])
 
 
@@ -382,13 +382,13 @@ def test_a_request_has_one_deadline_however_its_answer_comes(parts: list[bytes])
     """Each byte comes well before the timeout of a socket."""
     with speaking(*parts, pause=0.05) as (url, _):
         began = time.monotonic()
-        with pytest.raises(RunError, match="it took too long, 1 tries"):
+        with pytest.raises(RunError, match="it took too long, 1 try"):
             remote(url, timeout=0.2, retries=0).prepare()
         assert time.monotonic() - began < 0.5
 
 
 def test_an_answer_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_ANSWER", 1000)
+    monkeypatch.setattr(client, "MAX_RESPONSE", 1000)
     with (
         speaking(OK + b"\r\n" + b" " * 1001) as (url, _),
         pytest.raises(RunError, match="answers with more than 1000 bytes"),
@@ -432,7 +432,7 @@ def test_a_proxy_between_is_named_without_its_password(monkeypatch: pytest.Monke
             remote("http://scorer.example").prepare()
     assert asked[0].startswith(b"GET http://scorer.example/ ")
     assert "secret" not in str(told.value)
-    with pytest.raises(RunError, match=r"does not answer \(ProxyError, 1 tries\) \(asked through the proxy"):
+    with pytest.raises(RunError, match=r"does not answer \(ProxyError, 1 try\) \(through the proxy"):
         remote("http://scorer.example", retries=0).prepare()  # the proxy is gone
 
 

@@ -176,7 +176,7 @@ def test_prompts_stand_beside_images_of_any_kind(pictures: Path, tmp_path: Path)
         assert len(str(caught.value)) < 400
     pd.DataFrame({"prompt": ["a"], "image": [{"bytes": b"\xff" * 9000, "path": "x.png"}]}).to_parquet(tmp_path / "p.parquet")
     assert read_prompts(tmp_path / "p.parquet") == ["a"]
-    with pytest.raises(UserError, match=r"the column 'image' holds struct<.*, no texts"):
+    with pytest.raises(UserError, match=r"the column 'image' holds struct<.*, not texts"):
         read_pictures(pictures, tmp_path / "p.parquet")
 
 

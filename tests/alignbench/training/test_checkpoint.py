@@ -9,16 +9,15 @@ from torch import nn
 
 from alignbench import UserError, load_objective
 from alignbench.training.checkpoint import (
-    EMA,
     STATE,
     SUMS,
     Checkpoint,
-    TrainedTensors,
     best_iteration,
     load_checkpoint,
     policy_weights,
     save_checkpoint,
 )
+from alignbench.training.tensors import EMA, TrainedTensors
 from tests.support.toys import ToyBackbone
 
 
@@ -168,9 +167,9 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save(tmp_path, 1)
     other = nn.Linear(3, 4)
-    with pytest.raises(UserError, match="of another model"):
+    with pytest.raises(UserError, match="belong to another model"):
         policy_weights(tmp_path).in_order(other)
-    with pytest.raises(UserError, match="of another model"):
+    with pytest.raises(UserError, match="belong to another model"):
         load_checkpoint(
             tmp_path, {"seed": 0}, TrainedTensors(other, torch.optim.AdamW(other.parameters()), None, load_objective("tmpo"))
         )

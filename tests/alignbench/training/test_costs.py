@@ -16,17 +16,9 @@ from alignbench.cli.app import app
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
 from alignbench.rollouts.executor import predict
-from alignbench.training.costs import (
-    ExpectedRows,
-    Pace,
-    forecast,
-    measure_pace,
-    memory,
-    model_rows,
-    rows_per_iteration,
-    seconds_per_iteration,
-    trains_guided,
-)
+from alignbench.training.costs import Pace, forecast, measure_pace, seconds_per_iteration
+from alignbench.training.expected_rows import ExpectedRows, model_rows, rows_per_iteration, trains_guided
+from alignbench.training.memory import estimate_memory
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 
@@ -165,7 +157,7 @@ def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
     settings = {"resolution": SIDE, "guidance": 2.0, **settings}
     real, on_meta = (load_backbone(str(folders[family]), device=device, **settings) for device in ("cpu", "meta"))
     config = toy_config(write_task(tmp_path))
-    told = memory(config, on_meta, "a", ExpectedRows(4, 3, 3, 4, 4)).training
+    told = estimate_memory(config, on_meta, "a", ExpectedRows(4, 3, 3, 4, 4)).training
     seen = most_allocated(real, "a", 3)
     # Kernels have work space of their own, and some write in place what is told as two tensors.
     assert told == pytest.approx(seen, rel=0.05)
@@ -176,7 +168,7 @@ def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
 def test_weights_and_what_training_adds_are_counted_to_the_byte(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
     config = toy_config(write_task(tmp_path), ema={"decay": 0.9, "every": 1})
     policy = load_backbone(str(folders[family]), device="meta", precision="bf16", resolution=SIDE)
-    found = memory(config, policy, "a", rows_per_iteration(config))
+    found = estimate_memory(config, policy, "a", rows_per_iteration(config))
     files = {f: f.stat().st_size for f in folders[family].rglob("*.safetensors")}
     trained = sum(p.numel() for p in policy.parameters())
     # On disk in float32, here in bfloat16 but for the LoRA; a file has some kilobytes of names and shapes besides.
@@ -191,16 +183,16 @@ def test_weights_and_what_training_adds_are_counted_to_the_byte(folders: dict[st
 def test_memory_of_training_without_guidance_is_that_of_a_model_without_it(folders: dict[str, Path], tmp_path: Path) -> None:
     config, rows = toy_config(write_task(tmp_path)), ExpectedRows(4, 3, 3, 4, 4)
     guided, plain = (load_backbone(str(folders["sd3"]), device="meta", resolution=SIDE, guidance=g) for g in (2.0, 1.0))
-    found, expected = memory(config, guided, "a", rows, guided=False), memory(config, plain, "a", rows)
+    found, expected = estimate_memory(config, guided, "a", rows, guided=False), estimate_memory(config, plain, "a", rows)
     assert found.training == expected.training
     assert found.rollout > 1.5 * expected.rollout
-    assert memory(config, guided, "a", rows).training > 1.5 * found.training
+    assert estimate_memory(config, guided, "a", rows).training > 1.5 * found.training
 
 
 def test_a_micro_batch_bounds_what_a_call_needs(folders: dict[str, Path], tmp_path: Path) -> None:
     policy = load_backbone(str(folders["flux"]), device="meta", resolution=SIDE)
     task, rows = write_task(tmp_path), ExpectedRows(64, 32, 32, 16, 16)
-    whole, halves, quarters = (memory(toy_config(task, micro_batch=n), policy, "a", rows) for n in (None, 16, 8))
+    whole, halves, quarters = (estimate_memory(toy_config(task, micro_batch=n), policy, "a", rows) for n in (None, 16, 8))
     assert whole.training / halves.training == pytest.approx(2, rel=0.05)
     assert whole.rollout == halves.rollout  # no step of a rollout has more than 16 rows
     assert halves.rollout / quarters.rollout == pytest.approx(2, rel=0.05)
@@ -239,7 +231,7 @@ def test_an_objective_that_trains_nothing_has_no_iterations(tmp_path: Path) -> N
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 6 evaluation prompts"):
         forecast(toy_config(write_task(tmp_path), evaluation={"prompts": 7}))
-    with pytest.raises(UserError, match="is no diffusers folder"):
+    with pytest.raises(UserError, match="is not a diffusers folder"):
         forecast(real_config(tmp_path, write_task(tmp_path)))
 
 

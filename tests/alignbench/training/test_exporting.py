@@ -16,8 +16,9 @@ from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import sample
 from alignbench.rollouts.noise import group_keys, normal
 from alignbench.training import exporting
-from alignbench.training.checkpoint import PolicyWeights, policy_weights
+from alignbench.training.checkpoint import policy_weights
 from alignbench.training.exporting import ABOUT, export
+from alignbench.training.tensors import PolicyWeights
 from tests.support.pipelines import SIDE, save_pipeline
 from tests.support.plugins import toy_config, write_task
 

@@ -125,7 +125,7 @@ def test_the_tiny_model_encodes_what_it_decodes() -> None:
     again = policy.decode(policy.encode_images(list(pictures)))
     # The autoencoder's own error: mean absolute deviation of a few levels of 255.
     assert np.abs(again.astype(int) - pictures).mean() < 10
-    with pytest.raises(UserError, match="draws 64 x 64 pictures; got one of 32 x 64"):
+    with pytest.raises(UserError, match="draws 64 x 64 images; got one of 32 x 64"):
         policy.encode_images([pictures[0][:, :32]])
 
 

@@ -11,14 +11,13 @@ from torch import nn
 
 from alignbench import UserError, load_objective
 from alignbench.training.checkpoint import (
-    EMA,
     SUMS,
     Checkpoint,
-    TrainedTensors,
     load_checkpoint,
     policy_weights,
     save_checkpoint,
 )
+from alignbench.training.tensors import EMA, TrainedTensors
 from tests.support.toys import ToyNet
 
 

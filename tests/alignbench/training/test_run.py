@@ -236,7 +236,7 @@ def test_resuming_with_other_prompts_behind_the_same_task_is_refused_and_another
     task = write_task(tmp_path)
     config = toy_config(task, iterations=1)
     result = run(config, tmp_path / "run")
-    assert list(result.task) == ["training prompts", "evaluation prompts", "reward", "judges"]
+    assert list(result.task) == ["training prompts", "evaluation prompts", "validation prompts", "reward", "judges"]
     (tmp_path / "run" / "result.json").unlink()
     for file, old, new, part in (
         (tmp_path / "train.txt", "train 0", "other 0", "training prompts"),
@@ -255,7 +255,7 @@ def test_resuming_with_other_prompts_behind_the_same_task_is_refused_and_another
     assert again.alarms == result.alarms
     (tmp_path / "run" / "result.json").unlink()
     task.write_text(task.read_text().replace("Brightness", "Sometimes"))
-    told = "the reward changed after iteration 1: what was trained until then had another one"
+    told = "the reward changed after iteration 1: the training until then had another one"
     assert told in run(config, tmp_path / "run", resume=True).alarms
 
 
@@ -330,7 +330,7 @@ def test_a_reward_in_units_too_large_to_be_standardised_is_told(tmp_path: Path) 
 
 
 def test_a_scorer_with_too_few_answers_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"17.* scores for 18 images"):
+    with pytest.raises(RunError, match=r"scores of shape \[17\] for 18 images"):
         run(toy_config(write_task(tmp_path, "Short")), tmp_path / "run")
 
 
@@ -352,7 +352,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path / "run"):
         found = subprocess.run(resume, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 2
-    assert "another process is at work in" in found.stderr
+    assert "another process is using" in found.stderr
     assert times() == before
 
 

@@ -86,7 +86,7 @@ def test_a_model_without_training_runs_end_to_end_and_fails_its_golden_pictures(
             assert d["color"] in COLORS
             assert 0 <= d["box"][0] < d["box"][2] <= 56
             assert 0 <= d["box"][1] < d["box"][3] <= 40
-    with pytest.raises(RunError, match="fails on its golden picture"):
+    with pytest.raises(RunError, match="fails on its golden image"):
         self_test(detector)
 
 

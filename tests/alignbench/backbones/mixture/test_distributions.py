@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from alignbench import load_backbone
-from alignbench.backbone import PointDistribution
+from alignbench.backbone import KnownDistributions, PointDistribution
 from alignbench.backbones.mixture import distributions
 from alignbench.backbones.mixture.distributions import (
     PIXELS,
@@ -48,8 +48,8 @@ def test_the_mass_of_each_mode_is_that_of_its_points() -> None:
     assert found["trained"].tolist() == [1.0, 0.0, 0.0]
 
 
-def test_a_picture_keeps_the_mass_and_its_place() -> None:
-    picture = distributions._picture(as_rows(distribution(0.7, 0.3, 0.0), 1), half=6.0)
+def test_a_panel_keeps_the_mass_and_its_place() -> None:
+    picture = distributions._density(as_rows(distribution(0.7, 0.3, 0.0), 1), half=6.0)
     assert picture.shape == (PIXELS, PIXELS)
     pixel = 12.0 / PIXELS
     assert float(picture.sum()) * pixel**2 == pytest.approx(1.0, abs=1e-6)
@@ -66,9 +66,10 @@ def test_the_frame_holds_the_base_model() -> None:
     assert distributions._frame(as_rows(far, 0)) == pytest.approx(1.1)
 
 
-def test_a_strip_has_a_panel_for_each_law_and_one_for_the_modes() -> None:
+def test_a_figure_has_a_panel_for_each_distribution_and_one_for_the_modes() -> None:
     figure = over_training(three_distributions(), "a title")
-    assert [axis.get_title() for axis in figure.axes] == ["target", "base", "iteration 9", "mass of each mode"]
+    assert [axis.get_title() for axis in figure.axes] == ["target", "base", "iteration 9", ""]
+    assert figure.axes[-1].get_xlabel() == "mode"
     plt.close(figure)
 
 
@@ -113,6 +114,7 @@ def test_many_objectives_go_on_below() -> None:
 
 def test_the_points_of_a_law_have_the_moments_of_samples() -> None:
     policy = load_backbone("gaussian_mixture", device="cpu", steps=64)
+    assert isinstance(policy, KnownDistributions)
     found = policy.distribution("rare_mode 0")
     assert found is not None
     assert found.mass.sum() == pytest.approx(1.0)
@@ -121,13 +123,19 @@ def test_the_points_of_a_law_have_the_moments_of_samples() -> None:
     assert (found.mass[:, None] * found.points**2).sum() == pytest.approx(9 + 2 * 0.45**2, abs=0.25)  # Euler steps
 
 
+def known(**settings: float) -> KnownDistributions:
+    policy = load_backbone("gaussian_mixture", device="cpu", **settings)
+    assert isinstance(policy, KnownDistributions)
+    return policy
+
+
 def test_the_target_is_the_base_tilted_by_the_reward() -> None:
-    found = load_backbone("gaussian_mixture", device="cpu", beta=0.0).target_distribution("unequal_modes 1")
+    found = known(beta=0.0).target_distribution("unequal_modes 1")
     assert found is not None
     assert found.mass.sum() == pytest.approx(1.0)
     shares = np.bincount(found.mode, weights=found.mass)
     assert shares == pytest.approx(np.full(6, 1 / 6), abs=1e-3)  # beta 0: the base model, cut off at next to nothing
-    tilted = load_backbone("gaussian_mixture", device="cpu", beta=4.0).target_distribution("unequal_modes 0")
+    tilted = known(beta=4.0).target_distribution("unequal_modes 0")
     assert tilted is not None
     of_mode = np.bincount(tilted.mode, weights=tilted.mass)
     assert list(np.argsort(-of_mode)) == [0, 1, 2, 3, 4, 5]
@@ -158,5 +166,5 @@ def test_a_run_keeps_its_laws_and_draws_them_also_when_it_is_resumed(tmp_path: P
     pd.testing.assert_frame_equal(again, kept, check_exact=True)
 
 
-def test_backbones_of_pictures_have_no_laws(tmp_path: Path) -> None:
+def test_backbones_of_images_have_no_distributions(tmp_path: Path) -> None:
     assert read_distributions(tmp_path) is None

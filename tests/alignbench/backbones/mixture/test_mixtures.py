@@ -9,9 +9,9 @@ from scipy import integrate, stats
 
 from alignbench.backbones.mixture.mixtures import (
     Mixture,
-    as_pictures,
+    as_images,
     divergences,
-    from_pictures,
+    from_images,
     mixture_velocity,
     noise_quadrature,
 )
@@ -100,13 +100,13 @@ def test_a_quadratic_tilt_is_the_mixture_that_quadrature_finds(beta: float) -> N
     assert float(tilted.weights.sum()) == pytest.approx(1.0)
 
 
-def test_points_survive_as_pictures() -> None:
+def test_points_survive_as_images() -> None:
     points = torch.tensor([[0.0, -7.999], [3.14159, 7.5]])
-    pictures = as_pictures(points)
+    pictures = as_images(points)
     assert pictures.shape == (2, 1, 2, 3)
     assert pictures.dtype == np.uint8
-    assert from_pictures(pictures) == pytest.approx(points.numpy(), abs=1.3e-4)  # half of 16 / 65535, and float32
-    assert from_pictures(as_pictures(torch.tensor([[99.0]])))[0, 0] == pytest.approx(8.0)
+    assert from_images(pictures) == pytest.approx(points.numpy(), abs=1.3e-4)  # half of 16 / 65535, and float32
+    assert from_images(as_images(torch.tensor([[99.0]])))[0, 0] == pytest.approx(8.0)
 
 
 def test_divergences_of_two_gaussians() -> None:

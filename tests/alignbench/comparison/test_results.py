@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from alignbench import UserError
-from alignbench.records.results import BASE, read_results
-from tests.alignbench.record_folders import write_run
+from alignbench.comparison.reading import read_results
+from alignbench.comparison.results import BASE
+from tests.alignbench.record_folders import write_comparison, write_run
 
 
 def test_a_cell_is_the_mean_over_its_seeds_with_students_interval(tmp_path: Path) -> None:
@@ -98,9 +99,8 @@ def test_unreadable_records_are_named_and_the_others_used(tmp_path: Path) -> Non
 def test_a_comparison_tells_its_order_and_what_is_not_complete(tmp_path: Path) -> None:
     for name, objective in (("c", "tmpo"), ("a", "grpo")):
         write_run(tmp_path / "first" / "runs" / name, objective=objective)
-    cells = [{"id": "c", "status": "complete"}, {"id": "b", "status": "failed", "error": "NaN in loss"}, {"id": "a"}]
-    cells[2]["status"] = "complete"
-    (tmp_path / "first" / "comparison.json").write_text(json.dumps({"command": "alignbench compare -x", "cells": cells}))
+    cells = [{"id": "c"}, {"id": "b", "status": "failed", "error": "NaN in loss"}, {"id": "a"}]
+    write_comparison(tmp_path / "first", cells, "alignbench compare -x")
     results = read_results(tmp_path / "first")
     assert [run.folder.name for run in results.runs] == ["c", "a"]
     assert results.unfinished == [{"id": "b", "status": "failed", "error": "NaN in loss"}]
@@ -110,7 +110,7 @@ def test_a_comparison_tells_its_order_and_what_is_not_complete(tmp_path: Path) -
 def test_everything_below_a_folder_can_be_made_anew(tmp_path: Path) -> None:
     for name in ("one", "other"):
         write_run(tmp_path / name / "runs" / "a", objective=name)
-        (tmp_path / name / "comparison.json").write_text(json.dumps({"command": f"alignbench compare {name}", "cells": []}))
+        write_comparison(tmp_path / name, [], f"alignbench compare {name}")
     alone = write_run(tmp_path / "alone", objective="alone")
     (alone / "config.yaml").write_text("objective: alone")
     write_run(tmp_path / "bare", objective="bare", seed=7)
@@ -120,6 +120,26 @@ def test_everything_below_a_folder_can_be_made_anew(tmp_path: Path) -> None:
         f"alignbench run --config {alone / 'config.yaml'}",
         "alignbench run --seed 7",
     ]
+
+
+def test_cells_of_all_parts_but_the_first_go_by_the_name_of_their_part(tmp_path: Path) -> None:
+    for part, beta in (("all", 1), ("frozen", 2)):
+        write_run(tmp_path / "runs" / f"{part}-x", settings={"beta": beta})
+    parts: dict[str, Any] = {
+        "parts": {"all": {}, "frozen": {"settings": {}}},
+        "description": "two parts",
+        "metrics": ["ocr"],
+        "kl_levels": [0.5],
+    }
+    write_comparison(tmp_path, [{"id": f"{part}-x", "part": part} for part in ("all", "frozen")], **parts)
+    results = read_results(tmp_path)
+    assert [(run.part, run.cell) for run in results.runs] == [
+        ("all", "tmpo x independent"),
+        ("frozen", "frozen: tmpo x independent"),
+    ]
+    assert results.notes == []
+    assert (results.description, results.kl_levels, results.table_metrics("ocr on tiny")) == ("two parts", [0.5], ["ocr"])
+    assert set(results.pairs_frame["metric"]) == {"ocr", "lgmd"}  # the axes are compared in any case
 
 
 def test_runs_made_with_different_software_are_noted(tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""Commands on many runs: `compare`, `report` and `plot`."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignbench.cli.options import Commands, names, results_folder, seeds
+from alignbench.config.run_config import parse_assignments
+from alignbench.errors import UserError
+from alignbench.files.writing import reserved
+
+if TYPE_CHECKING:
+    from alignbench.comparison.grid import Grid
+    from alignbench.comparison.record import ComparisonRecord
+
+commands = Commands("Train and compare")
+
+REWARD = Annotated[
+    str | None, typer.Option(help="Metric on the report's reward axis. (default: the first that was trained on)")
+]
+DIVERSITY = Annotated[
+    str | None, typer.Option(help="Metric on its diversity axis. (default: the first recorded; see reading-a-report.md)")
+]
+EXECUTION_DEFAULTS: dict[str, Any] = {"engine": "local", "workers": 1, "processes": 1, "gpus": 0.0}
+
+
+@commands.command()
+def compare(
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="Alignment objectives, separated by commas; see `list objectives`. LABEL=NAME compares one under several "
+            "settings, which --set objectives.LABEL.objective.KEY=VALUE gives it."
+        ),
+    ] = None,
+    samplers: Annotated[
+        str | None, typer.Option(help="Rollout samplers, separated by commas, or LABEL=NAME; see `list samplers`.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. (default: the preset's)")] = None,
+    seeds_: Annotated[
+        str | None, typer.Option("--seeds", help="A number of seeds, or a list of them with commas. (default: 3)")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Model: a name, or a local diffusers folder. (default: tiny)")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset, as for `run`. (default: quick)")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="model_rows=N, reward_calls=N or seconds=N: where each cell ends. "
+            "(default: the model rows that the preset plans for the cheapest method)"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; an existing comparison is resumed. (default: results/<time>-comparison)")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file: a comparison (objectives, samplers, tasks, seeds, settings, and parts in which keys of these "
+            "differ), or keys of the configuration, shaped like a preset. Options win over it."
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="dotted.key=value; for one name objectives.tmpo.objective.beta=3.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the cluster at RAY_ADDRESS, or one that is started on this machine.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Cells to run in parallel on this machine.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share each cell, with a GPU for each if there are any.")
+    ] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
+    reward: REWARD = None,
+    diversity: DIVERSITY = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print cells, budget and estimated time; train and write nothing.")
+    ] = False,
+) -> None:
+    """Trains a grid of objectives and samplers under one budget and reports on it. Rerun the command to resume it."""
+    from alignbench.comparison import runner
+
+    options = {"objectives": objectives, "samplers": samplers, "tasks": tasks, "backbone": backbone, "preset": preset}
+    lists = {key: names(value) if key.endswith("s") else value for key, value in options.items() if value}
+    grid = _planned(
+        {**lists, "seeds": seeds(seeds_) if seeds_ else None},
+        {"budget": parse_assignments(budget or []), "settings": parse_assignments(sets or [])},
+        config,
+        out,
+        workers * processes,
+    )
+    folder = out or results_folder("comparison")
+    execution = {"engine": engine, "workers": workers, "processes": processes, "gpus": gpus}
+    if dry_run:
+        from alignbench.cli.console import show_grid
+        from alignbench.comparison.estimates import expected_costs
+
+        cells = grid.cells()
+        runner.check_folder(cells, folder)
+        show_grid(grid, folder, expected_costs(grid), workers, processes, len(runner.done(cells, folder)))
+        return
+    with nullcontext(folder) if out else reserved(folder) as folder:
+        with _interruptible(folder, execution):
+            record = _compare(grid, folder, execution)
+        _report(record, folder, reward, diversity)
+
+
+def _planned(
+    options: Mapping[str, Any], assigned: Mapping[str, Mapping[str, Any]], config: Path | None, out: Path | None, at_once: int
+) -> "Grid":
+    """The grid that the options and the file ask for, or that of an existing folder if nothing is asked for.
+
+    Args:
+        options: options that replace what the file says; None where they are not given.
+        assigned: budget and settings.
+        at_once: processes that share this machine's threads.
+    """
+    from alignbench.comparison.grid import SETTINGS, read_grid
+    from alignbench.comparison.planning import Request, plan_grid, read_request
+
+    former = read_grid(out) if out and (out / SETTINGS).is_file() else None
+    nothing = not config and not any(options.values()) and not any(assigned.values())
+    if nothing and out is not None:
+        return former or read_grid(out)
+    request = read_request(config) if config else Request()
+    request = request.with_options(**options, budget=assigned["budget"] or None, settings=assigned["settings"] or None)
+    complete = (request.objectives and request.samplers) or request.parts
+    if not complete:
+        raise UserError(
+            "compare needs --objectives and --samplers, or a --config file that lists them; --out DIR alone resumes the "
+            "comparison in DIR"
+        )
+    if former and not request.budget and not (request.settings or {}).get("budget"):
+        request = request.with_options(budget=former.budget.model_dump(exclude_none=True))
+    return plan_grid(request, at_once)
+
+
+@contextmanager
+def _interruptible(folder: Path, execution: Mapping[str, Any]) -> Iterator[None]:
+    """Ends the command on Ctrl-C with the line that resumes the comparison."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = ["alignbench", "compare", "--out", str(folder)]
+        for key, value in execution.items():
+            if value != EXECUTION_DEFAULTS[key]:
+                words += [f"--{key}", f"{value:g}" if isinstance(value, float) else str(value)]
+        typer.echo(f"alignbench: interrupted; resume with: {shlex.join(words)}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _compare(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> "ComparisonRecord":
+    from alignbench.cli.console import GridProgress
+    from alignbench.comparison import runner
+
+    cells = grid.cells()
+    with GridProgress(len(cells), len(runner.done(cells, folder))) as progress:
+        return runner.compare(grid, folder, **execution, observer=progress)
+
+
+def _report(record: "ComparisonRecord", folder: Path, reward: str | None, diversity: str | None) -> None:
+    """Writes the report; ends the command with exit code 1 where a cell failed."""
+    failed = sum(cell.status == "failed" for cell in record.cells)
+    if failed < len(record.cells):
+        from alignbench.reports.report import write_report
+
+        write_report(folder, reward=reward, diversity=diversity)
+        typer.echo(f"report: {folder / 'report.html'}", err=True)
+    if failed:
+        typer.echo(f"alignbench: {failed} of {len(record.cells)} cells failed; rerun the command to retry them", err=True)
+        raise typer.Exit(1)
+
+
+@commands.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, or a folder that contains runs.")],
+    reward: REWARD = None,
+    diversity: DIVERSITY = None,
+) -> None:
+    """Draws the plots of a run, or of the comparison of all runs below a folder, again from the records alone."""
+    if (folder / "result.json").exists() or not folder.is_dir():
+        from alignbench.figures.plots import plot_run
+
+        if reward or diversity:
+            raise UserError("--reward and --diversity choose the axes of a comparison's plots; a single run has no such plot")
+        written = plot_run(folder, lambda line: typer.echo(f"alignbench: {line}", err=True))
+    else:
+        from alignbench.reports.report import write_plots
+
+        written, unreadable = write_plots(folder, reward=reward, diversity=diversity)
+        for line in unreadable:
+            typer.echo(f"alignbench: {line}", err=True)
+    for file in written:
+        print(file)
+
+
+@commands.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison or of a run, or any folder that contains runs.")],
+    reward: REWARD = None,
+    diversity: DIVERSITY = None,
+) -> None:
+    """Writes report.html, report.md, tables and plots of all finished runs below a folder, from the records alone."""
+    from alignbench.reports.report import write_report
+
+    for file in write_report(folder, reward=reward, diversity=diversity):
+        print(file)

@@ -1,0 +1,192 @@
+"""What is compared: the grid of (part, objective, sampler, task, seed), and its file `comparison.yaml`.
+
+An objective or a sampler goes by its name, or by a label under which its settings name it, so that one can be compared with
+itself under other settings. A grid may have named parts: each is the same grid with some keys changed, and its cells are
+compared with those of all other parts.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from alignbench.config.run_config import BudgetConfig, RunConfig, load_config, merged_layers, plugin_data, read_settings
+from alignbench.errors import UserError
+from alignbench.registry import file_name
+from alignbench.settings import Settings, validate
+
+SETTINGS = "comparison.yaml"
+"""The file of a comparison's folder that says what is compared."""
+AXES = ("objective", "sampler", "task", "seed")
+
+
+class Grid(Settings):
+    """What is compared, resolved: `comparison.yaml`."""
+
+    objectives: list[str] = Field(min_length=1)
+    """Names of objectives, or labels whose settings name one."""
+    samplers: list[str] = Field(min_length=1)
+    """Names of samplers, or labels whose settings name one."""
+    tasks: list[str] = Field(min_length=1)
+    """Names of tasks, or absolute paths of their files."""
+    seeds: list[int] = Field(min_length=1)
+    """Training seeds."""
+    backbone: str
+    """Name of the backbone, or a local diffusers folder."""
+    preset: str
+    """The preset that all settings start from."""
+    budget: BudgetConfig
+    """Where each cell ends."""
+    threads: int = Field(ge=1)
+    """CPU threads of each cell; a result depends on them to the last bit."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Other keys of the configuration, for all cells; below `samplers.NAME` and `objectives.NAME` for those of one name,
+    as in a preset. `objectives.LABEL.objective.name` says what a label stands for: it has the settings of that name too."""
+    parts: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name of a part -> keys of the grid that differ in it; `settings` are merged, other keys replaced. Without parts the grid
+    itself is run, with parts these are."""
+    description: str = ""
+    """One line for the report's title."""
+    metrics: list[str] = Field(default_factory=list)
+    """The metrics that the report's tables show; all where it is empty."""
+    kl_levels: list[float] = Field(default_factory=list)
+    """KL divergences to the base model at which the report compares methods; needs `snapshots` in the settings."""
+
+    def part(self, name: str) -> "Grid":
+        """The grid of one part; the grid itself for the name ``."""
+        if not name:
+            return self
+        changed = self.parts[name]
+        settings = merged_layers(self.settings, changed.get("settings") or {})
+        keys = {**self.model_dump(exclude={"parts", "description", "metrics", "kl_levels"}), **changed, "settings": settings}
+        return validate(Grid, keys, where=f"part {name!r}")
+
+    def methods(self) -> list["Method"]:
+        """Every objective with every sampler, part by part."""
+        grids = {name: self.part(name) for name in self.parts or [""]}
+        return [Method(name, grid, *pair) for name, grid in grids.items() for pair in product(grid.objectives, grid.samplers)]
+
+    def cells(self) -> list["Cell"]:
+        """Every run of the grid, seed by seed, so that a comparison that is stopped early has few seeds of everything."""
+        methods = self.methods()
+        by_seed: dict[int, list[Cell]] = {seed: [] for method in methods for seed in method.grid.seeds}
+        for part in self.parts or [""]:
+            own = [method for method in methods if method.part == part]
+            for seed, task in product(own[0].grid.seeds, own[0].grid.tasks):
+                by_seed[seed] += [Cell(method, task, seed) for method in own]
+        return [cell for cells in by_seed.values() for cell in cells]
+
+
+class Method:
+    """An objective with a sampler and their settings: what a report has a row for.
+
+    Attributes:
+        part: the name of its part; empty in a grid without parts.
+        grid: the grid of that part.
+        objective, sampler: names or labels.
+    """
+
+    def __init__(self, part: str, grid: Grid, objective: str, sampler: str) -> None:
+        self.part, self.grid, self.objective, self.sampler = part, grid, objective, sampler
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.objective} x {self.sampler}" if self.part else f"{self.objective} x {self.sampler}"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration of its cell of the first task and seed; those of its other cells differ in these two alone."""
+        grid = self.grid
+        ends = {"iterations": None, "budget": grid.budget.model_dump(), "threads": grid.threads}
+        first = {"backbone": grid.backbone, "task": grid.tasks[0], "seed": grid.seeds[0]}
+        return configured(grid.preset, grid.settings, self.objective, self.sampler, {**first, **ends}).anchored()
+
+
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        id: the name of its folder, which begins with the part's name where there are parts.
+        method: what it trains with.
+    """
+
+    def __init__(self, method: Method, task: str, seed: int) -> None:
+        self.method, self.task, self.seed = method, task, seed
+        parts = [*filter(None, [method.part]), method.objective, method.sampler, Path(task).stem if "/" in task else task]
+        self.id = "-".join([*map(file_name, parts), f"s{seed}"])
+
+    @property
+    def part(self) -> str:
+        return self.method.part
+
+    @property
+    def objective(self) -> str:
+        return self.method.objective
+
+    @property
+    def sampler(self) -> str:
+        return self.method.sampler
+
+    @property
+    def config(self) -> RunConfig:
+        """What it runs with."""
+        return self.method.config.model_copy(update={"task": self.task, "seed": self.seed})
+
+
+def read_grid(folder: Path) -> Grid:
+    """What the comparison in a folder compares.
+
+    Raises:
+        UserError: there is none, or its file has been altered beyond reading.
+    """
+    file = folder / SETTINGS
+    return validate(Grid, read_settings(file, "comparison"), where=str(file))
+
+
+def configured(
+    preset: str | None, settings: Mapping[str, Any], objective: str, sampler: str, options: Mapping[str, Any]
+) -> RunConfig:
+    """The configuration of a pair: as for `run`, with the settings for all cells, those of the sampler, those of the objective.
+
+    Args:
+        settings: as `Grid.settings`.
+        objective, sampler: names or labels.
+        options: keys that win over all settings.
+    """
+    common = {k: v for k, v in settings.items() if k not in ("objectives", "samplers")}
+    chosen: dict[str, Any] = {}
+    of_label = []
+    for kind, label in (("sampler", sampler), ("objective", objective)):
+        below = settings.get(f"{kind}s") or {}
+        name = plugin_name(kind, below, label)
+        chosen[kind] = {"name": name} if name == label else {"name": name, "label": label}
+        of_label += [below.get(key) or {} for key in dict.fromkeys((name, label))]
+    return load_config(preset=preset, options=merged_layers(chosen, common, *of_label, options))
+
+
+def plugin_name(kind: str, settings: Mapping[str, Any], label: str) -> str:
+    """The name that a label stands for: the one in its settings, else the label itself."""
+    return str(plugin_data(kind, (settings.get(label) or {}).get(kind)).get("name") or label)
+
+
+def missing_axis_values(lost: Iterable[Cell], cells: Iterable[Cell]) -> str:
+    """What the first cells have that no other cell has, for a message: `objectives tmpo and seeds 3, 4`."""
+    lost, cells = list(lost), list(cells)
+    texts = []
+    for axis in ("part", *AXES):
+        present = {getattr(cell, axis) for cell in cells}
+        values = dict.fromkeys(str(value) for cell in lost if (value := getattr(cell, axis)) not in present)
+        if values:
+            texts.append(f"{axis}s {', '.join(values)}")
+    return " and ".join(texts)
+
+
+def refuse_study_file(data: Mapping[str, Any], file: Path) -> None:
+    """Raises UserError for a file of the former command `study`, whose base grid was one level deeper."""
+    if "grid" in data:
+        raise UserError(
+            f"{file} is a study of alignbench 0.1; move the keys of `grid` to the top level, beside `parts`, and use it with "
+            "`compare --config`"
+        )

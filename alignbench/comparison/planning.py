@@ -1,0 +1,289 @@
+"""From what a user asks for to a grid whose names, settings and plans have been checked, before anything is loaded."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from alignbench.comparison.grid import SETTINGS, Grid, Method, configured, plugin_name, refuse_study_file
+from alignbench.config.run_config import (
+    RunConfig,
+    assignments,
+    merged_layers,
+    placed_keys,
+    read_settings,
+    tasks_path,
+)
+from alignbench.errors import UserError, did_you_mean
+from alignbench.files.paths import current_folder, placed
+from alignbench.files.writing import is_file_name
+from alignbench.load import load_objective, threads_of
+from alignbench.registry import names
+from alignbench.settings import Settings, validate
+from alignbench.tasks import load_task
+from alignbench.training import expected_rows
+
+SEEDS = (0, 1, 2)
+"""The seeds of a comparison whose user asks for none."""
+
+
+class PartRequest(Settings):
+    """The keys of a grid as a file or the command line gives them; null where they say nothing."""
+
+    objectives: list[str] | None = None
+    """Names, or `label=name`."""
+    samplers: list[str] | None = None
+    """Names, or `label=name`."""
+    tasks: list[str] | None = None
+    seeds: list[int] | None = None
+    backbone: str | None = None
+    preset: str | None = None
+    budget: dict[str, Any] | None = None
+    """Limits of `BudgetConfig`."""
+    threads: int | None = None
+    settings: dict[str, Any] | None = None
+    """As `Grid.settings`."""
+
+
+class Request(PartRequest):
+    """What a user asks to compare: a comparison file, with what the command line adds."""
+
+    parts: dict[str, dict[str, Any]] | None = None
+    """Name -> keys of `PartRequest`."""
+    description: str | None = None
+    metrics: list[str] | None = None
+    kl_levels: list[float] | None = None
+
+    def with_options(self, **options: Any) -> "Request":
+        """The same with those options that are not None in place of its own; `settings` are merged."""
+        chosen = {key: value for key, value in options.items() if value is not None}
+        if "settings" in chosen:
+            chosen["settings"] = merged_layers(self.settings or {}, chosen["settings"])
+        return validate(Request, {**self.model_dump(exclude_none=True), **chosen}, where="comparison")
+
+
+def read_request(file: Path) -> Request:
+    """The request in a comparison file, or in a file with keys of the configuration alone, shaped like a preset.
+
+    A file is a comparison file if it lists objectives or samplers, or has `parts`, `tasks`, `seeds` or `settings`.
+
+    Raises:
+        UserError: the file cannot be read, or one of its keys is wrong.
+    """
+    data = read_settings(file)
+    refuse_study_file(data, file)
+    lists = [key for key in ("objectives", "samplers") if isinstance(data.get(key), list)]
+    if lists or {"parts", "tasks", "seeds", "settings"} & set(data):
+        return validate(Request, data, where=str(file))
+    return Request(settings=data)
+
+
+def plan_grid(request: Request, at_once: int = 1) -> Grid:
+    """The grid of a request; all names, settings and plans are checked before anything is loaded.
+
+    Without a budget, all cells get the model rows that the preset plans for the cheapest method.
+
+    Args:
+        at_once: processes that share this machine's threads.
+
+    Raises:
+        UserError: a name or a setting is wrong.
+    """
+    here = current_folder()
+    base = _resolved_keys(request, here)
+    requests = {name: validate(PartRequest, part, where=f"part {name!r}") for name, part in (request.parts or {}).items()}
+    parts = {name: _resolved_keys(part, here) for name, part in requests.items()}
+    for name in parts:
+        if not is_file_name(name) or ":" in name:
+            raise UserError(f"a part's name begins the names of its folders, which {name!r} cannot; choose another name")
+    for axis in ("objectives", "samplers"):
+        union = _unique(value for part in parts.values() for value in part.get(axis, []))
+        base.setdefault(axis, union)
+        if not base[axis]:
+            raise UserError(f"a comparison needs {axis}: name them with --{axis}, or in its file")
+    _check_labels(base, parts)
+    named = {"backbone": base["backbone"]} if "backbone" in base else {}
+    first = configured(base.get("preset"), base["settings"], base["objectives"][0], base["samplers"][0], named)
+    iterations = base["settings"].pop("iterations", None)
+    keys = {
+        "tasks": [first.task],
+        "seeds": list(SEEDS),
+        "threads": threads_of(first, at_once),
+        "budget": {},
+        **base,
+        "backbone": first.backbone.name,
+        "preset": first.preset,
+        "parts": parts,
+        **{key: getattr(request, key) for key in ("description", "metrics", "kl_levels") if getattr(request, key)},
+    }
+    if any(keys["budget"].values()):
+        if iterations is not None:
+            raise UserError("a comparison ends each cell by its budget; leave out iterations")
+    else:
+        keys["budget"] = {"model_rows": _cheapest(keys, named, iterations)}
+    grid = validate(Grid, keys, where="comparison")
+    check_grid(grid)
+    return grid
+
+
+def check_grid(grid: Grid) -> None:
+    """Checks every method with its settings, so that a slip shows before hours are spent.
+
+    Raises:
+        UserError: a name or a setting is wrong.
+    """
+    from alignbench.training.tracking import check_trackers
+
+    methods = grid.methods()
+    for task in _unique(task for method in methods for task in method.grid.tasks):
+        load_task(task)
+    for method in methods:
+        load_objective(method.config.objective.name, **method.config.objective.settings)
+        expected_rows.rows_per_iteration(method.config)
+        check_trackers(method.config.trackers)
+    _refuse_equal_methods(methods)
+    counted = Counter(cell.id for cell in grid.cells())
+    for twice in (id for id, count in counted.items() if count > 1):
+        raise UserError(f"two cells would share the folder {twice}; give one of their tasks or plug-ins another name")
+
+
+def command_of(grid: Grid, folder: Path | None = None) -> str:
+    """The command that makes the comparison again, ready for a shell.
+
+    Args:
+        folder: the comparison's folder. Its `comparison.yaml` is what the command of a grid with parts reads, since options
+            cannot say them.
+    """
+    if grid.parts or grid.description or grid.metrics or grid.kl_levels:
+        return shlex.join(["alignbench", "compare", "--config", str((folder or Path()) / SETTINGS)])
+    lists = {"objectives": grid.objectives, "samplers": grid.samplers, "tasks": grid.tasks, "seeds": map(str, grid.seeds)}
+    words = ["alignbench", "compare"]
+    for option, values in lists.items():
+        words += [f"--{option}", ",".join(values)]
+    words[-1] += "," * (len(grid.seeds) == 1)  # `--seeds 3` would be three of them
+    words += ["--backbone", grid.backbone, "--preset", grid.preset]
+    for text in assignments(grid.budget.model_dump(exclude_none=True)):
+        words += ["--budget", text]
+    for text in assignments({"threads": grid.threads, **grid.settings}):
+        words += ["--set", text]
+    return shlex.join(words)
+
+
+def planned_rows(config: RunConfig) -> int:
+    """Model rows of a run's iterations, as far as its plans say: rollouts, and one pass for each update.
+
+    Rows of a reference, of a behaviour policy and of gradient caching come on top.
+    """
+    if config.iterations is None:
+        raise UserError("iterations is null; say where each cell ends with --budget model_rows=N")
+    rows = expected_rows.rows_per_iteration(config)
+    return round(config.iterations * (rows.rollout + config.updates_per_rollout * rows.asked))
+
+
+def _cheapest(keys: Mapping[str, Any], named: Mapping[str, Any], iterations: int | None) -> int:
+    """The fewest model rows that any method's iterations are planned to take."""
+    grid = validate(Grid, {**keys, "budget": {}}, where="comparison")
+    ends = dict(named) if iterations is None else {**named, "iterations": iterations}
+    return min(
+        planned_rows(configured(method.grid.preset, method.grid.settings, method.objective, method.sampler, ends))
+        for method in grid.methods()
+    )
+
+
+def _resolved_keys(request: PartRequest, here: Path) -> dict[str, Any]:
+    """The keys that a request or a part has, with absolute paths, and with the labels of `label=name` among the settings."""
+    keys: dict[str, Any] = {
+        key: value for key in PartRequest.model_fields if (value := getattr(request, key)) is not None and value != []
+    }
+    settings = placed_keys(placed(keys.get("settings", {}), None), here)
+    for key in ("objective", "sampler", "seed"):
+        if key in settings:
+            instead = f"--{key}s" if key == "seed" else f"--{key}s, and settings from {key}s.NAME.{key}.KEY=VALUE"
+            raise UserError(f"a comparison takes its {key}s from {instead}; leave out {key}")
+    for axis in ("objectives", "samplers"):
+        if not _holds_settings_by_name(settings.get(axis) or {}):
+            example = f"{axis}.{(keys.get(axis) or ['NAME'])[0]}.optimizer.lr"
+            raise UserError(f"{axis} holds settings by name, such as {example}, got {settings[axis]!r}")
+        if axis in keys:
+            labels = _labels(axis, keys[axis])
+            of_label = {label: {axis.removesuffix("s"): {"name": name}} for label, name in labels.items() if name}
+            settings[axis] = merged_layers(settings.get(axis) or {}, of_label)
+            keys[axis] = list(labels)
+    if "tasks" in keys:
+        keys["tasks"] = _unique(tasks_path(task, here) for task in keys["tasks"])
+    elif settings.get("task"):
+        keys["tasks"] = [settings["task"]]
+    if "seeds" in keys:
+        keys["seeds"] = _unique(keys["seeds"])
+    for key in ("backbone", "preset", "threads"):
+        if key not in keys and settings.get(key) and isinstance(settings[key], str | int):
+            keys[key] = settings[key]
+    if "backbone" in keys:
+        keys["backbone"] = placed_keys({"backbone": keys["backbone"]}, here)["backbone"]
+    own_budget = settings.pop("budget", None) or {}
+    if own_budget or "budget" in keys:
+        keys["budget"] = {**own_budget, **(keys.get("budget") or {})}
+    keys["settings"] = {k: v for k, v in settings.items() if k not in ("task", "preset", "threads") and v != {}}
+    return keys
+
+
+def _holds_settings_by_name(settings: Any) -> bool:
+    return isinstance(settings, Mapping) and all(below is None or isinstance(below, Mapping) for below in settings.values())
+
+
+def _labels(axis: str, items: Iterable[str]) -> dict[str, str]:
+    """The label of each `name` or `label=name`, with the name it stands for; the name is empty where there is no label."""
+    labels: dict[str, str] = {}
+    for item in items:
+        label, equals, name = item.partition("=")
+        if not label or (equals and not name):
+            raise UserError(f"--{axis} takes names, or label=name, with commas; got {item!r}")
+        if labels.setdefault(label, name) != name:
+            raise UserError(f"--{axis} has {label} twice; choose another label for one of them")
+    return labels
+
+
+def _check_labels(base: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError where a name has settings but is not compared, or a label is the name of a plug-in."""
+    of_parts = [{**base, **part, "settings": merged_layers(base["settings"], part["settings"])} for part in parts.values()]
+    grids = of_parts or [dict(base)]
+    for axis in ("objectives", "samplers"):
+        one, compared = axis.removesuffix("s"), set[str]()
+        for grid in grids:
+            settings = grid["settings"].get(axis) or {}
+            stands_for = {label: plugin_name(one, settings, label) for label in grid[axis]}
+            compared |= {*stands_for, *stands_for.values()}
+            for label, name in stands_for.items():
+                if name != label and label in names(axis):
+                    raise UserError(
+                        f"{axis}.{label} names {name}, but {label} is already one of the {axis}; choose another label"
+                    )
+        for grid in grids:
+            for label in grid["settings"].get(axis) or {}:
+                if label not in compared:
+                    raise UserError(f"{axis}.{label} has settings but is not compared{did_you_mean(label, compared)}")
+
+
+def _refuse_equal_methods(methods: list[Method]) -> None:
+    """Raises UserError where two methods differ in their label or part alone, and share a task and a seed."""
+    plain = [_without_label(method.config) for method in methods]
+    for (one, first), (other, second) in combinations(zip(methods, plain, strict=True), 2):
+        shared = set(one.grid.tasks) & set(other.grid.tasks) and set(one.grid.seeds) & set(other.grid.seeds)
+        if first != second or not shared:
+            continue
+        if one.part != other.part:
+            raise UserError(f"{one} and {other} have identical settings; leave one of them out")
+        kind = "objective" if one.objective != other.objective else "sampler"
+        how = f"--set {kind}s.{getattr(other, kind)}.{kind}.KEY=VALUE"
+        raise UserError(f"{one} and {other} have identical settings; say how they differ with {how}")
+
+
+def _without_label(config: RunConfig) -> dict[str, Any]:
+    resolved = {k: v for k, v in config.resolved().items() if k not in ("task", "seed")}
+    return {k: {**v, "label": None} if k in ("objective", "sampler") else v for k, v in resolved.items()}
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))

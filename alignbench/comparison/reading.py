@@ -1,0 +1,233 @@
+"""Reading every record below a folder, and naming setups and cells."""
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from alignbench.comparison.record import RECORD, RUNS, ComparisonRecord, read_comparison
+from alignbench.comparison.results import RecordedRun, Results
+from alignbench.config.run_config import WITHOUT_EFFECT, with_present_names
+from alignbench.errors import UserError, did_you_mean
+from alignbench.files.escaping import visible
+from alignbench.records.record import CONFIG, RESULT, Result, read_result, visible_record
+from alignbench.records.tables import read_evals, read_metrics
+
+KEYS_OUTSIDE_METHOD_IDENTITY = {
+    *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
+    *("snapshots", "threads", "device", *WITHOUT_EFFECT),
+}
+"""Keys of a configuration in which two runs of one cell may differ; task, backbone and budget are the setup's."""
+
+
+@dataclass
+class _Reading:
+    """A finished run as it was read.
+
+    Attributes:
+        place: where it comes in the order of its comparison.
+        part: its part of the comparison, and whether that is the first one, whose name cells go without.
+    """
+
+    folder: Path
+    result: Result
+    place: float = float("inf")
+    part: str = ""
+    in_first_part: bool = True
+    listed: bool = field(default=False)
+    """Whether a comparison with a command made it."""
+
+
+def read_results(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> Results:
+    """Every record below the folder, at any depth.
+
+    Args:
+        reward, diversity: metrics that are plotted against one another, in place of each setup's first.
+
+    Raises:
+        UserError: the folder is not there, no record in it can be read, or none has such a metric.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    results = Results(folder, [])
+    readings = _read_runs(folder, results)
+    if not readings:
+        why = f": {results.unreadable[0]}" if results.unreadable else " (no result.json)"
+        raise UserError(f"there is no finished run below {folder}{why}")
+    axes = {f"--{option}": name for option, name in (("reward", reward), ("diversity", diversity)) if name is not None}
+    _read_comparisons(folder, readings, results, axes)
+    results.commands += dict.fromkeys(_command(reading) for reading in readings if not reading.listed)
+    readings.sort(key=lambda reading: reading.place)
+    _name(readings, results)
+    for option, name in (("reward", reward), ("diversity", diversity)):
+        if name is not None:
+            _choose(option, name, results)
+    varying = _differing_environments([run.result.environment for run in results.runs])
+    if varying:
+        results.notes.append(
+            f"the runs differ in {', '.join(varying)}: their numbers, seconds above all, may not be comparable"
+        )
+    return results
+
+
+def _read_runs(folder: Path, results: Results) -> list[_Reading]:
+    readings = []
+    for file in sorted(folder.rglob(RESULT)):
+        try:
+            result = read_result(file.parent)
+            if not result.metrics:
+                raise UserError(f"{file} holds no metric")
+            readings.append(_Reading(file.parent, visible_record(result)))
+        except UserError as error:
+            results.unreadable.append(str(error))
+    return readings
+
+
+def _read_comparisons(folder: Path, readings: list[_Reading], results: Results, axes: dict[str, str]) -> None:
+    """Adds what the records of comparisons say: commands, cells that are not complete, and the order and parts of the others.
+
+    Args:
+        axes: options of this report, which its command needs too.
+    """
+    by_home: dict[Path, dict[str, _Reading]] = {}
+    for reading in readings:
+        by_home.setdefault(reading.folder.parent.parent, {})[reading.folder.name] = reading
+    place = 0
+    for home in sorted({folder, *by_home}):
+        if not os.path.lexists(home / RECORD):
+            continue
+        try:
+            comparison = read_comparison(home)
+        except UserError as error:
+            results.unreadable.append(str(error))
+            continue
+        _add_settings(comparison, results)
+        if comparison.command:
+            results.commands.append(" ".join([comparison.command, *map(shlex.quote, chain(*axes.items()))]))
+        runs = {name: reading for name, reading in by_home.get(home, {}).items() if reading.folder == home / RUNS / name}
+        for reading in by_home.get(home, {}).values():
+            reading.listed = bool(comparison.command)
+        first_part = next(iter(comparison.grid.parts), "")
+        for cell in comparison.cells:
+            if cell.id in runs:
+                reading = runs[cell.id]
+                reading.place, reading.part, reading.in_first_part = place, visible(cell.part), cell.part == first_part
+            place += 1
+            if cell.status != "complete":
+                texts = {"id": cell.id, "status": cell.status, "error": cell.error or ""}
+                results.unfinished.append({key: " ".join(text.split()) for key, text in texts.items()})
+
+
+def _add_settings(comparison: ComparisonRecord, results: Results) -> None:
+    """What a comparison says about its report; of several comparisons, all that they say."""
+    grid = comparison.grid
+    results.description = results.description or grid.description
+    results.metrics += [name for name in map(visible, grid.metrics) if name not in results.metrics]
+    results.kl_levels = sorted({*results.kl_levels, *grid.kl_levels})
+
+
+def _command(reading: _Reading) -> str:
+    """The command that makes a single run again: from its resolved configuration, or else what was typed."""
+    file = reading.folder / CONFIG
+    if file.is_file():
+        return shlex.join(["alignbench", "run", "--config", str(file)])
+    return str(reading.result.environment.get("command"))
+
+
+def _choose(option: str, name: str, results: Results) -> None:
+    names = {metric for run in results.runs for metric in run.result.metrics}
+    if name not in names:
+        raise UserError(f"--{option}: no run recorded a metric {name!r}{did_you_mean(name, names)}")
+    results.chosen[option] = name
+    for setup in results.setups:
+        if name not in results.of(setup)[0].result.metrics:
+            results.notes.append(f"{setup} has no {name}; its own {option} is shown")
+
+
+def _differing_environments(environments: list[dict[str, Any]]) -> list[str]:
+    """Dotted keys in which they are not all alike, but for the command, which differs from seed to seed."""
+    first, *others = ({key: value for key, value in e.items() if key != "command"} for e in environments)
+    return list(dict.fromkeys(key for other in others if other != first for key, *_ in dotted_differences(first, other)))
+
+
+def _name(readings: list[_Reading], results: Results) -> None:
+    """Sorts the runs into setups and cells, names both, and notes what a reader would not expect."""
+    setups = _Names("the numbers are not comparable and stand apart")
+    cells = _Names("they count as different methods")
+    folders: dict[tuple[str, str, int], Path] = {}
+    for reading in readings:
+        result = reading.result
+        info = result.run
+        setup = setups.of(f"{info.task} on {info.backbone}", setup_settings(result))
+        method = {k: v for k, v in with_present_names(result.config).items() if k not in KEYS_OUTSIDE_METHOD_IDENTITY}
+        pair = " x ".join(result.pair)
+        name = pair if reading.in_first_part else f"{reading.part}: {pair}"
+        cell = cells.of(name, method, within=setup)
+        first = folders.setdefault((setup, cell, info.seed), reading.folder)
+        if first != reading.folder:
+            results.notes.append(f"{reading.folder} repeats cell and seed of {first} and is left out")
+            continue
+        metrics, evals = (_table(reading.folder, read, results) for read in (read_metrics, read_evals))
+        results.runs.append(
+            RecordedRun(reading.folder, result, setup, cell, reading.part, metrics, None if evals is None else _visible(evals))
+        )
+    results.notes += setups.notes + cells.notes
+
+
+def _visible(evals: pd.DataFrame) -> pd.DataFrame:
+    names: Any = {column: {text: visible(text) for text in evals[column].unique()} for column in ("prompt", "metric")}
+    changed = {column: texts for column, texts in names.items() if any(text != escaped for text, escaped in texts.items())}
+    return evals.assign(**{column: evals[column].map(texts) for column, texts in changed.items()})
+
+
+def setup_settings(result: Result, *, any_task: bool = False) -> dict[str, Any]:
+    """What must be equal for two cells to be compared. The budget is its limits; without any, the iterations.
+
+    Args:
+        any_task: leave out what may differ from task to task, the metrics and their settings.
+    """
+    limits = {k: v for k, v in (result.config.get("budget") or {}).items() if v is not None}
+    budget = limits or {"iterations": result.config.get("iterations", result.run.iterations)}
+    if any_task:
+        return {"protocol": result.protocol.model_dump(mode="json", exclude={"evals"}), "budget": budget}
+    return {"protocol": result.protocol.model_dump(mode="json"), "budget": budget, "metrics": sorted(result.metrics)}
+
+
+class _Names:
+    """Names for settings: the same name with a number where settings differ under one name."""
+
+    def __init__(self, meaning: str) -> None:
+        self.meaning = meaning
+        self.settings: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.notes: list[str] = []
+
+    def of(self, name: str, settings: dict[str, Any], within: str = "") -> str:
+        former = self.settings.setdefault((within, name), [])
+        if settings not in former:
+            former.append(settings)
+            if len(former) > 1:
+                what = ", ".join(f"{key} ({one} and {other})" for key, one, other in dotted_differences(former[0], settings))
+                self.notes.append(f"{name} ({len(former)}) differs from {name} in {what}: {self.meaning}")
+        number = former.index(settings) + 1
+        return name if number == 1 else f"{name} ({number})"
+
+
+def dotted_differences(first: Any, second: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys whose values differ, with both values; None for a key that one of them lacks."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = dict.fromkeys([*first, *second])
+        return [d for k in keys for d in dotted_differences(first.get(k), second.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if first == second else [(path, first, second)]
+
+
+def _table(folder: Path, read: Callable[[Path], pd.DataFrame | None], results: Results) -> pd.DataFrame | None:
+    try:
+        return read(folder)
+    except UserError as error:
+        results.unreadable.append(str(error))
+        return None

@@ -1,0 +1,77 @@
+"""What numbers depend on besides the configuration: versions, hardware, and the command that was typed."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import redacted
+from alignbench.records.base import as_text
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr", "numpy", "scipy")
+
+
+def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]:
+    """What the numbers of a record depend on besides its configuration.
+
+    Args:
+        device: the device that the model was on.
+        threads: CPU threads of each process.
+        processes: how many processes shared the work.
+    """
+    libraries = {name: _version(name) for name in LIBRARIES}
+    return {
+        "python": platform.python_version(),
+        "torch": libraries.pop("torch"),
+        "alignbench": _version("alignbench"),
+        "git_revision": git_revision(),
+        "device": device,
+        "processor": platform.processor() or platform.machine(),
+        "threads": threads,
+        "processes": processes,
+        "platform": platform.platform(),
+        "libraries": libraries,
+        "command": command(),
+    }
+
+
+def command() -> str | None:
+    """The command line of this process, ready for a shell; None where it is not alignbench's, as in a notebook."""
+    program = Path(sys.argv[0])
+    ours = program.name == "alignbench" or program == Path(__file__).parents[1] / "__main__.py"
+    if not ours:
+        return None
+    return str(as_text(shlex.join(["alignbench", *map(redacted, sys.argv[1:])])))
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that alignbench runs from, `-dirty` with local changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        revision = _git(folder, "rev-parse", "HEAD")
+        return revision + ("-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+@cache
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,168 @@
+"""The memory that a run needs, from one call of each kind on a model that may be without values (device `meta`)."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, computed_field
+from torch import Tensor
+from torch.library import Library
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from alignbench.backbone import Backbone
+from alignbench.config.run_config import RunConfig
+from alignbench.rollouts.executor import predict
+from alignbench.training.expected_rows import ExpectedRows
+
+WEIGHED_LATENTS = 64
+"""The most latents that are decoded to see how much memory decoding needs."""
+
+
+class Memory(BaseModel):
+    """Bytes of the model and its training, without scorers, the libraries' own memory and fragmentation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    weights: int
+    """Bytes of all weights that are in memory during the training."""
+    text_encoders: int
+    """Bytes of weights that are in memory only while prompts are encoded, before the training."""
+    gradients: int
+    """Bytes of the gradients of the trained parameters."""
+    optimizer: int
+    """Bytes of the optimizer's state."""
+    ema: int
+    """Bytes of the moving average of the trained parameters; 0 where the run keeps none."""
+    rollout: int
+    """Peak bytes that one model call without a gradient allocates."""
+    training: int
+    """Peak activation bytes of one forward and backward pass of a microbatch."""
+    decoding: int
+    """Peak bytes that decoding final latents allocates."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def peak(self) -> int:
+        """Peak bytes of the whole run."""
+        trained = self.gradients + self.optimizer + self.ema
+        return self.weights + max(self.text_encoders, trained + max(self.rollout, self.training, self.decoding))
+
+
+class LiveBytes(TorchDispatchMode):
+    """While entered, counts the bytes of new tensors that are alive; those on `meta` count as if they had values.
+
+    Attributes:
+        now: bytes that are alive at present.
+        most: the most bytes that were alive at one time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Counts tensors on this device only."""
+        super().__init__()
+        self.device = device
+        self.now = self.most = 0
+        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tree_map_only(Tensor, lambda t: self._seen.setdefault(t.untyped_storage(), True), (args, kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._made, result)
+        return result
+
+    def _made(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.device.type == self.device.type and storage not in self._seen:
+            self._seen[storage] = True
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._gone, storage.nbytes())
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+@contextmanager
+def fused_attention_on_meta() -> Iterator[None]:
+    """While entered, attention on `meta` allocates what the fused kernels of CPUs and GPUs allocate.
+
+    There torch has no fused kernel and would make the matrix of all pairs of tokens. The operator gets another kernel for this
+    device, and not a TorchFunctionMode, which would not hold in the backward pass where checkpointed blocks are recomputed.
+    """
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output: Tensor = fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+        return output
+
+    library = Library("aten", "IMPL")
+    library.impl("scaled_dot_product_attention", attention, "AutogradMeta")
+    try:
+        yield
+    finally:
+        del library  # takes the kernel back
+
+
+def estimate_memory(config: RunConfig, policy: Backbone, prompt: str, rows: ExpectedRows, *, guided: bool = True) -> Memory:
+    """Estimates what a run needs from one model call of each kind; a policy on `meta` computes nothing for it.
+
+    Args:
+        prompt: any prompt that the model can encode.
+        rows: how many rows the calls have.
+        guided: whether the rows of training are evaluated with guidance.
+    """
+    components = policy.components()
+    trained = list(policy.parameters())
+    trained_bytes = _bytes(trained)
+    calls = max(1, round(min(config.micro_batch or rows.widest, rows.widest)))
+    replayed = max(1, round(min(config.micro_batch or rows.replay, rows.replay)))
+
+    def velocity(count: int, conditioning: Any) -> Tensor:
+        x = torch.zeros(count, *policy.latent_shape, device=policy.device)
+        group = torch.zeros(count, dtype=torch.long, device=policy.device)
+        return predict(policy, x, 0.5, conditioning, group)
+
+    def peak(work: Callable[[], Any]) -> int:
+        with LiveBytes(policy.device) as live:
+            work()
+        return live.most
+
+    conditioning = policy.encode([prompt])
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    with fused_attention_on_meta():
+        with torch.no_grad():
+            rollout = peak(lambda: velocity(calls, conditioning))
+            latents = torch.zeros(min(rows.pictures, WEIGHED_LATENTS), *policy.latent_shape, device=policy.device)
+            decoding = peak(lambda: policy.decode(latents))
+        of_training = conditioning if guided else policy.without_guidance(conditioning)
+        training = peak(lambda: velocity(replayed, of_training).square().mean().backward())
+    for parameter in trained:
+        parameter.grad = None
+    return Memory(
+        weights=sum(_bytes(c.module.parameters()) for c in components.values() if c.training),
+        text_encoders=sum(_bytes(c.module.parameters()) for c in components.values() if not c.training),
+        gradients=trained_bytes,
+        optimizer=2 * trained_bytes,
+        ema=trained_bytes if config.ema else 0,
+        rollout=rollout,
+        training=training,
+        decoding=decoding,
+    )
+
+
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)

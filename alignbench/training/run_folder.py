@@ -1,0 +1,142 @@
+"""The files that a run writes into its folder: each whole or not at all, and by rank 0 alone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from alignbench.backbone import PointDistribution
+from alignbench.backbones.mixture import distributions
+from alignbench.config.run_config import RunConfig
+from alignbench.evaluation import curve
+from alignbench.evaluation.evaluate import Evaluation
+from alignbench.figures import plots
+from alignbench.files.writing import exclusive, refuse_links, refuse_taken, write_atomically
+from alignbench.files.yaml_files import to_yaml
+from alignbench.records.record import CONFIG, Result, write_result
+from alignbench.runtime.processes import Processes
+
+SUBFOLDERS = ("checkpoints", "plots", "samples", "tensorboard", "wandb")
+"""Folders that a run writes below its own."""
+
+
+def check_free(path: Path) -> None:
+    """Raises UserError where the folder of a new run exists and is not empty."""
+    refuse_taken(path, f"choose another --out, or continue it with --resume {path}")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Attributes:
+        path: the folder.
+        curve: the evaluations along the training so far, as in `evaluation.curve`; None before the first.
+    """
+
+    def __init__(self, path: Path, processes: Processes, warn: Callable[[str], None]) -> None:
+        """Writes nothing yet.
+
+        Args:
+            warn: shows a sentence to the user.
+        """
+        self.path, self.processes, self.warn = path, processes, warn
+        self.curve: pd.DataFrame | None = None
+        self._distributions: list[pd.DataFrame] = []
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @contextmanager
+    def claimed(self, *, resume: bool) -> Iterator[None]:
+        """While entered, no other process writes into the folder.
+
+        Raises:
+            UserError: another process does, or the folder of a new run was taken while the models were loaded.
+        """
+        with ExitStack() as stack:
+
+            def claim() -> None:
+                stack.enter_context(exclusive(self.path))
+                if not resume:
+                    check_free(self.path)
+                refuse_links(self.path, *SUBFOLDERS)
+
+            self.processes.on_rank_zero(claim)
+            yield
+
+    def read_tables(self, iteration: int) -> None:
+        """Takes up the tables of an interrupted run, without rows of later iterations than this one."""
+        self.curve = curve.up_to(curve.read_curve(self.path), iteration)
+        table = distributions.read_distributions(self.path)
+        self._distributions = [] if table is None else [table[table["iteration"] <= iteration]]
+
+    def write_config(self, config: RunConfig) -> None:
+        """Writes the resolved configuration, from which the run can be repeated."""
+        text = to_yaml(config.resolved())
+        self._write(CONFIG, lambda p: p.write_text(text, encoding="utf-8"))
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes `metrics.parquet`, one row for each iteration; nothing where there is none."""
+        if rows:
+            self._write_table("metrics.parquet", pd.DataFrame(rows))
+
+    def write_evaluations(self, **phases: Evaluation) -> None:
+        """Writes `evals.parquet`, one row for each image and metric of the phases `base` and `final`."""
+        tables = [evaluation.table.assign(phase=phase) for phase, evaluation in phases.items()]
+        self._write_table("evals.parquet", pd.concat(tables, ignore_index=True))
+
+    def add_to_curve(self, evaluation: Evaluation, iteration: int, model_rows: int, seconds: float) -> None:
+        """Adds an evaluation along the training to `curve.parquet`."""
+        self.curve = curve.added(self.curve, curve.curve_rows(evaluation, iteration, model_rows, seconds))
+        self._write_table(curve.FILE, self.curve)
+
+    def add_distribution(self, distribution: PointDistribution | None, iteration: int) -> None:
+        """Adds the model's distribution at an iteration to `distributions.parquet`; nothing where it is None."""
+        if distribution is not None:
+            others = [table[table["iteration"] != iteration] for table in self._distributions]
+            self._distributions = [*others, distributions.as_rows(distribution, iteration)]
+            table = pd.concat(self._distributions).sort_values("iteration", kind="stable", ignore_index=True)
+            self._write_table(distributions.FILE, table)
+
+    def add_target_distribution(self, distribution: PointDistribution | None) -> None:
+        """Adds the distribution that the model is compared with."""
+        self.add_distribution(distribution, distributions.TARGET)
+
+    def write_samples(self, base: Evaluation, final: Evaluation, reward: str, images_per_prompt: int) -> None:
+        """Writes sheets of the images of base and trained model, and one that shows both side by side."""
+        folder = self.path / "samples"
+
+        def write() -> None:
+            for phase, evaluation in (("base", base), ("final", final)):
+                write_atomically(folder / f"{phase}.png", _saver(plots.grid(evaluation.images, images_per_prompt)))
+            with plots.left_out("samples/before_after.png", self.warn):
+                figure = plots.before_after(base, final, reward, images_per_prompt)
+                plots.write_figure(folder / "before_after.png", figure)
+
+        self.processes.on_rank_zero(write)
+
+    def write_tree(self, draw: Callable[[], plots.RolloutTree]) -> None:
+        """Writes the rollout tree that `draw` returns on rank 0, for the plot of it."""
+        self.processes.on_rank_zero(lambda: draw().write(self.path / plots.TREE))
+
+    def write_result(self, result: Result) -> None:
+        """Writes `result.json`, which says that the run is complete."""
+        self.processes.on_rank_zero(lambda: write_result(result, self.path))
+
+    def draw_plots(self) -> None:
+        """Draws the plots of the run from its files."""
+        self.processes.on_rank_zero(lambda: plots.plot_run(self.path, self.warn))
+
+    def _write_table(self, name: str, table: pd.DataFrame) -> None:
+        self._write(name, lambda p: table.to_parquet(p, index=False))
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        self.processes.on_rank_zero(lambda: write_atomically(self.path / name, write))
+
+
+def _saver(image: Image.Image) -> Callable[[Path], Any]:
+    return lambda path: image.save(path)

@@ -1,0 +1,1 @@
+"""Readers of text in images: EasyOCR and RapidOCR behind one base class."""

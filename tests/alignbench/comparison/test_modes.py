@@ -1,0 +1,36 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from alignbench.backbone import PointDistribution
+from alignbench.backbones.mixture import distributions
+from alignbench.comparison.modes import TARGET, first_distributions, modes_frame
+from alignbench.comparison.reading import read_results
+from alignbench.comparison.results import BASE
+from tests.alignbench.record_folders import write_run
+
+
+def test_the_mass_of_each_mode_is_a_mean_over_seeds(tmp_path: Path) -> None:
+    for seed, first_mode in enumerate([0.9, 0.6]):
+        folder = write_run(tmp_path / f"r{seed}", seed=seed)
+        points, modes = np.zeros((2, 2)), np.array([0, 1])
+        masses = ((distributions.TARGET, 0.5), (0, 0.2), (7, first_mode))
+        parts = [distributions.as_rows(PointDistribution(points, np.array([m, 1 - m]), modes), at) for at, m in masses]
+        pd.concat(parts).to_parquet(folder / distributions.FILE)
+    write_run(tmp_path / "unknown", objective="grpo")
+    results = read_results(tmp_path)
+    frame: Any = modes_frame(results, "ocr on tiny").set_index(["cell", "mode"])
+    cell = "tmpo x independent"
+    assert [frame.loc[(name, 0), "value"] for name in (TARGET, BASE, cell)] == pytest.approx([0.5, 0.2, 0.75])
+    assert frame.loc[(cell, 1), "value"] == pytest.approx(0.25)
+    assert [frame.loc[(name, 0), "n"] for name in (TARGET, BASE, cell)] == [0, 0, 2]
+    # Student's with one degree of freedom: t(0.975) = 12.7062, standard error 0.15.
+    assert frame.loc[(cell, 0), "upper"] == pytest.approx(0.75 + 12.7062 * 0.15, abs=1e-3)
+    assert list(first_distributions(results, "ocr on tiny")) == [cell]
+    (tmp_path / "r0" / distributions.FILE).write_text("damaged")
+    assert len(modes_frame(results, "ocr on tiny")) == 6
+    modes_frame(results, "ocr on tiny")
+    assert len(results.unreadable) == 1  # one line, however often it is read

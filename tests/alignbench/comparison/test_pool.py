@@ -1,0 +1,72 @@
+"""Worker processes: one runs cells after another, and one that dies is replaced."""
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignbench.comparison.grid import Cell
+from alignbench.comparison.pool import run_in_workers
+from tests.alignbench.comparison.test_compare import grid
+
+
+class Listener:
+    """Remembers which child processes there were while cells ended."""
+
+    def __init__(self, interrupt: bool = False) -> None:
+        self.ends: list[tuple[str, str | None]] = []
+        self.children: set[int] = set()
+        self.interrupt = interrupt
+
+    def began(self, cell: Cell) -> None: ...
+
+    def moved(self, cell: Cell, row: Mapping[str, Any], progress: float) -> None:
+        self.children |= children()
+        if self.interrupt:
+            raise KeyboardInterrupt
+
+    def ended(self, cell: Cell, error: str | None) -> None:
+        self.ends.append((cell.id, error))
+
+
+def children() -> set[int]:
+    """Processes that this one has started by `multiprocessing`."""
+    numbers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(n) for n in numbers if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()}
+
+
+def test_one_worker_runs_all_cells(tmp_path: Path) -> None:
+    listener = Listener()
+    cells = grid(tmp_path, seeds=[0, 1]).cells()
+    run_in_workers(cells, tmp_path / "runs", listener, workers=1)
+    assert listener.ends == [(cell.id, None) for cell in cells]
+    assert len(listener.children) == 1
+    assert children() == set()
+    # The second cell of a task takes the evaluation of the base model from the first.
+    seconds = [_record(tmp_path, cell)["budget"]["seconds_evaluation"] for cell in cells]
+    assert seconds[0] > seconds[1] > 0
+
+
+def _record(folder: Path, cell: Cell) -> dict[str, Any]:
+    return dict(json.loads((folder / "runs" / cell.id / "result.json").read_text()))
+
+
+def test_a_worker_that_dies_fails_its_cell_alone_and_is_replaced(tmp_path: Path) -> None:
+    listener = Listener()
+    cells = grid(tmp_path, objectives=["tests.support.plugins:Killing", "grpo", "tmpo"]).cells()
+    run_in_workers(cells, tmp_path / "runs", listener, workers=1)
+    assert [error for _, error in listener.ends] == [f"its process died (exit code -{signal.SIGKILL})", None, None]
+
+
+def test_an_interrupt_ends_all_workers_and_leaves_checkpoints(tmp_path: Path) -> None:
+    cells = grid(tmp_path, "Slow", objectives=["grpo"], budget={"model_rows": 100 * 22}).cells()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_workers(cells, tmp_path / "runs", Listener(interrupt=True), workers=1)
+    assert children() == set()
+    (cell,) = cells
+    assert any((tmp_path / "runs" / cell.id / "checkpoints").iterdir())
+    assert not (tmp_path / "runs" / cell.id / "result.json").exists()
