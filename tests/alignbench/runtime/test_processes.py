@@ -116,7 +116,7 @@ def test_shares_are_as_long_and_say_what_is_repeated() -> None:
     assert SINGLE_PROCESS.unpadded_length("abcd") == 4
 
 
-def test_processes_on_several_machines_and_those_who_are_told_an_interface_are_left_alone(
+def test_a_chosen_interface_and_processes_on_several_machines_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in launch.environment(1, 4, 12345).items():
@@ -134,7 +134,7 @@ def test_processes_on_several_machines_and_those_who_are_told_an_interface_are_l
     assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth7", launch.loopback_interface())
 
 
-def test_what_fails_in_one_process_ends_all_with_its_message_and_the_run_goes_on_later(tmp_path: Path) -> None:
+def test_a_failure_of_one_process_ends_all_with_its_message_and_the_run_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = toy_config(write_task(tmp_path, "DyingInSecondProcess"), iterations=4, optimizer=CALM)
     processes = started(2, runs, [(config, out)], said=tmp_path / "said")
