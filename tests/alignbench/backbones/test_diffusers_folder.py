@@ -663,14 +663,14 @@ def test_settings_that_cannot_be_had_are_refused(folders: dict[str, Path], tmp_p
     assert "multiple of 4 pixels for" in refused(folders["flux"], resolution=18)
     assert "at most 32 x 32 pixels; choose a smaller resolution" in refused(folders["sd3"], resolution=36)
     assert "no module name in" in refused(folders["sd3"], lora_targets=("to_q", "to_w"))
-    assert "train=full takes precision fp32 or bf16" in refused(folders["sd3"], train="full", precision="fp16")
+    assert "train=full needs precision fp32 or bf16" in refused(folders["sd3"], train="full", precision="fp16")
     schnell = tmp_path / "schnell"
     transformer = diffusers.FluxTransformer2DModel.from_pretrained(folders["flux"] / "transformer")
     shutil.copytree(folders["flux"], schnell)
     config = {**transformer.config, "guidance_embeds": False}
     diffusers.FluxTransformer2DModel.from_config(config).save_pretrained(schnell / "transformer")
     assert opened(schnell).guidance == 1.0
-    assert "takes no guidance" in refused(schnell, guidance=3.5)
+    assert "has no guidance" in refused(schnell, guidance=3.5)
 
 
 # --- without weights

@@ -47,7 +47,7 @@ def test_a_run_without_a_checkpoint_and_weights_of_another_model_are_refused(tmp
         score_model(config, None, run=tmp_path)
     run(config, tmp_path / "run")
     other = load_config(options={**config.resolved(), "backbone": "gaussian_mixture"})
-    with pytest.raises(UserError, match="of another model"):
+    with pytest.raises(UserError, match="belong to another model"):
         score_model(other, None, run=tmp_path / "run")
 
 
