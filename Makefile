@@ -1,4 +1,4 @@
-# `make run` and `make test` make the environment when it is missing.
+# `make run` and `make test` create the environment if it is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .PHONY: run test test-lowest fuzz mutants lint bench clean help
 
-help: ## this list
+help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 $(READY): pyproject.toml
@@ -14,27 +14,27 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
-run: $(READY) ## train and judge the default pair on the embedded model; minutes
+run: $(READY) ## train and evaluate the default pair on the embedded model (takes minutes)
 	$(BIN)/python -m alignbench run --objective tmpo --sampler dynamic_tree $(ARGS)
 
-test: $(READY) ## the tests, in as many processes as there are cores
+test: $(READY) ## run the tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 LOWEST := .venv-lowest
 
-test-lowest: ## the tests with the oldest dependencies that pyproject.toml allows, in an environment of their own
+test-lowest: ## run the tests with the oldest dependencies that pyproject.toml allows, in a separate environment
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable ".[dev]"
 	$(LOWEST)/bin/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
-fuzz: $(READY) ## the property tests with many examples, others each time
-	$(BIN)/python -m pytest -q -n auto tests/alignbench/test_properties_*.py --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+fuzz: $(READY) ## run the property tests with many new random examples
+	$(BIN)/python -m pytest -q -n auto $$(find tests -name 'test_properties_*.py') --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 
-mutants: $(READY) ## breaks one place at a time in a copy of the tree: does a test notice?
+mutants: $(READY) ## mutation testing: break one place at a time in a copy of the tree, and check that a test fails
 	$(BIN)/python -m tests.support.mutants $(ARGS)
 
-lint: $(READY) ## ruff, mypy, and which packages may import which
+lint: $(READY) ## run ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,7 +42,7 @@ lint: $(READY) ## ruff, mypy, and which packages may import which
 
 BENCH := results/benchmarks/benchmarks.json
 
-bench: $(READY) ## speed, by pytest-benchmark; a table and a plot in results/benchmarks/
+bench: $(READY) ## run the speed benchmarks; writes a table and a plot into results/benchmarks/
 	@mkdir -p $(dir $(BENCH))
 	$(BIN)/python -m pytest -q tests/benchmarks -o addopts=--import-mode=importlib --benchmark-only --benchmark-quiet \
 		--benchmark-json=$(BENCH) $(ARGS)

@@ -1,4 +1,4 @@
-"""What a flow-matching model must offer to be aligned: the same few calls for every architecture."""
+"""The base class of backbones: what a flow-matching text-to-image model must offer to be aligned."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ META = "meta"
 
 @contextmanager
 def temporarily_set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """While entered, the parameters hold other values; afterwards their own are back."""
+    """While entered, the parameters hold other values; afterwards their own values are restored."""
     live = [p.detach().clone() for p in parameters]
     try:
         _write(parameters, values)
@@ -36,10 +36,10 @@ def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU.
+    """The device with this name; `auto` is CUDA where there is a GPU, else the CPU.
 
     Raises:
-        UserError: alignbench runs on no such device, or it is not there.
+        UserError: the name is not valid, or this machine has no such device.
     """
     if name == META:
         return torch.device(META)
@@ -54,8 +54,8 @@ def device_named(name: str) -> torch.device:
         why = "sees no CUDA GPU" if torch.version.cuda or torch.version.hip else "is built without CUDA"
         raise UserError(f"device {name}: torch {torch.__version__} {why}; take cpu, or auto")
     if number and int(number) >= count:
-        there = "cuda:0 is the only GPU here" if count == 1 else f"the GPUs here are cuda:0 to cuda:{count - 1}"
-        raise UserError(f"device {name}: {there}")
+        available = "cuda:0 is the only GPU here" if count == 1 else f"the GPUs here are cuda:0 to cuda:{count - 1}"
+        raise UserError(f"device {name}: {available}")
     return torch.device(name)
 
 
@@ -64,12 +64,13 @@ def _device_or_meta(name: str) -> str:
 
 
 class BackboneSettings(settings.Settings):
-    """What every backbone can be asked for."""
+    """The settings of every backbone."""
 
     device: Annotated[str, AfterValidator(_device_or_meta)] = "auto"
-    """`auto` takes CUDA where there is one; `meta` opens a model without its weights, to tell what it would need."""
+    """Where the model runs. auto: on CUDA where there is a GPU, else on the CPU. meta: nowhere; the model is opened without its
+    weights, to estimate what it would need."""
     guidance: float | None = Field(None, ge=1)
-    """Guidance, classifier-free or distilled; what the model itself asks for, else 1, where it is null."""
+    """The scale of guidance, classifier-free or distilled; null takes what the model's own call takes, or else 1."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -81,6 +82,7 @@ class Component:
     """A part of a model that holds weights.
 
     Attributes:
+        module: the part.
         training: whether it is in memory while the policy is trained, and not only while prompts are encoded.
     """
 
@@ -97,59 +99,67 @@ class Backbone(ABC):
     name: str = ""
     Settings: ClassVar[type[BackboneSettings]] = BackboneSettings
     supports_meta_device: ClassVar[bool] = False
-    """Whether the device `meta` opens it without its weights, to tell what it would need."""
+    """Whether it opens without its weights on the device `meta`, so that its needs can be estimated."""
 
     latent_shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
     guidance: float
-    """Guidance in force, 1 for none; the same in rollout, training and evaluation."""
+    """The scale of guidance, 1 for none; the same in rollouts, training and evaluation."""
     default_steps: int
-    """Denoising steps that the model's own call arguments ask for."""
+    """Denoising steps of the model's own call."""
 
     @abstractmethod
     def sigmas(self, steps: int) -> Tensor:
         """The model's noise schedule, float32 [steps + 1] from 1 to 0, on the CPU."""
 
     def prepare(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most have nothing to prepare
-        """Told all prompts that are to come, so that what only encodes prompts need not stay in memory."""
+        """Encodes all prompts of a run in advance, so that text encoders need not stay in memory."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Any:
-        """Conditioning of the prompts, to be indexed by row through `velocity`'s `group`; computed once a prompt."""
+        """The conditioning of the prompts, which `velocity` indexes by `group`; computed once for each prompt."""
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Any, group: Tensor) -> Tensor:
-        """Predicted x_1 - x_0 for states x [B, *latent] at sigma [B]; row b belongs to prompt group[b]."""
+        """The predicted velocity x_1 - x_0, [B, *latent].
+
+        Args:
+            x: float32 [B, *latent], the states.
+            sigma: float32 [B], the position of each in the noise schedule.
+            conditioning: what `encode` returned.
+            group: int64 [B], the prompt of each row as an index into the encoded prompts.
+        """
 
     def without_guidance(self, conditioning: Any) -> Any:
-        """The same prompts, for which `velocity` answers with the prompt's own velocity alone.
+        """The same prompts, for which `velocity` predicts the prompt's own velocity without classifier-free guidance.
 
-        Losses on final images ask for it: a mixture of two velocities regresses on nothing. By default the conditioning as it
-        is, for models that do not mix. An embedded (distilled) guidance is an input of one network and stays.
+        Losses on final images use it, since a guided mixture of two velocities is not the regression of any data. By default
+        the conditioning stays as it is, for models without such a mixture. A distilled guidance is an input of the network and
+        stays as well.
         """
         return conditioning
 
     def schedule_shift(self) -> float:
-        """The shift s of a schedule sigma = s t / (1 + (s - 1) t); of any other, the odds of sigma halfway."""
+        """The shift s of a schedule sigma = s t / (1 + (s - 1) t); for other schedules, sigma / (1 - sigma) halfway."""
         halfway = float(self.sigmas(2)[1])
         return halfway / (1 - halfway)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Pictures of final latents, uint8 [B, H, W, 3]."""
+        """Decodes final latents [B, *latent] into images, uint8 [B, H, W, 3]."""
 
     def check_image(self, image: np.ndarray) -> None:
-        """Raises UserError where `encode_images` cannot take this image, uint8 [H, W, 3]; known without encoding it."""
-        return  # any may do
+        """Raises UserError where `encode_images` cannot take this image, uint8 [H, W, 3]; nothing is encoded."""
+        return  # by default any image is accepted
 
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Latents of pictures, each uint8 [H, W, 3], float32 [B, *latent]; for training on pictures that were not rolled out.
+        """Encodes images, each uint8 [H, W, 3], into latents, float32 [B, *latent]; for training on images from disk.
 
         Raises:
-            UserError: a picture has another size than the model's, or this model cannot encode pictures.
+            UserError: an image has another size than the model's, or this model cannot encode images.
         """
-        raise UserError(f"backbone {self.name!r} cannot encode pictures, which training on fixed pairs needs")
+        raise UserError(f"backbone {self.name!r} cannot encode images, which training on fixed pairs needs")
 
     @abstractmethod
     def trainable(self) -> nn.Module:
@@ -157,24 +167,24 @@ class Backbone(ABC):
 
     @abstractmethod
     def reference(self) -> AbstractContextManager[None]:
-        """While entered, `velocity` answers with the frozen base model."""
+        """While entered, `velocity` predicts with the frozen base model."""
 
     def shard(self) -> None:
-        """Spreads weights over all processes (FSDP); each gathers those of a block while it asks it.
+        """Shards the weights over all ranks (FSDP); a rank gathers the weights of a block while it evaluates the block.
 
-        What is trained beside frozen weights, such as a LoRA, is small and stays whole.
+        Trained weights beside frozen ones, such as a LoRA, are small and are not sharded.
 
         Raises:
-            UserError: this backbone cannot.
+            UserError: this backbone cannot be sharded.
         """
         raise UserError(f"backbone {self.name!r} cannot be sharded; leave out sharded=true")
 
     def components(self) -> dict[str, Component]:
-        """All parts that hold weights, by name."""
+        """All parts of the model that hold weights, by name."""
         return {"model": Component(self.trainable())}
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters to train."""
+        """The parameters that are trained."""
         return (p for p in self.trainable().parameters() if p.requires_grad)
 
 

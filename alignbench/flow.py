@@ -90,9 +90,10 @@ def moments(
         memoryless
                the ancestral step: the distribution of x_sigma_next given x_sigma and the predicted x_0, which is the step of
                DDPM (Ho et al. 2020, arXiv 2006.11239). With c = (1 - sigma) sigma_next / (sigma (1 - sigma_next)) it is
-               mean = (1 - sigma_next) x_0 + sigma_next c x_1, std = sigma_next sqrt(1 - c^2); eta plays no part. At sigma = 1
-               c is 0: nothing of the first noise is kept. In the limit of small steps it is `sde` at eta = sqrt 2, the only
-               noise for which images are independent of the first noise (Domingo-Enrich et al. 2024, arXiv 2409.08861).
+               mean = (1 - sigma_next) x_0 + sigma_next c x_1, std = sigma_next sqrt(1 - c^2); eta is not used. At sigma = 1
+               c is 0, so nothing of the initial noise remains. In the limit of small steps it is `sde` with eta = sqrt 2, the
+               only noise for which images are independent of the initial noise (Domingo-Enrich et al. 2024, arXiv
+               2409.08861).
 
     Args:
         x: the states at `sigma`, [B, *latent].
@@ -123,8 +124,8 @@ def moments(
         std = sigma_next * torch.sin(eta * (pi / 2))
         return (1 - sigma_next) * x0 + torch.sqrt(sigma_next**2 - std**2) * x1, std
     if rule == "memoryless":
-        kept = (1 - sigma) * sigma_next / (sigma * (1 - sigma_next))
-        return (1 - sigma_next) * x0 + sigma_next * kept * x1, sigma_next * torch.sqrt(1 - kept**2)
+        c = (1 - sigma) * sigma_next / (sigma * (1 - sigma_next))
+        return (1 - sigma_next) * x0 + sigma_next * c * x1, sigma_next * torch.sqrt(1 - c**2)
     if rule == "dance":
         score = -(x - (1 - sigma) * x0) / sigma**2
         return x + dt * velocity - 0.5 * eta**2 * score * dt, eta * torch.sqrt(-dt)

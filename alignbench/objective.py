@@ -19,10 +19,10 @@ class Needs:
 
     Attributes:
         training: False for an objective that never updates the policy.
-        rewards: whether the pictures must be scored.
-        reference: whether each row is also answered by the frozen base model.
-        behaviour: whether each row is also answered by the behaviour policy, which is the policy as it was at the rollout.
-        behaviour_is_ema: whether the behaviour policy is an average over the training instead, which also draws the
+        rewards: whether the images must be scored.
+        reference: whether the frozen base model predicts a velocity for each row as well.
+        behaviour: whether the behaviour policy does, which is the policy as it was at the rollout.
+        behaviour_is_ema: whether the behaviour policy is a moving average of the policy instead, which also draws the
             rollouts; see `Objective.behaviour_ema_decay`.
         rollouts_from_reference: whether the reference, and not the policy, draws the rollouts.
     """
@@ -36,10 +36,10 @@ class Needs:
 
 
 class Objective(ABC):
-    """What to minimise, given a forest with rewards.
+    """A loss on a scored rollout forest.
 
     Subclass it in `objectives/NAME.py`, implement `loss`, and `--objective NAME` finds it. `loss` must be a pure
-    function of its arguments, and of what `observe` remembers. Options are fields of an inner class
+    function of its arguments and of the state that `observe` keeps. Options are fields of an inner class
     `Settings(alignbench.Settings)`.
     """
 
@@ -56,26 +56,34 @@ class Objective(ABC):
 
     @property
     def needs(self) -> Needs:
+        """What the objective asks of a run; by default the policy and rewards alone."""
         return Needs()
 
     def prepare(self, latent_shape: tuple[int, ...], device: torch.device) -> None:  # noqa: B027
-        """Called once before training: where parameters are made whose size depends on the model's latents."""
+        """Creates parameters whose size depends on the model's latents; called once before the training.
+
+        Args:
+            latent_shape: the shape of one latent.
+            device: where the parameters belong.
+        """
 
     def observe(self, forest: RolloutForest) -> None:  # noqa: B027 - most objectives remember nothing
-        """Called once for each rollout, with rewards and before its updates: where running statistics are kept."""
+        """Updates running statistics; called once for each scored rollout, before its updates."""
 
     def state(self) -> dict[str, Any]:
-        """What `observe` remembers, as plain data: for a checkpoint, and to forget an iteration that failed."""
+        """The state that `observe` keeps, as plain data: for checkpoints, and to undo an iteration that failed."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Takes back what `state` gave."""
+        """Restores what `state` returned."""
 
     def behaviour_ema_decay(self, updates: int) -> float:
-        """d in old <- d old + (1 - d) policy, done after each rollout's updates, for an behaviour policy that lags.
+        """The decay d in behaviour <- d behaviour + (1 - d) policy, which follows the updates of each rollout.
+
+        It is used only by objectives with `Needs.behaviour_is_ema`.
 
         Args:
-            updates: how many the policy has had.
+            updates: optimizer steps since the start of the training.
         """
         return 0.0
 
@@ -101,33 +109,48 @@ class Objective(ABC):
         return forest.target_reward
 
     def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
-        """The leaves that this update of the rollout trains on, bool [G * K]; None for all. Rows to others cost nothing.
+        """The leaves that this update of the rollout trains on, bool [G * K]; None for all leaves.
 
-        `forest.update` says which update it is. The loss must not count the others: their terms are those of the rollout.
+        `forest.update` is the number of the update. Rows on paths to other leaves only are not evaluated, so the loss must
+        leave these leaves out: their terms are those of the rollout.
         """
         return None
 
     @property
     def replays(self) -> bool:
-        """Whether the model is asked about the rollout's own steps, as by default, and not about rows that `rows` makes."""
+        """Whether the model is evaluated at the rollout's own steps, the default, and not at rows that `rows` makes."""
         return type(self).rows is Objective.rows
 
     def rows(self, forest: RolloutForest, update: int) -> Rows:
-        """What the model is asked in update number `update` of this rollout; by default each distinct parent once."""
+        """The model inputs of one update; by default each distinct parent of the forest's edges once.
+
+        Args:
+            update: how many updates this rollout has already served.
+        """
         return EdgeRows.of(forest, self.trained_leaves(forest))
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
-        """Row terms of some of the rows, differentiable in the policy's velocity; by default `edge_terms`."""
+        """The terms of some of the rows, differentiable in the policy's velocity; by default `edge_terms`.
+
+        Args:
+            rows: a contiguous part of what `rows` returned.
+            velocities: what the policy and the models in `needs` predict for them.
+        """
         return edge_terms(rows, velocities.policy, velocities.reference)
 
     @abstractmethod
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        """A scalar to minimise, from all the terms, `forest.rewards` and the forest's incidence."""
+        """The scalar to minimise.
+
+        Args:
+            terms: the terms of all rows; the loss is differentiated with respect to them.
+            forest: with rewards.
+        """
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        """Numbers for the metrics table, from the terms before the update; no gradients."""
+        """Numbers for a row of the metrics table, from the detached terms before the rollout's first update."""
         return {}
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Parameters of the objective's own (log Z, a value head), trained with the policy's."""
+        """Parameters of the objective itself (log Z, a value head), which are trained with the policy's."""
         return ()

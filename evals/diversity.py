@@ -1,5 +1,7 @@
 """diversity: how different the images of one prompt are, in latent space, in pixels and in features.
 
+It has four metrics:
+
     lgmd               mean over pairs of log(|z_i - z_j| / sqrt(D)), of final latents z with D numbers
     pixel_diversity    mean over pairs of the root-mean-square difference of pixels, 0..1
     cosine_diversity   mean over pairs of 1 - cos(f_i, f_j), of features f
@@ -100,11 +102,14 @@ def pixel_diversity(images: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Read:
-    """What diversity reads of N images: their pixels, final latents and features, as far as these are asked for."""
+    """What diversity uses of N images, as far as the settings need it."""
 
     images: np.ndarray | None
+    """Their pixels, uint8 [N, H, W, 3], or an array of objects [N] if they differ in size."""
     latents: Any
+    """Their final latents, a tensor [N, *latent]."""
     features: Any
+    """Their features, a tensor [N, D]."""
 
 
 class Diversity(SetMetric):
@@ -137,10 +142,10 @@ class Diversity(SetMetric):
         return self.measure_read(self.read_images(images, latents, prompt), range(len(images)), prompt)
 
     def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Read:
-        embedded = None
+        features = None
         if self.settings.features:
-            embedded = load_features(self.settings.features, self.settings.device, self.settings.batch)(list(images))
-        return Read(images if self.settings.pixels else None, latents, embedded)
+            features = load_features(self.settings.features, self.settings.device, self.settings.batch)(list(images))
+        return Read(images if self.settings.pixels else None, latents, features)
 
     def measure_read(self, read: Read, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
         members, metrics = np.asarray(members), {}

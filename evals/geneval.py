@@ -1,5 +1,7 @@
 """geneval: whether the image shows the objects, counts, colours and relations that the prompt asks for.
 
+It computes three scores, of which a run trains on one:
+
     strict      1 if the image meets all requirements of the prompt, else 0
     graded      the fraction of the requirements that it meets by the same rules; 1 exactly where strict is 1
     flow_grpo   the score of Flow-GRPO's released reward server, which requires exact counts in every task type
@@ -318,8 +320,8 @@ class GenEval(Scorer):
             remedy = "set geneval's metadata to a file that has it, or others=skip to give such prompts no score"
             raise UserError(f"there is no metadata for the prompt {excerpt(prompt)} in {where}; {remedy}")
         for clause in [*entry["include"], *entry.get("exclude", [])]:
-            for word, known in ((clause["class"], self.detector.classes), (clause.get("color"), self.detector.colors)):
-                if word is not None and word not in known:
+            for word, words in ((clause["class"], self.detector.classes), (clause.get("color"), self.detector.colors)):
+                if word is not None and word not in words:
                     name = self.settings.detector
                     raise UserError(f"the detector {name!r} does not know {word!r}, which {excerpt(prompt)} asks for")
         return entry

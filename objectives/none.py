@@ -1,5 +1,7 @@
 """none: the base model, evaluated under the same protocol; trains nothing.
 
+The loss is constant:
+
     L = 0
 
 Fixed point: the base model. It is the baseline that every comparison needs: it shows what evaluation alone costs, and how far

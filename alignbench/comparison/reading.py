@@ -12,7 +12,7 @@ import pandas as pd
 
 from alignbench.comparison.record import RECORD, RUNS, ComparisonRecord, read_comparison
 from alignbench.comparison.results import RecordedRun, Results
-from alignbench.config.run_config import WITHOUT_EFFECT, with_present_names
+from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, with_present_names
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.escaping import visible
 from alignbench.records.record import CONFIG, RESULT, Result, read_result, visible_record
@@ -20,7 +20,7 @@ from alignbench.records.tables import read_evals, read_metrics
 
 KEYS_OUTSIDE_METHOD_IDENTITY = {
     *("seed", "task", "backbone", "preset", "iterations", "evaluation", "budget"),
-    *("snapshots", "threads", "device", *WITHOUT_EFFECT),
+    *("snapshots", "threads", "device", *RESULT_NEUTRAL_KEYS),
 }
 """Keys of a configuration in which two runs of one cell may differ; task, backbone and budget are the setup's."""
 

@@ -12,7 +12,7 @@ from alignbench.comparison.pool import run_in_workers
 from alignbench.comparison.ray_engine import run_with_ray
 from alignbench.comparison.reading import dotted_differences
 from alignbench.comparison.record import RECORD, RUNS, CellRecord, ComparisonRecord
-from alignbench.config.run_config import WITHOUT_EFFECT, load_config
+from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, load_config
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.writing import exclusive, is_free, refuse_links, write_atomically
 from alignbench.files.yaml_files import to_yaml
@@ -180,7 +180,7 @@ def _refuse_other_settings(cell: Cell, folder: Path, recorded: Mapping[str, Any]
     if recorded == now:
         return
     former = load_config(file=folder / CONFIG).resolved()
-    changed = [each for each in dotted_differences(former, now) if each[0].partition(".")[0] not in WITHOUT_EFFECT]
+    changed = [each for each in dotted_differences(former, now) if each[0].partition(".")[0] not in RESULT_NEUTRAL_KEYS]
     if changed:
         differences = ", ".join(f"{key} {then} (now {at_present})" for key, then, at_present in changed)
         raise UserError(f"{folder} was run with other settings: {differences}; choose another --out")

@@ -27,7 +27,7 @@ from alignbench.settings import Device, ServiceURL, Settings, validate
 PLUGINS = ("objective", "sampler", "backbone")
 """Keys whose value is the name of a plug-in with its settings."""
 
-RESULT_NEUTRAL_KEYS = WITHOUT_EFFECT = (
+RESULT_NEUTRAL_KEYS = (
     *("save_images", "checkpoint_every", "checkpoints_kept", "best_window", "micro_batch", "scorer_timeout"),
     *("trackers", "sharded", "scorer_token_file"),
 )

@@ -1,4 +1,4 @@
-"""Plots and picture grids of a run. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+"""Plots and image grids of a run. The colours are those of Okabe and Ito, which colour-blind readers can distinguish."""
 
 import math
 import os
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SHEET_PIXELS = 2**26
-"""Of a sheet of samples, at most."""
+"""Largest number of pixels of a sheet of samples."""
 SIDE, ACROSS = 256, 4096
-"""Of `before_after`: pixels of a picture and of all beside one another, at most."""
+"""Largest side of an image and largest width of a row of images in `before_after`, in pixels."""
 TREE = Path("samples") / "tree.npz"
-"""In a run's folder, the tree that is drawn."""
+"""Place of the rollout tree in a run's folder."""
 MAX_TREE_BYTES = 2**30
 STYLE: Any = {
     "figure.dpi": 150,
@@ -56,15 +56,16 @@ STYLE: Any = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "axes.prop_cycle": cycler(color=COLORS),
-    "text.parse_math": False,  # two prices in a name are no formula
+    "text.parse_math": False,  # two dollar signs in a name are not a formula
 }
 
 
 def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[Path]:
-    """Draws the plots of a run's folder from its record alone; returns the files.
+    """Draws the plots of a run from the record in its folder; returns the files.
 
     Args:
-        warn: told a sentence for each plot that is left out, because what it is drawn from cannot be read or drawn.
+        folder: folder of the run.
+        warn: called with a sentence for each plot that is left out because its data cannot be read or drawn.
 
     Raises:
         UserError: the folder has no readable record.
@@ -105,7 +106,7 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
 
 @contextmanager
 def left_out(what: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """A record or a plot that cannot be read or drawn costs one sentence and nothing else; a full disk ends the command."""
+    """Reports a record or plot that cannot be read or drawn in one sentence and continues; a full disk ends the command."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             yield
@@ -113,23 +114,23 @@ def left_out(what: str, tell: Callable[[str], None]) -> Iterator[None]:
         tell(f"left out: {what}: {error}")
     except RunError:
         raise
-    except Exception as error:  # whatever matplotlib raises for numbers and names that nobody thought of
+    except Exception as error:  # matplotlib raises various errors for unusual numbers and names
         tell(f"left out: {what}: it cannot be drawn ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
 
 
 def curves(frame: pd.DataFrame, result: Result) -> Figure:
-    """Training reward and rollout diversity against model rows, and the reward of the evaluation prompts before and after."""
+    """Draws training reward and rollout diversity over model evaluations, and the evaluation reward before and after."""
     with plt.rc_context(STYLE):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
         rows = frame["model_rows"]
         smooth = frame["reward"].rolling(8, min_periods=1).mean()
         left.plot(rows, frame["reward"], alpha=0.35, linewidth=0.8)
         left.plot(rows, smooth, color=COLORS[0], label="mean of 8 iterations")
-        left.set(xlabel="model rows", ylabel="training reward", title="reward of the rollouts")
+        left.set(xlabel="model evaluations", ylabel="training reward", title="reward of the rollouts")
         left.legend()
         if "rollout_lgmd" in frame:
             middle.plot(rows, frame["rollout_lgmd"], color=COLORS[2])
-        middle.set(xlabel="model rows", ylabel="LGMD in a group", title="diversity of the rollouts")
+        middle.set(xlabel="model evaluations", ylabel="LGMD within groups", title="diversity of the rollouts")
         rewards = [m for m in result.metrics.values() if m.role == "reward"]
         for x, estimate in enumerate((rewards[0].base, rewards[0].final) if rewards else ()):
             if estimate.value is not None:
@@ -142,13 +143,13 @@ def curves(frame: pd.DataFrame, result: Result) -> Figure:
             xticks=[0, 1],
             xticklabels=["base", "trained"],
             ylabel="reward",
-            title="evaluation prompts, 95 %",
+            title="evaluation prompts (95 % intervals)",
         )
     return figure
 
 
 def diagnostics(frame: pd.DataFrame) -> Figure | None:
-    """Every other number of the metrics table against the iteration, a small panel each; None where there is none."""
+    """Draws each further column of the metrics table over the iteration in a small panel; None if there is no column."""
     skipped = {
         "iteration",
         "reward",
@@ -207,9 +208,9 @@ def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure
 
 
 def changes(result: Result) -> Figure:
-    """Paired difference of each metric in units of the base model's half interval, so that all fit on one axis.
+    """Draws the paired difference of each metric in units of the base model's half interval, so that all fit on one axis.
 
-    A metric that is the same for all of the base model's prompts, such as the distance to it, has no such unit.
+    A metric that is equal for all prompts of the base model, such as the distance to it, has no such unit and is left out.
     """
     names, values, bars, colors = [], [], [], []
     for name, metric in result.metrics.items():
@@ -229,7 +230,7 @@ def changes(result: Result) -> Figure:
         axis.set(
             yticks=range(len(names)),
             yticklabels=names,
-            xlabel="trained minus base, in half-widths of the base's 95 % interval",
+            xlabel="trained minus base, in half-widths of the base model's 95 % interval",
         )
         axis.set_title(f"{' x '.join(result.pair)}, seed {result.run.seed}")
         axis.invert_yaxis()
@@ -237,13 +238,13 @@ def changes(result: Result) -> Figure:
 
 
 def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_per_prompt: int, prompts: int = 10) -> Figure:
-    """The same prompts and noise before (left) and after (right), with each picture's reward above it."""
+    """Draws images of the base (left) and trained model (right) for the same prompts and noise, with their rewards."""
     n, count = images_per_prompt, min(prompts, len(base.prompts))
     scores = [
         e.table[e.table.metric == reward].pivot(index="prompt_index", columns="image", values="value") for e in (base, final)
     ]
     with plt.rc_context(STYLE):
-        # One picture a side: a grid of axes for every single picture takes seconds to lay out.
+        # One image for all: laying out separate axes for every image takes seconds.
         size = base.images.shape[1]
         factor = max(ceil(size / SIDE), ceil(2 * n * size / ACROSS))
         before, after = (_shrunk(e.images[: count * n], factor) for e in (base, final))
@@ -265,15 +266,20 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
             axis.text(*at, visible(base.prompts[p]), fontsize=7, ha="right", va="center")
         axis.imshow(sheet)
         axis.axis("off")
-        figure.suptitle(f"base (left) and trained (right), same noise; above each picture its {visible(reward)}", fontsize=8)
+        figure.suptitle(f"base model (left) and trained model (right), same noise; numbers: {visible(reward)}", fontsize=8)
     return figure
 
 
 def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
-    """All pictures, a prompt a column block; uint8 [N, H, W, 3].
+    """Arranges images, uint8 [N, H, W, 3], on one sheet, with a block of columns for each prompt.
 
-    Small pictures are enlarged without smoothing. Large ones are shrunk by a whole number, so that the sheet has no more than
-    SHEET_PIXELS: viewers open it, and so do reports.
+    Small images are enlarged without smoothing. Large ones are reduced by an integer factor so that the sheet has at most
+    SHEET_PIXELS, which viewers and reports can open.
+
+    Args:
+        images: the images.
+        columns: number of images per prompt.
+        scale: factor by which small images are enlarged.
     """
     wide = columns * max(1, 16 // columns)
     missing = -len(images) % wide
@@ -282,29 +288,32 @@ def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     padded = np.concatenate([images, np.full((missing, *images.shape[1:]), 255, dtype=np.uint8)])
     rows = padded.reshape(-1, wide, *images.shape[1:])
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    picture = Image.fromarray(sheet)
+    image = Image.fromarray(sheet)
     return (
-        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
         if images.shape[1] <= 128 and pixels * scale**2 <= SHEET_PIXELS
-        else picture
+        else image
     )
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
-    """uint8 [N, H, W, 3] by a whole number smaller; as they are where it is 1 or less."""
+    """Images, uint8 [N, H, W, 3], reduced by an integer factor; unchanged if it is at most 1."""
     return images if factor <= 1 else np.stack([np.asarray(Image.fromarray(image).reduce(factor)) for image in images])
 
 
 class RolloutTree(NamedTuple):
-    """One group's rollout as it is drawn: K leaves over T steps.
+    """What is needed to draw the rollout of one group, with K leaves and T steps.
 
     Attributes:
-        prompt: of the group. reward: the name of its reward.
-        beta: the inverse temperature of q.
-        stochastic: bool [T]. children: int [T], of each branch that is alive before the step.
+        prompt: prompt of the group.
+        reward: name of the reward.
+        beta: inverse temperature of q.
+        stochastic: bool [T], whether each step is stochastic.
+        children: int [T], number of children of each branch at each step.
         images: uint8 [K, H, W, 3].
-        rewards: float [K], NaN where a scorer gave up.
-        p: softmax of the path's log-probability, [K]. q: softmax(beta R~) of the target, [K].
+        rewards: float [K], NaN for images that could not be scored.
+        p: softmax of the path log-probabilities, [K].
+        q: softmax(beta R~), the target, [K].
     """
 
     prompt: str
@@ -341,20 +350,20 @@ class RolloutTree(NamedTuple):
         q = groups.boltzmann_log_prob(target.cpu()[this], beta, here).exp()[0]
         steps = forest.plan.steps
         plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
-        pictures = np.asarray(images[group * k : (group + 1) * k])
-        return cls(forest.prompts[group], reward, beta, *plan, pictures, rewards[0].numpy(), p.numpy(), q.numpy())
+        of_group = np.asarray(images[group * k : (group + 1) * k])
+        return cls(forest.prompts[group], reward, beta, *plan, of_group, rewards[0].numpy(), p.numpy(), q.numpy())
 
     def write(self, file: Path) -> None:
         write_atomically(file, lambda p: np.savez_compressed(p, **self._asdict()))
 
     @classmethod
     def read(cls, file: Path) -> "RolloutTree":
-        """What `write` wrote; raises UserError where the file is anything else."""
+        """Reads a file from `write`; raises UserError for any other file."""
         try:
             with open_regular(file) as opened:
                 size = sum(part.file_size for part in ZipFile(opened).infolist())
                 if size > MAX_TREE_BYTES:
-                    raise ValueError(f"it unfolds to {size:,} bytes")
+                    raise ValueError(f"it takes {size:,} bytes in memory")
                 with np.load(opened, allow_pickle=False) as found:
                     kept = {name: found[name] for name in cls._fields}
             read = cls(**{name: value.item() if value.ndim == 0 else value for name, value in kept.items()})
@@ -366,7 +375,7 @@ class RolloutTree(NamedTuple):
         return read
 
     def _check(self) -> None:
-        """Raises an error where the parts do not belong together."""
+        """Raises an error if the shapes or types of the parts do not match."""
         k, steps = len(self.images), len(self.children)
         fits = (
             isinstance(self.prompt, str)
@@ -383,11 +392,11 @@ class RolloutTree(NamedTuple):
             and k % math.prod(map(int, self.children)) == 0
         )
         if not fits:
-            raise ValueError("its parts do not belong together")
+            raise ValueError("the shapes or types of its parts do not match")
 
 
 def tree(drawn: RolloutTree) -> Figure:
-    """Branches by step, pictures at the leaves with their rewards, and p and q."""
+    """Draws the branches over the steps, images at the leaves with their rewards, and p and q."""
     k, steps = len(drawn.images), len(drawn.children)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, (axis, bars) = plt.subplots(
@@ -395,24 +404,24 @@ def tree(drawn: RolloutTree) -> Figure:
         )
         _branches(axis, drawn)
         for leaf, image in enumerate(drawn.images):
-            picture = OffsetImage(image, zoom=0.36 * 64 / drawn.images.shape[1])
-            axis.add_artist(AnnotationBbox(picture, (steps + 0.35, leaf), frameon=False))
+            leaf_image = OffsetImage(image, zoom=0.36 * 64 / drawn.images.shape[1])
+            axis.add_artist(AnnotationBbox(leaf_image, (steps + 0.35, leaf), frameon=False))
         axis.set(xlim=(-0.3, steps + 0.8), ylim=(k - 0.4, -0.6), yticks=[], xticks=range(steps + 1), xlabel="denoising step")
         splits = ", ".join(str(t) for t in np.flatnonzero(drawn.children > 1)) or "none"
         axis.set_title(f"{visible(drawn.prompt)}\n{k} leaves; splits at steps {splits}")
         axis.spines["left"].set_visible(False)
         y = np.arange(k)
         bars.barh(y - 0.2, drawn.p, height=0.38, color=COLORS[0], label="p (policy)")
-        bars.barh(y + 0.2, drawn.q, height=0.38, color=COLORS[1], label=f"q (target, beta {drawn.beta:.3g})")
+        bars.barh(y + 0.2, drawn.q, height=0.38, color=COLORS[1], label=f"q (target, beta = {drawn.beta:.3g})")
         for leaf, (p, q, reward) in enumerate(zip(drawn.p, drawn.q, drawn.rewards, strict=True)):
             bars.text(float(max(p, q)), leaf, f" {reward:.2f}", va="center", fontsize=6)
-        bars.set(xlabel="probability in the group", title=f"numbers: {visible(drawn.reward)}")
+        bars.set(xlabel="probability within the group", title=f"numbers: {visible(drawn.reward)}")
         figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure
 
 
 def _branches(axis: Any, drawn: RolloutTree) -> None:
-    """Lines from right to left: a parent stands at the mean height of its children."""
+    """Draws lines from right to left; a parent is at the mean height of its children."""
     heights = np.arange(len(drawn.images), dtype=np.float64)
     for t in reversed(range(len(drawn.children))):
         of_parent = heights.reshape(-1, int(drawn.children[t]))
@@ -434,14 +443,14 @@ def error_bars(estimate: Estimate) -> np.ndarray:
 
 
 def write_figure(path: Path, figure: Figure) -> Path:
-    """Saves and closes the figure; the file is there whole or not at all."""
+    """Saves the figure atomically and closes it."""
     write_atomically(path, partial(save, figure))
     return path
 
 
 def save(figure: Figure, to: Any, **options: Any) -> None:
     """Saves and closes the figure."""
-    # Labels of ticks are made when they are drawn. A name may have letters that the font lacks: it shows boxes for them.
+    # Tick labels are made when they are drawn. The font shows boxes for letters that it lacks.
     with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from|constrained_layout not applied")
         figure.savefig(to, **options)
@@ -449,5 +458,5 @@ def save(figure: Figure, to: Any, **options: Any) -> None:
 
 
 def legend_name(name: str) -> str:
-    """A name as the label of a handle: matplotlib leaves out what begins with `_`."""
+    """A name as a legend label: matplotlib leaves out labels that begin with `_`."""
     return f" {name}" if name.startswith("_") else name

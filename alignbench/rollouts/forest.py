@@ -1,8 +1,8 @@
-"""The rollout forest: the one structure that samplers fill and objectives read.
+"""The rollout forest: the one structure that holds a rollout and that objectives read.
 
-A forest of denoising states. Nodes are kept only where they are needed: parents and children of stochastic edges, and
-leaves. Independent rollouts are the forest whose trees are chains. Notation in shapes: G groups (prompts), K leaves of a
-group, S stochastic steps that are scored, N nodes, R distinct parents (replay rows), E edges.
+It is a forest of denoising states. A state is kept only where it is needed: parents and children of stochastic edges, and
+leaves. Independent rollouts are a forest whose trees are chains. Letters in shapes: G groups (prompts), K leaves of a group,
+S stochastic steps that are scored, N kept states (nodes), R distinct parents (replay rows), E edges.
 """
 
 from collections.abc import Sequence
@@ -21,31 +21,33 @@ from alignbench.runtime.processes import Processes
 
 @dataclass
 class RolloutForest:
-    """States, edges and leaves of one rollout, ordered group by group; see the module's docstring for the letters.
+    """States, edges and leaves of one rollout, ordered group by group; the module's docstring explains the letters.
 
     Attributes:
-        prompts: one for each group.
+        prompts: the prompt of each group.
         plan: the plan that all groups share.
-        seed: of the rollout's noise.
+        seed: the seed of the rollout's noise.
         update: how many updates the rollout has already served; the engine sets it.
-        iteration, progress: when in the training it was made; progress is 0 at the start and 1 at the end.
-        reduction: how log-probabilities are taken over latent dimensions.
+        iteration, progress: the time of the rollout in the training; progress is 0 at its start and 1 at its end.
+        reduction: how log-densities are reduced over latent dimensions.
         states: float32 [N, *latent].
         rows: int64 [R], the node of each replay row, i.e. each distinct parent of a stochastic edge.
-        row_group: int64 [R], its group. row_step: int64 [R], its step. row_velocity: float32 [R, *latent], what the
-            behaviour policy answered there.
+        row_group: int64 [R], the group of each replay row.
+        row_step: int64 [R], its step in the plan.
+        row_velocity: float32 [R, *latent], the velocity that the behaviour policy predicted there.
         edge_row: int64 [E], non-decreasing: the parent of each edge as an index into `rows`.
         edge_child: int64 [E], its child as an index into `states`.
-        edge_sigma, edge_sigma_next, edge_eta: float32 [E], of the edge itself.
-        old_log_prob: float32 [E], under the behaviour policy.
+        edge_sigma, edge_sigma_next: float32 [E], the positions in the noise schedule before and after the edge.
+        edge_eta: float32 [E], how much noise the edge's step draws.
+        old_log_prob: float32 [E], the log-density of the child under the behaviour policy.
         leaves: int64 [G * K], indices into `states`; leaf g * K + k belongs to group g.
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
-        trained: bool [R], the replay rows that the policy is asked about again; None for all. The others keep
-            `row_velocity`, as constants: they cost no training row and teach nothing.
+        trained: bool [R], the replay rows at which the policy is evaluated in training; None for all. The others keep
+            `row_velocity` as a constant: they cost no model row and get no gradient.
         sigmas: float32 [T + 1], sigma before each step of the plan and at its end; empty if unknown.
-        schedule_shift: of the backbone's schedule.
-        rewards: float64 [G * K], NaN where a scorer gave up on that picture; filled after scoring.
-        scores: reward -> float64 [G * K], what the task's rewards answered before they were weighted into `rewards`.
+        schedule_shift: the shift of the backbone's schedule.
+        rewards: float64 [G * K], filled after scoring; NaN where an image could not be scored.
+        scores: for each reward of the task its scores, float64 [G * K], before they were weighted into `rewards`.
         standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
     """
 
@@ -78,7 +80,7 @@ class RolloutForest:
 
     @classmethod
     def joined(cls, parts: "Sequence[RolloutForest]") -> "RolloutForest":
-        """One forest of the groups of several rollouts that differ in nothing but their prompts."""
+        """Joins rollouts that differ only in their prompts into one forest of all their groups."""
         if len(parts) == 1:
             return parts[0]
 
@@ -109,96 +111,100 @@ class RolloutForest:
         )
 
     def gathered(self, processes: Processes) -> "RolloutForest":
-        """One forest of the groups that each process rolled out, in the order of ranks; not scored yet."""
+        """Joins the groups that each rank rolled out into one forest, in the order of ranks; it is not scored yet."""
         if processes.count == 1:
             return self
         prompts = processes.all_gather_object(self.prompts)
-        apart = ("rewards", "trained", "scores", "standardised", "sigmas")  # not there yet, or the same in all
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        excluded = ("rewards", "trained", "scores", "standardised", "sigmas")  # not set yet, or equal on all ranks
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in excluded}
         gathered = {name: processes.all_gather(value) for name, value in values.items() if isinstance(value, Tensor)}
         parts = []
-        for rank, of_rank in enumerate(prompts):
-            own: dict[str, Any] = {name: tensors[rank] for name, tensors in gathered.items()}
-            parts.append(replace(self, prompts=of_rank, **own))
+        for rank, rank_prompts in enumerate(prompts):
+            rank_tensors: dict[str, Any] = {name: tensors[rank] for name, tensors in gathered.items()}
+            parts.append(replace(self, prompts=rank_prompts, **rank_tensors))
         return RolloutForest.joined(parts)
 
     @property
     def groups(self) -> int:
+        """G, the number of groups."""
         return len(self.prompts)
 
     @property
     def group_size(self) -> int:
-        """K, the leaves of each group."""
+        """K, the number of leaves of each group."""
         return len(self.leaves) // self.groups
 
     @property
     def leaf_latents(self) -> Tensor:
-        """Final latents, float32 [G * K, *latent]."""
+        """The final latents, float32 [G * K, *latent]."""
         return self.states[self.leaves]
 
     @property
     def row_sigma(self) -> Tensor:
-        """Sigma of each replay row, float32 [R]."""
+        """The sigma of each replay row, float32 [R]."""
         first_edge = torch.searchsorted(self.edge_row, torch.arange(len(self.rows), device=self.edge_row.device))
         return self.edge_sigma[first_edge]
 
     @property
     def edge_group(self) -> Tensor:
-        """Group of each edge, int64 [E]."""
+        """The group of each edge, int64 [E]."""
         return self.row_group[self.edge_row]
 
     @property
     def edge_step(self) -> Tensor:
-        """Step of each edge, int64 [E]."""
+        """The step of each edge in the plan, int64 [E]."""
         return self.row_step[self.edge_row]
 
     @property
     def leaf_prompts(self) -> list[str]:
-        """Prompt of each leaf, in leaf order."""
+        """The prompt of each leaf."""
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
 
     def train_only(self, leaves: Tensor) -> None:
-        """Trains on the paths to some leaves, bool [G * K]; edges to other leaves count where they leave the same row."""
+        """Restricts training to the rows on the paths to some leaves, bool [G * K], and to all edges that leave these rows."""
         self.trained = self.rows_to(leaves)
 
     def rows_to(self, leaves: Tensor) -> Tensor:
-        """The replay rows on the paths to some leaves, bool [G * K] -> bool [R]."""
+        """The replay rows on the paths to some leaves: bool [G * K] -> bool [R]."""
         rows = torch.zeros(len(self.rows), dtype=torch.bool, device=self.rows.device)
         rows[self.edge_row[self.leaf_edges[leaves]]] = True
         return rows
 
     def by_group(self, leaf_values: Tensor) -> Tensor:
-        """[G * K] -> [G, K]."""
+        """Arranges values of leaves by group: [G * K] -> [G, K]."""
         return leaf_values.view(self.groups, self.group_size)
 
     @property
     def target_reward(self) -> Tensor:
-        """R~ of a Boltzmann target, float32 [G, K]; see `groups.target_reward`."""
+        """R~ of a Boltzmann target, float32 [G, K]: see `groups.target_reward`."""
         return groups.target_reward(self.by_group(self.rewards), standardised=self.standardised)
 
     def path_sum(self, edge_values: Tensor) -> Tensor:
-        """Sum over the stochastic steps of each leaf's path: [E] -> [G, K]. Shared edges enter every descendant."""
+        """The sum over the edges of each leaf's path: [E] -> [G, K]. A shared edge counts for every leaf below it."""
         return self.by_group(edge_values[self.leaf_edges].sum(1))
 
     def descendant_mean(self, leaf_values: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        """Mean over the leaves below each edge, blind to NaN and NaN where all are: [G, K] -> float64 [E].
+        """The mean over the leaves below each edge, without NaN values: [G, K] -> float64 [E].
 
         Args:
-            log_weights: [G, K], of the leaves in a weighted mean; a constant in them does not matter.
+            log_weights: [G, K], the logarithms of the leaves' weights in a weighted mean, up to a constant.
+
+        Returns:
+            NaN for edges below which all values are NaN.
         """
         values = leaf_values.double().flatten()[:, None].expand_as(self.leaf_edges)
-        here = ~torch.isnan(values)
-        edges, values = self.leaf_edges[here], values[here]
+        present = ~torch.isnan(values)
+        edges, values = self.leaf_edges[present], values[present]
         zeros, weights = values.new_zeros(len(self.old_log_prob)), torch.ones_like(values)
         if log_weights is not None:
-            logs = log_weights.double().flatten()[:, None].expand_as(self.leaf_edges)[here]
-            # Over the largest below each edge: a softmax that cannot underflow to nothing.
+            logs = log_weights.double().flatten()[:, None].expand_as(self.leaf_edges)[present]
+            # Relative to the largest below each edge, so that not all weights can underflow to zero.
             weights = torch.exp(logs - (zeros - torch.inf).scatter_reduce(0, edges, logs, "amax")[edges])
         total, count = zeros.index_add(0, edges, weights * values), zeros.index_add(0, edges, weights)
         return torch.where(count > 0, total / count, torch.nan)
 
     def log_softmax_of_siblings(self, edge_values: Tensor) -> Tensor:
-        """log softmax of the values over the edges that leave the same row: [E] -> [E]; 0 where an edge is the only one."""
+        """The log-softmax of the values over the edges that leave the same row: [E] -> [E]; 0 for an edge without siblings."""
         of_row = edge_values.new_full((len(self.rows),), -torch.inf)
         largest = of_row.scatter_reduce(0, self.edge_row, edge_values, "amax")[self.edge_row]
         exponentials = torch.exp(edge_values - largest)
@@ -206,5 +212,5 @@ class RolloutForest:
         return edge_values - largest - torch.log(totals[self.edge_row])
 
     def path_mean(self, edge_values: Tensor) -> Tensor:
-        """Mean over the stochastic steps of each leaf's path: [E] -> [G, K]."""
+        """The mean over the edges of each leaf's path: [E] -> [G, K]."""
         return self.by_group(edge_values[self.leaf_edges].mean(1))

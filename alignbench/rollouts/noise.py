@@ -1,7 +1,7 @@
 """Rollout and evaluation noise as a pure function of (seed, iteration, prompt, node).
 
-It does not depend on batch size, micro-batch, device or number of processes: every node's noise comes from a
-generator of its own, on the CPU, seeded by a hash of the key.
+It does not depend on batch size, microbatch, device or number of ranks: the noise of every node comes from its own
+generator on the CPU, which is seeded by a hash of the node's key.
 """
 
 import random
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Key = tuple[int | str, ...]
+"""What the noise of a node depends on."""
 
 
 def seed_of(*key: int | str) -> int:
@@ -23,18 +24,18 @@ def seed_of(*key: int | str) -> int:
 
 
 def seed_generators(*key: int | str) -> None:
-    """Seeds the global generators of torch, numpy and Python: what a plug-in draws from them is a function of the key then."""
+    """Seeds the global generators of torch, numpy and Python, so that draws made by plug-ins are reproducible."""
     seed = seed_of("global", *key)
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(seed)  # the same; torch also notes seeds for a CUDA that may come, with tracebacks
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also store a traceback for a later CUDA
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 def group_keys(prompts: Sequence[str]) -> list[Key]:
-    """A key for each prompt: its text and how often that text occurred before in this call."""
+    """The noise key of each group: the text of its prompt, and how often this text occurred before in the list."""
     seen: Counter[str] = Counter()
     keys: list[Key] = []
     for prompt in prompts:
@@ -44,7 +45,7 @@ def group_keys(prompts: Sequence[str]) -> list[Key]:
 
 
 def normal(keys: Sequence[Key], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise, one row for each key; float32 [len(keys), *shape]."""
+    """Draws standard normal noise, one row for each key: float32 [len(keys), *shape]."""
     rows = torch.empty(len(keys), *shape)
     generator = torch.Generator()
     for row, key in zip(rows, keys, strict=True):

@@ -1,9 +1,10 @@
-"""Row terms: what one model row contributes to a loss, from velocities and states.
+"""Terms: the inputs of a loss, one or more small tensors for each model row.
 
-An objective asks the model about *rows*; the engine computes them in micro-batches and the objective's `terms` turns
-each micro-batch's velocities into small tensors. There are two stock kinds. `EdgeRows` are the distinct parents of the forest's
-stochastic edges: each is evaluated once, however many children and descendants it has. `DenoisingRows` are final samples
-with fresh noise, for objectives that compare denoising errors.
+A row is one (state, sigma, prompt) at which the model is evaluated once; terms are computed from its velocity. The engine
+evaluates rows in microbatches, and the objective's `terms` turns the velocities of each microbatch into terms. There are two
+stock kinds of rows. `EdgeRows` are the distinct parents of the forest's stochastic edges: each is evaluated once, however many
+children and descendants it has. `DenoisingRows` are final samples with fresh noise, for objectives that compare denoising
+errors.
 """
 
 from collections.abc import Sequence
@@ -22,18 +23,19 @@ from alignbench.rollouts.noise import Key, normal, seed_of
 from alignbench.rollouts.plan import Rule
 
 Terms = dict[str, Tensor]
-"""Name -> small tensor; micro-batches are concatenated along dimension 0."""
+"""Name -> small tensor; microbatches are concatenated along dimension 0."""
 Times = Literal["schedule", "logit_normal", "uniform", "steps"]
 """How the sigmas of noised final samples are drawn; see `denoising_noise`."""
 
 
 @dataclass(frozen=True)
 class Velocities:
-    """What the models answer for some rows, each [R', *latent]; only `policy` carries a gradient.
+    """The predictions of the models for some rows, each [R', *latent]; only `policy` has a gradient.
 
     Attributes:
-        reference: the frozen base model's answer, for an objective that needs it.
-        behaviour: that of the policy as it was at the rollout, likewise.
+        policy: the policy's velocities.
+        reference: the frozen base model's, for an objective that needs them.
+        behaviour: the behaviour policy's, for an objective that needs them.
     """
 
     policy: Tensor
@@ -45,21 +47,28 @@ class Rows(Protocol):
     """Model inputs, in an order in which a contiguous part of the rows gives a contiguous part of each term."""
 
     @property
-    def x(self) -> Tensor: ...
+    def x(self) -> Tensor:
+        """The states, float32 [R', *latent]."""
+
     @property
-    def sigma(self) -> Tensor: ...
+    def sigma(self) -> Tensor:
+        """The position of each in the noise schedule, float32 [R']."""
+
     @property
-    def group(self) -> Tensor: ...
+    def group(self) -> Tensor:
+        """The prompt of each as an index into the forest's prompts, int64 [R']."""
+
     @property
     def guided(self) -> bool:
-        """Whether the model answers with its guidance, as in a rollout, or with the prompt's own velocity alone."""
+        """Whether the model is evaluated with its guidance, as in a rollout, and not with the prompt's own velocity alone."""
 
     @property
     def reused(self) -> tuple[Tensor, Tensor] | None:
-        """Rows that the model is not asked about, bool [R'], and velocities [R', *latent] of which they keep theirs."""
+        """Mask of rows at which the policy is not evaluated, bool [R'], and velocities [R', *latent] that these rows keep."""
 
     def __len__(self) -> int: ...
-    def part(self, start: int, stop: int) -> Self: ...
+    def part(self, start: int, stop: int) -> Self:
+        """The rows from `start` to before `stop`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class EdgeRows:
     """The forest's replay rows `start` to `stop`, with the edges that leave them.
 
     Attributes:
-        asked: bool [R] over all replay rows, those that the policy is asked about; None for all.
+        asked: bool [R] over all replay rows of the forest, those at which the policy is evaluated; None for all.
     """
 
     forest: RolloutForest
@@ -77,13 +86,13 @@ class EdgeRows:
 
     @classmethod
     def of(cls, forest: RolloutForest, leaves: Tensor | None = None) -> "EdgeRows":
-        """All replay rows.
+        """All replay rows of a forest.
 
         Args:
-            leaves: bool [G * K]; the policy is asked about the rows on the paths to these alone. None for all.
+            leaves: bool [G * K]; the policy is evaluated only at rows on the paths to these leaves. None for all.
 
         Raises:
-            UserError: the plan has no stochastic step, so that no edge carries a density.
+            UserError: the plan has no scored stochastic step, so that no edge has a density.
         """
         if len(forest.rows) == 0:
             raise UserError("the plan has no stochastic step, so there is nothing to train on; choose another sampler")
@@ -112,7 +121,7 @@ class EdgeRows:
 
     @property
     def guided(self) -> bool:
-        """As the behaviour policy was."""
+        """True, since the behaviour policy was guided in the rollout."""
         return True
 
     @property
@@ -124,6 +133,7 @@ class EdgeRows:
 
     @property
     def edges(self) -> slice:
+        """The edges that leave these rows."""
         first, last = torch.searchsorted(
             self.forest.edge_row, self.forest.edge_row.new_tensor([self.start, self.stop])
         ).tolist()
@@ -131,14 +141,22 @@ class EdgeRows:
 
 
 def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
-    """Stock terms of stochastic edges, each float32 [E'] for the edges that leave `rows`, reduced as the forest says.
+    """The stock terms of stochastic edges, reduced over latent dimensions as the forest says.
 
-    log_ratio: log pi(child) - log pi_old(child), from the difference of the two means; see `flow.log_ratio`.
-    log_prob: log-density of the child under the policy.
-    drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn: GRPO-Guard's regulated log-ratio
+    Args:
+        velocity: [R', *latent], the policy's.
+        reference_velocity: [R', *latent], the frozen base model's.
+
+    Returns:
+        Tensors float32 [E'] for the edges that leave `rows`:
+        log_ratio: log pi(child) - log pi_old(child), from the difference of the two means; see `flow.log_ratio`.
+        log_prob: the log-density of the child under the policy.
+        drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn. This is GRPO-Guard's regulated log-ratio
         std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
-    With a reference: kl, the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians; log_prob_reference, without
-        gradient; and log_ratio_reference, log pi(child) - log pi_ref(child), from the difference of means.
+        With a reference also
+        kl: the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians.
+        log_prob_reference: the log-density under the reference, without gradient.
+        log_ratio_reference: log pi(child) - log pi_ref(child), from the difference of the two means.
     """
     forest, edges = rows.forest, rows.edges
     of_row = forest.edge_row[edges]
@@ -147,7 +165,7 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
     old_velocity = forest.row_velocity[of_row]
 
     def shift(change: Tensor) -> Tensor:
-        """By how much the means move when the velocity does: they are linear in (x, velocity)."""
+        """The change of the means by a change of the velocity, since means are linear in (x, velocity)."""
         return _moments(forest, edges, torch.zeros_like(change, dtype=torch.float32), change)[0]
 
     with torch.no_grad():
@@ -174,35 +192,35 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
 
 
 def log_ratio(terms: Terms, forest: RolloutForest) -> Tensor:
-    """log pi / pi_old of each edge, [E]: the stock term, or the difference of log-densities where an objective has its own."""
+    """log(pi / pi_old) of each edge, [E]: the stock term, or else the difference of the log-densities."""
     return terms["log_ratio"] if "log_ratio" in terms else terms["log_prob"] - forest.old_log_prob
 
 
 def log_ratio_reference(terms: Terms) -> Tensor:
-    """log pi / pi_ref of each edge, [E]; likewise."""
+    """log(pi / pi_ref) of each edge, [E]: the stock term, or else the difference of the log-densities."""
     if "log_ratio_reference" in terms:
         return terms["log_ratio_reference"]
     return terms["log_prob"] - terms["log_prob_reference"]
 
 
 def edge_std(forest: RolloutForest) -> Tensor:
-    """Deviation of each edge's Gaussian, float32 [E]."""
-    anywhere = forest.edge_sigma.new_zeros(len(forest.edge_sigma), 1)
-    return _moments(forest, slice(None), anywhere, anywhere)[1].flatten()
+    """The standard deviation of each edge's Gaussian, float32 [E]."""
+    zeros = forest.edge_sigma.new_zeros(len(forest.edge_sigma), 1)  # the deviation does not depend on the state
+    return _moments(forest, slice(None), zeros, zeros)[1].flatten()
 
 
 def _moments(forest: RolloutForest, edges: slice, x: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of some edges, each by the rule of its step."""
+    """The mean and the standard deviation of some edges, each by the rule of its step."""
     steps = forest.edge_step[edges].tolist()
     numbers = forest.edge_sigma[edges], forest.edge_sigma_next[edges], forest.edge_eta[edges]
     rules: set[Rule] = {forest.plan.steps[t].rule for t in set(steps)}
-    if len(rules) <= 1:  # without an edge by any rule, so that what is empty has its graph too
+    if len(rules) <= 1:  # with no edges, use any rule so that the empty result still has a grad_fn
         return flow.moments(x, velocity, *numbers, rules.pop() if rules else "sde")
     mean, std = x.new_zeros(x.shape), x.new_zeros(len(x), *[1] * (x.ndim - 1))
     for rule in sorted(rules):
         of_rule = torch.tensor([forest.plan.steps[t].rule == rule for t in steps], device=x.device).nonzero()[:, 0]
-        sigma, sigma_next, level = (n[of_rule] for n in numbers)
-        m, s = flow.moments(x[of_rule], velocity[of_rule], sigma, sigma_next, level, rule)
+        sigma, sigma_next, eta = (n[of_rule] for n in numbers)
+        m, s = flow.moments(x[of_rule], velocity[of_rule], sigma, sigma_next, eta, rule)
         mean, std = mean.index_copy(0, of_rule, m), std.index_copy(0, of_rule, s)
     return mean, std
 
@@ -212,9 +230,9 @@ class DenoisingRows:
     """Final samples with fresh noise: x = (1 - sigma) x_0 + sigma noise.
 
     Attributes:
-        forest: where the samples come from.
-        leaf: int64 [R], index of each row's leaf.
-        sigma: float32 [R], of each row.
+        forest: the forest whose leaves the samples are.
+        leaf: int64 [R], the index of each row's leaf.
+        sigma: float32 [R], the position of each row in the noise schedule.
         noise: float32 [R, *latent], standard normal.
     """
 
@@ -231,6 +249,7 @@ class DenoisingRows:
 
     @property
     def x0(self) -> Tensor:
+        """The samples before noise is added, [R, *latent]."""
         return self.forest.states[self.forest.leaves[self.leaf]]
 
     @property
@@ -244,7 +263,7 @@ class DenoisingRows:
 
     @property
     def guided(self) -> bool:
-        """A mixture of two velocities is no regression on noise - x_0, and has no likelihood."""
+        """False: a guided mixture of two velocities is not a regression on noise - x_0."""
         return False
 
     @property
@@ -255,35 +274,41 @@ class DenoisingRows:
 def denoising_noise(
     forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]], times: Times = "schedule", draws: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Sigmas [R] and noise [R, *latent], both functions of the seed, iteration, update and key.
+    """Draws a sigma and noise for each key, as a function of seed, iteration, update and key.
 
-    Equal keys get equal noise: a pair that is compared must differ in its samples alone.
+    Equal keys get equal noise, so that the two samples of a pair differ in nothing else.
 
     Args:
-        times: how sigmas are drawn. logit_normal: sigmoid of a standard normal. schedule: the same, shifted as the
-            backbone's schedule is. uniform: between 0 and 1. steps: those of the rollout's own steps, for each `draws`
-            consecutive keys in a random order without repetition, as long as there are so many.
+        update: how many updates the rollout has already served.
+        keys: one for each row.
+        times: how sigmas are drawn. logit_normal: as the sigmoid of a standard normal. schedule: the same, shifted as the
+            backbone's schedule is. uniform: between 0 and 1. steps: from the sigmas of the rollout's steps, in a random order
+            for each `draws` consecutive keys, without repetition as long as there are enough.
         draws: how many consecutive keys belong to one sample or pair.
 
+    Returns:
+        Sigmas float32 [R] and noise float32 [R, *latent].
+
     Raises:
-        RunError: `steps` for a forest that does not tell its sigmas.
+        RunError: `steps` for a forest without sigmas.
     """
     full: list[Key] = [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
     device = forest.states.device
-    return _noise_levels(forest, full, times, draws).to(device), normal(full, forest.states.shape[1:], device)
+    return _sigmas(forest, full, times, draws).to(device), normal(full, forest.states.shape[1:], device)
 
 
-def _noise_levels(forest: RolloutForest, keys: Sequence[Key], times: Times, draws: int) -> Tensor:
+def _sigmas(forest: RolloutForest, keys: Sequence[Key], times: Times, draws: int) -> Tensor:
+    """A sigma for each key, float32 [R], on the CPU."""
     if times == "steps":
-        levels = forest.sigmas[:-1]
-        if not len(levels):
-            raise RunError("times=steps needs the sigmas of the rollout's steps, which this forest does not tell")
+        sigmas = forest.sigmas[:-1]
+        if not len(sigmas):
+            raise RunError("times=steps needs the sigmas of the rollout's steps, which this forest does not have")
         chosen: list[int] = []
         for key in keys[::draws]:
             generator = np.random.default_rng(seed_of("step", *key))
-            orders = [generator.permutation(len(levels)) for _ in range(-(-draws // len(levels)))]
+            orders = [generator.permutation(len(sigmas)) for _ in range(-(-draws // len(sigmas)))]
             chosen += np.concatenate(orders)[:draws].tolist()
-        return levels[chosen]
+        return sigmas[chosen]
     z = normal([("sigma", *key) for key in keys], (1,))[:, 0]
     if times == "uniform":
         return torch.special.ndtr(z)
@@ -292,7 +317,16 @@ def _noise_levels(forest: RolloutForest, keys: Sequence[Key], times: Times, draw
 
 
 def part_of_update(forest: RolloutForest, update: int, count: int, parts: int) -> Tensor:
-    """Which of `count` items an update trains on, int64, ascending: of `parts` random disjoint parts, each in its turn."""
+    """Chooses the items that an update trains on, from random disjoint parts of which each update takes the next.
+
+    Args:
+        update: how many updates the rollout has already served.
+        count: the number of items.
+        parts: the number of parts; with 1 every update takes all items.
+
+    Returns:
+        int64, the indices of the items in ascending order.
+    """
     if parts == 1:
         return torch.arange(count, device=forest.states.device)
     order = np.random.default_rng(seed_of("parts", forest.seed, forest.iteration)).permutation(count)
@@ -300,7 +334,12 @@ def part_of_update(forest: RolloutForest, update: int, count: int, parts: int) -
 
 
 def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
-    """error: |v - (noise - x_0)|^2 averaged over latent dimensions, float32 [R']; with a reference also error_reference."""
+    """The stock terms of denoising rows.
+
+    Returns:
+        error: |v - (noise - x_0)|^2 averaged over latent dimensions, float32 [R'].
+        error_reference: the same with the reference's velocity, where it is given.
+    """
     target = rows.noise - rows.x0
     terms = {"error": flow.reduce_latent((velocity.float() - target) ** 2, "mean")}
     if reference_velocity is not None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from alignbench import tasks
 from alignbench.backbone import Backbone, temporarily_set
-from alignbench.config.run_config import WITHOUT_EFFECT
+from alignbench.config.run_config import RESULT_NEUTRAL_KEYS
 from alignbench.errors import UserError
 from alignbench.files.opening import sha256_of
 from alignbench.files.writing import is_litter, write_folder
@@ -210,7 +210,7 @@ def load_checkpoint(
             passed_over.append(str(error))
     else:
         raise UserError("; ".join(passed_over) or f"{folder.parent} has no checkpoint")
-    changed = sorted(k for k in config if k not in WITHOUT_EFFECT and _differs(config[k], checkpoint.config.get(k)))
+    changed = sorted(k for k in config if k not in RESULT_NEUTRAL_KEYS and _differs(config[k], checkpoint.config.get(k)))
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
     parts = tasks.changed_parts(task or {}, checkpoint.task)

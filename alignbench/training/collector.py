@@ -31,7 +31,7 @@ Scores = dict[str, np.ndarray]
 
 
 def next_items(available: Sequence[Item], count: int, seed: int, iteration: int) -> list[Item]:
-    """The items of an iteration, from an endless series of shuffles; a pure function of the seed and the iteration."""
+    """The items of one iteration, from an endless series of shuffles; a pure function of the seed and the iteration."""
     size = len(available)
     first, end = iteration * count, (iteration + 1) * count
     prompt_seed = seed_of("prompts", seed)
@@ -42,14 +42,14 @@ def next_items(available: Sequence[Item], count: int, seed: int, iteration: int)
 
 @contextmanager
 def timed(budget: Budget, phase: str) -> Iterator[None]:
-    """Books the seconds spent inside on a phase of the budget."""
+    """Adds the seconds spent inside to a phase of the budget."""
     began = time.perf_counter()
     yield
     budget.seconds_by_phase[phase] += time.perf_counter() - began
 
 
 class Collector:
-    """Makes one scored forest after another; it never changes a weight.
+    """Rolls out, decodes and scores the prompts of each iteration; it never changes a weight.
 
     Attributes:
         micro_batch: rows in one model call, shared with the updates.
@@ -71,12 +71,15 @@ class Collector:
     def collect(
         self, iteration: int, progress: float, budget: Budget, behaviour: Callable[[], AbstractContextManager[None]]
     ) -> RolloutForest:
-        """A rollout of the iteration's prompts, with rewards, and with the leaves chosen that the sampler trains on.
+        """Rolls out the iteration's prompts and scores the images; the sampler chooses the leaves to train on.
 
         Args:
             progress: of the training, from 0 to 1.
-            budget: what is spent is added to it.
+            budget: rows, images, reward calls and seconds are added to it.
             behaviour: while entered, the policy has the weights that draw rollouts.
+
+        Returns:
+            The forest of all ranks' groups, with rewards.
 
         Raises:
             ScorerError: a reward failed, or scored no image at all.
@@ -101,10 +104,10 @@ class Collector:
         budget: Budget,
         behaviour: Callable[[], AbstractContextManager[None]],
     ) -> tuple[RolloutForest, Scores]:
-        """A rollout, and the score of each reward for each image.
+        """The forest of all ranks, and the scores of each reward for its images.
 
-        With `overlap` parts, one part's images are scored while the next is rolled out. Each rank has its share of the prompts;
-        all get all of them back.
+        Each rank rolls out its share of the prompts. With several `overlap` parts, the images of one part are scored while the
+        next part is rolled out.
         """
         on_all_ranks = self.processes.on_all_ranks
         prompts = next_items(self.prompts, self.config.prompts_per_iteration, self.config.seed, iteration)
@@ -121,7 +124,7 @@ class Collector:
             score = partial(self.suite.score, images, forest.leaf_prompts, when=f"in iteration {iteration}")
             with timed(budget, "score"):
                 if pending:
-                    on_all_ranks(lambda: self._result(pending[-1], iteration))  # a scorer is asked one thing at a time
+                    on_all_ranks(lambda: self._result(pending[-1], iteration))  # a scorer has one request at a time
                 pending.append(on_all_ranks(partial(_submit, score, in_thread=len(parts) > 1)))
             forests.append(forest)
         with timed(budget, "score"):
@@ -170,7 +173,7 @@ class Collector:
         )
 
     def _fill_rewards(self, forest: RolloutForest, results: Scores, budget: Budget) -> None:
-        """Fills `forest.scores` with what each reward answers, and `forest.rewards` with their weighted sum."""
+        """Fills `forest.scores` with the scores of each reward, and `forest.rewards` with their weighted sum."""
         scores = {name: forest.by_group(torch.from_numpy(score)) for name, score in results.items()}
         weights, normalise = self.suite.weights, self.config.normalise_rewards
         total = groups.total(scores, weights, normalise=normalise)
@@ -187,7 +190,7 @@ class Collector:
 def _submit(work: Callable[[], Scores], *, in_thread: bool) -> "Future[Scores]":
     """Does the work at once, or starts it in a thread.
 
-    A thread takes arithmetic threads of its own beside the model's, and has no time limit.
+    A thread uses arithmetic threads of its own beside the model's, and has no time limit.
     """
     future: Future[Scores] = Future()
 
@@ -205,7 +208,7 @@ def _submit(work: Callable[[], Scores], *, in_thread: bool) -> "Future[Scores]":
 
 
 def reward_numbers(forest: RolloutForest) -> dict[str, float]:
-    """What a scored forest adds to an iteration's row: rewards, their deviations within groups, and LGMD of its latents."""
+    """Numbers for an iteration's row: means of the rewards, their deviation within groups, and the LGMD of the latents."""
     rewards = forest.by_group(forest.rewards)
     latents = forest.leaf_latents.reshape(forest.groups, forest.group_size, -1)
     return {

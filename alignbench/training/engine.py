@@ -34,12 +34,12 @@ RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-
 
 @dataclass(frozen=True)
 class Backward:
-    """What one backward pass found.
+    """The result of one backward pass.
 
     Attributes:
         loss: the objective's value before the update.
         terms: all terms, detached, before the update.
-        rows: distinct model inputs that the policy was asked about.
+        rows: distinct model inputs at which the policy was evaluated.
         forward_rows: rows that were evaluated, counting twice those that are evaluated twice, and those of the reference and
             of the behaviour policy.
     """
@@ -64,16 +64,18 @@ def backward(
 ) -> Backward:
     """Adds d(loss)/d(parameters) to the `.grad` of the policy's and the objective's parameters.
 
-    Where the objective finds nothing to learn from (no rows), nothing is added and the loss is 0.
+    If the objective has no rows to train on, nothing is added and the loss is 0.
 
     Args:
-        forest: with rewards.
+        policy: the backbone with the weights to train.
+        objective: the loss and the model inputs that it needs.
+        forest: the rollout, with rewards.
         update: how many updates this rollout has already served.
-        on_policy: the policy has the weights that drew the rollout, so that the terms are known from it.
-        micro_batch: at most this many rows in one model call; None for all in one.
+        on_policy: whether the policy has the weights that drew the rollout, so that the terms follow from the rollout.
+        micro_batch: the most rows in one model call; None for all rows in one call.
         behaviour: the policy's parameters at the rollout; None while they have not changed since.
         reference: the parameters of a reference that has been refreshed; None for the base model.
-        processes: those that share the rows. All have the same forest, and get the same gradients and terms.
+        processes: the ranks that share the rows. All have the same forest, and get the same gradients and terms.
 
     Raises:
         UserError: the objective needs stochastic steps and the plan has none.
@@ -82,8 +84,8 @@ def backward(
     """
     forest.update = update
     rows = objective.rows(forest, update)
-    asked = len(rows) if rows.reused is None else int((~rows.reused[0]).sum())
-    if asked == 0:
+    row_count = len(rows) if rows.reused is None else int((~rows.reused[0]).sum())
+    if row_count == 0:
         return Backward(0.0, {}, 0, 0)
     work = _Pass(policy, objective, forest, rows, micro_batch, behaviour, reference, processes)
     if len(work.parts) == 1:
@@ -99,16 +101,16 @@ def backward(
         loss, terms = work.in_two_passes()
         passes = 2
     _sum_over_ranks([*policy.parameters(), *work.own_parameters], processes)
-    return Backward(loss, terms, asked, passes * asked + work.other_rows)
+    return Backward(loss, terms, row_count, passes * row_count + work.other_rows)
 
 
 class _Pass:
-    """The rows of one backward pass, in microbatches, with what the reference and the behaviour policy answer for them.
+    """The rows of one backward pass in microbatches, with the velocities of the reference and the behaviour policy.
 
     Attributes:
         parts: this rank's microbatches.
-        own_parameters: those of the objective.
-        other_rows: rows that the reference and the behaviour policy are asked about.
+        own_parameters: the trained parameters of the objective.
+        other_rows: how many rows the reference and the behaviour policy are evaluated at.
     """
 
     def __init__(
@@ -151,23 +153,23 @@ class _Pass:
         return predict(self.policy, part.x, part.sigma, self.conditioning, part.group)
 
     def _policy_velocity(self, part: Rows) -> Tensor:
-        """As `_velocity`, but rows that are not trained on keep their rollout's."""
+        """The policy's velocity; rows that are not trained on keep that of the rollout."""
         if part.reused is None:
             return self._velocity(part)
         keeps, velocity = part.reused
         trained = (~keeps).nonzero()[:, 0]
         if len(trained) == 0 and not self.processes.sharded:
             return velocity
-        answer = predict(self.policy, part.x[trained], part.sigma[trained], self.conditioning, part.group[trained])
-        return velocity.index_copy(0, trained, answer.float())
+        predicted = predict(self.policy, part.x[trained], part.sigma[trained], self.conditioning, part.group[trained])
+        return velocity.index_copy(0, trained, predicted.float())
 
     def _terms(self, i: int, velocity: Tensor | None = None) -> Terms:
-        """Terms of microbatch i from the policy's velocity, or from one that is given."""
+        """The terms of microbatch i from the policy's velocity, or from the given one."""
         part = self.parts[i]
-        answer = self._policy_velocity(part) if velocity is None else velocity
+        of_policy = self._policy_velocity(part) if velocity is None else velocity
         unmoved = self.objective.needs.behaviour and not self.behaviour_moved
-        before = answer.detach() if unmoved else self.behaviours[i]
-        return self.objective.terms(part, Velocities(answer, self.references[i], before))
+        of_behaviour = of_policy.detach() if unmoved else self.behaviours[i]
+        return self.objective.terms(part, Velocities(of_policy, self.references[i], of_behaviour))
 
     @torch.no_grad()
     def _terms_of_the_rollout(self) -> list[Terms]:
@@ -216,7 +218,7 @@ class _Pass:
             torch.autograd.backward(outputs, sent)
 
     def _recompute_and_backward(self, gradients: Mapping[str, Tensor | None], first: Mapping[str, int]) -> list[Terms]:
-        """Evaluates each microbatch with a graph and sends its gradient back; returns the terms found on the way."""
+        """Evaluates each microbatch with a graph and back-propagates its gradient; returns its detached terms."""
         places, pieces = dict(first), []
         for i in range(len(self.parts)):
             piece = self._terms(i)
@@ -225,7 +227,7 @@ class _Pass:
         return pieces
 
     def with_kept_graph(self) -> tuple[float, Terms]:
-        """One microbatch: its graph is kept from the terms to the backward pass."""
+        """The pass for a single microbatch: its graph is kept from the terms to the backward pass."""
         with torch.enable_grad():
             piece = self.processes.on_all_ranks(lambda: self._terms(0), calls_model=True)
         terms, first = self._gathered([piece])
@@ -234,7 +236,7 @@ class _Pass:
         return loss, terms
 
     def in_two_passes(self) -> tuple[float, Terms]:
-        """Each microbatch without a graph for its terms, and once more with one."""
+        """The general pass: each microbatch is evaluated without a graph for its terms, and again with one."""
 
         def without_graph() -> list[Terms]:
             with torch.no_grad():
@@ -246,9 +248,9 @@ class _Pass:
         return loss, terms
 
     def from_the_rollout(self) -> tuple[float, Terms]:
-        """The gradient with respect to the terms from the rollout's velocities, and one pass to send it back.
+        """The pass on policy: the rollout's velocities give d(loss)/d(terms), and each microbatch is evaluated once.
 
-        The terms that are returned are those of that pass, so that an importance ratio other than 1 is seen.
+        The returned terms are those of that evaluation, so that an importance ratio other than 1 shows.
         """
         terms, first = self._gathered(self.processes.on_all_ranks(self._terms_of_the_rollout))
         loss, gradients = self._loss(terms)
@@ -256,9 +258,9 @@ class _Pass:
         return loss, self._gathered(pieces)[0]
 
     def part_by_part(self) -> tuple[float, Terms]:
-        """Each microbatch's gradient as soon as its own terms are there, for a separable loss; one pass.
+        """The pass for a separable loss: each microbatch is back-propagated as soon as its own terms are known.
 
-        Where other rows' terms are not known yet the rollout's stand in for them.
+        The rollout's terms take the place of those of other rows.
         """
         terms, first = self._gathered(self.processes.on_all_ranks(self._terms_of_the_rollout))
 
@@ -279,12 +281,12 @@ class _Pass:
                 pieces.append({name: value.detach() for name, value in piece.items()})
             return pieces
 
-        found, _ = self._gathered(self.processes.on_all_ranks(one_pass, calls_model=True))
-        return self._loss(found)[0], found
+        all_terms, _ = self._gathered(self.processes.on_all_ranks(one_pass, calls_model=True))
+        return self._loss(all_terms)[0], all_terms
 
 
 def _parts(rows: Rows, micro_batch: int | None, processes: Processes) -> list[Rows]:
-    """This process's rows in micro-batches; each process has as many, some of which may be empty."""
+    """This rank's rows in microbatches; all ranks have the same number of them, some of which may be empty."""
     bounds = [len(rows) * rank // processes.count for rank in range(processes.count + 1)]
     longest = max(stop - start for start, stop in pairwise(bounds))
     size = min(micro_batch or longest, longest)

@@ -1,4 +1,4 @@
-"""What `export` does: writes the weights of a run in the form that plain diffusers opens."""
+"""Exports the weights of a run in the form that plain diffusers opens."""
 
 import json
 import shutil
@@ -18,28 +18,29 @@ from alignbench.training.tensors import PolicyWeights
 CHOICES = ("last", "best")
 ABOUT = "alignbench-export.json"
 BESIDE = ("model_index.json", "alignbench.json")
-"""Files of a diffusers folder that belong to the pipeline and to no component of it; its card is about other weights."""
+"""Files of a diffusers folder that belong to the whole pipeline, without the model card, which is about other weights."""
 
 
 def export(config: RunConfig, run: Path, out: Path, which: str = "last") -> str:
     """Writes the weights of a run's checkpoint, the averaged ones where the run keeps an average.
 
-    A LoRA becomes `pytorch_lora_weights.safetensors`. Its scale, lora_alpha / lora_rank, is multiplied in, so that a reader
-    that knows no alpha draws the same pictures. A run that trained all weights becomes a diffusers folder: the transformer in
-    the precision it was trained in, everything else copied. Both say where they come from in `alignbench-export.json`.
+    A LoRA becomes `pytorch_lora_weights.safetensors`. Its scale, lora_alpha / lora_rank, is multiplied into the weights, so
+    that a program which ignores alpha draws the same images. A run that trained all weights becomes a diffusers folder: the
+    transformer in the precision of the training, everything else copied. `alignbench-export.json` says where the weights come
+    from.
 
     Args:
-        config: of the run.
-        run: its folder.
+        config: the configuration of the run.
+        run: the run's folder.
         out: a new folder.
         which: `last`, or `best` (see `alignbench.training.checkpoint.best_iteration`).
 
     Returns:
-        What was written, and how it is opened.
+        A sentence that says what was written and how to open it.
 
     Raises:
-        UserError: the folder is taken, there is no such checkpoint, or the run's backbone is no diffusers model.
-        DiskError: it cannot be written; nothing is left of it then.
+        UserError: the folder is taken, there is no such checkpoint, or the run's backbone is not a diffusers model.
+        DiskError: the folder cannot be written; nothing is left of it.
     """
     if which not in CHOICES:
         raise UserError(f"--which takes last or best, got {which!r}{did_you_mean(which, CHOICES)}")
@@ -53,7 +54,7 @@ def _export(config: RunConfig, run: Path, out: Path, which: str) -> str:
     weights = policy_weights(run / "checkpoints", config.best_window if which == "best" else None)
     policy = load_configured_backbone(config.model_copy(update={"device": "cpu"}))
     if not isinstance(policy, DiffusersFolder):
-        raise UserError(f"backbone {config.backbone.name!r} is no diffusers model, so there is nothing to export")
+        raise UserError(f"backbone {config.backbone.name!r} is not a diffusers model, so there is nothing to export")
     lora = policy.settings.train == "lora"
     about = json.dumps(_about(config, run, which, weights), indent=2) + "\n"
 

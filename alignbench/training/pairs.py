@@ -1,6 +1,6 @@
-"""Fixed pairs of pictures on disk, for training without rollouts (offline DPO): read, written, and made into forests.
+"""Reads and writes fixed pairs of images, for training without rollouts (offline DPO), and makes forests of them.
 
-The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with the pictures' paths relative to the file; other
+The file is JSON lines, `{"prompt": ..., "chosen": ..., "rejected": ...}`, with paths of images relative to the file. Other
 tables with these columns are read as well (`alignbench.files.text_files`).
 """
 
@@ -33,10 +33,13 @@ from alignbench.rollouts.plan import Plan, Step
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of one prompt, the first preferred.
+    """Two images of one prompt.
 
     Attributes:
-        where: the file and the line that it stands in.
+        prompt: the prompt of both.
+        chosen: the file of the preferred image.
+        rejected: the file of the other image.
+        where: the file and the line that name the pair.
     """
 
     prompt: str
@@ -45,43 +48,43 @@ class Pair:
     where: str = "a pair"
 
     def images(self) -> list[np.ndarray]:
-        """The chosen and the rejected one, uint8 [H, W, 3] each; raises UserError where one cannot be opened."""
-        found = []
+        """The chosen and the rejected image, uint8 [H, W, 3] each; raises UserError where one cannot be opened."""
+        images = []
         for role in ("chosen", "rejected"):
             try:
-                found.append(_opened(getattr(self, role)))
+                images.append(np.asarray(open_image(getattr(self, role))))
             except UserError as error:
                 raise UserError(f"{self.where}, {role}: {error}") from None
-        return found
+        return images
 
 
 def read_pairs(file: Path) -> list[Pair]:
-    """The pairs of a file, with paths that can be opened.
+    """Reads the pairs of a file; the paths of their images are absolute or relative to the current folder.
 
     Raises:
-        UserError: the file cannot be read or is empty, a line is no pair, or a picture is missing.
+        UserError: the file cannot be read or is empty, a line is not a pair, or an image is missing.
     """
     table = read_table(file, "pairs", "prompt")
-    prompts, *pictures = (table.texts(table.require(name)) for name in ("prompt", "chosen", "rejected"))
+    prompts, *images = (table.texts(table.require(name)) for name in ("prompt", "chosen", "rejected"))
     pairs = []
-    for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *pictures, strict=True)):
+    for row, (prompt, chosen, rejected) in enumerate(zip(prompts, *images, strict=True)):
         pair = Pair(prompt, local_path(chosen, file.parent), local_path(rejected, file.parent), table.place(row))
         for role in ("chosen", "rejected"):
-            picture = getattr(pair, role)
-            if not os.path.isfile(picture):  # which takes any name, as long as it may be
-                raise UserError(f"{table.place(row)}: the {role} picture {picture} is not there")
+            image = getattr(pair, role)
+            if not os.path.isfile(image):  # Path.is_file raises an error for a name that is too long
+                raise UserError(f"{table.place(row)}: the {role} image {image} does not exist")
         pairs.append(pair)
     return pairs
 
 
 def check_pairs(pairs: Sequence[Pair], check: Callable[[np.ndarray], None]) -> None:
-    """Opens every picture once, so that what is wrong with the last pair is told before anything is trained.
+    """Opens every image once, so that a fault in the last pair is found before anything is trained.
 
     Args:
-        check: raises UserError where the model cannot take a picture; `Backbone.check_image`.
+        check: raises UserError where the model cannot take an image; `Backbone.check_image`.
 
     Raises:
-        UserError: naming the line and the picture.
+        UserError: naming the line and the image.
     """
     for pair in pairs:
         for role, image in zip(("chosen", "rejected"), pair.images(), strict=True):
@@ -92,7 +95,7 @@ def check_pairs(pairs: Sequence[Pair], check: Callable[[np.ndarray], None]) -> N
 
 
 def fingerprint(pairs: list[Pair]) -> str:
-    """SHA-256 of the prompts and of what is in the pictures' files, wherever they lie."""
+    """The SHA-256 of the prompts and of the contents of the images, wherever the files are."""
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(json.dumps(pair.prompt).encode())
@@ -100,15 +103,17 @@ def fingerprint(pairs: list[Pair]) -> str:
             try:
                 digest.update(bytes.fromhex(sha256_of(file)))
             except OSError as error:
-                raise UserError(f"cannot open the picture {file}: {error.strerror}") from None
+                raise UserError(f"cannot open the image {file}: {error.strerror}") from None
     return digest.hexdigest()
 
 
 def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, reduction: Reduction) -> RolloutForest:
-    """Groups of two leaves without a path, rewarded 1 (chosen) and 0. Their sigmas are those of the model's own call.
+    """Makes a forest of pairs: each is a group of two leaves without a path, with rewards 1 (chosen) and 0 (rejected).
+
+    The sigmas are those of the model's own call.
 
     Raises:
-        UserError: a picture cannot be opened or does not fit the model, or the model cannot encode pictures.
+        UserError: an image cannot be opened or does not fit the model, or the model cannot encode images.
     """
     images = [image for pair in pairs for image in pair.images()]
     latents = policy.encode_images(images).float()
@@ -131,7 +136,7 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
 
 def write_pairs(
     policy: Backbone,
-    judges: MetricSuite,
+    suite: MetricSuite,
     prompts: list[str],
     images_per_prompt: int,
     seed: int,
@@ -140,15 +145,24 @@ def write_pairs(
     *,
     normalise_rewards: bool = True,
 ) -> int:
-    """Draws pictures of each prompt and keeps the best and the worst by the task's reward; prompts without a best have none.
+    """Draws images of each prompt and keeps the best and the worst by the task's reward.
 
-    Until all prompts are done, the list is called `pairs.partial.jsonl`; what ends earlier leaves it under that name.
+    A prompt whose images have equal rewards gets no pair. Until all prompts are done, the list is called
+    `pairs.partial.jsonl`; an interrupted call leaves it under that name.
 
     Args:
-        normalise_rewards: as of a run; a prompt's pictures are the group. See `groups.total`.
+        policy: the model that draws the images.
+        suite: the task's metrics, of which the rewards are used.
+        prompts: for which pairs are made.
+        images_per_prompt: the number of images that are drawn for each prompt.
+        seed: of the noise.
+        out: the folder that is written.
+        advance: called with the number of prompts that are done and of pairs that are written.
+        normalise_rewards: standardise several rewards before they are summed, as in a run; the images of a prompt are the
+            group. See `groups.total`.
 
     Returns:
-        How many pairs were written to `out/pairs.jsonl`.
+        The number of pairs in `out/pairs.jsonl`.
 
     Raises:
         UserError: the folder exists and is not empty.
@@ -157,14 +171,14 @@ def write_pairs(
     """
     with claimed(out):
         try:
-            return _write_pairs(policy, judges, prompts, images_per_prompt, seed, out, advance, normalise_rewards)
+            return _write_pairs(policy, suite, prompts, images_per_prompt, seed, out, advance, normalise_rewards)
         except OSError as error:
             raise disk_error(out, error) from error
 
 
 def _write_pairs(
     policy: Backbone,
-    judges: MetricSuite,
+    suite: MetricSuite,
     prompts: list[str],
     images_per_prompt: int,
     seed: int,
@@ -178,12 +192,12 @@ def _write_pairs(
         for p, prompt in enumerate(prompts):
             latents = sample(policy, [prompt], images_per_prompt, policy.default_steps, seed)
             images = policy.decode(latents)
-            scores = judges.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
-            of_group = {name: torch.from_numpy(answer)[None] for name, answer in scores.items()}
-            rewards = groups.total(of_group, judges.weights, normalise=normalise_rewards)
-            total, known = rewards[0].numpy(), np.flatnonzero(groups.usable_leaves(rewards)[0])
-            if len(known):
-                best, worst = known[total[known].argmax()], known[total[known].argmin()]
+            scores = suite.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
+            group_scores = {name: torch.from_numpy(values)[None] for name, values in scores.items()}
+            rewards = groups.total(group_scores, suite.weights, normalise=normalise_rewards)
+            total, usable = rewards[0].numpy(), np.flatnonzero(groups.usable_leaves(rewards)[0])
+            if len(usable):
+                best, worst = usable[total[usable].argmax()], usable[total[usable].argmin()]
                 names = {"chosen": f"pictures/{p:05d}-chosen.png", "rejected": f"pictures/{p:05d}-rejected.png"}
                 for role, index in (("chosen", best), ("rejected", worst)):
                     Image.fromarray(images[index]).save(out / names[role])
@@ -195,7 +209,3 @@ def _write_pairs(
         os.fsync(file.fileno())
     partial.rename(out / "pairs.jsonl")
     return count
-
-
-def _opened(file: Path) -> np.ndarray:
-    return np.asarray(open_image(file))

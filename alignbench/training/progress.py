@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; who shows it to a person is above the training."""
+"""The calls by which a run reports its progress; the classes that show it to a user are above the training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 class Console(Protocol):
-    """What a run tells; `Silent` says nothing, `Terminal` shows it to a person."""
+    """Receives the progress of a run. `Silent` shows nothing; `cli.run_view` shows it in a terminal."""
 
     def status(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
@@ -26,7 +26,7 @@ class Console(Protocol):
 
 
 class Silent:
-    """For tests and notebooks."""
+    """Shows nothing; for tests and notebooks."""
 
     def status(self, text: str) -> None:
         pass
@@ -50,7 +50,7 @@ class Silent:
 
 
 class Reporting(Silent):
-    """Says nothing, and tells a function of each iteration: its row, and how far the training is."""
+    """Shows nothing, and calls a function after each iteration with its row and the progress of the training."""
 
     def __init__(self, report: Callable[[Row, float], None]) -> None:
         self.report = report

@@ -1,7 +1,7 @@
-"""Sends a run's numbers to TensorBoard or Weights & Biases while it runs, through accelerate's trackers.
+"""Sends the numbers of a run to TensorBoard or Weights & Biases through accelerate's trackers.
 
-Off unless the configuration's `trackers` names one. Both write into the run's folder; nothing leaves the machine unless
-WANDB_MODE says so.
+A tracker is used only if the configuration's `trackers` names it. Both write into the run's folder; nothing leaves the machine
+unless WANDB_MODE asks for it.
 """
 
 import os
@@ -23,7 +23,7 @@ WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Raises UserError where the package of one is not installed, or WANDB_MODE is none."""
+    """Raises UserError where a tracker's package is not installed, or where WANDB_MODE is not one of its modes."""
     mode = os.environ.get("WANDB_MODE", "offline")
     if "wandb" in names and mode not in WANDB_MODES:
         raise UserError(f"WANDB_MODE is {mode!r}{did_you_mean(mode, WANDB_MODES)}")
@@ -33,15 +33,15 @@ def check_trackers(names: Sequence[Tracker]) -> None:
 
 
 class Tracking:
-    """The trackers of one run, open while entered; does nothing where there is none.
+    """The trackers of one run, which are open while it is entered; without trackers it does nothing.
 
-    TensorBoard's files are in `tensorboard/` of the run's folder, so that `tensorboard --logdir` shows all runs below a folder
-    by their place in it. Those of Weights & Biases are in `wandb/`, for `wandb sync`; WANDB_MODE=online sends them at once.
+    The files of TensorBoard are in `tensorboard/` of the run's folder, so that `tensorboard --logdir` shows all runs below a
+    folder by their paths. Those of Weights & Biases are in `wandb/`, for `wandb sync`; WANDB_MODE=online sends them at once.
 
     Args:
-        config: of the run; all of it is logged.
+        config: the configuration of the run, all of which is logged.
         out: the run's folder.
-        iteration: where the run starts or goes on; what TensorBoard has of later ones was lost and is hidden.
+        iteration: the iteration from which the run starts or resumes; numbers of later ones are hidden in TensorBoard.
     """
 
     def __init__(self, config: RunConfig, out: Path, iteration: int) -> None:
@@ -61,11 +61,11 @@ class Tracking:
             tracker.finish()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """The numbers of one iteration."""
+        """Logs the numbers of one iteration."""
         self._log({f"train/{key}": value for key, value in row.items() if key != "iteration"}, row["iteration"])
 
     def log_result(self, result: Result) -> None:
-        """Each metric of the base and the trained model and their difference, at the last iteration."""
+        """Logs each metric of base and trained model, and their difference, at the last iteration."""
         numbers = {}
         for name, metric in result.metrics.items():
             for phase in ("base", "final", "difference"):
@@ -92,12 +92,12 @@ _TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 def _flat(data: Mapping[str, Any], path: str = "") -> dict[str, str | int | float | bool]:
-    """Dotted keys; what is no number or text as text."""
-    found: dict[str, str | int | float | bool] = {}
+    """Nested settings under dotted keys; values that are neither numbers nor texts become texts."""
+    flat: dict[str, str | int | float | bool] = {}
     for key, value in data.items():
         dotted = f"{path}.{key}" if path else key
         if isinstance(value, Mapping):
-            found |= _flat(value, dotted)
+            flat |= _flat(value, dotted)
         else:
-            found[dotted] = value if isinstance(value, str | int | float | bool) else str(value)
-    return found
+            flat[dotted] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat

@@ -1,10 +1,10 @@
-"""The training of one (objective, sampler) pair: the body of the loop, and the state that survives an interruption.
+"""Trains one (objective, sampler) pair: one iteration at a time, with state that survives an interruption.
 
 One iteration:
 
     prompts -> sampler.plan -> rollout -> decode -> scorer -> forest.rewards -> engine.backward -> optimizer step
 
-`Collector` does what comes before the rewards, `Updater` what comes after.
+`Collector` does everything up to the rewards, `Updater` everything after them.
 """
 
 import copy
@@ -43,11 +43,11 @@ class Trainer:
     """Trains `policy` in place.
 
     Attributes:
-        iteration: how many iterations are done.
-        budget: what they spent.
+        iteration: how many iterations are complete.
+        budget: what they cost.
         metrics: one row of numbers for each of them.
-        reference_since: how many iterations were done when the reference was last refreshed.
-        started: when the training began, across interruptions.
+        reference_since: how many iterations were complete when the reference was last refreshed.
+        started: the time at which the training began, before any interruption.
         micro_batch: rows in one model call.
         saved: the iteration of the newest checkpoint; None before there is one.
         changes: sentences about what differs from before an interruption.
@@ -87,16 +87,16 @@ class Trainer:
 
     @property
     def ratio_deviation(self) -> float:
-        """The largest |ratio - 1| that any first update after a rollout has seen."""
+        """The largest |ratio - 1| of any first update after a rollout."""
         return self.updater.ratio_deviation
 
     @property
     def weights_partially_updated(self) -> bool:
-        """Whether an iteration failed after it had changed weights: there is nothing to save until a checkpoint is restored."""
+        """Whether an iteration failed during its updates; checkpoints are refused until one is restored."""
         return self.updater.partially_updated
 
     def budget_share(self) -> float:
-        """How much of the budget is spent, of whichever limit is nearest; 0 without one, and 1 or more at the end."""
+        """The share of the budget that is spent, by the limit that is nearest; 0 without a limit, 1 or more at the end."""
         limit, spent = self.config.budget, self.budget
         shares = [
             amount / most
@@ -110,13 +110,13 @@ class Trainer:
         return max(shares, default=0.0)
 
     def progress(self) -> float:
-        """0 at the start and 1 at the end of the run: the share of its iterations or of its budget, the larger one."""
+        """The progress of the training from 0 to 1: the share of its iterations or of its budget, whichever is larger."""
         iterations = self.config.iterations
         by_iterations = 0.0 if iterations is None else self.iteration / iterations if iterations else 1.0
         return min(max(by_iterations, self.budget_share()), 1.0)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """While entered, the policy has its averaged weights, if the run keeps any."""
+        """While entered, the policy has its averaged weights, if the run keeps an average."""
         ema = self.updater.tensors.ema
         return nullcontext() if ema is None else ema.applied()
 
@@ -135,12 +135,12 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ one iteration
 
     def iterate(self) -> dict[str, Any]:
-        """One whole iteration, or none: an interrupt comes before any weight has changed, or after all is booked.
+        """Does one iteration; an interrupt takes effect before any weight has changed, or after the iteration is complete.
 
-        What fails before that leaves everything as it was; what fails later leaves `weights_partially_updated`.
+        A failure before the first update leaves everything as it was; a later one sets `weights_partially_updated`.
 
         Returns:
-            The row of numbers that went to `metrics`.
+            The row of numbers that was added to `metrics`.
         """
         number, budget = self.iteration, self.budget.model_copy(deep=True)
         memories = copy.deepcopy((self.objective.state(), self.sampler.state()))
@@ -159,7 +159,7 @@ class Trainer:
         return row
 
     def _load_pairs(self) -> RolloutForest:
-        """The next fixed pairs; nothing is rolled out or scored."""
+        """The forest of the iteration's fixed pairs; nothing is rolled out or scored."""
         c = self.config
         chosen = next_items(self.pairs, c.prompts_per_iteration, c.seed, self.iteration)
         return self.processes.on_all_ranks(
@@ -170,7 +170,7 @@ class Trainer:
         return self.collector.collect(self.iteration, self.progress(), self.budget, self.behaviour_weights)
 
     def _learn(self, forest: RolloutForest, began: float) -> dict[str, Any]:
-        """All updates on a rollout, and what they were like; after it the iteration is done."""
+        """Takes all updates of a rollout and completes the iteration; returns its row of numbers."""
         splits = ",".join(map(str, forest.plan.splits))
         row = {"iteration": self.iteration, "splits": splits, **reward_numbers(forest)}
         with timed(self.budget, "train"):
@@ -179,7 +179,7 @@ class Trainer:
             row |= self.updater.update(forest, self.progress, self.budget)
         if self.objective.needs.reference and self._reference_is_stale(row):
             self.updater.tensors.reference, self.reference_since = self.updater.policy_values(), self.iteration + 1
-        # All must see the same clock: what is left of a budget in seconds decides on the next plan.
+        # All ranks must see the same clock, since what is left of a budget in seconds decides on the next plan.
         seconds = self.processes.all_gather_object(time.perf_counter() - began)[0]
         peaks = self.processes.all_gather_object(_peak_memory(self.policy.device))
         self.budget.seconds += seconds
@@ -205,7 +205,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint, which a request to end waits for; see `save_checkpoint`.
+        """Writes a checkpoint, see `save_checkpoint`; an interrupt waits for its end.
 
         Raises:
             RunError: the ranks' weights are not the same.
@@ -239,9 +239,9 @@ class Trainer:
             self.saved = self.iteration
 
     def check_together(self) -> None:
-        """Raises RunError where a rank has come to other weights, or stands at another iteration, than rank 0."""
+        """Raises RunError where a rank has other weights than rank 0, or is at another iteration."""
         if self.processes.count == 1:
-            return  # a checksum reads every weight
+            return  # saves reading every weight
         state = [self.iteration, *map(_checksum, self.updater.parameters)]
         first, *others = self.processes.all_gather_object(state)
         for rank, other in enumerate(others, 1):
@@ -249,7 +249,7 @@ class Trainer:
                 raise RunError(f"process {rank} has other weights than process 0 at iteration {self.iteration}")
 
     def restore(self, folder: Path) -> list[str]:
-        """Goes back to the newest checkpoint that is whole; returns a sentence for each damaged one. See `load_checkpoint`."""
+        """Restores the newest undamaged checkpoint, see `load_checkpoint`; returns a sentence for each damaged one."""
         restored = self.processes.on_all_ranks(
             lambda: load_checkpoint(folder, self.config.resolved(), self.updater.tensors, self.fingerprint)
         )
@@ -268,12 +268,12 @@ class Trainer:
 
 
 def _checksum(parameter: Tensor) -> int:
-    """Order-independent checksum of the bits; 0 for a sharded parameter, of which there is one copy only."""
+    """An order-independent checksum of the bits; 0 for a sharded parameter, which exists only once."""
     return 0 if is_sharded(parameter) else int(parameter.detach().float().view(torch.int32).sum())
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the device's allocator on CUDA, else of this process."""
+    """The peak in bytes: of the device's allocator on CUDA, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     unit = 1 if sys.platform == "darwin" else 1024

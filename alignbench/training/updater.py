@@ -20,14 +20,13 @@ from alignbench.training.tensors import EMA, TrainedTensors
 
 
 class Updater:
-    """Owns every tensor that a training changes.
+    """Takes the optimizer steps of each rollout; owns every tensor that a training changes.
 
     Attributes:
-        parameters: what the optimizer steps: the policy's, and the objective's own.
-        tensors: these with all that follows them, as a checkpoint holds them.
-        ratio_deviation: the largest |ratio - 1| that any first update after a rollout has seen.
-        partially_updated: weights have changed in an iteration that is not booked; there is nothing to save until a checkpoint
-            is restored.
+        parameters: the parameters that the optimizer changes: the policy's and the objective's own.
+        tensors: these parameters and all tensors that follow them, as a checkpoint holds them.
+        ratio_deviation: the largest |ratio - 1| of any first update after a rollout.
+        partially_updated: whether an iteration failed during its updates; no checkpoint is written until one is restored.
     """
 
     def __init__(
@@ -58,11 +57,11 @@ class Updater:
         return self.tensors.behaviour is None and not self.objective.needs.rollouts_from_reference
 
     def update(self, forest: RolloutForest, progress: Callable[[], float], budget: Budget) -> dict[str, float]:
-        """All updates that a rollout serves.
+        """Takes all optimizer steps of one rollout.
 
         Args:
-            progress: tells the training's, from 0 to 1, by which the learning rate's schedule goes; what is spent moves it.
-            budget: what is spent is added to it.
+            progress: returns the progress of the training, from 0 to 1, for the schedule of the learning rate.
+            budget: rows and optimizer steps are added to it.
 
         Returns:
             Numbers for the iteration's row.
@@ -91,7 +90,7 @@ class Updater:
         return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
 
     def _follow(self, budget: Budget) -> dict[str, float]:
-        """Moves a behaviour policy that is an average towards the policy."""
+        """Moves a behaviour policy that is a moving average towards the policy."""
         average = self.tensors.behaviour
         if average is None:
             return {}
@@ -119,7 +118,7 @@ class Updater:
         return self.micro_batch.fit(within, lambda: len(self.objective.rows(forest, update)))
 
     def _step(self, iteration: int, progress: float, budget: Budget) -> dict[str, float]:
-        """One optimizer step, with its gradient's norm and how far the weights moved."""
+        """Takes one optimizer step; returns the norm of the gradient, and how far the weights moved."""
         o, optimizer = self.config.optimizer, self.tensors.optimizer
         factor = 0.1 + 0.45 * (1 + np.cos(np.pi * progress)) if o.schedule == "cosine" else 1.0
         for group in optimizer.param_groups:
@@ -128,7 +127,7 @@ class Updater:
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(f"the gradient is not finite in iteration {iteration} ({self.policy.dtype})")
         before = [p.detach().clone() for p in self.parameters]
-        self.partially_updated = True  # until the iteration is booked
+        self.partially_updated = True  # until the iteration is complete
         optimizer.step()
         budget.optimizer_steps += 1
         with torch.no_grad():
@@ -146,7 +145,7 @@ class Updater:
 
 
 def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
-    """Scales all gradients down to the norm `largest`; returns the norm that they had."""
+    """Scales the gradients down to the norm `largest` if theirs is larger; returns the norm before that."""
     if not any(map(is_sharded, parameters)):
         return torch.nn.utils.clip_grad_norm_(parameters, largest)
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -157,5 +156,5 @@ def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
 
 
 def _all_finite(parameter: Tensor) -> Tensor:
-    """bool; for a sharded parameter its sum tells, since no rank sees the others' part."""
+    """Whether all values are finite, a bool tensor; of a sharded parameter the sum is checked, which all ranks can see."""
     return torch.isfinite(full_tensor(parameter.sum()) if is_sharded(parameter) else parameter).all()

@@ -114,9 +114,9 @@ def test_an_ode_plan_replays_nothing() -> None:
         ({"stride": 0}, "at least one step of the schedule, got stride 0"),
         ({"rule": "ode", "eta": 0.5}, "draws no noise"),
         ({"rule": "ode", "children": 2}, "cannot split"),
-        ({"rule": "sde", "eta": 0.0}, "noise level above 0, got 0.0; use rule 'ode'"),
-        ({"rule": "cps", "eta": float("nan")}, "noise level above 0, got nan"),
-        ({"rule": "sde", "eta": float("inf")}, "noise level above 0, got inf"),
+        ({"rule": "sde", "eta": 0.0}, r"eta \(noise_level\) above 0, got 0.0; use rule 'ode'"),
+        ({"rule": "cps", "eta": float("nan")}, r"eta \(noise_level\) above 0, got nan"),
+        ({"rule": "sde", "eta": float("inf")}, r"eta \(noise_level\) above 0, got inf"),
         ({"rule": "cps", "eta": 1.2}, "share of the noise, at most 1, got 1.2"),
     ],
 )

@@ -179,7 +179,7 @@ def times_of(forest: RolloutForest, times: Times, count: int = 20_000) -> Tensor
     return denoising_noise(forest, 0, [(i,) for i in range(count)], times)[0].double()
 
 
-def test_noise_levels_follow_the_models_own_schedule() -> None:
+def test_sigmas_follow_the_models_own_schedule() -> None:
     forest = rollout(ToyBackbone(), ["a"], chains(2, 2), seed=0)
     assert forest.sigmas.tolist() == pytest.approx([1, 2 / 3, 0])  # 2 t / (1 + t)
     assert forest.schedule_shift == pytest.approx(2)
@@ -198,7 +198,7 @@ def test_noise_levels_follow_the_models_own_schedule() -> None:
     assert float((even < 0.1).double().mean()) == pytest.approx(0.1, abs=9e-3)
 
 
-def test_noise_levels_of_the_steps_need_a_forest_that_tells_them() -> None:
+def test_sigmas_of_the_steps_need_a_forest_that_has_them() -> None:
     forest = replace(rollout(ToyBackbone(), ["a"], chains(2, 2), seed=0), sigmas=torch.empty(0))
     with pytest.raises(RunError, match="needs the sigmas of the rollout's steps"):
         denoising_noise(forest, 0, [(0,)], "steps")

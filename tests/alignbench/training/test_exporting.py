@@ -138,7 +138,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path: Pat
     with pytest.raises(UserError, match="taken exists already; choose another --out"):
         export(config, tmp_path / "run", tmp_path / "taken")
     assert [f.name for f in (tmp_path / "taken").iterdir()] == ["mine.txt"]
-    with pytest.raises(UserError, match="is no diffusers model, so there is nothing to export"):
+    with pytest.raises(UserError, match="is not a diffusers model, so there is nothing to export"):
         export(config, tmp_path / "run", tmp_path / "out")
     with pytest.raises(UserError, match="--which takes last or best, got 'bset'; did you mean 'best'"):
         export(config, tmp_path / "run", tmp_path / "out", which="bset")

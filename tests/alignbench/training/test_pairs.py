@@ -71,7 +71,7 @@ def test_pairs_on_a_full_disk_are_one_sentence(tmp_path: Path) -> None:
         ('{"prompt": "a", "chosen": "a", "rejected": "b"}\n\n{"prompt": "a", "chosen": "a"}', "line 3: 'rejected' is empty"),
         ('{"prompt": "a", "chosen": 3, "rejected": "b"}', "line 1: 'chosen' must be a text, got 3"),
         ('{"prompt": "a", "chosen": "a", "rejected": "b"}\n{"prompt": "a", "chosen": "a.png"', "line 2 is damaged"),
-        ('{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}', "line 1: the chosen picture .*a.png is not there"),
+        ('{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}', "line 1: the chosen image .*a.png does not exist"),
     ],
 )
 def test_files_that_are_no_pairs_are_refused(tmp_path: Path, lines: str, sentence: str) -> None:
@@ -132,7 +132,7 @@ def test_the_tiny_model_encodes_what_it_decodes() -> None:
 def test_a_model_that_cannot_encode_says_so(tmp_path: Path) -> None:
     from tests.support.toys import ToyBackbone
 
-    with pytest.raises(UserError, match="'toy' cannot encode pictures"):
+    with pytest.raises(UserError, match="'toy' cannot encode images"):
         pair_forest(ToyBackbone(), read_pairs(written(tmp_path)), 0, 0, "mean")
 
 
@@ -179,5 +179,5 @@ def test_a_fingerprint_of_pairs_is_of_what_is_in_the_pictures_wherever_they_lie(
     Image.new("RGB", (4, 4), "red").save(moved.chosen)
     assert fingerprint([moved, *pairs[1:]]) != before
     moved.chosen.unlink()
-    with pytest.raises(UserError, match=r"cannot open the picture .*x\.png: No such file"):
+    with pytest.raises(UserError, match=r"cannot open the image .*x\.png: No such file"):
         fingerprint([moved])
