@@ -13,8 +13,6 @@ from collections.abc import Iterator
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-os.fsync = lambda _: None  # tests outlive no power cut, and the disk may be slow
-
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, signal.SIG_DFL)
