@@ -28,9 +28,14 @@ CONTEXT.set_forkserver_preload(
         "pyarrow.parquet",
         "evals.mode_coverage",
         "evals.scenario_reward",
+        "tests.support.pipelines",
+        "alignbench.backbones.flux",
+        "alignbench.backbones.sd3",
+        "peft",
+        "torch.distributed.fsdp",
     ]
 )
-"""Its processes are forked from one that has torch, so that each costs milliseconds."""
+"""Its processes are forked from one that has torch and diffusers, so that each costs milliseconds."""
 
 PATIENCE = 240
 """Seconds to wait for another process."""

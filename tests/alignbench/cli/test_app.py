@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line as a user meets it: in a process of its own where that matters, else in this one."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ def test_list_names_everything_without_importing_torch() -> None:
 
 
 def test_list_as_json_is_one_document() -> None:
-    found = json.loads(alignbench("list", "objectives", "--json").stdout)
+    found = json.loads(in_this_process("list", "objectives", "--json").stdout)
     assert set(found) == {"objectives"}
     assert found["objectives"]["tmpo"].startswith("Softmax Trajectory Balance")
 
@@ -129,7 +129,7 @@ def test_a_run_as_json_prints_one_document_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_a_run_tells_a_person_what_happened(tmp_path: Path) -> None:
-    done = alignbench("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
+    done = in_this_process("run", "--config", str(toy_file(tmp_path)), "--out", str(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     for part in ("brightness (reward)", "difference (95 % interval)", "model evaluations", "peak memory", "written to"):
@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.parquet").is_file()
     write_task(tmp_path)
     assert data["iterations"] == 3
-    resumed = alignbench("run", "--resume", str(tmp_path / "run"), cwd=tmp_path)
+    resumed = in_this_process("run", "--resume", str(tmp_path / "run"), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert (tmp_path / "run" / "result.json").is_file()
 
@@ -163,7 +163,7 @@ def test_plots_are_drawn_again_from_the_record(tmp_path: Path) -> None:
 
 def test_a_diagnosis_shows_tables_or_one_json_document(tmp_path: Path) -> None:
     arguments = ["diagnose", "--sampler", "fixed_tree", "--backbone", "gaussian_mixture", "--groups", "8", "--prompts", "2"]
-    done = alignbench(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
+    done = in_this_process(*arguments, "--out", str(tmp_path / "one"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in (
         "split 2",

@@ -16,6 +16,7 @@ from alignbench.files import images
 from alignbench.records.record import EvalRecord
 from alignbench.scoring.score import score_images, score_model
 from evals.diversity import Diversity
+from tests.support.command_line import in_this_process
 from tests.support.plugins import toy_config, write_task
 
 ROOT = Path(__file__).parents[3]
@@ -189,7 +190,7 @@ def test_a_config_of_another_place_is_none_of_ours(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_wrong_input_gets_one_sentence(arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = command(*arguments, cwd=tmp_path)
+    done = in_this_process("eval", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr

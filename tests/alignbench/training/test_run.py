@@ -68,13 +68,18 @@ def table(folder: Path) -> pd.DataFrame:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s["name"])
 def test_every_pair_runs_and_leaves_a_whole_folder(tmp_path: Path, objective: str, sampler: Any) -> None:
-    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, save_images=True), tmp_path / "run")
+    drawn = objective == "tmpo" or sampler["name"] == "fixed_tree"  # every objective and every sampler once: a plot takes long
+    result = run(toy_config(write_task(tmp_path), objective=objective, sampler=sampler, save_images=drawn), tmp_path / "run")
     written = {str(f.relative_to(tmp_path / "run")) for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert {
-        "config.yaml", "result.json", "metrics.parquet", "evals.parquet", "samples/base.png", "samples/final.png",
-        "samples/before_after.png", "plots/curves.png", "plots/diagnostics.png", "plots/changes.png", "plots/tree.png",
+        "config.yaml", "result.json", "metrics.parquet", "evals.parquet",
         "checkpoints/iteration-3/weights.safetensors", "checkpoints/iteration-3/state.json",
     } <= written  # fmt: skip
+    images = {
+        "samples/base.png", "samples/final.png", "samples/before_after.png",
+        "plots/curves.png", "plots/diagnostics.png", "plots/changes.png", "plots/tree.png",
+    }  # fmt: skip
+    assert images & written == (images if drawn else set())
     assert not [f for f in written if "partial" in f]
     assert read_result(tmp_path / "run") == result
     assert result.run.status == "complete"
