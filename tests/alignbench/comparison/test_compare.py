@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -38,7 +39,7 @@ ROWS = 22
 """Of an iteration of two groups: a tree of 2 x 2 leaves over 4 steps with splits at 1 and 2 has 8 rows and 3 parents."""
 
 
-def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
+def grid(folder: Path, scorer: str = "Brightness", scorer_settings: Mapping[str, Any] = {}, **changes: Any) -> Grid:
     """One tree, tmpo and grpo, one seed, three iterations' worth of rows; well under a second a cell."""
     settings = {
         "sampler": None,
@@ -53,7 +54,7 @@ def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
     options: dict[str, Any] = {
         "objectives": ["tmpo", "grpo"],
         "samplers": ["fixed_tree"],
-        "tasks": [str(write_task(folder, scorer))],
+        "tasks": [str(write_task(folder, scorer, **scorer_settings))],
         "seeds": [0],
         "backbone": "tests.support.plugins:ToyPolicy",
         "preset": "smoke",
@@ -127,16 +128,19 @@ def test_the_budget_is_by_default_what_the_cheapest_pair_plans(tmp_path: Path) -
 
 
 def test_a_comparison_trains_every_cell_to_the_same_budget(tmp_path: Path) -> None:
-    log = Log()
-    record = compare(grid(tmp_path, seeds=[0, 1]), tmp_path / "out", command="alignbench compare", observer=log)
+    log, scored = Log(), tmp_path / "scored"
+    made = grid(tmp_path, "Counted", {"file": str(scored)}, seeds=[0, 1])
+    record = compare(made, tmp_path / "out", command="alignbench compare", observer=log)
     assert [cell.status for cell in record.cells] == ["complete"] * 4
     results = [read_result(tmp_path / "out" / "runs" / cell.id) for cell in record.cells]
     assert [r.budget.model_rows_rollout + r.budget.model_rows_train for r in results] == [66] * 4
     assert [r.run.status for r in results] == ["budget spent"] * 4
     assert [r.run.seed for r in results] == [0, 0, 1, 1]
-    # The base model is judged once, and is the same row everywhere; the trained models differ.
+    # The base model is evaluated once, and is the same row everywhere; the trained models differ.
     assert len({r.metrics["brightness"].base.value for r in results}) == 1
-    assert results[0].budget.seconds_evaluation > results[1].budget.seconds_evaluation > 0
+    # Evaluations of 4 prompts with 2 images each, of the base model and four trained ones; 4 x 3 iterations of 8.
+    assert Counter(scored.read_text().split()) == {"eval": (1 + 4) * 8, "train": 4 * 3 * 8}
+    assert all(r.budget.seconds_evaluation > 0 for r in results)
     assert len({r.metrics["brightness"].final.value for r in results}) == 4
     assert log.lines == [(what, cell.id) for cell in record.cells for what in ("began", "complete")]
     assert log.progress[record.cells[0].id] == pytest.approx([1 / 3, 2 / 3, 1])
