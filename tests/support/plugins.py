@@ -208,7 +208,7 @@ class Interrupting(AtFourthCall):
 
 
 class Waiting(AtFourthCall):
-    """Waits at its fourth call until there is a file `go` in the folder `meeting`; a file `waiting-RANK` there says that it does."""
+    """Writes a file `waiting-RANK` into the folder `meeting` at its fourth call, and waits until there is a file `go`."""
 
     class Settings(PluginSettings):
         meeting: Path

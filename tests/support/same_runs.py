@@ -21,6 +21,12 @@ def weights(out: Path, name: str = "weights") -> dict[str, Tensor]:
     return load_file(newest / f"{name}.safetensors")
 
 
+def table(out: Path) -> pd.DataFrame:
+    """The metrics of a run without wall-clock times."""
+    frame = pd.read_parquet(out / "metrics.parquet")
+    return frame[[c for c in frame.columns if not c.startswith("seconds")]]
+
+
 def record(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "result.json").read_text())
     return found

@@ -32,7 +32,7 @@ from alignbench.records.record import read_result
 from alignbench.reports.report import write_report
 from tests.support.command_line import alignbench, in_a_process, in_this_process
 from tests.support.plugins import write_task
-from tests.support.same_runs import CALM, assert_same_but_for_rounding
+from tests.support.same_runs import CALM, assert_same_but_for_rounding, table
 from tests.support.together import listening
 
 ROWS = 22
@@ -98,12 +98,6 @@ def need_ray() -> None:
     """Skips where Ray is not installed. It is not imported: the comparison says before how it is to listen."""
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed")
-
-
-def table(folder: Path) -> pd.DataFrame:
-    """Metrics without wall-clock times."""
-    frame = pd.read_parquet(folder / "metrics.parquet")
-    return frame[[c for c in frame.columns if not c.startswith("seconds")]]
 
 
 def test_cells_are_ordered_by_seed_and_named_by_what_they_are(tmp_path: Path) -> None:

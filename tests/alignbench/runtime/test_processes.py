@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,19 +19,19 @@ from alignbench.rollouts.noise import group_keys
 from alignbench.runtime import launch
 from alignbench.runtime.processes import SINGLE_PROCESS, DistributedProcesses, join, on_loopback
 from tests.support.faults import PATIENCE, full_disk
+from tests.support.pairs import in_turn
 from tests.support.plugins import toy_config, write_task
 from tests.support.replays import SMALL, TRAINING
 from tests.support.same_runs import CALM, ROUNDING, assert_same_but_for_rounding, record, weights
 from tests.support.together import command, ended, runs, started
 from tests.support.toys import ToyBackbone, tree
 
-IN_TURN = list(zip(TRAINING, cycle(SMALL), strict=False))
-"""Each objective with the next sampler, so that each of both is there once or more."""
+IN_TURN = in_turn(TRAINING, list(SMALL))
+"""What four processes train."""
 
 
 def grid(folder: Path, out: Path) -> list[tuple[RunConfig, Path]]:
-    """Each objective with a tree, and each sampler with grpo, for three iterations of four groups of four; then the pairs that
-    four processes train, which are every objective and every sampler in turn."""
+    """Each objective with a tree, each sampler with grpo, and each of both in turn; three iterations of four groups of four."""
     pairs = dict.fromkeys([*product(TRAINING, ["fixed_tree"]), *product(["grpo"], SMALL), *IN_TURN])
     changes = {
         "prompts_per_iteration": 4,
@@ -59,9 +59,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_pair_comes_to_the_same_on_several_processes(tmp_path: Path, alone: Path, count: int) -> None:
-    """On four processes, each objective and each sampler are in one pair at least: objectives read forests, not samplers, so
-    that a pair adds nothing to its two parts. On two processes each objective has the same tree, and each sampler the same
-    objective."""
+    """On four processes, which take four times as long as two, every objective and every sampler is in one pair at least."""
     turns = {f"{objective}-{sampler}" for objective, sampler in IN_TURN}
     jobs = [(config, out) for config, out in grid(alone, tmp_path) if count == 2 or out.name in turns]
     assert {config.objective.name for config, _ in jobs} == set(TRAINING)
