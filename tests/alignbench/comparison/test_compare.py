@@ -196,9 +196,7 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> No
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_processes_that_share_a_cell_give_the_same_within_rounding_and_listen_to_this_machine_alone(
-    tmp_path: Path, engine: str
-) -> None:
+def test_processes_that_share_a_cell_give_the_same_and_listen_on_loopback_alone(tmp_path: Path, engine: str) -> None:
     if engine == "ray":
         need_ray()
     calm = {"prompts_per_iteration": 4, "optimizer": CALM}

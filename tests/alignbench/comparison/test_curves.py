@@ -152,7 +152,7 @@ def test_a_fall_without_a_rising_reward_is_no_over_optimisation() -> None:
     assert not onset(ITERATIONS, falling, falling).over_optimised
 
 
-def test_false_onsets_are_as_rare_as_said_though_the_best_of_many_evaluations_is_taken() -> None:
+def test_false_onsets_are_as_rare_as_said_though_the_best_of_many_is_taken() -> None:
     rng, false, trials = np.random.default_rng(1), 0, 400
     for _ in range(trials):
         rewards = np.linspace(0, 1, 9)[:, None] + rng.normal(0, 0.1, (9, 16))

@@ -94,7 +94,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
         run(toy_config(task, seed=9), tmp_path / "run", resume=True)
 
 
-def test_resuming_with_other_prompts_behind_the_same_task_is_refused_and_another_reward_is_told(tmp_path: Path) -> None:
+def test_resuming_with_other_prompts_is_refused_and_another_reward_is_told(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     config = toy_config(task, iterations=1)
     result = run(config, tmp_path / "run")

@@ -234,7 +234,7 @@ def test_pictures_that_cannot_be_scored_are_dropped_and_counted(tmp_path: Path) 
     assert list(table(tmp_path / "run")["failed_scores"]) == [3, 3, 3]
 
 
-def test_a_training_prompt_that_the_reward_would_refuse_ends_the_run_before_it_begins(tmp_path: Path) -> None:
+def test_a_training_prompt_that_the_reward_refuses_ends_the_run_at_once(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     content = yaml.safe_load(task.read_text()) | {"reward": [{"eval": "geneval"}]}
     (tmp_path / "train.txt").write_text("a red circle\na dog\n")
@@ -379,7 +379,7 @@ def test_a_chosen_clip_that_can_never_act_is_told(tmp_path: Path) -> None:
         assert len([text for text in console.told if "clip has no effect" in text]) == expected
 
 
-def test_a_plan_without_noise_is_refused_for_an_objective_on_steps_and_taken_by_one_on_pictures(tmp_path: Path) -> None:
+def test_a_plan_without_noise_is_refused_by_objectives_on_steps_alone(tmp_path: Path) -> None:
     sampler: Any = {"name": "independent", "steps": 4, "group_size": 4, "stochastic_share": 0}
     task = write_task(tmp_path)
     with pytest.raises(
