@@ -14,8 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from alignbench import run
 from alignbench.__main__ import main
+from alignbench.comparison import pool
 from alignbench.config.run_config import RunConfig
 from alignbench.files import writing as files
 
@@ -39,6 +42,11 @@ CONTEXT.set_forkserver_preload(
 
 PATIENCE = 240
 """Seconds to wait for another process."""
+
+
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the workers of a comparison forked as well, where they would import torch."""
+    monkeypatch.setattr(pool, "get_context", lambda kind: CONTEXT)
 
 
 def killed_at(moment: int | None, config: RunConfig, out: Path) -> int:

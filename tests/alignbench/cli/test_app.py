@@ -101,7 +101,7 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(arguments: list[str], say
 
 
 def test_in_a_process_of_its_own_the_sentence_stands_alone(tmp_path: Path) -> None:
-    done = alignbench("run", "--set", "sampler.levels=9", cwd=tmp_path)
+    done = in_a_process([sys.executable, "-m", "alignbench", "run", "--set", "sampler.levels=9"], tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("alignbench: error: ")

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from alignbench.files.writing import exclusive
 from alignbench.records.record import read_result
 from alignbench.reports.report import write_report
 from tests.support.command_line import alignbench, in_a_process, in_this_process
+from tests.support.faults import CONTEXT, quick_workers
 from tests.support.plugins import write_task
 from tests.support.same_runs import CALM, assert_same_but_for_rounding, table
 from tests.support.together import listening
@@ -196,7 +196,10 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> No
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_processes_that_share_a_cell_give_the_same_and_listen_on_loopback_alone(tmp_path: Path, engine: str) -> None:
+def test_processes_that_share_a_cell_give_the_same_and_listen_on_loopback_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    quick_workers(monkeypatch)
     if engine == "ray":
         need_ray()
     calm = {"prompts_per_iteration": 4, "optimizer": CALM}
@@ -215,14 +218,18 @@ def test_processes_that_share_a_cell_give_the_same_and_listen_on_loopback_alone(
     assert not (tmp_path / "three").exists()
 
 
-def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(tmp_path: Path) -> None:
+def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_workers(monkeypatch)
     made = grid(tmp_path, "DyingInSecondProcess", objectives=["grpo"])
     (cell,) = compare(made, tmp_path / "out", processes=2).cells
     assert cell.status == "failed"
     assert "rank 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
 
 
-def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_workers(monkeypatch)
     log = Log()
     made = grid(tmp_path, objectives=["tests.support.plugins:Killing", "grpo"])
     dead, alive = compare(made, tmp_path / "out", workers=2, observer=log).cells
@@ -235,7 +242,7 @@ def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
     iterations = 5  # a process waits in the third
     made = grid(tmp_path, "Hanging", budget={"model_rows": iterations * ROWS}, settings={"checkpoint_every": 1000})
     out = tmp_path / "out"
-    parent = get_context("spawn").Process(target=compare, args=(made, out), kwargs={"workers": 2})
+    parent = CONTEXT.Process(target=compare, args=(made, out), kwargs={"workers": 2})
     parent.start()
     runs = [out / "runs" / cell.id for cell in made.cells()]
     until(lambda: all((run / "evals.parquet").exists() for run in runs))  # both are training now

@@ -1,8 +1,8 @@
 """Worker processes: one runs cells after another, and one that dies is replaced."""
 
-import os
 import signal
 from collections.abc import Mapping
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from alignbench.comparison.grid import Cell
 from alignbench.comparison.pool import run_in_workers
 from tests.alignbench.comparison.test_compare import grid
+from tests.support.faults import quick_workers
 
 
 class Listener:
@@ -18,7 +19,7 @@ class Listener:
 
     def __init__(self, interrupt: bool = False) -> None:
         self.ends: list[tuple[str, str | None]] = []
-        self.children: set[int] = set()
+        self.children: set[int | None] = set()
         self.interrupt = interrupt
 
     def began(self, cell: Cell) -> None: ...
@@ -32,10 +33,14 @@ class Listener:
         self.ends.append((cell.id, error))
 
 
-def children() -> set[int]:
-    """Processes that this one has started by `multiprocessing`."""
-    numbers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return {int(n) for n in numbers if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()}
+def children() -> set[int | None]:
+    """Processes that this one has started by `multiprocessing`, and that live."""
+    return {process.pid for process in active_children()}
+
+
+@pytest.fixture(autouse=True)
+def _quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_workers(monkeypatch)
 
 
 def test_one_worker_runs_all_cells(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import rollout
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes, full_tensor, join
 from alignbench.training import engine
-from tests.support.pipelines import SIDE, save_pipeline
+from tests.support.pipelines import SIDE, save_pipeline, with_short_texts
 from tests.support.plugins import write_task
 from tests.support.same_runs import CALM, ROUNDING, assert_same_but_for_rounding, weights
 from tests.support.together import ended, runs, started
@@ -27,7 +27,7 @@ TRAININGS = [("sd3", "lora"), ("flux", "lora"), ("sd3", "full")]
 
 @pytest.mark.parametrize(("family", "train"), TRAININGS)
 def test_sharded_weights_give_the_same_run_and_resume(tmp_path: Path, family: str, train: str) -> None:
-    folder = save_pipeline(family, tmp_path / family)
+    folder = with_short_texts(save_pipeline(family, tmp_path / family))
     configs = {name: small_config(folder, train, sharded=name == "sharded") for name in ("whole", "sharded")}
     jobs = [(config, tmp_path / name) for name, config in configs.items()]
     assert ended(started(2, runs, jobs, said=tmp_path / "said")) == [0, 0]
@@ -48,7 +48,7 @@ def test_sharded_weights_give_the_same_run_and_resume(tmp_path: Path, family: st
 
 @pytest.mark.parametrize(("family", "train"), TRAININGS)
 def test_sharded_each_process_holds_half_of_the_weights_and_finds_the_gradient(tmp_path: Path, family: str, train: str) -> None:
-    config = small_config(save_pipeline(family, tmp_path / family), train, sharded=True)
+    config = small_config(with_short_texts(save_pipeline(family, tmp_path / family)), train, sharded=True)
     assert ended(started(2, sharding, config, tmp_path, said=tmp_path / "said")) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     part = "frozen" if train == "lora" else "trained"  # what is trained beside frozen weights stays whole
