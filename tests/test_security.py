@@ -213,7 +213,7 @@ def test_names_stay_inside_the_results_folder(name: str) -> None:
 
 
 def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
-    """Prompts with paths, formulas, markup and line ends, on toy pictures, up to the plots of the run."""
+    """Prompts with paths, formulas, markup and line ends, on toy images, up to the plots of the run."""
     prompts = [*(f"{name} {i}" for i, name in enumerate(EVIL) if "\n" not in name), "costs $5_{ and $6^", "{}%s\\x00 [/bold]"]
     task = write_task(tmp_path)
     (tmp_path / "train.txt").write_text("\n".join(f"train {p}" for p in prompts))
@@ -249,7 +249,7 @@ def test_no_name_of_a_record_is_markup_in_a_report(tmp_path: Path) -> None:
     assert "onerror=alert(1)&gt;" in page  # it is there, as text
     lines = (tmp_path / "results" / "report.md").read_text().splitlines()
     prose = [line for line in lines if not line.startswith("    ")]  # indented lines are code, where nothing is markup
-    prose = [re.sub(r"^!\[[\w ,:]+\]\(plots/[\w/]+\.png\)$", "", line) for line in prose]  # our own pictures
+    prose = [re.sub(r"^!\[[\w ,:]+\]\(plots/[\w/]+\.png\)$", "", line) for line in prose]  # our own images
     assert not any("<img" in line.replace("\\<", "") or "](" in line.replace("\\]", "") for line in prose)
     tables = [[line for line in prose if line.startswith(start)] for start in ("| method", "| \\<img")]
     assert len(tables[1]) == 2  # values, and differences to the base model

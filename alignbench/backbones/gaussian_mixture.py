@@ -1,4 +1,4 @@
-"""gaussian_mixture: points in the plane instead of pictures; the base model, its target and every divergence are known.
+"""gaussian_mixture: points in the plane instead of images; the base model, its target and every divergence are known.
 
 The base velocity is the closed form of a Gaussian mixture, one for each prompt (`alignbench.backbones.mixture.scenarios`). A
 residual network that starts at zero is what training moves. Since the sampler is a chain of Euler steps
@@ -40,7 +40,7 @@ FEATURES = 64
 GRID = 240
 """Points of the grid over the plane in each direction, on which Z and the best reward are computed."""
 POINTS = 4096
-"""Of a distribution that is kept for pictures, and of the noise in more than two dimensions."""
+"""Of a distribution that is kept for images, and of the noise in more than two dimensions."""
 TARGET_GRID = 160
 """Points of the grid in each direction of a target that is."""
 NEXT_TO_NOTHING = 1e-2

@@ -165,7 +165,7 @@ def show_forecast(forecast: "Forecast", config: RunConfig, out: Path) -> None:
     length = "iterations until the budget is spent" if forecast.iterations is None else f"{forecast.iterations} iterations"
     rich.print(
         f"[bold]{escape(config.objective.name)}[/bold] x [bold]{escape(config.sampler.name)}[/bold] on "
-        f"{escape(config.backbone.name)}: {length} of {config.prompts_per_iteration} prompts, {forecast.pictures:,} images and "
+        f"{escape(config.backbone.name)}: {length} of {config.prompts_per_iteration} prompts, {forecast.images:,} images and "
         f"{forecast.rows:,.0f} model evaluations each"
     )
     print_table(rich, _cost_table(forecast))
@@ -202,7 +202,7 @@ def _cost_table(forecast: "Forecast") -> Table:
     table.add_row(
         "model evaluations of one update", f"{forecast.replay_rows:,.0f}", updates + (extras and f"; more for {extras}")
     )
-    table.add_row("images to decode and score", f"{forecast.pictures:,}", "")
+    table.add_row("images to decode and score", f"{forecast.images:,}", "")
     return table
 
 

@@ -172,7 +172,7 @@ class EvalView:
             table.add_row(escape(name), format_value(metric), f"{lower} to {upper}", str(metric.n), better)
         print_table(self.rich, table)
         drawn = "" if p.steps is None else f", {p.steps} ODE steps, guidance {p.guidance:g}, {p.weights} weights"
-        self.rich.print(f"{p.pictures} images of {p.prompts} prompts{drawn}; intervals are over prompts")
+        self.rich.print(f"{p.images} images of {p.prompts} prompts{drawn}; intervals are over prompts")
         if record.failed_scores:
             missing = (
                 f"{record.failed_scores} values are missing: the scorer returned NaN, or the metric does not apply to the item"

@@ -36,7 +36,7 @@ def _expected_cost(method: Method, pace: costs.Pace) -> MethodCost:
     seconds = costs.seconds_per_iteration(config, rows, pace, objective.needs, guided=expected_rows.trains_guided(objective))
     limits = (
         (grid.budget.model_rows, counted),
-        (grid.budget.reward_calls, rows.pictures * pace.rewards),
+        (grid.budget.reward_calls, rows.images * pace.rewards),
         (grid.budget.seconds, seconds),
     )
     iterations = min(limit / each for limit, each in limits if limit is not None)

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alignbench.backbones.mixture import distributions
 from alignbench.comparison.results import BASE, RecordedRun, Results
 from alignbench.errors import UserError
+from alignbench.records import distributions
 from alignbench.statistics import Interval, mean_interval
 
 TARGET = "target"

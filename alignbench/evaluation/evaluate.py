@@ -77,7 +77,7 @@ class MetricSuite:
         for choice in task.config.reward:
             scorer = self._load(choice)
             if not isinstance(scorer, Scorer):
-                raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of pictures and cannot be a reward")
+                raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of images and cannot be a reward")
             self.rewards[scorer.name] = scorer
             if choice.weight:
                 self.weights[scorer.name] = choice.weight
@@ -135,11 +135,11 @@ class MetricSuite:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model's pictures and scores.
+    """One model's images and scores.
 
     Attributes:
         table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
-        images: uint8 [N, H, W, 3], prompt by prompt; an array of objects [N] where pictures made elsewhere differ in size.
+        images: uint8 [N, H, W, 3], prompt by prompt; an array of objects [N] where images made elsewhere differ in size.
         prompts: the evaluation prompts.
         directions: metric -> whether higher is better, None where neither is.
         roles: metric -> `reward`, `judge`, or `part` of another metric.
@@ -205,16 +205,16 @@ def evaluate(
         processes: those that share the work, and all get the whole of it.
 
     Raises:
-        UserError: more prompts are asked for than the task has, or a metric needs more pictures of a prompt.
-        RunError: a scorer failed, or answered one constant for all pictures.
+        UserError: more prompts are asked for than the task has, or a metric needs more images of a prompt.
+        RunError: a scorer failed, or answered one constant for all images.
     """
     prompts = evaluation_prompts(task, config) if prompts is None else list(prompts)
     n = images_per_prompt or config.images_per_prompt
     for name, loaded in judges.evals.items():
         if isinstance(loaded, SetMetric) and n < loaded.fewest:
             least = loaded.fewest
-            raise UserError(f"{name} needs {least} pictures of a prompt, but evaluation.images_per_prompt is {n}")
-    advance("drawing pictures")
+            raise UserError(f"{name} needs {least} images of a prompt, but evaluation.images_per_prompt is {n}")
+    advance("drawing images")
     policy.prepare(prompts)
     own = processes.share(range(len(prompts)))
     keys = group_keys(prompts)
@@ -260,12 +260,12 @@ def evaluate_images(
     *,
     advance: Callable[[str], None] = lambda what: None,
 ) -> Evaluation:
-    """MetricSuite pictures, wherever they come from.
+    """MetricSuite images, wherever they come from.
 
     Args:
         images: uint8 [N, H, W, 3], or PIL images; or files, which are read part by part and are not kept.
-        latents: final latents [N, *latent]; None for pictures made elsewhere.
-        owners: index into `prompts` for each picture; prompts without one are left out.
+        latents: final latents [N, *latent]; None for images made elsewhere.
+        owners: index into `prompts` for each image; prompts without one are left out.
 
     Raises:
         RunError: a scorer failed.
@@ -277,7 +277,7 @@ def evaluate_images(
     metrics = {name: found for name, found in judges.evals.items() if isinstance(found, SetMetric)}
     if owners and scorers:
         for part, arrays in _parts(source):
-            so_far = f" ({part[0]} of {len(owners)} pictures are done)" if len(part) < len(owners) else ""
+            so_far = f" ({part[0]} of {len(owners)} images are done)" if len(part) < len(owners) else ""
             some = arrays if arrays.dtype == np.uint8 else list(arrays)
             for name, scorer in scorers.items():
                 advance(f"judging by {name}{so_far}")
@@ -316,7 +316,7 @@ def _told(
     """What was found, as a table.
 
     Args:
-        scores: eval -> metric -> a value for each picture, or for each prompt of a set metric; NaN where there is none.
+        scores: eval -> metric -> a value for each image, or for each prompt of a set metric; NaN where there is none.
     """
     number = {i: k for mine in of_prompt for k, i in enumerate(mine)}
     rows: list[tuple[int, str, int, str, float]] = []
@@ -343,7 +343,7 @@ def _told(
 
 
 def _parts(images: np.ndarray | ImageFiles) -> Iterator[tuple[list[int], np.ndarray]]:
-    """The indices and the pictures of each part: all at once, unless they are files."""
+    """The indices and the images of each part: all at once, unless they are files."""
     if isinstance(images, ImageFiles):
         yield from ((part, images.load(part)) for part in images.parts())
     else:
@@ -433,9 +433,9 @@ def check_scores_vary(judges: MetricSuite, evaluation: Evaluation) -> None:
     for name in judges.rewards:
         values = evaluation.table.loc[evaluation.table.metric == name, "value"].dropna()
         if len(values) == 0:
-            raise RunError(f"reward {name!r} could not score a single picture of the base model")
+            raise RunError(f"reward {name!r} could not score a single image of the base model")
         if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
-            raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} pictures; its scorer is broken")
+            raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} images; its scorer is broken")
 
 
 def too_faint(judges: MetricSuite, evaluation: Evaluation) -> list[str]:
@@ -522,5 +522,5 @@ def _opposite(p: float | None) -> float | None:
 
 
 def _prompt_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Prompts x metrics; a prompt none of whose pictures could be scored is NaN."""
+    """Prompts x metrics; a prompt none of whose images could be scored is NaN."""
     return table.pivot_table(index="prompt_index", columns="metric", values="value", aggfunc="mean", dropna=False)

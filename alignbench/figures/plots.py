@@ -25,12 +25,13 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.backbones.mixture import distributions
 from alignbench.errors import RunError, UserError
 from alignbench.evaluation.curve import by_prompt, read_curve
+from alignbench.figures import distributions
 from alignbench.files.escaping import visible
 from alignbench.files.opening import open_regular
 from alignbench.files.writing import refuse_links, write_atomically
+from alignbench.records.distributions import read_distributions
 from alignbench.records.record import Estimate, Result, read_result, visible_record
 from alignbench.records.tables import read_metrics
 from alignbench.rollouts.forest import RolloutForest
@@ -82,7 +83,7 @@ def plot_run(folder: Path, warn: Callable[[str], None] = warnings.warn) -> list[
                 written.append(write_figure(folder / "plots" / f"{name}.png", figure))
 
     def of_distributions() -> Figure | None:
-        kept = distributions.read_distributions(folder)
+        kept = read_distributions(folder)
         title = f"{' x '.join(result.pair)}, {result.run.task}, seed {result.run.seed}"
         return None if kept is None else distributions.over_training(kept, title)
 

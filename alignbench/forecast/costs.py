@@ -41,7 +41,7 @@ class Pace(NamedTuple):
     """Seconds of one model row without a gradient."""
     train_row: float
     """Seconds of one model row, forward and backward."""
-    picture: float
+    image: float
     """Seconds to decode and score one image."""
     rewards: int
     """Scores of each image."""
@@ -76,7 +76,7 @@ class Forecast(BaseModel):
     """Whether the behaviour policy does; where it is the policy of the rollout, from the second update on."""
     rows: float
     """All model rows of one iteration."""
-    pictures: int
+    images: int
     """Images of one iteration."""
     call_rows: int
     """The most rows of one model call."""
@@ -115,8 +115,8 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     def decode_and_score() -> None:
         suite.score(policy.decode(latents), prompts, when="while it was timed")
 
-    picture = _second_time(decode_and_score, policy.device) / len(latents)
-    return Pace(*pace, picture, len(suite.rewards), policy.default_steps, unguided)
+    image = _second_time(decode_and_score, policy.device) / len(latents)
+    return Pace(*pace, image, len(suite.rewards), policy.default_steps, unguided)
 
 
 def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
@@ -128,13 +128,13 @@ def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, nee
     forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
     of_policy = rows.asked * (config.updates_per_rollout * train_row + rows.double_passes * forward_row)
     trained = of_policy + rows.replay * passes_without_gradient(config, needs) * forward_row
-    return rows.rollout * pace.forward_row + trained + rows.pictures * pace.picture
+    return rows.rollout * pace.forward_row + trained + rows.images * pace.image
 
 
 def seconds_of_judging(config: RunConfig, pace: Pace) -> float:
     """Seconds of the evaluation of one model."""
     e = config.evaluation
-    return e.prompts * e.images_per_prompt * ((e.steps or pace.steps) * pace.forward_row + pace.picture)
+    return e.prompts * e.images_per_prompt * ((e.steps or pace.steps) * pace.forward_row + pace.image)
 
 
 def _second_time(work: Callable[[], Any], device: torch.device) -> float:
@@ -180,7 +180,7 @@ def forecast(config: RunConfig) -> Forecast:
         reference=needs.reference,
         behaviour=needs.behaviour and (needs.behaviour_is_ema or config.updates_per_rollout > 1),
         rows=model_rows(config, rows, needs),
-        pictures=rows.pictures,
+        images=rows.images,
         call_rows=round(min(config.micro_batch or rows.widest, rows.widest)),
         memory=needed,
         device=str(device_named(config.device)),

@@ -26,7 +26,7 @@ class ExpectedRows(NamedTuple):
     """Those of them at which the policy is evaluated, if rewards differ within each group."""
     widest: float
     """The most rows that one denoising step of a rollout has."""
-    pictures: int
+    images: int
     """Images that are decoded and scored."""
     double_passes: int = 0
     """Updates of a rollout whose rows are evaluated twice, since a pass takes several microbatches; see `training.engine`."""
@@ -54,7 +54,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
         replay=replay,
         asked=asked,
         widest=groups * max(plan.branches_before(t) for plan in plans for t in range(len(plan.steps))),
-        pictures=groups * plans[0].leaves,
+        images=groups * plans[0].leaves,
         double_passes=0 if objective is None else _double_passes(config, objective, replay),
     )
 

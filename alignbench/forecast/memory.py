@@ -145,7 +145,7 @@ def estimate_memory(config: RunConfig, policy: Backbone, prompt: str, rows: Expe
     with fused_attention_on_meta():
         with torch.no_grad():
             rollout = peak(lambda: velocity(calls, conditioning))
-            latents = torch.zeros(min(rows.pictures, WEIGHED_LATENTS), *policy.latent_shape, device=policy.device)
+            latents = torch.zeros(min(rows.images, WEIGHED_LATENTS), *policy.latent_shape, device=policy.device)
             decoding = peak(lambda: policy.decode(latents))
         of_training = conditioning if guided else policy.without_guidance(conditioning)
         training = peak(lambda: velocity(replayed, of_training).square().mean().backward())

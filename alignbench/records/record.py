@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field
 
 from alignbench.files.escaping import visible
 from alignbench.records.base import Document, Number, Record
@@ -152,7 +152,8 @@ class EvalProtocol(Record):
     """The iteration of the checkpoint."""
     task: str
     prompts: int
-    pictures: int
+    images: int = Field(validation_alias=AliasChoices("images", "pictures"))
+    """Earlier records call it `pictures`."""
     steps: int | None = None
     guidance: float | None = None
     weights: str | None = None

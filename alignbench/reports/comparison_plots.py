@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alignbench.backbones.mixture import distributions
 from alignbench.comparison.modes import first_distributions
 from alignbench.comparison.results import BASE, Results
+from alignbench.figures import distributions
 from alignbench.figures.plots import left_out
 from alignbench.files.escaping import slugs
 from alignbench.reports.gallery import gallery, image_grid

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from alignbench.backbones.mixture import distributions
 from alignbench.comparison.contrasts import BEST_REWARD, KL
 from alignbench.comparison.results import BASE
+from alignbench.figures import distributions
 from alignbench.figures.plots import STYLE, legend_name
 from alignbench.files.escaping import visible
 from alignbench.reports.style import Look, looks, objective_of, sampler_of

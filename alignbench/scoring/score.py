@@ -14,7 +14,7 @@ from alignbench.load import load_configured_backbone, threads_of
 from alignbench.records.environment import environment, now
 from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric
 from alignbench.tasks import Task, load_task
-from alignbench.tasks.prompts import read_pictures
+from alignbench.tasks.prompts import read_image_folder
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
 Advance = Callable[[str], None]
@@ -63,7 +63,7 @@ def score_model(
             iteration=weights.iteration if weights else None,
             task=task.name,
             prompts=len(evaluation.prompts),
-            pictures=len(evaluation.images),
+            images=len(evaluation.images),
             steps=e.steps or policy.default_steps,
             guidance=policy.guidance,
             weights=weights.kind if weights else "raw",
@@ -88,7 +88,7 @@ def score_images(
 
     Args:
         folder: the folder of the images.
-        prompts: the file of their prompts; `read_pictures` decides which prompt each image belongs to.
+        prompts: the file of their prompts; `read_image_folder` decides which prompt each image belongs to.
         config: the configuration, with the task whose metrics are used.
         out: a new folder for `eval.json` and `evals.parquet`; None to write nothing.
         evals: the names of the metrics; empty for those of the task.
@@ -104,7 +104,7 @@ def score_images(
         suite = MetricSuite(task, config.scorer_timeout)
         suite.require()
         advance("reading images")
-        inputs = read_pictures(folder, prompts)
+        inputs = read_image_folder(folder, prompts)
         advance("loading models")
         suite.prepare()
         suite.check_prompts(inputs.prompts)
@@ -114,7 +114,7 @@ def score_images(
             path=str(folder),
             task=task.name,
             prompts=len(inputs.prompts),
-            pictures=len(inputs.images),
+            images=len(inputs.images),
             evals=suite.describe(),
         )
         return _record(evaluation, protocol, environment(config.device, threads_of(config)), out)

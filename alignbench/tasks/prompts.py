@@ -28,13 +28,13 @@ IMAGE = (
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PromptedImages:
     """Images with their prompts.
 
     Attributes:
         images: of any sizes; opened one after the other when they are scored.
         prompts: the distinct entries that were asked for.
-        owners: index of the prompt of each picture.
+        owners: index of the prompt of each image.
     """
 
     images: ImageFiles
@@ -47,27 +47,27 @@ def read_prompts(file: Path, *, pipe: bool = True) -> list[str]:
 
     Args:
         file: to read.
-        pipe: also read what is no regular file, such as /dev/stdin, and wait for it.
+        pipe: also read something that is not a regular file, such as /dev/stdin, and wait for it.
 
     Raises:
-        UserError: the file cannot be read, has no column `prompt`, holds something else than texts there, or no prompt.
+        UserError: the file cannot be read, has no column `prompt`, has entries that are not text, or has no prompt.
     """
     table = _read_table(file, pipe)
     return table.texts(table.require(*PROMPT))
 
 
-def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
-    """The pictures of a folder with their prompts.
+def read_image_folder(folder: Path, prompts_file: Path) -> PromptedImages:
+    """The images of a folder with their prompts.
 
     A table with a column `image` (or another of `IMAGE`) names each image's file, relative to the folder. Otherwise the
     folder's images, sorted by name with numbers by their value (2.png before 10.png), are dealt out to the rows in order, an
     equal number to each. Rows of one prompt belong together.
 
     Raises:
-        UserError: nothing is there, the numbers do not match, or a picture cannot be read.
+        UserError: nothing is there, the numbers do not match, or an image cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of pictures")
+        raise UserError(f"{folder} is not a folder of images")
     table = _read_table(prompts_file, pipe=True)
     rows = table.texts(table.require(*PROMPT))
     named = table.find(*IMAGE)
@@ -79,13 +79,13 @@ def read_pictures(folder: Path, prompts_file: Path) -> Pictures:
             raise UserError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
         if len(files) % len(rows):
             raise UserError(
-                f"{folder} holds {len(files)} pictures for the {len(rows)} prompts of {prompts_file}; each prompt needs "
+                f"{folder} holds {len(files)} images for the {len(rows)} prompts of {prompts_file}; each prompt needs "
                 "the same number, or a table whose column `image` names the file of each row"
             )
         _refuse_another_order(table, files)
         owners = [i // (len(files) // len(rows)) for i in range(len(files))]
     prompts, owners = same_prompts_together(rows, owners)
-    return Pictures(ImageFiles(files), prompts, owners)
+    return PromptedImages(ImageFiles(files), prompts, owners)
 
 
 def same_prompts_together(prompts: Sequence[str], owners: Sequence[int]) -> tuple[list[str], list[int]]:

@@ -9,13 +9,13 @@ import pandas as pd
 from PIL import Image
 
 from alignbench.backbone import PointDistribution
-from alignbench.backbones.mixture import distributions
 from alignbench.config.run_config import RunConfig
 from alignbench.evaluation import curve
 from alignbench.evaluation.evaluate import Evaluation
 from alignbench.figures import plots
 from alignbench.files.writing import exclusive, refuse_links, refuse_taken, write_atomically
 from alignbench.files.yaml_files import to_yaml
+from alignbench.records import distributions
 from alignbench.records.record import CONFIG, Result, write_result
 from alignbench.runtime.processes import Processes
 

@@ -27,7 +27,7 @@ def one(value: float, dimensions: int = 1, dtype: torch.dtype = torch.float32) -
         # The first denominator is 1 - sigma_next: std_t^2 = .64 / .25, drift 1.28: 1 (1 - .32) - .5; std 1.6 sqrt .25
         pytest.param("sde", 1.0, 1.0, 0.75, 0.8, 0.18, 0.8, id="sde from pure noise"),
         # 1 (1 - .32) - .5 * 2 (1.32); std .8 sqrt .5
-        pytest.param("sde", 1.0, 0.5, 0.0, 0.8, -0.64, 0.565685, id="sde to the picture"),
+        pytest.param("sde", 1.0, 0.5, 0.0, 0.8, -0.64, 0.565685, id="sde to the image"),
         # std_t^2 = .64: 1 (1 - .32) - 2
         pytest.param("sde", 1.0, 1.0, 0.0, 0.8, -1.32, 0.8, id="sde in a single step"),
         # sin(pi/6) = 1/2: std .125; x0 = 1, x1 = 3: .75 + 3 sqrt(.25^2 - .125^2)
@@ -39,7 +39,7 @@ def one(value: float, dimensions: int = 1, dtype: torch.dtype = torch.float32) -
         # score = -1: 1 - .5 - .08 * .25
         pytest.param("dance", 1.0, 1.0, 0.75, 0.4, 0.48, 0.2, id="dance from pure noise"),
         # 1 - 1 - .08 * 4 * .5; std .4 sqrt .5
-        pytest.param("dance", 1.0, 0.5, 0.0, 0.4, -0.16, 0.282843, id="dance to the picture"),
+        pytest.param("dance", 1.0, 0.5, 0.0, 0.4, -0.16, 0.282843, id="dance to the image"),
     ],
 )
 def test_mean_and_deviation_of_each_rule_at_velocity_2(
@@ -85,7 +85,7 @@ def test_each_batch_row_may_have_its_own_sigmas_and_noise_level() -> None:
 
 @pytest.mark.parametrize("level", [0.2, 0.7, 1.0])
 def test_cps_keeps_the_coefficients_of_picture_and_noise(level: float) -> None:
-    # With the exact velocity of a single picture, the next state must be (1 - s') x0 + s' times unit noise.
+    # With the exact velocity of a single image, the next state must be (1 - s') x0 + s' times unit noise.
     x0, x1 = torch.tensor([[0.5, -1.5]]), torch.tensor([[1.0, 0.25]])
     sigma, sigma_next = 0.6, 0.35
     mean, std = flow.moments((1 - sigma) * x0 + sigma * x1, x1 - x0, sigma, sigma_next, level, "cps")
@@ -168,7 +168,7 @@ def test_a_velocity_that_is_not_finite_is_an_error_that_names_sigmas_and_dtype(r
     [("ode", 0.4), ("sde", 0.39997), ("cps", 0.399926), ("dance", 0.392505)],
 )
 def test_half_precision_in_gives_finite_float32_out(rule: Rule, mean: float) -> None:
-    # Near the picture std is so small that its square, and 300^2, leave the range of float16.
+    # Near the image std is so small that its square, and 300^2, leave the range of float16.
     x, v = one(1.0, 4, torch.float16), one(300.0, 4, torch.float16)
     level = 0.0 if rule == "ode" else 0.01
     result = flow.step(x, v, 0.004, 0.002, level, rule, noise=one(1.0, 4, torch.float16))

@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from alignbench.statistics import (
+    CONFIDENCE,
     difference,
     equal_values,
     holm,
@@ -291,3 +292,8 @@ def test_front_and_hypervolume_by_hand() -> None:
     assert hypervolume(points, (1, 1)) == 1.0
     assert hypervolume(points, (5, 5)) == 0.0
     assert hypervolume(np.empty((0, 2)), (0, 0)) == 0.0
+
+
+def test_intervals_have_the_level_that_texts_and_figures_name() -> None:
+    """Reports, help and figures say "95 % interval"."""
+    assert CONFIDENCE == 0.95

@@ -1,4 +1,4 @@
-"""How the cost of a rollout and of a training pass grows with K, steps, prompts and picture size (`make bench`)."""
+"""How the cost of a rollout and of a training pass grows with K, steps, prompts and image size (`make bench`)."""
 
 from collections.abc import Callable
 from typing import Any

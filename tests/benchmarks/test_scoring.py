@@ -1,4 +1,4 @@
-"""Speed of scorers in batches against one picture at a time, and of text readers against their own call (`make bench`)."""
+"""Speed of scorers in batches against one image at a time, and of text readers against their own call (`make bench`)."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ Drawn = tuple[np.ndarray, list[str]]
 PICTURES = 108
 """Of one training iteration with the default preset: 12 prompts x 9 leaves."""
 PAGES, ENLARGED = 12, 4
-"""How many larger pictures, and how many times as high and wide as those of the embedded model."""
+"""How many larger images, and how many times as high and wide as those of the embedded model."""
 SCORERS: dict[str, dict[str, str]] = {
     "easyocr": {"name": "ocr", "characters": "letters"},
     "rapidocr": {"name": "ocr", "reader": "rapidocr"},
@@ -25,8 +25,8 @@ SCORERS: dict[str, dict[str, str]] = {
     "clip agreement": {"name": "clip_agreement"},
     "shapes": {"name": "geneval"},
 }
-"""By what they go by here; pages are larger pictures, whose text the reader's own detector finds. A reader's network does
-as much arithmetic a picture in a batch as alone, so that a batch gains little but the cores that one picture leaves idle;
+"""By what they go by here; pages are larger images, whose text the reader's own detector finds. A reader's network does
+as much arithmetic an image in a batch as alone, so that a batch gains little but the cores that one image leaves idle;
 the detector of shapes looks at one object after the other: batches share nothing there."""
 
 
@@ -40,7 +40,7 @@ def scorer(request: pytest.FixtureRequest, threads: int) -> Scorer:
 
 @pytest.fixture(scope="module")
 def drawn(scorer: Scorer) -> Drawn:
-    """Scenes for the detector, words for the others, with their prompts; nine pictures each, of pages one."""
+    """Scenes for the detector, words for the others, with their prompts; nine images each, of pages one."""
     rng = np.random.default_rng(0)
     if scorer.name == "geneval":
         metadata = [
@@ -75,7 +75,7 @@ def test_one_by_one(benchmark: Any, request: pytest.FixtureRequest, scorer: Scor
 
 
 def test_readers_own_call(benchmark: Any, request: pytest.FixtureRequest, scorer: Scorer, drawn: Drawn) -> None:
-    """A picture at a time through the reader's own detector and recogniser, with the settings that we load it with: RapidOCR
+    """An image at a time through the reader's own detector and recogniser, with the settings that we load it with: RapidOCR
     then has one thread."""
     if not isinstance(scorer, OCR) or scorer.settings.locate == "detect":
         pytest.skip("is no reader, or makes that call already")

@@ -88,7 +88,7 @@ def test_features_give_cosine_diversity_and_vendi_score(dino: str) -> None:
     assert found["cosine_diversity"] == cosine_diversity(features)
     assert found["vendi"] == vendi_score(features)
     same = metric.measure(np.stack([pictures[0]] * 3), None, "x")
-    # Equal pictures in batches of two and one: float32 features.
+    # Equal images in batches of two and one: float32 features.
     assert same["cosine_diversity"] == pytest.approx(0, abs=1e-5)
     assert same["vendi"] == pytest.approx(1, abs=1e-3)
 

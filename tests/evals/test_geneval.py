@@ -329,7 +329,7 @@ def test_each_task_type_is_measured_and_the_overall_score_is_their_mean() -> Non
     judges = MetricSuite(load_task("geneval").judged_by([EvalChoice(eval="geneval")]))
     found = evaluate_images(np.stack([RIGHT] * 4), None, prompts, range(4), judges)
     record = estimates(found)["geneval_overall"]
-    # Two of three colours, and no counting prompt: (2/3 + 0) / 2, where the mean over pictures is a half.
+    # Two of three colours, and no counting prompt: (2/3 + 0) / 2, where the mean over images is a half.
     assert record.value == pytest.approx(1 / 3)
     assert estimates(found)["geneval"].value == 0.5
     assert (found.roles["geneval_overall"], found.roles["geneval_colors"]) == ("judge", "part")

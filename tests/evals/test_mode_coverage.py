@@ -20,7 +20,7 @@ def metric() -> ModeCoverage:
 def test_coverage_by_hand() -> None:
     assert coverage("aaaa", 10) == 0
     assert coverage("abcd", 10) == pytest.approx(1)
-    # Three and one of four pictures; three values are possible.
+    # Three and one of four images; three values are possible.
     assert coverage("aaab", 3) == pytest.approx(-(0.75 * log(0.75) + 0.25 * log(0.25)) / log(3))
     assert coverage("aabb", 2) == pytest.approx(1)
     assert np.isnan(coverage("a", 3))

@@ -122,7 +122,7 @@ class Faint(Brightness):
 
 
 class Sometimes(Brightness):
-    """Gives up on every third picture."""
+    """Gives up on every third image."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         scores = super().score(images, prompts)
@@ -131,7 +131,7 @@ class Sometimes(Brightness):
 
 
 class ThirdOfFour(Brightness):
-    """Gives up on the third picture of each group of four."""
+    """Gives up on the third image of each group of four."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         scores = super().score(images, prompts)
@@ -168,7 +168,7 @@ class DyingInSecondProcess(Dying):
 
 
 class Hanging(AtFourthCall):
-    """And takes whatever stops it for a failure of one picture."""
+    """And takes whatever stops it for a failure of one image."""
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         try:

@@ -46,5 +46,5 @@ def assert_same_but_for_rounding(one: Path, several: Path, tolerance: float = RO
     columns = ["phase", "metric", "prompt_index", "image"]
     before, after = (e.sort_values(columns, ignore_index=True) for e in evals)
     assert (before[[*columns, "prompt"]] == after[[*columns, "prompt"]]).all().all()
-    # A picture's level is one of 256: one that is nearly between two may fall on the other side.
+    # An image's level is one of 256: one that is nearly between two may fall on the other side.
     np.testing.assert_allclose(after.value, before.value, atol=0.02)

@@ -259,7 +259,7 @@ def test_rewards_at_known_points() -> None:
     # Modes 0, 2, 4 are good: at mode 0 its own bump and the tails of two others 3 sqrt 3 away; mode 1 is 3 from two of them,
     # and 6 from the third; the origin 3 from each.
     tail = [math.exp(-(d**2) / (2 * 0.7**2)) for d in (3 * 3**0.5, 3.0, 6.0)]
-    assert scores == pytest.approx([1 + 2 * tail[0], 2 * tail[1] + tail[2], 3 * tail[1]], abs=1e-3)  # pictures' resolution
+    assert scores == pytest.approx([1 + 2 * tail[0], 2 * tail[1] + tail[2], 3 * tail[1]], abs=1e-3)  # images' resolution
 
 
 def test_noise_on_the_reward_is_a_function_of_the_point_and_has_its_deviation() -> None:

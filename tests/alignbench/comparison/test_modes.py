@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from alignbench.backbone import PointDistribution
-from alignbench.backbones.mixture import distributions
 from alignbench.comparison.modes import TARGET, first_distributions, modes_frame
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE
+from alignbench.records import distributions
 from tests.alignbench.record_folders import write_run
 
 

@@ -143,11 +143,11 @@ def test_the_loss_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0, 1.0, 0.0], [0.0, 2.0, 0.0, 1.0]])
     allowed = torch.tensor([[True, False, True, True], [False, True, True, True]])
     own = np.log1p(np.exp(-1))
-    # Prompt 0 ranks its picture among 2, 1 and 0; the other prompt is not allowed for the right pictures.
+    # Prompt 0 ranks its image among 2, 1 and 0; the other prompt is not allowed for the right images.
     pictures = -np.log(np.exp(2) / (np.exp(2) + np.exp(1) + 1))
     owned = torch.tensor([0, 1])
     assert float(preference_loss(logits, owned, allowed)) == pytest.approx(own + 0.5 * pictures, abs=1e-6)
-    # The prompt of the first wrong picture, which is the best of the four for it, and it the best prompt for the picture.
+    # The prompt of the first wrong image, which is the best of the four for it, and it the best prompt for the image.
     more, may = torch.tensor([[0.0, 0.0, 3.0, 0.0]]), torch.ones(1, 4, dtype=torch.bool)
     third = -np.log(np.exp(3) / (np.exp(3) + 3))
     by_picture = np.mean([np.log(1 + np.exp(-2)), np.log(1 + np.exp(-2)), np.log(1 + np.exp(-2) + np.exp(-3))])

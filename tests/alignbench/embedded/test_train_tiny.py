@@ -89,7 +89,7 @@ def test_latents_have_unit_variance_over_all_components(trained: tuple[Path, lis
     shards = [load_file(path) for path in sorted((trained[0] / "work" / "latents").glob("*.safetensors"))]
     latents = torch.cat([shard["latents"] for shard in shards]).float()
     assert latents.shape == (48, 12, 16, 16)
-    # The scale was measured on 512 other pictures.
+    # The scale was measured on 512 other images.
     assert latents.std().item() == pytest.approx(1.0, abs=0.25)
 
 

@@ -1,6 +1,6 @@
 """A run that is driven to hack raises the alarm wherever a person looks, and the base model raises none.
 
-The toy policy draws noise; brighter pictures are better, so that it learns to draw white ones, each like the other.
+The toy policy draws noise; brighter images are better, so that it learns to draw white ones, each like the other.
 """
 
 from pathlib import Path

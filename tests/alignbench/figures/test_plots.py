@@ -83,7 +83,7 @@ def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_on
 
 
 def test_a_sheet_is_no_larger_than_what_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """48 pictures of 40 x 40 pixels are 76,800: a third of their sides fits into 10,000 (14 x 14 each)."""
+    """48 images of 40 x 40 pixels are 76,800: a third of their sides fits into 10,000 (14 x 14 each)."""
     assert plots.SHEET_PIXELS < MAX_PIXELS
     monkeypatch.setattr(plots, "SHEET_PIXELS", 10_000)
     pictures = np.zeros((48, 40, 40, 3), np.uint8)
@@ -95,9 +95,9 @@ def test_a_sheet_is_no_larger_than_what_is_read_back(tmp_path: Path, monkeypatch
 
 
 def test_large_pictures_before_and_after_are_shrunk(tmp_path: Path) -> None:
-    """Of 1,024 pixels a side, ten prompts of four pictures would make a drawing of 330 million pixels."""
+    """Of 1,024 pixels a side, ten prompts of four images would make a drawing of 330 million pixels."""
     rows = [(p, f"prompt {p}", i, "reward", 0.5) for p in range(2) for i in range(2)]
     table = pd.DataFrame(rows, columns=["prompt_index", "prompt", "image", "metric", "value"])
     found = Evaluation(table, np.full((4, 1024, 1024, 3), 7, np.uint8), ["prompt 0", "prompt 1"], {}, {})
     file = plots.write_figure(tmp_path / "before_after.png", plots.before_after(found, found, "reward", 2))
-    assert open_image(file).width < 4 * 256 * 2 + 600  # each pixel of a picture is 150 / 90 wide
+    assert open_image(file).width < 4 * 256 * 2 + 600  # each pixel of an image is 150 / 90 wide

@@ -12,7 +12,7 @@ from alignbench.comparison.planning import Request, plan_grid
 from alignbench.config.run_config import load_config, parse_assignments, read_settings
 from alignbench.files.paths import current_folder, local_path
 from alignbench.tasks import load_task
-from alignbench.tasks.prompts import read_pictures
+from alignbench.tasks.prompts import read_image_folder
 from alignbench.training.pairs import read_pairs
 from tests.support.command_line import in_this_process
 from tests.support.plugins import toy_config, write_task
@@ -116,7 +116,7 @@ def test_images_that_a_table_names_may_be_in_the_home_folder(home: Path) -> None
     for name in ("a", "b"):
         Image.new("RGB", (4, 4)).save(home / "images" / f"{name}.png")
     (home / "p.csv").write_text("image,prompt\n~/images/a.png,x\nb.png,y\n")
-    assert read_pictures(home / "images", home / "p.csv").prompts == ["x", "y"]
+    assert read_image_folder(home / "images", home / "p.csv").prompts == ["x", "y"]
     (home / "pairs.csv").write_text("prompt,chosen,rejected\nx,~/images/a.png,images/b.png\n")
     pair = read_pairs(home / "pairs.csv")[0]
     assert (pair.chosen, pair.rejected) == (home / "images" / "a.png", home / "images" / "b.png")

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignbench import UserError
-from alignbench.backbones.mixture.distributions import read_distributions
 from alignbench.files import json_files, reading
 from alignbench.files.reading import read_record, read_table
+from alignbench.records.distributions import read_distributions
 from alignbench.records.tables import read_evals, read_metrics
 from tests.alignbench.record_folders import write_run
 

@@ -38,7 +38,7 @@ def real_config(folder: Path, task: Path, **changes: Any) -> RunConfig:
 def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
     # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents; two groups.
     assert rows_per_iteration(toy_config(write_task(tmp_path))) == ExpectedRows(
-        rollout=16, replay=6, asked=6, widest=8, pictures=8
+        rollout=16, replay=6, asked=6, widest=8, images=8
     )
 
 
@@ -54,7 +54,7 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
         # The base model is asked about all rows in both updates.
         ({"name": "grpo", "parts": 2, "kl_beta": 0.1}, {"updates_per_rollout": 2}, 16 + 6 + 2 * 6),
         ({"name": "grpo", "kl_beta": 0.1}, {"micro_batch": 4, "updates_per_rollout": 2}, 16 + 2 * 2 * 6),
-        # Eight pictures, and the policy of the rollout in the second update; two pictures of each group, and the base model.
+        # Eight images, and the policy of the rollout in the second update; two images of each group, and the base model.
         ({"name": "nft", "kl_beta": 0.0, "decay_rate": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 8),
         # An behaviour policy that lags is asked in the first update too.
         ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 2 * 8),
@@ -79,9 +79,9 @@ def test_a_run_spends_the_rows_that_were_told(tmp_path: Path, objective: str, ch
 
 def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective={"name": "grpo", "kl_beta": 0.1}, updates_per_rollout=2)
-    pace = Pace(forward_row=1.0, train_row=10.0, picture=100.0, rewards=1, steps=4)
+    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, steps=4)
     needs = load_objective("grpo", kl_beta=0.1).needs
-    # 16 rows of the rollout; twice 6 with their way back and 6 of the reference; 8 pictures.
+    # 16 rows of the rollout; twice 6 with their way back and 6 of the reference; 8 images.
     found = seconds_per_iteration(config, rows_per_iteration(config), pace, needs)
     assert found == 16 + 2 * (6 * 10 + 6) + 800
 
@@ -89,9 +89,9 @@ def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
 def test_rows_without_guidance_have_a_pace_of_their_own(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective={"name": "dpo"}, updates_per_rollout=2)
     made = load_objective("dpo")
-    pace = Pace(forward_row=1.0, train_row=10.0, picture=100.0, rewards=1, steps=4, unguided=(0.5, 4.0))
+    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, steps=4, unguided=(0.5, 4.0))
     rows = rows_per_iteration(config, made)
-    # 16 rows of the rollout; twice 4 pictures of two pairs with their way back and for the reference; 8 pictures.
+    # 16 rows of the rollout; twice 4 images of two pairs with their way back and for the reference; 8 images.
     assert seconds_per_iteration(config, rows, pace, made.needs, guided=trains_guided(made)) == 16 + 2 * (4 * 4 + 4 * 0.5) + 800
     assert seconds_per_iteration(config, rows, pace, made.needs) == 16 + 2 * (4 * 10 + 4) + 800
 

@@ -179,8 +179,8 @@ def test_sde_at_its_default_level_is_within_3_percent_of_the_data_from_20_steps_
 
 
 def test_cps_draws_too_little_spread_however_many_steps_it_takes() -> None:
-    """Each of its steps replaces a part of the predicted noise that does not shrink with the step, but the predicted picture
-    is a mean, which spreads less than pictures do. The ODE, which it should agree with, has no such limit."""
+    """Each of its steps replaces a part of the predicted noise that does not shrink with the step, but the predicted image
+    is a mean, which spreads less than images do. The ODE, which it should agree with, has no such limit."""
     for m, s in zip(MEANS, DEVIATIONS, strict=True):
         short = [1 - distribution(chains(steps, 1, "cps", 0.7), m, s)[1] / s for steps in (50, 200, 1000)]
         assert short[0] > short[1] > short[2] > 0.14

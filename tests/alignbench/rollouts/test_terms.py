@@ -224,7 +224,7 @@ def test_denoising_errors_are_zero_for_the_velocity_from_picture_to_noise() -> N
     assert not torch.equal(noise[0], noise[1])
     assert rows.group.tolist() == [0, 0, 1]
     sigma = rows.sigma.view(3, 1, 1, 1)
-    # x moves from the picture at sigma = 0 to the noise at sigma = 1 with this velocity.
+    # x moves from the image at sigma = 0 to the noise at sigma = 1 with this velocity.
     velocity = (noise - rows.x) / (1 - sigma)
     torch.testing.assert_close(rows.x - sigma * velocity, x0, atol=1e-4, rtol=0)  # differences of float32
     found = denoising_terms(rows, velocity, velocity + torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1, 1))

@@ -66,7 +66,7 @@ def test_pictures_made_elsewhere_by_hand(tmp_path: Path) -> None:
     assert record.metrics["pixel_diversity"].value == pytest.approx(np.sqrt(0.2**2 / 3) / 2)
     assert record.metrics["brightness"].n == 2
     assert "lgmd" not in record.metrics
-    assert (record.protocol.source, record.protocol.pictures, record.protocol.steps) == ("images", 4, None)
+    assert (record.protocol.source, record.protocol.images, record.protocol.steps) == ("images", 4, None)
 
 
 def test_failed_scores_are_counted(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_failed_scores_are_counted(tmp_path: Path) -> None:
 
 
 def diversity_of(tmp_path: Path, sizes: list[tuple[int, int]], table: str, features: str = "") -> EvalRecord:
-    """Of pictures 0.png and so on of these sizes, of grey 0, 50 and so on, for the prompts of a table."""
+    """Of images 0.png and so on of these sizes, of grey 0, 50 and so on, for the prompts of a table."""
     pictures = picture_folder(tmp_path / "pictures", [50 * i for i in range(len(sizes))], sizes)
     (tmp_path / "p.csv").write_text("prompt,image\n" + table)
     settings = {"diversity": {"features": features}}
@@ -194,6 +194,6 @@ def test_a_model_that_draws_too_few_pictures_for_a_metric_is_refused_before_it_d
     config = toy_config(write_task(tmp_path), evaluation={"prompts": 2, "images_per_prompt": 2})
     monkeypatch.setattr(Diversity, "fewest", 3)
     steps: list[str] = []
-    with pytest.raises(UserError, match=r"diversity needs 3 pictures of a prompt, but evaluation\.images_per_prompt is 2"):
+    with pytest.raises(UserError, match=r"diversity needs 3 images of a prompt, but evaluation\.images_per_prompt is 2"):
         score_model(config, None, advance=steps.append)
-    assert "drawing pictures" not in steps
+    assert "drawing images" not in steps

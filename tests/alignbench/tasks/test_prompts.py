@@ -7,7 +7,7 @@ from PIL import Image
 
 from alignbench import UserError
 from alignbench.files.reading import read_table
-from alignbench.tasks.prompts import interleaved, read_pictures, read_prompts, same_prompts_together
+from alignbench.tasks.prompts import interleaved, read_image_folder, read_prompts, same_prompts_together
 
 WANTED = ['the word "É, 12"', "2020", "NA"]
 
@@ -65,9 +65,9 @@ def test_several_files_take_turns() -> None:
 def test_sorted_pictures_are_dealt_out_by_their_numbers(tmp_path: Path) -> None:
     for number in (10, 2, 1, 9):
         save(tmp_path / "pictures", f"{number}.png", number)
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    (tmp_path / "pictures" / "notes.txt").write_text("no image")
     (tmp_path / "p.txt").write_text("first\nsecond")
-    found = read_pictures(tmp_path / "pictures", tmp_path / "p.txt")
+    found = read_image_folder(tmp_path / "pictures", tmp_path / "p.txt")
     assert found.images.load(range(4))[:, 0, 0, 0].tolist() == [1, 2, 9, 10]
     assert (found.prompts, found.owners) == (["first", "second"], [0, 0, 1, 1])
 
@@ -76,29 +76,29 @@ def test_a_column_names_each_picture_and_rows_of_one_prompt_belong_together(tmp_
     for name in "abc":
         save(tmp_path / "pictures", f"{name}.png", ord(name))
     pd.DataFrame({"prompt": ["x", "y", "x"], "image": ["c.png", "a.png", "b.png"]}).to_csv(tmp_path / "p.csv", index=False)
-    found = read_pictures(tmp_path / "pictures", tmp_path / "p.csv")
+    found = read_image_folder(tmp_path / "pictures", tmp_path / "p.csv")
     assert [chr(grey) for grey in found.images.load(range(3))[:, 0, 0, 0]] == ["c", "a", "b"]
     assert (found.prompts, found.owners) == (["x", "y"], [0, 1, 0])
 
 
 def test_numbers_that_do_not_match_and_unreadable_pictures_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("first\nsecond")
-    with pytest.raises(UserError, match="is no folder of pictures"):
-        read_pictures(tmp_path / "nowhere", tmp_path / "p.txt")
+    with pytest.raises(UserError, match="is not a folder of images"):
+        read_image_folder(tmp_path / "nowhere", tmp_path / "p.txt")
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     with pytest.raises(UserError, match="holds no image"):
-        read_pictures(pictures, tmp_path / "p.txt")
+        read_image_folder(pictures, tmp_path / "p.txt")
     for name in "abc":
         save(pictures, f"{name}.png", 0)
-    with pytest.raises(UserError, match="holds 3 pictures for the 2 prompts"):
-        read_pictures(pictures, tmp_path / "p.txt")
+    with pytest.raises(UserError, match="holds 3 images for the 2 prompts"):
+        read_image_folder(pictures, tmp_path / "p.txt")
     (pictures / "d.png").write_bytes(b"\x89PNG broken")
     with pytest.raises(UserError, match=r"cannot open the image .*d\.png"):
-        read_pictures(pictures, tmp_path / "p.txt")
+        read_image_folder(pictures, tmp_path / "p.txt")
     (tmp_path / "p.csv").write_text("prompt,image\nx,z.png\n")
     with pytest.raises(UserError, match=r"z\.png: there is no such file"):
-        read_pictures(pictures, tmp_path / "p.csv")
+        read_image_folder(pictures, tmp_path / "p.csv")
 
 
 def test_images_of_a_prompt_that_is_written_in_several_ways_belong_together() -> None:
@@ -118,7 +118,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def paired(pictures: Path, file: Path) -> list[tuple[str, str]]:
-    found = read_pictures(pictures, file)
+    found = read_image_folder(pictures, file)
     names = [f"{chr(grey)}.png" for grey in found.images.load(range(len(found.images)))[:, 0, 0, 0]]
     return [(name, found.prompts[owner]) for name, owner in zip(names, found.owners, strict=True)]
 
@@ -146,7 +146,7 @@ def test_nothing_is_dealt_out_in_order_where_a_table_names_images_otherwise(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=r"names images in its column|has the columns 'file' and 'path'"):
-        read_pictures(pictures, tmp_path / name)
+        read_image_folder(pictures, tmp_path / name)
     assert len(read_prompts(tmp_path / name)) == 3
 
 
@@ -159,12 +159,12 @@ def test_numbers_of_rows_are_compared_with_those_of_files(tmp_path: Path) -> Non
     for number in range(3):
         save(tmp_path / "pictures", f"{number:03}.png", number)
     (tmp_path / "right.csv").write_text("id,prompt\n0,x\n1,y\n2,z\n")
-    assert read_pictures(tmp_path / "pictures", tmp_path / "right.csv").prompts == ["x", "y", "z"]
+    assert read_image_folder(tmp_path / "pictures", tmp_path / "right.csv").prompts == ["x", "y", "z"]
     (tmp_path / "wrong.jsonl").write_text(
         "\n".join(json.dumps({"id": i, "prompt": p}) for i, p in ((2, "x"), (0, "y"), (1, "z")))
     )
     with pytest.raises(UserError, match="names images in its column 'id'"):
-        read_pictures(tmp_path / "pictures", tmp_path / "wrong.jsonl")
+        read_image_folder(tmp_path / "pictures", tmp_path / "wrong.jsonl")
 
 
 def test_prompts_stand_beside_images_of_any_kind(pictures: Path, tmp_path: Path) -> None:
@@ -172,14 +172,14 @@ def test_prompts_stand_beside_images_of_any_kind(pictures: Path, tmp_path: Path)
         (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a", "image": image}))
         assert read_prompts(tmp_path / "p.jsonl") == ["a"]
         with pytest.raises(UserError, match=r"line 1: 'image' (is empty|must be a text)") as caught:
-            read_pictures(pictures, tmp_path / "p.jsonl")
+            read_image_folder(pictures, tmp_path / "p.jsonl")
         assert len(str(caught.value)) < 400
     pd.DataFrame({"prompt": ["a"], "image": [{"bytes": b"\xff" * 9000, "path": "x.png"}]}).to_parquet(tmp_path / "p.parquet")
     assert read_prompts(tmp_path / "p.parquet") == ["a"]
     with pytest.raises(UserError, match=r"the column 'image' holds struct<.*, not texts"):
-        read_pictures(pictures, tmp_path / "p.parquet")
+        read_image_folder(pictures, tmp_path / "p.parquet")
 
 
 def test_lines_of_one_prompt_belong_together(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("x\ny\nx \n")
-    assert read_pictures(pictures, tmp_path / "p.txt").owners == [0, 1, 0]
+    assert read_image_folder(pictures, tmp_path / "p.txt").owners == [0, 1, 0]

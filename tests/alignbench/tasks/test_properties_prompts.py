@@ -14,7 +14,7 @@ from PIL import Image
 
 from alignbench import UserError
 from alignbench.files.text_files import MAX_CHARACTERS, stripped
-from alignbench.tasks.prompts import read_pictures, read_prompts
+from alignbench.tasks.prompts import read_image_folder, read_prompts
 from alignbench.training.pairs import read_pairs
 from tests.support.properties import one_sentence_at_most
 
@@ -158,7 +158,7 @@ RUBBISH = st.binary(max_size=40) | st.lists(st.sampled_from(PARTS), max_size=25)
 def test_any_file_holds_prompts_or_is_refused_in_one_sentence(folder: Path, kind: str, content: bytes) -> None:
     file = folder / f"any.{kind}"
     file.write_bytes(content)
-    for read in (read_pairs, lambda f: read_pictures(folder, f)):
+    for read in (read_pairs, lambda f: read_image_folder(folder, f)):
         with one_sentence_at_most():
             read(file)
     with one_sentence_at_most():
@@ -184,7 +184,7 @@ def test_pictures_of_any_names_are_dealt_out(tmp_path_factory: pytest.TempPathFa
     (made / "p.txt").write_text("a prompt")
     for name in names:
         Image.new("L", (1, 1)).save(made / f"{name}.png")
-    found = read_pictures(made, made / "p.txt")
+    found = read_image_folder(made, made / "p.txt")
     assert (found.owners, found.prompts) == ([0] * len(names), ["a prompt"])
 
 

@@ -29,7 +29,7 @@ CALL = {"height": SIDE, "width": SIDE, "max_sequence_length": 8, "num_inference_
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a card, and the call that its pictures are judged by."""
+    """With a card, and the call that its images are judged by."""
     folder = save_pipeline("sd3", tmp_path_factory.mktemp("base"))
     (folder / "alignbench.json").write_text(json.dumps({"call": CALL}))
     (folder / "README.md").write_text("What these very weights can do.")

@@ -1,4 +1,4 @@
-"""Pairs on disk: written from a model's pictures, read back, and trained on without a rollout."""
+"""Pairs on disk: written from a model's images, read back, and trained on without a rollout."""
 
 import json
 from dataclasses import replace
@@ -137,7 +137,7 @@ def test_a_model_that_cannot_encode_says_so(tmp_path: Path) -> None:
 
 
 def pair_file(folder: Path, **last: Path) -> Path:
-    """Two pairs of 64 x 64 pictures, of which the second has these instead."""
+    """Two pairs of 64 x 64 images, of which the second has these instead."""
     Image.new("RGB", (64, 64)).save(folder / "good.png")
     good = {"prompt": "a", "chosen": "good.png", "rejected": "good.png"}
     rows = [good, {**good, **{role: str(file) for role, file in last.items()}}]

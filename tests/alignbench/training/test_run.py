@@ -211,7 +211,7 @@ def test_a_scorer_that_dies_beside_a_rollout_stops_the_run(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("scorer", "constant"), [("Constant", r"0\.5"), ("NearlyConstant", r"0\.95")])
 def test_a_scorer_that_answers_one_constant_up_to_rounding_stops_the_run(tmp_path: Path, scorer: str, constant: str) -> None:
-    with pytest.raises(RunError, match=f"{constant} for all 18 pictures"):
+    with pytest.raises(RunError, match=f"{constant} for all 18 images"):
         run(toy_config(write_task(tmp_path, scorer)), tmp_path / "run")
 
 
@@ -230,7 +230,7 @@ def test_a_scorer_with_too_few_answers_stops_the_run(tmp_path: Path) -> None:
 
 def test_pictures_that_cannot_be_scored_are_dropped_and_counted(tmp_path: Path) -> None:
     result: Result = run(toy_config(write_task(tmp_path, "Sometimes")), tmp_path / "run")
-    assert result.budget.failed_scores == 3 * 3  # each third of eight pictures, from the first on
+    assert result.budget.failed_scores == 3 * 3  # each third of eight images, from the first on
     assert list(table(tmp_path / "run")["failed_scores"]) == [3, 3, 3]
 
 
@@ -388,5 +388,5 @@ def test_a_plan_without_noise_is_refused_by_objectives_on_steps_alone(tmp_path: 
         run(toy_config(task, objective="grpo", sampler=sampler), tmp_path / "grpo")
     assert not (tmp_path / "grpo").exists()
     result = run(toy_config(task, objective={"name": "nft", "decay_rate": 0}, sampler=sampler), tmp_path / "nft")
-    # Two groups of four pictures, each asked about under the policy and the base model, three times.
+    # Two groups of four images, each asked about under the policy and the base model, three times.
     assert result.budget.model_rows_train == 3 * 2 * 8

@@ -18,7 +18,7 @@ from tests.support.plugins import ToyPolicy, toy_config, write_task
 
 
 def two_rewards(folder: Path) -> Path:
-    """Brightness, and half of a scorer that gives up on every third picture."""
+    """Brightness, and half of a scorer that gives up on every third image."""
     file = write_task(folder)
     task = yaml.safe_load(file.read_text())
     task["reward"].append({"eval": "tests.support.plugins:Sometimes", "label": "sometimes", "weight": 0.5})
@@ -68,7 +68,7 @@ def test_several_rewards_are_standardised_weighted_and_each_paid_for(tmp_path: P
         name: (s - np.nanmean(s, 1, keepdims=True)) / np.maximum(np.nanstd(s, 1, keepdims=True), 1e-4)
         for name, s in scores.items()
     }
-    # A picture that one of them gave up on has no reward; float32.
+    # An image that one of them gave up on has no reward; float32.
     expected = z["brightness"] + 0.5 * z["sometimes"]
     np.testing.assert_allclose(forest.rewards.view(2, 4).numpy(), expected, atol=1e-4)
     assert (row["failed_scores"], made.budget.failed_scores) == (3, 3)

@@ -1,4 +1,4 @@
-"""Pictures of every kind through every scorer that ships with its weights: known answers, and no failure."""
+"""Images of every kind through every scorer that ships with its weights: known answers, and no failure."""
 
 from pathlib import Path
 
@@ -90,6 +90,6 @@ def test_equal_pictures_of_any_kind_have_no_diversity(name: str) -> None:
         for prompt in ("a red circle", 'ein Wort: "GRÜN"', ""):
             found = metric.measure(pictures, None, prompt)
             diversity = {m: v for m, v in found.items() if m in ("pixel_diversity", "cosine_diversity", "mode_coverage")}
-            # float32 features of equal pictures.
+            # float32 features of equal images.
             assert diversity == pytest.approx(dict.fromkeys(diversity, 0), abs=1e-5), (kind, prompt)
             assert diversity

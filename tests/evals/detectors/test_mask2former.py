@@ -134,7 +134,7 @@ def test_the_crop_shows_grey_around_the_object() -> None:
 
 def test_colours_are_those_nearest_to_their_templates() -> None:
     class Model(torch.nn.Module):
-        """Texts and pictures as one-hot vectors of the colour that they name or show."""
+        """Texts and images as one-hot vectors of the colour that they name or show."""
 
         def encode_text(self, texts: torch.Tensor) -> torch.Tensor:
             return torch.eye(len(COLORS))[texts]

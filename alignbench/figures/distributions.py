@@ -1,15 +1,9 @@
-"""2-D distributions of runs as tables (`distributions.parquet`) and figures, for backbones whose distribution is known.
+"""Figures of the 2-D distributions of runs, from the table of `records.distributions`.
 
-A row of the table is a point of a distribution: its iteration, x, y, the mass at the point, and the mode of the base model that
-it belongs to. Iteration `TARGET` is the target, 0 the base model, and the last one the evaluated model. All are for the first
-evaluation prompt.
-
-A panel of a figure is a histogram of the mass, smoothed by a Gaussian with standard deviation `SMOOTHING`.
+A panel is a histogram of the mass, smoothed by a Gaussian with standard deviation `SMOOTHING`.
 """
 
-import os
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
-from alignbench.backbone import PointDistribution
-from alignbench.errors import UserError
-from alignbench.files.reading import Kind, read_table
+from alignbench.records.distributions import TARGET, mode_masses
 
-FILE = "distributions.parquet"
-FORMER_FILE = "laws.parquet"
-"""Name of the file in runs before version 0.2."""
-TABLE: dict[str, Kind] = {"iteration": "whole", "x": "number", "y": "number", "mass": "number", "mode": "whole"}
-TARGET = -1
 NAMES = {TARGET: "target", 0: "base"}
 IN_A_ROW = 6
 """Largest number of panels in a row."""
@@ -42,40 +29,6 @@ SMOOTHING = 0.12
 """Standard deviation of the smoothing, in units of the coordinates."""
 BEYOND = 1e-3
 """Largest share of the base model's mass that may lie outside a panel."""
-
-
-def as_rows(distribution: PointDistribution, iteration: int) -> pd.DataFrame:
-    """One distribution as rows of the table."""
-    columns = {"x": distribution.points[:, 0], "y": distribution.points[:, 1], "mass": distribution.mass}
-    table = pd.DataFrame({name: values.astype(np.float32) for name, values in columns.items()})
-    return table.assign(mode=distribution.mode.astype(np.int16), iteration=np.int32(iteration))
-
-
-def read_distributions(folder: Path) -> pd.DataFrame | None:
-    """Reads a run's `distributions.parquet`; None if its backbone does not know its distribution.
-
-    Raises:
-        UserError: the file is not such a table.
-    """
-    file = folder / FILE
-    if not os.path.lexists(file):
-        file = folder / FORMER_FILE
-    if not os.path.lexists(file):
-        return None
-    table = read_table(file, TABLE)[list(TABLE)]
-    numbers = table[["x", "y", "mass"]].to_numpy(dtype=np.float64)
-    if not np.isfinite(numbers).all() or (table["mass"] < 0).any():
-        raise UserError(f"cannot read {file}: points must be finite, and their masses not negative")
-    mass = table.groupby("iteration")["mass"].sum()
-    if not {TARGET, 0} <= set(mass.index) or (mass <= 0).any():
-        raise UserError(f"cannot read {file}: the target's or the base model's distribution is missing, or one has no mass")
-    return table
-
-
-def mode_masses(distributions: pd.DataFrame) -> pd.DataFrame:
-    """The mass of each mode, one row per mode, with columns `target`, `base` and `trained` that each sum to 1."""
-    wide = distributions.groupby(["mode", "iteration"])["mass"].sum().unstack("iteration").fillna(0.0)
-    return pd.DataFrame({"target": wide[TARGET], "base": wide[0], "trained": wide[wide.columns.max()]})
 
 
 def over_training(distributions: pd.DataFrame, title: str) -> Figure:

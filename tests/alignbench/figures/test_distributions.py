@@ -1,4 +1,4 @@
-"""Distributions as tables and pictures, on distributions of a few points."""
+"""Distributions as tables and figures, on distributions of a few points."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,11 @@ from matplotlib import pyplot as plt
 
 from alignbench import load_backbone
 from alignbench.backbone import KnownDistributions, PointDistribution
-from alignbench.backbones.mixture import distributions
-from alignbench.backbones.mixture.distributions import (
-    PIXELS,
-    TARGET,
-    as_rows,
-    mode_masses,
-    over_training,
-    read_distributions,
-    side_by_side,
-)
 from alignbench.config.run_config import load_config
+from alignbench.figures import distributions
+from alignbench.figures.distributions import PIXELS, over_training, side_by_side
 from alignbench.figures.plots import plot_run
+from alignbench.records.distributions import TARGET, as_rows, mode_masses, read_distributions
 from alignbench.training.progress import Reporting
 from alignbench.training.run import run
 
