@@ -18,7 +18,7 @@ run: $(READY) ## train and evaluate the default pair on the embedded model (take
 	$(BIN)/python -m alignbench run --objective tmpo --sampler dynamic_tree $(ARGS)
 
 test: $(READY) ## run the tests, in as many processes as there are cores
-	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 LOWEST := .venv-lowest
 

@@ -3,6 +3,8 @@
 Signals mean what they mean in a terminal, also where the tests run in the background: there a shell has them ignored.
 
 Property tests draw the same few examples each time; `make fuzz` draws many, and others each time.
+
+With several workers (`-n`), the files that take longest come first, so that no worker is left with one of them at the end.
 """
 
 import os
@@ -29,6 +31,37 @@ settings.register_profile("suite", _any_speed, derandomize=True, max_examples=30
 settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])  # one is enough
 settings.register_profile("fuzz", _any_speed, derandomize=False, max_examples=1000, print_blob=True)
 settings.load_profile("suite")
+
+
+LONGEST = (
+    "test_compare.py",
+    "test_processes.py",
+    "test_diffusers_folder.py",
+    "test_run.py",
+    "test_sharding.py",
+    "test_faults.py",
+    "test_train_tiny.py",
+    "test_resuming.py",
+    "test_app.py",
+    "test_gaussian_mixture.py",
+    "test_report.py",
+    "test_costs.py",
+    "test_parts.py",
+    "test_pool.py",
+)
+"""Files that take longer than all others, the longest first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # xdist would order files by their number of tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("dist", "no") == "no" and not hasattr(config, "workerinput"):
+        return
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(autouse=True)

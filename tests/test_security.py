@@ -317,7 +317,7 @@ def test_the_scorer_service_asks_for_the_token_that_it_was_given(tmp_path: Path,
     assert seen[-1]["authorization"] == "of the environment"
 
 
-def test_a_config_with_an_absolute_or_relative_path_of_a_task_reads_it_and_writes_nothing_there(tmp_path: Path) -> None:
+def test_a_config_that_names_a_tasks_path_reads_it_and_writes_nothing_there(tmp_path: Path) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     task = write_task(folder)

@@ -97,7 +97,7 @@ def describe(kind: str, name: str | None = None) -> Description:
         kind=one,
         name=name,
         summary=summary.removeprefix(f"{name}: "),
-        text=text.strip(),
+        text=text.strip("\n"),
         settings=list(_settings(plugin.Settings)),
         strength=_strength(plugin) if one == "objective" else None,
     )

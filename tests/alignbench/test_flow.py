@@ -51,7 +51,7 @@ def test_mean_and_deviation_of_each_rule_at_velocity_2(
     assert result.x_next.item() == pytest.approx(mean, abs=ROUNDED)
 
 
-def test_the_next_state_is_mean_plus_std_times_noise_and_its_log_density_is_summed_or_averaged() -> None:
+def test_the_next_state_is_mean_plus_std_times_noise_with_its_gaussian_log_density() -> None:
     noise = torch.tensor([[1.0, 2.0]])
     # Per dimension: -noise^2 / 2 - log .4 - log(2 pi) / 2 = -.5 - .002648 and -2 - .002648.
     averaged = flow.step(one(1.0, 2), one(2.0, 2), 0.5, 0.25, 0.8, "sde", noise=noise)
@@ -186,7 +186,7 @@ def test_noise_comes_from_the_global_generator_where_none_is_given() -> None:
     assert torch.allclose(drawn, expected, atol=ROUNDED)
 
 
-def test_the_mean_importance_ratio_is_one_for_summed_log_probs_and_below_one_for_averaged_ones() -> None:
+def test_the_mean_ratio_is_one_for_summed_log_probs_and_below_one_for_averaged_ones() -> None:
     n, d, std, move = 100_000, 4, 0.5, 0.15
     noise = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
     old, new, deviation = torch.zeros(n, d), torch.full((n, d), move), torch.tensor([[std]])

@@ -24,7 +24,7 @@ def test_the_batch_deviation_is_one_scale_about_the_mean_of_all_rewards() -> Non
 
 
 @pytest.mark.parametrize(("size", "factor"), [(2, 1.414214), (4, 1.154701), (8, 1.069045)])
-def test_a_samples_deviation_is_larger_than_the_populations_by_the_root_of_n_over_n_less_1(size: int, factor: float) -> None:
+def test_a_samples_deviation_is_the_populations_times_the_root_of_n_over_n_less_1(size: int, factor: float) -> None:
     rewards = rows([float(i * i) for i in range(size)], [NAN, *(float(3 * i) for i in range(1, size)), 100.0][:size])
     rewards = torch.cat([rewards, rows([7.0, *[NAN] * (size - 1)])])  # one reward alone has nothing to differ from
     first = torch.std(rewards[0], correction=1)
@@ -145,7 +145,7 @@ def test_clipped_stops_the_gain_of_a_ratio_that_went_too_far_and_never_a_loss() 
     assert ratio.grad[:4].tolist() == [0.0, 2.0, -2.0, 0.0]
 
 
-def test_the_boltzmann_target_is_the_softmax_of_beta_times_the_reward_over_the_chosen_leaves() -> None:
+def test_the_boltzmann_target_is_the_softmax_of_beta_times_reward_over_chosen_leaves() -> None:
     where = torch.tensor([[True, True, False], [False, False, False]])
     log_q = groups.boltzmann_log_prob(rows([0.0, math.log(3.0), 9.0], [1.0, 2.0, 3.0]), 2.0, where)
     # exp(2 log 3) = 9 against 1.

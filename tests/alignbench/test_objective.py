@@ -48,7 +48,7 @@ def test_objectives_without_a_strength_are_known() -> None:
     assert {"none", "ddpo", "ppo"} <= set(NAMES) - set(registry.strengths())
 
 
-def test_a_clip_range_and_a_reference_that_is_the_behaviour_policy_act_only_with_several_updates() -> None:
+def test_a_clip_and_a_behaviour_reference_act_only_with_several_updates() -> None:
     names = ("grpo", "tmpo", "flowrl", "dpo")
     by_updates = [{name: set(load_objective(name).ineffective_settings(updates)) for name in names} for updates in (1, 2)]
     assert by_updates[0] == {"grpo": {"clip", "kl"}, "tmpo": {"clip", "lambda_ref"}, "flowrl": {"ratio_clip"}, "dpo": set()}

@@ -103,7 +103,7 @@ def test_groups_may_hold_several_numbers_that_stay_together() -> None:
     assert interval_over_groups(lambda x: x.sum(-1).mean((1, 2)), pairs) == (1.0, -np.inf, np.inf, 30)  # nothing varies
 
 
-def test_over_groups_the_interval_of_a_mean_is_students_over_prompts_of_equal_variance() -> None:
+def test_over_groups_the_interval_of_a_mean_is_students_over_prompts() -> None:
     values = np.random.default_rng(7).normal(size=(1, 6))
     found = interval_over_groups(grand_mean, values)
     low, high = stats.t.interval(0.95, 5, loc=values.mean(), scale=stats.sem(values[0]))

@@ -108,7 +108,7 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
     check(toy, objective, drawn_forest, *by_autograd(toy, torch.stack(parts).mean()))
 
 
-def test_pairs_are_the_same_images_in_any_order_of_leaves_and_at_any_level_of_rewards(forest: RolloutForest) -> None:
+def test_pairs_are_the_same_in_any_order_of_leaves_and_at_any_level_of_rewards(forest: RolloutForest) -> None:
     def images(of: RolloutForest) -> set[tuple[int, int]]:
         return {(int(of.leaves[w]), int(of.leaves[n])) for w, n in zip(*dpo(pairs="all").pairs(of), strict=True)}
 

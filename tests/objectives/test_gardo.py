@@ -65,7 +65,7 @@ def with_scores(**scores: list[float]) -> RolloutForest:
     return forest
 
 
-def test_the_kl_counts_for_leaves_that_the_reward_ranks_higher_than_the_auxiliary_rewards_do() -> None:
+def test_the_kl_counts_for_leaves_that_rank_higher_in_reward_than_in_auxiliary_ones() -> None:
     # Ranks: main 1, 2, 3, 4; first 4, 1, 2, 3; second 3, 1, 2, 4. Doubt: 2.5, -1, -1, -.5.
     forest = with_scores(main=[9.0, 8.0, 7.0, 6.0], first=[0.0, 3.0, 2.0, 1.0], second=[0.2, 0.4, 0.3, 0.1])
     assert gardo(kl_share=0.25).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]

@@ -76,7 +76,7 @@ def test_a_ratio_that_has_gone_far_in_the_wanted_direction_gets_no_more_gradient
     assert gradient(terms) == pytest.approx([0.0, 0.0, 0.5, -0.5], abs=1e-6)
 
 
-def test_each_step_of_a_path_counts_and_a_shared_edge_gets_the_sum_of_its_descendants() -> None:
+def test_each_step_of_a_path_counts_and_a_shared_edge_sums_its_descendants() -> None:
     forest = hand_made_forest([[0.0, 2.0]], [[0, 1], [0, 2]], [0.0] * 3)
     terms = terms_of([0.0, 0.0, 0.0])
     loss = grpo().loss(terms, forest)
@@ -113,7 +113,7 @@ def test_leaves_of_zero_advantage_count_or_do_not(
     assert gradient(terms, "kl") == pytest.approx(of_kl, abs=1e-6)
 
 
-def test_a_single_leaf_at_its_groups_mean_is_dropped_and_a_rollout_of_such_leaves_does_nothing() -> None:
+def test_a_leaf_at_its_groups_mean_is_dropped_and_only_such_leaves_do_nothing() -> None:
     terms = terms_of([0.0] * 3, kl=[0.1, 0.2, 0.4])
     drop = grpo(kl_beta=1.0, zero_advantage="drop")
     assert drop.loss(terms, hand_made_forest([[0.0, 1.0, 2.0]], [[0], [1], [2]], [0.0] * 3)).item() == pytest.approx(0.25)

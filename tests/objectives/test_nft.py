@@ -58,7 +58,7 @@ def test_with_the_batchs_deviation_r_stays_near_a_half_in_a_group_of_small_sprea
     assert nft().reward_weight(forest)[1].tolist() == pytest.approx([0.4019, 0.4608, 0.6373], abs=1e-4)
 
 
-def test_groups_without_spread_count_unless_they_are_dropped_and_images_without_a_reward_never_do(
+def test_groups_without_spread_count_unless_dropped_images_without_a_reward_never_do(
     forest: RolloutForest,
 ) -> None:
     dropping = nft(draws=2, flat_groups="drop")
@@ -71,7 +71,7 @@ def test_groups_without_spread_count_unless_they_are_dropped_and_images_without_
     assert len(dropping.rows(forest, 0)) == 0
 
 
-def test_rewards_that_are_all_equal_pull_the_policy_to_an_old_one_that_lags_and_nowhere_at_it(forest: RolloutForest) -> None:
+def test_equal_rewards_pull_the_policy_to_a_lagging_old_one_and_nowhere_at_it(forest: RolloutForest) -> None:
     forest.rewards[:] = 1.0
     objective = nft(kl_beta=0.0, beta=0.5)
     rows = objective.rows(forest, 0)
@@ -141,7 +141,7 @@ def test_terms_are_the_errors_of_the_predicted_images(forest: RolloutForest) -> 
         assert float(found["velocity_distance"][n]) == pytest.approx(float(((v[n] - reference[n]) ** 2).mean()), rel=1e-5)
 
 
-def test_on_the_first_update_a_middling_image_teaches_nothing_and_a_good_one_is_learnt(
+def test_on_the_first_update_a_middling_image_teaches_nothing_and_a_good_one_does(
     policy: ToyBackbone, forest: RolloutForest
 ) -> None:
     rows = nft().rows(forest, 0).part(0, 3)

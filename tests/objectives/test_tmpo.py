@@ -80,7 +80,7 @@ def test_the_rationorm_ratio_is_the_exponential_of_the_mean_regulated_log_ratio(
     assert loss.item() == pytest.approx((1.105171 * 0.740634 - 0.904837 * 0.160754) / 2, abs=2e-6)
 
 
-def test_the_released_ratio_is_centred_in_the_group_and_weighted_by_a_clipped_rationorm() -> None:
+def test_the_released_ratio_is_centred_in_its_group_with_a_clipped_rationorm_weight() -> None:
     terms = terms_of([0.0, LN3], [0.1, 0.5])
     loss = tmpo(ratio="released").loss(terms, chains(PAIR, [-0.1, LN3 - 0.3]))
     torch.autograd.backward(loss)
@@ -411,7 +411,7 @@ def test_beta_is_solved_for_an_effective_sample_size() -> None:
     assert other.beta(7) == objective.beta(7)
 
 
-def test_a_beta_that_ties_forbid_is_bounded_and_a_rollout_without_spread_keeps_the_last_one() -> None:
+def test_a_beta_that_ties_forbid_is_bounded_and_without_spread_the_last_one_stays() -> None:
     objective = tmpo(ess_target=0.4)
     objective.observe(chains([[0.0, 1.0, 1.0]], [0.0] * 3))  # two of three are best: never below 2/3
     assert objective.beta(0) == 50.0

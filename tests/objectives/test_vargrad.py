@@ -62,7 +62,7 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation(reference: str
     check(toy, objective, moved, *by_autograd(toy, torch.stack(variances).mean()))
 
 
-def test_a_constant_added_to_rewards_or_to_every_log_prob_and_the_order_of_leaves_change_nothing(forest: RolloutForest) -> None:
+def test_neither_a_constant_in_rewards_or_log_probs_nor_the_order_of_leaves_matters(forest: RolloutForest) -> None:
     objective, order = load_objective("vargrad"), torch.tensor([3, 1, 0, 2, 4, 5, 6, 7])
     generator = torch.Generator().manual_seed(0)
     policy, reference = (torch.randn(len(forest.old_log_prob), generator=generator) for _ in range(2))

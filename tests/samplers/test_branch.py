@@ -53,7 +53,7 @@ def test_splits_that_do_not_fit_are_refused(splits: tuple[int, ...]) -> None:
         load_sampler("branch", splits=splits)
 
 
-def test_depth_pruning_leaves_a_window_untrained_that_moves_from_the_image_to_its_stop() -> None:
+def test_depth_pruning_leaves_out_a_window_that_moves_from_the_image_to_its_stop() -> None:
     sampler = load_sampler("branch", steps=8, children=2, splits=(0, 2), depth_pruning=3, pruning_stop=2)
     whole = load_sampler("branch", steps=8, children=2, splits=(0, 2)).plan(0.0, RNG)
     trained = [sampler.plan(u, RNG).stochastic_steps for u in (0.0, 0.4, 1.0)]

@@ -12,7 +12,7 @@ def test_by_default_a_3x3x3_tree_at_steps_1_3_4_costs_44_rows_and_13_in_replay()
     assert (plan.roots, plan.leaves, plan.model_rows(), plan.replay_rows()) == (1, 27, 44, 13)
 
 
-def test_splitting_steps_carry_the_rule_and_noise_level_and_the_others_are_deterministic() -> None:
+def test_splitting_steps_carry_rule_and_noise_level_and_others_are_deterministic() -> None:
     plan = load_sampler("fixed_tree", rule="dance", noise_level=0.3).plan(0.0, RNG)
     assert [s.rule for s in plan.steps] == ["ode", "dance", "ode", "dance", "dance", "ode"]
     assert [s.eta for s in plan.steps] == [0, 0.3, 0, 0.3, 0.3, 0]

@@ -26,7 +26,7 @@ def test_the_published_setting_makes_13_steps_of_25_at_the_start() -> None:
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.7, 1.0])
-def test_the_window_stands_where_sliding_windows_does_and_compress_1_is_the_same_plan(progress: float) -> None:
+def test_the_window_is_where_sliding_windows_is_and_compress_1_is_the_same_plan(progress: float) -> None:
     settings = {"steps": 9, "window": 3, "group_size": 5}
     sliding = load_sampler("sliding_window", **settings).plan(progress, RNG)
     assert load_sampler("flash", **settings, compress=1.0).plan(progress, RNG) == sliding

@@ -18,7 +18,7 @@ def start(sampler: Sampler, progress: float) -> int:
     return sampler.plan(progress, RNG).stochastic_steps[0]
 
 
-def test_inside_the_window_steps_are_stochastic_and_outside_they_cost_no_training_row() -> None:
+def test_steps_are_stochastic_inside_the_window_and_cost_no_training_row_outside() -> None:
     plan = load_sampler("sliding_window", steps=5, group_size=4, window=2, noise_level=0.5).plan(0.0, RNG)
     assert [s.eta for s in plan.steps] == [0.5, 0.5, 0, 0, 0]
     assert (plan.leaves, plan.model_rows(), plan.replay_rows()) == (4, 20, 8)

@@ -1,4 +1,4 @@
-"""The command line: in a process of its own, as a user meets it, or in this one, which spares the import of torch."""
+"""The command line: in a process of its own, as a user meets it, or in this one."""
 
 import io
 import os
@@ -6,15 +6,33 @@ import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 from alignbench import __main__ as program
+from tests.support.faults import CONTEXT, PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
 
 def alignbench(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return in_a_process([sys.executable, "-m", "alignbench", *arguments], cwd)
+    """The command line in a process with streams of its own, forked from one that has imported torch."""
+    with TemporaryDirectory() as scratch:
+        out, err = Path(scratch, "out"), Path(scratch, "err")
+        process = CONTEXT.Process(target=_command, args=(arguments, cwd, out, err))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode is not None, "the command does not end"
+        return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+
+
+def _command(arguments: tuple[str, ...], cwd: Path, out: Path, err: Path) -> None:
+    for descriptor, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(cwd)
+    os.environ["COLUMNS"] = "160"
+    sys.argv = ["alignbench", *arguments]
+    program.main()
 
 
 def in_a_process(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:

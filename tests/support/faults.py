@@ -14,8 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from alignbench import run
 from alignbench.__main__ import main
+from alignbench.comparison import pool
 from alignbench.config.run_config import RunConfig
 from alignbench.files import writing as files
 
@@ -28,12 +31,22 @@ CONTEXT.set_forkserver_preload(
         "pyarrow.parquet",
         "evals.mode_coverage",
         "evals.scenario_reward",
+        "tests.support.pipelines",
+        "alignbench.backbones.flux",
+        "alignbench.backbones.sd3",
+        "peft",
+        "torch.distributed.fsdp",
     ]
 )
-"""Its processes are forked from one that has torch, so that each costs milliseconds."""
+"""Its processes are forked from one that has torch and diffusers, so that each costs milliseconds."""
 
 PATIENCE = 240
 """Seconds to wait for another process."""
+
+
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the workers of a comparison forked as well, where they would import torch."""
+    monkeypatch.setattr(pool, "get_context", lambda kind: CONTEXT)
 
 
 def killed_at(moment: int | None, config: RunConfig, out: Path) -> int:

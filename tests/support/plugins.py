@@ -19,6 +19,7 @@ from alignbench.config.run_config import RunConfig, load_config
 from alignbench.objective import Strength
 from alignbench.rollouts.terms import Terms, log_ratio
 from alignbench.scorer import Images
+from alignbench.settings import Settings as PluginSettings
 from tests.support.toys import ToyBackbone
 
 
@@ -238,6 +239,31 @@ class Interrupting(AtFourthCall):
         raise KeyboardInterrupt
 
 
+class Waiting(AtFourthCall):
+    """Writes a file `waiting-RANK` into the folder `meeting` at its fourth call, and waits until there is a file `go`."""
+
+    class Settings(PluginSettings):
+        meeting: Path
+
+    def answer(self, right: np.ndarray) -> np.ndarray:
+        (self.settings.meeting / f"waiting-{os.environ.get('RANK', '0')}").touch()
+        while not (self.settings.meeting / "go").exists():
+            time.sleep(0.01)
+        return right
+
+
+class Counted(Brightness):
+    """Writes a line into `file` for each image it scores: the first word of its prompt."""
+
+    class Settings(PluginSettings):
+        file: Path
+
+    def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
+        with self.settings.file.open("a") as file:
+            file.writelines(f"{prompt.split()[0]}\n" for prompt in prompts)
+        return super().score(images, prompts)
+
+
 class Slow(Brightness):
     """A tenth of a second a call, in which a process can be killed."""
 
@@ -246,8 +272,8 @@ class Slow(Brightness):
         return super().score(images, prompts)
 
 
-def write_task(folder: Path, scorer: str = "Brightness", judges: Sequence[str] = ("diversity",)) -> Path:
-    """A task on toy images in `folder`; returns its YAML file."""
+def write_task(folder: Path, scorer: str = "Brightness", judges: Sequence[str] = ("diversity",), **settings: Any) -> Path:
+    """Writes a task on toy images into `folder`, with these settings of the scorer; returns its YAML file."""
     (folder / "train.txt").write_text("\n".join(f"train {i}" for i in range(5)))
     (folder / "eval.txt").write_text("\n".join(f"eval {i}" for i in range(6)))
     (folder / "validation.txt").write_text("\n".join(f"validation {i}" for i in range(4)))
@@ -256,7 +282,7 @@ def write_task(folder: Path, scorer: str = "Brightness", judges: Sequence[str] =
         "train_prompts": "train.txt",
         "eval_prompts": "eval.txt",
         "validation_prompts": "validation.txt",
-        "reward": [{"eval": f"tests.support.plugins:{scorer}", "label": "brightness"}],
+        "reward": [{"eval": f"tests.support.plugins:{scorer}", "label": "brightness", "settings": settings}],
         "judges": [{"eval": j} for j in judges],
     }
     file = folder / "toy.yaml"

@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
@@ -24,6 +22,7 @@ from alignbench.authoring.checking import (
 from alignbench.config.run_config import load_config
 from alignbench.rollouts.terms import Terms
 from alignbench.tasks import load_task
+from tests.support.command_line import in_this_process
 from tests.support.replays import TRAINING, small_sampler
 from tests.support.toys import PROMPTS, ToyBackbone
 
@@ -146,9 +145,8 @@ def test_an_objective_that_learns_nothing_is_found() -> None:
     ("objective", "code"), [("tmpo", 0), ("tests.alignbench.authoring.test_checking:Deaf", 1), ("tmpoo", 2)]
 )
 def test_the_command_tells_by_its_exit_code(objective: str, code: int) -> None:
-    command = [sys.executable, "-m", "alignbench", "check", "--objective", objective, "--sampler", "independent"]
     settings = ["--backbone", "tests.support.plugins:ToyPolicy", "--iterations", "0", "--json"]
-    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=False)
+    done = in_this_process("check", "--objective", objective, "--sampler", "independent", *settings)
     assert done.returncode == code, done.stderr
     if code == 2:
         assert "did you mean 'tmpo'" in done.stderr

@@ -1,12 +1,13 @@
 """`show` tells every setting of every plug-in, and of a run, with type, default and meaning."""
 
 import json
+import sys
 from typing import Literal
 
 import pytest
 from pydantic import Field
 
-from alignbench import UserError, registry, settings
+from alignbench import Objective, UserError, registry, settings
 from alignbench.authoring.describing import KINDS, _settings, describe
 from alignbench.config.run_config import RunConfig, load_config
 from tests.support.command_line import in_this_process
@@ -27,6 +28,13 @@ def test_types_are_told_as_a_person_writes_them() -> None:
         "names": ("list of text", [], False, ""),
         "count": ("whole number at least 1", None, True, ""),
     }
+
+
+def test_a_text_keeps_the_indent_of_its_first_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[registry.find("objectives", "grpo", Objective).__module__]
+    monkeypatch.setattr(module, "__doc__", "grpo: Mine.\n\n    loss = r\n\nSource: nowhere.\n")
+    told = describe("objective", "grpo")
+    assert (told.summary, told.text) == ("Mine.", "    loss = r\n\nSource: nowhere.")
 
 
 @pytest.mark.parametrize("kind", KINDS)

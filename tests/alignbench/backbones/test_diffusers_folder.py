@@ -30,7 +30,7 @@ from alignbench.training.checkpoint import policy_weights
 from alignbench.training.engine import RATIO_TOLERANCE, backward
 from alignbench.training.exporting import export
 from alignbench.training.trainer import Trainer
-from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
+from tests.support.pipelines import FAMILIES, SIDE, save_pipeline, with_short_texts
 from tests.support.plugins import toy_config, write_task
 
 PROMPTS = ['the word "TULIP" in red', "a blue square"]
@@ -52,6 +52,13 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: save_pipeline(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def brief(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same folders, which encode short texts."""
+    into = tmp_path_factory.mktemp("brief")
+    return {family: with_short_texts(shutil.copytree(folder, into / family)) for family, folder in folders.items()}
 
 
 def opened(folder: Path, **settings: Any) -> DiffusersFolder:
@@ -366,9 +373,9 @@ def test_every_pair_takes_a_step_and_is_judged(
 
 @every_family
 def test_a_run_on_a_folder_trains_it_and_goes_on_where_it_stopped(
-    folders: dict[str, Path], task: Path, tmp_path: Path, family: str
+    brief: dict[str, Path], task: Path, tmp_path: Path, family: str
 ) -> None:
-    backbone = {"name": str(folders[family]), "resolution": SIDE, "lora_rank": 2, "gradient_checkpointing": True}
+    backbone = {"name": str(brief[family]), "resolution": SIDE, "lora_rank": 2, "gradient_checkpointing": True}
     settings: dict[str, Any] = {
         "backbone": backbone,
         "guidance": 2.0,
@@ -376,7 +383,7 @@ def test_a_run_on_a_folder_trains_it_and_goes_on_where_it_stopped(
         "evaluation": {"prompts": 2, "steps": 2},
     }
     whole = run(toy_config(task, **settings), tmp_path / "whole")
-    assert (whole.run.backbone, whole.protocol.guidance) == (str(folders[family]), 2.0)
+    assert (whole.run.backbone, whole.protocol.guidance) == (str(brief[family]), 2.0)
     assert whole.checks["first_update_ratio_abs_dev_max"] == pytest.approx(0, abs=RATIO_TOLERANCE[torch.float32])
     with pytest.raises(KeyboardInterrupt):
         run(toy_config(write_task(tmp_path, "Interrupting"), **settings), tmp_path / "broken")
@@ -391,8 +398,8 @@ def test_a_run_on_a_folder_trains_it_and_goes_on_where_it_stopped(
 
 
 @every_family
-def test_an_exported_lora_draws_the_same_in_plain_diffusers(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
-    backbone = {"name": str(folders[family]), "resolution": SIDE, "lora_rank": 4, "lora_alpha": 6.0}
+def test_an_exported_lora_draws_the_same_in_plain_diffusers(brief: dict[str, Path], tmp_path: Path, family: str) -> None:
+    backbone = {"name": str(brief[family]), "resolution": SIDE, "lora_rank": 4, "lora_alpha": 6.0}
     evaluation = {"prompts": 2, "steps": 2}
     config = toy_config(
         write_task(tmp_path), backbone=backbone, guidance=2.0, iterations=2, optimizer={"lr": 0.1}, evaluation=evaluation
@@ -406,12 +413,13 @@ def test_an_exported_lora_draws_the_same_in_plain_diffusers(folders: dict[str, P
         list(policy.parameters()), policy_weights(tmp_path / "run" / "checkpoints").in_order(policy.trainable())
     ):
         ours = sample(policy, PROMPTS, 1, STEPS, seed=5)
-    plain = pipeline(folders[family], policy.PIPELINE)
+    plain = pipeline(brief[family], policy.PIPELINE)
     plain.load_lora_weights(tmp_path / "lora")
     noise = normal([("evaluation", 5, *key, 0) for key in group_keys(PROMPTS)], policy.latent_shape)
     layout = pack if family == "flux" else Tensor.clone
     own: dict[str, Any] = {} if family == "flux" else {"sigmas": [1 - i / STEPS for i in range(STEPS)]}
     size = {"num_inference_steps": STEPS, "height": SIDE, "width": SIDE, "guidance_scale": 2.0, "output_type": "latent"}
+    own["max_sequence_length"] = 8
     theirs = plain(PROMPTS, latents=layout(noise), **size, **own).images
     # float32 sums in another order, over four steps, beside a LoRA that moved them far.
     assert (ours - base).abs().max() > 0.1

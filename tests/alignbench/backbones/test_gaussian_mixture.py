@@ -202,7 +202,7 @@ def test_the_numbers_of_a_moved_model_are_those_of_its_samples() -> None:
     assert found["kl_base"] > 0.1
 
 
-def test_the_error_of_the_final_distribution_is_that_between_modes_and_that_within_them() -> None:
+def test_the_final_error_is_that_between_modes_and_that_within_them() -> None:
     policy = moved(0.1, quadrature=40)
     found = {name: float(m.values[0]) for name, m in policy.measure([PROMPT]).items()}
     w, known = world(PROMPT), truth(PROMPT, 2, policy.settings.beta)
@@ -225,7 +225,7 @@ def test_the_error_of_the_final_distribution_is_that_between_modes_and_that_with
     assert min(found["js_within_modes"], found["js_modes"]) > 0.01
 
 
-def test_a_model_with_the_optimal_velocity_has_no_error_and_one_that_is_off_has_its_distance() -> None:
+def test_velocity_error_is_zero_at_the_optimum_and_else_the_distance() -> None:
     policy = backbone()
     flow = tilted_flow(PROMPT, 2, policy.settings.beta)
 

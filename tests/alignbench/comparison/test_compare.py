@@ -2,11 +2,10 @@ import html
 import json
 import re
 import shlex
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,18 @@ from alignbench.comparison.runner import compare, done
 from alignbench.config.run_config import load_config
 from alignbench.files.writing import exclusive
 from alignbench.records.record import read_result
-from alignbench.reports.report import write_report
-from tests.alignbench.runtime.test_processes import CALM, assert_same_but_for_rounding
+from alignbench.reports import report
 from tests.support.command_line import alignbench, in_a_process, in_this_process
+from tests.support.faults import CONTEXT, quick_workers
 from tests.support.plugins import write_task
+from tests.support.same_runs import CALM, assert_same_but_for_rounding, table
 from tests.support.together import listening
 
 ROWS = 22
 """Of an iteration of two groups: a tree of 2 x 2 leaves over 4 steps with splits at 1 and 2 has 8 rows and 3 parents."""
 
 
-def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
+def grid(folder: Path, scorer: str = "Brightness", scorer_settings: Mapping[str, Any] = {}, **changes: Any) -> Grid:
     """One tree, tmpo and grpo, one seed, three iterations' worth of rows; well under a second a cell."""
     settings = {
         "sampler": None,
@@ -53,7 +53,7 @@ def grid(folder: Path, scorer: str = "Brightness", **changes: Any) -> Grid:
     options: dict[str, Any] = {
         "objectives": ["tmpo", "grpo"],
         "samplers": ["fixed_tree"],
-        "tasks": [str(write_task(folder, scorer))],
+        "tasks": [str(write_task(folder, scorer, **scorer_settings))],
         "seeds": [0],
         "backbone": "tests.support.plugins:ToyPolicy",
         "preset": "smoke",
@@ -99,12 +99,6 @@ def need_ray() -> None:
         pytest.skip("Ray is not installed")
 
 
-def table(folder: Path) -> pd.DataFrame:
-    """Metrics without wall-clock times."""
-    frame = pd.read_parquet(folder / "metrics.parquet")
-    return frame[[c for c in frame.columns if not c.startswith("seconds")]]
-
-
 def test_cells_are_ordered_by_seed_and_named_by_what_they_are(tmp_path: Path) -> None:
     made = grid(tmp_path, seeds=[0, 3])
     assert [cell.id for cell in made.cells()] == [f"{o}-fixed_tree-toy-s{s}" for s in (0, 3) for o in ("tmpo", "grpo")]
@@ -127,16 +121,19 @@ def test_the_budget_is_by_default_what_the_cheapest_pair_plans(tmp_path: Path) -
 
 
 def test_a_comparison_trains_every_cell_to_the_same_budget(tmp_path: Path) -> None:
-    log = Log()
-    record = compare(grid(tmp_path, seeds=[0, 1]), tmp_path / "out", command="alignbench compare", observer=log)
+    log, scored = Log(), tmp_path / "scored"
+    made = grid(tmp_path, "Counted", {"file": str(scored)}, seeds=[0, 1])
+    record = compare(made, tmp_path / "out", command="alignbench compare", observer=log)
     assert [cell.status for cell in record.cells] == ["complete"] * 4
     results = [read_result(tmp_path / "out" / "runs" / cell.id) for cell in record.cells]
     assert [r.budget.model_rows_rollout + r.budget.model_rows_train for r in results] == [66] * 4
     assert [r.run.status for r in results] == ["budget spent"] * 4
     assert [r.run.seed for r in results] == [0, 0, 1, 1]
-    # The base model is judged once, and is the same row everywhere; the trained models differ.
+    # The base model is evaluated once, and is the same row everywhere; the trained models differ.
     assert len({r.metrics["brightness"].base.value for r in results}) == 1
-    assert results[0].budget.seconds_evaluation > results[1].budget.seconds_evaluation > 0
+    # Evaluations of 4 prompts with 2 images each, of the base model and four trained ones; 4 x 3 iterations of 8.
+    assert Counter(scored.read_text().split()) == {"eval": (1 + 4) * 8, "train": 4 * 3 * 8}
+    assert all(r.budget.seconds_evaluation > 0 for r in results)
     assert len({r.metrics["brightness"].final.value for r in results}) == 4
     assert log.lines == [(what, cell.id) for cell in record.cells for what in ("began", "complete")]
     assert log.progress[record.cells[0].id] == pytest.approx([1 / 3, 2 / 3, 1])
@@ -198,9 +195,10 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> No
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_processes_that_share_a_cell_give_the_same_within_rounding_and_listen_to_this_machine_alone(
-    tmp_path: Path, engine: str
+def test_processes_that_share_a_cell_give_the_same_and_listen_on_loopback_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
+    quick_workers(monkeypatch)
     if engine == "ray":
         need_ray()
     calm = {"prompts_per_iteration": 4, "optimizer": CALM}
@@ -219,14 +217,18 @@ def test_processes_that_share_a_cell_give_the_same_within_rounding_and_listen_to
     assert not (tmp_path / "three").exists()
 
 
-def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(tmp_path: Path) -> None:
+def test_a_fault_in_one_of_the_processes_that_share_a_cell_is_one_failed_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_workers(monkeypatch)
     made = grid(tmp_path, "DyingInSecondProcess", objectives=["grpo"])
     (cell,) = compare(made, tmp_path / "out", processes=2).cells
     assert cell.status == "failed"
     assert "rank 1: scorer 'brightness' failed in iteration 2: ConnectionError: the server is gone" in (cell.error or "")
 
 
-def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_workers(monkeypatch)
     log = Log()
     made = grid(tmp_path, objectives=["tests.support.plugins:Killing", "grpo"])
     dead, alive = compare(made, tmp_path / "out", workers=2, observer=log).cells
@@ -236,10 +238,10 @@ def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: P
 
 
 def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
-    iterations = 100  # ten seconds, in which the other process has begun
-    made = grid(tmp_path, "Slow", budget={"model_rows": iterations * ROWS}, settings={"checkpoint_every": 1000})
+    iterations = 5  # a process waits in the third
+    made = grid(tmp_path, "Hanging", budget={"model_rows": iterations * ROWS}, settings={"checkpoint_every": 1000})
     out = tmp_path / "out"
-    parent = get_context("spawn").Process(target=compare, args=(made, out), kwargs={"workers": 2})
+    parent = CONTEXT.Process(target=compare, args=(made, out), kwargs={"workers": 2})
     parent.start()
     runs = [out / "runs" / cell.id for cell in made.cells()]
     until(lambda: all((run / "evals.parquet").exists() for run in runs))  # both are training now
@@ -248,7 +250,7 @@ def test_a_comparison_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert not any((run / "result.json").exists() for run in runs)
     tables = [run / "metrics.parquet" for run in runs]
     assert all(len(pd.read_parquet(file)) < iterations for file in tables if file.exists())  # not before an iteration
-    write_task(tmp_path)  # as fast as it can
+    write_task(tmp_path)  # does not wait
     assert {cell.status for cell in compare(made, out).cells} == {"complete"}
     compare(made, tmp_path / "whole")
     for run in runs:
@@ -337,7 +339,10 @@ def test_the_command_of_a_comparison_makes_the_same_again(tmp_path: Path, monkey
     assert found == [first, dotted]
 
 
-def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_folder(tmp_path: Path) -> None:
+def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "draw_plots", lambda *_: report.Plots())  # which take most of a report's time
     choice: dict[str, Any] = {
         "backbone": "gaussian_mixture",
         "tasks": ["rare_mode"],
@@ -349,12 +354,13 @@ def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_fold
     first = tmp_path / "first"
     compare(grid(tmp_path, objectives=["grpo"], settings=settings, **choice), first)
     compare(grid(tmp_path, objectives=["grpo", "soft=grpo"], settings=settings | soft, **choice), first)  # added later
-    write_report(first)
+    report.write_report(first)
     (printed,) = re.findall("<pre>(.*?)</pre>", (first / "report.html").read_text(), re.DOTALL)
     pasted = f"{html.unescape(printed).strip()} --out again"
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    found = in_a_process(["sh", "-c", f'alignbench() {{ "{sys.executable}" -m alignbench "$@"; }}; {pasted}'], fresh)
+    shell = in_a_process(["sh", "-c", f"alignbench() {{ printf '%s\\0' \"$@\"; }}; {pasted}"], fresh)
+    found = alignbench(*shell.stdout.removesuffix("\0").split("\0"), cwd=fresh)
     assert found.returncode == 0, found.stderr
     runs = sorted(run.name for run in (first / "runs").iterdir())
     assert runs == sorted(run.name for run in (fresh / "again" / "runs").iterdir())

@@ -90,7 +90,7 @@ def test_rows_to_a_reward_are_censored_where_it_is_not_reached() -> None:
     assert rows_to_reward(curves[1:], "reward", [1.5])[0].median == np.inf
 
 
-def test_rows_to_a_reward_count_each_seed_once_at_the_strength_that_is_fastest_on_others() -> None:
+def test_rows_to_a_reward_count_each_seed_at_the_fastest_strength_of_others() -> None:
     curves = [
         *(curve([0.0, 1.0], [1, 1], strength="fast", seed=seed) for seed in range(3)),
         *(curve([0.0, 0.1, 0.2], [1, 1, 1], strength="slow", seed=seed) for seed in range(3)),

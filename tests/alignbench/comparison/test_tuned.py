@@ -58,7 +58,7 @@ def test_a_task_whose_reward_changed_since_is_refused(tmp_path: Path) -> None:
         planned(tmp_path, tuned={"task_hash": "0" * 64})
 
 
-def test_tuned_settings_depend_on_training_and_validation_prompts_but_not_on_test_prompts(tmp_path: Path) -> None:
+def test_tuned_settings_do_not_depend_on_test_prompts(tmp_path: Path) -> None:
     file = str(write_task(tmp_path))
     before = task_hash(load_task(file))
     (tmp_path / "eval.txt").write_text("another test prompt")

@@ -78,7 +78,7 @@ def test_every_preset_fits_every_objective_and_sampler() -> None:
                 load_sampler(sampler, **found.sampler.settings)
 
 
-def test_in_the_plane_every_sampler_that_ships_draws_by_sde_and_a_plug_in_needs_no_rule() -> None:
+def test_in_the_plane_samplers_draw_by_sde_and_a_plug_in_needs_no_rule() -> None:
     for sampler in registry.names("samplers"):
         found = load_config(options={"backbone": "gaussian_mixture", "sampler": sampler})
         assert found.sampler.settings["rule"] == "sde"
@@ -209,7 +209,7 @@ class TestLayers:
     def test_presets_are_the_yaml_files_of_their_folder(self) -> None:
         assert presets() == ["other", "quick"]
 
-    def test_a_presets_parts_win_over_its_common_part_in_the_order_backbone_sampler_objective(self) -> None:
+    def test_parts_of_a_preset_win_in_the_order_backbone_sampler_objective(self) -> None:
         found = chosen()
         assert found["iterations"] == 13
         assert found["micro_batch"] == 5

@@ -66,7 +66,7 @@ def test_bias_is_the_sine_of_the_angle_whatever_the_scale() -> None:
     assert none.lower == 0.0
 
 
-def test_an_estimate_without_noise_has_no_finite_ratio_and_one_without_signal_no_angle() -> None:
+def test_without_noise_there_is_no_ratio_and_without_signal_no_angle() -> None:
     exact = Products.of(torch.ones(4, 3), torch.ones(3))
     assert signal_to_noise(exact) == math.inf
     assert relative_bias(exact) == pytest.approx(0.0, abs=1e-7)

@@ -71,7 +71,7 @@ def on_trial(objective: str, leaves: int = 6) -> GradientTrial:
     return bench.result(of(objective, steps=2, group_size=leaves), repetitions=300)
 
 
-def test_the_plain_policy_gradient_of_a_gaussian_step_has_no_bias_and_its_known_noise() -> None:
+def test_the_policy_gradient_of_a_gaussian_step_has_no_bias_and_known_noise() -> None:
     """s_i has the gradient -eps_i, R_i = (x_i + eps_i) / 2 in the first coordinate, and g = mean (R_i - mean R) eps_i.
 
     The mean is (1/2, 0) (K - 1) / K. By the variance of a sample covariance of Gaussians, with var R = 1/2, the noise is
@@ -99,7 +99,7 @@ def test_a_planted_bias_is_told() -> None:
     assert found.scale.value == pytest.approx(5 / 6, abs=0.1)
 
 
-def test_standardising_within_a_few_leaves_keeps_the_direction_and_log_variance_has_twice_the_scale() -> None:
+def test_few_leaves_keep_the_direction_and_log_variance_doubles_the_scale() -> None:
     found = on_trial("vargrad", leaves=12)
     # The loss is a variance, so its gradient is twice that of the divergence; 11 / 12 for the group's own mean, and E[1 / std]
     # of 12 rewards in place of 1 / std, about 1 + 3 / (4 * 12).

@@ -2,10 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from alignbench.embedded.examples import draw_examples, held_out_words, to_pixel
 from alignbench.embedded.networks import letter_tokenizer, tokenize
 from alignbench.embedded.train_tiny import LatentPool, Phase, TinyTraining, patch_projection, schedule, train_tiny
 from alignbench.errors import UserError
+from tests.support.faults import CONTEXT
 
 PHASES = (Phase(steps=4, fall=0.4, shards=2, words_share=0.4), Phase(steps=2, rate=0.5, shards=1, words_share=0))
 SMALL = TinyTraining(
@@ -38,18 +36,6 @@ SMALL = TinyTraining(
 def with_steps(*steps: int) -> TinyTraining:
     phases = [phase.model_copy(update={"steps": n}) for phase, n in zip(PHASES, steps, strict=True)]
     return SMALL.model_copy(update={"phases": tuple(phases)})
-
-
-class InThisProcess(Executor):
-    """A pool of workers that starts none: each would import torch. The fixture below has a real one."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        pass
-
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        future.set_result(work(*arguments, **options))
-        return future
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +96,7 @@ def test_latents_have_unit_variance_over_all_components(trained: tuple[Path, lis
 def test_a_training_that_was_stopped_ends_with_the_same_weights(
     trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_tiny_module, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(train_tiny_module, "get_context", lambda kind: CONTEXT)  # its workers need not import torch
 
     def stopping(settings: TinyTraining, step: int) -> tuple[int, float]:
         if step == 3:
@@ -172,7 +158,7 @@ def test_a_folder_of_another_training_is_refused_and_left_as_it_is(trained: tupl
 def test_phases_can_be_added_to_a_training_that_has_ended(
     trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_tiny_module, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(train_tiny_module, "get_context", lambda kind: CONTEXT)  # its workers need not import torch
     work = shutil.copytree(trained[0] / "work", tmp_path / "work")
     lines: list[str] = []
     train_tiny(SMALL.model_copy(update={"phases": (*PHASES, Phase(steps=2, shards=1))}), work, tmp_path / "out", lines.append)

@@ -10,7 +10,7 @@ MASSES = pd.DataFrame(
 )
 
 
-def test_a_mode_died_where_target_and_base_have_it_and_the_trained_model_has_under_a_quarter() -> None:
+def test_a_mode_died_where_the_trained_model_has_under_a_quarter_of_it() -> None:
     """The second has 0.09 of 0.4; the third was not alive in the base model; the fourth does not count in the target."""
     assert list(dead_modes(MASSES).index) == [1]
     (alarm,) = mode_alarms(MASSES, "equal_modes 0")

@@ -35,7 +35,7 @@ def test_a_fall_without_a_rising_reward_is_no_over_optimisation() -> None:
     assert not onset(ITERATIONS, falling, falling).over_optimised
 
 
-def test_false_onsets_are_as_rare_as_said_though_the_best_of_many_evaluations_is_taken() -> None:
+def test_false_onsets_are_rare_though_the_best_evaluation_is_taken() -> None:
     rng, false, trials = np.random.default_rng(1), 0, 400
     for _ in range(trials):
         rewards = np.linspace(0, 1, 9)[:, None] + rng.normal(0, 0.1, (9, 16))
@@ -86,7 +86,7 @@ def test_metrics_without_a_direction_or_with_too_few_prompts_have_no_onset() -> 
     assert onsets(planted_curve(), ["another"], {"turns": True}) == []
 
 
-def test_a_metric_that_says_nothing_of_some_prompts_is_paired_with_the_reward_on_the_others() -> None:
+def test_a_metric_without_some_prompts_is_paired_on_the_others() -> None:
     table = planted_curve()
     table = table[(table["metric"] != "turns") | (table["prompt_index"] % 2 == 0)]
     (found,) = onsets(table, ["reward"], {"turns": True})

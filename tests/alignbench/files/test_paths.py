@@ -36,7 +36,7 @@ def test_tilde_is_the_home_folder_and_an_absolute_path_stays(home: Path) -> None
     assert local_path("x~") == Path("x~")
 
 
-def test_paths_of_every_key_in_a_file_start_at_the_file_and_on_the_command_line_at_the_current_folder(home: Path) -> None:
+def test_paths_start_at_the_file_or_for_the_command_line_at_the_current_folder(home: Path) -> None:
     (home / "model").mkdir()
     keys = {
         "task": "mine.yaml",

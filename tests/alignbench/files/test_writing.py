@@ -80,7 +80,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path, write: Callab
     assert [f.read_text() for f in tmp_path.iterdir()] == (["old"] if write is write_atomically else [])
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_writer_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
+def test_the_next_writer_removes_what_a_killed_process_left_and_a_living_one_keeps(tmp_path: Path) -> None:
     for name in ("dead", "live"):
         (tmp_path / f".file.{name}0000.partial").mkdir()
         (tmp_path / f".file.{name}0000.partial" / "file").write_text("half")

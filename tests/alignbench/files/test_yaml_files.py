@@ -138,7 +138,7 @@ def test_aliases_that_unfold_without_end_are_refused_at_once() -> None:
         ("@x", "@x"),
     ],
 )
-def test_a_value_on_the_command_line_is_one_plain_value_or_yaml_with_brackets_or_quotes(text: str, value: Any) -> None:
+def test_a_value_on_the_command_line_is_plain_or_yaml_with_brackets_or_quotes(text: str, value: Any) -> None:
     assert parse_value(text) == value
 
 

@@ -55,7 +55,7 @@ def test_draws_of_the_tilt_have_its_reward_and_its_modes() -> None:
     assert tilt.metrics["kl_model_target"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_task_that_rewards_something_else_than_the_backbone_knows_has_no_exact_front(tmp_path: Path) -> None:
+def test_a_reward_that_the_backbone_does_not_know_has_no_exact_front(tmp_path: Path) -> None:
     policy = load_configured_backbone(config("proxy_reward"))
     known = MetricSuite(load_task("proxy_reward"))
     assert knows_target(policy, ["proxy_reward 0"], known)

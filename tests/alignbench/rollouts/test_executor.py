@@ -189,7 +189,7 @@ def test_every_edge_draws_its_own_standard_normal_noise() -> None:
     assert float(torch.pdist(noise).min()) > 1
 
 
-def test_the_first_parents_come_from_the_root_noise_of_seed_iteration_prompt_and_root() -> None:
+def test_the_first_parents_are_the_noise_of_seed_iteration_prompt_and_root() -> None:
     toy, prompts = ToyBackbone(), ["a", "b", "a"]
     forest = rollout(toy, prompts, Plan(tree(4, (1,)).steps, roots=2), seed=5, iteration=7)
     keys = [(5, 7, *group, "root", b) for group in (("a", 0), ("b", 0), ("a", 1)) for b in range(2)]
@@ -245,7 +245,7 @@ def test_nan_in_evaluation_samples_names_the_first_step_that_has_it() -> None:
         sample(toy, ["a"], 2, 3, seed=0)
 
 
-def test_evaluation_samples_are_euler_steps_from_noise_that_other_prompts_do_not_change() -> None:
+def test_evaluation_samples_are_euler_steps_whose_noise_no_other_prompt_changes() -> None:
     toy = ToyBackbone()
     whole = sample(toy, ["b", "a"], 3, steps=4, seed=9)
     assert whole.shape == (6, *LATENT)

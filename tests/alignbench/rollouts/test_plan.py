@@ -27,7 +27,7 @@ def test_a_3x3x3_tree_has_27_leaves_and_13_replay_rows_wherever_it_splits(splits
     assert plan.splits == plan.stochastic_steps == splits
 
 
-def test_27_independent_rollouts_of_six_steps_cost_162_rows_and_replay_all_but_the_last_step() -> None:
+def test_27_rollouts_of_six_steps_cost_162_rows_and_replay_all_but_the_last_step() -> None:
     plan = chains(6, 27)
     assert plan.leaves == 27
     assert plan.model_rows() == 27 * 6 == 162

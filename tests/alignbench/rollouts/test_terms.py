@@ -41,7 +41,7 @@ def all_terms(toy: ToyBackbone, forest: RolloutForest) -> Terms:
 
 
 @every_plan
-def test_under_the_policy_of_the_rollout_the_log_probs_are_the_old_ones_and_nothing_has_drifted(plan: object) -> None:
+def test_under_the_behaviour_policy_log_probs_are_the_old_ones_without_drift(plan: object) -> None:
     toy = ToyBackbone()
     forest = rollout(toy, PROMPTS, plan, seed=0)  # type: ignore[arg-type]
     terms = all_terms(toy, forest)

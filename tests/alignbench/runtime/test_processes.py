@@ -1,46 +1,39 @@
+"""Runs on several processes: they come to the same as on one, and end together."""
+
 import json
 import os
-import shutil
 import signal
 import time
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from alignbench import RunError, UserError, load_objective, run
-from alignbench.config.run_config import RunConfig, load_config
+from alignbench import RunError, UserError, run
+from alignbench.config.run_config import RunConfig
 from alignbench.files import writing as files
-from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import group_keys
 from alignbench.runtime import launch
-from alignbench.runtime.processes import SINGLE_PROCESS, DistributedProcesses, Processes, full_tensor, join, on_loopback
-from alignbench.training import engine
-from tests.support.faults import full_disk
-from tests.support.pipelines import SIDE, save_pipeline
+from alignbench.runtime.processes import SINGLE_PROCESS, DistributedProcesses, join, on_loopback
+from tests.support.faults import PATIENCE, full_disk
+from tests.support.pairs import in_turn
 from tests.support.plugins import toy_config, write_task
 from tests.support.replays import SMALL, TRAINING
+from tests.support.same_runs import CALM, ROUNDING, assert_same_but_for_rounding, record, weights
 from tests.support.together import command, ended, runs, started
 from tests.support.toys import ToyBackbone, tree
 
-ROUNDING = 2e-5
-"""Of sums of some hundred float32 numbers of size one in another order, through six updates."""
-CALM = {"lr": 0.01, "eps": 1e-3}
-"""Adam divides a gradient by its size; a larger eps keeps it from making a step of what is rounding alone."""
+IN_TURN = in_turn(TRAINING, list(SMALL))
+"""What four processes train."""
 
 
 def grid(folder: Path, out: Path) -> list[tuple[RunConfig, Path]]:
-    """Each objective with a tree, and each sampler with grpo, for three iterations of four groups of four."""
-    pairs = dict.fromkeys([*product(TRAINING, ["fixed_tree"]), *product(["grpo"], SMALL)])
+    """Each objective with a tree, each sampler with grpo, and each of both in turn; three iterations of four groups of four."""
+    pairs = dict.fromkeys([*product(TRAINING, ["fixed_tree"]), *product(["grpo"], SMALL), *IN_TURN])
     changes = {
         "prompts_per_iteration": 4,
         "updates_per_rollout": 2,
@@ -57,34 +50,6 @@ def grid(folder: Path, out: Path) -> list[tuple[RunConfig, Path]]:
     ]
 
 
-def weights(out: Path, name: str = "weights") -> dict[str, Tensor]:
-    newest = max((out / "checkpoints").iterdir(), key=lambda p: int(p.name.rpartition("-")[2]))
-    return load_file(newest / f"{name}.safetensors")
-
-
-def record(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "result.json").read_text())
-    return found
-
-
-def assert_same_but_for_rounding(one: Path, several: Path, tolerance: float = ROUNDING) -> None:
-    ours, theirs = (pd.read_parquet(out / "metrics.parquet").drop(columns="splits") for out in (one, several))
-    timeless = [c for c in ours.columns if not c.startswith("seconds")]
-    np.testing.assert_allclose(theirs[timeless], ours[timeless], rtol=tolerance, atol=tolerance, err_msg=one.name)
-    for name, tensor in weights(one).items():
-        torch.testing.assert_close(weights(several)[name], tensor, rtol=0, atol=tolerance)
-    ours_spent, theirs_spent = record(one)["budget"], record(several)["budget"]
-    for key in ("model_rows_rollout", "model_rows_train", "replay_rows", "decoded", "reward_calls", "failed_scores"):
-        assert theirs_spent[key] == ours_spent[key], key
-    assert record(several)["checks"]["first_update_ratio_abs_dev_max"] < 1e-5
-    evals = [pd.read_parquet(out / "evals.parquet") for out in (one, several)]
-    columns = ["phase", "metric", "prompt_index", "image"]
-    before, after = (e.sort_values(columns, ignore_index=True) for e in evals)
-    assert (before[[*columns, "prompt"]] == after[[*columns, "prompt"]]).all().all()
-    # An image's level is one of 256: one that is nearly between two may fall on the other side.
-    np.testing.assert_allclose(after.value, before.value, atol=0.02)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
@@ -95,7 +60,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_pair_comes_to_the_same_on_several_processes(tmp_path: Path, alone: Path, count: int) -> None:
-    jobs = grid(alone, tmp_path)
+    """On four processes, which take four times as long as two, every objective and every sampler is in one pair at least."""
+    turns = {f"{objective}-{sampler}" for objective, sampler in IN_TURN}
+    jobs = [(config, out) for config, out in grid(alone, tmp_path) if count == 2 or out.name in turns]
+    assert {config.objective.name for config, _ in jobs} == set(TRAINING)
+    assert {config.sampler.name for config, _ in jobs} == set(SMALL)
     assert ended(started(count, runs, jobs, said=tmp_path / "said")) == [0] * count
     for _, out in jobs:
         assert_same_but_for_rounding(alone / out.name, out)
@@ -156,7 +125,7 @@ def test_shares_are_as_long_and_say_what_is_repeated() -> None:
     assert SINGLE_PROCESS.unpadded_length("abcd") == 4
 
 
-def test_processes_on_several_machines_and_those_who_are_told_an_interface_are_left_alone(
+def test_a_chosen_interface_and_processes_on_several_machines_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in launch.environment(1, 4, 12345).items():
@@ -174,7 +143,7 @@ def test_processes_on_several_machines_and_those_who_are_told_an_interface_are_l
     assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth7", launch.loopback_interface())
 
 
-def test_what_fails_in_one_process_ends_all_with_its_message_and_the_run_goes_on_later(tmp_path: Path) -> None:
+def test_a_failure_of_one_process_ends_all_with_its_message_and_the_run_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = toy_config(write_task(tmp_path, "DyingInSecondProcess"), iterations=4, optimizer=CALM)
     processes = started(2, runs, [(config, out)], said=tmp_path / "said")
@@ -190,7 +159,7 @@ def test_what_fails_in_one_process_ends_all_with_its_message_and_the_run_goes_on
     assert_same_but_for_rounding(tmp_path / "undisturbed", out)
 
 
-def test_several_processes_are_stopped_by_the_same_rule_and_return_to_the_same_weights(tmp_path: Path) -> None:
+def test_processes_stop_by_the_same_rule_and_return_to_the_same_weights(tmp_path: Path) -> None:
     rules: Any = {"evaluation": {"prompts": 6, "images_per_prompt": 4, "steps": 4, "every": 2, "validation_images": 3}}
     rules |= {"stop": {"path_kl": 0.05, "restore": True}, "iterations": 9, "optimizer": CALM}
     config = toy_config(write_task(tmp_path), **rules)
@@ -226,23 +195,29 @@ def test_of_two_failures_all_raise_the_first_processs(tmp_path: Path) -> None:
     assert second == ["OutOfMemoryError", "rank 0: CUDA out of memory", True, True, False]
 
 
+def wait_for(*files: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, number: int) -> None:
     out = tmp_path / "run"
-    config = toy_config(write_task(tmp_path, "Slow"), iterations=8)
+    config = toy_config(write_task(tmp_path, "Waiting", meeting=str(tmp_path)))
     config_file = tmp_path / "config.yaml"
     config_file.write_text(json.dumps(config.resolved()))
     arguments = ["run", "--config", str(config_file), "--out", str(out)]
     processes = started(2, command, arguments, said=tmp_path / "said")
-    deadline = time.monotonic() + 120
-    while not (out / "evals.parquet").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(tmp_path / "waiting-0", tmp_path / "waiting-1")
     os.kill(processes[1].pid, number)
+    (tmp_path / "go").touch()
     assert ended(processes) == [130, 130]
     assert "interrupted; resume with: alignbench run --resume" in (tmp_path / "said" / "0").read_text()
     assert (tmp_path / "said" / "1").read_text().count("alignbench:") == 0  # one speaks for all
     reached = max(int(p.name.rpartition("-")[2]) for p in (out / "checkpoints").iterdir())
-    assert reached < 8
+    assert reached < 3
     assert ended(started(2, command, ["run", "--resume", str(out)], said=tmp_path / "said")) == [0, 0]
     whole = tmp_path / "whole"
     assert ended(started(2, runs, [(config, whole)], said=tmp_path / "said")) == [0, 0]
@@ -252,12 +227,13 @@ def test_a_request_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, num
 
 def test_a_process_that_is_killed_takes_the_others_with_it(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    config = toy_config(write_task(tmp_path, "Slow"), iterations=6, checkpoint_every=1, optimizer=CALM)
+    task = write_task(tmp_path, "Waiting", meeting=str(tmp_path))
+    config = toy_config(task, checkpoint_every=1, optimizer=CALM)
     processes = started(2, runs, [(config, out)], said=tmp_path / "said")
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoints" / "iteration-2").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(tmp_path / "waiting-0", tmp_path / "waiting-1")
+    assert (out / "checkpoints" / "iteration-2").exists()
     processes[1].kill()
+    (tmp_path / "go").touch()
     first, second = ended(processes)
     assert (first, second) == (1, -signal.SIGKILL)
     assert "RunError: another process of this run has ended or cannot be reached" in (tmp_path / "said" / "0").read_text()
@@ -313,88 +289,3 @@ def test_what_cannot_be_shared_is_said_once(tmp_path: Path, arguments: list[str]
     assert sentence in (tmp_path / "said" / "0").read_text()
     assert (tmp_path / "said" / "1").read_text() == ""
     assert not (tmp_path / "run" / "result.json").exists()
-
-
-TRAININGS = [("sd3", "lora"), ("flux", "lora"), ("sd3", "full")]
-
-
-@pytest.mark.parametrize(("family", "train"), TRAININGS)
-def test_sharded_weights_give_the_same_run_and_resume(tmp_path: Path, family: str, train: str) -> None:
-    folder = save_pipeline(family, tmp_path / family)
-    configs = {name: small_config(folder, train, sharded=name == "sharded") for name in ("whole", "sharded")}
-    jobs = [(config, tmp_path / name) for name, config in configs.items()]
-    assert ended(started(2, runs, jobs, said=tmp_path / "said")) == [0, 0]
-    assert_same_but_for_rounding(tmp_path / "whole", tmp_path / "sharded")
-    for name in ("ema", "optimizer", "reference"):
-        kept, spread = (weights(tmp_path / out, name) for out in ("whole", "sharded"))
-        assert kept.keys() == spread.keys() != set()
-        for key, tensor in kept.items():
-            torch.testing.assert_close(spread[key], tensor, rtol=0, atol=ROUNDING)
-    interrupted = tmp_path / "interrupted"
-    shutil.copytree(tmp_path / "sharded", interrupted)
-    (interrupted / "result.json").unlink()
-    shutil.rmtree(interrupted / "checkpoints" / "iteration-2")
-    assert ended(started(2, runs, [(configs["sharded"], interrupted)], said=tmp_path / "said")) == [0, 0]
-    for key, tensor in weights(tmp_path / "sharded").items():
-        assert torch.equal(weights(interrupted)[key], tensor)
-
-
-@pytest.mark.parametrize(("family", "train"), TRAININGS)
-def test_sharded_each_process_holds_half_of_the_weights_and_finds_the_gradient(tmp_path: Path, family: str, train: str) -> None:
-    config = small_config(save_pipeline(family, tmp_path / family), train, sharded=True)
-    assert ended(started(2, sharding, config, tmp_path, said=tmp_path / "said")) == [0, 0]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    part = "frozen" if train == "lora" else "trained"  # what is trained beside frozen weights stays whole
-    assert first[part] + second[part] == first[f"{part}_before"]
-    assert second[part] > 0.4 * first[f"{part}_before"]  # an odd row is the first one's
-    for found in (first, second):
-        assert train == "full" or found["trained"] == found["trained_before"] > 0
-        assert found["gradient"] > 0
-        assert found["off"] < 1e-5 * found["gradient"]
-
-
-def small_config(folder: Path, train: str, sharded: bool) -> RunConfig:
-    options = {
-        "backbone": {"name": str(folder), "train": train, "lora_rank": 2, "resolution": SIDE},
-        "objective": {"name": "grpo", "kl_beta": 0.1},
-        "sampler": {"name": "fixed_tree", "steps": 4, "levels": 2, "children": 2, "splits": [1, 2]},
-        "task": str(write_task(folder.parent)),
-        "iterations": 2,
-        "prompts_per_iteration": 2,
-        "optimizer": {**CALM, "max_grad_norm": 0.01},
-        "ema": {"decay": 0.9, "every": 1},
-        "reference_refresh": 1,
-        "checkpoint_every": 1,
-        "evaluation": {"prompts": 3, "images_per_prompt": 2, "steps": 3},
-        "threads": 1,
-        "save_images": False,
-        "sharded": sharded,
-    }
-    return load_config(preset="smoke", options=options)
-
-
-def sharding(config: RunConfig, folder: Path) -> None:
-    """Writes how many numbers of the transformer this process holds, and how far the gradient is from that of one process."""
-    processes = join(torch.device("cpu"), sharded=True)
-    policy = load_configured_backbone(config)
-    objective = load_objective("grpo", kl_beta=1.0)
-    forest = rollout(policy, ["a"], tree(4, [1, 2], children=2), 0)
-    forest.rewards = torch.tensor([0.0, 1.0, 0.5, 0.2])
-
-    def held(trained: bool) -> int:
-        parameters = [p for p in policy.trainable().parameters() if p.requires_grad == trained]
-        return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
-
-    def gradient(among: Processes) -> Tensor:
-        for parameter in policy.parameters():
-            parameter.grad = None
-        # Three rows, one in a call: the first process has one of them, and a call without any.
-        engine.backward(policy, objective, forest, micro_batch=1, processes=among)
-        return torch.cat([full_tensor(p.grad).flatten() for p in policy.parameters() if p.grad is not None])
-
-    found: dict[str, Any] = {"frozen_before": held(False), "trained_before": held(True)}
-    alone = gradient(SINGLE_PROCESS)
-    policy.shard()
-    off = (gradient(processes) - alone).abs().max()
-    found |= {"frozen": held(False), "trained": held(True), "gradient": float(alone.abs().max()), "off": float(off)}
-    (folder / f"{processes.rank}.json").write_text(json.dumps(found))

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from alignbench.files import images
 from alignbench.records.record import EvalRecord
 from alignbench.scoring.score import score_images, score_model
 from evals.diversity import Diversity
+from tests.support.command_line import alignbench, in_this_process
 from tests.support.plugins import toy_config, write_task
 
 ROOT = Path(__file__).parents[3]
@@ -153,18 +152,11 @@ def test_evals_pass_over_prompts_that_they_say_nothing_about(tmp_path: Path) -> 
     assert found.failed_scores == 2  # ocr and ocr_exact of the scene
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from alignbench.__main__ import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), "eval", *arguments], capture_output=True, text=True, cwd=cwd, check=False
-    )
-
-
 def test_the_command_prints_one_document(tmp_path: Path) -> None:
     pictures = picture_folder(tmp_path / "pictures", [0, 255])
     (tmp_path / "p.jsonl").write_text('{"prompt": "é"}')
     arguments = ("--images", str(pictures), "--prompts", "p.jsonl", "--evals", "quality", "--json")
-    done = command(*arguments, cwd=tmp_path)
+    done = alignbench("eval", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["metrics"]) == {"sharpness", "brightness", "entropy", "black_or_white"}
 
@@ -189,7 +181,7 @@ def test_a_config_of_another_place_is_none_of_ours(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_wrong_input_gets_one_sentence(arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = command(*arguments, cwd=tmp_path)
+    done = in_this_process("eval", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr

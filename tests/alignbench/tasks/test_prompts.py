@@ -150,7 +150,7 @@ def test_nothing_is_dealt_out_in_order_where_a_table_names_images_otherwise(
     assert len(read_prompts(tmp_path / name)) == 3
 
 
-def test_a_column_that_names_the_images_in_their_order_or_something_else_is_no_obstacle(pictures: Path, tmp_path: Path) -> None:
+def test_a_column_with_the_images_names_or_anything_else_does_no_harm(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("id,seed,prompt\na,3,x\nb,1,y\nc,2,1\n")
     assert paired(pictures, tmp_path / "p.csv") == [("a.png", "x"), ("b.png", "y"), ("c.png", "1")]
 

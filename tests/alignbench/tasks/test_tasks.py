@@ -46,7 +46,7 @@ def test_case_and_blanks_make_no_other_prompt(tmp_path: Path) -> None:
     assert user_task(tmp_path, eval_prompts=["eval.csv", "again.txt"]).eval_prompts == ["one, two", "Three", "four"]
 
 
-def test_preference_takes_words_and_scenes_in_turns_and_is_judged_by_what_it_does_not_train_on() -> None:
+def test_preference_alternates_words_and_scenes_and_has_metrics_it_does_not_train_on() -> None:
     task = load_task("preference")
     assert Counter('"' in prompt for prompt in task.eval_prompts[:48]) == {True: 24, False: 24}
     judges = MetricSuite(task)

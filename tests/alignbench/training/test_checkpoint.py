@@ -108,7 +108,7 @@ def test_the_newest_so_many_stay_and_nothing_hidden(tmp_path: Path) -> None:
     assert {f.name for f in tmp_path.iterdir()} == {"iteration-10", "iteration-11", "notes", "iteration-x"}
 
 
-def test_a_whole_checkpoint_of_the_iteration_is_not_written_again_and_a_damaged_one_is(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_iteration_is_written_again_only_if_damaged(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     before = (path / STATE).stat().st_ino
     save(tmp_path, 1)

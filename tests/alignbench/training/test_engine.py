@@ -241,7 +241,7 @@ class LearntScale(Objective):
 
 
 @pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
-def test_a_parameter_inside_the_terms_gets_its_gradient_and_whole_numbers_pass_through(micro_batch: int | None) -> None:
+def test_a_parameter_inside_the_terms_gets_its_gradient_beside_whole_numbers(micro_batch: int | None) -> None:
     toy, _, forest = drawn(plan_of("fixed_tree"), move=0)
     objective = LearntScale(Settings())
     backward(toy, objective, forest, micro_batch=micro_batch)
@@ -324,7 +324,7 @@ def test_a_forest_without_stochastic_steps_is_refused_in_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
-def test_while_nothing_has_changed_the_policys_own_answer_is_the_old_ones_and_carries_no_gradient(
+def test_while_nothing_has_changed_the_old_policys_answer_is_reused_without_gradient(
     micro_batch: int | None,
 ) -> None:
     toy, _, forest = drawn(plan_of("independent"), move=0)
@@ -342,7 +342,7 @@ def test_while_nothing_has_changed_the_policys_own_answer_is_the_old_ones_and_ca
 
 
 @pytest.mark.parametrize("name", ["tmpo", "grpo", "vargrad", "ppo", "subtb", "flowrl"])
-def test_the_first_update_takes_one_pass_and_its_gradient_is_that_of_all_rows_at_once(name: str) -> None:
+def test_the_first_update_takes_one_pass_and_has_the_gradient_of_all_rows(name: str) -> None:
     toy, _, forest = drawn(plan_of("fixed_tree"), move=0.0)
     objective = load_objective(name)
     torch.manual_seed(0)

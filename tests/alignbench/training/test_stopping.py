@@ -44,7 +44,7 @@ def test_patience_counts_evaluations_since_the_best_one() -> None:
     assert two.broken(points(judge=[0.1, 0.5, 0.4, 0.6])) is None
 
 
-def test_patience_follows_a_metric_of_which_lower_is_better_and_passes_over_missing_values() -> None:
+def test_patience_follows_lower_is_better_and_skips_missing_values() -> None:
     one = rules(patience=1, metric="error")
     assert one.broken(points(error=[0.9, 0.5, 0.4])) is None
     rising = one.broken(points(error=[0.4, 0.5]))
@@ -169,7 +169,7 @@ def test_a_rule_ends_the_run_and_the_record_says_so(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(table(tmp_path / "run"), table(tmp_path / "plain")[: result.run.iterations], check_exact=True)
 
 
-def test_a_restored_run_has_the_weights_of_the_evaluation_that_the_rule_names_and_what_it_spent(tmp_path: Path) -> None:
+def test_a_restored_run_has_the_named_weights_and_what_it_spent(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     kept = run(stopping(task), tmp_path / "kept")
     restored = run(stopping(task, restore=True), tmp_path / "restored")
