@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -98,6 +99,23 @@ class Residual(nn.Module):
         return answer
 
 
+class ResidualPerPrompt(nn.Module):
+    """A `Residual` for each of the prompts of a scenario."""
+
+    def __init__(self, dimension: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(Residual(dimension, hidden, layers) for _ in range(PROMPTS_EACH))
+
+    def forward(self, x: Tensor, sigma: Tensor, number: Tensor) -> Tensor:
+        prompts = number.argmax(1)
+        correction = torch.zeros_like(x)
+        for prompt, network in enumerate(self.networks):
+            rows = (prompts == prompt).nonzero()[:, 0]
+            if len(rows):
+                correction = correction.index_copy(0, rows, network(x[rows], sigma[rows], number[rows]))
+        return correction
+
+
 class GaussianMixture(Backbone, KnownDistributions):
     class Settings(BackboneSettings):
         dimension: int = Field(2, ge=2)
@@ -106,6 +124,9 @@ class GaussianMixture(Backbone, KnownDistributions):
         """Width of the residual network."""
         layers: int = Field(1, ge=1)
         """Its hidden layers."""
+        network: Literal["shared", "per_prompt"] = "shared"
+        """shared: one network, conditioned on the prompt, so that the prompts' solutions disturb one another.
+        per_prompt: a network for each prompt, of the same size."""
         steps: int = Field(16, ge=1)
         """Euler steps of evaluation samples."""
         beta: float = Field(4.0, ge=0)
@@ -125,7 +146,8 @@ class GaussianMixture(Backbone, KnownDistributions):
         self.latent_shape = (settings.dimension,)
         self.device = settings.torch_device
         self.default_steps = settings.steps
-        self.residual = Residual(settings.dimension, settings.hidden, settings.layers).to(self.device)
+        sizes = (settings.dimension, settings.hidden, settings.layers)
+        self.residual = (ResidualPerPrompt(*sizes) if settings.network == "per_prompt" else Residual(*sizes)).to(self.device)
         self.active = True
 
     def sigmas(self, steps: int) -> Tensor:

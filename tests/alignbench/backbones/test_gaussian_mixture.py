@@ -36,6 +36,38 @@ def moved(size: float = 0.3, **settings: object) -> GaussianMixture:
     return found
 
 
+@pytest.mark.parametrize(("network", "disturbed"), [("shared", True), ("per_prompt", False)])
+def test_an_update_on_one_prompt_moves_the_others_in_a_shared_network(network: str, disturbed: bool) -> None:
+    policy = backbone(network=network)
+    c = policy.encode(["equal_modes 0", "equal_modes 1"])
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(2))
+    sigma, first, second = torch.full((8,), 0.5), torch.zeros(8, dtype=torch.long), torch.ones(8, dtype=torch.long)
+    with policy.reference():
+        base = policy.velocity(x, sigma, c, second)
+    assert torch.equal(policy.velocity(x, sigma, c, second), base)  # the residual is zero at the start
+    optimizer = torch.optim.SGD(policy.trainable().parameters(), lr=1.0)
+    for _ in range(2):  # the first step moves only the last layer, which is zero at the start
+        optimizer.zero_grad()
+        (policy.velocity(x, sigma, c, first) - 1).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(policy.velocity(x, sigma, c, first), base)
+    assert torch.equal(policy.velocity(x, sigma, c, second), base) is not disturbed
+
+
+def test_a_network_for_each_prompt_answers_rows_in_any_order() -> None:
+    policy = backbone(network="per_prompt")
+    with torch.no_grad():
+        for i, network in enumerate(policy.residual.networks):
+            network.net[-1].bias.fill_(float(i))
+    c = policy.encode([f"equal_modes {i}" for i in range(4)])
+    x, sigma = torch.zeros(5, 2), torch.full((5,), 0.5)
+    group = torch.tensor([3, 0, 2, 3, 1])
+    moved_by = policy.velocity(x, sigma, c, group)
+    with policy.reference():
+        moved_by = moved_by - policy.velocity(x, sigma, c, group)
+    assert torch.allclose(moved_by[:, 0], torch.tensor([3.0, 0.0, 2.0, 3.0, 1.0]), atol=1e-5)  # float32 sums near 3
+
+
 def test_samples_of_the_base_have_the_mixtures_moments() -> None:
     x = sample(backbone(), [PROMPT], 4000, 100, seed=0).double()
     base = world(PROMPT).base
