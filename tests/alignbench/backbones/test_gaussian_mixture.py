@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignbench import UserError, load_backbone, load_scorer, run
-from alignbench.backbones.gaussian_mixture import GaussianMixture, _best_reward, truth
+from alignbench.backbones.gaussian_mixture import GaussianMixture, Residual, ResidualPerPrompt, _best_reward, truth
 from alignbench.backbones.mixture.mixtures import EXTENT, as_images, from_images, midpoints, noise_quadrature
 from alignbench.backbones.mixture.scenarios import SCENARIOS, Bumps, world
 from alignbench.backbones.mixture.tilted_flow import tilted_flow
@@ -30,6 +30,7 @@ def moved(size: float = 0.3, **settings: object) -> GaussianMixture:
     """A policy away from its base."""
     found = backbone(**settings)
     generator = torch.Generator().manual_seed(1)
+    assert isinstance(found.residual, Residual)
     with torch.no_grad():
         for parameter in found.residual.net[-1].parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
@@ -56,9 +57,13 @@ def test_an_update_on_one_prompt_moves_the_others_in_a_shared_network(network: s
 
 def test_a_network_for_each_prompt_answers_rows_in_any_order() -> None:
     policy = backbone(network="per_prompt")
+    assert isinstance(policy.residual, ResidualPerPrompt)
     with torch.no_grad():
         for i, network in enumerate(policy.residual.networks):
-            network.net[-1].bias.fill_(float(i))
+            assert isinstance(network, Residual)
+            last = network.net[-1]
+            assert isinstance(last, torch.nn.Linear)
+            last.bias.fill_(float(i))
     c = policy.encode([f"equal_modes {i}" for i in range(4)])
     x, sigma = torch.zeros(5, 2), torch.full((5,), 0.5)
     group = torch.tensor([3, 0, 2, 3, 1])
