@@ -1,1 +1,1 @@
-"""Comparisons: grids of runs under one budget, how they are run, and what their records say together."""
+"""Comparisons: grids of runs under one budget, how they are run, and their records as tables."""

@@ -2,7 +2,7 @@
 
 A *cell* is an objective with a sampler and their settings; its runs differ in the seed alone. A *setup* is what must be equal
 for cells to be compared: task, backbone, evaluation protocol and budget. Nothing is averaged across setups but by
-`alignbench.comparison.contrasts`, which takes means over tasks.
+`alignbench.analysis.contrasts`, which takes means over tasks.
 """
 
 from collections.abc import Mapping, Sequence

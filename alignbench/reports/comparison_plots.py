@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alignbench.comparison.modes import first_distributions
+from alignbench.analysis.modes import first_distributions
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures import distributions
 from alignbench.figures.plots import left_out

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from alignbench.comparison import contrasts
-from alignbench.comparison.contrasts import BEST_REWARD, KL, Family
-from alignbench.comparison.modes import modes_frame
+from alignbench.analysis import contrasts
+from alignbench.analysis.contrasts import BEST_REWARD, KL, Family
+from alignbench.analysis.modes import modes_frame
 from alignbench.comparison.results import Results
 from alignbench.reports import reward_kl
 from alignbench.reports.formatting import SIGNIFICANT, heading
@@ -25,7 +25,7 @@ class Section:
         note: what its numbers are, in one sentence.
         names: headings of the columns that name a row.
         metrics: metric -> heading of its column.
-        rows: the names of each row, and its entries: metric -> row of a frame of `comparison.contrasts`.
+        rows: the names of each row, and its entries: metric -> row of a frame of `analysis.contrasts`.
     """
 
     title: str

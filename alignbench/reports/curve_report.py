@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from alignbench.comparison import against_front, curves
+from alignbench.analysis import against_front, curves
+from alignbench.analysis.modes import kept_distributions
+from alignbench.analysis.power import detectable, power_row
+from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.fronts import Fronts
-from alignbench.comparison.modes import kept_distributions
-from alignbench.comparison.power import detectable, power_row
-from alignbench.comparison.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.results import RecordedRun, Results
 from alignbench.evaluation.alarm import ALARM_LEVEL, mode_alarms
 from alignbench.frontier.front import VALIDATION, Front

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from alignbench.comparison.against_front import front_note
-from alignbench.comparison.curves import ROWS
-from alignbench.comparison.power import POWER
+from alignbench.analysis.against_front import front_note
+from alignbench.analysis.curves import ROWS
+from alignbench.analysis.power import POWER
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.formatting import SIGNIFICANT, number
 from alignbench.reports.style import axis_name

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from alignbench.comparison.curves import ROWS
-from alignbench.comparison.power import POWER
+from alignbench.analysis.curves import ROWS
+from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.formatting import SIGNIFICANT, number, p_value

@@ -34,7 +34,7 @@ def p_value(p: float) -> str:
 
 
 def contrast(row: Mapping[Any, Any]) -> str:
-    """A row of `comparison.contrasts` as text: mean, interval and n, with `*` if the corrected p value is below `SIGNIFICANT`.
+    """A row of `analysis.contrasts` as text: mean, interval and n, with `*` if the corrected p value is below `SIGNIFICANT`.
 
     The base model has no seeds, and so no interval. At a KL level, n is given of all runs.
     """

@@ -16,9 +16,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from alignbench.comparison.contrasts import families
+from alignbench.analysis.contrasts import families
+from alignbench.analysis.power import POWER
 from alignbench.comparison.fronts import read_fronts
-from alignbench.comparison.power import POWER
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures.plots import left_out, save

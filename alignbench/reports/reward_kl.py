@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from alignbench.comparison.contrasts import BEST_REWARD, KL
+from alignbench.analysis.contrasts import BEST_REWARD, KL
 from alignbench.comparison.results import BASE
 from alignbench.figures import distributions
 from alignbench.figures.plots import STYLE, legend_name

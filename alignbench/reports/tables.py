@@ -59,7 +59,7 @@ def write_tables(results: Results, contrasts: Mapping[str, pd.DataFrame], folder
     """Writes every frame as CSV and Parquet, and a LaTeX table per setup; returns the files.
 
     Args:
-        contrasts: frames of `comparison.contrasts`, by the names of their files.
+        contrasts: frames of `analysis.contrasts`, by the names of their files.
     """
     written = []
     for name, frame in {**_frames(results), **contrasts}.items():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alignbench.comparison.curves import (
+from alignbench.analysis.curves import (
     ROWS,
     RunCurve,
     at_levels,

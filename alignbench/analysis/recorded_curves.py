@@ -1,4 +1,4 @@
-"""The curves of a setup's runs, as `comparison.curves` takes them, from their `curve.parquet`."""
+"""The curves of a setup's runs, as `analysis.curves` takes them, from their `curve.parquet`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alignbench.comparison.curves import RunCurve
+from alignbench.analysis.curves import RunCurve
 from alignbench.comparison.results import RecordedRun, Results
 from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.errors import UserError

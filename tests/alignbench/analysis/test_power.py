@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from alignbench.comparison.power import detectable, pooled_deviation, power, power_row, seeds_needed
+from alignbench.analysis.power import detectable, pooled_deviation, power, power_row, seeds_needed
 
 
 def test_power_agrees_with_cohens_table() -> None:

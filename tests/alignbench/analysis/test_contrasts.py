@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alignbench.comparison.contrasts import (
+from alignbench.analysis.contrasts import (
     at_kl,
     equal_kl_frame,
     families,

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from alignbench.analysis.modes import TARGET, first_distributions, modes_frame
 from alignbench.backbone import PointDistribution
-from alignbench.comparison.modes import TARGET, first_distributions, modes_frame
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE
 from alignbench.records import distributions

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignbench.comparison.contrasts import corrected
+from alignbench.analysis.contrasts import corrected
 from alignbench.evaluation.curve import by_prompt
 from alignbench.evaluation.onset import LEAST_EVALUATIONS, Onset, onset
 from alignbench.statistics import Interval, difference, first_reached, hypervolume, mean_interval, one_sample

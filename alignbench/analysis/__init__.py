@@ -1,0 +1,1 @@
+"""What the records of a comparison say: curves, contrasts between methods, and what so many seeds can show."""

@@ -1,0 +1,17 @@
+"""A package is small enough to be read at a glance."""
+
+from pathlib import Path
+
+import pytest
+
+import alignbench
+
+HOME = Path(alignbench.__file__).parent
+MOST_IN_A_PACKAGE = 15
+MOST_AT_THE_TOP = 14
+
+
+@pytest.mark.parametrize("package", sorted(p.parent for p in HOME.rglob("__init__.py")), ids=lambda p: p.name)
+def test_a_package_has_few_modules(package: Path) -> None:
+    modules = [module.name for module in package.glob("*.py") if module.name != "__init__.py"]
+    assert len(modules) <= (MOST_AT_THE_TOP if package == HOME else MOST_IN_A_PACKAGE), sorted(modules)
