@@ -51,7 +51,14 @@ class Components:
         variants: for each model, the variant in the names of its weights files (`fp16`); None for plain names.
     """
 
-    def __init__(self, folder: Path, index: Mapping[str, Any], models: Mapping[str, str], optional: Collection[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        index: Mapping[str, Any],
+        models: Mapping[str, str],
+        optional: Collection[str],
+        tokenizers: Collection[str] = (),
+    ) -> None:
         """Checks the folder.
 
         Args:
@@ -59,6 +66,7 @@ class Components:
             index: the content of `model_index.json`.
             models: for each component with weights, the library.Class that opens it.
             optional: components that the pipeline can do without.
+            tokenizers: classes of tokenizers that are allowed beside the common ones.
 
         Raises:
             UserError: the folder contains code, names other classes, or lacks files.
@@ -70,7 +78,7 @@ class Components:
             library, _, class_name = cls.partition(".")
             allowed[name] = library, frozenset({class_name})
             if name.startswith("text_encoder"):
-                allowed[tokenizer_of(name)] = "transformers", TOKENIZERS
+                allowed[tokenizer_of(name)] = "transformers", TOKENIZERS | frozenset(tokenizers)
         named = {n: v for n, v in index.items() if isinstance(v, list) and not n.startswith("_") and n not in UNUSED}
         if foreign := sorted(set(named) - set(allowed)):
             raise UserError(f"{folder / INDEX} names a component {foreign[0]!r}, which a {index['_class_name']} does not have")
