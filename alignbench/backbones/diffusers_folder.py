@@ -88,6 +88,8 @@ class DiffusersFolder(Backbone):
     """Components that the pipeline can do without."""
     TOKENIZERS: ClassVar[Collection[str]] = frozenset()
     """Classes of tokenizers that this family has beside the common ones."""
+    SCHEDULERS: ClassVar[Collection[str]] = frozenset()
+    """Classes of schedulers that this family may name beside Euler's, see `_read_schedule`."""
     GUIDANCE: ClassVar[str] = "guidance_scale"
     """Name of the guidance among the arguments of the pipeline's call."""
 
@@ -98,12 +100,13 @@ class DiffusersFolder(Backbone):
         index = families.read_index(self.folder)
         if index["_class_name"] != self.PIPELINE:
             raise UserError(f"{self.folder} has a {index['_class_name']}; this backbone opens {self.PIPELINE} folders")
-        self.parts = Components(self.folder, index, self.MODELS, self.OPTIONAL, self.TOKENIZERS)
+        kinds = {"tokenizer": self.TOKENIZERS, "scheduler": self.SCHEDULERS}
+        self.parts = Components(self.folder, index, self.MODELS, self.OPTIONAL, kinds)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
         self.mixed = settings.train == "full" and self.dtype != torch.float32
         self.device = settings.torch_device
         self.index = index
-        self.schedule = schedule.read(self.folder)
+        self.schedule = self._read_schedule()
         texts = [name for name, cls in self.parts.classes.items() if name.startswith(TEXT) and cls]
         self.pipeline = self._open(dict.fromkeys(texts))
         if self.device.type == "meta" and not self.parts.empty:
@@ -168,6 +171,10 @@ class DiffusersFolder(Backbone):
 
     def _guidance(self) -> float:
         return self.settings.guidance or float(self.call[self.GUIDANCE])
+
+    def _read_schedule(self) -> schedule.Schedule:
+        """The folder's schedule; refuses a scheduler that would take other steps than alignbench."""
+        return schedule.read(self.folder)
 
     # ------------------------------------------------------------------------------------------------ opening
 

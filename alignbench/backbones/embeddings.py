@@ -30,7 +30,8 @@ class Embeddings:
         return [self._one(i) for i in range(len(self.states))]
 
     def _one(self, i: int) -> "Embeddings":
-        end = None if self.mask is None else int(self.mask[i].nonzero()[-1]) + 1
+        read = [] if self.mask is None else self.mask[i].nonzero().flatten().tolist()
+        end = read[-1] + 1 if read else None
         row, pooled = slice(i, i + 1), None if self.pooled is None else on_cpu(self.pooled[i : i + 1])
         return Embeddings(
             on_cpu(self.states[row, :end]), pooled, None if self.mask is None else on_cpu(self.mask[row, :end]).bool()

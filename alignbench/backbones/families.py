@@ -15,6 +15,9 @@ FAMILIES = {
     "FluxPipeline": "flux",
     "Flux2Pipeline": "flux2",
     "Flux2KleinPipeline": "flux2_klein",
+    "QwenImagePipeline": "qwen_image",
+    "ZImagePipeline": "z_image",
+    "SanaPipeline": "sana",
 }
 """For each class of pipelines, the backbone that opens it."""
 

@@ -90,6 +90,17 @@ def read(folder: Path) -> Schedule:
     return Schedule(options)
 
 
+def plain(folder: Path, shift: Any) -> Schedule:
+    """The schedule with a constant shift.
+
+    Raises:
+        UserError: the shift is not a positive number.
+    """
+    options = dict.fromkeys(FOLLOWED) | {"shift": shift, "use_dynamic_shifting": False}
+    _check(folder, options)
+    return Schedule(options)
+
+
 def _check(folder: Path, options: Mapping[str, Any]) -> None:
     dynamic, end = options["use_dynamic_shifting"], options["shift_terminal"]
     if not isinstance(dynamic, bool):

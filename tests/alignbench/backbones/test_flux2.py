@@ -15,7 +15,7 @@ from alignbench.backbones.flux2 import Flux2
 from alignbench.backbones.flux2_klein import Flux2Klein
 from alignbench.backbones.flux2_layout import Flux2Layout, empirical_mu, places, text_places
 from tests.support import family_checks as checks
-from tests.support.family_checks import KINDS, Family
+from tests.support.family_checks import Family, FamilyFacts
 
 
 def unpacked(tokens: Tensor) -> Tensor:
@@ -41,59 +41,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family.name: family.saved(tmp_path_factory.mktemp(family.name)) for family in (DEV, KLEIN)}
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@both
-def test_our_ode_draws_what_the_pipeline_draws(folders: dict[str, Path], family: Family, guidance: float) -> None:
-    checks.check_draws_alike(family, folders[family.name], guidance)
+class TestDev(FamilyFacts):
+    family = DEV
 
 
-@both
-def test_our_velocity_is_one_call_of_the_transformer(folders: dict[str, Path], family: Family) -> None:
-    checks.check_velocity_is_one_call(family, folders[family.name])
-
-
-@both
-def test_guidance_changes_the_velocity(folders: dict[str, Path], family: Family) -> None:
-    checks.check_guidance_matters(folders[family.name])
-
-
-@both
-def test_a_row_does_not_depend_on_the_others(folders: dict[str, Path], family: Family) -> None:
-    checks.check_rows_are_independent(folders[family.name])
-
-
-@both
-def test_half_precision_is_near_to_the_full_one(folders: dict[str, Path], family: Family) -> None:
-    checks.check_half_precision(folders[family.name])
-
-
-@pytest.mark.parametrize("train", ["lora", "full"])
-@both
-def test_config_files_are_enough_for_a_dry_run(folders: dict[str, Path], tmp_path: Path, family: Family, train: str) -> None:
-    checks.check_config_files_are_enough(folders[family.name], tmp_path / "bare", train)
-
-
-@both
-def test_images_encode_to_what_decodes_to_their_reconstruction(folders: dict[str, Path], family: Family) -> None:
-    checks.check_images_encode(folders[family.name])
-
-
-@pytest.mark.parametrize("objective", KINDS)
-@both
-def test_every_kind_of_objective_trains_the_lora(
-    folders: dict[str, Path], tmp_path: Path, family: Family, objective: str
-) -> None:
-    checks.check_training(folders[family.name], tmp_path, objective)
-
-
-@both
-def test_gradients_reach_every_matrix_of_the_lora(folders: dict[str, Path], family: Family) -> None:
-    checks.check_gradient(folders[family.name])
-
-
-@both
-def test_an_exported_lora_draws_the_same_in_plain_diffusers(folders: dict[str, Path], tmp_path: Path, family: Family) -> None:
-    checks.check_export(family, folders[family.name], tmp_path)
+class TestKlein(FamilyFacts):
+    family = KLEIN
 
 
 def test_a_folder_opens_as_its_family(folders: dict[str, Path]) -> None:
