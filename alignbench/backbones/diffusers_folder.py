@@ -30,6 +30,10 @@ from alignbench.files.paths import local_path
 
 ENCODE_BATCH = 64
 """Number of prompts that the text encoders take at a time."""
+COMPARED_STEPS = 4
+"""Denoising steps in a comparison with the folder's own pipeline."""
+EQUALLY_SPACED = {"sigmas": [1 - i / COMPARED_STEPS for i in range(COMPARED_STEPS)]}
+"""The argument that makes a pipeline take our sigmas, if its own end above 0 because it shifts their end twice."""
 CACHED_PROMPTS = 4000
 """Number of prompts whose embeddings are kept in main memory; for FLUX.1 these take 17 GB."""
 TEXT = ("text_encoder", "tokenizer")
@@ -285,6 +289,33 @@ class DiffusersFolder(Backbone):
         if self._text is None:
             self._text = self._open({"transformer": self.pipeline.transformer, "vae": None})
         return self._text
+
+    def drawn_by_pipeline(self, prompts: Sequence[str], noise: Tensor) -> np.ndarray:
+        """Draws with the folder's own pipeline, to compare with ours: one image for each prompt, from this noise.
+
+        Args:
+            prompts: the prompts.
+            noise: initial latents, one for each prompt.
+
+        Returns:
+            uint8 [B, H, W, 3].
+        """
+        side = self.latent_shape[-1] * self.latent_pixels
+        pipeline = self._open({"transformer": self.pipeline.transformer, "vae": self.pipeline.vae})
+        images = pipeline(
+            prompt=list(prompts),
+            height=side,
+            width=side,
+            num_inference_steps=COMPARED_STEPS,
+            max_sequence_length=self.call["max_sequence_length"],
+            output_type="np",
+            **self.pipeline_arguments(noise),
+        ).images
+        return np.round(images * 255).astype(np.uint8)
+
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        """The arguments with which the pipeline's call takes this noise, our guidance and our schedule."""
+        return {"latents": noise, self.GUIDANCE: self.guidance}
 
     # ------------------------------------------------------------------------------------------------ the model
 

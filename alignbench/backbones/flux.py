@@ -56,6 +56,9 @@ class Flux(DistilledFolder):
         )
         return Embeddings(states, pooled)
 
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        return super().pipeline_arguments(pack(noise))
+
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
         texts = conditioning.prompts[group]
         answer = self.call_transformer(

@@ -63,6 +63,9 @@ class QwenImage(GuidedFolder):
         states, mask = pipeline.encode_prompt(prompt=prompts, max_sequence_length=length, device=self.device)
         return Embeddings(states, mask=None if mask is None else mask.bool())
 
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        return super().pipeline_arguments(pack(noise)) | {"negative_prompt": [self.NEGATIVE] * len(noise)}
+
     def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
         rows, columns = (side // PATCH for side in x.shape[2:])
         answer = self.call_transformer(

@@ -1,13 +1,15 @@
 """sana: a local `SanaPipeline` folder (SANA, SANA 1.5), with full training or LoRA."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from alignbench import UserError
 from alignbench.backbones import schedule
-from alignbench.backbones.diffusers_folder import OWN_CALL
+from alignbench.backbones.diffusers_folder import EQUALLY_SPACED, OWN_CALL
 from alignbench.backbones.embeddings import Embeddings
 from alignbench.backbones.guidance import GuidedFolder
 from alignbench.backbones.schedule import PLACE, Schedule
@@ -93,6 +95,14 @@ class Sana(GuidedFolder):
             device=self.device,
         )
         return Embeddings(states, mask=mask.bool())
+
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        return super().pipeline_arguments(noise) | EQUALLY_SPACED | {"use_resolution_binning": False}
+
+    def drawn_by_pipeline(self, prompts: Sequence[str], noise: Tensor) -> np.ndarray:
+        if self.settings.euler:
+            raise UserError("the folder's own solver takes other steps (backbone.euler=true)")
+        return super().drawn_by_pipeline(prompts, noise)
 
     def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
         config = self.pipeline.transformer.config

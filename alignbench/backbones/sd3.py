@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import UserError
+from alignbench.backbones.diffusers_folder import EQUALLY_SPACED
 from alignbench.backbones.embeddings import Embeddings
 from alignbench.backbones.guidance import GuidedFolder
 from alignbench.backbones.trust import read_json
@@ -69,6 +70,9 @@ class SD3(GuidedFolder):
             device=self.device,
         )
         return Embeddings(states, pooled)
+
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        return super().pipeline_arguments(noise) | EQUALLY_SPACED
 
     def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
         return self.call_transformer(

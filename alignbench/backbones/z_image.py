@@ -65,6 +65,9 @@ class ZImage(GuidedFolder):
         mask = pad_sequence([s.new_ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
         return Embeddings(pad_sequence(states, batch_first=True), mask=mask)
 
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        return super().pipeline_arguments(noise) | {self.GUIDANCE: self.guidance - 1}
+
     def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
         """The transformer's time runs from noise (0) to the image (1), and its output from noise to the image."""
         lengths = [texts.states.shape[1]] * len(x) if texts.mask is None else texts.mask.sum(1).tolist()
