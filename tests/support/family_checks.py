@@ -18,12 +18,15 @@ from torch import Tensor
 from alignbench import load_backbone, load_objective, load_sampler, rollout, run
 from alignbench.backbone import temporarily_set
 from alignbench.backbones.diffusers_folder import DiffusersFolder
+from alignbench.forecast.expected_rows import ExpectedRows
+from alignbench.forecast.memory import estimate_memory
 from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import group_keys, normal
 from alignbench.training.checkpoint import policy_weights
 from alignbench.training.engine import RATIO_TOLERANCE, backward
 from alignbench.training.exporting import export
+from tests.support.allocation import most_allocated
 from tests.support.pipelines import save_pipeline
 from tests.support.plugins import toy_config, write_task
 
@@ -153,6 +156,40 @@ def check_half_precision(folder: Path) -> None:
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     # bfloat16 has eight bits; the deep language model and the transformer add up roundings to some tenths of the norm.
     assert (found - velocities(full)).norm() / found.norm() < 0.3
+    mixed, whole = (opened(folder, train="full", precision=p, guidance=1.0) for p in ("bf16", "fp32"))
+    assert {p.dtype for p in mixed.parameters()} == {torch.float32}
+    found = velocities(mixed)
+    assert found.dtype == torch.float32
+    assert 1e-4 < (found - velocities(whole)).norm() / found.norm() < 0.1  # only the transformer rounds
+
+
+def check_memory(folder: Path, place: Path, tolerance: float, **settings: Any) -> None:
+    """The estimate of a dry run is what torch's allocator gives to a training pass."""
+    real, on_meta = (load_backbone(str(folder), device=device, guidance=2.0, **settings) for device in ("cpu", "meta"))
+    prompt = "a " * 300  # as long as the longest text, which the estimate counts
+    told = estimate_memory(toy_config(write_task(place)), on_meta, prompt, ExpectedRows(4, 3, 3, 4, 4)).training
+    # Kernels have work space of their own, and some write in place what is told as two tensors.
+    assert told == pytest.approx(most_allocated(real, prompt, 3), rel=tolerance)
+    assert told > 1_000_000
+
+
+def check_resume(folder: Path, place: Path) -> None:
+    """A run that was interrupted and resumed ends with the bits of one that was not."""
+    settings: dict[str, Any] = {
+        "backbone": {"name": str(folder), "lora_rank": 2},
+        "guidance": 2.0,
+        "iterations": 2,
+        "evaluation": {"prompts": 2, "steps": 2},
+    }
+    broken = place / "broken"
+    broken.mkdir()
+    run(toy_config(write_task(place), **settings), place / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(write_task(broken, "Interrupting"), **settings), broken / "run")
+    run(toy_config(write_task(broken), **settings), broken / "run", resume=True)
+    policy = opened(folder, lora_rank=2)
+    ends = (policy_weights(at / "checkpoints").in_order(policy.trainable()) for at in (place / "whole", broken / "run"))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 def check_config_files_are_enough(folder: Path, bare: Path, train: str) -> None:
@@ -270,6 +307,7 @@ class FamilyFacts:
     family: Family
     idle: tuple[str, ...] = ()
     """Beginnings of the names of layers whose output nothing reads."""
+    memory_tolerance = 0.05
 
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -301,6 +339,15 @@ class FamilyFacts:
     @pytest.mark.parametrize("objective", KINDS)
     def test_every_kind_of_objective_trains_the_lora(self, folder: Path, tmp_path: Path, objective: str) -> None:
         check_training(folder, tmp_path, objective)
+
+    def test_a_resumed_run_has_the_bits_of_a_whole_one(self, folder: Path, tmp_path: Path) -> None:
+        check_resume(folder, tmp_path)
+
+    @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointed"])
+    def test_the_memory_of_a_dry_run_is_what_the_allocator_gives(
+        self, folder: Path, tmp_path: Path, settings: dict[str, Any]
+    ) -> None:
+        check_memory(folder, tmp_path, self.memory_tolerance, **settings)
 
     def test_gradients_reach_every_matrix_of_the_lora(self, folder: Path) -> None:
         check_gradient(folder, self.idle)
