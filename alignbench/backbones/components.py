@@ -51,7 +51,14 @@ class Components:
         variants: for each model, the variant in the names of its weights files (`fp16`); None for plain names.
     """
 
-    def __init__(self, folder: Path, index: Mapping[str, Any], models: Mapping[str, str], optional: Collection[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        index: Mapping[str, Any],
+        models: Mapping[str, str],
+        optional: Collection[str],
+        further: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         """Checks the folder.
 
         Args:
@@ -59,18 +66,21 @@ class Components:
             index: the content of `model_index.json`.
             models: for each component with weights, the library.Class that opens it.
             optional: components that the pipeline can do without.
+            further: classes that are allowed beside the common ones: of a `tokenizer` and of a `scheduler`.
 
         Raises:
             UserError: the folder contains code, names other classes, or lacks files.
         """
         check_folder(folder)
         self.folder = folder
-        allowed: dict[str, tuple[str, frozenset[str]]] = {"scheduler": ("diffusers", frozenset({SCHEDULER}))}
+        more = {kind: frozenset(classes) for kind, classes in (further or {}).items()}
+        schedulers = frozenset({SCHEDULER}) | more.get("scheduler", frozenset())
+        allowed: dict[str, tuple[str, frozenset[str]]] = {"scheduler": ("diffusers", schedulers)}
         for name, cls in models.items():
             library, _, class_name = cls.partition(".")
             allowed[name] = library, frozenset({class_name})
             if name.startswith("text_encoder"):
-                allowed[tokenizer_of(name)] = "transformers", TOKENIZERS
+                allowed[tokenizer_of(name)] = "transformers", TOKENIZERS | more.get("tokenizer", frozenset())
         named = {n: v for n, v in index.items() if isinstance(v, list) and not n.startswith("_") and n not in UNUSED}
         if foreign := sorted(set(named) - set(allowed)):
             raise UserError(f"{folder / INDEX} names a component {foreign[0]!r}, which a {index['_class_name']} does not have")

@@ -1,4 +1,4 @@
-"""The common base of backbones that open a local diffusers folder; `sd3` and `flux` add what differs.
+"""The common base of backbones that open a local diffusers folder; a file for each family adds what differs.
 
 On the device `meta` a folder opens from its config files only. Its tensors have no values, but all shapes, types and numbers of
 parameters are those of the real model.
@@ -8,9 +8,9 @@ import copy
 import inspect
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -22,48 +22,28 @@ from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings, Component
-from alignbench.backbones import families
-from alignbench.backbones.components import SCHEDULER, Components
+from alignbench.backbones import families, schedule
+from alignbench.backbones.components import Components
+from alignbench.backbones.embeddings import Conditioning, Embeddings, on_cpu
 from alignbench.backbones.trust import read_json
 from alignbench.files.paths import local_path
 
 ENCODE_BATCH = 64
 """Number of prompts that the text encoders take at a time."""
+COMPARED_STEPS = 4
+"""Denoising steps in a comparison with the folder's own pipeline."""
+EQUALLY_SPACED = {"sigmas": [1 - i / COMPARED_STEPS for i in range(COMPARED_STEPS)]}
+"""The argument that makes a pipeline take our sigmas, if its own end above 0 because it shifts their end twice."""
 CACHED_PROMPTS = 4000
 """Number of prompts whose embeddings are kept in main memory; for FLUX.1 these take 17 GB."""
-FOLLOWED = frozenset(
-    {"shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
-)
-"""Scheduler options that alignbench supports; any other option would change the steps."""
-AS_DEFAULT = {"num_train_timesteps": 1000, "prediction_type": "flow_prediction"}
-"""Scheduler options that may only have this value."""
 TEXT = ("text_encoder", "tokenizer")
 """Prefixes of the names of components that encode prompts."""
 OWN_CALL = "alignbench.json"
 """A file of our own folders, with the arguments for the call of a plain pipeline."""
 OWN_ARGUMENTS: dict[str, type[int] | type[float]] = {
     **dict.fromkeys(("height", "width", "max_sequence_length", "num_inference_steps"), int),
-    "guidance_scale": float,
+    **dict.fromkeys(("guidance_scale", "true_cfg_scale"), float),
 }
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Text embeddings of P prompts: states [P, tokens, width] and pooled [P, width]."""
-
-    states: Tensor
-    pooled: Tensor
-
-    def __getitem__(self, rows: Tensor) -> "Embeddings":
-        return Embeddings(self.states[rows], self.pooled[rows])
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Embeddings of the prompts, and of the empty prompt (P = 1) if the model needs it for guidance."""
-
-    prompts: Embeddings
-    empty: Embeddings | None
 
 
 class DiffusersFolder(Backbone):
@@ -110,6 +90,12 @@ class DiffusersFolder(Backbone):
     """For each component with weights, the library.Class that opens it: transformer, vae and text encoders, in this order."""
     OPTIONAL: ClassVar[frozenset[str]] = frozenset()
     """Components that the pipeline can do without."""
+    TOKENIZERS: ClassVar[Collection[str]] = frozenset()
+    """Classes of tokenizers that this family has beside the common ones."""
+    SCHEDULERS: ClassVar[Collection[str]] = frozenset()
+    """Classes of schedulers that this family may name beside Euler's, see `_read_schedule`."""
+    GUIDANCE: ClassVar[str] = "guidance_scale"
+    """Name of the guidance among the arguments of the pipeline's call."""
 
     def __init__(self, settings: Settings) -> None:
         _silence()
@@ -118,24 +104,27 @@ class DiffusersFolder(Backbone):
         index = families.read_index(self.folder)
         if index["_class_name"] != self.PIPELINE:
             raise UserError(f"{self.folder} has a {index['_class_name']}; this backbone opens {self.PIPELINE} folders")
-        self.parts = Components(self.folder, index, self.MODELS, self.OPTIONAL)
+        kinds = {"tokenizer": self.TOKENIZERS, "scheduler": self.SCHEDULERS}
+        self.parts = Components(self.folder, index, self.MODELS, self.OPTIONAL, kinds)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
         self.mixed = settings.train == "full" and self.dtype != torch.float32
         self.device = settings.torch_device
-        schedule = _schedule(self.folder)
+        self.index = index
+        self.schedule = self._read_schedule()
         texts = [name for name, cls in self.parts.classes.items() if name.startswith(TEXT) and cls]
         self.pipeline = self._open(dict.fromkeys(texts))
         if self.device.type == "meta" and not self.parts.empty:
             for name in (n for n in texts if n.startswith("tokenizer")):
                 self.parts.open(name, self.dtype)  # so that a folder that opens here also opens in a run
-        # This halves the time of convolutions on a CPU; images differ only by rounding.
-        self.pipeline.vae.to(memory_format=torch.channels_last)
+        if all(parameter.ndim < 5 for parameter in self.pipeline.vae.parameters()):
+            # This halves the time of convolutions on a CPU; images differ only by rounding.
+            self.pipeline.vae.to(memory_format=torch.channels_last)
         self.call = _call(type(self.pipeline).__call__, self.folder)
         self.guidance = self._guidance()
         self.default_steps = int(self.call["num_inference_steps"])
-        side, token = self._side(), self.pipeline.vae_scale_factor * self.patch
-        self.latent_shape = (self.pipeline.vae.config.latent_channels, *[side // self.pipeline.vae_scale_factor] * 2)
-        self.shift = _shift(schedule, (side // token) ** 2)
+        side = self._side()
+        self.latent_shape = (self.latent_channels, *[side // self.latent_pixels] * 2)
+        self.image_tokens = (side // (self.latent_pixels * self.patch)) ** 2
         transformer = self.pipeline.transformer
         self._base: nn.Module | None = None
         if settings.train == "full":
@@ -149,7 +138,7 @@ class DiffusersFolder(Backbone):
             self._compile(*filter(None, (transformer, self._base)))
         self._active: nn.Module = transformer
         self._text: Any = None
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._encoded: dict[str | None, Embeddings] = {}  # None stands for the negative prompt
 
     @property
     @abstractmethod
@@ -157,16 +146,39 @@ class DiffusersFolder(Backbone):
         """Side of one of the transformer's tokens, in latents."""
 
     @property
+    def latent_pixels(self) -> int:
+        """Side of one latent, in pixels."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.pipeline.vae.config.latent_channels)
+
+    @property
+    def default_side(self) -> int:
+        """Side of the images that the pipeline's call draws by itself, in pixels."""
+        return int(self.call["height"] or self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+
+    @property
     @abstractmethod
     def text_tokens(self) -> int:
-        """Number of tokens of a prompt's states, known without encoding a prompt."""
+        """Number of tokens of a prompt's states, known without encoding a prompt; the largest one where it differs."""
+
+    @property
+    @abstractmethod
+    def text_widths(self) -> tuple[int, int | None]:
+        """Widths of a prompt's states and of its pooled embedding; None for a model without the latter."""
 
     @abstractmethod
     def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
         """The embeddings that the text encoders of `pipeline` compute."""
 
     def _guidance(self) -> float:
-        return self.settings.guidance or float(self.call["guidance_scale"])
+        return self.settings.guidance or float(self.call[self.GUIDANCE])
+
+    def _read_schedule(self) -> schedule.Schedule:
+        """The folder's schedule; refuses a scheduler that would take other steps than alignbench."""
+        return schedule.read(self.folder)
 
     # ------------------------------------------------------------------------------------------------ opening
 
@@ -189,9 +201,7 @@ class DiffusersFolder(Backbone):
 
     def _side(self) -> int:
         """Side of an image in pixels."""
-        scale = self.pipeline.vae_scale_factor
-        wanted = self.settings.resolution or self.call["height"] or self.pipeline.default_sample_size * scale
-        side, token = int(wanted), scale * self.patch
+        side, token = self.settings.resolution or self.default_side, self.latent_pixels * self.patch
         if side % token:
             raise UserError(f"resolution must be a multiple of {token} pixels for {self.folder}, got {side}")
         return side
@@ -200,17 +210,19 @@ class DiffusersFolder(Backbone):
         from peft import LoraConfig
 
         s = self.settings
-        names = [f".{name}" for name, _ in transformer.named_modules()]
+        # A name may end alike for a layer and for a list of layers, of which only a layer can get a LoRA.
+        layers = [name for name, module in transformer.named_modules() if next(module.children(), None) is None]
         for target in s.lora_targets:
-            if not any(name.endswith(f".{target}") for name in names):
+            if not any(f".{name}".endswith(f".{target}") for name in layers):
                 raise UserError(f"lora_targets: no module name in {self.folder}/transformer ends with {target!r}")
+        adapted = [name for name in layers if any(f".{name}".endswith(f".{target}") for target in s.lora_targets)]
         with torch.device("meta") if self.device.type == "meta" else nullcontext():
             transformer.add_adapter(
                 LoraConfig(
                     r=s.lora_rank,
                     lora_alpha=s.lora_alpha,
                     init_lora_weights="gaussian",
-                    target_modules=list(s.lora_targets),
+                    target_modules=adapted,
                 )
             )
         for parameter in self.parameters():
@@ -229,40 +241,81 @@ class DiffusersFolder(Backbone):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         self._encode(prompts)
-        return Conditioning(self._embeddings(prompts), self._embeddings([""]) if self.needs_empty_prompt else None)
+        negative = None if self.negative_prompt is None else self._embeddings([None])
+        return Conditioning(self._embeddings(prompts), negative)
 
     @property
-    def needs_empty_prompt(self) -> bool:
-        """Whether guidance needs the velocity for the empty prompt."""
-        return False
+    def negative_prompt(self) -> str | None:
+        """The negative prompt, if guidance needs the velocity for it."""
+        return None
 
-    def _embeddings(self, prompts: Sequence[str]) -> Embeddings:
-        states, pooled = zip(*(self._encoded[p] for p in prompts), strict=True)
-        return Embeddings(torch.stack(states).to(self.device), torch.stack(pooled).to(self.device))
+    def embed_with_negative(self, pipeline: Any, prompts: list[str]) -> Embeddings:
+        """The embeddings of prompts, followed by those of the negative prompt; some families encode these in another way."""
+        assert self.negative_prompt is not None
+        return self.embed(pipeline, [*prompts, self.negative_prompt])
+
+    def _embeddings(self, prompts: Sequence[str | None]) -> Embeddings:
+        found = Embeddings.joined([self._encoded[p] for p in prompts])
+        if found.mask is not None and found.mask.all():
+            found = replace(found, mask=None)
+        return found.to(self.device)
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> None:
         """Makes sure that the embeddings of these prompts are in the cache."""
-        wanted = dict.fromkeys([*prompts, ""] if self.needs_empty_prompt else prompts)
+        wanted: dict[str | None, None] = dict.fromkeys(prompts if self.negative_prompt is None else [*prompts, None])
         new = [p for p in wanted if p not in self._encoded]
         others = [p for p in self._encoded if p not in wanted]
         for prompt in others[: max(0, len(self._encoded) + len(new) - CACHED_PROMPTS)]:
             del self._encoded[prompt]
         for i in range(0, len(new), ENCODE_BATCH):
             part = new[i : i + ENCODE_BATCH]
-            new_embeddings = self._shapes(len(part)) if self.device.type == "meta" else self.embed(self._text_pipeline(), part)
-            rows = zip(_on_cpu(new_embeddings.states), _on_cpu(new_embeddings.pooled), strict=True)
-            self._encoded.update(zip(part, rows, strict=True))
+            self._encoded.update(zip(part, self._new_embeddings(part).split(), strict=True))
+
+    def _new_embeddings(self, wanted: Sequence[str | None]) -> Embeddings:
+        """The embeddings of prompts; None, which may be the last, stands for the negative prompt."""
+        if self.device.type == "meta":
+            return self._shapes(len(wanted))
+        prompts = [prompt for prompt in wanted if prompt is not None]
+        embed = self.embed if len(prompts) == len(wanted) else self.embed_with_negative
+        return embed(self._text_pipeline(), prompts)
 
     def _shapes(self, prompts: int) -> Embeddings:
-        config = self.pipeline.transformer.config
-        states = torch.empty(prompts, self.text_tokens, config.joint_attention_dim, device="meta", dtype=self.dtype)
-        return Embeddings(states, states.new_empty(prompts, config.pooled_projection_dim))
+        width, pooled = self.text_widths
+        states = torch.empty(prompts, self.text_tokens, width, device="meta", dtype=self.dtype)
+        return Embeddings(states, None if pooled is None else states.new_empty(prompts, pooled))
 
     def _text_pipeline(self) -> Any:
         if self._text is None:
             self._text = self._open({"transformer": self.pipeline.transformer, "vae": None})
         return self._text
+
+    def drawn_by_pipeline(self, prompts: Sequence[str], noise: Tensor) -> np.ndarray:
+        """Draws with the folder's own pipeline, to compare with ours: one image for each prompt, from this noise.
+
+        Args:
+            prompts: the prompts.
+            noise: initial latents, one for each prompt.
+
+        Returns:
+            uint8 [B, H, W, 3].
+        """
+        side = self.latent_shape[-1] * self.latent_pixels
+        pipeline = self._open({"transformer": self.pipeline.transformer, "vae": self.pipeline.vae})
+        images = pipeline(
+            prompt=list(prompts),
+            height=side,
+            width=side,
+            num_inference_steps=COMPARED_STEPS,
+            max_sequence_length=self.call["max_sequence_length"],
+            output_type="np",
+            **self.pipeline_arguments(noise),
+        ).images
+        return np.round(images * 255).astype(np.uint8)
+
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        """The arguments with which the pipeline's call takes this noise, our guidance and our schedule."""
+        return {"latents": noise, self.GUIDANCE: self.guidance}
 
     # ------------------------------------------------------------------------------------------------ the model
 
@@ -275,8 +328,9 @@ class DiffusersFolder(Backbone):
         """Calls the transformer, in float32: the policy, or inside `reference` the base model."""
         mixed = self.mixed and self.device.type != "meta"
         with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
-            answer: Tensor = self._active(**inputs, return_dict=False)[0]
-        return answer.float()
+            answer = self._active(**inputs, return_dict=False)[0]
+        # Some transformers answer with a list that has an element for each row.
+        return (answer if isinstance(answer, Tensor) else torch.stack(list(answer))).float()
 
     def _compile(self, *transformers: nn.Module) -> None:
         if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
@@ -285,21 +339,39 @@ class DiffusersFolder(Backbone):
             transformer.compile(dynamic=True)  # in place, so that parameters keep their names; batch sizes differ between steps
 
     def sigmas(self, steps: int) -> Tensor:
-        return flow.sigmas(steps, self.shift)
+        return self.schedule.sigmas(steps, self.shift_of(steps))
+
+    def shift_of(self, steps: int) -> float:
+        """The shift of the schedule with this number of steps."""
+        return self.schedule.shift(self.image_tokens)
+
+    def schedule_shift(self) -> float:
+        halfway = float(flow.sigmas(2, self.shift_of(self.default_steps))[1])
+        return halfway / (1 - halfway)
+
+    def vae_decode(self, latents: Tensor) -> Tensor:
+        """Decodes final latents into pixels from -1 to 1, [B, 3, H, W]."""
+        vae = self.pipeline.vae
+        scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
+        decoded: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return decoded
+
+    def vae_encode(self, pixels: Tensor) -> Tensor:
+        """Encodes pixels into latents: the inverse of `vae_decode`."""
+        vae = self.pipeline.vae
+        encoded: Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
+        return (encoded - vae.config.shift_factor) * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        vae = self.pipeline.vae
         images = []
         for part in latents.split(self.settings.decode_batch):
-            scaled = part / vae.config.scaling_factor + vae.config.shift_factor
-            decoded = vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
-            pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            images.append(_on_cpu(pixels.permute(0, 2, 3, 1)).numpy())
+            pixels = ((self.vae_decode(part).float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            images.append(on_cpu(pixels.permute(0, 2, 3, 1)).numpy())
         return np.concatenate(images)
 
     def check_image(self, image: np.ndarray) -> None:
-        side = self.latent_shape[-1] * self.pipeline.vae_scale_factor
+        side = self.latent_shape[-1] * self.latent_pixels
         if image.shape != (side, side, 3):
             raise UserError(f"this model draws {side} x {side} images; got one of {image.shape[1]} x {image.shape[0]}")
 
@@ -307,10 +379,8 @@ class DiffusersFolder(Backbone):
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
         for image in images:
             self.check_image(image)
-        vae = self.pipeline.vae
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1
-        parts = [vae.encode(part.to(vae.dtype)).latent_dist.mode().float() for part in pixels.split(self.settings.decode_batch)]
-        return (torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor
+        return torch.cat([self.vae_encode(part) for part in pixels.split(self.settings.decode_batch)])
 
     def trainable(self) -> nn.Module:
         module: nn.Module = self.pipeline.transformer
@@ -380,53 +450,3 @@ def _call(call: Any, folder: Path) -> dict[str, Any]:
         if name not in OWN_ARGUMENTS or type(value) not in (int, float) or not isfinite(value) or value <= 0:
             raise UserError(f"{folder / OWN_CALL}: call.{name} must be a positive number, one of {', '.join(OWN_ARGUMENTS)}")
     return {**defaults, **{name: OWN_ARGUMENTS[name](value) for name, value in own.items()}}
-
-
-def _schedule(folder: Path) -> dict[str, Any]:
-    """The options of a folder's scheduler, with the defaults of diffusers for missing ones.
-
-    Raises:
-        UserError: the scheduler would take other steps than alignbench.
-    """
-    import diffusers
-
-    place = "scheduler/scheduler_config.json"
-    options = read_json(folder, place)
-    if (cls := options.get("_class_name", SCHEDULER)) != SCHEDULER:
-        raise UserError(f"{folder}/{place} is for a {cls}; alignbench supports {SCHEDULER}")
-    for key, value in options.items():
-        if not (key.startswith("_") or key in FOLLOWED or not value or (key in AS_DEFAULT and value == AS_DEFAULT[key])):
-            raise UserError(f"{folder}/{place} sets {key}, but alignbench takes the steps of a plain {SCHEDULER}")
-    defaults = inspect.signature(getattr(diffusers, SCHEDULER).__init__).parameters
-    settings = {key: options.get(key, defaults[key].default) for key in FOLLOWED}
-    dynamic = settings["use_dynamic_shifting"]
-    if not isinstance(dynamic, bool):
-        raise UserError(f"{folder}/{place}: use_dynamic_shifting must be true or false, got {dynamic!r}")
-    if dynamic and settings["time_shift_type"] not in ("exponential", "linear"):
-        raise UserError(f"{folder}/{place}: time_shift_type must be exponential or linear, got {settings['time_shift_type']!r}")
-    for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len") if dynamic else ("shift",):
-        positive = not dynamic or key.endswith("seq_len") or settings["time_shift_type"] == "linear"
-        if type(settings[key]) not in (int, float) or not isfinite(settings[key]) or (positive and settings[key] <= 0):
-            raise UserError(f"{folder}/{place}: {key} must be a {'positive ' * positive}number, got {settings[key]!r}")
-    if dynamic and settings["base_image_seq_len"] == settings["max_image_seq_len"]:
-        raise UserError(f"{folder}/{place}: max_image_seq_len must differ from base_image_seq_len")
-    return settings
-
-
-def _shift(schedule: Mapping[str, Any], tokens: int) -> float:
-    """The shift of the sigma schedule, for images with this number of tokens."""
-    if not schedule["use_dynamic_shifting"]:
-        return float(schedule["shift"])
-    return flow.dynamic_shift(
-        tokens,
-        base_shift=schedule["base_shift"],
-        max_shift=schedule["max_shift"],
-        base_tokens=schedule["base_image_seq_len"],
-        max_tokens=schedule["max_image_seq_len"],
-        exponential=schedule["time_shift_type"] == "exponential",
-    )
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    """Copies a tensor to the CPU; a tensor without values stays without values."""
-    return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.cpu()

@@ -10,7 +10,15 @@ from alignbench.errors import UserError
 from alignbench.files.paths import local_path
 
 INDEX = "model_index.json"
-FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
+FAMILIES = {
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "Flux2Pipeline": "flux2",
+    "Flux2KleinPipeline": "flux2_klein",
+    "QwenImagePipeline": "qwen_image",
+    "ZImagePipeline": "z_image",
+    "SanaPipeline": "sana",
+}
 """For each class of pipelines, the backbone that opens it."""
 
 
@@ -52,7 +60,7 @@ def family(folder: Path) -> str:
     """
     pipeline = read_index(folder)["_class_name"]
     if pipeline not in FAMILIES:
-        raise UserError(f"{folder} has a {pipeline}; alignbench opens folders of {' and '.join(FAMILIES)}")
+        raise UserError(f"{folder} has a {pipeline}; alignbench opens folders of {', '.join(FAMILIES)}")
     return FAMILIES[pipeline]
 
 

@@ -6,15 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import UserError
-from alignbench.backbones.diffusers_folder import Conditioning, DiffusersFolder, Embeddings
-
-PATCH = 2
-"""Side of a token in latents: FLUX's transformer packs 2 x 2 latents into one token."""
+from alignbench.backbones.embeddings import Conditioning, Embeddings
+from alignbench.backbones.guidance import DistilledFolder
+from alignbench.backbones.packing import PATCH, pack, unpack
 
 
-class Flux(DiffusersFolder):
-    class Settings(DiffusersFolder.Settings):
+class Flux(DistilledFolder):
+    class Settings(DistilledFolder.Settings):
         lora_rank: int = Field(64, ge=1)
         """Rank of the LoRA (train=lora)."""
         lora_alpha: float = Field(128, gt=0)
@@ -47,13 +45,10 @@ class Flux(DiffusersFolder):
         """Tokens of T5 only; CLIP provides the pooled embedding."""
         return int(self.call["max_sequence_length"])
 
-    def _guidance(self) -> float:
-        """Guidance is an input of the distilled transformer and costs no second row. It is 1 for a model without this input."""
-        if self.pipeline.transformer.config.guidance_embeds:
-            return super()._guidance()
-        if (self.settings.guidance or 1) > 1:
-            raise UserError(f"{self.folder}/transformer has no guidance (guidance_embeds is false); leave guidance at 1")
-        return 1.0
+    @property
+    def text_widths(self) -> tuple[int, int]:
+        config = self.pipeline.transformer.config
+        return config.joint_attention_dim, config.pooled_projection_dim
 
     def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
         states, pooled, _ = pipeline.encode_prompt(
@@ -61,32 +56,21 @@ class Flux(DiffusersFolder):
         )
         return Embeddings(states, pooled)
 
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        return super().pipeline_arguments(pack(noise))
+
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
         texts = conditioning.prompts[group]
-        distilled = self.pipeline.transformer.config.guidance_embeds
         answer = self.call_transformer(
             hidden_states=pack(x.to(self.weights_dtype)),
             timestep=sigma,
-            guidance=torch.full_like(sigma, self.guidance) if distilled else None,
+            guidance=self.guidance_input(sigma),
             encoder_hidden_states=texts.states,
             pooled_projections=texts.pooled,
             txt_ids=x.new_zeros(texts.states.shape[1], 3),
             img_ids=self._places,
         )
         return unpack(answer, *x.shape[2:])
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Packs latents [B, C, H, W] into tokens [B, H/2 * W/2, C * 4]: a token has 2 x 2 latents; tokens are row by row."""
-    b, c, h, w = latents.shape
-    return latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h // 2 * (w // 2), c * 4)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack`, for latents with this height and width."""
-    b, _, c = tokens.shape
-    patches = tokens.reshape(b, height // 2, width // 2, c // 4, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
 def places(rows: int, columns: int) -> Tensor:

@@ -1,22 +1,22 @@
 """sd3: a local `StableDiffusion3Pipeline` folder (SD3, SD3.5), with full training or LoRA."""
 
-from dataclasses import replace
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from alignbench import UserError
-from alignbench.backbones.diffusers_folder import Conditioning, DiffusersFolder, Embeddings
+from alignbench.backbones.diffusers_folder import EQUALLY_SPACED
+from alignbench.backbones.embeddings import Embeddings
+from alignbench.backbones.guidance import GuidedFolder
 from alignbench.backbones.trust import read_json
 
 CLIP_TOKENS = 77
 """Number of tokens of a CLIP whose config does not have it."""
 
 
-class SD3(DiffusersFolder):
-    class Settings(DiffusersFolder.Settings):
+class SD3(GuidedFolder):
+    class Settings(GuidedFolder.Settings):
         lora_rank: int = Field(32, ge=1)
         """Rank of the LoRA (train=lora)."""
         lora_alpha: float = Field(64, gt=0)
@@ -56,8 +56,9 @@ class SD3(DiffusersFolder):
         return int(clip.get("max_position_embeddings", CLIP_TOKENS) + self.call["max_sequence_length"])
 
     @property
-    def needs_empty_prompt(self) -> bool:
-        return self.guidance > 1
+    def text_widths(self) -> tuple[int, int]:
+        config = self.pipeline.transformer.config
+        return config.joint_attention_dim, config.pooled_projection_dim
 
     def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
         states, _, pooled, _ = pipeline.encode_prompt(
@@ -70,22 +71,10 @@ class SD3(DiffusersFolder):
         )
         return Embeddings(states, pooled)
 
-    def without_guidance(self, conditioning: Conditioning) -> Conditioning:
-        return conditioning if conditioning.empty is None else replace(conditioning, empty=None)
+    def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
+        return super().pipeline_arguments(noise) | EQUALLY_SPACED
 
-    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
-        texts = conditioning.prompts[group]
-        if conditioning.empty is None:
-            return self._answer(x, sigma, texts)
-        empty = conditioning.empty
-        both = Embeddings(
-            torch.cat([empty.states.expand_as(texts.states), texts.states]),
-            torch.cat([empty.pooled.expand_as(texts.pooled), texts.pooled]),
-        )
-        unguided, guided = self._answer(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
-        return unguided + self.guidance * (guided - unguided)
-
-    def _answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
+    def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
         return self.call_transformer(
             hidden_states=x.to(self.weights_dtype),
             timestep=sigma * 1000,

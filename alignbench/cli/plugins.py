@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -94,13 +95,16 @@ def check(
     options = {"objective": objective, "sampler": sampler, "backbone": backbone}
     settings = load_config(file=config, options=options, sets=sets or [])
 
-    from alignbench.authoring import checking
+    from alignbench.authoring import checking, checking_folder
+    from alignbench.backbones import families
     from alignbench.cli.views import Checklist
 
     subject = checking.subject_of(settings)
     lr = checking.LEARNING_RATE * settings.optimizer.lr if lr is None else lr
+    of_the_folder = checking_folder.run_checks(subject) if families.is_folder(backbone) else ()
     with Checklist(silent=as_json) as view:
-        results = [view.add(result) for result in checking.run_checks(subject, iterations=iterations, lr=lr)]
+        checks = chain(of_the_folder, checking.run_checks(subject, iterations=iterations, lr=lr))
+        results = [view.add(result) for result in checks]
     if as_json:
         print(json.dumps([result.model_dump() for result in results], indent=2))
     if any(result.failed for result in results):

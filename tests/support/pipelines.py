@@ -16,10 +16,16 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from alignbench.embedded.networks import EOS_ID, word_tokenizer
+from tests.support import pipelines_present as present
 
 FAMILIES = ("sd3", "flux")
+"""The families of `test_diffusers_folder.py`; each of the others has a file of its own."""
+TEXT_TOKENS = {"flux2": 288, "flux2_klein": 96, "qwen_image": 288, "z_image": 96, "sana": 48}
+"""Tokens of a text, for the families whose folders say so: the chat around a prompt takes most of them."""
 SIDE = 16
 """Pixels; 8 x 8 latents, 4 x 4 tokens."""
+SIDES = {"sana": 32}
+"""Pixels of the families whose pipelines accept no less."""
 CLIP, T5 = 16, 32
 """Widths of the text encoders."""
 
@@ -28,11 +34,15 @@ def save_pipeline(family: str, folder: Path, **scheduler: Any) -> Path:
     """A folder of that family's pipeline; `scheduler` changes its schedule."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = {"sd3": _sd3, "flux": _flux}[family](scheduler)
+        made = MAKERS[family](scheduler)
         # Larger than at the start of a training, so that what a model is told shows in what it answers.
         for parameter in made.transformer.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
     made.save_pretrained(folder)
+    if family in TEXT_TOKENS:
+        side = SIDES.get(family, SIDE)
+        call = {"height": side, "width": side, "num_inference_steps": 4, "max_sequence_length": TEXT_TOKENS[family]}
+        (folder / "alignbench.json").write_text(json.dumps({"call": call}))
     return folder
 
 
@@ -128,3 +138,14 @@ def _clip() -> CLIPTextConfig:
 
 def _t5() -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=len(word_tokenizer()), d_model=T5, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+
+
+MAKERS: dict[str, Any] = {
+    "sd3": _sd3,
+    "flux": _flux,
+    "flux2": present.flux2,
+    "flux2_klein": present.flux2_klein,
+    "qwen_image": present.qwen_image,
+    "z_image": present.z_image,
+    "sana": present.sana,
+}

@@ -16,7 +16,8 @@ from torch import Tensor
 from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout, run
 from alignbench.backbone import temporarily_set
 from alignbench.backbones.diffusers_folder import DiffusersFolder
-from alignbench.backbones.flux import Flux, pack, places, unpack
+from alignbench.backbones.flux import Flux, places
+from alignbench.backbones.packing import pack, unpack
 from alignbench.backbones.sd3 import SD3
 from alignbench.config.run_config import load_config
 from alignbench.evaluation.evaluate import MetricSuite, evaluate
@@ -127,6 +128,8 @@ SHIFTED = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq
         ("sd3", SHIFTED, ()),
         ("sd3", SHIFTED, ("base_shift", "time_shift_type", "base_image_seq_len")),
         ("flux", {"time_shift_type": "linear", "base_shift": 0.2}, ()),
+        ("flux", {"shift_terminal": 0.02}, ()),
+        ("sd3", {"shift_terminal": 0.1}, ()),
         ("flux", {"shift": 2.5}, ("use_dynamic_shifting",)),
         ("flux", {}, ("max_shift", "max_image_seq_len", "base_image_seq_len", "shift")),
     ],
@@ -147,6 +150,45 @@ def test_every_schedule_that_is_followed_draws_what_the_pipeline_draws(
     theirs = pipeline(folder, policy.PIPELINE)(PROMPTS, latents=layout(noise), **size, **own).images
     # float32 sums in another order, over four steps; values are of order 1 to 5.
     assert torch.allclose(layout(sample(policy, PROMPTS, 1, STEPS, seed=5)), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_velocity_of_sd3_has_the_bits_of_its_transformers_answer(folders: dict[str, Path], guidance: float) -> None:
+    policy = opened(folders["sd3"], guidance=guidance)
+    x, sigma, group = normal([("x", i) for i in range(3)], policy.latent_shape), torch.tensor([0.9, 0.5, 0.1]), [0, 1, 1]
+    encoded = policy.embed(policy._text_pipeline(), [*PROMPTS, ""] if guidance > 1 else PROMPTS)
+    rows = [2] * 3 + group if guidance > 1 else group
+    times = 2 if guidance > 1 else 1
+    with torch.no_grad():
+        found = policy.velocity(x, sigma, policy.encode(PROMPTS), torch.tensor(group))
+        answer = policy.trainable()(
+            hidden_states=torch.cat([x] * times),
+            timestep=torch.cat([sigma] * times) * 1000,
+            encoder_hidden_states=encoded.states[rows],
+            pooled_projections=encoded.pooled[rows] if encoded.pooled is not None else None,
+            return_dict=False,
+        )[0]
+    expected = answer if guidance == 1 else answer[:3] + guidance * (answer[3:] - answer[:3])
+    assert torch.equal(found, expected)
+
+
+def test_the_velocity_of_flux_has_the_bits_of_its_transformers_answer(folders: dict[str, Path]) -> None:
+    policy = opened(folders["flux"], guidance=3.0)
+    x, sigma, group = normal([("x", i) for i in range(3)], policy.latent_shape), torch.tensor([0.9, 0.5, 0.1]), [0, 1, 1]
+    encoded = policy.embed(policy._text_pipeline(), PROMPTS)
+    with torch.no_grad():
+        found = policy.velocity(x, sigma, policy.encode(PROMPTS), torch.tensor(group))
+        answer = policy.trainable()(
+            hidden_states=pack(x),
+            timestep=sigma,
+            guidance=torch.full((3,), 3.0),
+            encoder_hidden_states=encoded.states[group],
+            pooled_projections=encoded.pooled[group] if encoded.pooled is not None else None,
+            txt_ids=torch.zeros(encoded.states.shape[1], 3),
+            img_ids=places(4, 4),
+            return_dict=False,
+        )[0]
+    assert torch.equal(found, unpack(answer, 8, 8))
 
 
 def test_guidance_changes_what_each_family_answers(folders: dict[str, Path]) -> None:
@@ -312,17 +354,17 @@ def test_tokens_stand_row_by_row() -> None:
 
 def test_the_shift_follows_the_pictures_tokens(folders: dict[str, Path]) -> None:
     # 16 tokens between 4 (mu 0.5) and 64 (mu 1.15): mu = 0.5 + 0.65 * 12 / 60 = 0.63; 64 tokens have mu = 1.15.
-    assert opened(folders["flux"]).shift == pytest.approx(np.exp(0.63))
-    assert opened(folders["flux"], resolution=32).shift == pytest.approx(np.exp(1.15))
-    assert opened(folders["sd3"]).shift == 3.0
+    assert opened(folders["flux"]).shift_of(STEPS) == pytest.approx(np.exp(0.63))
+    assert opened(folders["flux"], resolution=32).shift_of(STEPS) == pytest.approx(np.exp(1.15))
+    assert opened(folders["sd3"]).shift_of(STEPS) == 3.0
 
 
 def test_a_linear_time_shift_is_mu_itself(tmp_path: Path) -> None:
-    assert opened(save_pipeline("flux", tmp_path, time_shift_type="linear")).shift == pytest.approx(0.63)
+    assert opened(save_pipeline("flux", tmp_path, time_shift_type="linear")).shift_of(STEPS) == pytest.approx(0.63)
 
 
 def test_a_folder_without_dynamic_shifting_has_the_shift_it_names(tmp_path: Path) -> None:
-    assert opened(save_pipeline("flux", tmp_path, use_dynamic_shifting=False, shift=1.0)).shift == 1.0
+    assert opened(save_pipeline("flux", tmp_path, use_dynamic_shifting=False, shift=1.0)).shift_of(STEPS) == 1.0
 
 
 # --- training
@@ -570,7 +612,7 @@ def test_embeddings_that_are_not_asked_for_make_room_for_new_ones(
     policy.encode(["a", "b"])
     policy.encode(["b", "c"])
     assert set(policy._encoded) == {"b", "c"}
-    assert len(policy.encode(["a", "b", "c"]).prompts.pooled) == 3
+    assert len(policy.encode(["a", "b", "c"]).prompts.states) == 3
 
 
 # --- what is refused
@@ -596,7 +638,9 @@ def test_a_folder_opens_as_its_family(folders: dict[str, Path]) -> None:
 
 def test_other_pipelines_and_other_folders_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     other = changed(folders["sd3"], tmp_path / "other", "model_index.json", _class_name="StableDiffusionXLPipeline")
-    assert "has a StableDiffusionXLPipeline; alignbench opens folders of StableDiffusion3Pipeline and" in refused(other)
+    assert "has a StableDiffusionXLPipeline; alignbench opens folders of StableDiffusion3Pipeline, FluxPipeline" in refused(
+        other
+    )
     assert "is not a diffusers folder (no model_index.json)" in refused(tmp_path)
     (tmp_path / "model_index.json").write_text("{")
     assert "cannot read the configuration in" in refused(tmp_path)
@@ -622,7 +666,7 @@ def test_a_folder_without_weights_is_refused(folders: dict[str, Path], tmp_path:
         ("use_karras_sigmas", "false", "sets use_karras_sigmas, but"),  # a text, which is true to diffusers
         ("stochastic_sampling", True, "sets stochastic_sampling, but"),
         ("invert_sigmas", True, "sets invert_sigmas, but"),
-        ("shift_terminal", 0.02, "sets shift_terminal, but"),
+        ("shift_terminal", 1.5, "shift_terminal must be a number between 0 and 1"),
         ("num_train_timesteps", 500, "sets num_train_timesteps, but"),
         ("prediction_type", "epsilon", "sets prediction_type, but"),
         ("use_flow_sigmas", True, "sets use_flow_sigmas, but"),  # of no scheduler of ours, but FluxPipeline looks at it

@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 from alignbench import UserError, load_backbone, load_objective, run
-from alignbench.backbone import Backbone, BackboneSettings
+from alignbench.backbone import BackboneSettings
 from alignbench.cli.app import app
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
 from alignbench.forecast.costs import Pace, forecast, measure_pace, seconds_per_iteration
 from alignbench.forecast.expected_rows import ExpectedRows, model_rows, rows_per_iteration, trains_guided
 from alignbench.forecast.memory import estimate_memory
-from alignbench.rollouts.executor import predict
+from tests.support.allocation import most_allocated
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 
@@ -122,27 +121,6 @@ def test_a_scorer_is_given_as_long_as_in_the_run(tmp_path: Path) -> None:
 
 
 # --- memory
-
-
-def most_allocated(policy: Backbone, prompt: str, count: int) -> int:
-    """Bytes that one forward and backward pass has at one time beyond what is there before, by torch's own profiler."""
-    x, group = torch.zeros(count, *policy.latent_shape), torch.zeros(count, dtype=torch.long)
-    conditioning = policy.encode([prompt])
-    for parameter in policy.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-    def work() -> None:
-        predict(policy, x, 0.5, conditioning, group).square().mean().backward()
-
-    work()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        work()
-    now = most = 0
-    for event in found.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""flux2: a local `Flux2Pipeline` folder (FLUX.2-dev), with full training or LoRA."""
+
+from torch import Tensor
+
+from alignbench.backbones.embeddings import Conditioning
+from alignbench.backbones.flux2_layout import Flux2Layout
+from alignbench.backbones.guidance import DistilledFolder
+
+
+class Flux2(DistilledFolder, Flux2Layout):
+    PIPELINE = "Flux2Pipeline"
+    MODELS = {  # noqa: RUF012
+        "transformer": "diffusers.Flux2Transformer2DModel",
+        "vae": "diffusers.AutoencoderKLFlux2",
+        "text_encoder": "transformers.Mistral3ForConditionalGeneration",
+    }
+    TOKENIZERS = frozenset({"PixtralProcessor"})
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
+        return self.ask(x, sigma, conditioning.prompts[group], self.guidance_input(sigma))
