@@ -18,7 +18,7 @@ from PIL import Image
 
 from alignbench import Scorer, UserError, settings
 from alignbench.backbone import device_named
-from alignbench.backbones.trust import plain_weights
+from alignbench.backbones.pipelines.trust import plain_weights
 from alignbench.errors import first_line
 from alignbench.scorer import Images, as_arrays
 

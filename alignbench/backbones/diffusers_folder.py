@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from alignbench import Backbone, UserError, flow
 from alignbench.backbone import BackboneSettings, Component
-from alignbench.backbones import families, schedule
-from alignbench.backbones.components import Components
-from alignbench.backbones.embeddings import Conditioning, Embeddings, on_cpu
-from alignbench.backbones.trust import read_json
+from alignbench.backbones import families
+from alignbench.backbones.pipelines import schedule
+from alignbench.backbones.pipelines.components import Components
+from alignbench.backbones.pipelines.embeddings import Conditioning, Embeddings, on_cpu
+from alignbench.backbones.pipelines.trust import read_json
 from alignbench.files.paths import local_path
 
 ENCODE_BATCH = 64

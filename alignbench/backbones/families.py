@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from alignbench import registry
-from alignbench.backbones.trust import read_json
+from alignbench.backbones.pipelines.trust import INDEX, read_json
 from alignbench.errors import UserError
 from alignbench.files.paths import local_path
 
-INDEX = "model_index.json"
 FAMILIES = {
     "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench.backbones.embeddings import Conditioning, Embeddings
 from alignbench.backbones.guidance import DistilledFolder
-from alignbench.backbones.packing import PATCH, pack, unpack
+from alignbench.backbones.pipelines.embeddings import Conditioning, Embeddings
+from alignbench.backbones.pipelines.packing import PATCH, pack, unpack
 
 
 class Flux(DistilledFolder):

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from alignbench.backbones.embeddings import Conditioning
 from alignbench.backbones.flux2_layout import Flux2Layout
 from alignbench.backbones.guidance import DistilledFolder
+from alignbench.backbones.pipelines.embeddings import Conditioning
 
 
 class Flux2(DistilledFolder, Flux2Layout):

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from alignbench import UserError
-from alignbench.backbones.embeddings import Embeddings
 from alignbench.backbones.flux2_layout import Flux2Layout
 from alignbench.backbones.guidance import GuidedFolder
+from alignbench.backbones.pipelines.embeddings import Embeddings
 
 
 class Flux2Klein(GuidedFolder, Flux2Layout):

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench.backbones.diffusers_folder import DiffusersFolder
-from alignbench.backbones.embeddings import Embeddings
+from alignbench.backbones.pipelines.embeddings import Embeddings
 
 LONGEST = 4300
 """Number of tokens of an image above which the shift no longer depends on the number of steps."""

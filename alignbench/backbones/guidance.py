@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignbench import UserError
 from alignbench.backbones.diffusers_folder import DiffusersFolder
-from alignbench.backbones.embeddings import Conditioning, Embeddings
+from alignbench.backbones.pipelines.embeddings import Conditioning, Embeddings
 
 
 class GuidedFolder(DiffusersFolder):

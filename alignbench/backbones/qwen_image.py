@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import UserError
-from alignbench.backbones.embeddings import Embeddings
 from alignbench.backbones.guidance import GuidedFolder
-from alignbench.backbones.packing import PATCH, pack, unpack
+from alignbench.backbones.pipelines.embeddings import Embeddings
+from alignbench.backbones.pipelines.packing import PATCH, pack, unpack
 
 
 class QwenImage(GuidedFolder):

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from alignbench import UserError
-from alignbench.backbones import schedule
 from alignbench.backbones.diffusers_folder import EQUALLY_SPACED, OWN_CALL
-from alignbench.backbones.embeddings import Embeddings
 from alignbench.backbones.guidance import GuidedFolder
-from alignbench.backbones.schedule import PLACE, Schedule
-from alignbench.backbones.trust import read_json
+from alignbench.backbones.pipelines import schedule
+from alignbench.backbones.pipelines.embeddings import Embeddings
+from alignbench.backbones.pipelines.schedule import PLACE, Schedule
+from alignbench.backbones.pipelines.trust import read_json
 
 SOLVER = "DPMSolverMultistepScheduler"
 """The scheduler of the published folders."""

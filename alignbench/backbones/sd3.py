@@ -7,9 +7,9 @@ from torch import Tensor
 
 from alignbench import UserError
 from alignbench.backbones.diffusers_folder import EQUALLY_SPACED
-from alignbench.backbones.embeddings import Embeddings
 from alignbench.backbones.guidance import GuidedFolder
-from alignbench.backbones.trust import read_json
+from alignbench.backbones.pipelines.embeddings import Embeddings
+from alignbench.backbones.pipelines.trust import read_json
 
 CLIP_TOKENS = 77
 """Number of tokens of a CLIP whose config does not have it."""

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from alignbench.backbones.embeddings import Embeddings
 from alignbench.backbones.guidance import GuidedFolder
+from alignbench.backbones.pipelines.embeddings import Embeddings
 
 PATCH = 2
 """Side of a token, in latents."""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench import UserError
-from alignbench.backbones.trust import plain_weights
+from alignbench.backbones.pipelines.trust import plain_weights
 from alignbench.errors import did_you_mean, first_line
 from alignbench.runtime import hub
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench import UserError
-from alignbench.backbones.trust import check_folder, lacking
+from alignbench.backbones.pipelines.trust import check_folder, lacking
 from alignbench.errors import first_line
 from alignbench.runtime import hub
 from evals.embedders.processors import torchvision

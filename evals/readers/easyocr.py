@@ -12,7 +12,7 @@ from PIL import Image
 
 from alignbench import RunError
 from alignbench.backbone import device_named
-from alignbench.backbones.trust import plain_weights
+from alignbench.backbones.pipelines.trust import plain_weights
 from evals.readers.base import Reader, contrast_image, read_batches
 
 WEIGHTS = ("craft_mlt_25k.pth", "english_g2.pth")

@@ -17,7 +17,7 @@ from alignbench import UserError, load_backbone, load_objective, load_sampler, r
 from alignbench.backbone import temporarily_set
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.flux import Flux, places
-from alignbench.backbones.packing import pack, unpack
+from alignbench.backbones.pipelines.packing import pack, unpack
 from alignbench.backbones.sd3 import SD3
 from alignbench.config.run_config import load_config
 from alignbench.evaluation.evaluate import MetricSuite, evaluate

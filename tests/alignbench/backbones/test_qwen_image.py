@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignbench import UserError
-from alignbench.backbones.packing import pack, unpack
+from alignbench.backbones.pipelines.packing import pack, unpack
 from alignbench.backbones.qwen_image import QwenImage
 from tests.support import family_checks as checks
 from tests.support.family_checks import Family, FamilyFacts

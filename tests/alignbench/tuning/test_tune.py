@@ -33,7 +33,7 @@ def request(folder: Path, **changes: Any) -> TuningRequest:
         "task": str(write_task(folder)),
         "backbone": "tests.support.plugins:ToyPolicy",
         "preset": "smoke",
-        "budget": {"model_rows": 80},
+        "budget": {"model_rows": 130},
         "settings": SMALL,
         "threads": 1,
         "trials": 2,
@@ -147,7 +147,7 @@ def test_failed_trials_are_told_and_not_chosen(tmp_path: Path) -> None:
     write_task(tmp_path)
     options = ["--objectives", "wavering=tests.support.plugins:Wavering,failing=tests.support.plugins:Failing"]
     options += ["--samplers", "independent", "--backbone", "tests.support.plugins:ToyPolicy", "--task", "toy.yaml"]
-    options += ["--preset", "smoke", "--budget", "model_rows=80", "--set", "threads=1", "--trials", "2"]
+    options += ["--preset", "smoke", "--budget", "model_rows=130", "--set", "threads=1", "--trials", "2"]
     done = tune_in(tmp_path, *options)
     assert done.returncode == 1
     assert "2 of 4 trials failed and cannot be chosen, such as trial 0 of failing x independent" in done.stderr

@@ -17,6 +17,8 @@ from alignbench.files import json_files
 
 CODE = (".py", ".pyw", ".pyc", ".pyo", ".pyd", ".so", ".dylib", ".dll")
 """Suffixes of files that Python imports."""
+INDEX = "model_index.json"
+"""The file that names the pipeline's class and its components."""
 CONFIG = "config.json"
 """End of the names of all files in which diffusers and transformers look for the class of a component."""
 MAX_CONFIG_BYTES = 4 * 2**20

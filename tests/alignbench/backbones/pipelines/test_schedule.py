@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from alignbench.backbones.schedule import FOLLOWED, Schedule
+from alignbench.backbones.pipelines.schedule import FOLLOWED, Schedule
 
 
 def of(**options: object) -> Schedule:

@@ -2,7 +2,7 @@
 
 import torch
 
-from alignbench.backbones.embeddings import Embeddings
+from alignbench.backbones.pipelines.embeddings import Embeddings
 
 
 def test_prompts_are_kept_without_the_padding_at_their_end() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from alignbench import UserError, flow
-from alignbench.backbones.components import SCHEDULER
-from alignbench.backbones.trust import read_json
+from alignbench.backbones.pipelines.components import SCHEDULER
+from alignbench.backbones.pipelines.trust import read_json
 
 PLACE = "scheduler/scheduler_config.json"
 FOLLOWED = frozenset(

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignbench.backbones.families import INDEX
-from alignbench.backbones.trust import check_folder, lacking
+from alignbench.backbones.pipelines.trust import INDEX, check_folder, lacking
 from alignbench.errors import UserError, first_line
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"

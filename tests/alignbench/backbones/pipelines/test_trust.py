@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignbench import UserError
-from alignbench.backbones.trust import check_folder, plain_weights, read_json
+from alignbench.backbones.pipelines.trust import check_folder, plain_weights, read_json
 
 
 @pytest.fixture
