@@ -38,6 +38,10 @@ ROWS = 22
 """Of an iteration of two groups: a tree of 2 x 2 leaves over 4 steps with splits at 1 and 2 has 8 rows and 3 parents."""
 
 
+COARSE = {"name": "gaussian_mixture", "quadrature": 10}
+"""The toy with its densities on so coarse a grid that evaluating it takes no time."""
+
+
 def grid(folder: Path, scorer: str = "Brightness", scorer_settings: Mapping[str, Any] = {}, **changes: Any) -> Grid:
     """One tree, tmpo and grpo, one seed, three iterations' worth of rows; well under a second a cell."""
     settings = {
@@ -183,7 +187,12 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path: Path) -> None
 def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> None:
     if "engine" in options:
         need_ray()
-    settings = {"evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4}, "threads": 1, "samplers": {}}
+    settings = {
+        "evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4},
+        "threads": 1,
+        "samplers": {},
+        "backbone": COARSE,
+    }
     choice: dict[str, Any] = {"backbone": "gaussian_mixture", "tasks": ["equal_modes"], "settings": settings, "budget": {}}
     made = grid(tmp_path, **choice)
     here, there = compare(made, tmp_path / "here"), compare(made, tmp_path / "there", **options)
@@ -349,7 +358,8 @@ def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_fold
         "seeds": [3],
         "budget": {"model_rows": 2000},
     }
-    settings = {"evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4}, "optimizer": {"betas": [0.8, 1e-3]}}
+    few = {"prompts": 2, "images_per_prompt": 4, "steps": 4}
+    settings = {"evaluation": few, "optimizer": {"betas": [0.8, 1e-3]}, "backbone": COARSE}
     soft = {"objectives": {"soft": {"objective": {"clip": 1e-5}, "ema": None}}}
     first = tmp_path / "first"
     compare(grid(tmp_path, objectives=["grpo"], settings=settings, **choice), first)
