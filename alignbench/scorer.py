@@ -109,7 +109,7 @@ class SetMetric(Metric, ABC):
             Metric -> number, NaN where the metric does not apply.
         """
 
-    def take_reference(self, prompt: str, images: np.ndarray, latents: Any) -> None:  # noqa: B027 - most compare with nothing
+    def take_reference(self, prompt: str, images: np.ndarray, latents: Any) -> None:
         """Takes images of a prompt that later sets are compared with, in place of those that the metric would get itself.
 
         Args:

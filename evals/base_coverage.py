@@ -7,9 +7,9 @@ Each image has a ball around it that reaches to its k-th nearest neighbour in it
     base_density     the number of the base model's balls that an image lies in, divided by k, on average
     base_coverage    the share of the base model's balls in which an image lies
 
-Recall and coverage fall if a model no longer draws what the base model drew; precision and density fall if it draws what the
-base model never did. Of two sets from one distribution, coverage is 1 - prod_{i = 1..k} (N - i) / (M + N - i) on average, with N
-images of the base model and M images, so it depends on the number of images.
+Recall and coverage fall if a model no longer draws what the base model drew; precision and density fall if it draws what
+the base model never did. Of two sets from one distribution, coverage is 1 - prod_{i = 1..k} (N - i) / (M + N - i) on average,
+with N images of the base model and M images, so it depends on the number of images.
 
 Source: precision and recall of Kynkäänniemi et al. 2019 (arXiv 1904.06991), density and coverage of Naeem et al. 2020 (arXiv
 2002.09797); distances are strictly below a radius, as in the latter's code.

@@ -3,9 +3,9 @@
     pass_at_K      the probability that one of K images reaches the threshold: 1 - C(n - c, K) / C(n, K), c of n images do
     best_of_K      the expected best score of K images: sum_i r_(i) C(i - 1, K - 1) / C(n, K), scores r ascending
 
-Both are unbiased for K images drawn without replacement from the n of a prompt. A training that only sharpens raises both for
-K = 1 and leaves or lowers them for large K, where the base model had found the answer too. One that widens what the model can do
-raises them for every K.
+Both are unbiased for K images drawn without replacement from the n of a prompt. A training that only sharpens raises both
+for K = 1 and leaves or lowers them for large K, where the base model had found the answer too. One that widens what the model
+can do raises them for every K.
 
 Source: Chen et al. 2021 (arXiv 2107.03374) for pass at k; Yue et al. 2025 (arXiv 2504.13837) for the comparison over k.
 """

@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 
 import numpy as np
-from scipy import stats
 
 from alignbench.records.record import Estimate
-from alignbench.statistics import CONFIDENCE, Interval
+from alignbench.statistics import Interval
 from alignbench.trial.measuring import DEGREES, IMAGES, Differences, Key
 from alignbench.trial.power import (
     PROMPTS,
     effect,
     effect_interval,
+    effects_without,
     false_alarms,
+    jackknife,
     power,
     ranked_rightly,
     through,
@@ -129,28 +130,17 @@ class Rates:
 
     def _effects(self, source: str, rows: Mapping[int, np.ndarray]) -> list[float]:
         """The effect with all prompts, then without each one of `pools`."""
-        table, places = np.stack([*rows.values()]), {pool: i for i, pool in enumerate(rows)}
-        whole = effect(table)
-        return [
-            whole,
-            *(
-                effect(np.delete(table, places[pool], axis=0)) if of == source and pool in places else whole
-                for of, pool in self.pools
-            ),
-        ]
+        table = np.stack([*rows.values()])
+        whole, without = effect(table), dict(zip(rows, effects_without(table), strict=True))
+        return [whole, *(without.get(pool, whole) if of == source else whole for of, pool in self.pools)]
 
     def interval(self, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Interval:
         """A statistic of both rates, with the interval of a jackknife over the prompts of each source."""
         if not (self.rates["planted"] and self.rates["harmless"]):
             return Interval(np.nan, np.nan, np.nan, 0)
-        whole, *without = statistic(*(np.mean(self.rates[kind], axis=0) for kind in ("planted", "harmless")))
-        variance = 0.0
-        for source, pools in self.of_source.items():
-            values = np.array([w for (of, _), w in zip(self.pools, without, strict=True) if of == source])
-            variance += (len(pools) - 1) / len(pools) * float(((values - values.mean()) ** 2).sum())
-        degrees = min(map(len, self.of_source.values())) - 1
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * variance**0.5
-        return Interval(float(whole), float(whole) - half, float(whole) + half, len(self.pools))
+        whole, *without = statistic(*(np.mean(self.rates[kind], axis=0) for kind in ("planted", "harmless"))).tolist()
+        sources = np.array([source for source, _ in self.pools])
+        return jackknife(whole, [np.array(without)[sources == source] for source in self.of_source])
 
 
 def name(found: Seen) -> str:

@@ -6,6 +6,7 @@ image's content: its images begin near one initial noise, so that they are varia
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def _sample(policy: Backbone, prompt: str, x: Tensor) -> Tensor:
     """Final latents from these initial noises, by the deterministic ODE."""
     sigmas = policy.sigmas(STEPS).tolist()
     conditioning, group = policy.encode([prompt]), torch.zeros(len(x), dtype=torch.long, device=x.device)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in pairwise(sigmas):
         velocity = predict(policy, x, sigma, conditioning, group, MICRO_BATCH)
         x = flow.unchecked_step(x, velocity, sigma, following, 0.0, "ode").x_next
     return x

@@ -1,20 +1,20 @@
 """What differences of sets say about a metric: its power, its false alarms, and whether it ranks degrees rightly.
 
-The test is the alarm's: a one-sided t test of differences paired by prompt, at 2.5 %. Its power with P prompts whose differences
-have the mean m and the standard deviation s is that of Student's noncentral distribution,
+The test is the alarm's: a one-sided t test of differences paired by prompt, at 2.5 %. Its power with P prompts whose
+differences have the mean m and the standard deviation s is that of Student's noncentral distribution,
 
     P(T < -t),  T ~ t_{P - 1} with noncentrality sqrt(P) m / s,  t = the 97.5 % quantile of t_{P - 1}
 
 m / s is the *effect*. It is estimated over prompts and pairs of sets, and its interval is a jackknife over prompts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 from scipy import stats
 
-from alignbench.statistics import Interval, interval_over_runs
+from alignbench.statistics import CONFIDENCE, Interval
 
 LEVEL = 0.025
 """The level of the one-sided test."""
@@ -43,9 +43,43 @@ def effect(differences: np.ndarray) -> float:
     return mean / deviation
 
 
+def effects_without(differences: np.ndarray) -> np.ndarray:
+    """Computes the effect without each prompt in turn: differences [prompts, repetitions] -> float [prompts]."""
+    mean, left = float(differences.mean()), differences.size - differences.shape[1]
+    centred = differences - mean
+    shift = -centred.sum(axis=1) / left
+    squares = (centred**2).sum() - (centred**2).sum(axis=1) - left * shift**2
+    if left < 2 or float(squares.min()) <= 1e-9 * float((centred**2).sum()):  # all that is left may be equal
+        return np.array([effect(np.delete(differences, i, axis=0)) for i in range(len(differences))])
+    return np.asarray((mean + shift) / np.sqrt(squares / (left - 1)))
+
+
 def effect_interval(differences: np.ndarray) -> Interval:
     """The effect with its interval over prompts."""
-    return interval_over_runs(differences, effect)
+    return jackknife(effect(differences), [effects_without(differences)])
+
+
+def jackknife(value: float, without: Sequence[np.ndarray]) -> Interval:
+    """Computes the interval of a statistic by Tukey's jackknife.
+
+    Its squared standard error is sum_s (n_s - 1) / n_s sum_r (T_r - mean T)^2.
+
+    Args:
+        value: the statistic.
+        without: for each stratum s, the statistic T_r without each of its n_s units.
+
+    Returns:
+        The interval, with the degrees of freedom of the smallest stratum; unbounded where the error is 0 or not known.
+    """
+    n = sum(map(len, without))
+    if np.isnan(value):
+        return Interval(np.nan, np.nan, np.nan, n)
+    finite = all(len(values) > 1 and np.isfinite(values).all() for values in without)
+    square = sum((len(v) - 1) / len(v) * float(((v - v.mean()) ** 2).sum()) for v in without) if finite else 0.0
+    if not (square > 0 and np.isfinite(value)):
+        return Interval(value, -np.inf, np.inf, n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, min(map(len, without)) - 1)) * square**0.5
+    return Interval(value, value - half, value + half, n)
 
 
 def power(effects: np.ndarray | float, prompts: np.ndarray | int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`check --eval`: metrics of diversity on trial, on drawn images and on the embedded model's own."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 
 from alignbench.backbone import Backbone
+from alignbench.embedded.drawing.palette import COLORS
 from alignbench.errors import UserError
 from alignbench.figures.plots import write_figure
 from alignbench.files.writing import claimed, fill
@@ -121,10 +123,9 @@ def _set_metric(choice: EvalChoice) -> SetMetric:
 
 
 def _prompts(count: int) -> list[str]:
-    """Evaluation prompts of the model's tasks in turn."""
-    each = [load_task(task).eval_prompts for task in TASKS]
-    mixed = [prompt for together in zip(*each, strict=False) for prompt in together]
-    return mixed[:count]
+    """Evaluation prompts of the model's tasks in turn, those that name no colour: there is a colour to lose."""
+    each = [[p for p in load_task(task).eval_prompts if not COLORS.keys() & re.findall(r"\w+", p)] for task in TASKS]
+    return [prompt for together in zip(*each, strict=False) for prompt in together][:count]
 
 
 def _drawn(count: int, policy: Backbone, seed: int) -> list[Callable[[], Pool]]:
