@@ -93,8 +93,8 @@ def check(
         str | None,
         typer.Option(
             "--eval",
-            help="Put metrics of diversity on trial instead: names, separated by commas. The trial plants losses of diversity of "
-            "known degrees and tells which of them each metric sees, and what else it takes for one.",
+            help="Put metrics of diversity on trial instead: names, separated by commas. The trial plants losses of diversity "
+            "of known degrees and tells which of them each metric sees, and what else it takes for one.",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="With --eval: fewer prompts, a minute instead of five.")] = False,

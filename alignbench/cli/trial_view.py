@@ -15,7 +15,7 @@ def show_trial(trial: Trial, out: Path) -> None:
     rich = new_console(200)
     rich.print(
         f"[bold]{escape(', '.join(trial.evals))}[/bold] on trial: {trial.drawn_prompts} drawn prompts and {trial.own_prompts} "
-        "of the embedded model. `exact labels` reads the attributes from the drawing program: what a perfect detector would see."
+        "of the embedded model. `exact labels` reads the attributes from the drawing program, as a perfect detector would."
     )
     print_table(rich, _verdicts(trial))
     print_table(rich, _powers(trial))
@@ -38,7 +38,7 @@ def _powers(trial: Trial) -> Table:
     conditions = list(dict.fromkeys(name(s) for s in typical))
     rates = {(s.metric, name(s)): s.falls[TYPICAL_PROMPTS].value for s in typical}
     title = (
-        f"how often a fall is reported: {TYPICAL_IMAGES} images of {TYPICAL_PROMPTS} prompts, a collapse by {TYPICAL_DEGREE:g}, "
+        f"reported falls: {TYPICAL_IMAGES} images of {TYPICAL_PROMPTS} prompts, a collapse by {TYPICAL_DEGREE:g}, "
         "and changes that are no loss"
     )
     table = Table("metric", *map(escape, conditions), title=title, title_justify="left")
