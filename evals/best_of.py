@@ -12,12 +12,12 @@ Source: Chen et al. 2021 (arXiv 2107.03374) for pass at k; Yue et al. 2025 (arXi
 
 from collections.abc import Iterator, Sequence
 from math import comb
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from alignbench import Scorer, SetMetric, UserError, load_scorer, settings
+from alignbench import SetMetric, UserError, load_scorer, settings
 
 
 def pass_at_k(passed: int, n: int, k: int) -> float:
@@ -66,7 +66,7 @@ class BestOf(SetMetric):
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
-        self.scorer = cast(Scorer, load_scorer(settings.eval, **settings.settings))
+        self.scorer = load_scorer(settings.eval, **settings.settings)
 
     def from_hub(self) -> list[str]:
         return self.scorer.from_hub()

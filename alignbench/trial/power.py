@@ -102,7 +102,7 @@ def power(effects: np.ndarray | float, prompts: np.ndarray | int) -> np.ndarray:
 def _curve(prompts: int) -> tuple[np.ndarray, np.ndarray]:
     """The power at noncentralities in steps so fine that values between them are linear to four digits."""
     shifts = np.linspace(-FURTHEST, FURTHEST, 801)
-    return shifts, stats.nct.sf(stats.t.ppf(1 - LEVEL, prompts - 1), prompts - 1, -shifts)
+    return shifts, np.asarray(stats.nct.sf(stats.t.ppf(1 - LEVEL, prompts - 1), prompts - 1, -shifts))
 
 
 def ranked_rightly(effects: np.ndarray | float, prompts: np.ndarray | int) -> np.ndarray:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,12 @@ def _drawn(count: int, policy: Backbone, seed: int) -> list[Callable[[], Pool]]:
     def encode(images: np.ndarray) -> torch.Tensor:
         return policy.encode_images(list(images)).cpu()
 
-    return [lambda i=i, s=s: drawn_pool(s, encode, np.random.default_rng([seed, 1, i])) for i, s in enumerate(made)]
+    return [partial(drawn_pool, s, encode, np.random.default_rng([seed, 1, i])) for i, s in enumerate(made)]
 
 
 def _own(prompts: Sequence[str], policy: Backbone, seed: int) -> list[Callable[[], Pool]]:
     """A function for each pool of the model's images."""
-    return [lambda i=i, p=p: own_pool(policy, p, np.random.default_rng([seed, 2, i])) for i, p in enumerate(prompts)]
+    return [partial(own_pool, policy, p, np.random.default_rng([seed, 2, i])) for i, p in enumerate(prompts)]
 
 
 def _write(trial: Trial, folder: Path) -> None:

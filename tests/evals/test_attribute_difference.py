@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from alignbench.embedded.drawing.scenes import Scene, Shape
-from alignbench.load import load_eval
-from evals.attribute_difference import share_of_different_pairs
+from evals.attribute_difference import AttributeDifference, share_of_different_pairs
 
 
 def test_share_of_different_pairs_by_hand() -> None:
@@ -26,7 +25,8 @@ def test_its_mean_does_not_depend_on_the_number_of_images() -> None:
 def test_two_scenes_that_differ_in_color_and_place_alone() -> None:
     first = Scene("sky", (Shape("circle", "red", (16.0, 16.0), 16.0),)).draw()
     second = Scene("sky", (Shape("circle", "blue", (48.0, 48.0), 16.0),)).draw()
-    found = load_eval("attribute_difference").measure(np.stack([first, second]), None, "a circle")
+    metric = AttributeDifference(AttributeDifference.Settings())
+    found = metric.measure(np.stack([first, second]), None, "a circle")
     assert found == {
         "attribute_difference": 0.5,
         "difference_color": 1,
@@ -34,6 +34,6 @@ def test_two_scenes_that_differ_in_color_and_place_alone() -> None:
         "difference_size": 0,
         "difference_background": 0,
     }
-    named = load_eval("attribute_difference").measure(np.stack([first, second]), None, "a red circle")
+    named = metric.measure(np.stack([first, second]), None, "a red circle")
     assert np.isnan(named["difference_color"])
     assert named["attribute_difference"] == pytest.approx(1 / 3)
