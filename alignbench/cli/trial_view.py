@@ -9,6 +9,9 @@ from alignbench.cli.console import format_interval, new_console, print_table
 from alignbench.trial.judging import TYPICAL_DEGREE, TYPICAL_IMAGES, TYPICAL_PROMPTS, name
 from alignbench.trial.record import Trial
 
+KINDS = ("planted", "equal", "harmless")
+"""The order of conditions in the table."""
+
 
 def show_trial(trial: Trial, out: Path) -> None:
     """Prints a trial on stdout as two tables, with 95 % intervals over prompts."""
@@ -23,11 +26,16 @@ def show_trial(trial: Trial, out: Path) -> None:
 
 
 def _verdicts(trial: Trial) -> Table:
-    columns = ("metric", "Youden's index", "power", "false alarms", "ranked rightly", "blind to", "fooled by")
+    columns = ("metric", "Youden's index", "minus the best", "power", "false alarms", "ranked rightly", "blind to", "fooled by")
     title = "mean power minus mean rate of false alarms, over all degrees below 1, numbers of images and numbers of prompts"
     table = Table(*columns, title=title, title_justify="left")
     for v in trial.verdicts:
-        numbers = (format_interval(v.youden, ""), format_interval(v.power, ""), format_interval(v.false_alarms, ""))
+        numbers = (
+            format_interval(v.youden, ""),
+            format_interval(v.to_the_best),
+            format_interval(v.power, ""),
+            format_interval(v.false_alarms, ""),
+        )
         rightly = "-" if v.rightly is None else f"{v.rightly:.3f}"
         table.add_row(escape(v.metric), *numbers, rightly, escape(", ".join(v.blind_to)), escape(", ".join(v.fooled_by)))
     return table
@@ -35,7 +43,8 @@ def _verdicts(trial: Trial) -> Table:
 
 def _powers(trial: Trial) -> Table:
     typical = [s for s in trial.seen if s.images == TYPICAL_IMAGES and s.degree in (TYPICAL_DEGREE, 0)]
-    conditions = list(dict.fromkeys(name(s) for s in typical))
+    ordered = sorted(typical, key=lambda s: KINDS.index(s.kind))
+    conditions = list(dict.fromkeys(name(s) for s in ordered))
     rates = {(s.metric, name(s)): s.falls[TYPICAL_PROMPTS].value for s in typical}
     title = (
         f"reported falls: {TYPICAL_IMAGES} images of {TYPICAL_PROMPTS} prompts, a collapse by {TYPICAL_DEGREE:g}, "

@@ -1,13 +1,13 @@
 """From measured differences to the record's numbers, and to the verdict on each metric."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 
 import numpy as np
 
 from alignbench.records.record import Estimate
 from alignbench.statistics import Interval
-from alignbench.trial.measuring import DEGREES, IMAGES, Differences, Key
+from alignbench.trial.measuring import DEGREES, EXACT, IMAGES, Differences, Key
 from alignbench.trial.power import (
     PROMPTS,
     effect,
@@ -84,23 +84,22 @@ def _step(before: Mapping[int, np.ndarray], after: Mapping[int, np.ndarray]) -> 
 
 
 def verdicts(differences: Differences, found: Sequence[Seen], ranked: Sequence[Ranking]) -> list[Verdict]:
-    """Scores each metric, best first."""
-    judged = [
-        _verdict(differences, metric, [s for s in found if s.metric == metric], [r for r in ranked if r.metric == metric])
-        for metric in differences.metrics
-    ]
-    return sorted(judged, key=lambda v: -np.inf if v.youden.value is None else v.youden.value, reverse=True)
+    """Scores each metric, best first; those without an index are last."""
+    rates = {metric: Rates(differences, metric) for metric in differences.metrics}
+    order = sorted(rates, key=lambda metric: rates[metric].index.value if rates[metric].known else -np.inf, reverse=True)
+    best = next((metric for metric in order if metric != EXACT), EXACT)
+    return [_verdict(metric, rates[metric], rates[best], found, ranked) for metric in order]
 
 
-def _verdict(differences: Differences, metric: str, found: Sequence[Seen], ranked: Sequence[Ranking]) -> Verdict:
-    rates = Rates(differences, metric)
-    rightly = [value for r in ranked for value in r.rightly.values() if value is not None]
-    typical = [s for s in found if s.images == TYPICAL_IMAGES and s.degree in (TYPICAL_DEGREE, 0)]
+def _verdict(metric: str, rates: "Rates", best: "Rates", found: Sequence[Seen], ranked: Sequence[Ranking]) -> Verdict:
+    rightly = [value for r in ranked if r.metric == metric for value in r.rightly.values() if value is not None]
+    typical = [s for s in found if s.metric == metric and s.images == TYPICAL_IMAGES and s.degree in (TYPICAL_DEGREE, 0)]
     return Verdict(
         metric=metric,
-        youden=Estimate.of(rates.interval(lambda planted, harmless: planted - harmless)),
-        power=Estimate.of(rates.interval(lambda planted, harmless: planted)),
-        false_alarms=Estimate.of(rates.interval(lambda planted, harmless: harmless)),
+        youden=Estimate.of(rates.index),
+        to_the_best=Estimate.of(rates.interval(rates.indices() - best.indices())),
+        power=Estimate.of(rates.interval(rates.mean("planted"))),
+        false_alarms=Estimate.of(rates.interval(rates.mean("harmless"))),
         rightly=float(np.mean(rightly)) if rightly else None,
         blind_to=[name(s) for s in typical if s.kind == "planted" and (s.falls[TYPICAL_PROMPTS].value or 0) < HALF],
         fooled_by=[name(s) for s in typical if s.kind == "harmless" and (s.falls[TYPICAL_PROMPTS].value or 0) > HALF],
@@ -114,19 +113,16 @@ class Rates:
     """
 
     def __init__(self, differences: Differences, metric: str) -> None:
-        self.of_source: dict[str, set[int]] = {}
+        self.pools = differences.pools
         conditions: dict[tuple[str, str], list[Key]] = {}
         for key in differences.of(metric):
-            rows = differences.rows(key)
-            if key[3] < 1 and len(rows) >= LEAST_PROMPTS and differences.kinds[key[1], key[2]] != "equal":
+            if key[3] < 1 and len(differences.rows(key)) >= LEAST_PROMPTS and differences.kinds[key[1], key[2]] != "equal":
                 conditions.setdefault((key[1], key[2]), []).append(key)
-                self.of_source.setdefault(key[1], set()).update(rows)
         self.rates: dict[str, list[np.ndarray]] = {"planted": [], "harmless": []}
-        self.pools = [(source, pool) for source, pools in self.of_source.items() for pool in sorted(pools)]
-        for (source, condition), keys in conditions.items():
-            effects = np.array([self._effects(source, differences.rows(key)) for key in keys])
+        for place, keys in conditions.items():
+            effects = np.array([self._effects(place[0], differences.rows(key)) for key in keys])
             rate = power(effects[..., None], np.array(PROMPTS)).mean(axis=(0, 2))
-            self.rates[differences.kinds[source, condition]].append(rate)
+            self.rates[differences.kinds[place]].append(rate)
 
     def _effects(self, source: str, rows: Mapping[int, np.ndarray]) -> list[float]:
         """The effect with all prompts, then without each one of `pools`."""
@@ -134,13 +130,28 @@ class Rates:
         whole, without = effect(table), dict(zip(rows, effects_without(table), strict=True))
         return [whole, *(without.get(pool, whole) if of == source else whole for of, pool in self.pools)]
 
-    def interval(self, statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Interval:
-        """A statistic of both rates, with the interval of a jackknife over the prompts of each source."""
-        if not (self.rates["planted"] and self.rates["harmless"]):
-            return Interval(np.nan, np.nan, np.nan, 0)
-        whole, *without = statistic(*(np.mean(self.rates[kind], axis=0) for kind in ("planted", "harmless"))).tolist()
+    @property
+    def known(self) -> bool:
+        """Whether there is a planted loss and a harmless change to judge it by."""
+        return all(self.rates.values())
+
+    @property
+    def index(self) -> Interval:
+        """Youden's index."""
+        return self.interval(self.indices())
+
+    def mean(self, kind: str) -> np.ndarray:
+        """The mean rate over conditions of a kind, with all prompts and without each one; NaN if there are none."""
+        return np.mean(self.rates[kind], axis=0) if self.rates[kind] else np.full(len(self.pools) + 1, np.nan)
+
+    def indices(self) -> np.ndarray:
+        """Youden's index, with all prompts and without each one."""
+        return self.mean("planted") - self.mean("harmless")
+
+    def interval(self, values: np.ndarray) -> Interval:
+        """The interval of a statistic, given with all prompts and without each one: a jackknife over prompts of each source."""
         sources = np.array([source for source, _ in self.pools])
-        return jackknife(whole, [np.array(without)[sources == source] for source in self.of_source])
+        return jackknife(float(values[0]), [values[1:][sources == source] for source in dict.fromkeys(sources)])
 
 
 def name(found: Seen) -> str:

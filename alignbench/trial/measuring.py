@@ -32,11 +32,15 @@ class Differences:
         tables: key -> the number of a pool to which the condition applies -> float [REPETITIONS], treated minus free set, with
             the sign turned where lower is better. NaN where the metric or the pool has no value.
         kinds: (source, condition) -> its kind.
+        pools: (source, number) of each pool.
+        of_eval: eval -> its metrics.
     """
 
     def __init__(self) -> None:
         self.tables: dict[Key, dict[int, np.ndarray]] = {}
         self.kinds: dict[tuple[str, str], str] = {}
+        self.pools: list[tuple[str, int]] = []
+        self.of_eval: dict[str, list[str]] = {}
 
     @property
     def metrics(self) -> list[str]:
@@ -64,6 +68,7 @@ class Differences:
             number: the pool's number; it must differ from that of every other pool.
             seed: of the draws.
         """
+        self.pools.append((pool.source, number))
         readers = {name: _reader(metric, pool) for name, metric in metrics.items()} | {EXACT: _exact_reader(pool)}
         for condition, treated in pool.conditions.items():
             self.kinds[pool.source, condition] = treated.kind
@@ -72,7 +77,9 @@ class Differences:
                     # The free sets are those of each degree, so degrees can be compared with each other.
                     of_free, of_treated = ((place := [seed, number, n, *condition.encode()]), [*place, int(100 * degree)])
                     pairs = list(_pairs(pool, condition, degree, n, of_free, of_treated))
-                    for metric, row in _rows(readers, pairs):
+                    for name, metric, row in _rows(readers, pairs):
+                        if metric not in self.of_eval.setdefault(name, []):
+                            self.of_eval[name].append(metric)
                         self.tables.setdefault((metric, pool.source, condition, degree, n), {})[number] = row
 
 
@@ -89,16 +96,16 @@ def _pairs(
 
 def _rows(
     readers: Mapping[str, Measure], pairs: Sequence[tuple[np.ndarray, np.ndarray] | None]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each metric with its differences for these pairs of sets."""
-    for measure in readers.values():
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The eval, the metric and its differences for these pairs of sets."""
+    for name, measure in readers.items():
         values: dict[str, list[float]] = {}
         for i, pair in enumerate(pairs):
             if pair is not None:
                 free, treated = (measure(tuple(members.tolist())) for members in pair)
                 for metric in free:
                     values.setdefault(metric, [np.nan] * len(pairs))[i] = treated[metric] - free[metric]
-        yield from ((metric, np.array(row)) for metric, row in values.items())
+        yield from ((name, metric, np.array(row)) for metric, row in values.items())
 
 
 def _reader(metric: SetMetric, pool: Pool) -> Measure:

@@ -135,7 +135,7 @@ def drawn_pool(subject: Subject, encode: Callable[[np.ndarray], Any], rng: np.ra
 
 def behind(treatment: str) -> str:
     """The name of the condition in which everything collapses while pixels change by a treatment."""
-    return f"{EVERYTHING}, {treatment}"
+    return f"{EVERYTHING} + {treatment}"
 
 
 def grained(images: np.ndarray, rng: np.random.Generator, treatment: str = "") -> np.ndarray:

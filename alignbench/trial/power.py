@@ -98,6 +98,12 @@ def power(effects: np.ndarray | float, prompts: np.ndarray | int) -> np.ndarray:
     return found
 
 
+def effect_with_power(wanted: float, prompts: int) -> float:
+    """The effect, below 0, of which a fall is reported with this probability."""
+    shifts, powers = _curve(prompts)
+    return float(np.interp(-wanted, -powers, shifts)) / prompts**0.5
+
+
 @cache
 def _curve(prompts: int) -> tuple[np.ndarray, np.ndarray]:
     """The power at noncentralities in steps so fine that values between them are linear to four digits."""

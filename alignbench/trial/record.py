@@ -43,6 +43,8 @@ class Verdict(Record):
 
     metric: str
     youden: Estimate
+    to_the_best: Estimate
+    """The index minus that of the best metric that reads images, paired by prompt."""
     power: Estimate
     """The mean over conditions, degrees below 1, numbers of images and numbers of prompts."""
     false_alarms: Estimate
@@ -66,7 +68,8 @@ class Trial(Document):
     drawn_prompts: int
     own_prompts: int
     seconds: float
-    metrics: list[str]
+    metrics: dict[str, list[str]]
+    """Eval -> its metrics; `exact labels` reads the attributes from the drawing program."""
     verdicts: list[Verdict]
     """Best first; metrics without an index are last."""
     rankings: list[Ranking]

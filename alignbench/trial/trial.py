@@ -93,6 +93,7 @@ def put_on_trial(
             advance(number, len(makers), "")
             differences.add(make(), metrics, number, seed)
         advance(len(makers), len(makers), "")
+        known = differences.metrics
         found, ranked = seen(differences, np.random.default_rng(seed)), rankings(differences)
         trial = Trial(
             evals={
@@ -103,7 +104,7 @@ def put_on_trial(
             drawn_prompts=size.drawn,
             own_prompts=size.own,
             seconds=time.monotonic() - start,
-            metrics=differences.metrics,
+            metrics={name: [m for m in of if m in known] for name, of in differences.of_eval.items()},
             verdicts=verdicts(differences, found, ranked),
             rankings=ranked,
             seen=found,
