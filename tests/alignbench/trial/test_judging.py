@@ -88,3 +88,10 @@ def test_the_index_is_power_minus_false_alarms(judged: dict[str, Verdict]) -> No
         assert index == pytest.approx((power or 0) - (alarms or 0))
         assert verdict.youden.lower is not None
         assert verdict.youden.lower <= (index or 0)
+
+
+def test_metrics_are_compared_with_the_best_that_reads_images(judged: dict[str, Verdict]) -> None:
+    best = next(verdict for name, verdict in judged.items() if name != EXACT)
+    assert best.to_the_best.value == 0
+    for verdict in judged.values():
+        assert verdict.to_the_best.value == pytest.approx((verdict.youden.value or 0) - (best.youden.value or 0))

@@ -8,6 +8,7 @@ from alignbench.trial.power import (
     LEVEL,
     effect,
     effect_interval,
+    effect_with_power,
     effects_without,
     false_alarms,
     jackknife,
@@ -71,3 +72,9 @@ def test_bounds_of_an_effect_become_those_of_the_power() -> None:
     found = through(lambda effects: power(effects, 64), size)
     assert found.lower < found.value < found.upper
     assert found.value == pytest.approx(float(power(size.value, 64)))
+
+
+def test_the_effect_of_a_power_is_its_inverse() -> None:
+    assert float(power(effect_with_power(0.8, 64), 64)) == pytest.approx(0.8, abs=1e-3)
+    # Student's test of 64 values has the power 0.8 at about 2.84 standard errors, a little more than 2.80 of the normal one.
+    assert effect_with_power(0.8, 64) * 8 == pytest.approx(-2.84, abs=0.02)
