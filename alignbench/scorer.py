@@ -109,6 +109,15 @@ class SetMetric(Metric, ABC):
             Metric -> number, NaN where the metric does not apply.
         """
 
+    def take_reference(self, prompt: str, images: np.ndarray, latents: Any) -> None:
+        """Takes images of a prompt that later sets are compared with, in place of those that the metric would get itself.
+
+        Args:
+            prompt: the prompt.
+            images: uint8 [N, H, W, 3].
+            latents: their final latents, a tensor [N, *latent].
+        """
+
     def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Any:
         """Reads images once, so that `measure_read` can measure many subsets of them.
 

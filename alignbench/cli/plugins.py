@@ -13,7 +13,7 @@ import typer
 from alignbench import registry, tasks
 from alignbench.authoring import scaffold
 from alignbench.cli.options import Commands, config_of, names, results_folder, whole_numbers, without_defaults
-from alignbench.config.run_config import RunConfig, load_config
+from alignbench.config.run_config import RunConfig, load_config, parse_assignments
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.writing import reserved
 from alignbench.runtime.streams import print_json
@@ -89,9 +89,35 @@ def check(
     lr: Annotated[
         float | None, typer.Option(min=0, help="Learning rate of the learning check. (default: three times the preset's)")
     ] = None,
+    eval_: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            help="Put metrics of diversity on trial instead: names, separated by commas. The trial plants losses of diversity "
+            "of known degrees and tells which of them each metric sees, and what else it takes for one.",
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="With --eval: fewer prompts, a minute instead of five.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --eval: seed of all draws. (default: 0)")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --eval: output folder; it must not exist. (default: results/<time>-trial-NAME)"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Checks a plug-in: its plan, costs, importance ratio, gradients and learning. The exit code is 1 if a check fails."""
+    """Checks a plug-in: its plan, costs, importance ratio, gradients and learning. The exit code is 1 if a check fails.
+
+    With --eval it measures what a metric of diversity sees, and fails on nothing.
+    """
+    if eval_ is not None:
+        if config is not None:
+            raise UserError(
+                "--eval takes no --config: a trial has its own images; set the metric with --set evals.NAME.key=value"
+            )
+        _put_on_trial(names(eval_), sets or [], quick, seed or 0, out, as_json)
+        return
+    if quick or seed is not None or out is not None:
+        raise UserError("--quick, --seed and --out belong to --eval; add it, or leave them out")
     options = {"objective": objective, "sampler": sampler, "backbone": backbone}
     settings = load_config(file=config, options=options, sets=sets or [])
 
@@ -109,6 +135,29 @@ def check(
         print(json.dumps([result.model_dump() for result in results], indent=2))
     if any(result.failed for result in results):
         raise typer.Exit(1)
+
+
+def _put_on_trial(chosen: Sequence[str], sets: Sequence[str], quick: bool, seed: int, out: Path | None, as_json: bool) -> None:
+    """Plants losses of diversity and shows what these metrics see."""
+    assigned = parse_assignments(sets)
+    settings = assigned.pop("evals", {})
+    if assigned or not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
+        raise UserError("--set of a trial takes evals.NAME.key=value")
+    if not chosen:
+        raise UserError("--eval needs the name of a metric; `list evals` shows them")
+
+    from alignbench.cli.console import counting
+    from alignbench.cli.trial_view import show_trial
+    from alignbench.trial import trial
+
+    evals = trial.choices(chosen, settings)
+    name = out or results_folder("trial", chosen[0])
+    with nullcontext(name) if out else reserved(name) as folder, counting("prompts") as advance:
+        record = trial.put_on_trial(evals, folder, size=trial.QUICK if quick else trial.FULL, seed=seed, advance=advance)
+    if as_json:
+        print_json(record.model_dump_json(indent=2))
+    else:
+        show_trial(record, folder)
 
 
 @commands.command()

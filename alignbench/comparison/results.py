@@ -17,7 +17,7 @@ import pandas as pd
 
 from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.files.escaping import slugs
-from alignbench.records.record import Estimate, Result
+from alignbench.records.record import Estimate, MetricRecord, Result
 from alignbench.statistics import (
     Interval,
     holm,
@@ -30,10 +30,28 @@ from alignbench.statistics import (
 )
 
 BASE = "base model"
-DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_diversity", "mode_entropy", "modes_covered")
-"""Diversity metrics. The first that a setup has is plotted."""
+DIVERSITY = (
+    "mode_coverage",
+    "vendi",
+    "cosine_diversity",
+    "lgmd",
+    "pixel_diversity",
+    "mode_entropy",
+    "modes_covered",
+)
+"""Diversity metrics, in the order in which a trial with planted losses supports them (docs/evals.md). The first that a setup
+has is plotted."""
 SPENT = ("model_rows", "seconds", "reward_calls")
 """Columns of `cells_frame` and `runs_frame` that say what a training used."""
+
+
+def default_diversity(metrics: Mapping[str, MetricRecord]) -> str | None:
+    """The diversity metric of the axis: the first of `DIVERSITY` that has a value; without one, the first that was recorded.
+
+    A metric of drawn scenes is recorded without a value where no prompt asks for one.
+    """
+    recorded = [name for name in DIVERSITY if name in metrics]
+    return next((name for name in recorded if metrics[name].base.value is not None), next(iter(recorded), None))
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,8 @@ class Results:
     def diversity(self, setup: str) -> str | None:
         """The chosen one, else the setup's first diversity metric, or None."""
         metrics = self.of(setup)[0].result.metrics
-        return next((name for name in (self.chosen.get("diversity"), *DIVERSITY) if name in metrics), None)
+        chosen = self.chosen.get("diversity")
+        return chosen if chosen in metrics else default_diversity(metrics)
 
     def table_metrics(self, setup: str) -> list[str]:
         """The metrics of a setup that tables show: those that the comparison names, else all."""

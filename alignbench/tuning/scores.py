@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignbench.comparison.results import DIVERSITY
+from alignbench.comparison.results import default_diversity
 from alignbench.errors import UserError, did_you_mean
 from alignbench.records.record import Result, read_result
 from alignbench.records.tables import read_evals
@@ -89,7 +89,7 @@ def _total_reward(folder: Path, result: Result, rewards: list[str], weights: Map
 def _hypervolumes(results: Mapping[Path, Result], rewards: list[str], reward: Callable[[Path, Result], float]) -> Scores:
     """The area that a run dominates above the base model's reward and the least diversity of any run."""
     metrics = next(iter(results.values())).metrics
-    diversity = next((name for name in DIVERSITY if name in metrics), None)
+    diversity = default_diversity(metrics)
     if diversity is None or len(rewards) != 1:
         why = "the task measures no diversity" if diversity is None else "the task has several rewards"
         raise UserError(f"--select {HYPERVOLUME} needs one reward and a metric of diversity, but {why}; choose another score")

@@ -8,7 +8,7 @@ from scipy import stats
 
 from alignbench import UserError
 from alignbench.comparison.reading import read_results
-from alignbench.comparison.results import BASE
+from alignbench.comparison.results import BASE, default_diversity
 from tests.alignbench.record_folders import write_comparison, write_run
 
 
@@ -168,6 +168,19 @@ def test_the_metrics_of_the_axes_can_be_chosen(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="--diversity: no run recorded a metric 'lgdm'; did you mean 'lgmd'"):
         read_results(tmp_path, diversity="lgdm")
+
+
+def test_the_axis_is_the_metric_that_the_trial_supports_if_it_has_a_value(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    metrics = read_results(tmp_path).runs[0].result.metrics
+    seen = metrics["lgmd"]
+    absent = seen.model_copy(update={"base": seen.base.model_copy(update={"value": None})})
+    assert default_diversity(metrics) == "lgmd"
+    assert default_diversity(metrics | {"vendi": seen}) == "vendi"
+    assert default_diversity(metrics | {"vendi": seen, "mode_coverage": seen}) == "mode_coverage"
+    assert default_diversity(metrics | {"mode_coverage": absent}) == "lgmd"  # of prompts that ask for no drawn scene
+    assert default_diversity({"mode_coverage": absent}) == "mode_coverage"
+    assert default_diversity({}) is None
 
 
 def test_all_scores_of_all_pictures_are_one_table(tmp_path: Path) -> None:
