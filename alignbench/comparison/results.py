@@ -32,8 +32,8 @@ from alignbench.statistics import (
 BASE = "base model"
 DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_diversity", "mode_entropy", "modes_covered")
 """Diversity metrics. The first that a setup has is plotted."""
-SPENT = ("model_rows", "seconds", "reward_calls")
-"""Columns of `cells_frame` and `runs_frame` that say what a training used."""
+SPENT = ("model_rows", "seconds", "reward_calls", "rows_per_image")
+"""Columns of `cells_frame` and `runs_frame` that say what a training used, and how many model rows an image takes at inference."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ class Results:
                 "model_rows": budget.model_rows_rollout + budget.model_rows_train,
                 "reward_calls": budget.reward_calls,
                 "seconds": budget.seconds,
+                "rows_per_image": _rows_per_image(run),
                 "seconds_evaluation": budget.seconds_evaluation,
                 "peak_memory_bytes": budget.peak_memory_bytes,
                 "failed_scores": budget.failed_scores,
@@ -275,6 +276,7 @@ class Results:
         names: dict[str, Any] = {"setup": setup, "cell": BASE, "part": "", "objective": "", "sampler": ""}
         names |= {"base_method": BASE, "sweep": "", "strength": "", "sweep_value": np.nan}
         nothing = {k: v for name in SPENT for k, v in _spent(name, [0.0]).items()}
+        nothing |= _spent("rows_per_image", [_rows_per_image(run, base=True)])
         return [
             names
             | {"metric": name, "role": record.role}
@@ -297,6 +299,7 @@ class Results:
             _spent("model_rows", [b.model_rows_rollout + b.model_rows_train for b in budgets])
             | _spent("reward_calls", [b.reward_calls for b in budgets])
             | _spent("seconds", [b.seconds for b in budgets])
+            | _spent("rows_per_image", [_rows_per_image(run) for run in runs])
         )
         for name, record in first.result.metrics.items():
             records = [run.result.metrics[name] for run in runs if name in run.result.metrics]
@@ -374,6 +377,14 @@ def interval_of(estimate: Estimate) -> Interval:
 def columns(name: str, interval: Interval) -> dict[str, float]:
     """An interval as four columns: NAME, NAME_lower, NAME_upper, NAME_n."""
     return {name: interval.value, f"{name}_lower": interval.lower, f"{name}_upper": interval.upper, f"{name}_n": interval.n}
+
+
+def _rows_per_image(run: RecordedRun, *, base: bool = False) -> float:
+    """Model rows of one image of the final evaluation, or of the base model's; older records took one a step."""
+    inference = run.result.inference
+    if inference is None:
+        return float(run.result.protocol.steps)
+    return float(inference.base_model_rows_per_image if base else inference.model_rows_per_image)
 
 
 def _spent(name: str, of_runs: Sequence[float]) -> dict[str, float]:

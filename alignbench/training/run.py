@@ -301,7 +301,8 @@ class _PairRun:
     def _finish(self, base: Evaluation) -> Result:
         """Evaluates the trained model and writes the tables and images of it; returns the record."""
         config, trainer, folder = self.config, self.trainer, self.folder
-        final = self.evaluator.final(trainer.budget) if trainer.iteration else base
+        is_base = not trainer.iteration and self.evaluator.drawing.is_plain
+        final = base if is_base else self.evaluator.final(trainer.budget)
         folder.write_evaluations(base=base, final=final)
         folder.add_distribution(final.distribution, trainer.iteration)
         result = self._result(base, final)
@@ -392,10 +393,12 @@ class _PairRun:
                 guidance=self.policy.guidance,
                 weights="ema" if trainer.updater.tensors.ema else "raw",
                 noise_seed=evaluation.seed,
+                solver=evaluation.solver,
                 evals=self.suite.describe(),
             ),
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
+            inference=self.evaluator.inference_record(base, final),
             stop=self.stop,
             onsets=self._onsets(metrics),
             gradient=self._gradient(),
