@@ -1,6 +1,6 @@
 """The section `inference` of a run's configuration: how the images of the final evaluation are drawn."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,6 +40,10 @@ class InferenceConfig(Settings):
     """interpolation: w in base + w (trained - base). 0 is the base model, 1 the trained one, and above 1 extrapolates."""
     of: Literal["velocity", "weights"] = "velocity"
     """interpolation: what is mixed: velocities, with two model evaluations per step; or weights (the output of a LoRA)."""
+
+    def in_use(self) -> dict[str, Any]:
+        """The method with the settings that it reads."""
+        return self.model_dump(include={"method", *INFERENCE_KEYS[self.method]})
 
     @model_validator(mode="after")
     def _reads_what_is_set(self) -> "InferenceConfig":
