@@ -32,6 +32,7 @@ def show_protocols(grid: ProtocolGrid, out: Path) -> None:
             rich.print(f"[bold red]flip:[/bold red] {escape(flip.sentence)} (p {flip.p:.2g})")
         rest = len(grid.flips) - len(surely)
         rich.print(
-            f"{len(surely)} pairs of methods change their order beyond chance, {rest} others within it; intervals are over prompts"
+            f"{len(surely)} pairs of methods change their order beyond chance, {rest} others within it; "
+            "intervals are over prompts"
         )
     rich.print(f"written to [bold]{escape(str(out))}[/bold]: {FILE}, protocols.parquet, cells/")

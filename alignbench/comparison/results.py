@@ -33,7 +33,7 @@ BASE = "base model"
 DIVERSITY = ("lgmd", "cosine_diversity", "vendi", "mode_coverage", "pixel_diversity", "mode_entropy", "modes_covered")
 """Diversity metrics. The first that a setup has is plotted."""
 SPENT = ("model_rows", "seconds", "reward_calls", "rows_per_image")
-"""Columns of `cells_frame` and `runs_frame` that say what a training used, and how many model rows an image takes at inference."""
+"""Columns of `cells_frame` and `runs_frame` that say what a training used, and the model rows of an image at inference."""
 
 
 @dataclass(frozen=True)

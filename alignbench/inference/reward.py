@@ -36,4 +36,5 @@ class Reward:
 
     def weighted_sum(self, images: np.ndarray, prompts: Sequence[str]) -> Tensor:
         """Scores images and adds up their raw rewards, which unlike `total` is a function of the image alone: float64 [N]."""
-        return groups.total(self.scores(images, prompts), self.weights, normalise=False)
+        scores = self.scores(images, prompts)
+        return torch.stack([weight * scores[name] for name, weight in self.weights.items()]).sum(0)

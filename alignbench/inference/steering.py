@@ -30,6 +30,7 @@ from alignbench.inference.reward import Reward
 from alignbench.inference.solvers import noise_keys, step_noise
 from alignbench.rollouts.executor import FiniteChecks, decode, predict
 from alignbench.rollouts.noise import Key, normal, seed_of
+from alignbench.rollouts.plan import Rule
 
 FIRST, LAST = 0.2, 0.8
 """Shares of the steps between which particles are resampled."""
@@ -154,7 +155,8 @@ def steer(
             x, velocity = x[chosen], velocity[chosen]
         stochastic = sigma_next > 0 and (config.eta > 0 or config.rule == "memoryless")
         noise = step_noise(rows, t, policy) if stochastic else None
-        rule, eta = (config.rule, config.eta) if stochastic else ("ode", 0.0)
+        rule: Rule = config.rule if stochastic else "ode"
+        eta = config.eta if stochastic else 0.0
         x = flow.unchecked_step(x, velocity, sigma, sigma_next, eta, rule, noise=noise).x_next
         finite.add(velocity, x)
     finite.check()

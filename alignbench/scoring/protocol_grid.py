@@ -106,12 +106,11 @@ def score_grid(
     configs = {(m, p): configured(model.config, point) for m, model in enumerate(models) for p, point in enumerate(points)}
     asked = {(model.config.task, model.config.evaluation.prompts) for model in models}
     if len(asked) > 1:
-        raise UserError(
-            "models of one grid need the same task and the same evaluation.prompts; choose them by --task and --set"
-        )
+        raise UserError("models of one grid need the same task and evaluation.prompts; choose them by --task and --set")
     if len({str(model.run) for model in models}) < len(models):
         raise UserError("a checkpoint is there twice; leave one of them out")
-    loaded, cells, tables = Loaded(evals, settings or {}, advance), [], []
+    loaded, tables = Loaded(evals, settings or {}, advance), []
+    cells: list[GridCell] = []
     directions: dict[str, bool | None] = {}
     with claimed(out):
         for m, p in sorted(configs, key=lambda cell: _loads_least(configs[cell], cell)):
