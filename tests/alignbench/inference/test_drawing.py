@@ -52,13 +52,9 @@ def test_a_method_that_chooses_needs_a_reward() -> None:
 
 
 def test_a_setting_of_another_method_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"inference\.n has no effect with inference\.method=interpolation; it belongs to best_of_n"
-    ):
+    with pytest.raises(UserError, match=r"inference\.n has no effect with inference\.method=interpolation; it belongs to best"):
         load_config(sets=["inference.method=interpolation", "inference.n=8"])
-    with pytest.raises(
-        UserError, match=r"inference\.weight has no effect with inference\.method=ode; it belongs to interpolation"
-    ):
+    with pytest.raises(UserError, match=r"inference\.weight has no effect with inference\.method=ode; it belongs to inter"):
         load_config(sets=["inference.weight=0.5"])
 
 

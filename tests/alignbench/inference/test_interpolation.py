@@ -137,11 +137,11 @@ def test_what_the_mixture_measures_of_itself_is_that_of_the_mixed_velocity() -> 
     policy, prompts = mixture(), ["rare_mode 0"]
     with policy.reference():
         base = policy.measure(prompts)["exact_reward"].values[0]
-    assert mixed_velocity(policy, 0.0)
-    mixed = {w: mixed_velocity(policy, w) for w in (0.0, 0.5, 1.0)}
-    found = {
-        w: model.measure(prompts)["exact_reward"].values[0] for w, model in mixed.items() if isinstance(model, GaussianMixture)
-    }
+    found = {}
+    for weight in (0.0, 0.5, 1.0):
+        mixed = mixed_velocity(policy, weight)
+        assert isinstance(mixed, GaussianMixture)
+        found[weight] = mixed.measure(prompts)["exact_reward"].values[0]
     assert (found[0.0], found[1.0]) == (base, policy.measure(prompts)["exact_reward"].values[0])
     assert len(set(found.values())) == 3
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from alignbench import flow
 from alignbench.backbone import Backbone
 from alignbench.inference import solvers
 from alignbench.rollouts.executor import rollout, sample
-from alignbench.rollouts.noise import group_keys
+from alignbench.rollouts.noise import group_keys, normal
 from alignbench.rollouts.plan import Plan, Step
 from tests.support.toys import PROMPTS, ToyBackbone
 
@@ -46,21 +47,13 @@ class Growing(Backbone):
         yield
 
 
+KEYS = group_keys(["a"])
+
+
 def factor(solver: str, steps: int) -> float:
     """What the solver multiplies the noise by."""
-    drawn = [
-        solvers.draw(Growing(), ["a"], group_keys(["a"]), 2, steps=n, seed=3, solver=s)
-        for s, n in (("euler", 1), (solver, steps))
-    ]
-    assert torch.equal(drawn[0], torch.zeros_like(drawn[0]))  # one Euler step from 1 to 0 takes all of it away
-    noise = torch.cat([torch.zeros(0, 3), _noise()])
-    return float((drawn[1] / noise).mean())
-
-
-def _noise() -> Tensor:
-    from alignbench.rollouts.noise import normal
-
-    return normal(solvers.noise_keys(group_keys(["a"]), 2, 3), (3,))
+    drawn = solvers.draw(Growing(), ["a"], KEYS, 2, steps=steps, seed=3, solver=solver)
+    return float((drawn / normal(solvers.noise_keys(KEYS, 2, 3), (3,))).mean())
 
 
 def test_each_solver_multiplies_by_its_polynomial() -> None:
@@ -82,16 +75,13 @@ def test_the_error_of_ab2_falls_with_the_square_of_the_steps_and_eulers_does_not
 def test_ab2_takes_account_of_steps_of_unequal_length() -> None:
     policy = ToyBackbone()  # its schedule is shifted
     sigmas = policy.sigmas(3).tolist()
-    keys = group_keys(["a"])
-    found = solvers.draw(policy, ["a"], keys, 1, steps=3, seed=0, solver="ab2")
-    x, before = sample(policy, ["a"], 1, 1, 0) * 0, None
-    from alignbench.rollouts.noise import normal
-
-    x = normal(solvers.noise_keys(keys, 1, 0), policy.latent_shape)
-    for s, s_next in zip(sigmas, sigmas[1:], strict=False):
+    found = solvers.draw(policy, ["a"], KEYS, 1, steps=3, seed=0, solver="ab2")
+    x = normal(solvers.noise_keys(KEYS, 1, 0), policy.latent_shape)
+    before: tuple[Tensor, float] | None = None
+    for s, s_next in pairwise(sigmas):
         with torch.no_grad():
             v = policy.velocity(x, torch.tensor([s]), policy.encode(["a"]), torch.tensor([0]))
-        slope = 0.0 if before is None else (v - before[0]) / (s - before[1])  # of the velocity along the path
+        slope = torch.zeros_like(v) if before is None else (v - before[0]) / (s - before[1])  # along the path
         x, before = x + (s_next - s) * v + (s_next - s) ** 2 / 2 * slope, (v, s)
     assert torch.allclose(found, x, atol=1e-6)
 
@@ -104,7 +94,7 @@ def test_euler_is_the_evaluations_own_sampling_to_the_bit() -> None:
 
 def test_sde_draws_as_a_rollout_with_stochastic_steps_does() -> None:
     policy = ToyBackbone()
-    found = solvers.draw(policy, ["a"], group_keys(["a"]), 2000, steps=6, seed=0, solver="sde")
+    found = solvers.draw(policy, ["a"], KEYS, 2000, steps=6, seed=0, solver="sde")
     plan = Plan((*[Step("sde", solvers.SDE_ETA)] * 5, Step()), roots=2000)
     other = rollout(policy, ["a"], plan, 1).leaf_latents
     spread = other.std(0) / 2000**0.5

@@ -1,6 +1,7 @@
 """Feynman-Kac steering: weights by hand, its limits, and what it is without a reward."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -49,9 +50,8 @@ def test_one_particle_without_noise_is_the_base_model_to_the_bit() -> None:
 def test_a_constant_reward_gives_plain_samples(potential: str) -> None:
     policy = ToyBackbone()
     found = steer(policy, PROMPTS, KEYS, 8, CONSTANT, fk(n=4, potential=potential), steps=10, seed=4)
-    plain = torch.stack(
-        [solvers.draw(policy, PROMPTS, candidate(KEYS, j), 8, steps=10, seed=4, solver="sde") for j in range(4)]
-    )
+    draw = partial(solvers.draw, policy, PROMPTS, images=8, steps=10, seed=4, solver="sde")
+    plain = torch.stack([draw(candidate(KEYS, j)) for j in range(4)])
     same = (found == plain).flatten(2).all(2)  # particles x images
     assert same.any(0).all()
     assert len(set(same.int().argmax(0).tolist())) == 4
@@ -115,14 +115,14 @@ def test_a_particle_without_a_score_keeps_its_last_one_and_is_not_drawn_in_the_e
 
 @pytest.mark.parametrize("potential", ["max", "difference"])
 def test_many_particles_reach_the_tilted_target(potential: str) -> None:
-    prompt, strength, count, steps = "quadratic 1", 4.0, 400, 48
+    prompt, strength, count, steps = "quadratic 1", 4.0, 300, 32
     policy = load_backbone("gaussian_mixture", device="cpu")
     assert isinstance(policy, GaussianMixture)
 
     def score(images: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         return {"reward": scored(from_images(images), prompt, true=False)}
 
-    config = fk(n=32, strength=strength, potential=potential, eta=1.0)
+    config = fk(n=24, strength=strength, potential=potential, eta=1.0)
     found = steer(policy, [prompt], group_keys([prompt]), count, Reward(score, {"reward": 1.0}), config, steps=steps, seed=0)
     reward = world(prompt).reward(found.double())
     target, base = policy.tilted(prompt, strength).reward, policy.tilted(prompt, 0.0).reward
