@@ -192,7 +192,7 @@ class Results:
         by = ["run", "metric", "prompt_index", "prompt", "phase"]
         means = tables.groupby(by, sort=True, observed=True)["value"].mean().unstack("phase")
         wide = means.reindex(columns=["base", "final"]).dropna(how="all").reset_index()
-        untrained = wide["run"].map({number: run.result.run.iterations == 0 for number, run in enumerate(runs)})
+        untrained = wide["run"].map({number: _is_base_model(run) for number, run in enumerate(runs)})
         wide["final"] = wide["final"].where(wide["final"].notna() | ~untrained.astype(bool), wide["base"])
         keys = pd.DataFrame([keys_of(run) for run in runs])
         frame = pd.concat([keys.loc[wide["run"]].reset_index(drop=True), wide.drop(columns="run")], axis=1)
@@ -377,6 +377,12 @@ def interval_of(estimate: Estimate) -> Interval:
 def columns(name: str, interval: Interval) -> dict[str, float]:
     """An interval as four columns: NAME, NAME_lower, NAME_upper, NAME_n."""
     return {name: interval.value, f"{name}_lower": interval.lower, f"{name}_upper": interval.upper, f"{name}_n": interval.n}
+
+
+def _is_base_model(run: RecordedRun) -> bool:
+    """Whether a run's final images are the base model's: it did not train, and drew them from the model as it is."""
+    inference = run.result.inference
+    return run.result.run.iterations == 0 and (inference is None or inference.method == "ode")
 
 
 def _rows_per_image(run: RecordedRun, *, base: bool = False) -> float:

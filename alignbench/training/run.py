@@ -303,7 +303,8 @@ class _PairRun:
         is_base = not trainer.iteration and self.evaluator.drawing.is_plain
         final = base if is_base else self.evaluator.final(trainer.budget)
         folder.write_evaluations(base=base, final=final)
-        folder.add_distribution(final.distribution, trainer.iteration)
+        if trainer.iteration:  # else it would replace the base model's
+            folder.add_distribution(final.distribution, trainer.iteration)
         result = self._result(base, final)
         if config.save_images and not isinstance(self.policy, KnownDistributions):
             reward = next(iter(self.suite.rewards))

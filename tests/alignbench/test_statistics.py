@@ -326,7 +326,7 @@ def test_best_of_n_of_equally_likely_scores_reaches_the_bound_as_they_become_man
     assert float((found * np.arange(size)).sum()) / size == pytest.approx(n / (n + 1), abs=1e-3)
 
 
-def test_best_of_n_keeps_its_digits_for_tiny_masses_and_gives_nothing_to_points_without_mass() -> None:
+def test_best_of_n_keeps_the_digits_of_tiny_masses() -> None:
     found = best_of_n_mass(np.array([1.0, 1e-18, 0.0]), np.array([0.0, 1.0, 2.0]), 8)
     assert found[1] == pytest.approx(8e-18, rel=1e-9)
     assert found[2] == 0

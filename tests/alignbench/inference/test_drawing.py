@@ -35,7 +35,7 @@ def test_the_cost_of_an_image_is_known_before_it_is_drawn(settings: dict[str, ob
         scored.append(len(images))
         return {name: images[..., 0].mean((1, 2)) / 255.0 for name in ("a", "b")}
 
-    config = InferenceConfig(**settings)  # type: ignore[arg-type]
+    config = InferenceConfig(**settings)
     drawing = Drawing(config, Reward(score, {"a": 1.0, "b": 0.5}))
     with drawing.model(policy) as model:
         found = drawing.latents(model, PROMPTS, group_keys(PROMPTS), 2, steps=6, seed=0, solver=solver)
@@ -65,6 +65,6 @@ def test_a_resolved_configuration_can_be_read_again(method: str) -> None:
 
 
 def test_the_bound_of_the_divergence_is_told_for_best_of_n_alone() -> None:
-    bounds = {m: Drawing(InferenceConfig(method=m)).kl_bound for m in ("ode", "best_of_n", "fk", "interpolation")}  # type: ignore[arg-type]
+    bounds = {m: Drawing(InferenceConfig(method=m)).kl_bound for m in ("ode", "best_of_n", "fk", "interpolation")}
     assert bounds["best_of_n"] == pytest.approx(np.log(4) - 0.75)
     assert [bounds[m] for m in ("ode", "fk", "interpolation")] == [None] * 3

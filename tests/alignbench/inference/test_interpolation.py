@@ -97,7 +97,7 @@ class Normal(Backbone):
 
 
 @pytest.mark.parametrize("weight", [0.25, 3.0])
-def test_a_linear_reward_is_guided_as_if_the_kl_coefficient_were_divided_by_the_weight(weight: float) -> None:
+def test_with_a_linear_reward_the_weight_divides_the_kl_coefficient(weight: float) -> None:
     # N(0, 1) with reward a x and KL coefficient b has the target N(a / b, 1), so b / w gives N(w a / b, 1).
     found, other = (sample(model, ["a"], 50, 20, 0) for model in (mixed_velocity(Normal(0.8), weight), Normal(0.8 * weight)))
     assert torch.allclose(found, other, atol=1e-5)

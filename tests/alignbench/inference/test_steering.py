@@ -24,7 +24,7 @@ KEYS = group_keys(PROMPTS)
 
 
 def fk(**settings: object) -> InferenceConfig:
-    return InferenceConfig(method="fk", **settings)  # type: ignore[arg-type]
+    return InferenceConfig(method="fk", **settings)
 
 
 def constant(images: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:

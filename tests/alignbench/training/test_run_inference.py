@@ -11,6 +11,7 @@ from alignbench.comparison.planning import Request, plan_grid
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.runner import compare
 from alignbench.comparison.sweep_requests import parse_sweeps
+from alignbench.config.run_config import load_config
 from alignbench.records.record import Result
 from tests.support.plugins import toy_config, write_task
 
@@ -42,7 +43,7 @@ def test_best_of_one_is_the_base_model_to_the_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("of", ["velocity", "weights"])
-def test_interpolation_with_weight_1_is_the_run_without_it_and_with_weight_0_the_base_model(tmp_path: Path, of: str) -> None:
+def test_interpolation_ends_at_the_base_model_and_at_the_trained_one(tmp_path: Path, of: str) -> None:
     task = write_task(tmp_path)
     plain = run(toy_config(task), tmp_path / "plain")
     at: dict[float, Result] = {}
@@ -101,5 +102,23 @@ def test_a_swept_method_makes_cells_with_their_cost_at_inference(tmp_path: Path)
     rewards = frame[frame.metric == "exact_reward"].set_index("cell")
     assert rewards["rows_per_image"].to_dict() == {"base model": 4, "none(n=2) x independent": 8, "none(n=8) x independent": 32}
     assert list(rewards["model_rows"]) == [0, 0, 0]
-    assert rewards.loc["base model", "mean"] < rewards.loc["none(n=2) x independent", "mean"]
-    assert rewards.loc["none(n=2) x independent", "mean"] < rewards.loc["none(n=8) x independent", "mean"]
+    assert list(rewards["mean"].sort_values().index) == list(rewards["rows_per_image"].sort_values().index)
+
+
+def test_steered_images_have_no_divergence_that_a_model_could_measure(tmp_path: Path) -> None:
+    settings = {
+        "objective": "none",
+        "backbone": {"name": "gaussian_mixture", "quadrature": 10},
+        "task": "rare_mode",
+        "evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4},
+        "save_images": False,
+        "threads": 1,
+    }
+    steered = load_config(preset="smoke", options={**settings, "inference": {"method": "fk", "n": 4}})
+    found = run(steered, tmp_path / "runs" / "steered")
+    assert (found.metrics["kl_base"].final.value, found.metrics["path_kl"].final.value) == (None, None)
+    assert found.metrics["scenario_reward"].final.value is not None
+    results = read_results(tmp_path)
+    (setup,), (cell,) = results.setups, {r.cell for r in results.runs}
+    assert np.isnan(results.scores(setup, cell, "kl_base")).all()
+    assert not np.isnan(results.scores(setup, cell, "kl_base", "base")).any()
