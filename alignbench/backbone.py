@@ -178,6 +178,16 @@ class Backbone(ABC):
     def reference(self) -> AbstractContextManager[None]:
         """While entered, `velocity` predicts with the frozen base model."""
 
+    def mixed_weights(self, weight: float) -> list[Tensor]:
+        """Values of `parameters` for a model between base and policy: base + `weight` (policy - base).
+
+        A backbone whose parameters are an adapter gives those that multiply the adapter's output by `weight`.
+
+        Raises:
+            UserError: this backbone cannot mix weights.
+        """
+        raise UserError(f"backbone {self.name!r} cannot mix the weights of base and trained model; mix velocities instead")
+
     def shard(self) -> None:
         """Shards the weights over all ranks (FSDP); a rank gathers the weights of a block while it evaluates the block.
 
@@ -251,12 +261,19 @@ class KnownDistributions(ABC):
     """
 
     @abstractmethod
-    def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
-        """Metrics that are computed from the model itself and need no image: metric -> a value for each prompt."""
+    def measure(self, prompts: Sequence[str], best_of: int = 1) -> dict[str, Measured]:
+        """Metrics that are computed from the model itself and need no image: metric -> a value for each prompt.
+
+        Args:
+            prompts: the prompts.
+            best_of: measure what remains if each image is the best of so many by the reward. Metrics of the velocity are then
+                left out.
+        """
 
     @abstractmethod
-    def distribution(self, prompt: str) -> PointDistribution | None:
-        """The distribution of the final latents of a prompt; None where it is not two-dimensional."""
+    def distribution(self, prompt: str, best_of: int = 1) -> PointDistribution | None:
+        """The distribution of the final latents of a prompt, each the best of `best_of`; None where it is not
+        two-dimensional."""
 
     @abstractmethod
     def target_distribution(self, prompt: str) -> PointDistribution | None:

@@ -376,3 +376,38 @@ def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
     p = p[(p > 0).all(1)]
     p = p[np.argsort(-p[:, 0])]  # on a front, the second coordinate then rises
     return float((p[:, 0] * np.diff(p[:, 1], prepend=0.0)).sum())
+
+
+def best_of_n_mass(mass: np.ndarray, scores: np.ndarray, n: int) -> np.ndarray:
+    """Computes the distribution of the best of n independent draws: P(y) (F(y)^n - F(y-)^n) / (F(y) - F(y-)).
+
+    F is the distribution function of the score, and F(y-) its limit from below. The mass of a score is shared by the points
+    that have it in proportion to their own mass, as it is where the first of equal draws is chosen.
+
+    Args:
+        mass: float [N], the probability of each point.
+        scores: float [N].
+        n: how many are drawn.
+
+    Returns:
+        float64 [N]; the sum is that of `mass`.
+    """
+    mass = np.asarray(mass, dtype=np.float64)
+    _, level = np.unique(scores, return_inverse=True)
+    of_level = np.bincount(level, weights=mass)
+    total = of_level.sum()
+    upper = np.cumsum(of_level) / total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # F^n - (F - m)^n without the loss of digits of a difference of nearly equal numbers
+        share = np.minimum(of_level / total / upper, 1.0)
+        best = upper**n * -np.expm1(n * np.log1p(-share))
+        factor = np.where(of_level > 0, best / of_level * total, 0.0)
+    return np.asarray(mass * factor[level])
+
+
+def best_of_n_kl_bound(n: int) -> float:
+    """Computes log n - (n - 1) / n, a bound of the KL divergence of best-of-n to its base distribution, in nats.
+
+    It is reached if no two draws have the same score (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    return float(np.log(n)) - (n - 1) / n

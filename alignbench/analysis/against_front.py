@@ -72,6 +72,8 @@ def reward_at_kl_frame(results: Results, setup: str, front: Front) -> pd.DataFra
     rows = []
     for cell in dict.fromkeys(run.cell for run in results.of(setup)):
         kls = results.scores(setup, cell, KL).mean(1)
+        if np.isnan(kls).all():
+            continue  # images that no model draws by itself, such as steered ones
         rewards = _rewards(results, setup, cell, front, "final").mean(1)
         at_kl = np.array([reward_at_kl(front, float(kl)) for kl in kls])
         beyond = np.isnan(at_kl)

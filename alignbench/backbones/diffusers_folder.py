@@ -387,6 +387,15 @@ class DiffusersFolder(Backbone):
         module: nn.Module = self.pipeline.transformer
         return module
 
+    def mixed_weights(self, weight: float) -> list[Tensor]:
+        transformer = self.trainable()
+        if self._base is not None:
+            pairs = zip(transformer.parameters(), self._base.parameters(), strict=True)
+            return [base + weight * (policy.detach() - base) for policy, base in pairs]
+        # A LoRA is B A with B = 0 at the start, so that its output is linear in B.
+        named = ((name, p.detach()) for name, p in transformer.named_parameters() if p.requires_grad)
+        return [weight * p if ".lora_B." in name else p.clone() for name, p in named]
+
     def components(self) -> dict[str, Component]:
         found = {name: Component(getattr(self.pipeline, name)) for name in ("transformer", "vae")}
         if self._base is not None:

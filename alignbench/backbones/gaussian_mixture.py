@@ -44,6 +44,7 @@ from alignbench.backbones.mixture.mixtures import (
 )
 from alignbench.backbones.mixture.scenarios import PROMPTS_EACH, Quadratic, World, world
 from alignbench.backbones.mixture.tilted_flow import SIGMAS, optimal_velocity
+from alignbench.statistics import best_of_n_mass
 
 FREQUENCIES = (1.0, 2.0, 4.0)
 FEATURES = 64
@@ -56,6 +57,8 @@ TARGET_GRID = 160
 """Points of the grid in each direction of a target that is."""
 NEXT_TO_NOTHING = 1e-2
 """Of the mean mass of that grid's points."""
+NOISE_NODES = 31
+"""Values of a scorer's noise, at the nodes of Gauss-Hermite quadrature."""
 NO_MASS = 1e-30
 """Of a cell of the other grid, below which it is left out of divergences."""
 
@@ -199,18 +202,30 @@ class GaussianMixture(Backbone, KnownDistributions):
             x = (x + dt * v).detach()
         return x.double().cpu(), log_density
 
-    def measure(self, prompts: Sequence[str]) -> dict[str, Measured]:
+    def mixed_weights(self, weight: float) -> list[Tensor]:
+        """The output layer of the residual network, which is zero at the start, times `weight`."""
+        outputs = {p for module in self.residual.modules() if isinstance(module, Residual) for p in module.net[-1].parameters()}
+        return [weight * p.detach() if p in outputs else p.detach().clone() for p in self.parameters()]
+
+    def measure(self, prompts: Sequence[str], best_of: int = 1) -> dict[str, Measured]:
         """Divergences, coverage and rewards of each prompt, from its density at points of the noise, and errors of its
         velocity."""
         noise, weights = self._noise()
-        found = [
-            _measure(w, truth(p, w.base.dimension, self.settings.beta), weights, *self.push_forward(p, noise))
-            | self._velocity_errors(p)
-            for p, w in ((p, world(p, self.settings.dimension)) for p in prompts)
-        ]
+        found = []
+        for p in prompts:
+            w, known = world(p, self.settings.dimension), truth(p, self.settings.dimension, self.settings.beta)
+            points, log_density = self.push_forward(p, noise)
+            if best_of == 1:
+                found.append(_measure(w, known, weights, points, log_density) | self._velocity_errors(p))
+                continue
+            best = best_of_mass(w, weights, points, best_of)
+            kept = best > NO_MASS * weights  # elsewhere the log of the ratio is not finite
+            log_best = log_density[kept] + torch.log(best[kept] / weights[kept])
+            found.append(_measure(w, known, best[kept], points[kept], log_best))
         return {
             name: Measured(np.array([f[name] for f in found]), higher_is_better)
             for name, higher_is_better in DIRECTIONS.items()
+            if name in found[0]
         }
 
     @torch.no_grad()
@@ -235,7 +250,7 @@ class GaussianMixture(Backbone, KnownDistributions):
             return noise_quadrature(2, self.settings.quadrature)
         return _quasi_random(self.settings.dimension), torch.full((POINTS,), 1 / POINTS, dtype=torch.float64)
 
-    def distribution(self, prompt: str) -> PointDistribution | None:
+    def distribution(self, prompt: str, best_of: int = 1) -> PointDistribution | None:
         """Where the Euler steps carry `POINTS` points of equal mass of the noise; None in more than two dimensions."""
         if self.settings.dimension != 2:
             return None
@@ -244,9 +259,9 @@ class GaussianMixture(Backbone, KnownDistributions):
         with torch.no_grad():
             for sigma, sigma_next in pairwise(self.sigmas(self.default_steps).tolist()):
                 x = x + (sigma_next - sigma) * self.velocity(x, torch.full_like(x[:, 0], sigma), c, group)
-        points = x.double().cpu()
-        mode = world(prompt).base.log_joint(points).argmax(1)
-        return PointDistribution(points.numpy(), np.full(POINTS, 1 / POINTS), mode.numpy())
+        points, w = x.double().cpu(), world(prompt)
+        mode, mass = w.base.log_joint(points).argmax(1), torch.full((POINTS,), 1 / POINTS, dtype=torch.float64)
+        return PointDistribution(points.numpy(), best_of_mass(w, mass, points, best_of).numpy(), mode.numpy())
 
     def target_distribution(self, prompt: str) -> PointDistribution | None:
         """On a grid over the plane, without the points that hold next to nothing; None in more than two dimensions."""
@@ -280,6 +295,20 @@ class GaussianMixture(Backbone, KnownDistributions):
         kept = mass > NO_MASS  # elsewhere the ratio to another density overflows
         metrics = _measure(w, known, mass[kept], grid[kept], log_density[kept])
         return Tilt(reward, kl, {**metrics, "kl_base": kl, "exact_reward": reward}, draw)
+
+
+def best_of_mass(w: World, mass: Tensor, points: Tensor, n: int) -> Tensor:
+    """The mass of points [N, d] where each draw is the best of n by the reward, with the noise of its scorer; float64 [N]."""
+    if n == 1:
+        return mass
+    reward = w.reward(points).numpy()
+    if not w.noise:
+        return torch.from_numpy(best_of_n_mass(mass.numpy(), reward, n))
+    at, chances = np.polynomial.hermite_e.hermegauss(NOISE_NODES)
+    scores = reward[:, None] + w.noise * at
+    of_score = mass.numpy()[:, None] * (chances / chances.sum())
+    best = best_of_n_mass(of_score.ravel(), scores.ravel(), n)
+    return torch.from_numpy(best.reshape(of_score.shape).sum(1))
 
 
 def _quasi_random(dimension: int) -> Tensor:

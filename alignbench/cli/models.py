@@ -1,13 +1,13 @@
 """Commands on models that are there: `eval`, `export` and `serve-scorer`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from alignbench.cli.front import front
-from alignbench.cli.options import Commands, config_of, names, without_defaults
-from alignbench.config.run_config import load_config, parse_assignments
+from alignbench.cli.options import Commands, config_of, names, results_folder, without_defaults
+from alignbench.config.run_config import RunConfig, load_config, parse_assignments
 from alignbench.errors import UserError
 from alignbench.runtime.streams import print_json
 
@@ -18,7 +18,10 @@ commands.command()(front)
 @commands.command("eval")
 def eval_(
     pipeline: Annotated[str | None, typer.Option(help="A local diffusers folder, or the name of a backbone.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a run, finished or interrupted.")] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a run, finished or interrupted; several are compared (see --sweep)."),
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of existing images; it needs --prompts.")] = None,
     prompts: Annotated[
         Path | None,
@@ -39,13 +42,24 @@ def eval_(
             "--set", help="dotted.key=value of a run's configuration, or evals.NAME.key=value of a metric; can be repeated."
         ),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE,VALUE,... of guidance, evaluation.KEY or inference.KEY: evaluates every checkpoint at every "
+            "combination, and tells whether their ranking at the first one survives; can be repeated."
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for eval.json and evals.parquet; it must not exist. (default: none)")
+        Path | None,
+        typer.Option(
+            help="Folder for the record and its tables; it must not exist. (default: none; with --sweep or several checkpoints "
+            "results/<time>-eval)"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON document on stdout.")] = False,
 ) -> None:
-    """Evaluates a pipeline, a run's checkpoint or existing images, with the metrics that a run uses."""
-    if sum(source is not None for source in (pipeline, checkpoint, images)) != 1:
+    """Evaluates pipelines, checkpoints of runs or existing images, with the metrics that a run uses."""
+    if sum(bool(source) for source in (pipeline, checkpoint, images)) != 1:
         raise UserError("choose what to evaluate: one of --pipeline, --checkpoint, --images")
     if (images is None) != (prompts is None):
         raise UserError("--images and --prompts go together")
@@ -54,9 +68,16 @@ def eval_(
     if not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
         raise UserError("--set evals takes evals.NAME.key=value")
     options = without_defaults({"backbone": pipeline, "task": task})
-    file = config_of(checkpoint) if checkpoint else None
-    config = load_config(file=file, options=options, sets=[s for s in sets or [] if not s.startswith("evals.")])
+    of_run = [s for s in sets or [] if not s.startswith("evals.")]
+    runs: list[Path | None] = [*checkpoint] if checkpoint else [None]
+    configs = [load_config(file=config_of(run) if run else None, options=options, sets=of_run) for run in runs]
+    config, run = configs[0], runs[0]
     chosen = names(evals or "")
+    if sweep or len(runs) > 1:
+        if images is not None:
+            raise UserError("--sweep varies how images are drawn; images that are there already cannot be drawn anew")
+        _eval_grid(configs, runs, sweep or [], out or results_folder("eval"), chosen, settings, as_json)
+        return
 
     from alignbench.cli.views import EvalView
     from alignbench.scoring import score as scoring
@@ -65,11 +86,36 @@ def eval_(
         if images is not None and prompts is not None:
             record = scoring.score_images(images, prompts, config, out, evals=chosen, settings=settings, advance=view.advance)
         else:
-            record = scoring.score_model(config, out, run=checkpoint, evals=chosen, settings=settings, advance=view.advance)
+            record = scoring.score_model(config, out, run=run, evals=chosen, settings=settings, advance=view.advance)
     if as_json:
         print_json(record.model_dump_json(indent=2))
     else:
         view.end(record, out)
+
+
+def _eval_grid(
+    configs: list[RunConfig],
+    runs: list[Path | None],
+    sweep: list[str],
+    out: Path,
+    evals: list[str],
+    settings: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Evaluates several models by several protocols and prints how their rankings agree."""
+    from alignbench.cli.protocol_view import show_protocols
+    from alignbench.cli.views import EvalView
+    from alignbench.comparison.sweep_requests import flattened, parse_sweeps
+    from alignbench.scoring.protocol_grid import Model, score_grid
+
+    asked = {key: values or [] for key, values in flattened(parse_sweeps(sweep)).items()}
+    models = [Model(config, run) for config, run in zip(configs, runs, strict=True)]
+    with EvalView(silent=as_json) as view:
+        grid = score_grid(models, asked, out, evals=evals, settings=settings, advance=view.advance)
+    if as_json:
+        print_json(grid.model_dump_json(indent=2))
+    else:
+        show_protocols(grid, out)
 
 
 @commands.command()

@@ -109,9 +109,15 @@ class Terminal:
         print_table(self.rich, table)
         b, p = result.budget, result.protocol
         self.rich.print(
-            f"protocol: {p.prompts} evaluation prompts x {p.images_per_prompt} images, {p.steps} ODE steps, "
+            f"protocol: {p.prompts} evaluation prompts x {p.images_per_prompt} images, {p.steps} {p.solver} steps, "
             f"guidance {p.guidance:g}, {p.weights} weights; intervals are over prompts, and differences are paired"
         )
+        if result.inference is not None and result.inference.method != "ode":
+            i = result.inference
+            self.rich.print(
+                f"inference: images of the trained model by {i.method}, {i.model_rows_per_image:,} model evaluations and "
+                f"{i.reward_calls_per_image:,} scores per image; the base model's take {i.base_model_rows_per_image:,}"
+            )
         phases = ", ".join(f"{name} {seconds:.0f}" for name, seconds in b.seconds_by_phase.items())
         self.rich.print(
             f"compute used: {b.model_rows_rollout + b.model_rows_train:,} model evaluations ({b.model_rows_rollout:,} rollout, "

@@ -193,7 +193,9 @@ class EvalView:
             better = {True: "higher", False: "lower", None: ""}[metric.higher_is_better]
             table.add_row(escape(name), format_value(metric), f"{lower} to {upper}", str(metric.n), better)
         print_table(self.rich, table)
-        drawn = "" if p.steps is None else f", {p.steps} ODE steps, guidance {p.guidance:g}, {p.weights} weights"
+        drawn = "" if p.steps is None else f", {p.steps} {p.solver} steps, guidance {p.guidance:g}, {p.weights} weights"
+        if p.inference is not None:
+            drawn += f"; {p.inference['method']}: {p.model_rows_per_image:,} model evaluations per image"
         self.rich.print(f"{p.images} images of {p.prompts} prompts{drawn}; intervals are over prompts")
         if record.failed_scores:
             missing = (

@@ -12,6 +12,7 @@ import pandas as pd
 
 from alignbench.comparison.record import RECORD, RUNS, ComparisonRecord, read_comparison
 from alignbench.comparison.results import RecordedRun, Results
+from alignbench.config.inference import InferenceConfig
 from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, StopConfig, with_present_names
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.escaping import visible
@@ -23,7 +24,8 @@ KEYS_OUTSIDE_METHOD_IDENTITY = {
     *("snapshots", "threads", "device", *RESULT_NEUTRAL_KEYS),
 }
 """Keys of a configuration in which two runs of one cell may differ; task, backbone and budget are the setup's."""
-NO_STOP_RULES = StopConfig().model_dump(mode="json")
+UNUSED = {"stop": StopConfig().model_dump(mode="json"), "inference": InferenceConfig().model_dump(mode="json")}
+"""Sections of a configuration that change nothing with these values, and that records of older versions lack."""
 
 
 @dataclass
@@ -171,8 +173,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
         info = result.run
         setup = setups.of(f"{info.task} on {info.backbone}", setup_settings(result))
         method = {k: v for k, v in with_present_names(result.config).items() if k not in KEYS_OUTSIDE_METHOD_IDENTITY}
-        if method.get("stop") == NO_STOP_RULES:
-            del method["stop"]  # as in records of older versions
+        method = {key: value for key, value in method.items() if key not in UNUSED or value != UNUSED[key]}
         pair = " x ".join(result.pair)
         name = pair if reading.in_first_part else f"{reading.part}: {pair}"
         cell = cells.of(name, method, within=setup)

@@ -41,8 +41,8 @@ DIVERSITY = (
 )
 """Diversity metrics, in the order in which a trial with planted losses supports them (docs/evals.md). The first that a setup
 has is plotted."""
-SPENT = ("model_rows", "seconds", "reward_calls")
-"""Columns of `cells_frame` and `runs_frame` that say what a training used."""
+SPENT = ("model_rows", "seconds", "reward_calls", "rows_per_image")
+"""Columns of `cells_frame` and `runs_frame` that say what a training used, and the model rows of an image at inference."""
 
 
 def default_diversity(metrics: Mapping[str, MetricRecord]) -> str | None:
@@ -173,6 +173,7 @@ class Results:
                 "model_rows": budget.model_rows_rollout + budget.model_rows_train,
                 "reward_calls": budget.reward_calls,
                 "seconds": budget.seconds,
+                "rows_per_image": _rows_per_image(run),
                 "seconds_evaluation": budget.seconds_evaluation,
                 "peak_memory_bytes": budget.peak_memory_bytes,
                 "failed_scores": budget.failed_scores,
@@ -210,7 +211,7 @@ class Results:
         by = ["run", "metric", "prompt_index", "prompt", "phase"]
         means = tables.groupby(by, sort=True, observed=True)["value"].mean().unstack("phase")
         wide = means.reindex(columns=["base", "final"]).dropna(how="all").reset_index()
-        untrained = wide["run"].map({number: run.result.run.iterations == 0 for number, run in enumerate(runs)})
+        untrained = wide["run"].map({number: _is_base_model(run) for number, run in enumerate(runs)})
         wide["final"] = wide["final"].where(wide["final"].notna() | ~untrained.astype(bool), wide["base"])
         keys = pd.DataFrame([keys_of(run) for run in runs])
         frame = pd.concat([keys.loc[wide["run"]].reset_index(drop=True), wide.drop(columns="run")], axis=1)
@@ -294,6 +295,7 @@ class Results:
         names: dict[str, Any] = {"setup": setup, "cell": BASE, "part": "", "objective": "", "sampler": ""}
         names |= {"base_method": BASE, "sweep": "", "strength": "", "sweep_value": np.nan}
         nothing = {k: v for name in SPENT for k, v in _spent(name, [0.0]).items()}
+        nothing |= _spent("rows_per_image", [_rows_per_image(run, base=True)])
         return [
             names
             | {"metric": name, "role": record.role}
@@ -316,6 +318,7 @@ class Results:
             _spent("model_rows", [b.model_rows_rollout + b.model_rows_train for b in budgets])
             | _spent("reward_calls", [b.reward_calls for b in budgets])
             | _spent("seconds", [b.seconds for b in budgets])
+            | _spent("rows_per_image", [_rows_per_image(run) for run in runs])
         )
         for name, record in first.result.metrics.items():
             records = [run.result.metrics[name] for run in runs if name in run.result.metrics]
@@ -393,6 +396,20 @@ def interval_of(estimate: Estimate) -> Interval:
 def columns(name: str, interval: Interval) -> dict[str, float]:
     """An interval as four columns: NAME, NAME_lower, NAME_upper, NAME_n."""
     return {name: interval.value, f"{name}_lower": interval.lower, f"{name}_upper": interval.upper, f"{name}_n": interval.n}
+
+
+def _is_base_model(run: RecordedRun) -> bool:
+    """Whether a run's final images are the base model's: it did not train, and drew them from the model as it is."""
+    inference = run.result.inference
+    return run.result.run.iterations == 0 and (inference is None or inference.method == "ode")
+
+
+def _rows_per_image(run: RecordedRun, *, base: bool = False) -> float:
+    """Model rows of one image of the final evaluation, or of the base model's; older records took one a step."""
+    inference = run.result.inference
+    if inference is None:
+        return float(run.result.protocol.steps)
+    return float(inference.base_model_rows_per_image if base else inference.model_rows_per_image)
 
 
 def _spent(name: str, of_runs: Sequence[float]) -> dict[str, float]:

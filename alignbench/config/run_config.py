@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from alignbench.backbones import families
+from alignbench.config.inference import InferenceConfig
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.paths import absolute, current_folder, local_path, placed
 from alignbench.files.yaml_files import parse, parse_value, read_yaml, to_yaml
@@ -94,6 +95,9 @@ class EvaluationConfig(Settings):
     """Number of images per prompt. Diversity needs at least two."""
     steps: int | None = Field(None, ge=1)
     """Number of ODE steps. Null uses the backbone's default."""
+    solver: Literal["euler", "heun", "ab2", "sde"] = "euler"
+    """How images are drawn: euler, the ODE by Euler's method; heun and ab2, the ODE by a method of second order, heun with two
+    model evaluations per step and ab2 (Adams-Bashforth) with one; sde, with noise in each step (rule sde, eta 0.7)."""
     seed: int = 12345
     """Seed of the evaluation noise. It is separate from the run's seed, so that all runs are evaluated on the same noise."""
     every: int | None = Field(None, ge=1)
@@ -203,6 +207,7 @@ class RunConfig(Settings):
     ema: EMAConfig | None = None
     """Moving average of the weights, which is evaluated and saved. Null evaluates and saves the weights themselves."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    inference: InferenceConfig = InferenceConfig()
     budget: BudgetConfig = BudgetConfig()
     stop: StopConfig = StopConfig()
     snapshots: int = Field(0, ge=0)

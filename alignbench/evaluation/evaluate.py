@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from alignbench import groups
-from alignbench.backbone import Backbone, KnownDistributions, PointDistribution
+from alignbench.backbone import Backbone, KnownDistributions, Measured, PointDistribution
 from alignbench.config.run_config import EvaluationConfig
 from alignbench.errors import RunError, ScorerError, UserError
 from alignbench.files.images import ImageFiles
+from alignbench.inference.drawing import PLAIN, Drawing, ImageCost
+from alignbench.inference.reward import Reward
 from alignbench.load import load_eval
 from alignbench.records.record import Estimate, MetricRecord
-from alignbench.rollouts.executor import decode, predict, rollout, sample
+from alignbench.rollouts.executor import decode, predict, rollout
 from alignbench.rollouts.noise import group_keys
 from alignbench.rollouts.plan import Plan, Step
 from alignbench.rollouts.terms import EdgeRows, edge_terms
@@ -126,6 +129,11 @@ class MetricSuite:
                 scores[name] = checked_scores(scorer.score(images, prompts), len(images), name)
         return scores
 
+    def reward(self, *, normalise: bool) -> Reward:
+        """The trained reward, for methods of inference that read it; `normalise` is the run's `normalise_rewards`."""
+        score = partial(self.score, when="while images were chosen")
+        return Reward(score, self.weights, calls=len(self.rewards), normalise=normalise)
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """Metric -> what must be known to score again alike."""
         return {name: found.describe() for name, found in self.evals.items()}
@@ -143,6 +151,7 @@ class Evaluation:
         roles: metric -> `reward`, `judge`, or `part` of another metric.
         overall: metric -> the metrics whose mean it is; it has no rows of its own.
         distribution: what the model draws for the first prompt, where the backbone knows it.
+        cost: what it took to draw one image; None for images made elsewhere.
     """
 
     table: pd.DataFrame
@@ -152,6 +161,7 @@ class Evaluation:
     roles: dict[str, str]
     overall: dict[str, tuple[str, ...]] = field(default_factory=dict)
     distribution: PointDistribution | None = None
+    cost: ImageCost | None = None
 
 
 def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
@@ -192,6 +202,7 @@ def evaluate(
     prompts: Sequence[str] | None = None,
     images_per_prompt: int | None = None,
     micro_batch: int | None = None,
+    drawing: Drawing = PLAIN,
     advance: Callable[[str], None] = lambda what: None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Evaluation:
@@ -199,6 +210,7 @@ def evaluate(
 
     Args:
         prompts, images_per_prompt: in place of the task's evaluation prompts and the configured number of images of each.
+        drawing: the method by which images are drawn.
         advance: told what is being done now, for a progress display.
         processes: those that share the work, and all get the whole of it.
 
@@ -216,37 +228,54 @@ def evaluate(
     policy.prepare(prompts)
     own = processes.share(range(len(prompts)))
     keys = group_keys(prompts)
+    steps = config.steps or policy.default_steps
 
-    def draw() -> tuple[np.ndarray, Tensor]:
-        latents = sample(
-            policy,
+    def draw(model: Backbone) -> tuple[np.ndarray, Tensor]:
+        latents = drawing.latents(
+            model,
             [prompts[p] for p in own],
+            [keys[p] for p in own],
             n,
-            config.steps or policy.default_steps,
-            config.seed,
+            steps=steps,
+            seed=config.seed,
+            solver=config.solver,
             micro_batch=micro_batch,
-            keys=[keys[p] for p in own],
         )
         return decode(policy, latents, micro_batch), latents
 
-    images, latents = processes.on_all_ranks(draw, calls_model=True)
+    with drawing.model(policy) as model:
+        images, latents = processes.on_all_ranks(lambda: draw(model), calls_model=True)
+        known = _known_distributions(model, prompts, drawing)
     owners = [p for p in own[: processes.unpadded_length(prompts)] for _ in range(n)]
     here = slice(len(owners))
     own_part = processes.on_all_ranks(
         lambda: evaluate_images(images[here], latents[here], prompts, owners, judges, advance=advance)
     )
-    found = _gathered(own_part, processes)
-    return _with_known_distributions(found, policy) if isinstance(policy, KnownDistributions) else found
+    found = replace(_gathered(own_part, processes), cost=drawing.cost(steps, config.solver))
+    return found if known is None else _with_known_distributions(found, *known)
 
 
-def _with_known_distributions(evaluation: Evaluation, policy: KnownDistributions) -> Evaluation:
-    """The evaluation with the metrics that the model computes itself, and with its distribution for the first prompt."""
+Known = tuple[dict[str, Measured], PointDistribution | None]
+"""The metrics that a model computes itself, and its distribution for the first prompt."""
+
+
+def _known_distributions(model: Backbone, prompts: Sequence[str], drawing: Drawing) -> Known | None:
+    """What a model knows of its images; None where it, or the method of drawing, has no known distribution."""
+    if not isinstance(model, KnownDistributions) or not drawing.has_model:
+        return None
+    best_of = drawing.candidates
+    return model.measure(prompts, best_of), model.distribution(prompts[0], best_of)
+
+
+def _with_known_distributions(
+    evaluation: Evaluation, metrics: Mapping[str, Measured], distribution: PointDistribution | None
+) -> Evaluation:
     prompts, rows = evaluation.prompts, []
-    for metric, measured in policy.measure(prompts).items():
+    for metric, measured in metrics.items():
         evaluation.directions[metric], evaluation.roles[metric] = measured.higher_is_better, "judge"
         rows += [(p, prompts[p], -1, metric, float(value)) for p, value in enumerate(measured.values)]
     table = pd.concat([evaluation.table, pd.DataFrame(rows, columns=COLUMNS)])
-    return replace(evaluation, table=table, distribution=policy.distribution(prompts[0]))
+    return replace(evaluation, table=table, distribution=distribution)
 
 
 def evaluate_images(

@@ -156,8 +156,25 @@ class Protocol(Record):
     weights: str
     """`raw`, or `ema`."""
     noise_seed: int
+    solver: str = "euler"
+    """Solver of the denoising steps, as `evaluation.solver`."""
     evals: dict[str, dict[str, Any]]
     """For each metric its model, device and settings."""
+
+
+class InferenceRecord(Record):
+    """What it took to draw one image of the final evaluation, and how it was drawn."""
+
+    method: str
+    """`ode`, `best_of_n`, `fk` or `interpolation`; its settings are in the configuration."""
+    model_rows_per_image: int
+    base_model_rows_per_image: int
+    """The same for the base model, which is drawn without the method."""
+    reward_calls_per_image: int
+    """Scores of candidates or particles; those of the evaluation itself do not count."""
+    kl_bound: Number = None
+    """Bound of the KL divergence, in nats, of the images' distribution to that of the model that drew the candidates: for best
+    of n it is log n - (n - 1) / n. null where none is known."""
 
 
 class _Labelled(BaseModel):
@@ -192,6 +209,8 @@ class Result(Document):
     protocol: Protocol
     environment: dict[str, Any]
     config: Annotated[dict[str, Any], AfterValidator(_readable)]
+    inference: InferenceRecord | None = None
+    """null in records of older versions, which drew images from the model as it is."""
     stop: StopRecord | None = None
     """The stop rule that ended the training; null where none did."""
     onsets: list[OnsetRecord] = Field(default_factory=list)
@@ -232,6 +251,12 @@ class EvalProtocol(Record):
     weights: str | None = None
     """`raw`, or `ema`."""
     noise_seed: int | None = None
+    solver: str | None = None
+    inference: dict[str, Any] | None = None
+    """The method by which images were drawn, with its settings; null for the model as it is."""
+    model_rows_per_image: int | None = None
+    reward_calls_per_image: int | None = None
+    """Scores of candidates or particles; those of the evaluation itself do not count."""
     evals: dict[str, dict[str, Any]]
     """For each metric its model, device and settings."""
 

@@ -61,7 +61,7 @@ def rollout(
 
     forest = ForestBuilder()
     live = Branches.at_roots(noise("root", plan.roots), groups)
-    finite = _FiniteChecks(sigmas, policy.dtype)
+    finite = FiniteChecks(sigmas, policy.dtype)
     for t, step in enumerate(plan.steps):
         sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
         velocity = predict(policy, live.x, sigma, conditioning, live.group, micro_batch)
@@ -166,7 +166,7 @@ def sample(
     group = torch.arange(len(prompts), device=policy.device).repeat_interleave(images_per_prompt)
     row_keys = [("evaluation", seed, *key, i) for key in keys for i in range(images_per_prompt)]
     x = normal(row_keys, policy.latent_shape, policy.device)
-    finite = _FiniteChecks(sigmas, policy.dtype)
+    finite = FiniteChecks(sigmas, policy.dtype)
     for t in range(steps):
         velocity = predict(policy, x, float(sigmas[t]), conditioning, group, micro_batch)
         x = flow.unchecked_step(x, velocity, float(sigmas[t]), float(sigmas[t + 1]), 0.0, "ode").x_next
@@ -175,7 +175,7 @@ def sample(
     return x
 
 
-class _FiniteChecks:
+class FiniteChecks:
     """Notes for each step whether its tensors are finite, and looks at the answers once, after the last step.
 
     The answers stay on the device until then, since reading one would wait for the model.

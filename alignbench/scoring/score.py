@@ -1,19 +1,23 @@
 """Does the work of `eval`: evaluates a model or a folder of images as a run does, and writes the results."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
+from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluate_images, evaluation_prompts
 from alignbench.figures import plots
 from alignbench.files.writing import claimed, fill
+from alignbench.inference.drawing import Drawing
 from alignbench.load import load_configured_backbone, threads_of
 from alignbench.records.environment import environment, now
 from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric
-from alignbench.tasks import Task, load_task
+from alignbench.tasks import Task, configured_task, load_task, with_remote_reward
 from alignbench.tasks.prompts import read_image_folder
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
@@ -46,17 +50,31 @@ def score_model(
         RunError: a scorer failed.
     """
     with claimed(out):
-        task = _task(config, evals, settings or {})
-        prompts = evaluation_prompts(task, config.evaluation)
+        return Loaded(evals, settings or {}, advance).score(config, run, out)[0]
+
+
+class Loaded:
+    """What evaluations of several models or protocols share: the metrics of a task, and the model that was loaded last."""
+
+    def __init__(self, evals: Sequence[str], settings: Mapping[str, dict[str, Any]], advance: Advance) -> None:
+        self.evals, self.settings, self.advance = evals, settings, advance
+        self._suites: dict[str, tuple[Task, MetricSuite]] = {}
+        self._model: tuple[str, Backbone] | None = None
+
+    def score(self, config: RunConfig, run: Path | None, out: Path | None) -> tuple[EvalRecord, Evaluation]:
+        """Evaluates one model by one protocol; see `score_model`."""
         weights = policy_weights(run / "checkpoints") if run else None
-        suite = MetricSuite(task, config.scorer_timeout)
-        advance("loading models")
-        suite.prepare()
-        suite.check_prompts(prompts)
-        policy = load_configured_backbone(config)
+        if run is None and config.inference.method == "interpolation":
+            raise UserError("inference.method=interpolation needs a trained model; evaluate a run with --checkpoint")
+        task, suite = self._task(config)
+        drawing = self._drawing(config, suite)
+        policy = self._policy(config)
         e = config.evaluation
         with judged_weights(policy, weights):
-            evaluation = evaluate(policy, task, suite, e, micro_batch=config.micro_batch or 64, advance=advance)
+            evaluation = evaluate(
+                policy, task, suite, e, micro_batch=config.micro_batch or 64, drawing=drawing, advance=self.advance
+            )
+        cost = evaluation.cost
         protocol = EvalProtocol(
             source="checkpoint" if run else "pipeline",
             path=str(run or config.backbone.name),
@@ -68,10 +86,42 @@ def score_model(
             guidance=policy.guidance,
             weights=weights.kind if weights else "raw",
             noise_seed=e.seed,
+            solver=e.solver,
+            inference=None if drawing.is_plain else config.inference.in_use(),
+            model_rows_per_image=cost.model_rows if cost else None,
+            reward_calls_per_image=cost.reward_calls if cost else None,
             evals=suite.describe(),
         )
         sheet = None if out is None else plots.grid(evaluation.images, e.images_per_prompt)
-        return _record(evaluation, protocol, environment(str(policy.device), threads_of(config)), out, sheet)
+        surroundings = environment(str(policy.device), threads_of(config))
+        return _record(evaluation, protocol, surroundings, out, sheet), evaluation
+
+    def _task(self, config: RunConfig) -> tuple[Task, MetricSuite]:
+        if config.task not in self._suites:
+            task = _task(config, self.evals, self.settings)
+            prompts = evaluation_prompts(task, config.evaluation)
+            suite = MetricSuite(task, config.scorer_timeout)
+            self.advance("loading models")
+            suite.prepare()
+            suite.check_prompts(prompts)
+            self._suites[config.task] = task, suite
+        return self._suites[config.task]
+
+    def _drawing(self, config: RunConfig, suite: MetricSuite) -> Drawing:
+        """The method of drawing; one that chooses images does so by the reward that a run with this configuration trains on."""
+        if config.inference.method not in ("best_of_n", "fk"):
+            return Drawing(config.inference)
+        if self.evals or self.settings or config.reward or config.scorer_url:
+            suite = MetricSuite(with_remote_reward(configured_task(config), config).without_judges(), config.scorer_timeout)
+            suite.prepare()
+        return Drawing(config.inference, suite.reward(normalise=config.normalise_rewards))
+
+    def _policy(self, config: RunConfig) -> Backbone:
+        key = json.dumps(config.model_dump(mode="json", include={"backbone", "guidance", "device", "threads"}), sort_keys=True)
+        if self._model is None or self._model[0] != key:
+            self._model = None  # its memory is free before another model is loaded
+            self._model = key, load_configured_backbone(config)
+        return self._model[1]
 
 
 def score_images(

@@ -137,6 +137,12 @@ class Task:
         other.config = self.config.model_copy(update={"reward": [choice], "judges": [*former, *self.config.judges]})
         return other
 
+    def without_judges(self) -> "Task":
+        """The same prompts and reward alone."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"judges": []})
+        return other
+
     def judged_by(self, choices: list[EvalChoice]) -> "Task":
         """The same prompts with other judges, and nothing to train on."""
         other = copy.copy(self)
@@ -241,6 +247,14 @@ def configured_task(config: RunConfig) -> Task:
     if config.scorer_url:
         raise UserError("reward sets weights of the task's rewards, which scorer_url replaces; leave one of them out")
     return task.weighted(config.reward)
+
+
+def with_remote_reward(task: Task, config: RunConfig) -> Task:
+    """The task, rewarded by the scorer at `scorer_url` where the configuration names one."""
+    if not config.scorer_url:
+        return task
+    token: dict[str, Any] = {"token_file": str(config.scorer_token_file)} if config.scorer_token_file else {}
+    return task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url, **token}))
 
 
 def _folder() -> Path:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +37,7 @@ from alignbench.runtime import launch
 from alignbench.runtime.micro_batch import first_line
 from alignbench.runtime.processes import Processes, join
 from alignbench.sampler import Sampler
-from alignbench.tasks import RewardChoice, Task, configured_task
+from alignbench.tasks import Task, configured_task, with_remote_reward
 from alignbench.training import dead_terms, engine
 from alignbench.training.checkpoint import has_checkpoint
 from alignbench.training.pairs import check_pairs
@@ -114,7 +113,7 @@ class _PairRun:
         self.folder = RunFolder(out, processes, console.warn)
         task = configured_task(config)
         self.fingerprint = task.fingerprint()
-        self.task = _with_remote_reward(task, config)
+        self.task = with_remote_reward(task, config)
         self.objective = load_objective(config.objective.name, **config.objective.settings)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
@@ -301,9 +300,11 @@ class _PairRun:
     def _finish(self, base: Evaluation) -> Result:
         """Evaluates the trained model and writes the tables and images of it; returns the record."""
         config, trainer, folder = self.config, self.trainer, self.folder
-        final = self.evaluator.final(trainer.budget) if trainer.iteration else base
+        is_base = not trainer.iteration and self.evaluator.drawing.is_plain
+        final = base if is_base else self.evaluator.final(trainer.budget)
         folder.write_evaluations(base=base, final=final)
-        folder.add_distribution(final.distribution, trainer.iteration)
+        if trainer.iteration:  # else it would replace the base model's
+            folder.add_distribution(final.distribution, trainer.iteration)
         result = self._result(base, final)
         if config.save_images and not isinstance(self.policy, KnownDistributions):
             reward = next(iter(self.suite.rewards))
@@ -392,10 +393,12 @@ class _PairRun:
                 guidance=self.policy.guidance,
                 weights="ema" if trainer.updater.tensors.ema else "raw",
                 noise_seed=evaluation.seed,
+                solver=evaluation.solver,
                 evals=self.suite.describe(),
             ),
             environment=environment(str(self.policy.device), threads_of(config), self.processes.count),
             config=config.resolved(),
+            inference=self.evaluator.inference_record(base, final),
             stop=self.stop,
             onsets=self._onsets(metrics),
             gradient=self._gradient(),
@@ -412,14 +415,6 @@ def _check_validation(config: RunConfig, objective: Objective, task: Task, promp
             f"{' and '.join(reading)} needs evaluations along the training, and task {task.name!r} has no validation prompts; "
             "add validation_prompts to the task"
         )
-
-
-def _with_remote_reward(task: Task, config: RunConfig) -> Task:
-    """The task, rewarded by the scorer at `scorer_url` where the configuration names one."""
-    if not config.scorer_url:
-        return task
-    token: dict[str, Any] = {"token_file": str(config.scorer_token_file)} if config.scorer_token_file else {}
-    return task.rewarded_by(RewardChoice(eval="remote", settings={"url": config.scorer_url, **token}))
 
 
 def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:

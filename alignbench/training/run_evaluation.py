@@ -21,7 +21,8 @@ from alignbench.evaluation.evaluate import (
     validation_prompts,
     with_measured,
 )
-from alignbench.records.record import Budget
+from alignbench.inference.drawing import PLAIN, Drawing
+from alignbench.records.record import Budget, InferenceRecord
 from alignbench.runtime.micro_batch import MicroBatch
 from alignbench.runtime.processes import Processes
 from alignbench.tasks import Task
@@ -68,6 +69,7 @@ class RunEvaluator:
     ) -> None:
         self.config, self.task, self.prompts, self.policy, self.suite = config, task, prompts, policy, suite
         self.micro_batch, self.processes, self.console, self.cache = micro_batch, processes, console, cache
+        self.drawing = Drawing(config.inference, suite.reward(normalise=config.normalise_rewards))
 
     def base(self, budget: Budget) -> Evaluation:
         """The base model on the evaluation prompts."""
@@ -79,9 +81,27 @@ class RunEvaluator:
         return self.cache[key]
 
     def final(self, budget: Budget) -> Evaluation:
-        """The policy on the evaluation prompts, with its path KL to the base model."""
-        evaluation = self.evaluate("trained model", budget)
-        return with_measured(evaluation, "path_kl", self._path_kl(evaluation.prompts, PATHS, budget))
+        """The policy on the evaluation prompts, drawn by the run's method of inference, with its path KL to the base model.
+
+        Where the method chooses among images they have no such KL, and the metric is left out.
+        """
+        evaluation = self.evaluate("trained model", budget, drawing=self.drawing)
+        if not self.drawing.keeps_paths:
+            return evaluation
+        with self.drawing.model(self.policy) as model:
+            return with_measured(evaluation, "path_kl", self._path_kl(evaluation.prompts, PATHS, budget, model))
+
+    def inference_record(self, base: Evaluation, final: Evaluation) -> InferenceRecord | None:
+        """What an image of the final evaluation took, beside one of the base model."""
+        if base.cost is None or final.cost is None:
+            return None
+        return InferenceRecord(
+            method=self.drawing.config.method,
+            model_rows_per_image=final.cost.model_rows,
+            base_model_rows_per_image=base.cost.model_rows,
+            reward_calls_per_image=final.cost.reward_calls,
+            kl_bound=self.drawing.kl_bound,
+        )
 
     def validation_base(self, budget: Budget) -> Evaluation:
         """The base model on the validation prompts."""
@@ -93,12 +113,17 @@ class RunEvaluator:
         return self.cache[key]
 
     def validation(self, budget: Budget) -> Evaluation:
-        """The policy on the validation prompts, with its path KL to the base model."""
+        """The policy as it is on the validation prompts, with its path KL to the base model."""
         evaluation = self._evaluate_validation(budget)
         return with_measured(evaluation, "path_kl", self._path_kl(self.prompts.validation, curve.PATHS, budget))
 
     def evaluate(
-        self, what: str, budget: Budget, prompts: Sequence[str] | None = None, images_per_prompt: int | None = None
+        self,
+        what: str,
+        budget: Budget,
+        prompts: Sequence[str] | None = None,
+        images_per_prompt: int | None = None,
+        drawing: Drawing = PLAIN,
     ) -> Evaluation:
         """Evaluates the policy with every metric.
 
@@ -106,6 +131,7 @@ class RunEvaluator:
             what: a name for what is evaluated, as the user sees it.
             budget: the seconds are added to it.
             prompts, images_per_prompt: in place of the evaluation prompts and the configured number.
+            drawing: the method by which images are drawn.
         """
         with _evaluation_time(budget), self.console.activity(what) as advance:
 
@@ -118,6 +144,7 @@ class RunEvaluator:
                     prompts=prompts,
                     images_per_prompt=images_per_prompt,
                     micro_batch=micro_batch or ROWS,
+                    drawing=drawing,
                     advance=advance,
                     processes=self.processes,
                 )
@@ -128,12 +155,12 @@ class RunEvaluator:
         images = self.config.evaluation.validation_images
         return self.evaluate("policy on the validation prompts", budget, self.prompts.validation, images)
 
-    def _path_kl(self, prompts: Sequence[str], paths: int, budget: Budget) -> np.ndarray:
-        seed = self.config.evaluation.seed
+    def _path_kl(self, prompts: Sequence[str], paths: int, budget: Budget, model: Backbone | None = None) -> np.ndarray:
+        seed, measured = self.config.evaluation.seed, model or self.policy
 
         def measure(micro_batch: int | None) -> np.ndarray:
             rows = micro_batch or ROWS
-            return path_kl(self.policy, prompts, seed, paths=paths, micro_batch=rows, processes=self.processes)
+            return path_kl(measured, prompts, seed, paths=paths, micro_batch=rows, processes=self.processes)
 
         with _evaluation_time(budget):
             return self._fit(measure)

@@ -4,6 +4,8 @@ from scipy import stats
 
 from alignbench.statistics import (
     CONFIDENCE,
+    best_of_n_kl_bound,
+    best_of_n_mass,
     difference,
     equal_values,
     holm,
@@ -297,3 +299,34 @@ def test_front_and_hypervolume_by_hand() -> None:
 def test_intervals_have_the_level_that_texts_and_figures_name() -> None:
     """Reports, help and figures say "95 % interval"."""
     assert CONFIDENCE == 0.95
+
+
+def test_best_of_n_of_a_fair_coin() -> None:
+    coin, score = np.array([0.5, 0.5]), np.array([0.0, 1.0])
+    for n, heads, kl, bound in ((2, 0.75, 0.131, 0.193), (4, 0.9375, 0.459, 0.636)):
+        found = best_of_n_mass(coin, score, n)
+        assert found == pytest.approx([1 - heads, heads])
+        assert float((found * np.log(found / coin)).sum()) == pytest.approx(kl, abs=5e-4)
+        assert best_of_n_kl_bound(n) == pytest.approx(bound, abs=5e-4)
+
+
+def test_best_of_n_shares_a_scores_mass_among_the_points_that_have_it() -> None:
+    # Scores 0, 1 and 1 of mass 0.4, 0.5 and 0.1: F is 0.4 and 1, so the best of 3 has score 1 with 1 - 0.4^3.
+    found = best_of_n_mass(np.array([0.5, 0.4, 0.1]), np.array([1.0, 0.0, 1.0]), 3)
+    assert found == pytest.approx([0.936 * 5 / 6, 0.064, 0.936 / 6])
+    assert best_of_n_mass(np.array([0.5, 0.4, 0.1]), np.array([1.0, 0.0, 1.0]), 1) == pytest.approx([0.5, 0.4, 0.1])
+
+
+def test_best_of_n_of_equally_likely_scores_reaches_the_bound_as_they_become_many() -> None:
+    n, size = 4, 4000
+    found = best_of_n_mass(np.full(size, 1 / size), np.arange(size), n)
+    kl = float((found * np.log(found * size)).sum())
+    assert kl < best_of_n_kl_bound(n)
+    assert kl == pytest.approx(best_of_n_kl_bound(n), abs=1e-5)
+    assert float((found * np.arange(size)).sum()) / size == pytest.approx(n / (n + 1), abs=1e-3)
+
+
+def test_best_of_n_keeps_the_digits_of_tiny_masses() -> None:
+    found = best_of_n_mass(np.array([1.0, 1e-18, 0.0]), np.array([0.0, 1.0, 2.0]), 8)
+    assert found[1] == pytest.approx(8e-18, rel=1e-9)
+    assert found[2] == 0

@@ -169,7 +169,10 @@ def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> N
     page = (folder / "report.html").read_text()
     assert "ocr ↑ (trained on)</button>" in page
     assert "lgmd ↑</button>" in page
-    assert "| method | ocr ↑ (trained on) | lgmd ↑ | model rows | seconds of training |" in (folder / "report.md").read_text()
+    assert (
+        "| method | ocr ↑ (trained on) | lgmd ↑ | model rows | seconds of training | model rows per image |"
+        in (folder / "report.md").read_text()
+    )
 
 
 def test_what_was_spent_is_told_with_the_seeds_where_they_differ(tmp_path: Path) -> None:
@@ -262,7 +265,7 @@ def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
     assert f"{name} x independent" in cells
     # Own numbers, differences, one pair for each of two metrics, and all published tables, each with a head.
     published = yaml.safe_load(report.PUBLISHED.read_text())
-    expected = [5, 5, 5, 3, 3, 7, 7, 7, *(len(t["columns"]) for t in published for _ in range(len(t["rows"]) + 1))]
+    expected = [6, 6, 6, 3, 3, 7, 7, 7, *(len(t["columns"]) for t in published for _ in range(len(t["rows"]) + 1))]
     assert rows == expected
     assert not any("<i>" in t.content for t in tokens if t.type == "html_block")
 
