@@ -22,8 +22,9 @@ class Needs:
         rewards: whether the images must be scored.
         reference: whether the frozen base model predicts a velocity for each row as well.
         behaviour: whether the behaviour policy does, which is the policy as it was at the rollout.
-        behaviour_is_ema: whether the behaviour policy is a moving average of the policy instead, which also draws the
-            rollouts; see `Objective.behaviour_ema_decay`.
+        behaviour_is_ema: whether the behaviour policy is a moving average of the policy instead; see
+            `Objective.behaviour_ema_decay`.
+        ema_draws_rollouts: whether that moving average draws the rollouts, and not the policy.
         rollouts_from_reference: whether the reference, and not the policy, draws the rollouts.
     """
 
@@ -32,7 +33,13 @@ class Needs:
     reference: bool = False
     behaviour: bool = False
     behaviour_is_ema: bool = False
+    ema_draws_rollouts: bool = True
     rollouts_from_reference: bool = False
+
+    @property
+    def policy_draws_rollouts(self) -> bool:
+        """Whether the policy itself draws the rollouts, and not the reference or a moving average."""
+        return not (self.rollouts_from_reference or (self.behaviour_is_ema and self.ema_draws_rollouts))
 
 
 @dataclass(frozen=True)
@@ -144,14 +151,14 @@ class Objective(ABC):
 
         A run always warns of them. By default this is a behaviour policy that is the policy itself.
         """
-        if not (self.needs.behaviour and self.stays_on_policy(updates_per_rollout)):
+        needs = self.needs
+        if needs.behaviour_is_ema or not (needs.behaviour and self.stays_on_policy(updates_per_rollout)):
             return {}
         return {"behaviour policy": "with updates_per_rollout=1 and without an average it is the policy itself"}
 
     def stays_on_policy(self, updates_per_rollout: int) -> bool:
         """Whether every update trains on a rollout of the very policy that it changes."""
-        needs = self.needs
-        return not (updates_per_rollout > 1 or needs.behaviour_is_ema or needs.rollouts_from_reference)
+        return updates_per_rollout == 1 and self.needs.policy_draws_rollouts
 
     def target_beta(self, iteration: int) -> float | None:
         """Inverse temperature of the Boltzmann target that the loss matches the policy to; None for other objectives.

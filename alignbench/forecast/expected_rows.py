@@ -84,7 +84,6 @@ def _double_passes(config: RunConfig, objective: Objective, replay: float) -> in
         return 0
     if not objective.replays:
         return config.updates_per_rollout
-    needs = objective.needs
-    off_policy = needs.behaviour_is_ema or needs.rollouts_from_reference
+    off_policy = not objective.needs.policy_draws_rollouts
     later = 0 if objective.separable else config.updates_per_rollout - 1
     return later + (off_policy and not objective.separable)
