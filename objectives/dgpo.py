@@ -101,7 +101,8 @@ class DGPO(Objective):
         """
         assert velocities.reference is not None  # the engine gives what `needs` asks for
         terms = denoising_terms(rows, velocities.policy, velocities.reference)
-        if velocities.behaviour is not None:
+        if self.settings.clip is not None:
+            assert velocities.behaviour is not None
             terms["error_old"] = denoising_terms(rows, velocities.behaviour)["error"]
         if self.settings.kl_beta:
             terms["velocity_distance"] = mean_square(velocities.policy.float() - velocities.reference.float())

@@ -83,7 +83,7 @@ class RAM(TargetObjective):
         """
         v, reference = velocities.policy.float(), velocities.reference
         assert reference is not None  # the engine gives what `needs` asks for
-        centre = (v if self.settings.centre == "policy" else velocities.behaviour)
+        centre = v if self.settings.centre == "policy" else velocities.behaviour
         assert centre is not None
         reward = self.target_reward(rows.forest).flatten()[rows.leaf].view(-1, *[1] * (v.ndim - 1))
         residual = rows.noise - rows.x0 - centre.detach().float()

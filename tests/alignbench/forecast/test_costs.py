@@ -68,7 +68,7 @@ def test_rows_of_caching_reference_and_old_policy_are_counted(
     assert model_rows(config, rows_per_iteration(config, made), made.needs) == rows
 
 
-@pytest.mark.parametrize("objective", ["grpo", "dpo", "nft", "raft"])
+@pytest.mark.parametrize("objective", ["grpo", "dpo", "nft", "raft", "awm", "dgpo", "ram", "crd"])
 @pytest.mark.parametrize("changes", [{}, {"micro_batch": 2, "updates_per_rollout": 2}])
 def test_a_run_spends_the_rows_that_were_told(tmp_path: Path, objective: str, changes: dict[str, Any]) -> None:
     config = toy_config(write_task(tmp_path), objective=objective, **changes)

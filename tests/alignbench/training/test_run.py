@@ -21,7 +21,10 @@ from tests.support.pairs import in_turn
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 from tests.support.same_runs import table
 
-OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad", "ftb", "subtb"]
+OBJECTIVES = [
+    *("tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad", "ftb", "subtb"),
+    *("awm", "dgpo", "ram", "crd", "diffusion_nft"),
+]
 LEARNING: dict[str, Any] = {
     "flowrl": {},
     "gardo": {"clip": 0.01},
@@ -35,6 +38,11 @@ LEARNING: dict[str, Any] = {
     "vargrad": {},
     "ftb": {},
     "subtb": {},
+    "awm": {"draws": 4},
+    "dgpo": {"draws": 4},
+    "ram": {"draws": 4},
+    "crd": {"draws": 4},
+    "diffusion_nft": {"draws": 4},
 }
 """Settings under which each objective learns the toy within forty iterations."""
 TREE: dict[str, Any] = {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}
@@ -353,6 +361,11 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
         "ftb": {"alpha", "balance_rms"},
         "subtb": {"balance_rms", "log_flow_mean", "log_flow_std"},
         "flowrl": {"balance_rms", "log_z"},
+        "awm": {"likelihood", "distance_reference", "distance_average", "behaviour_ema_decay"},
+        "dgpo": {"error", "implicit_accuracy", "loss_weight"},
+        "ram": {"target_error", "distance_reference"},
+        "crd": {"implicit_reward_std", "balance_rms", "distance_reference", "behaviour_ema_decay"},
+        "diffusion_nft": {"positive_error", "negative_error", "distance_reference", "behaviour_ema_decay"},
     }
     assert set(own) == set(OBJECTIVES)
     task = write_task(tmp_path)
