@@ -8,7 +8,6 @@ from alignbench import flow, groups, settings
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Times, denoising_noise
 
-
 MIN_WEIGHT = 1e-5
 """The smallest mean absolute error that an error is divided by."""
 

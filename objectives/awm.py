@@ -6,14 +6,14 @@ negative log-likelihood of the image:
     f = -w(sigma) e,   rho = exp(f - f_old),   A = clip((R - group mean) / deviation, +- adv_clip) / adv_clip
     L = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl_beta mean |v - v_ref|^2 + ema_beta mean |v - v_ema|^2
 
-As in the code, f_old is by default f itself without gradient, so rho is 1 and the policy part is A w(sigma) e. v_ema is a moving
-average of the policy, with the decay min(decay_rate n, decay_max) after n updates. All velocities are the prompt's own, without
+As in the code, f_old is by default f itself without gradient, so rho is 1 and the policy part is A w(sigma) e. v_ema is a
+moving average of the policy, with the decay min(decay_rate n, decay_max) after n updates. All velocities are the prompt's own, without
 classifier-free guidance, whatever guidance the rollouts had. The rollout needs no stochastic step.
 
 Source: Xue et al. 2025 (arXiv 2509.25050) and its code. How this differs from them: docs/methods/awm.md.
 
-Fixed point: with `weight: uniform`, against an average that does not move and without the reference, the minimum for one rollout
-is v = v_ema + E[A (noise - x_0 - v) | x] / ema_beta. The average follows, so this goes on until the rewards of a group are
+Fixed point: with `weight: uniform`, against an average that does not move and without the reference, the minimum for one
+rollout is v = v_ema + E[A (noise - x_0 - v) | x] / ema_beta. The average follows, so this goes on until the rewards of a group are
 equal; `kl_beta` alone holds the policy near the base model.
 """
 
@@ -40,8 +40,8 @@ class AWM(Objective):
     class Settings(DenoisingSettings):
         weight: Literal["uniform", "sigma", "sigma_squared", "huber", "ghuber", "adaptive"] = "ghuber"
         """How the error e at a sigma enters f. uniform: e. sigma: sigma e. sigma_squared: sigma^2 e, the error of the predicted
-        image. huber: sigma sqrt(e). ghuber: sigma e^(1/4) / (1/4), the default of the code. adaptive: sigma e divided by the mean
-        absolute error, as in `nft`."""
+        image. huber: sigma sqrt(e). ghuber: sigma e^(1/4) / (1/4), the default of the code. adaptive: sigma e divided by the
+        mean absolute error, as in `nft`."""
         std: Literal["group", "batch", "none"] = "batch"
         """Which standard deviation the advantage is divided by. group: that of the group. batch: that of all rewards of the
         rollout about their common mean. none: it is not divided."""

@@ -12,11 +12,11 @@ guidance, whatever guidance the rollouts had. The rollout needs no stochastic st
 
 Source: arXiv 2603.14128, and its trainer in Flow-Factory. How this differs from them: docs/methods/crd.md.
 
-Fixed point: the loss is zero where z - beta R~ is constant in a group. With `anchor: reference`, `weight: exact` and `per: image`
-z is an unbiased estimate of log p / p_ref, so with many draws this is the tilted target p_ref exp(beta R~) / Z. For single rows,
-and with other weights, it is not: the velocity then moves in the target's direction by an amount that the weight decides. With
-`anchor: average` the average follows the policy, so the policy goes on until the rewards of a group are equal, and `kl_beta` alone
-holds it near the base model.
+Fixed point: the loss is zero where z - beta R~ is constant in a group. With `anchor: reference`, `weight: exact` and `per:
+image` z is an unbiased estimate of log p / p_ref, so with many draws this is the tilted target p_ref exp(beta R~) / Z. For
+single rows, and with other weights, it is not: the velocity then moves in the target's direction by an amount that the weight
+decides. With `anchor: average` the average follows the policy, so the policy goes on until the rewards of a group are equal, and
+`kl_beta` alone holds it near the base model.
 """
 
 from typing import Any, Literal, Self
@@ -46,11 +46,11 @@ class CRD(TargetObjective):
 
     class Settings(TargetSettings, DenoisingSettings):
         beta: float = Field(0.1, gt=0)
-        """How much implicit reward a unit of reward asks for. A larger one goes further from the anchor before the pull back sets
-        in; on the first update it changes nothing."""
+        """How much implicit reward a unit of reward asks for. A larger one goes further from the anchor before the pull back
+        sets in; on the first update it changes nothing."""
         anchor: Literal["average", "reference"] = "average"
-        """What v_0 is. average: the velocity of a moving average of the policy. reference: that of the base model, which gives a
-        fixed target."""
+        """What v_0 is. average: the velocity of a moving average of the policy. reference: that of the base model, which gives
+        a fixed target."""
         weight: Literal["adaptive", "uniform", "exact"] = "adaptive"
         """w of a row. adaptive: 1 / (mean absolute error), each model by its own. uniform: 1. exact: (1 - sigma) / sigma with e
         summed over latent dimensions, whose mean over sigma is a log-density up to a constant; it needs `times: uniform`."""

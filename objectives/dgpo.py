@@ -7,8 +7,8 @@ dimensions, of image i:
     L = mean -log sigmoid(-S) / beta + kl_beta mean |v - v_ref|^2
 
 An image of negative advantage is a loser, one of positive advantage a winner; sum_i A_i = 0, so the normaliser of the policy
-cancels. With `clip` an image whose error has already changed far enough, against a moving average of the policy, has no gradient.
-All velocities are the prompt's own, without classifier-free guidance, whatever guidance the rollouts had. The rollout needs no
+cancels. With `clip` an image whose error has already changed far enough, against a moving average of the policy, has no
+gradient. All velocities are the prompt's own, without classifier-free guidance, whatever guidance the rollouts had. The rollout needs no
 stochastic step.
 
 Source: Luo et al. 2025 (arXiv 2510.08425) and its code. How this differs from them: docs/methods/dgpo.md.
@@ -45,8 +45,8 @@ class DGPO(Objective):
         kl_beta: float = Field(0.02, ge=0)
         """Weight of the squared distance to the base model's velocity."""
         clip: float | None = Field(None, gt=0)
-        """How far exp(e_old - e) of an image may move from 1, in the direction of its advantage, before its gradient stops; null
-        saves the forward pass of the moving average, which gives e_old."""
+        """How far exp(e_old - e) of an image may move from 1, in the direction of its advantage, before its gradient stops;
+        null saves the forward pass of the moving average, which gives e_old."""
         decay_rate: float = Field(1e-3, ge=0)
         """By how much the decay of the moving average grows with each update. With 0 it is the policy at the rollout."""
         decay_max: float = Field(0.3, ge=0, lt=1)

@@ -30,7 +30,8 @@ class DiffusionNFT(NFT):
         schedule is. logit_normal: without that shift. uniform: evenly between 0 and 1. steps: from the steps of the rollout,
         each of them once before any is repeated, as published."""
         decay_rate: float = Field(1e-3, gt=0)
-        """By how much the behaviour policy's decay d grows with each update. It is above 0, so that the behaviour policy lags."""
+        """By how much the behaviour policy's decay d grows with each update. It is above 0, so that the behaviour policy
+        lags."""
 
     settings: Settings
     strength = Strength("kl_beta", (1e-2, 1e-3, 1e-4))

@@ -4,8 +4,8 @@ For a final image x_0 with fresh noise at sigma:
 
     L = mean |v - stop_gradient(v_ref + beta R~ (noise - x_0 - v_0))|^2
 
-averaged over latent dimensions. v_0 is the policy's own velocity, or that of a moving average of the policy, which then draws the
-rollouts. R~ is the reward minus its group mean, in the unit of `reward_scale`. All velocities are the prompt's own, without
+averaged over latent dimensions. v_0 is the policy's own velocity, or that of a moving average of the policy, which then draws
+the rollouts. R~ is the reward minus its group mean, in the unit of `reward_scale`. All velocities are the prompt's own, without
 classifier-free guidance, whatever guidance the rollouts had. The rollout needs no stochastic step.
 
 Source: Bergmeister et al. 2026 (arXiv 2605.10759), equation 17. How this differs from the paper: docs/methods/ram.md.
@@ -32,13 +32,13 @@ class RAM(TargetObjective):
 
     class Settings(TargetSettings, DenoisingSettings):
         reward_scale: RewardScale = "batch"
-        """The unit of the reward in exp(beta R~). group: its standard deviation in each group; the fixed point then moves as the
-        policy learns. batch: its standard deviation within groups, pooled over the rollout, as published. running: the same,
+        """The unit of the reward in exp(beta R~). group: its standard deviation in each group; the fixed point then moves as
+        the policy learns. batch: its standard deviation within groups, pooled over the rollout, as published. running: the same,
         pooled over all rollouts so far, which converges. raw: no unit; the fixed point is that of p_ref exp(beta R), and beta
         depends on the scorer's scale."""
         beta: float = Field(2.0, gt=0)
-        """Inverse temperature of the target, for rewards in the unit of `reward_scale`; eta in the paper's code. A larger one asks
-        for more reward and less diversity."""
+        """Inverse temperature of the target, for rewards in the unit of `reward_scale`; eta in the paper's code. A larger one
+        asks for more reward and less diversity."""
         centre: Literal["policy", "average"] = "policy"
         """What v_0 is. policy: the policy's own velocity, as in the paper's equation. average: that of a moving average of the
         policy, which draws the rollouts, as in its code."""
