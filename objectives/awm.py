@@ -7,14 +7,14 @@ negative log-likelihood of the image:
     L = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl_beta mean |v - v_ref|^2 + ema_beta mean |v - v_ema|^2
 
 As in the code, f_old is by default f itself without gradient, so rho is 1 and the policy part is A w(sigma) e. v_ema is a
-moving average of the policy, with the decay min(decay_rate n, decay_max) after n updates. All velocities are the prompt's own, without
-classifier-free guidance, whatever guidance the rollouts had. The rollout needs no stochastic step.
+moving average of the policy, with the decay min(decay_rate n, decay_max) after n updates. All velocities are the prompt's own,
+without classifier-free guidance, whatever guidance the rollouts had. The rollout needs no stochastic step.
 
 Source: Xue et al. 2025 (arXiv 2509.25050) and its code. How this differs from them: docs/methods/awm.md.
 
 Fixed point: with `weight: uniform`, against an average that does not move and without the reference, the minimum for one
-rollout is v = v_ema + E[A (noise - x_0 - v) | x] / ema_beta. The average follows, so this goes on until the rewards of a group are
-equal; `kl_beta` alone holds the policy near the base model.
+rollout is v = v_ema + E[A (noise - x_0 - v) | x] / ema_beta. The average follows, so this goes on until the rewards of a group
+are equal; `kl_beta` alone holds the policy near the base model.
 """
 
 from typing import Any, Literal

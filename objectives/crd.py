@@ -15,8 +15,8 @@ Source: arXiv 2603.14128, and its trainer in Flow-Factory. How this differs from
 Fixed point: the loss is zero where z - beta R~ is constant in a group. With `anchor: reference`, `weight: exact` and `per:
 image` z is an unbiased estimate of log p / p_ref, so with many draws this is the tilted target p_ref exp(beta R~) / Z. For
 single rows, and with other weights, it is not: the velocity then moves in the target's direction by an amount that the weight
-decides. With `anchor: average` the average follows the policy, so the policy goes on until the rewards of a group are equal, and
-`kl_beta` alone holds it near the base model.
+decides. With `anchor: average` the average follows the policy, so the policy goes on until the rewards of a group are equal,
+and `kl_beta` alone holds it near the base model.
 """
 
 from typing import Any, Literal, Self

@@ -8,8 +8,8 @@ dimensions, of image i:
 
 An image of negative advantage is a loser, one of positive advantage a winner; sum_i A_i = 0, so the normaliser of the policy
 cancels. With `clip` an image whose error has already changed far enough, against a moving average of the policy, has no
-gradient. All velocities are the prompt's own, without classifier-free guidance, whatever guidance the rollouts had. The rollout needs no
-stochastic step.
+gradient. All velocities are the prompt's own, without classifier-free guidance, whatever guidance the rollouts had. The rollout
+needs no stochastic step.
 
 Source: Luo et al. 2025 (arXiv 2510.08425) and its code. How this differs from them: docs/methods/dgpo.md.
 

@@ -33,9 +33,9 @@ class RAM(TargetObjective):
     class Settings(TargetSettings, DenoisingSettings):
         reward_scale: RewardScale = "batch"
         """The unit of the reward in exp(beta R~). group: its standard deviation in each group; the fixed point then moves as
-        the policy learns. batch: its standard deviation within groups, pooled over the rollout, as published. running: the same,
-        pooled over all rollouts so far, which converges. raw: no unit; the fixed point is that of p_ref exp(beta R), and beta
-        depends on the scorer's scale."""
+        the policy learns. batch: its standard deviation within groups, pooled over the rollout, as published. running: the
+        same, pooled over all rollouts so far, which converges. raw: no unit; the fixed point is that of p_ref exp(beta R), and
+        beta depends on the scorer's scale."""
         beta: float = Field(2.0, gt=0)
         """Inverse temperature of the target, for rewards in the unit of `reward_scale`; eta in the paper's code. A larger one
         asks for more reward and less diversity."""
