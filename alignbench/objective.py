@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from alignbench import settings
+from alignbench.config.run_config import ElboConfig
+from alignbench.errors import UserError
+from alignbench.rollouts.elbo import ElboRows, elbo_forest, elbo_rows, elbo_terms
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import EdgeRows, Rows, Terms, Velocities, edge_terms
 
@@ -91,11 +94,18 @@ class Objective(ABC):
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
     name: str = ""
-    separable: ClassVar[bool] = False
+    separable: bool = False
     """Whether d(loss)/d(terms of a row) depends on no other row's terms. Then microbatches of later updates need one pass."""
 
     ratio_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that act through the importance ratio alone, such as a clip range."""
+
+    path_settings: ClassVar[dict[str, Any]] = {}
+    """Settings that mean something only for the steps of a path, with the value that they must have where log-probabilities are
+    estimated from final images (`likelihood: elbo`)."""
+
+    needs_steps: ClassVar[bool] = False
+    """Whether the loss relates the steps of a path to each other, so that log-probabilities cannot come from final images."""
 
     strength: ClassVar[Strength | None] = None
     """The setting that a trade-off curve sweeps; None where only the learning rate and the length of the training act so."""
@@ -195,6 +205,11 @@ class Objective(ABC):
     @property
     def replays(self) -> bool:
         """Whether the model is evaluated at the rollout's own steps, the default, and not at rows that `rows` makes."""
+        return self.on_paths
+
+    @property
+    def on_paths(self) -> bool:
+        """Whether the loss asks for log-probabilities of paths, which may be estimated from final images instead."""
         return type(self).rows is Objective.rows
 
     def rows(self, forest: RolloutForest, update: int) -> Rows:
@@ -212,6 +227,8 @@ class Objective(ABC):
             rows: a contiguous part of what `rows` returned.
             velocities: what the policy and the models in `needs` predict for them.
         """
+        if isinstance(rows, ElboRows):
+            return elbo_terms(rows, velocities)
         return edge_terms(rows, velocities.policy, velocities.reference)
 
     @abstractmethod
@@ -230,3 +247,65 @@ class Objective(ABC):
     def parameters(self) -> Iterable[nn.Parameter]:
         """Parameters of the objective itself (log Z, a value head), which are trained with the policy's."""
         return ()
+
+
+class FromFinalImages(Objective):
+    """A mixin for an objective on paths whose log-probabilities are estimated from final images; see `with_elbo`.
+
+    Attributes:
+        elbo: how they are estimated.
+    """
+
+    elbo: ElboConfig
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, behaviour=True)
+
+    @property
+    def replays(self) -> bool:
+        return False
+
+    def rows(self, forest: RolloutForest, update: int) -> Rows:
+        return elbo_rows(forest, self.elbo, self.trained_leaves(forest))
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        return super().loss(terms, elbo_forest(forest, self.elbo))  # type: ignore[safe-super]
+
+    def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
+        return super().diagnostics(terms, elbo_forest(forest, self.elbo))
+
+    def ineffective_parts(self, updates_per_rollout: int) -> dict[str, str]:
+        # The behaviour policy gives the ratio its denominator, which is not a part that anybody chose.
+        found = super().ineffective_parts(updates_per_rollout)
+        return {name: reason for name, reason in found.items() if name != "behaviour policy"}
+
+    def descends(self, forest: RolloutForest) -> Divergence | None:
+        return None
+
+
+def with_elbo(objective: Objective, elbo: ElboConfig) -> Objective:
+    """Makes the same objective with log-probabilities that are estimated from final images.
+
+    An objective that trains on final images by itself is returned unchanged.
+
+    Raises:
+        UserError: the objective, or one of its settings, has a meaning only for the steps of a path.
+    """
+    if not (objective.on_paths and objective.needs.training):
+        return objective
+    cls = type(objective)
+    if objective.needs_steps:
+        raise UserError(
+            f"objective {objective.name} relates the steps of a path to each other, and likelihood=elbo has none; "
+            "choose likelihood=path"
+        )
+    for name, value in objective.path_settings.items():
+        if (chosen := getattr(objective.settings, name)) != value:
+            raise UserError(
+                f"objective.{name}={chosen} has a meaning only for the steps of a path; with likelihood=elbo it must be {value}"
+            )
+    derived: Any = type(cls.__name__, (FromFinalImages, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    made: FromFinalImages = derived(objective.settings)
+    made.name, made.elbo = objective.name, elbo
+    return made

@@ -20,7 +20,7 @@ from torch import Tensor
 from alignbench.backbone import Backbone, KnownDistributions
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError, RunError, UserError
-from alignbench.load import load_configured_backbone, load_objective, load_sampler
+from alignbench.load import load_configured_backbone, load_configured_objective, load_sampler
 from alignbench.objective import Objective
 from alignbench.rollouts.executor import rollout, sample
 from alignbench.rollouts.forest import RolloutForest
@@ -108,11 +108,10 @@ def subject_of(config: RunConfig) -> Subject:
     Raises:
         UserError: a plug-in cannot be built from its settings.
     """
-    o = config.objective
-    load_objective(o.name, **o.settings)
+    load_configured_objective(config)
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
     prompts = tuple(load_task(config.task).train_prompts[:GROUPS])
-    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config), prompts)
+    return Subject(lambda: load_configured_objective(config), sampler, load_configured_backbone(config), prompts)
 
 
 def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> Iterator[CheckResult]:

@@ -45,7 +45,10 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     ]
     replay = asked = float(np.mean([plan.replay_rows(groups) for plan in plans]))
     if objective is not None and not objective.replays:
-        replay = asked = len(objective.rows(planned_forest(plans[0], groups), update=0))
+        rows = objective.rows(planned_forest(plans[0], groups), update=0)
+        replay = asked = len(rows)
+        if rows.reused is not None:
+            asked = int((~rows.reused[0]).sum())
     elif objective is not None:
         leaves = objective.trained_leaves(planned_forest(plans[0], groups))
         asked = replay if leaves is None else replay * float(leaves.float().mean())
