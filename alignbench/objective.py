@@ -1,5 +1,6 @@
 """The base class of objectives: pure maths on small tensors. The engine owns the model."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -306,6 +307,7 @@ def with_elbo(objective: Objective, elbo: ElboConfig) -> Objective:
                 f"objective.{name}={chosen} has a meaning only for the steps of a path; with likelihood=elbo it must be {value}"
             )
     derived: Any = type(cls.__name__, (FromFinalImages, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
-    made: FromFinalImages = derived(objective.settings)
-    made.name, made.elbo = objective.name, elbo
+    made = copy.copy(objective)
+    made.__class__ = derived
+    made.elbo = elbo  # type: ignore[attr-defined]
     return made

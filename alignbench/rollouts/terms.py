@@ -172,13 +172,18 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
         old_mean, std = _moments(forest, edges, rows.x[local], old_velocity)
         noise = (child - old_mean) / std
         old_log_prob = flow.log_prob(child, old_mean, std, reduction=forest.reduction)
+
+    def divergence(apart: Tensor) -> Tensor:
+        """The KL divergence of two Gaussians whose means are this far apart."""
+        return flow.reduce_latent(apart**2 / (2 * std**2), forest.reduction)
+
     moved = shift(velocity.float()[local] - old_velocity)
     log_ratio = flow.log_ratio(moved, noise, std, reduction=forest.reduction)
     terms = {
         "log_prob": old_log_prob + log_ratio,
         "log_ratio": log_ratio,
         "drift_noise": flow.reduce_latent(moved * noise, forest.reduction),
-        "kl_behaviour": flow.reduce_latent(moved**2 / (2 * std**2), forest.reduction),
+        "kl_behaviour": divergence(moved),
     }
     if reference_velocity is not None:
         reference = reference_velocity.detach().float()[local]
@@ -188,7 +193,7 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
         apart = shift(velocity.float()[local] - reference)
         seen_from_reference = noise - away / std  # the child minus the reference's mean, in deviations
         terms["log_ratio_reference"] = flow.log_ratio(apart, seen_from_reference, std, reduction=forest.reduction)
-        terms["kl"] = flow.reduce_latent(apart**2 / (2 * std**2), forest.reduction)
+        terms["kl"] = divergence(apart)
     return terms
 
 

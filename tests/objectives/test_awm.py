@@ -124,7 +124,7 @@ def test_equal_rewards_pull_the_policy_to_its_average_and_cost_rows_for_that_alo
     assert len(awm(kl_beta=0.0, ema_beta=0.0).rows(forest, 0)) == 0
 
 
-def test_the_average_lags_by_the_published_schedule_and_draws_only_if_it_is_the_ratios(forest: RolloutForest) -> None:
+def test_the_average_lags_as_published_and_draws_only_if_it_is_the_ratios(forest: RolloutForest) -> None:
     assert [awm().behaviour_ema_decay(n) for n in (0, 100, 300, 900)] == pytest.approx([0, 0.1, 0.3, 0.3])
     assert awm().needs.behaviour_is_ema
     assert awm().needs.policy_draws_rollouts

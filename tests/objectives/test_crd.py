@@ -44,7 +44,7 @@ def test_loss_by_hand(forest: RolloutForest) -> None:
     assert float(objective.loss(terms, forest)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_its_value_is_the_groups_variance_over_two_beta_and_its_gradient_that_of_a_held_mean(forest: RolloutForest) -> None:
+def test_its_value_is_the_groups_variance_over_two_beta(forest: RolloutForest) -> None:
     z = torch.tensor([0.2, 0.5, -0.1, 1.0, 2.0, 3.0]).requires_grad_()
     forest.rewards = torch.tensor([0.0, 1.0, 2.0, 1.0, 5.0, 0.0])
     objective = crd(beta=0.5, kl_beta=0.0, reward_scale="raw", adv_clip=100.0)
@@ -105,7 +105,7 @@ def velocity_of(mixture: Mixture, x: Tensor, sigma: Tensor) -> Tensor:
     return mixture_velocity(x.double(), sigma.double(), *shapes).float()
 
 
-def test_at_the_tilted_target_of_gaussian_mixture_the_exact_loss_and_its_gradient_vanish() -> None:
+def test_at_the_tilted_target_the_exact_loss_and_its_gradient_vanish() -> None:
     """z is the log-density ratio of target and base up to log Z, so it equals beta R up to a constant of the group."""
     prompt, beta = "quadratic 0", 2.0
     w, target = world(prompt, 2), tilted_flow(prompt, 2, beta).target
@@ -133,7 +133,7 @@ def test_at_the_tilted_target_of_gaussian_mixture_the_exact_loss_and_its_gradien
     assert float(target_slope.norm()) < 0.1 * float(base_slope.norm())
 
 
-def test_a_single_row_of_uniform_weight_moves_in_the_targets_direction_by_another_amount() -> None:
+def test_a_row_of_uniform_weight_moves_in_the_targets_direction_a_quarter_as_far() -> None:
     """For N(0,1) and R = x the row's fixed point is v - v_ref = -beta sigma / 2, the target's -beta sigma / (2 sigma^2 - 2
     sigma + 1)."""
     beta, sigma, samples = 0.1, 0.5, 200_000

@@ -429,7 +429,7 @@ def test_a_kl_limit_drops_outward_steps_beyond_it_and_no_step_back() -> None:
     assert gradient(terms) == pytest.approx([0, -2 / 4, 4 / 4, -1 / 4], abs=1e-6)
 
 
-def test_no_kl_limit_is_a_plain_policy_gradient_and_a_limit_of_zero_drops_all_outward_steps() -> None:
+def test_without_a_kl_limit_all_steps_count_and_a_limit_of_zero_drops_outward_ones() -> None:
     forest = hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4)
     for limit, expected in ((1e9, [0.5, -2, 4, -1]), (0.0, [0.0, 0.0, 4, -1])):
         terms = terms_of([-LN2, LN2, LN2, -LN2])

@@ -91,7 +91,7 @@ def test_terms_by_hand(forest: RolloutForest, weight: Any, reduction: Any) -> No
         assert {name: float(value[n]) for name, value in found.items()} == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
-def test_the_regulated_log_ratio_has_mean_zero_and_the_kl_is_the_mean_of_the_log_ratio() -> None:
+def test_the_regulated_log_ratio_has_mean_zero_and_the_kl_is_a_mean_log_ratio() -> None:
     """For an exact behaviour policy, the model of N(0.5, 1), and any other velocity."""
     x0 = 0.5 + torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0))
     rows = elbo_rows(forest_of(x0, x0[:, 0]), ElboConfig(draws=1, times="uniform", weight="uniform", shared=False))
@@ -223,7 +223,7 @@ def test_what_needs_the_steps_of_a_path_is_refused_in_a_sentence() -> None:
         UserError, match="objective subtb relates the steps of a path to each other, and likelihood=elbo has none"
     ):
         elbo("subtb")
-    with pytest.raises(UserError, match="objective.credit=edge has a meaning only for the steps of a path"):
+    with pytest.raises(UserError, match="credit=edge has a meaning only for the steps of a path"):
         elbo("grpo", credit="edge")
 
 
