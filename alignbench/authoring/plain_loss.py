@@ -1,8 +1,8 @@
 """Plain loss functions on trial: a function of log-probabilities and advantages, as other libraries have them, as an objective.
 
 Every tensor that the function gets has the shape [images, steps]; an advantage or a reward is the same at all steps of an
-image. Arguments are known by their names, of which other libraries have several. A function of rewards is called for each group,
-and the mean over groups is the loss; a function of advantages is called once.
+image. Arguments are known by their names, of which other libraries have several. A function of rewards is called for each
+group, and the mean over groups is the loss; a function of advantages is called once.
 """
 
 import inspect
@@ -90,9 +90,10 @@ class PlainLoss(Objective):
             if role is not None:
                 self.roles[role] = argument
             elif argument not in given and parameter.default is parameter.empty and parameter.kind not in VARIADIC:
+                known = ", ".join(alias for aliases in NAMES.values() for alias in aliases)
                 raise UserError(
                     f"objective {name}: the argument {argument!r} is not known; give it a value with --set "
-                    f"objective.{argument}=..., or one of these names: {', '.join(alias for aliases in NAMES.values() for alias in aliases)}"
+                    f"objective.{argument}=..., or one of these names: {known}"
                 )
         clip = self.roles.get("clip")
         if clip and clip not in given and parameters[clip].default is parameters[clip].empty:

@@ -155,7 +155,7 @@ def _keys(forest: RolloutForest, options: ElboConfig) -> tuple[list[tuple[int, .
     """The keys of all pairs, and for each row the index of its pair, int64 [R]."""
     draws, leaves = options.draws, len(forest.leaves)
     owners = forest.groups if options.shared else leaves
-    keys = [(owner, draw) for owner in range(owners) for draw in range(draws)]
+    keys: list[tuple[int, ...]] = [(owner, draw) for owner in range(owners) for draw in range(draws)]
     edges = torch.arange(leaves * draws, device=forest.leaves.device)
     leaf = edges // draws
     return keys, (leaf // forest.group_size if options.shared else leaf) * draws + edges % draws

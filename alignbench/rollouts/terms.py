@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignbench import flow
-from alignbench.config.run_config import Times
+from alignbench.config.run_config import Times as Times
 from alignbench.errors import RunError, UserError
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import Key, normal, seed_of

@@ -113,7 +113,7 @@ def test_with_the_exact_weight_differences_are_those_of_a_log_density() -> None:
     made.reduction = "sum"
     found = {}
     for weight in ("exact", "uniform"):
-        options = ElboConfig(draws=40_000, weight=weight, times="uniform")  # type: ignore[arg-type]
+        options = ElboConfig(draws=40_000, weight=weight, times="uniform")
         rows, seen = elbo_rows(made, options), elbo_forest(made, options)
         v = gaussian_velocity(rows.x, rows.sigma, variance=2.0)
         f = seen.path_sum(elbo_terms(rows, Velocities(v, None, v))["log_prob"])[0]
