@@ -267,6 +267,10 @@ class FromFinalImages(Objective):
     def replays(self) -> bool:
         return False
 
+    @property
+    def on_paths(self) -> bool:
+        return True
+
     def rows(self, forest: RolloutForest, update: int) -> Rows:
         return elbo_rows(forest, self.elbo, self.trained_leaves(forest))
 
