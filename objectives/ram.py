@@ -12,19 +12,76 @@ Source: Bergmeister et al. 2026 (arXiv 2605.10759), equation 17. How this differ
 
 Fixed point: v = v_ref + beta E[R~ (noise - x_0 - v) | x], the expectation taken over images of the policy. The velocity of the
 tilted target p_ref exp(beta R~) / Z obeys this up to a term of second order in beta, the gradient of the path's remaining KL
-divergence, which the loss leaves out. For one Gaussian and a linear reward that term is zero.
+divergence, which the loss leaves out. For one Gaussian and a linear reward that term is zero. `path_cost` adds an estimate of it,
+with which the tilted target is the fixed point:
+
+    (sigma / (1 - sigma)) grad_x C,   C(x) = E[integral_0^sigma ((1 - u) / u) |v - v_ref|^2(x_u) du | x_sigma = x]
+    grad_x E[c(x_u) | x] = E[(c(x_u) - c(x)) g],   g = (x + (1 - sigma) v) / sigma - (x - a x_u) / b^2
+
+where x = a x_u + b noise' is the noising from u to sigma, and g the gradient of log p(x_u | x).
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
+from alignbench import flow
+from alignbench.loss_parts import loss_part
 from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
-from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities
+from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_noise
 from objectives._denoising import DenoisingSettings, mean_square, noised_leaves, scored_leaves
 from objectives._target import RewardScale, TargetObjective, TargetSettings
+
+NEAR_NOISE, NEAR_IMAGE = 1e-3, 1e-4
+"""The smallest 1 - sigma that is divided by, and the smallest sigma of an earlier state."""
+
+
+@dataclass(frozen=True)
+class _RowsOfPaths(DenoisingRows):
+    """Rows at sigma, then as many at an earlier u on the path from the same image.
+
+    Attributes:
+        earlier_sigma: float32 [R], u of the row's path.
+        earlier: float32 [R, *latent], the state x_u.
+    """
+
+    earlier_sigma: Tensor
+    earlier: Tensor
+
+    def part(self, start: int, stop: int) -> "_RowsOfPaths":
+        here = slice(start, stop)
+        tensors = (self.leaf, self.sigma, self.noise, self.earlier_sigma, self.earlier)
+        return _RowsOfPaths(self.forest, *(tensor[here] for tensor in tensors))
+
+    def score(self, v: Tensor) -> Tensor:
+        """Computes g of each row: [R', *latent]; it has no meaning at the earlier states."""
+        x, s, u = self.x, *(t.view(-1, *[1] * (v.ndim - 1)) for t in (self.sigma, self.earlier_sigma))
+        a, variance = _noising(s, u)
+        return (x + (1 - s) * v) / s - (x - a * self.earlier) / variance.clamp(min=NEAR_IMAGE**2)
+
+
+def _noising(s: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale a and the variance b^2 of the noising from u to s."""
+    a = (1 - s) / (1 - u).clamp(min=NEAR_NOISE)
+    return a, s**2 - a**2 * u**2
+
+
+def _with_earlier_states(rows: DenoisingRows, update: int) -> _RowsOfPaths:
+    """Makes the path of each row: its noise leads from the image to u, between 0 and sigma, and another one from u to sigma."""
+    forest, s = rows.forest, rows.sigma
+    keys = [(int(leaf), row, 1) for row, leaf in enumerate(rows.leaf)]
+    share, more = denoising_noise(forest, update, keys, "uniform")
+    u = torch.minimum((s * share).clamp(min=NEAR_IMAGE), s)
+    s_wide, u_wide = (t.view(-1, *[1] * (more.ndim - 1)) for t in (s, u))
+    earlier = (1 - u_wide) * rows.x0 + u_wide * rows.noise
+    a, variance = _noising(s_wide, u_wide)
+    noise = (a * u_wide * rows.noise + variance.clamp(min=0).sqrt() * more) / s_wide
+    doubled = [torch.cat(pair) for pair in ((rows.leaf, rows.leaf), (s, u), (noise, rows.noise), (u, u), (earlier, earlier))]
+    return _RowsOfPaths(forest, *doubled)
 
 
 class RAM(TargetObjective):
@@ -46,6 +103,9 @@ class RAM(TargetObjective):
         """By how much the decay of the moving average grows with each update. With 0 it is the policy at the rollout."""
         decay_max: float = Field(0.9, ge=0, lt=1)
         """The largest decay of the moving average."""
+        path_cost: bool = False
+        """Whether the path's remaining KL divergence is retained, with which the tilted target is the fixed point. Each image
+        then has two rows for a noise and sigma."""
 
     settings: Settings
     strength = Strength("beta", (1.0, 2.0, 4.0))
@@ -73,13 +133,15 @@ class RAM(TargetObjective):
 
     def rows(self, forest: RolloutForest, update: int) -> DenoisingRows:
         """Makes rows of the images that have a reward; those of groups of equal rewards pull the policy to the base model."""
-        return noised_leaves(forest, scored_leaves(forest, flat_groups=True), update, self.settings)
+        rows = noised_leaves(forest, scored_leaves(forest, flat_groups=True), update, self.settings)
+        return _with_earlier_states(rows, update) if self.settings.path_cost else rows
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
         """Computes the terms of some rows, each float32 [R'].
 
         Returns:
             target_error: |v - target|^2, averaged over latent dimensions. velocity_distance: |v - v_ref|^2, without gradient.
+            With `path_cost` also path_slope: sigma^2 / (1 - sigma) g . v, averaged over latent dimensions, and cost: c.
         """
         v, reference = velocities.policy.float(), velocities.reference
         assert reference is not None  # the engine gives what `needs` asks for
@@ -88,13 +150,23 @@ class RAM(TargetObjective):
         reward = self.target_reward(rows.forest).flatten()[rows.leaf].view(-1, *[1] * (v.ndim - 1))
         residual = rows.noise - rows.x0 - centre.detach().float()
         target = reference.float() + self.settings.beta * reward * residual
-        return {
+        terms = {
             "target_error": mean_square(v - target.detach()),
             "velocity_distance": mean_square(v.detach() - reference.float()),
         }
+        if isinstance(rows, _RowsOfPaths):
+            s = rows.sigma
+            slope = rows.score(v.detach()) * (s**2 / (1 - s).clamp(min=NEAR_NOISE)).view(-1, *[1] * (v.ndim - 1))
+            terms["path_slope"] = flow.reduce_latent(slope * v, "mean")
+            terms["cost"] = (1 - s) / s * terms["velocity_distance"] * v[0].numel()
+        return terms
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
-        return terms["target_error"].mean()
+        if not self.settings.path_cost:
+            return terms["target_error"].mean()
+        (at_sigma, _), (cost, earlier_cost) = terms["target_error"].chunk(2), terms["cost"].detach().chunk(2)
+        path = 2 * (earlier_cost - cost) * terms["path_slope"].chunk(2)[0]
+        return loss_part("regression", at_sigma.mean()) - loss_part("path_cost", path.mean())
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         if not terms:

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from alignbench import RolloutForest, UserError, load_objective
-from alignbench.backbones.mixture.mixtures import Mixture, mixture_velocity
 from alignbench.backbones.mixture.scenarios import world
 from alignbench.backbones.mixture.tilted_flow import tilted_flow
 from alignbench.rollouts.terms import Velocities
 from objectives.crd import CRD
-from tests.support.final_images import forest_of, gaussian_velocity, rows_at
+from tests.support.final_images import forest_of, gaussian_velocity, rows_at, velocity_of
 from tests.support.replays import REWARDS, by_autograd, check, drawn, plan_of
 from tests.support.toys import PROMPTS, ToyBackbone, two_groups_of_three
 
@@ -97,12 +96,6 @@ def test_the_exact_weight_is_refused_for_times_that_are_not_uniform() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the fixed point
-
-
-def velocity_of(mixture: Mixture, x: Tensor, sigma: Tensor) -> Tensor:
-    n = len(x)
-    shapes = mixture.weights.expand(n, -1), mixture.means.expand(n, -1, -1), mixture.stds.expand(n, -1)
-    return mixture_velocity(x.double(), sigma.double(), *shapes).float()
 
 
 def test_at_the_tilted_target_the_exact_loss_and_its_gradient_vanish() -> None:

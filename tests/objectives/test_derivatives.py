@@ -87,7 +87,7 @@ def terms_for(objective: Objective, forest: RolloutForest, terms: Terms) -> Term
         "nft": ("positive", "negative", "reward_weight", "velocity_distance"),
         "awm": ("likelihood", "likelihood_old", "advantage", "velocity_distance", "ema_distance"),
         "dgpo": ("error", "error_reference", "error_old", "velocity_distance"),
-        "ram": ("target_error",),
+        "ram": ("target_error", "path_slope"),
         "crd": ("implicit_reward", "velocity_distance"),
     }.get(objective.name)
     return terms if own is None else {name: torch.from_numpy(rng.uniform(0.5, 1.5, count)) for name in own}

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from alignbench import RolloutForest, load_objective
+from alignbench.backbones.mixture.scenarios import world
+from alignbench.backbones.mixture.tilted_flow import tilted_flow
 from alignbench.rollouts.terms import Velocities
 from objectives.ram import RAM
-from tests.support.final_images import forest_of, gaussian_velocity, rows_at
+from tests.support.final_images import forest_of, gaussian_velocity, rows_at, velocity_of
 from tests.support.replays import REWARDS, by_autograd, check, drawn, plan_of
 from tests.support.toys import PROMPTS, ToyBackbone, two_groups_of_three
 
@@ -112,6 +114,55 @@ def test_of_a_quadratic_reward_the_fixed_point_lacks_a_term_of_second_order() ->
         assert float(left[1]) == pytest.approx(-2 * k**2 / (1 + k) ** 2, abs=4 * float(error[1]))
 
 
+def test_with_the_path_cost_the_tilted_gaussian_is_the_fixed_point() -> None:
+    k, count = 0.4, 20_000
+    x0 = (1 / (1 + 2 * k)) ** 0.5 * torch.randn(count, 1, generator=torch.Generator().manual_seed(5))
+    forest = forest_of(x0, -(x0[:, 0] ** 2))
+    left = {}
+    for path_cost in (False, True):
+        objective = ram(beta=k, reward_scale="raw", path_cost=path_cost, times="uniform")
+        rows = objective.rows(forest, 0)
+        v, reference = gaussian_velocity(rows.x, rows.sigma, 0.0, 1 / (1 + 2 * k)), gaussian_velocity(rows.x, rows.sigma)
+        slope = descent(objective, forest, v, reference, rows).double()[:count] / (2 if path_cost else 1)
+        # The component along v* - v_ref, relative to it, by batches for its error.
+        ratio = (slope * (v - reference)[:count]).view(50, -1).sum(1) / (v - reference)[:count].square().view(50, -1).sum(1)
+        left[path_cost] = float(ratio.mean()), float(ratio.std()) / 50**0.5
+    assert left[False][0] < -0.2
+    assert abs(left[True][0]) < 4 * left[True][1]
+    assert left[True][1] < 0.03
+
+
+def test_with_the_path_cost_the_target_of_gaussian_mixture_is_the_fixed_point() -> None:
+    """A mixture and a quadratic reward, whose target is a mixture again; the earlier test's component, in two dimensions."""
+    prompt, beta, count = "quadratic 0", 2.0, 20_000
+    w, target = world(prompt, 2), tilted_flow(prompt, 2, beta).target
+    assert target is not None
+    points = target.sample(count, torch.Generator().manual_seed(4)).float()
+    forest, left = forest_of(points, w.reward(points.double())), {}
+    for path_cost in (False, True):
+        objective = ram(beta=beta, reward_scale="raw", path_cost=path_cost, times="uniform")
+        rows = objective.rows(forest, 0)
+        v, reference = (velocity_of(mixture, rows.x, rows.sigma) for mixture in (target, w.base))
+        slope = descent(objective, forest, v, reference, rows).double()[:count] / (2 if path_cost else 1)
+        moved = (v - reference)[:count]
+        ratio = (slope * moved).view(50, -1).sum(1) / moved.square().view(50, -1).sum(1)
+        left[path_cost] = float(ratio.mean()), float(ratio.std()) / 50**0.5
+    assert abs(left[False][0]) > 5 * left[False][1]
+    assert abs(left[True][0]) < 4 * left[True][1]
+
+
+def test_the_noising_of_a_path_has_the_marginals_of_its_sigma(forest: RolloutForest) -> None:
+    """x at sigma, from x_u by another noise, has mean (1 - sigma) x_0 and variance sigma^2; the states differ only in noise."""
+    forest.states[:] = 2.0
+    rows: Any = ram(draws=2000, path_cost=True, times="uniform").rows(forest, 0)
+    half = len(rows) // 2
+    assert (rows.sigma[half:] <= rows.sigma[:half]).all()
+    assert torch.equal(rows.x[half:], rows.earlier[:half])
+    noise = rows.noise[:half].flatten(1)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.01)
+
+
 def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
     toy, behaviour, forest = drawn(plan_of("dynamic_tree"))
     for centre in ("policy", "average"):
@@ -128,3 +179,13 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
             loss = loss + ((v - target.detach()) ** 2).mean() / len(rows)
         old = [p.detach().clone() for p in behaviour.parameters()]
         check(toy, objective, forest, *by_autograd(toy, loss), update=1, old=old)
+
+
+def test_with_the_path_cost_gradient_caching_is_autograd() -> None:
+    toy, _, forest = drawn(plan_of("dynamic_tree"))
+    objective = ram(draws=2, path_cost=True, times="uniform")
+    rows: Any = objective.rows(forest, 1)
+    condition = toy.encode(PROMPTS)[rows.group]
+    v, reference = toy.net(rows.x, rows.sigma, condition), toy.frozen(rows.x, rows.sigma, condition).detach()
+    loss = objective.loss(objective.terms(rows, Velocities(v, reference, None)), forest)
+    check(toy, objective, forest, *by_autograd(toy, loss), rounding=1e-5, update=1)

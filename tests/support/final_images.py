@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from alignbench import RolloutForest
+from alignbench.backbones.mixture.mixtures import Mixture, mixture_velocity
 from alignbench.rollouts.terms import DenoisingRows
 from tests.support.toys import hand_made_forest
 
@@ -27,3 +28,10 @@ def gaussian_velocity(x: Tensor, sigma: Tensor | float, mean: float = 0.0, varia
     s = torch.as_tensor(sigma).view(-1, 1)
     away = x - (1 - s) * mean
     return (s - (1 - s) * variance) * away / ((1 - s) ** 2 * variance + s**2) - mean
+
+
+def velocity_of(mixture: Mixture, x: Tensor, sigma: Tensor) -> Tensor:
+    """The velocity of the flow to a mixture, float32 [R, d], at states x [R, d] and their sigmas [R]."""
+    n = len(x)
+    shapes = mixture.weights.expand(n, -1), mixture.means.expand(n, -1, -1), mixture.stds.expand(n, -1)
+    return mixture_velocity(x.double(), sigma.double(), *shapes).float()
