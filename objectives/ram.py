@@ -12,8 +12,8 @@ Source: Bergmeister et al. 2026 (arXiv 2605.10759), equation 17. How this differ
 
 Fixed point: v = v_ref + beta E[R~ (noise - x_0 - v) | x], the expectation taken over images of the policy. The velocity of the
 tilted target p_ref exp(beta R~) / Z obeys this up to a term of second order in beta, the gradient of the path's remaining KL
-divergence, which the loss leaves out. For one Gaussian and a linear reward that term is zero. `path_cost` adds an estimate of it,
-with which the tilted target is the fixed point:
+divergence, which the loss leaves out. For one Gaussian and a linear reward that term is zero. `path_cost` adds an estimate of
+it, with which the tilted target is the fixed point:
 
     (sigma / (1 - sigma)) grad_x C,   C(x) = E[integral_0^sigma ((1 - u) / u) |v - v_ref|^2(x_u) du | x_sigma = x]
     grad_x E[c(x_u) | x] = E[(c(x_u) - c(x)) g],   g = (x + (1 - sigma) v) / sigma - (x - a x_u) / b^2
