@@ -10,7 +10,7 @@ from alignbench.backbones import families
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
 from alignbench.files.paths import local_path
-from alignbench.objective import Objective
+from alignbench.objective import Objective, with_elbo
 from alignbench.runtime import launch
 from alignbench.sampler import Sampler
 from alignbench.scorer import Metric, Scorer
@@ -19,6 +19,16 @@ from alignbench.scorer import Metric, Scorer
 def load_objective(name: str, **settings: Any) -> Objective:
     """Loads an objective; raises UserError for an unknown name or setting."""
     return cast(Objective, registry.create("objectives", name, Objective, settings))
+
+
+def load_configured_objective(config: RunConfig) -> Objective:
+    """Loads the objective of a run's configuration, with the estimate of log-probabilities that the run asks for.
+
+    Raises:
+        UserError: an unknown name or setting, or an objective that needs the steps of a path where there are none.
+    """
+    objective = load_objective(config.objective.name, **config.objective.settings)
+    return with_elbo(objective, config.elbo) if config.likelihood == "elbo" else objective
 
 
 def load_sampler(name: str, **settings: Any) -> Sampler:

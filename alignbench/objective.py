@@ -1,14 +1,18 @@
 """The base class of objectives: pure maths on small tensors. The engine owns the model."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from alignbench import settings
+from alignbench.config.run_config import ElboConfig
+from alignbench.errors import UserError
+from alignbench.rollouts.elbo import ElboRows, elbo_forest, elbo_rows, elbo_terms
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import EdgeRows, Rows, Terms, Velocities, edge_terms
 
@@ -22,8 +26,9 @@ class Needs:
         rewards: whether the images must be scored.
         reference: whether the frozen base model predicts a velocity for each row as well.
         behaviour: whether the behaviour policy does, which is the policy as it was at the rollout.
-        behaviour_is_ema: whether the behaviour policy is a moving average of the policy instead, which also draws the
-            rollouts; see `Objective.behaviour_ema_decay`.
+        behaviour_is_ema: whether the behaviour policy is a moving average of the policy instead; see
+            `Objective.behaviour_ema_decay`.
+        ema_draws_rollouts: whether that moving average draws the rollouts, and not the policy.
         rollouts_from_reference: whether the reference, and not the policy, draws the rollouts.
     """
 
@@ -32,7 +37,13 @@ class Needs:
     reference: bool = False
     behaviour: bool = False
     behaviour_is_ema: bool = False
+    ema_draws_rollouts: bool = True
     rollouts_from_reference: bool = False
+
+    @property
+    def policy_draws_rollouts(self) -> bool:
+        """Whether the policy itself draws the rollouts, and not the reference or a moving average."""
+        return not (self.rollouts_from_reference or (self.behaviour_is_ema and self.ema_draws_rollouts))
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,18 @@ class Objective(ABC):
 
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
     name: str = ""
-    separable: ClassVar[bool] = False
+    separable: bool = False
     """Whether d(loss)/d(terms of a row) depends on no other row's terms. Then microbatches of later updates need one pass."""
 
     ratio_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that act through the importance ratio alone, such as a clip range."""
+
+    path_settings: ClassVar[dict[str, Any]] = {}
+    """Settings that mean something only for the steps of a path, with the value that they must have where log-probabilities are
+    estimated from final images (`likelihood: elbo`)."""
+
+    needs_steps: ClassVar[bool] = False
+    """Whether the loss relates the steps of a path to each other, so that log-probabilities cannot come from final images."""
 
     strength: ClassVar[Strength | None] = None
     """The setting that a trade-off curve sweeps; None where only the learning rate and the length of the training act so."""
@@ -144,14 +162,14 @@ class Objective(ABC):
 
         A run always warns of them. By default this is a behaviour policy that is the policy itself.
         """
-        if not (self.needs.behaviour and self.stays_on_policy(updates_per_rollout)):
+        needs = self.needs
+        if needs.behaviour_is_ema or not (needs.behaviour and self.stays_on_policy(updates_per_rollout)):
             return {}
         return {"behaviour policy": "with updates_per_rollout=1 and without an average it is the policy itself"}
 
     def stays_on_policy(self, updates_per_rollout: int) -> bool:
         """Whether every update trains on a rollout of the very policy that it changes."""
-        needs = self.needs
-        return not (updates_per_rollout > 1 or needs.behaviour_is_ema or needs.rollouts_from_reference)
+        return updates_per_rollout == 1 and self.needs.policy_draws_rollouts
 
     def target_beta(self, iteration: int) -> float | None:
         """Inverse temperature of the Boltzmann target that the loss matches the policy to; None for other objectives.
@@ -188,6 +206,11 @@ class Objective(ABC):
     @property
     def replays(self) -> bool:
         """Whether the model is evaluated at the rollout's own steps, the default, and not at rows that `rows` makes."""
+        return self.on_paths
+
+    @property
+    def on_paths(self) -> bool:
+        """Whether the loss asks for log-probabilities of paths, which may be estimated from final images instead."""
         return type(self).rows is Objective.rows
 
     def rows(self, forest: RolloutForest, update: int) -> Rows:
@@ -205,6 +228,8 @@ class Objective(ABC):
             rows: a contiguous part of what `rows` returned.
             velocities: what the policy and the models in `needs` predict for them.
         """
+        if isinstance(rows, ElboRows):
+            return elbo_terms(rows, velocities)
         return edge_terms(rows, velocities.policy, velocities.reference)
 
     @abstractmethod
@@ -223,3 +248,70 @@ class Objective(ABC):
     def parameters(self) -> Iterable[nn.Parameter]:
         """Parameters of the objective itself (log Z, a value head), which are trained with the policy's."""
         return ()
+
+
+class FromFinalImages(Objective):
+    """A mixin for an objective on paths whose log-probabilities are estimated from final images; see `with_elbo`.
+
+    Attributes:
+        elbo: how they are estimated.
+    """
+
+    elbo: ElboConfig
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, behaviour=True)
+
+    @property
+    def replays(self) -> bool:
+        return False
+
+    @property
+    def on_paths(self) -> bool:
+        return True
+
+    def rows(self, forest: RolloutForest, update: int) -> Rows:
+        return elbo_rows(forest, self.elbo, self.trained_leaves(forest))
+
+    def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
+        return super().loss(terms, elbo_forest(forest, self.elbo))  # type: ignore[safe-super]
+
+    def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
+        return super().diagnostics(terms, elbo_forest(forest, self.elbo))
+
+    def ineffective_parts(self, updates_per_rollout: int) -> dict[str, str]:
+        # The behaviour policy gives the ratio its denominator, which is not a part that anybody chose.
+        found = super().ineffective_parts(updates_per_rollout)
+        return {name: reason for name, reason in found.items() if name != "behaviour policy"}
+
+    def descends(self, forest: RolloutForest) -> Divergence | None:
+        return None
+
+
+def with_elbo(objective: Objective, elbo: ElboConfig) -> Objective:
+    """Makes the same objective with log-probabilities that are estimated from final images.
+
+    An objective that trains on final images by itself is returned unchanged.
+
+    Raises:
+        UserError: the objective, or one of its settings, has a meaning only for the steps of a path.
+    """
+    if not (objective.on_paths and objective.needs.training):
+        return objective
+    cls = type(objective)
+    if objective.needs_steps:
+        raise UserError(
+            f"objective {objective.name} relates the steps of a path to each other, and likelihood=elbo has none; "
+            "choose likelihood=path"
+        )
+    for name, value in objective.path_settings.items():
+        if (chosen := getattr(objective.settings, name)) != value:
+            raise UserError(
+                f"objective.{name}={chosen} has a meaning only for the steps of a path; with likelihood=elbo it must be {value}"
+            )
+    derived: Any = type(cls.__name__, (FromFinalImages, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+    made = copy.copy(objective)
+    made.__class__ = derived
+    made.elbo = elbo  # type: ignore[attr-defined]
+    return made

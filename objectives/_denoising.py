@@ -1,11 +1,15 @@
 """What the objectives that train on final images share: how those images are noised again."""
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import settings
+from alignbench import flow, groups, settings
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Times, denoising_noise
+
+MIN_WEIGHT = 1e-5
+"""The smallest mean absolute error that an error is divided by."""
 
 
 class DenoisingSettings(settings.Settings):
@@ -35,3 +39,42 @@ def noised_leaves(forest: RolloutForest, leaves: Tensor, update: int, options: D
     keys = [(int(index), row) for row, index in enumerate(leaf)]
     sigma, noise = denoising_noise(forest, update, keys, options.times, options.draws)
     return DenoisingRows(forest, leaf, sigma, noise)
+
+
+def noised_groups(forest: RolloutForest, leaves: Tensor, update: int, options: DenoisingSettings) -> DenoisingRows:
+    """Makes the rows of some final images, with the same noises and sigmas for all images of a group.
+
+    What the images of a group differ in is then the images alone, so comparisons within a group have less noise.
+
+    Returns:
+        N * `draws` rows; those of one image are consecutive.
+    """
+    group_keys = [(g, d) for g in range(forest.groups) for d in range(options.draws)]
+    sigma, noise = denoising_noise(forest, update, group_keys, options.times, options.draws)
+    leaf = leaves.repeat_interleave(options.draws)
+    draw = torch.arange(len(leaf), device=leaf.device) % options.draws
+    row = (leaf // forest.group_size) * options.draws + draw
+    return DenoisingRows(forest, leaf, sigma[row], noise[row])
+
+
+def scored_leaves(forest: RolloutForest, *, flat_groups: bool) -> Tensor:
+    """The leaves that have a reward, int64 [N]; those of groups whose rewards are all equal only with `flat_groups`."""
+    rewards = forest.by_group(forest.rewards)
+    mask = groups.valid(rewards) if flat_groups else groups.usable_leaves(rewards)
+    return mask.flatten().nonzero()[:, 0]
+
+
+def by_group_and_draw(values: Tensor, forest: RolloutForest, leaves: Tensor, draws: int) -> Tensor:
+    """Arranges the values of rows by group, image and draw: [N * draws] -> [G, K, draws], 0 for images without rows."""
+    every = values.new_zeros(len(forest.leaves), draws).index_copy(0, leaves, values.view(len(leaves), draws))
+    return every.view(forest.groups, forest.group_size, draws)
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Averages the squares over latent dimensions: [R', *latent] -> float32 [R']."""
+    return flow.reduce_latent(difference.float().square(), "mean")
+
+
+def mean_absolute(difference: Tensor) -> Tensor:
+    """Averages the absolute values over latent dimensions, without gradient, at least `MIN_WEIGHT`: [R']."""
+    return flow.reduce_latent(difference.detach().float().abs(), "mean").clamp(min=MIN_WEIGHT)

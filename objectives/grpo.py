@@ -14,7 +14,7 @@ form: the divergence is penalised step by step, at the states that were visited.
 expected reward minus the KL penalty.
 """
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -31,9 +31,16 @@ class GRPO(Objective):
     """Clipped policy gradient with advantages relative to the group."""
 
     class Settings(settings.Settings):
+        trust_region: Literal["clip", "kl"] = "clip"
+        """What stops the gradient of a step whose ratio has moved in the direction of its advantage. clip: a ratio beyond
+        `clip` (PPO). kl: a KL divergence to the behaviour policy of at least `kl_limit`, which does not depend on the noise
+        that was drawn (Flow-DPPO)."""
         clip: float = Field(1e-4, gt=0)
         """eps: how far the ratio of a step may move from 1 before its gradient stops. Log-probs are means over latent
         dimensions, so ratios stay very close to 1."""
+        kl_limit: float = Field(1e-5, ge=0)
+        """With `trust_region: kl`, the KL divergence of a step's two Gaussians from which on its gradient stops. It is a mean
+        over latent dimensions, as log-probs are."""
         adv_clip: float = Field(5.0, gt=0)
         """The largest absolute value of an advantage."""
         std: Literal["group", "batch", "none"] = "group"
@@ -56,9 +63,10 @@ class GRPO(Objective):
         with a mean that is weighted by the probability of the path to each descendant. depth_nested: the same with a mean that
         is weighted at each split by the softmax of the log-probs of its own edges, without the edges between splits (an option
         of BranchGRPO's code)."""
-        ratio: Literal["plain", "guard"] = "plain"
-        """Which importance ratio is used. plain: pi_theta / pi_old. guard: the regulated ratio exp((mu - mu_old) . eps) of
-        GRPO-Guard, whose logarithm has mean zero."""
+        ratio: Literal["plain", "guard", "path"] = "plain"
+        """Which importance ratio is used. plain: pi_theta / pi_old of each step. guard: the regulated ratio exp((mu - mu_old) .
+        eps) of GRPO-Guard, whose logarithm has mean zero. path: the product of the plain ratios over the whole path, one for
+        each image; with `likelihood: elbo` that of V-GRPO. It needs `credit: leaf`."""
         step_weight: Literal["none", "inverse_dt", "noise"] = "none"
         """How the steps are weighted in the loss; the weights are 1 on average. none: equally. inverse_dt: by
         1 / |sigma_next - sigma| (GRPO-Guard). noise: by the standard deviation of the noise that the step draws (TempFlow-GRPO,
@@ -73,12 +81,18 @@ class GRPO(Objective):
         def _parts_need_leaves(self) -> Self:
             if self.parts > 1 and self.credit != "leaf":
                 raise ValueError(f"parts={self.parts} divides the leaves, which needs credit=leaf, got credit={self.credit}")
+            if self.ratio == "path" and self.credit != "leaf":
+                raise ValueError(f"ratio=path is that of a leaf, which needs credit=leaf, got credit={self.credit}")
             return self
 
     settings: Settings
     strength = Strength("kl_beta", (0.1, 0.01, 0.0))
-    separable = True
     ratio_settings = ("clip",)
+    path_settings: ClassVar[dict[str, Any]] = {"credit": "leaf", "step_weight": "none", "kl": "exact"}
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self.separable = settings.ratio != "path"
 
     @property
     def needs(self) -> Needs:
@@ -93,6 +107,14 @@ class GRPO(Objective):
 
     def ineffective_settings(self, updates_per_rollout: int) -> dict[str, str]:
         o, found = self.settings, super().ineffective_settings(updates_per_rollout)
+        if o.trust_region == "kl":
+            found["clip"] = "with trust_region=kl no ratio is clipped"
+            if self.stays_on_policy(updates_per_rollout):
+                found["kl_limit"] = "with updates_per_rollout=1 no step has moved"
+        else:
+            found["kl_limit"] = "with trust_region=clip no KL divergence is limited"
+        if self.stays_on_policy(updates_per_rollout):
+            found["trust_region"] = "with updates_per_rollout=1 no step has moved"
         if o.kl_beta == 0:
             found["kl"] = "with kl_beta=0 no KL divergence is penalised"
         if o.std == "none":
@@ -164,15 +186,36 @@ class GRPO(Objective):
             return torch.zeros_like(forest.old_log_prob)
         return terms["kl"] * (forest.edge_sigma - forest.edge_sigma_next) if self.settings.kl == "released" else terms["kl"]
 
+    def surrogate(self, ratio: Tensor, a: Tensor, moved: Tensor | None) -> Tensor:
+        """Computes what is maximised: r A, without gradient beyond the trust region.
+
+        Args:
+            ratio: r of each step.
+            a: its advantage.
+            moved: its KL divergence to the behaviour policy, with `trust_region: kl`.
+        """
+        o = self.settings
+        if moved is None:
+            return groups.clipped(ratio, a, o.clip)
+        outward = (ratio - 1) * a > 0
+        return torch.where(outward & (moved >= o.kl_limit), 0.0, ratio * a)
+
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         o = self.settings
-        ratio = torch.exp(terms["drift_noise"] if o.ratio == "guard" else log_ratio(terms, forest))
+        change = terms["drift_noise"] if o.ratio == "guard" else log_ratio(terms, forest)
+        moved = terms["kl_behaviour"].detach() if o.trust_region == "kl" else None
+        if o.ratio == "path":
+            change = forest.path_sum(change)
+            moved = None if moved is None else forest.path_sum(moved)
+        ratio = torch.exp(change)
         weight = self.weight(forest)
         kl = self.divergence(terms, forest)
         if o.credit == "leaf":
             a = self.advantage(forest).reshape(-1, 1)
             count_mask = (groups.valid(forest.rewards) & self._part(forest))[:, None].expand_as(forest.leaf_edges)
-            ratio, weight, kl = (values[forest.leaf_edges] for values in (ratio, weight, kl))
+            ratio = self._of_paths(ratio, forest)
+            moved = None if moved is None else self._of_paths(moved, forest)
+            weight, kl = weight[forest.leaf_edges], kl[forest.leaf_edges]
             kl = kl * self.kl_weight(forest)[:, None]
         else:
             a = self.edge_advantage(forest)
@@ -183,7 +226,13 @@ class GRPO(Objective):
         penalty = o.kl_beta * kl
         if o.kl_beta:
             penalty = loss_part("kl_beta", penalty)
-        return groups.mean(penalty - loss_part("policy", weight * groups.clipped(ratio, a, o.clip)), count_mask)
+        return groups.mean(penalty - loss_part("policy", weight * self.surrogate(ratio, a, moved)), count_mask)
+
+    def _of_paths(self, values: Tensor, forest: RolloutForest) -> Tensor:
+        """Arranges values of edges, or with `ratio: path` of leaves, by leaf and step: [G * K, S]."""
+        if self.settings.ratio == "path":
+            return values.reshape(-1, 1).expand_as(forest.leaf_edges)
+        return values[forest.leaf_edges]
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         if not terms:  # every leaf was dropped

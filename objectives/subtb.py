@@ -48,6 +48,7 @@ class SubTB(TargetObjective):
         """Number of hidden units of the flow network."""
 
     settings: Settings
+    needs_steps = True
     strength = Strength("beta", (1.0, 2.0, 4.0))
 
     def __init__(self, settings: Any) -> None:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from pydantic import BaseModel
 from scipy import stats
 from torch import Tensor
 
+from alignbench.authoring import plain_loss
+from alignbench.authoring.plain_loss import PlainLoss
 from alignbench.backbone import Backbone, KnownDistributions
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError, RunError, UserError
-from alignbench.load import load_configured_backbone, load_objective, load_sampler
+from alignbench.load import load_configured_backbone, load_configured_objective, load_sampler
 from alignbench.objective import Objective
 from alignbench.rollouts.executor import rollout, sample
 from alignbench.rollouts.forest import RolloutForest
@@ -109,10 +112,15 @@ def subject_of(config: RunConfig) -> Subject:
         UserError: a plug-in cannot be built from its settings.
     """
     o = config.objective
-    load_objective(o.name, **o.settings)
+    function = plain_loss.function_named(o.name)
+    if function is None:
+        objective = partial(load_configured_objective, config)
+    else:
+        objective = partial(plain_loss.wrapped, o.name, function, o.settings, config)
+    objective()
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
     prompts = tuple(load_task(config.task).train_prompts[:GROUPS])
-    return Subject(lambda: load_objective(o.name, **o.settings), sampler, load_configured_backbone(config), prompts)
+    return Subject(objective, sampler, load_configured_backbone(config), prompts)
 
 
 def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> Iterator[CheckResult]:
@@ -127,6 +135,8 @@ def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> I
         UserError: the pair cannot run at all, for instance an objective on path densities with a plan that has none.
     """
     checks = dict(OF_THE_ROLLOUT)
+    if isinstance(subject.fresh_objective(), PlainLoss):
+        checks |= {name: partial(_of_a_plain_loss, check) for name, check in plain_loss.CHECKS.items()}
     if subject.fresh_objective().needs.training:
         checks |= OF_THE_OBJECTIVE
         if iterations:
@@ -145,9 +155,17 @@ def run_checks(subject: Subject, *, iterations: int = 20, lr: float = 3e-4) -> I
             return  # nothing else can be checked without a plan
 
 
+def _of_a_plain_loss(check: Callable[[PlainLoss], Outcome], s: Subject) -> Outcome:
+    objective = s.fresh_objective()
+    assert isinstance(objective, PlainLoss)
+    return check(objective)
+
+
 def _described(error: Exception, s: Subject) -> str:
     """The exception that a plug-in raised, and the line in its file."""
-    files = {inspect.getfile(type(plugin)) for plugin in (s.objective(), s.sampler, s.policy)}
+    objective = s.objective()
+    written = objective.function if isinstance(objective, PlainLoss) else type(objective)
+    files = {inspect.getfile(plugin) for plugin in (written, type(s.sampler), type(s.policy))}
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     where = f" in {places[-1].filename}, line {places[-1].lineno}" if places else ""
     return f"{type(error).__name__}{where}: {error}"

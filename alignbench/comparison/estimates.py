@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from alignbench.comparison.grid import Grid, Method
 from alignbench.forecast import costs, expected_rows
-from alignbench.load import load_configured_backbone, load_objective
+from alignbench.load import load_configured_backbone, load_configured_objective
 
 
 class MethodCost(NamedTuple):
@@ -30,7 +30,7 @@ def expected_costs(grid: Grid) -> list[MethodCost]:
 
 def _expected_cost(method: Method, pace: costs.Pace) -> MethodCost:
     config, grid = method.config, method.grid
-    objective = load_objective(config.objective.name, **config.objective.settings)
+    objective = load_configured_objective(config)
     rows = expected_rows.rows_per_iteration(config, objective)
     counted = expected_rows.model_rows(config, rows, objective.needs)
     seconds = costs.seconds_per_iteration(config, rows, pace, objective.needs, guided=expected_rows.trains_guided(objective))

@@ -23,7 +23,7 @@ from alignbench.errors import UserError, did_you_mean
 from alignbench.files.paths import current_folder, placed
 from alignbench.files.writing import is_file_name
 from alignbench.forecast import expected_rows
-from alignbench.load import load_objective, threads_of
+from alignbench.load import load_configured_objective, threads_of
 from alignbench.registry import names
 from alignbench.settings import Settings, validate
 from alignbench.tasks import configured_task
@@ -150,7 +150,7 @@ def check_grid(grid: Grid) -> None:
     for method in methods:
         with naming_the_point(method):
             config = method.config
-            objective = load_objective(config.objective.name, **config.objective.settings)
+            objective = load_configured_objective(config)
             rows = expected_rows.rows_per_iteration(config, objective)
             check_trackers(config.trackers)
         refuse_ineffective(method, objective)

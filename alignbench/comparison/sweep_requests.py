@@ -123,6 +123,8 @@ def refuse_ineffective(method: Method, objective: Objective) -> None:
     Args:
         objective: the method's.
     """
+    if not objective.on_paths and any(key.partition(".")[0] in ("likelihood", "elbo") for key in method.swept):
+        raise UserError(f"sweep likelihood has no effect on {method.base}, which does not ask for log-probabilities of paths")
     reasons = objective.ineffective_settings(method.config.updates_per_rollout)
     for key in method.swept:
         means = meaning(key, method.pair)

@@ -109,6 +109,27 @@ class EvaluationConfig(Settings):
     """Images of each validation prompt."""
 
 
+Times = Literal["schedule", "logit_normal", "uniform", "steps"]
+"""How the sigmas of noised final samples are drawn; see `alignbench.rollouts.terms.denoising_noise`."""
+
+
+class ElboConfig(Settings):
+    """How the log-likelihood of a final image is estimated; see `alignbench.rollouts.elbo`."""
+
+    draws: int = Field(4, ge=1)
+    """Number of pairs of a sigma and noise for each image. Each of them costs model rows in training."""
+    weight: Literal["adaptive", "uniform", "image", "exact"] = "adaptive"
+    """Weight of the squared error at a sigma. adaptive: sigma over the behaviour policy's mean absolute error. uniform: 1.
+    image: sigma^2, the error of the predicted image. exact: (1 - sigma) / sigma, which gives a log-density for `times:
+    uniform`."""
+    times: Times = "steps"
+    """How sigmas are drawn. steps: from the steps of the rollout, each of them once before any is repeated. schedule: from a
+    logit-normal distribution, shifted as the model's own schedule is. logit_normal: without that shift. uniform: evenly between
+    0 and 1."""
+    shared: bool = True
+    """Whether all images of a prompt share their pairs, so that they differ in nothing but the images."""
+
+
 class BudgetConfig(Settings):
     """Limits that end a run before its last iteration. The iteration that reaches a limit is completed."""
 
@@ -195,6 +216,10 @@ class RunConfig(Settings):
     """Guidance scale in rollouts, training and evaluation. Null uses the backbone's default."""
     log_prob_reduction: Literal["mean", "sum"] = "mean"
     """How log-probabilities are reduced over latent dimensions. Clip ranges and temperatures depend on it."""
+    likelihood: Literal["path", "elbo"] = "path"
+    """How objectives on paths know the log-probability of an image. path: from the densities of its stochastic steps. elbo: by
+    an estimate from the final image alone, which needs no stochastic step (`elbo`)."""
+    elbo: ElboConfig = ElboConfig()
     micro_batch: int | None = Field(None, ge=1)
     """Number of rows in one model call; it is halved if memory runs out. Null puts all rows into one call. Results do not
     depend on it, within rounding."""

@@ -20,7 +20,7 @@ from alignbench.forecast.expected_rows import (
     trains_guided,
 )
 from alignbench.forecast.memory import Memory, estimate_memory
-from alignbench.load import load_configured_backbone, load_objective, opens_on_meta_device
+from alignbench.load import load_configured_backbone, load_configured_objective, opens_on_meta_device
 from alignbench.objective import Needs
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import normal
@@ -158,7 +158,7 @@ def forecast(config: RunConfig) -> Forecast:
         UserError: what `run` would refuse.
     """
     task = configured_task(config)
-    objective = load_objective(config.objective.name, **config.objective.settings)
+    objective = load_configured_objective(config)
     rows = rows_per_iteration(config, objective)
     evaluation_prompts(task, config.evaluation)
     on_meta = opens_on_meta_device(config)

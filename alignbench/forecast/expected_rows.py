@@ -45,7 +45,10 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     ]
     replay = asked = float(np.mean([plan.replay_rows(groups) for plan in plans]))
     if objective is not None and not objective.replays:
-        replay = asked = len(objective.rows(planned_forest(plans[0], groups), update=0))
+        rows = objective.rows(planned_forest(plans[0], groups), update=0)
+        replay = asked = len(rows)
+        if rows.reused is not None:
+            asked = int((~rows.reused[0]).sum())
     elif objective is not None:
         leaves = objective.trained_leaves(planned_forest(plans[0], groups))
         asked = replay if leaves is None else replay * float(leaves.float().mean())
@@ -84,7 +87,6 @@ def _double_passes(config: RunConfig, objective: Objective, replay: float) -> in
         return 0
     if not objective.replays:
         return config.updates_per_rollout
-    needs = objective.needs
-    off_policy = needs.behaviour_is_ema or needs.rollouts_from_reference
+    off_policy = not objective.needs.policy_draws_rollouts
     later = 0 if objective.separable else config.updates_per_rollout - 1
     return later + (off_policy and not objective.separable)

@@ -10,13 +10,14 @@ errors.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alignbench import flow
+from alignbench.config.run_config import Times as Times
 from alignbench.errors import RunError, UserError
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import Key, normal, seed_of
@@ -24,8 +25,6 @@ from alignbench.rollouts.plan import Rule
 
 Terms = dict[str, Tensor]
 """Name -> small tensor; microbatches are concatenated along dimension 0."""
-Times = Literal["schedule", "logit_normal", "uniform", "steps"]
-"""How the sigmas of noised final samples are drawn; see `denoising_noise`."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,7 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
         log_prob: the log-density of the child under the policy.
         drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn. This is GRPO-Guard's regulated log-ratio
         std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
+        kl_behaviour: the KL divergence |mu - mu_old|^2 / (2 std^2) of the edge's Gaussians.
         With a reference also
         kl: the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians.
         log_prob_reference: the log-density under the reference, without gradient.
@@ -172,12 +172,18 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
         old_mean, std = _moments(forest, edges, rows.x[local], old_velocity)
         noise = (child - old_mean) / std
         old_log_prob = flow.log_prob(child, old_mean, std, reduction=forest.reduction)
+
+    def divergence(apart: Tensor) -> Tensor:
+        """The KL divergence of two Gaussians whose means are this far apart."""
+        return flow.reduce_latent(apart**2 / (2 * std**2), forest.reduction)
+
     moved = shift(velocity.float()[local] - old_velocity)
     log_ratio = flow.log_ratio(moved, noise, std, reduction=forest.reduction)
     terms = {
         "log_prob": old_log_prob + log_ratio,
         "log_ratio": log_ratio,
         "drift_noise": flow.reduce_latent(moved * noise, forest.reduction),
+        "kl_behaviour": divergence(moved),
     }
     if reference_velocity is not None:
         reference = reference_velocity.detach().float()[local]
@@ -187,7 +193,7 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
         apart = shift(velocity.float()[local] - reference)
         seen_from_reference = noise - away / std  # the child minus the reference's mean, in deviations
         terms["log_ratio_reference"] = flow.log_ratio(apart, seen_from_reference, std, reduction=forest.reduction)
-        terms["kl"] = flow.reduce_latent(apart**2 / (2 * std**2), forest.reduction)
+        terms["kl"] = divergence(apart)
     return terms
 
 
@@ -292,9 +298,20 @@ def denoising_noise(
     Raises:
         RunError: `steps` for a forest without sigmas.
     """
-    full: list[Key] = [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
+    full = _full_keys(forest, update, keys)
     device = forest.states.device
     return _sigmas(forest, full, times, draws).to(device), normal(full, forest.states.shape[1:], device)
+
+
+def denoising_sigmas(
+    forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]], times: Times = "schedule", draws: int = 1
+) -> Tensor:
+    """Draws the sigmas of `denoising_noise` alone: float32 [R]."""
+    return _sigmas(forest, _full_keys(forest, update, keys), times, draws).to(forest.states.device)
+
+
+def _full_keys(forest: RolloutForest, update: int, keys: Sequence[tuple[int, ...]]) -> list[Key]:
+    return [("denoising", forest.seed, forest.iteration, update, *key) for key in keys]
 
 
 def _sigmas(forest: RolloutForest, keys: Sequence[Key], times: Times, draws: int) -> Tensor:

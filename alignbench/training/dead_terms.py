@@ -20,7 +20,10 @@ ITERATIONS = 3
 """Number of first iterations whose updates are measured."""
 DEAD = 1e-9
 """The share of the gradient up to which a part or term counts as dead: differences by rounding are below it."""
-STOCK = {"log_prob", "log_ratio", "drift_noise", "kl", "log_prob_reference", "log_ratio_reference", "error", "error_reference"}
+STOCK = {
+    *("log_prob", "log_ratio", "drift_noise", "kl_behaviour"),
+    *("kl", "log_prob_reference", "log_ratio_reference", "error", "error_reference"),
+}
 """Terms that every objective of a kind has, whether its loss uses them or not."""
 POLICY = "policy"
 ROWS = 8

@@ -17,7 +17,7 @@ from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
 from alignbench.evaluation.onset import onsets
 from alignbench.figures import plots
-from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
+from alignbench.load import load_configured_backbone, load_configured_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
 from alignbench.records.record import (
@@ -114,7 +114,7 @@ class _PairRun:
         task = configured_task(config)
         self.fingerprint = task.fingerprint()
         self.task = with_remote_reward(task, config)
-        self.objective = load_objective(config.objective.name, **config.objective.settings)
+        self.objective = load_configured_objective(config)
         self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
         self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
         _check_fit(self.objective, self.sampler, self.plan)
@@ -422,7 +422,7 @@ def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:
     if objective.needs.training and objective.replays and not plan.stochastic_steps:
         raise UserError(
             f"objective {objective.name} trains on stochastic steps and the plan of sampler {sampler.name} has none; "
-            "choose another sampler, or an objective that trains on final images"
+            "choose another sampler, an objective that trains on final images, or likelihood=elbo"
         )
 
 
@@ -447,4 +447,8 @@ def _ineffective_choices(config: RunConfig, objective: Objective) -> list[str]:
 def _ineffective_parts(config: RunConfig, objective: Objective) -> list[str]:
     """A sentence for each model or part of the loss that cannot act in this run, whoever chose the settings."""
     parts = objective.ineffective_parts(config.updates_per_rollout)
-    return [f"objective {config.objective.title}: the {name} has no effect: {reason}" for name, reason in parts.items()]
+    sentences = [f"objective {config.objective.title}: the {name} has no effect: {reason}" for name, reason in parts.items()]
+    if config.likelihood == "elbo" and not objective.on_paths:
+        title = config.objective.title
+        sentences.append(f"likelihood=elbo has no effect on objective {title}, which asks for no log-probabilities of paths")
+    return sentences

@@ -129,12 +129,15 @@ class Trainer:
     @contextmanager
     def behaviour_weights(self) -> Iterator[None]:
         """While entered, the policy has the weights that draw the rollouts."""
-        tensors, from_reference = self.updater.tensors, self.objective.needs.rollouts_from_reference
+        tensors, needs = self.updater.tensors, self.objective.needs
+        from_reference = needs.rollouts_from_reference
         values = tensors.reference if from_reference else tensors.behaviour
-        if values is not None:
-            context: AbstractContextManager[None] = temporarily_set(list(self.policy.parameters()), values)
+        if needs.policy_draws_rollouts:
+            context: AbstractContextManager[None] = nullcontext()
+        elif values is not None:
+            context = temporarily_set(list(self.policy.parameters()), values)
         else:
-            context = self.policy.reference() if from_reference else nullcontext()
+            context = self.policy.reference()
         with context:
             yield
 

@@ -53,11 +53,6 @@ class Updater:
         """A copy of the policy's parameters as they are now."""
         return [p.detach().clone() for p in self.policy.parameters()]
 
-    @property
-    def draws_rollouts(self) -> bool:
-        """Whether the policy itself draws the rollouts, and not a reference or a behaviour policy that is an average."""
-        return self.tensors.behaviour is None and not self.objective.needs.rollouts_from_reference
-
     def update(self, forest: RolloutForest, progress: Callable[[], float], budget: Budget) -> dict[str, float]:
         """Takes all optimizer steps of one rollout.
 
@@ -119,7 +114,7 @@ class Updater:
                 self.objective,
                 forest,
                 update=update,
-                on_policy=update == 0 and self.draws_rollouts,
+                on_policy=update == 0 and self.objective.needs.policy_draws_rollouts,
                 micro_batch=micro_batch,
                 behaviour=behaviour,
                 reference=self.tensors.reference,

@@ -13,7 +13,7 @@ from alignbench.comparison.tuned import FIRST_TUNING_SEED
 from alignbench.config.run_config import RunConfig, merged_layers
 from alignbench.errors import UserError
 from alignbench.files.paths import absolute
-from alignbench.load import load_objective
+from alignbench.load import load_configured_objective
 from alignbench.objective import Objective
 from alignbench.settings import Settings, validate
 from alignbench.tasks import Task, load_task
@@ -167,7 +167,7 @@ def _comparison(request: TuningRequest) -> Request:
 def _first_config(base: Grid, objective: str) -> RunConfig:
     """The configuration of an objective with the first sampler, from which the search space of all its pairs is made."""
     config = configured(base.preset, base.settings, objective, base.samplers[0], {"backbone": base.backbone})
-    if not load_objective(config.objective.name, **config.objective.settings).needs.training:
+    if not load_configured_objective(config).needs.training:
         raise UserError(f"objective {objective} trains nothing, so there is nothing to tune; leave it out")
     return config
 
@@ -196,7 +196,7 @@ def _present(config: RunConfig, key: str) -> float:
         return config.optimizer.lr
     if key == UPDATES_KEY:
         return config.updates_per_rollout
-    objective = load_objective(config.objective.name, **config.objective.settings)
+    objective = load_configured_objective(config)
     value: float = getattr(objective.settings, key.partition(".")[2])
     return value
 

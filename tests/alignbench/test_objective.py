@@ -35,11 +35,11 @@ def test_a_declared_strength_is_accepted_and_runs_from_close_to_far(name: str) -
     assert len(strength.values) >= 3
     targets = [beta for o in objectives if (beta := o.target_beta(1000)) is not None]
     # A sharper target is further from the base model; a smaller weight of the KL divergence lets the policy go further, and
-    # dpo's beta is such a weight.
+    # dpo's beta is such a weight, as is dgpo's.
     if targets:
         assert targets == sorted(set(strength.values))
     else:
-        assert name == "dpo" or strength.setting == "kl_beta"
+        assert name in ("dpo", "dgpo") or strength.setting == "kl_beta"
         assert list(strength.values) == sorted(set(strength.values), reverse=True)
 
 
@@ -51,8 +51,10 @@ def test_objectives_without_a_strength_are_known() -> None:
 def test_a_clip_and_a_behaviour_reference_act_only_with_several_updates() -> None:
     names = ("grpo", "tmpo", "flowrl", "dpo")
     by_updates = [{name: set(load_objective(name).ineffective_settings(updates)) for name in names} for updates in (1, 2)]
-    assert by_updates[0] == {"grpo": {"clip", "kl"}, "tmpo": {"clip", "lambda_ref"}, "flowrl": {"ratio_clip"}, "dpo": set()}
-    assert by_updates[1] == {"grpo": {"kl"}, "tmpo": set(), "flowrl": set(), "dpo": set()}
+    of_grpo = {"kl_limit", "kl"}
+    on_policy: dict[str, set[str]] = {"tmpo": {"clip", "lambda_ref"}, "flowrl": {"ratio_clip"}, "dpo": set()}
+    assert by_updates[0] == {"grpo": {"clip", "trust_region", *of_grpo}, **on_policy}
+    assert by_updates[1] == {"grpo": of_grpo, "tmpo": set(), "flowrl": set(), "dpo": set()}
 
 
 DEAD_IN: list[tuple[str, dict[str, Any]]] = [
@@ -69,6 +71,15 @@ DEAD_IN: list[tuple[str, dict[str, Any]]] = [
     ("flowrl", {}),
     ("ppo", {}),
     ("ddpo", {}),
+    ("awm", {}),
+    ("awm", {"decay_rate": 0.0}),
+    ("awm", {"ema_beta": 0.0}),
+    ("dgpo", {}),
+    ("dgpo", {"clip": 0.1, "decay_rate": 0.0}),
+    ("ram", {}),
+    ("ram", {"centre": "average", "decay_rate": 0.0}),
+    ("crd", {"kl_beta": 0.0, "anchor": "reference"}),
+    ("crd", {"per": "image"}),
 ]
 
 
@@ -94,6 +105,13 @@ def test_no_setting_that_is_named_as_ineffective_changes_the_gradient(name: str,
         ("raft", {}, "beta"),
         ("raft", {"weights": "top"}, "top"),
         ("nft", {}, "kl_beta"),
+        ("awm", {}, "weight"),
+        ("awm", {}, "kl_beta"),
+        ("dgpo", {}, "beta"),
+        ("dgpo", {}, "kl_beta"),
+        ("ram", {}, "beta"),
+        ("crd", {}, "kl_floor"),
+        ("crd", {"anchor": "reference"}, "beta"),
     ],
     ids=str,
 )

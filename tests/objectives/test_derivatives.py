@@ -44,6 +44,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("raft", {}),
     ("raft", {"weights": "top", "top": 2}),
     ("nft", {"beta": 0.5, "adv_clip": 1.0}),
+    ("awm", {"adv_clip": 1.0}),
+    ("awm", {"adv_clip": 1.0, "ratio": "average", "clip": 0.3}),
+    ("dgpo", {"beta": 2.0}),
+    ("dgpo", {"beta": 2.0, "clip": 0.1, "std": "batch"}),
+    ("ram", {}),
+    ("crd", {}),
+    ("crd", {"per": "image", "draws": 2}),
 ]
 STEP = 1e-5
 """Of the differences: their error is about STEP^2 and float64's rounding over STEP, 1e-10 both."""
@@ -78,6 +85,10 @@ def terms_for(objective: Objective, forest: RolloutForest, terms: Terms) -> Term
         "dpo": ("error", "error_reference"),
         "raft": ("error",),
         "nft": ("positive", "negative", "reward_weight", "velocity_distance"),
+        "awm": ("likelihood", "likelihood_old", "advantage", "velocity_distance", "ema_distance"),
+        "dgpo": ("error", "error_reference", "error_old", "velocity_distance"),
+        "ram": ("target_error", "path_slope"),
+        "crd": ("implicit_reward", "velocity_distance"),
     }.get(objective.name)
     return terms if own is None else {name: torch.from_numpy(rng.uniform(0.5, 1.5, count)) for name in own}
 

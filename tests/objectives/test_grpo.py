@@ -412,3 +412,83 @@ def test_the_samplers_of_its_kin_draw_what_their_papers_say(
 ) -> None:
     plan = load_sampler(sampler, **settings).plan(0.0, np.random.default_rng(0))
     assert (plan.roots, plan.leaves, plan.replay_rows()) == (roots, leaves, replayed)
+
+
+# ---------------------------------------------------------------------------------------------------- the trust region
+
+
+def test_a_kl_limit_drops_outward_steps_beyond_it_and_no_step_back() -> None:
+    # Advantages -1, 1, -2, 2. The first two steps have moved outward, the others back; all are beyond the limit but the second.
+    terms = terms_of([-LN2, LN2, LN2, -LN2])
+    terms["kl_behaviour"] = torch.tensor([0.2, 0.05, 0.2, 0.2])
+    forest = hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4)
+    loss = grpo(std="none", trust_region="kl", kl_limit=0.1).loss(terms, forest)
+    # r = (.5, 2, 2, .5): 0, -2, 4 and -1. Dropped steps count in the mean.
+    assert loss.item() == pytest.approx((-2 + 4 - 1) / 4, abs=1e-6)  # float32
+    torch.autograd.backward(loss)
+    assert gradient(terms) == pytest.approx([0, -2 / 4, 4 / 4, -1 / 4], abs=1e-6)
+
+
+def test_without_a_kl_limit_all_steps_count_and_a_limit_of_zero_drops_outward_ones() -> None:
+    forest = hand_made_forest(TWO_GROUPS, ONE_EDGE_EACH, [0.0] * 4)
+    for limit, expected in ((1e9, [0.5, -2, 4, -1]), (0.0, [0.0, 0.0, 4, -1])):
+        terms = terms_of([-LN2, LN2, LN2, -LN2])
+        terms["kl_behaviour"] = torch.full((4,), 1e-9)
+        torch.autograd.backward(grpo(std="none", trust_region="kl", kl_limit=limit).loss(terms, forest))
+        assert gradient(terms) == pytest.approx([value / 4 for value in expected], abs=1e-6)
+
+
+def test_the_divergence_to_the_behaviour_policy_is_that_of_the_steps_gaussians() -> None:
+    """KL(N(m, s) || N(m', s)) by torch's own formula, from the moments of a second implementation of the step."""
+    toy, behaviour, forest = drawn(Plan((Step("sde", 0.7), Step("cps", 0.5), Step()), roots=4))
+    found = backward(toy, grpo(), forest, update=1).terms["kl_behaviour"]
+    for e in range(len(found)):
+        row, step = int(forest.edge_row[e]), forest.plan.steps[int(forest.edge_step[e])]
+        x, sigma = forest.states[forest.rows[row]][None], forest.edge_sigma[e : e + 1]
+        condition = toy.encode([PROMPTS[int(forest.row_group[row])]])
+        gaussians = []
+        for net in (toy.net, behaviour):
+            v = net(x, sigma, condition).detach()
+            mean, std = gaussian_step(step.rule, x, v, float(sigma), float(forest.edge_sigma_next[e]), step.eta)
+            gaussians.append(torch.distributions.Normal(mean, torch.as_tensor(std).expand_as(mean)))
+        expected = torch.distributions.kl_divergence(gaussians[1], gaussians[0]).mean()
+        assert float(found[e]) == pytest.approx(float(expected), rel=1e-3, abs=1e-7)
+
+
+def test_the_first_update_with_a_kl_limit_is_that_of_a_clip() -> None:
+    gradients = []
+    for region in ("clip", "kl"):
+        toy, _, forest = drawn(plan_of("dynamic_tree"), move=0.0)
+        backward(toy, grpo(trust_region=region), forest, on_policy=True)
+        gradients.append(toy.gradient())
+    assert torch.equal(gradients[0], gradients[1])
+    assert gradients[0].any()
+
+
+# ---------------------------------------------------------------------------------------------------- the ratio of a path
+
+
+def test_the_ratio_of_a_path_is_the_product_over_its_steps() -> None:
+    # Two leaves that share their first step. Ratios 2 x 1.5 and 2 x 0.25; advantages -1 and 1.
+    forest = hand_made_forest([[0.0, 2.0]], [[0, 1], [0, 2]], [0.0] * 3)
+    terms = terms_of([LN2, math.log(1.5), math.log(0.25)])
+    objective = grpo(ratio="path", clip=0.2)
+    loss = objective.loss(terms, forest)
+    assert loss.item() == pytest.approx((max(3.0, 1.2) + max(-0.5, -0.8)) / 2, abs=1e-6)  # float32
+    torch.autograd.backward(loss)
+    assert gradient(terms) == pytest.approx([(3 - 0.5) / 2, 3 / 2, -0.5 / 2], abs=1e-6)
+    assert not objective.separable
+
+
+def test_a_kl_limit_on_paths_is_one_on_the_sum_over_their_steps() -> None:
+    forest = hand_made_forest([[0.0, 2.0]], [[0, 1], [0, 2]], [0.0] * 3)
+    for limit, expected in ((0.25, [0.0, 0.0]), (0.35, [-LN2, LN2])):
+        terms = terms_of([0.0, -LN2, LN2])
+        terms["kl_behaviour"] = torch.tensor([0.2, 0.1, 0.1])
+        torch.autograd.backward(grpo(ratio="path", trust_region="kl", kl_limit=limit).loss(terms, forest))
+        assert [bool(g) for g in gradient(terms)[1:]] == [bool(e) for e in expected]
+
+
+def test_the_ratio_of_a_path_is_refused_with_the_credit_of_edges() -> None:
+    with pytest.raises(UserError, match="ratio=path is that of a leaf, which needs credit=leaf, got credit=edge"):
+        grpo(ratio="path", credit="edge")

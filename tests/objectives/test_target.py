@@ -8,7 +8,7 @@ import torch
 from alignbench import RolloutForest, UserError, load_objective
 from tests.support.replays import two_splits
 
-WITH_TARGET = ["tmpo", "vargrad", "flowrl", "ftb", "subtb", "raft"]
+WITH_TARGET = ["tmpo", "vargrad", "flowrl", "ftb", "subtb", "raft", "crd"]
 NARROW, WIDE = [0.0, 0.1, 0.2, 0.3], [0.0, 1.0, 2.0, 3.0]
 
 

@@ -223,7 +223,7 @@ def asked(policy: DiffusersFolder, old: list[Tensor], objective: Any, forest: An
     return {name: value.detach() for name, value in terms.items()}, torch.cat([g.flatten() for g in gradients])
 
 
-@pytest.mark.parametrize("objective", ["dpo", "raft", "nft"])
+@pytest.mark.parametrize("objective", ["dpo", "raft", "nft", "awm", "dgpo", "ram", "crd"])
 def test_losses_on_final_images_take_the_prompts_own_velocity_under_guidance(folders: dict[str, Path], objective: str) -> None:
     made = load_objective(objective)
     (guided, old), (plain, _) = (since_a_rollout(folders["sd3"], guidance) for guidance in (4.5, 1.0))

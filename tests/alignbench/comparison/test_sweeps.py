@@ -84,6 +84,15 @@ def test_several_sweeps_of_a_method_multiply() -> None:
     assert {method.base for method in found} == {"tmpo x independent", "grpo x independent"}
 
 
+def test_the_estimator_of_likelihoods_is_swept() -> None:
+    assert methods("grpo.likelihood=path,elbo") == ["tmpo", "grpo(likelihood=path)", "grpo(likelihood=elbo)"]
+    assert methods("likelihood=path,elbo", objectives=["grpo"]) == ["grpo(likelihood=path)", "grpo(likelihood=elbo)"]
+    with pytest.raises(UserError, match="sweep likelihood has no effect on nft x independent, which does not ask for log-prob"):
+        planned("likelihood=path,elbo", objectives=["nft"])
+    with pytest.raises(UserError, match="objective subtb relates the steps of a path to each other"):
+        planned("likelihood=path,elbo", objectives=["subtb"])
+
+
 def test_a_key_behind_a_name_is_swept_for_that_name_alone() -> None:
     assert methods("tmpo.optimizer.lr=1e-4,1e-3") == ["tmpo(lr=0.0001)", "tmpo(lr=0.001)", "grpo"]
     assert str(planned("independent.steps=4").methods()[0]) == "tmpo x independent(steps=4)"

@@ -17,6 +17,7 @@ from alignbench.errors import RunError
 from alignbench.forecast.costs import Pace, forecast, measure_pace, seconds_per_iteration
 from alignbench.forecast.expected_rows import ExpectedRows, model_rows, rows_per_iteration, trains_guided
 from alignbench.forecast.memory import estimate_memory
+from alignbench.load import load_configured_objective
 from tests.support.allocation import most_allocated
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import ToyPolicy, toy_config, write_task
@@ -58,18 +59,31 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
         # An behaviour policy that lags is asked in the first update too.
         ({"name": "nft", "kl_beta": 0.0}, {"updates_per_rollout": 2}, 16 + 2 * 8 + 2 * 8),
         ({"name": "dpo"}, {}, 16 + 2 * 4),
+        # Four pairs of a sigma and noise for each of eight images; from the second update on the behaviour policy as well.
+        ({"name": "grpo"}, {"likelihood": "elbo"}, 16 + 32),
+        ({"name": "grpo"}, {"likelihood": "elbo", "updates_per_rollout": 2}, 16 + 2 * 32 + 32),
+        ({"name": "grpo"}, {"likelihood": "elbo", "updates_per_rollout": 2, "micro_batch": 4}, 16 + 2 * 2 * 32 + 32),
+        ({"name": "grpo", "parts": 2}, {"likelihood": "elbo", "updates_per_rollout": 2}, 16 + 2 * 16 + 32),
+        ({"name": "grpo", "kl_beta": 0.1}, {"likelihood": "elbo"}, 16 + 2 * 32),
     ],
 )
 def test_rows_of_caching_reference_and_old_policy_are_counted(
     tmp_path: Path, objective: dict[str, Any], changes: dict[str, Any], rows: int
 ) -> None:
     config = toy_config(write_task(tmp_path), objective=objective, **changes)
-    made = load_objective(config.objective.name, **config.objective.settings)
+    made = load_configured_objective(config)
     assert model_rows(config, rows_per_iteration(config, made), made.needs) == rows
 
 
-@pytest.mark.parametrize("objective", ["grpo", "dpo", "nft", "raft"])
-@pytest.mark.parametrize("changes", [{}, {"micro_batch": 2, "updates_per_rollout": 2}])
+@pytest.mark.parametrize("objective", ["grpo", "dpo", "nft", "raft", "awm", "dgpo", "ram", "crd"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"micro_batch": 2, "updates_per_rollout": 2},
+        {"likelihood": "elbo", "elbo": {"draws": 2}, "micro_batch": 2, "updates_per_rollout": 2},
+    ],
+)
 def test_a_run_spends_the_rows_that_were_told(tmp_path: Path, objective: str, changes: dict[str, Any]) -> None:
     config = toy_config(write_task(tmp_path), objective=objective, **changes)
     spent = run(config, tmp_path / "run").budget

@@ -122,7 +122,7 @@ def test_kl_of_a_hand_computed_step() -> None:
 
 def test_without_a_reference_there_are_no_reference_terms() -> None:
     forest = rollout(ToyBackbone(), ["a"], chains(3, 2), seed=0)
-    assert set(edge_terms(EdgeRows.of(forest), forest.row_velocity)) == {"log_prob", "log_ratio", "drift_noise"}
+    assert set(edge_terms(EdgeRows.of(forest), forest.row_velocity)) == {"log_prob", "log_ratio", "drift_noise", "kl_behaviour"}
 
 
 def test_the_reference_receives_no_gradient() -> None:
