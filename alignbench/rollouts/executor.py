@@ -28,6 +28,7 @@ def rollout(
     micro_batch: int | None = None,
     progress: float = 0.0,
     keys: Sequence[Key] | None = None,
+    keep_graph: bool = False,
 ) -> RolloutForest:
     """Draws one group of images for each prompt by the plan.
 
@@ -40,6 +41,8 @@ def rollout(
         micro_batch: the most rows in one model call; None for all rows of a step.
         progress: of the training, from 0 to 1; the forest carries it to the objective.
         keys: the noise keys of the groups, for prompts that are shared between ranks; `group_keys(prompts)` by default.
+        keep_graph: whether scored rows are evaluated with their graph, which the forest keeps for the first update
+            (`RolloutForest.live_velocity`). The numbers are the same; the memory is that of a training pass over all rows.
 
     Returns:
         The forest of G = len(prompts) groups, without rewards.
@@ -62,9 +65,15 @@ def rollout(
     forest = ForestBuilder()
     live = Branches.at_roots(noise("root", plan.roots), groups)
     finite = FiniteChecks(sigmas, policy.dtype)
+    with_graph: list[Tensor] = []
     for t, step in enumerate(plan.steps):
         sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
-        velocity = predict(policy, live.x, sigma, conditioning, live.group, micro_batch)
+        kept = keep_graph and step.stochastic and step.scored
+        with torch.set_grad_enabled(kept):
+            velocity = predict(policy, live.x, sigma, conditioning, live.group, micro_batch)
+        if kept:
+            with_graph.append(velocity)
+            velocity = velocity.detach()
         if not step.stochastic:
             live = live.moved(flow.unchecked_step(live.x, velocity, sigma, sigma_next, 0.0, "ode").x_next)
             finite.add(velocity, live.x)
@@ -85,7 +94,7 @@ def rollout(
         else:
             live = live.moved(drawn.x_next, step.children)
     finite.check()
-    return forest.build(
+    built = forest.build(
         live.kept(forest),
         live.path,
         prompts=prompts,
@@ -97,6 +106,10 @@ def rollout(
         seed=seed,
         schedule_shift=policy.schedule_shift(),
     )
+    if with_graph:
+        with torch.enable_grad():
+            built.live_velocity = torch.cat(with_graph)  # in the order of the replay rows
+    return built
 
 
 def predict(

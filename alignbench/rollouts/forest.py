@@ -49,6 +49,8 @@ class RolloutForest:
         rewards: float64 [G * K], filled after scoring; NaN where an image could not be scored.
         scores: for each reward of the task its scores, float64 [G * K], before they were weighted into `rewards`.
         standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
+        live_velocity: `row_velocity` with the graph of the policy's parameters, where the rollout kept it; the first update
+            takes it, see `take_live_velocity`.
     """
 
     prompts: list[str]
@@ -77,6 +79,7 @@ class RolloutForest:
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
     standardised: bool = False
+    live_velocity: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def joined(cls, parts: "Sequence[RolloutForest]") -> "RolloutForest":
@@ -108,6 +111,7 @@ class RolloutForest:
             edge_sigma_next=together("edge_sigma_next"),
             edge_eta=together("edge_eta"),
             old_log_prob=together("old_log_prob"),
+            live_velocity=None,
         )
 
     def gathered(self, processes: Processes) -> "RolloutForest":
@@ -115,7 +119,8 @@ class RolloutForest:
         if processes.count == 1:
             return self
         prompts = processes.all_gather_object(self.prompts)
-        excluded = ("rewards", "trained", "scores", "standardised", "sigmas")  # not set yet, or equal on all ranks
+        # not set yet, equal on all ranks, or with a graph of this rank alone
+        excluded = ("rewards", "trained", "scores", "standardised", "sigmas", "live_velocity")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in excluded}
         gathered = {name: processes.all_gather(value) for name, value in values.items() if isinstance(value, Tensor)}
         parts = []
@@ -159,6 +164,11 @@ class RolloutForest:
     def leaf_prompts(self) -> list[str]:
         """The prompt of each leaf."""
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
+
+    def take_live_velocity(self) -> Tensor | None:
+        """Returns `live_velocity` and forgets it, so that its graph is freed after the backward pass."""
+        taken, self.live_velocity = self.live_velocity, None
+        return taken
 
     def train_only(self, leaves: Tensor) -> None:
         """Restricts training to the rows on the paths to some leaves, bool [G * K], and to all edges that leave these rows."""

@@ -69,7 +69,12 @@ class Collector:
         self.suite, self.processes, self.micro_batch = suite, processes, micro_batch
 
     def collect(
-        self, iteration: int, progress: float, budget: Budget, behaviour: Callable[[], AbstractContextManager[None]]
+        self,
+        iteration: int,
+        progress: float,
+        budget: Budget,
+        behaviour: Callable[[], AbstractContextManager[None]],
+        graph_serves: Callable[[Plan, int], bool] = lambda plan, groups: False,
     ) -> RolloutForest:
         """Rolls out the iteration's prompts and scores the images; the sampler chooses the leaves to train on.
 
@@ -77,6 +82,8 @@ class Collector:
             progress: of the training, from 0 to 1.
             budget: rows, images, reward calls and seconds are added to it.
             behaviour: while entered, the policy has the weights that draw rollouts.
+            graph_serves: whether the first update can use the graph of the scored rows of a plan for so many groups. It is
+                kept where these rows fit into one microbatch.
 
         Returns:
             The forest of all ranks' groups, with rewards.
@@ -85,7 +92,13 @@ class Collector:
             ScorerError: a reward failed, or scored no image at all.
         """
         plan = self.sampler.plan(progress, np.random.default_rng([self.config.seed, 1, iteration]))
-        forest, scores = self._rollout_and_score(plan, iteration, progress, budget, behaviour)
+        groups = self.config.prompts_per_iteration
+        keep_graph = (
+            self.config.overlap == 1
+            and type(self.sampler).trained_leaves is Sampler.trained_leaves
+            and graph_serves(plan, groups)
+        )
+        forest, scores = self._rollout_and_score(plan, iteration, progress, budget, behaviour, keep_graph=keep_graph)
 
         def finish() -> None:
             self._fill_rewards(forest, scores, budget)
@@ -103,6 +116,8 @@ class Collector:
         progress: float,
         budget: Budget,
         behaviour: Callable[[], AbstractContextManager[None]],
+        *,
+        keep_graph: bool,
     ) -> tuple[RolloutForest, Scores]:
         """The forest of all ranks, and the scores of each reward for its images.
 
@@ -118,7 +133,8 @@ class Collector:
         pending: list[Future[Scores]] = []
         for part in parts:
             with timed(budget, "rollout"), behaviour():
-                forest = self._rollout(plan, [prompts[g] for g in part], [keys[g] for g in part], iteration, progress)
+                own_prompts, own_keys = [prompts[g] for g in part], [keys[g] for g in part]
+                forest = self._rollout(plan, own_prompts, own_keys, iteration, progress, keep_graph=keep_graph)
             with timed(budget, "decode"):
                 images = self._decode(forest)
             score = partial(self.suite.score, images, forest.leaf_prompts, when=f"in iteration {iteration}")
@@ -146,7 +162,11 @@ class Collector:
                 "scorer_timeout"
             ) from None
 
-    def _rollout(self, plan: Plan, prompts: list[str], keys: list[Key], iteration: int, progress: float) -> RolloutForest:
+    def _rollout(
+        self, plan: Plan, prompts: list[str], keys: list[Key], iteration: int, progress: float, *, keep_graph: bool
+    ) -> RolloutForest:
+        replay_rows = plan.replay_rows(len(prompts))
+
         def within(micro_batch: int | None) -> RolloutForest:
             return rollout(
                 self.policy,
@@ -158,19 +178,28 @@ class Collector:
                 micro_batch=micro_batch,
                 progress=progress,
                 keys=keys,
+                keep_graph=keep_graph and replay_rows <= (micro_batch or replay_rows),
             )
 
-        rows = len(prompts) * plan.branches_before(len(plan.steps) - 1)
-        return self.micro_batch.fit(
+        rows = max(replay_rows, len(prompts) * plan.branches_before(len(plan.steps) - 1))
+        forest = self.micro_batch.fit(
             lambda limit: self.processes.on_all_ranks(partial(within, limit), calls_model=True), lambda: rows
         )
+        if self.policy.device.type == "cuda" and not _memory_is_ample(self.policy.device):
+            forest.take_live_velocity()  # decoder and scorers need the rest
+        return forest
 
     def _decode(self, forest: RolloutForest) -> np.ndarray:
         latents = forest.leaf_latents
         on_all_ranks = self.processes.on_all_ranks
-        return self.micro_batch.fit(
-            lambda rows: on_all_ranks(partial(decode, self.policy, latents, rows)), lambda: len(latents)
-        )
+        halvings = self.micro_batch.halvings
+
+        def within(rows: int | None) -> np.ndarray:
+            if self.micro_batch.halvings > halvings:
+                forest.take_live_velocity()  # its graph may be what fills the memory
+            return on_all_ranks(partial(decode, self.policy, latents, rows))
+
+        return self.micro_batch.fit(within, lambda: len(latents))
 
     def _fill_rewards(self, forest: RolloutForest, results: Scores, budget: Budget) -> None:
         """Fills `forest.scores` with the scores of each reward, and `forest.rewards` with their weighted sum."""
@@ -185,6 +214,11 @@ class Collector:
         forest.rewards = total.flatten().to(self.policy.device)
         forest.standardised = groups.standardises(weights, normalise=normalise)
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
+
+
+def _memory_is_ample(device: torch.device) -> bool:
+    """Whether at most half of a GPU's memory is allocated."""
+    return 2 * torch.cuda.memory_allocated(device) <= torch.cuda.get_device_properties(device).total_memory
 
 
 def _submit(work: Callable[[], Scores], *, in_thread: bool) -> "Future[Scores]":

@@ -4,6 +4,7 @@ Gradient caching: the terms of all rows are small tensors. From them autograd gi
 evaluated with a graph and receives its part of that gradient. The result is the exact gradient. How the terms are known decides
 what a row costs:
 
+- The rollout kept the graph of its scored rows (`RolloutForest.live_velocity`): the first update only goes back.
 - All rows fit in one microbatch: its graph is kept, one forward and backward pass.
 - The first update after a rollout: the policy is the one that rolled out, so the terms follow from the velocities that the
   forest keeps, and each microbatch needs one forward and backward pass.
@@ -41,7 +42,7 @@ class Backward:
         terms: all terms, detached, before the update.
         rows: distinct model inputs at which the policy was evaluated.
         forward_rows: rows that were evaluated, counting twice those that are evaluated twice, and those of the reference and
-            of the behaviour policy.
+            of the behaviour policy. Rows whose graph the rollout kept count once, so that a budget does not depend on that.
     """
 
     loss: float
@@ -83,11 +84,14 @@ def backward(
         RunError: the loss is not one number, or has no gradient.
     """
     forest.update = update
+    live_velocity = forest.take_live_velocity()
     rows = objective.rows(forest, update)
+    if not (on_policy and objective.replays and rows.reused is None and len(rows) <= (micro_batch or len(rows))):
+        live_velocity = None
     row_count = len(rows) if rows.reused is None else int((~rows.reused[0]).sum())
     if row_count == 0:
         return Backward(0.0, {}, 0, 0)
-    work = _Pass(policy, objective, forest, rows, micro_batch, behaviour, reference, processes)
+    work = _Pass(policy, objective, forest, rows, micro_batch, behaviour, reference, processes, live_velocity)
     if len(work.parts) == 1:
         loss, terms = work.with_kept_graph()
         passes = 1
@@ -110,6 +114,7 @@ class _Pass:
     Attributes:
         parts: this rank's microbatches.
         own_parameters: the trained parameters of the objective.
+        live_velocity: the policy's velocities at all rows with the graph that the rollout kept; None evaluates the policy.
         other_rows: how many rows the reference and the behaviour policy are evaluated at.
     """
 
@@ -123,8 +128,10 @@ class _Pass:
         behaviour: Sequence[Tensor] | None,
         reference: Sequence[Tensor] | None,
         processes: Processes,
+        live_velocity: Tensor | None,
     ) -> None:
         self.policy, self.objective, self.forest, self.processes = policy, objective, forest, processes
+        self.live_velocity = live_velocity
         conditioning = policy.encode(forest.prompts)
         self.conditioning = conditioning if rows.guided else policy.without_guidance(conditioning)
         self.parts = _parts(rows, micro_batch, processes)
@@ -150,7 +157,12 @@ class _Pass:
         return references, behaviours
 
     def _velocity(self, part: Rows) -> Tensor:
-        return predict(self.policy, part.x, part.sigma, self.conditioning, part.group)
+        if self.live_velocity is None:
+            return predict(self.policy, part.x, part.sigma, self.conditioning, part.group)
+        # In the calls of the rollout, so that a model with the policy's weights has the bits of `live_velocity`.
+        calls = torch.unique_consecutive(self.forest.row_step, return_counts=True)[1].tolist()
+        inputs = zip(*(each.split(calls) for each in (part.x, part.sigma, part.group)), strict=True)
+        return torch.cat([predict(self.policy, x, sigma, self.conditioning, group) for x, sigma, group in inputs])
 
     def _policy_velocity(self, part: Rows) -> Tensor:
         """The policy's velocity; rows that are not trained on keep that of the rollout."""
@@ -232,9 +244,9 @@ class _Pass:
         return pieces
 
     def with_kept_graph(self) -> tuple[float, Terms]:
-        """The pass for a single microbatch: its graph is kept from the terms to the backward pass."""
+        """The pass for a single microbatch: its graph is kept from the terms, or from the rollout, to the backward pass."""
         with torch.enable_grad():
-            piece = self.processes.on_all_ranks(lambda: self._terms(0), calls_model=True)
+            piece = self.processes.on_all_ranks(lambda: self._terms(0, self.live_velocity), calls_model=True)
         terms, first = self._gathered([piece])
         loss, gradients = self._loss(terms)
         self.processes.on_all_ranks(lambda: self._send_back(piece, gradients, dict(first)), calls_model=True)

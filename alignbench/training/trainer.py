@@ -176,7 +176,8 @@ class Trainer:
         )
 
     def _collect(self) -> RolloutForest:
-        return self.collector.collect(self.iteration, self.progress(), self.budget, self.behaviour_weights)
+        collector, serves = self.collector, self.updater.trains_on_rollout_rows
+        return collector.collect(self.iteration, self.progress(), self.budget, self.behaviour_weights, serves)
 
     def _learn(self, forest: RolloutForest, began: float) -> dict[str, Any]:
         """Takes all updates of a rollout and completes the iteration; returns its row of numbers."""

@@ -11,7 +11,9 @@ from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError
 from alignbench.objective import Objective
 from alignbench.records.record import Budget
+from alignbench.rollouts.builder import planned_forest
 from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.plan import Plan
 from alignbench.rollouts.terms import Terms, log_ratio
 from alignbench.runtime.micro_batch import MicroBatch
 from alignbench.runtime.processes import Processes, full_tensor, is_sharded
@@ -52,6 +54,18 @@ class Updater:
     def policy_values(self) -> list[Tensor]:
         """A copy of the policy's parameters as they are now."""
         return [p.detach().clone() for p in self.policy.parameters()]
+
+    def trains_on_rollout_rows(self, plan: Plan, groups: int) -> bool:
+        """Whether the first update evaluates the weights of the rollout at all its scored rows, so that their graph serves."""
+        return (
+            self.processes.count == 1
+            and not self.processes.sharded
+            and self.objective.needs.policy_draws_rollouts
+            and self.tensors.reference is None  # the weights of a refreshed reference are written over those of the graph
+            and self.objective.needs.training
+            and self.objective.replays
+            and self.objective.trained_leaves(planned_forest(plan, groups)) is None
+        )
 
     def update(self, forest: RolloutForest, progress: Callable[[], float], budget: Budget) -> dict[str, float]:
         """Takes all optimizer steps of one rollout.

@@ -271,3 +271,15 @@ def test_predict_cuts_rows_into_calls_of_at_most_the_micro_batch() -> None:
     cut = predict(toy, x, sigma, conditioning, group, micro_batch=2)
     assert (toy.calls, toy.rows) == (4, 10)
     assert close(cut, whole)
+
+
+def test_a_rollout_that_keeps_its_graph_has_the_same_numbers_at_all_scored_rows() -> None:
+    toy, plan = ToyBackbone(), tree(6, (1, 3))
+    plain, kept = (rollout(toy, PROMPTS, plan, seed=0, micro_batch=4, keep_graph=keep) for keep in (False, True))
+    assert plain.live_velocity is None
+    assert kept.live_velocity is not None
+    assert kept.live_velocity.requires_grad
+    assert not (kept.states.requires_grad or kept.row_velocity.requires_grad)
+    assert torch.equal(kept.live_velocity, kept.row_velocity)
+    assert torch.equal(kept.states, plain.states)
+    assert torch.equal(kept.old_log_prob, plain.old_log_prob)

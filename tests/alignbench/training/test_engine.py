@@ -29,7 +29,7 @@ def moved(sampler: str) -> tuple[ToyBackbone, RolloutForest, LeafValues]:
     return toy, forest, leaf_values(toy, behaviour, forest)
 
 
-every_pair = pytest.mark.parametrize(("objective", "sampler"), product(TRAINING, registry.names("samplers")))
+every_pair = pytest.mark.parametrize(("objective", "sampler"), list(product(TRAINING, registry.names("samplers"))))
 
 
 def prepared(name: str, forest: RolloutForest) -> Objective:
@@ -412,3 +412,37 @@ def test_later_updates_of_a_separable_loss_take_one_pass_with_the_same_gradient(
         results.append((result.loss, result.forward_rows, toy.gradient().clone()))
     assert results[0][:2] == pytest.approx(results[1][:2], abs=1e-6)
     assert torch.allclose(results[0][2], results[1][2], rtol=1e-4, atol=ROUNDING)
+
+
+@every_pair
+def test_the_rollouts_own_graph_gives_the_gradient_of_a_new_evaluation(objective: str, sampler: str) -> None:
+    gradients = []
+    for keep_graph in (False, True):
+        toy = ToyBackbone()
+        toy.nudge(0.1)
+        forest = rollout(toy, PROMPTS, plan_of(sampler), seed=4, iteration=3, keep_graph=keep_graph)
+        forest.rewards = torch.tensor(REWARDS, dtype=torch.float64).flatten()
+        toy.reset_counters()
+        made = prepared(objective, forest)
+        found = backward(toy, made, forest, on_policy=True)
+        others = made.needs.reference * len(made.rows(forest, 0))
+        if keep_graph and made.replays and made.trained_leaves(forest) is None and found.rows:
+            assert toy.rows == others
+            assert forest.live_velocity is None
+            if "log_ratio" in found.terms:
+                assert torch.equal(found.terms["log_ratio"], torch.zeros_like(found.terms["log_ratio"]))
+        gradients.append((toy.gradient(), found.loss, found.forward_rows))
+    (new, new_loss, new_rows), (kept, kept_loss, kept_rows) = gradients
+    # The rows of each step stand in a call of their own: float32 sums in another order.
+    torch.testing.assert_close(kept, new, atol=ROUNDING, rtol=0)
+    assert (kept_loss, kept_rows) == (pytest.approx(new_loss, abs=ROUNDING), new_rows)
+
+
+def test_a_kept_graph_is_dropped_where_its_rows_do_not_fit_into_a_microbatch() -> None:
+    toy, plan = ToyBackbone(), plan_of("independent")
+    forest = rollout(toy, PROMPTS, plan, seed=0, keep_graph=True)
+    forest.rewards = torch.tensor(REWARDS).flatten()
+    toy.reset_counters()
+    backward(toy, load_objective("ddpo"), forest, on_policy=True, micro_batch=3)
+    assert toy.rows == plan.replay_rows(2)
+    assert forest.live_velocity is None

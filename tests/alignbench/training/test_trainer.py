@@ -132,3 +132,56 @@ def test_later_updates_know_the_policy_of_the_rollout(tmp_path: Path, monkeypatc
     for _, old in seen[1:]:
         assert all(torch.equal(kept, start) for kept, start in zip(old, at_rollout, strict=True))
     assert not torch.equal(next(iter(made.policy.parameters())), at_rollout[0])
+
+
+def rows_of_an_iteration(made: Trainer, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many rows the policy is evaluated at, beside those of the rollout."""
+    rows: list[int] = []
+    velocity = made.policy.velocity
+
+    def counted(x: torch.Tensor, *others: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return velocity(x, *others)
+
+    monkeypatch.setattr(made.policy, "velocity", counted)
+    made.iterate()
+    return sum(rows) - made.budget.model_rows_rollout
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({}, 0),
+        ({"micro_batch": 3}, 1),  # the scored rows do not fit into one microbatch
+        ({"overlap": 2}, 1),
+        ({"updates_per_rollout": 2}, 1),  # the second update
+        ({"objective": {"name": "grpo", "zero_advantage": "drop"}}, 1),  # which rows is known after the rollout
+        ({"objective": {"name": "dpo"}}, None),  # its rows are not the rollout's
+    ],
+)
+def test_the_first_update_goes_back_from_the_rollout_where_its_graph_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], again: int | None
+) -> None:
+    made = trainer(write_task(tmp_path), **({"objective": {"name": "ddpo"}} | changes))
+    found = rows_of_an_iteration(made, monkeypatch)
+    replayed = made.budget.replay_rows // made.config.updates_per_rollout
+    assert replayed > 0
+    if again is not None:
+        assert found == again * replayed
+    else:
+        assert found > 0
+
+
+def test_the_graph_is_dropped_where_the_decoder_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(write_task(tmp_path), objective={"name": "ddpo"})
+    decode, live = made.policy.decode, []
+
+    def short_of_memory(latents: torch.Tensor) -> np.ndarray:
+        if not live:
+            live.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(latents)
+
+    monkeypatch.setattr(made.policy, "decode", short_of_memory)
+    assert rows_of_an_iteration(made, monkeypatch) == made.budget.replay_rows > 0
+    assert made.micro_batch.halvings == 1
