@@ -33,7 +33,7 @@ from alignbench.files.escaping import slug
 from alignbench.files.yaml_files import read_yaml
 from alignbench.load import load_backbone
 from alignbench.reports import report
-from alignbench.reports.gallery import image_grid
+from alignbench.reports.plots.gallery import image_grid
 from evals.embedders.clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.support.plugins import toy_config, write_task

@@ -23,7 +23,7 @@ from alignbench.frontier.front import (
     write_front,
 )
 from alignbench.records.record import read_result
-from alignbench.reports.curve_figure import curve_trade_off
+from alignbench.reports.plots.curve_figure import curve_trade_off
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.curve_sections import tables
 from alignbench.reports.curve_verdict import curve_sentences

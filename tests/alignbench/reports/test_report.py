@@ -24,8 +24,8 @@ from alignbench.comparison.results import BASE, Results
 from alignbench.figures import plots
 from alignbench.files.escaping import latex
 from alignbench.reports import comparison_plots, formatting, report, style, tables, verdict
-from alignbench.reports.gallery import gallery, tree_drawings
-from alignbench.reports.trade_off import scatter
+from alignbench.reports.plots.gallery import gallery, tree_drawings
+from alignbench.reports.plots.trade_off import scatter
 from tests.alignbench.record_folders import PROMPTS, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -17,13 +17,13 @@ from alignbench.comparison.results import BASE, Results
 from alignbench.figures import distributions
 from alignbench.figures.plots import left_out
 from alignbench.files.escaping import slugs
-from alignbench.reports.gallery import gallery, image_grid
+from alignbench.reports.metric_names import axis_name
+from alignbench.reports.plots.gallery import gallery, image_grid
 from alignbench.reports.style import (
     COLUMN,
     PAPER,
     SMOOTHED,
     add_legend,
-    axis_name,
     axis_title,
     draw_point,
     few_ticks,
@@ -31,6 +31,7 @@ from alignbench.reports.style import (
     metric_pairs,
     objective_of,
     sampler_of,
+    say_better,
     seeds_of,
     sign,
 )
@@ -47,20 +48,21 @@ BOX_MARGIN = 0.1
 
 
 def trade_off(cells: pd.DataFrame, reward: str, diversity: str) -> Figure:
-    """Reward against diversity of each cell with both intervals, and the non-dominated front.
+    """Diversity against reward of each cell with both intervals, and the non-dominated front.
 
     Args:
         cells: rows of `Results.cells_frame` of one setup.
     """
-    points = metric_pairs(cells, diversity, reward)
+    points = metric_pairs(cells, reward, diversity)
     with plt.rc_context(PAPER):
         figure, axis = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
         look = looks(list(points.index))
         for cell, point in points.iterrows():
             draw_point(axis, point, look[str(cell)])
         front = points[points["front"]].sort_values("x")
-        axis.step(front["x"], front["y"], where="pre" if sign(cells, diversity) > 0 else "post", color="#777777", zorder=0)
-        axis.set(xlabel=f"diversity: {axis_title(cells, diversity)}", ylabel=f"reward: {axis_title(cells, reward)}")
+        axis.step(front["x"], front["y"], where="pre" if sign(cells, reward) > 0 else "post", color="#777777", zorder=0)
+        axis.set(xlabel=f"reward: {axis_title(cells, reward)}", ylabel=f"diversity: {axis_title(cells, diversity)}")
+        say_better(axis, higher=sign(cells, diversity) > 0)
         add_legend(figure, look, front=True, title=f"means with 95 % intervals, n = {seeds_of(cells)}")
     return figure
 
