@@ -292,28 +292,16 @@ def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:
 def within(interval: Interval, low: float | None, high: float | None) -> Interval:
     """The interval of a mean whose values lie in [low, high]; None for an end that does not exist.
 
-    An interval that leaves the range is taken on a scale on which the range has no end, the logit or, with one end, the
-    logarithm, and carried back: with the half-width h of Student's interval it is g(m) +- g'(m) h there (delta method). All
-    other intervals stay what they are.
+    An end of Student's interval that leaves the range is taken on the logarithm of the distance to the end of the range that
+    it passes, and carried back (delta method): at distance d of the mean and with half-width h it is d exp(-h / d) from
+    there. The other end stays what it is, and so do all intervals inside the range.
     """
     value, lower, upper, n = interval
-    half = (upper - lower) / 2
-    leaves = (low is not None and lower < low) or (high is not None and upper > high)
-    if not leaves or not np.isfinite(half) or half == 0:
-        return interval
-    if low is not None and high is not None:
-        share = (value - low) / (high - low)
-        if not 0 < share < 1:
-            return interval
-        center, width = np.log(share / (1 - share)), half / ((high - low) * share * (1 - share))
-        ends = [low + (high - low) / (1 + np.exp(-(center + side * width))) for side in (-1, 1)]
-    else:
-        end, side_of_range = (low, 1.0) if low is not None else (high, -1.0)
-        distance = side_of_range * (value - float(end or 0.0))
-        if distance <= 0:
-            return interval
-        ends = sorted(float(end or 0.0) + side_of_range * distance * np.exp(side * half / distance) for side in (-1, 1))
-    return Interval(value, float(ends[0]), float(ends[1]), n)
+    if low is not None and np.isfinite(lower) and lower < low < value:
+        lower = low + (value - low) * float(np.exp(-(value - lower) / (value - low)))
+    if high is not None and np.isfinite(upper) and value < high < upper:
+        upper = high - (high - value) * float(np.exp(-(upper - value) / (high - value)))
+    return Interval(value, lower, upper, n)
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

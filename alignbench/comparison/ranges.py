@@ -10,7 +10,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     **dict.fromkeys(("kl_base", "path_kl", "kl_model_target", "kl_target_model"), (0.0, None)),
     **dict.fromkeys(("js_target", "js_modes", "js_within_modes", "velocity_error"), (0.0, None)),
 }
-"""The lowest and the highest value that a metric can have; null where it has no such end. A metric that is not here has none."""
+"""The lowest and the highest value that a metric can have, None for no such end. Metrics that are not here have neither."""
 
 
 def in_range(metric: str, interval: Interval) -> Interval:

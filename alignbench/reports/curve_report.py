@@ -14,6 +14,7 @@ from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_cu
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.results import RecordedRun, Results
 from alignbench.evaluation.alarm import ALARM_LEVEL, mode_alarms
+from alignbench.figures.metric_names import axis_name
 from alignbench.frontier.front import REWARD, TILT, VALIDATION, Front, summary
 from alignbench.records.distributions import mode_masses
 from alignbench.statistics import CONFIDENCE
@@ -53,6 +54,11 @@ class CurveReport:
             fronts.of_setup(results, setup, VALIDATION),
             {name: record.higher_is_better for name, record in metrics.items()},
         )
+
+    @property
+    def reward_name(self) -> str:
+        """What sentences call the reward."""
+        return axis_name(self.reward)
 
     @cached_property
     def diversities(self) -> list[str]:

@@ -8,9 +8,9 @@ import pandas as pd
 from alignbench.analysis.curves import ROWS
 from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE, Results
+from alignbench.figures.metric_names import axis_name
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.formatting import SIGNIFICANT, SMALLEST_SHOWN, estimate, number, p_value
-from alignbench.reports.metric_names import axis_name
 from alignbench.reports.plots.comparison_plots import DISTANCES
 from alignbench.reports.style import metric_pairs, seeds_of
 
@@ -33,7 +33,7 @@ def findings(results: Results, setup: str, curves: CurveReport | None = None) ->
         points = metric_pairs(cells, diversity, reward)
         front = ", ".join(str(c) for c in points.index[points["front"]]) or "nothing"
         axes = f"{axis_name(reward)} and {axis_name(diversity)}"
-        sentences.append(f"By their means, no other model is better in both {axes} than: {front}.")
+        sentences.append(f"By their means, these models are beaten by no other in both {axes}: {front}.")
         sentences += _dominated(results, setup, [str(c) for c in points.index[~points["front"]]], reward, diversity)
     else:
         sentences.append("No diversity metric was recorded, so there is no trade-off to show.")
@@ -85,7 +85,7 @@ def _at_equal_reward(report: CurveReport) -> list[str]:
         base = sum(float(c.points[report.reward].iloc[0]) for c in report.runs) / len(report.runs)
         stuck = [m for m in report.recorded.methods if _lowest_best(report, m) <= base]
         return [
-            f"There is no level of {axis_name(report.reward)} that every run reaches: some runs of {', '.join(stuck)} do not rise above "
+            f"No level of {report.reward_name} is reached by every run: some runs of {', '.join(stuck)} do not rise above "
             f"the base model's {number(base)} on the validation prompts."
         ]
     metric = next((m for m in report.diversities if m in report.metrics), None)
@@ -94,7 +94,7 @@ def _at_equal_reward(report: CurveReport) -> list[str]:
     frame = report.differences
     rows = frame[(frame["level"] == level) & (frame["metric"] == metric)].to_dict("records")
     rows_spent = frame[(frame["level"] == level) & (frame["metric"] == ROWS)].set_index(["first", "second"])
-    at = f"At {axis_name(report.reward)} {number(level)}, which every run reaches"
+    at = f"At {report.reward_name} {number(level)}, which every run reaches"
     clear = sorted((r for r in rows if r["p_holm"] < SIGNIFICANT), key=lambda r: r["p_holm"])
     said = [f"{at}: {_pair(row, metric, report, rows_spent)}." for row in clear[:LISTED]]
     if len(clear) > LISTED:
@@ -158,7 +158,7 @@ def _cost(report: CurveReport) -> list[str]:
     said = []
     if fast:
         listed = ", ".join(f"{row.method} after {number(row.median)} model rows" for row in fast[:LISTED])
-        said.append(f"Half of the runs reach {axis_name(report.reward)} {number(level)} or more: {listed}.")
+        said.append(f"Half of the runs reach {report.reward_name} {number(level)} or more: {listed}.")
     if slow:
         listed = ", ".join(f"{row.method} ({row.reached} of {row.seeds} runs)" for row in slow[:LISTED])
         said.append(f"Less than half of the runs reach {number(level)} within their budget: {listed}.")
@@ -215,7 +215,7 @@ def _over_optimisation(report: CurveReport) -> list[str]:
     if hacked.empty:
         judged = bool(frame["metric"].isin(report.judges).any())
         return (
-            ["No over-optimisation is seen: where the reward rises, no independent metric gets worse beyond chance in most seeds."]
+            ["No over-optimisation: where the reward rises, no independent metric gets worse beyond chance in most seeds."]
             if judged
             else []
         )

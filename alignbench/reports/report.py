@@ -22,7 +22,8 @@ from alignbench.analysis.power import POWER
 from alignbench.comparison.fronts import read_fronts
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
-from alignbench.figures.plots import left_out, save
+from alignbench.figures.metric_names import axis_name, meanings
+from alignbench.figures.style import left_out, save
 from alignbench.files.escaping import markdown, slugs, visible
 from alignbench.files.writing import PATIENCE, REPORT_LOCK, exclusive, own_folders, refuse_foreign, write_atomically
 from alignbench.files.yaml_files import parse
@@ -33,7 +34,6 @@ from alignbench.reports.curve_sections import tables as curve_tables
 from alignbench.reports.findings import findings
 from alignbench.reports.formatting import contrast, estimate, heading, listed, number, p_value, spent
 from alignbench.reports.method_settings import settings_table
-from alignbench.reports.metric_names import axis_name, meanings
 from alignbench.reports.plots import comparison_plots
 from alignbench.reports.plots.curve_figure import curve_trade_off
 from alignbench.reports.plots.gallery import gallery, tree_drawings
@@ -138,7 +138,9 @@ def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: P
 
 def published(results: Results) -> list[dict[str, Any]]:
     """The figures that others published on a model which a run was trained on too."""
-    backbones = {f"{run.result.run.backbone} {run.result.config.get('backbone')}".lower().replace("_", "-") for run in results.runs}
+    backbones = {
+        f"{run.result.run.backbone} {run.result.config.get('backbone')}".lower().replace("_", "-") for run in results.runs
+    }
     tables: list[dict[str, Any]] = parse(PUBLISHED.read_text(encoding="utf-8"))
     return [table for table in tables if any(model in backbone for model in table["models"] for backbone in backbones)]
 
@@ -237,7 +239,12 @@ def render(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "p_value": p_value, "estimate": estimate, "spent": spent, "listed": listed}
-    environment.filters |= {"at": lambda key, mapping: mapping[key], "contrast": contrast, "code": _code, "link": lambda file: Markup(quote(file))}
+    environment.filters |= {
+        "at": lambda key, mapping: mapping[key],
+        "contrast": contrast,
+        "code": _code,
+        "link": lambda file: Markup(quote(file)),
+    }
     return environment.get_template(template).render(values | _style_and_script())
 
 
@@ -304,7 +311,7 @@ def _first_metrics(results: Results, setup: str, curves: CurveReport) -> list[st
 
 
 def _best(cells: pd.DataFrame, metric: str) -> str | None:
-    """The cell with the best mean of a metric, base model included; None where the metric has no direction or means are equal."""
+    """The cell with the best mean of a metric, base model included; None without a direction or a difference."""
     rows = cells[cells["metric"] == metric].dropna(subset=["mean"])
     higher = rows["higher_is_better"].iloc[0] if len(rows) else None
     if higher is None or rows["mean"].nunique() < 2:

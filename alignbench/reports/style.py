@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from alignbench.comparison.results import BASE
-from alignbench.figures.plots import COLORS, STYLE, legend_name
-from alignbench.reports.metric_names import axis_name
+from alignbench.figures.metric_names import axis_name
+from alignbench.figures.style import COLORS, STYLE, legend_name
 from alignbench.statistics import non_dominated
 
 COLUMN = 3.3

@@ -9,10 +9,10 @@ import pandas as pd
 from alignbench.analysis.curves import ROWS
 from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE, Results
+from alignbench.figures.metric_names import OF_THE_MODEL, axis_name, explained
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.findings import disagreements
 from alignbench.reports.formatting import SIGNIFICANT, number
-from alignbench.reports.metric_names import axis_name, explained
 from alignbench.reports.style import seeds_of
 
 NAMED = 4
@@ -64,13 +64,13 @@ def _winner(report: CurveReport) -> str:
     if report.common_level is None:
         return (
             f"There is no comparison at equal reward, since some runs never rise above the base model's "
-            f"{axis_name(report.reward)}; {_ends(report)}."
+            f"{report.reward_name}; {_ends(report)}."
         )
     return _at_level(report, metric, report.common_level)
 
 
 def _at_level(report: CurveReport, metric: str, level: float) -> str:
-    at = f"At equal reward ({axis_name(report.reward)} {number(level)}, which every run reaches)"
+    at = f"At equal reward ({report.reward_name} {number(level)}, which every run reaches)"
     table = report.at_levels
     values = table[(table["level"] == level) & (table["metric"] == metric)].groupby("method", sort=False)["value"].mean()
     sign = -1.0 if report.directions.get(metric) is False else 1.0
@@ -191,13 +191,13 @@ def _with_disagreements(report: CurveReport, sentence: str) -> str:
 
 
 def _over_optimised(report: CurveReport) -> str:
-    frame = report.onsets
-    if not report.comparable or frame.empty or not frame["metric"].isin(report.judges).any():
+    frame, judges = report.onsets, [metric for metric in report.judges if not metric.startswith(OF_THE_MODEL)]
+    if not report.comparable or frame.empty or not frame["metric"].isin(judges).any():
         return (
             "Whether a method over-optimised its reward cannot be told: this needs evaluations along the training of a metric "
             "that was not trained on."
         )
-    hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(report.judges)]
+    hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(judges)]
     if hacked.empty:
         return "No over-optimisation is seen: where the reward rises, no metric that was not trained on gets clearly worse."
     said = []

@@ -8,7 +8,7 @@ from PIL import Image
 
 from alignbench.config.run_config import RunConfig
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluate_images, evaluation_prompts
-from alignbench.figures import plots
+from alignbench.figures import sheets
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, threads_of
 from alignbench.records.environment import environment, now
@@ -70,7 +70,7 @@ def score_model(
             noise_seed=e.seed,
             evals=suite.describe(),
         )
-        sheet = None if out is None else plots.grid(evaluation.images, e.images_per_prompt)
+        sheet = None if out is None else sheets.grid(evaluation.images, e.images_per_prompt)
         return _record(evaluation, protocol, environment(str(policy.device), threads_of(config)), out, sheet)
 
 

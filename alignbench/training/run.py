@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from alignbench import groups
 from alignbench.backbone import KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
@@ -17,7 +16,7 @@ from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
 from alignbench.evaluation.onset import onsets
-from alignbench.figures import plots
+from alignbench.figures.rollout_tree import RolloutTree
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
@@ -50,9 +49,8 @@ from alignbench.training.tracking import Tracking, check_trackers
 from alignbench.training.trainer import Trainer
 
 TREE_CANDIDATES = 4
-"""Prompts that are rolled out for the tree drawing; the one whose rewards differ most is drawn."""
-DRAWN_BETA = 2.0
-"""Inverse temperature of the target in that drawing, for an objective that has none of its own."""
+"""Prompts for the drawing of a tree: the one whose images by the base model differ most in reward is drawn, so that the runs of
+a comparison draw the same."""
 
 
 def run(
@@ -308,10 +306,10 @@ class _PairRun:
         if config.save_images and not isinstance(self.policy, KnownDistributions):
             reward = next(iter(self.suite.rewards))
             folder.write_samples(base, final, reward, config.evaluation.images_per_prompt)
-            self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
+            self._write_tree(_tree_prompt(base, reward), reward)
         return result
 
-    def _write_tree(self, prompts: list[str], reward: str) -> None:
+    def _write_tree(self, prompt: str, reward: str) -> None:
         """Rolls the trained model out once and writes the tree with its images and their scores of one reward."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
@@ -319,7 +317,7 @@ class _PairRun:
         def roll_out() -> RolloutForest:
             return rollout(
                 self.policy,
-                prompts,
+                [prompt],
                 plan,
                 config.seed,
                 trainer.iteration,
@@ -328,15 +326,13 @@ class _PairRun:
                 progress=1.0,
             )
 
-        def draw() -> plots.RolloutTree:
+        def draw() -> RolloutTree:
             images = self.policy.decode(forest.leaf_latents)
             scores = self.suite.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
             forest.rewards = torch.from_numpy(scores).to(forest.leaf_latents.device)
-            deviations = groups.deviation(forest.by_group(forest.rewards))
             beta = self.objective.target_beta(trainer.iteration)
-            at = DRAWN_BETA if beta is None else float(beta)
-            target = self.objective.target_reward(forest)
-            return plots.RolloutTree.of(forest, images, reward, at, int(deviations.argmax()), target)
+            at = float("nan") if beta is None else float(beta)
+            return RolloutTree.of(forest, images, reward, at, target_reward=self.objective.target_reward(forest))
 
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
@@ -401,6 +397,13 @@ class _PairRun:
             gradient=self._gradient(),
             task=trainer.fingerprint,
         )
+
+
+def _tree_prompt(base: Evaluation, reward: str) -> str:
+    """The prompt, of the first ones, whose images by the base model differ most in reward."""
+    scores = base.table[(base.table["metric"] == reward) & (base.table["prompt_index"] < TREE_CANDIDATES)]
+    deviations = scores.groupby("prompt_index")["value"].std(ddof=0).fillna(0.0)
+    return base.prompts[int(deviations.idxmax()) if len(deviations) else 0]
 
 
 def _check_validation(config: RunConfig, objective: Objective, task: Task, prompts: PromptSets) -> None:

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from alignbench.analysis.modes import first_distributions
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures import distributions
-from alignbench.figures.plots import left_out
+from alignbench.figures.metric_names import axis_name
+from alignbench.figures.style import left_out
 from alignbench.files.escaping import slugs
-from alignbench.reports.metric_names import axis_name
 from alignbench.reports.plots.gallery import gallery, image_grid
 from alignbench.reports.style import (
     COLUMN,

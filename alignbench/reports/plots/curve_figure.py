@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignbench.comparison.results import BASE
-from alignbench.figures.plots import legend_name
+from alignbench.figures.metric_names import axis_name
+from alignbench.figures.style import legend_name
 from alignbench.frontier.front import BEST_OF, KL, REWARD, TILT, Front, summary
 from alignbench.reports.curve_report import CurveReport
-from alignbench.reports.metric_names import axis_name
 from alignbench.reports.style import COLUMN, LINES, MARKERS, PALETTE, PAPER, say_better
 
 HEIGHT = 3.1

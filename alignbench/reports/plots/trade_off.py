@@ -109,7 +109,10 @@ def _labels(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         free = [
             i
             for i, box in enumerate(boxes)
-            if left <= box[0] and box[2] <= left + width and top <= box[1] and box[3] <= top + height
+            if left <= box[0]
+            and box[2] <= left + width
+            and top <= box[1]
+            and box[3] <= top + height
             and not any(_overlap(box, other) for other in taken)
         ]
         best = free[0] if free else 0
