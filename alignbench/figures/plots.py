@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import ceil, log10
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,10 @@ def curves(frame: pd.DataFrame, result: Result) -> Figure:
         left.legend()
         if "rollout_lgmd" in frame:
             middle.plot(at, frame["rollout_lgmd"], color=COLORS[2], marker=marker)
-        middle.set(ylabel="LGMD within groups", title="diversity of the rollouts")
-        middle.text(
-            0.0, -0.32, "branches of a tree share steps, so this is\nnot the diversity of the model", fontsize=6,
-            transform=middle.transAxes, va="top", color="#555555",
-        )  # fmt: skip
+        middle.set_ylabel("LGMD within groups")
+        middle.set_title("diversity of the rollouts", pad=14)
+        shared = "branches of a tree share steps: not that of the model"
+        middle.text(0.5, 1.02, shared, fontsize=6, transform=middle.transAxes, ha="center", color="#555555")
         for axis in (left, middle):
             axis.set_xlabel(f"iteration ({_model_evaluations(frame)})")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -292,7 +292,7 @@ def changes(result: Result) -> Figure | None:
             largest = max(largest, abs(value) + float(np.nanmax([0.0, *bars.ravel()])))
         axis.axvline(0, color="black", linewidth=0.8)
         if largest > 4 * LINEAR:
-            axis.set_xscale("symlog", linthresh=LINEAR)
+            _compressed(axis, largest)
         axis.set(yticks=range(len(shown)), yticklabels=[_change_label(name, metric) for name, metric, _ in shown])
         axis.set_xlabel("trained minus base, in half-widths of the base model's 95 % interval")
         axis.set_ylim(len(shown) - 0.5, -0.5)
@@ -303,6 +303,18 @@ def changes(result: Result) -> Figure | None:
         numbers.spines["right"].set_visible(False)
         figure.suptitle(f"{_of(result)}: change of each metric (arrows: where better is)", fontsize=8)
     return figure
+
+
+def _compressed(axis: Any, largest: float) -> None:
+    """Makes the x axis logarithmic beyond `LINEAR` on either side, with few ticks."""
+    axis.set_xscale("symlog", linthresh=LINEAR)
+    decades = max(2, ceil(log10(largest)))
+    powers = [10.0**n for n in range(1, decades + 1, ceil(decades / 4))]
+    low = min(axis.get_xlim()[0], -1.0)
+    axis.set_xlim(low, 2 * largest)
+    ticks = [0.0, *powers, *(-power for power in powers if -power >= low)]
+    axis.set_xticks(ticks, [f"{tick:,.0f}" if abs(tick) < 1e4 else f"{tick:.0e}" for tick in ticks])
+    axis.minorticks_off()
 
 
 def _change_label(name: str, metric: MetricRecord) -> str:

@@ -57,8 +57,8 @@ def _at_kl(report: CurveReport) -> TextTable | None:
     if frame.empty:
         return None
     note = (
-        f"The most {report.reward_name} that any distribution has at a model's KL divergence to the base model, minus the model's "
-        "own. A KL beyond the front counts as its end."
+        f"The most {report.reward_name} that any distribution has at a model's KL divergence to the base model, minus the "
+        "model's own. A KL beyond the front counts as its end."
     )
     rows = []
     for row in frame.to_dict("records"):
@@ -120,8 +120,8 @@ def _rows(report: CurveReport) -> TextTable | None:
     if not report.rows_to_reward:
         return None
     note = (
-        "Model rows of training by which half of a method's runs have first reached a level of "
-        f"{report.reward_name}, and how many have. Runs that never reach it count as slower than all others (Kaplan and Meier 1958)."
+        f"Model evaluations by which half of a method's runs have first reached a level of {report.reward_name}, and how many "
+        "have. Runs that never reach it count as slower than all others (Kaplan and Meier 1958)."
     )
     levels = report.levels
     rows = []
@@ -144,8 +144,8 @@ def _areas(report: CurveReport) -> TextTable | None:
         return None
     metrics = _shown(frame)
     note = (
-        f"The area that a method's evaluations dominate in {report.reward_name} and diversity, over its training and its strengths, "
-        "above the base model's reward and the worst diversity of all curves; intervals over seeds. More is better."
+        f"The area that a method's evaluations dominate in {report.reward_name} and diversity, over its training and its "
+        "strengths, above the base model's reward and the worst diversity of all curves; intervals over seeds. More is better."
     )
     rows = _by_method(frame, metrics)
     return TextTable("Hypervolume of the curves", note, ["method", *map(axis_name, metrics)], rows)

@@ -40,6 +40,7 @@ from alignbench.sampler import Sampler
 from alignbench.tasks import RewardChoice, Task, configured_task
 from alignbench.training import dead_terms, engine
 from alignbench.training.checkpoint import has_checkpoint
+from alignbench.training.extending import check_extension
 from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
 from alignbench.training.run_evaluation import PromptSets, RunEvaluator
@@ -70,7 +71,8 @@ def run(
         config: every setting of the run.
         out: a new or empty folder; with `resume`, the folder of an interrupted run.
         console: shows the progress; by default nothing is shown.
-        resume: continue from the newest checkpoint in `out`.
+        resume: continue from the newest checkpoint in `out`. With more iterations than the run had, it is extended if its
+            schedules allow; its former record stays in the folder as `result_at_N_iterations.json`.
         bases: evaluations of base models, to be shared between runs: a base model that would be evaluated in the same way
             again is not.
 
@@ -181,11 +183,21 @@ class _PairRun:
 
     def _restore(self) -> None:
         trainer, folder = self.trainer, self.folder
+        former = load_config(file=folder.path / CONFIG) if (folder.path / CONFIG).is_file() else self.config
+        extended = former.iterations != self.config.iterations
+        if extended:
+            check_extension(former, self.config, self.sampler, str(folder.path))
         for damage in trainer.restore(folder.checkpoints):
             self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
         for change in trainer.changes:
             self.console.warn(change)
         folder.read_tables(trainer.iteration)
+        if extended:
+            folder.keep_record(trainer.iteration)
+            self.console.status(
+                f"extending the run from {former.iterations} to {self.config.iterations} iterations; the result is that of a run "
+                f"of {self.config.iterations} iterations from the start"
+            )
 
     def _train(self, tracking: Tracking) -> None:
         """Trains up to the last iteration or the end of the budget; whatever ends it, what was measured is in the folder."""

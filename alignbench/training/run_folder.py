@@ -18,7 +18,7 @@ from alignbench.figures.style import left_out, write_figure
 from alignbench.files.writing import exclusive, refuse_links, refuse_taken, write_atomically
 from alignbench.files.yaml_files import to_yaml
 from alignbench.records import distributions
-from alignbench.records.record import CONFIG, Result, write_result
+from alignbench.records.record import CONFIG, RESULT, Result, write_result
 from alignbench.runtime.processes import Processes
 
 SUBFOLDERS = ("checkpoints", "plots", "samples", "tensorboard", "wandb")
@@ -136,6 +136,16 @@ class RunFolder:
     def write_result(self, result: Result) -> None:
         """Writes `result.json`, which says that the run is complete."""
         self.processes.on_rank_zero(lambda: write_result(result, self.path))
+
+    def keep_record(self, iterations: int) -> None:
+        """Gives the record of the run so far another name, so that the run counts as unfinished and the record is not lost."""
+
+        def rename() -> None:
+            record = self.path / RESULT
+            if record.is_file():
+                record.rename(record.with_name(f"result_at_{iterations}_iterations.json"))
+
+        self.processes.on_rank_zero(rename)
 
     def draw_plots(self) -> None:
         """Draws the plots of the run from its files."""

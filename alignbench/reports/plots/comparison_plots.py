@@ -132,7 +132,11 @@ def learning_curves(curves: pd.DataFrame, x: str = "model_rows") -> Figure:
         x: `model_rows`, `training_seconds`, `reward_calls` or `iteration`.
     """
     panels = [m for m in ("reward", "rollout_lgmd") if m in curves]
-    return _panels(curves, x, panels, height=1.9, smooth=SMOOTHED, title=f"running means of {SMOOTHED} iterations; ")
+    shared = (
+        "the LGMD of rollouts is lower where a tree's branches share steps: compare it along a method, not between samplers"
+    )
+    note = shared if curves["cell"].map(sampler_of).nunique() > 1 else ""
+    return _panels(curves, x, panels, height=1.9, smooth=SMOOTHED, note=note, title=f"running means of {SMOOTHED} iterations; ")
 
 
 def diagnostics(curves: pd.DataFrame, columns: Sequence[str] = DIAGNOSTICS) -> Figure:
@@ -301,9 +305,8 @@ def _over_seeds(part: pd.DataFrame, x: str, metric: str, smooth: int) -> tuple[n
     curves = []
     for _, of_seed in part.dropna(subset=[metric]).groupby("seed", sort=False):
         in_order = of_seed.sort_values("iteration")
-        enough = max(1, smooth // 2) if len(in_order) > smooth else 1
-        mean = in_order[metric].rolling(smooth, min_periods=enough).mean()
-        curves.append((in_order[x].to_numpy(dtype=np.float64)[enough - 1 :], mean.to_numpy(dtype=np.float64)[enough - 1 :]))
+        mean = in_order[metric].rolling(smooth, min_periods=1).mean()
+        curves.append((in_order[x].to_numpy(dtype=np.float64), mean.to_numpy(dtype=np.float64)))
     if not curves:
         return np.empty(0), np.empty((1, 0))
     first, last = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)
