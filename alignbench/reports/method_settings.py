@@ -11,7 +11,7 @@ from alignbench.reports.text_table import Cell, TextTable, name
 PLUGINS = ("objective", "sampler")
 
 
-def settings_table(results: Results, setup: str) -> TextTable | None:
+def settings_table(results: Results, setup: str) -> TextTable:
     """A row for each method: the settings of its objective and sampler, and the other keys in which methods differ."""
     configs = {run.cell: run.result.config for run in reversed(results.of(setup))}
     configs = {cell: configs[cell] for cell in dict.fromkeys(run.cell for run in results.of(setup))}

@@ -195,7 +195,7 @@ class _PairRun:
         if extended:
             folder.keep_record(trainer.iteration)
             self.console.status(
-                f"extending the run from {former.iterations} to {self.config.iterations} iterations; the result is that of a run "
+                f"extending the run from {former.iterations} to {self.config.iterations} iterations; it ends as a run "
                 f"of {self.config.iterations} iterations from the start"
             )
 

@@ -4,6 +4,7 @@ from scipy import stats
 
 from alignbench.statistics import (
     CONFIDENCE,
+    Interval,
     difference,
     equal_values,
     holm,
@@ -20,6 +21,7 @@ from alignbench.statistics import (
     rise_test,
     welch,
     welch_interval,
+    within,
 )
 
 
@@ -297,3 +299,14 @@ def test_front_and_hypervolume_by_hand() -> None:
 def test_intervals_have_the_level_that_texts_and_figures_name() -> None:
     """Reports, help and figures say "95 % interval"."""
     assert CONFIDENCE == 0.95
+
+
+def test_an_interval_that_leaves_the_range_ends_inside_it_and_others_stay() -> None:
+    """0.9 +- 0.2 in [0, 1]: the upper end is 1 - 0.1 exp(-0.2 / 0.1); 0.5 +- 0.7 in [0, inf): the lower is 0.5 exp(-1.4)."""
+    found = within(Interval(0.9, 0.7, 1.1, 5), 0.0, 1.0)
+    assert found == (0.9, 0.7, pytest.approx(1 - 0.1 * np.exp(-2)), 5)
+    assert within(Interval(0.5, -0.2, 1.2, 3), 0.0, None) == (0.5, pytest.approx(0.5 * np.exp(-1.4)), 1.2, 3)
+    inside = Interval(0.5, 0.4, 0.6, 5)
+    assert within(inside, 0.0, 1.0) == inside
+    unbounded = Interval(0.5, -np.inf, np.inf, 1)
+    assert within(unbounded, 0.0, 1.0) == unbounded
