@@ -15,6 +15,7 @@ from alignbench.comparison.results import RecordedRun, Results
 from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, StopConfig, with_present_names
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.escaping import visible
+from alignbench.load import complete_settings
 from alignbench.records.record import CONFIG, RESULT, Result, read_result, visible_record
 from alignbench.records.tables import read_evals, read_metrics
 
@@ -166,6 +167,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
     setups = _Names("the numbers are not comparable and stand apart")
     cells = _Names("they count as different methods")
     folders: dict[tuple[str, str, int], Path] = {}
+    cells_seen: dict[str, dict[str, Any]] = {}
     for reading in readings:
         result = reading.result
         info = result.run
@@ -174,6 +176,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
         if method.get("stop") == NO_STOP_RULES:
             del method["stop"]  # as in records of older versions
         pair = " x ".join(result.pair)
+        method = _as_former(method, cells_seen.setdefault(pair, method))
         name = pair if reading.in_first_part else f"{reading.part}: {pair}"
         cell = cells.of(name, method, within=setup)
         first = folders.setdefault((setup, cell, info.seed), reading.folder)
@@ -185,6 +188,21 @@ def _name(readings: list[_Reading], results: Results) -> None:
         base = cell.replace(pair, reading.base_method or pair, 1)
         results.runs.append(RecordedRun(reading.folder, result, setup, cell, reading.part, metrics, evals, base, reading.swept))
     results.notes += setups.notes + cells.notes
+
+
+def _as_former(method: dict[str, Any], former: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a method as another run of the same name recorded them, if they are equal with every default filled in.
+
+    Records of older versions have only those settings of plug-ins that were given.
+    """
+    if method == former:
+        return method
+
+    def filled(settings: dict[str, Any]) -> dict[str, Any]:
+        plugins = {kind: settings[kind] for kind in ("objective", "sampler") if isinstance(settings.get(kind), dict)}
+        return settings | {kind: complete_settings(kind, plugin) for kind, plugin in plugins.items()}
+
+    return former if filled(method) == filled(former) else method
 
 
 def _visible_value(value: Any) -> Any:

@@ -260,8 +260,8 @@ def load_tensors(folder: Path, iteration: int, trained: TrainedTensors) -> None:
 
 
 def _differs(now: Any, then: Any) -> bool:
-    """Whether a setting changed; a key that the older version did not have, as in `evaluation`, does not count."""
-    if isinstance(now, dict) and isinstance(then, dict) and "name" not in now:
+    """Whether a setting changed; a key that the older version did not have, or did not record, does not count."""
+    if isinstance(now, dict) and isinstance(then, dict) and now.get("name") == then.get("name"):
         return any(_differs(value, then[key]) for key, value in now.items() if key in then) or bool({*then} - {*now})
     return bool(now != then)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from alignbench.backbone import KnownDistributions, device_named
+from alignbench.backbone import Backbone, KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
 from alignbench.evaluation import curve
@@ -17,7 +17,7 @@ from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
 from alignbench.evaluation.onset import onsets
 from alignbench.figures.rollout_tree import RolloutTree
-from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
+from alignbench.load import every_setting, load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
 from alignbench.records.record import (
@@ -109,7 +109,7 @@ class _PairRun:
 
     def __init__(self, config: RunConfig, out: Path, console: Console, processes: Processes) -> None:
         """Loads task, objective, sampler, metrics and model; what can be refused is refused before anything large is loaded."""
-        self.config = config = config.anchored()
+        self.config = config = every_setting(config.anchored())
         self.console, self.processes = console, processes
         self.folder = RunFolder(out, processes, console.warn)
         task = configured_task(config)
@@ -158,7 +158,7 @@ class _PairRun:
             self._restore()
         folder.write_config(self.config)
         self.console.begin(self.config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(self.config))
-        for sentence in [*_ineffective_choices(self.config, self.objective), *_ineffective_parts(self.config, self.objective)]:
+        for sentence in self._ineffective():
             self.console.warn(sentence)
         base = self.evaluator.base(trainer.budget)
         check_scores_vary(self.suite, base)
@@ -180,6 +180,14 @@ class _PairRun:
             folder.draw_plots()
         self.console.end(result, folder.path)
         return result
+
+    def _ineffective(self) -> list[str]:
+        """A sentence for each chosen setting and each part of the loss that cannot act in this run."""
+        return [
+            *_ineffective_choices(self.config, self.objective),
+            *_without_effect(self.config, "backbone", self.policy, self.policy.ineffective_settings()),
+            *_ineffective_parts(self.config, self.objective),
+        ]
 
     def _restore(self) -> None:
         trainer, folder = self.trainer, self.folder
@@ -447,20 +455,28 @@ def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:
 
 
 def _ineffective_choices(config: RunConfig, objective: Objective) -> list[str]:
-    """A sentence for each setting of the objective that somebody chose and that cannot act in this run.
+    """A sentence for each setting of the objective that somebody chose and that cannot act in this run."""
+    return _without_effect(config, "objective", objective, objective.ineffective_settings(config.updates_per_rollout))
+
+
+def _without_effect(config: RunConfig, kind: str, plugin: Objective | Backbone, reasons: Mapping[str, str]) -> list[str]:
+    """A sentence for each of a plug-in's settings that somebody chose although it cannot act.
 
     A value counts as chosen if it is neither the default nor what the run's preset ships for these plug-ins.
+
+    Args:
+        kind: objective or backbone.
+        reasons: setting -> why it cannot act.
     """
-    reasons = objective.ineffective_settings(config.updates_per_rollout)
     if not reasons:
         return []
-    names = {kind: getattr(config, kind).name for kind in PLUGINS}
-    shipped = load_config(preset=config.preset, options=names).objective.settings
-    fields = type(objective.settings).model_fields
+    names = {each: getattr(config, each).name for each in PLUGINS}
+    shipped = getattr(load_config(preset=config.preset, options=names), kind).settings
+    fields = type(plugin.settings).model_fields
     return [
-        f"objective.{name} has no effect: {reason}"
+        f"{kind}.{name} has no effect: {reason}"
         for name, reason in reasons.items()
-        if getattr(objective.settings, name) not in (fields[name].default, shipped.get(name, fields[name].default))
+        if getattr(plugin.settings, name) not in (fields[name].default, shipped.get(name, fields[name].default))
     ]
 
 

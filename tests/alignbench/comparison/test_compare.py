@@ -19,13 +19,14 @@ from alignbench import UserError
 from alignbench.cli.app import app
 from alignbench.comparison import runner
 from alignbench.comparison.estimates import expected_costs
-from alignbench.comparison.grid import Grid, read_grid
-from alignbench.comparison.planning import Request, command_of, plan_grid, planned_rows
+from alignbench.comparison.grid import Grid, read_grid, with_seeds
+from alignbench.comparison.planning import Request, command_of, plan_grid, planned_rows, read_request
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.record import CellRecord
 from alignbench.comparison.runner import compare, done
 from alignbench.config.run_config import load_config
 from alignbench.files.writing import exclusive
+from alignbench.files.yaml_files import to_yaml
 from alignbench.records.record import read_result
 from alignbench.reports import report
 from tests.support.command_line import alignbench, in_a_process, in_this_process

@@ -88,9 +88,9 @@ def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Result
     said = verdict.verdict(results, setup, report.curve_reports(results)[setup])
     assert len(said) == 5
     assert said[0] == (
-        "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo x "
-        "independent; the reward of a model is OCR score (how well the text in the image matches the prompt, by edit distance), "
-        "and its diversity LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity), on "
+        "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo "
+        "x independent; the reward of a model is OCR score (how well the text in the image matches the prompt, by edit "
+        "distance), and its diversity LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity), on "
         "2 held-out prompts."
     )
     assert said[1].startswith(
@@ -285,7 +285,8 @@ def test_labels_of_the_trade_off_do_not_cover_one_another() -> None:
     marks = [{"cell": f"method {i} x independent", "x": 400.0 + i, "y": 250.0 + i} for i in range(5)]
     boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 22) for label in _labels(marks)]
     for i, one in enumerate(boxes):
-        assert one[0] >= 80 and one[2] <= 880
+        assert one[0] >= 80
+        assert one[2] <= 880
         assert not any(_overlap(one, other) for other in boxes[:i])
 
 
