@@ -117,6 +117,11 @@ class Backbone(ABC):
     """The scale of guidance, 1 for none; the same in rollouts, training and evaluation."""
     default_steps: int
     """Denoising steps of the model's own call."""
+    settings: BackboneSettings
+
+    def ineffective_settings(self) -> dict[str, str]:
+        """Settings that cannot act beside the others -> the reason."""
+        return {}
 
     @abstractmethod
     def sigmas(self, steps: int) -> Tensor:

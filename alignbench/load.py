@@ -1,5 +1,6 @@
 """Loads plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -7,13 +8,16 @@ import torch
 from alignbench import registry
 from alignbench.backbone import META, Backbone, device_named
 from alignbench.backbones import families
-from alignbench.config.run_config import RunConfig
+from alignbench.config.run_config import PLUGINS, RunConfig
 from alignbench.errors import UserError
 from alignbench.files.paths import local_path
 from alignbench.objective import Objective, with_elbo
 from alignbench.runtime import launch
 from alignbench.sampler import Sampler
 from alignbench.scorer import Metric, Scorer
+from alignbench.settings import validate
+
+_BASES: dict[str, type[Any]] = {"objective": Objective, "sampler": Sampler, "backbone": Backbone}
 
 
 def load_objective(name: str, **settings: Any) -> Objective:
@@ -72,6 +76,40 @@ def load_configured_backbone(config: RunConfig, *, device: str | None = None) ->
         raise UserError(f"device {META}: no image can be drawn on it; `run --dry-run` estimates what a model would need")
     device_named(str(settings["device"]))  # is checked even if another device takes its place
     return load_backbone(config.backbone.name, **(settings | ({"device": device} if device else {})))
+
+
+def every_setting(config: RunConfig) -> RunConfig:
+    """The configuration with every setting of its objective, sampler and backbone, also those that have their defaults."""
+    filled = {}
+    for kind in PLUGINS:
+        plugin = getattr(config, kind)
+        settings = complete_settings(kind, {"name": plugin.name, **plugin.settings})
+        filled[kind] = plugin.model_copy(update={"settings": {k: v for k, v in settings.items() if k != "name"}})
+    return config.model_copy(update=filled)
+
+
+def complete_settings(kind: str, plugin: Mapping[str, Any]) -> dict[str, Any]:
+    """A plug-in's name with every setting of its class as plain data; what is given if the class or a value is not valid.
+
+    The path of a backbone's folder, its device and its guidance are not filled in: the first is a place of this machine, and
+    the others are keys of the run.
+
+    Args:
+        kind: objective, sampler or backbone.
+        plugin: its `name`, perhaps a `label`, and settings.
+    """
+    given = {key: value for key, value in plugin.items() if key not in ("name", "label")}
+    names = {key: plugin[key] for key in ("name", "label") if key in plugin}
+    try:
+        name = str(names["name"])
+        found = families.opener(name) if kind == "backbone" else name
+        cls = registry.find(f"{kind}s", found, _BASES[kind])
+        path = {"path": str(local_path(name))} if kind == "backbone" and families.is_folder(name) else {}
+        valid = validate(cls.Settings, {**path, **given}, where=name).model_dump(mode="json")
+    except (KeyError, UserError):
+        return dict(plugin)
+    left_out = {key for key in ("path", "device", "guidance") if kind == "backbone" and key not in given}
+    return names | {key: value for key, value in valid.items() if key not in left_out}
 
 
 def opens_on_meta_device(config: RunConfig) -> bool:

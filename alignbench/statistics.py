@@ -289,6 +289,21 @@ def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:
     return Interval(float(difference(a.mean(), b.mean())), 2 * half.lower, 2 * half.upper, min(len(a), len(b)))
 
 
+def within(interval: Interval, low: float | None, high: float | None) -> Interval:
+    """The interval of a mean whose values lie in [low, high]; None for an end that does not exist.
+
+    An end of Student's interval that leaves the range is taken on the logarithm of the distance to the end of the range that
+    it passes, and carried back (delta method): at distance d of the mean and with half-width h it is d exp(-h / d) from
+    there. The other end stays what it is, and so do all intervals inside the range.
+    """
+    value, lower, upper, n = interval
+    if low is not None and np.isfinite(lower) and lower < low < value:
+        lower = low + (value - low) * float(np.exp(-(value - lower) / (value - low)))
+    if high is not None and np.isfinite(upper) and value < high < upper:
+        upper = high - (high - value) * float(np.exp(-(upper - value) / (high - value)))
+    return Interval(value, lower, upper, n)
+
+
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Corrects p values for multiple tests (Holm 1979).
 

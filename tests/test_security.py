@@ -28,12 +28,12 @@ from alignbench.cli.options import results_folder
 from alignbench.comparison.grid import Grid
 from alignbench.comparison.reading import read_results
 from alignbench.config.run_config import BudgetConfig, load_config
-from alignbench.figures import plots
+from alignbench.figures.style import write_figure
 from alignbench.files.escaping import slug
 from alignbench.files.yaml_files import read_yaml
 from alignbench.load import load_backbone
 from alignbench.reports import report
-from alignbench.reports.gallery import image_grid
+from alignbench.reports.plots.gallery import image_grid
 from evals.embedders.clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.support.plugins import toy_config, write_task
@@ -224,7 +224,7 @@ def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
     names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert all(all(c.isalnum() or c in "._-" for c in name) for name in names)
     picture = Image.new("RGB", (4, 4))
-    plots.write_figure(tmp_path / "grid.png", image_grid({"tmpo x $y_{": [picture]}, ["costs $5_{ and $6^"]))
+    write_figure(tmp_path / "grid.png", image_grid({"tmpo x $y_{": [[picture]]}, ["costs $5_{ and $6^"]))
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown

@@ -98,6 +98,11 @@ class DiffusersFolder(Backbone):
     GUIDANCE: ClassVar[str] = "guidance_scale"
     """Name of the guidance among the arguments of the pipeline's call."""
 
+    def ineffective_settings(self) -> dict[str, str]:
+        if self.settings.train == "lora":
+            return {}
+        return dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), "train=full trains all weights, without a LoRA")
+
     def __init__(self, settings: Settings) -> None:
         _silence()
         self.settings = settings

@@ -40,9 +40,16 @@ def compare(
     samplers: Annotated[
         str | None, typer.Option(help="Rollout samplers, separated by commas, or LABEL=NAME; see `list samplers`.")
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. (default: the preset's)")] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", "--task", help="Tasks, separated by commas. (default: the preset's)")
+    ] = None,
     seeds_: Annotated[
-        str | None, typer.Option("--seeds", help="A number of seeds, or a list of them with commas. (default: 3)")
+        str | None,
+        typer.Option(
+            "--seeds",
+            help="A number of seeds, or a list of them with commas; with --out of a comparison alone, seeds are added to it. "
+            "(default: 3)",
+        ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Model: a name, or a local diffusers folder. (default: tiny)")] = None,
     preset: Annotated[str | None, typer.Option(help="Preset, as for `run`. (default: quick)")] = None,
@@ -53,6 +60,13 @@ def compare(
             "(default: the model rows that the preset plans for the cheapest method)"
         ),
     ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Instead of --budget: all cells get the model rows that so many iterations of the cheapest method take.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Output folder; an existing comparison is resumed. (default: results/<time>-comparison)")
     ] = None,
@@ -60,7 +74,8 @@ def compare(
         Path | None,
         typer.Option(
             help="YAML file: a comparison (objectives, samplers, tasks, seeds, settings, sweep, and parts in which keys of "
-            "these differ), or keys of the configuration, shaped like a preset. Options win over it."
+            "these differ), keys of the configuration, shaped like a preset, or the config.yaml of a run, whose pair is then "
+            "compared with its settings. Options win over it."
         ),
     ] = None,
     sets: Annotated[
@@ -100,7 +115,7 @@ def compare(
     lists = {key: names(value) if key.endswith("s") else value for key, value in options.items() if value}
     grid = _planned(
         {**lists, "seeds": seeds(seeds_) if seeds_ else None, "sweep": parse_sweeps(sweep) if sweep else None},
-        {"budget": parse_assignments(budget or []), "settings": parse_assignments(sets or [])},
+        {"budget": parse_assignments(budget or []), "settings": _settings(sets, iterations, budget)},
         config,
         out,
         workers * processes,
@@ -123,6 +138,16 @@ def compare(
         _report(record, folder, reward, diversity)
 
 
+def _settings(sets: list[str] | None, iterations: int | None, budget: list[str] | None) -> dict[str, Any]:
+    """The settings that `--set` and `--iterations` ask for."""
+    settings = parse_assignments(sets or [])
+    if iterations is None:
+        return settings
+    if budget:
+        raise UserError("--iterations and --budget both say where cells end; leave one of them out")
+    return {**settings, "iterations": iterations}
+
+
 def _planned(
     options: Mapping[str, Any], assigned: Mapping[str, Mapping[str, Any]], config: Path | None, out: Path | None, at_once: int
 ) -> "Grid":
@@ -133,20 +158,23 @@ def _planned(
         assigned: budget and settings.
         at_once: processes that share this machine's threads.
     """
-    from alignbench.comparison.grid import SETTINGS, read_grid
+    from alignbench.comparison.grid import SETTINGS, read_grid, with_seeds
     from alignbench.comparison.planning import Request, plan_grid, read_request
 
     former = read_grid(out) if out and (out / SETTINGS).is_file() else None
     nothing = not config and not any(options.values()) and not any(assigned.values())
     if nothing and out is not None:
         return former or read_grid(out)
+    others = [value for key, value in options.items() if key != "seeds"]
+    if former and options.get("seeds") and not config and not any(others) and not any(assigned.values()):
+        return with_seeds(former, options["seeds"])
     request = read_request(config) if config else Request()
     request = request.with_options(**options, budget=assigned["budget"] or None, settings=assigned["settings"] or None)
     complete = (request.objectives and request.samplers) or request.parts
     if not complete:
         raise UserError(
             "compare needs --objectives and --samplers, or a --config file that lists them; --out DIR alone resumes the "
-            "comparison in DIR"
+            "comparison in DIR, and --out DIR --seeds N adds seeds to it"
         )
     if former and not request.budget and not (request.settings or {}).get("budget"):
         request = request.with_options(budget=former.budget.model_dump(exclude_none=True))
@@ -196,9 +224,12 @@ def _report(record: "ComparisonRecord", folder: Path, reward: str | None, divers
     """Writes the report; ends the command with exit code 1 where a cell failed."""
     failed = sum(cell.status == "failed" for cell in record.cells)
     if failed < len(record.cells):
+        from alignbench.cli.comparison_view import show_summary
+        from alignbench.comparison.reading import read_results
         from alignbench.reports.report import write_report
 
         write_report(folder, reward=reward, diversity=diversity)
+        show_summary(read_results(folder, reward=reward, diversity=diversity))
         typer.echo(f"report: {folder / 'report.html'}", err=True)
     if failed:
         typer.echo(f"alignbench: {failed} of {len(record.cells)} cells failed; rerun the command to retry them", err=True)
@@ -211,8 +242,8 @@ def plot(
     reward: REWARD = None,
     diversity: DIVERSITY = None,
 ) -> None:
-    """Draws the plots of a run, or of the comparison of all runs below a folder, again from the records alone."""
-    if (folder / "result.json").exists() or not folder.is_dir():
+    """Draws the plots of a run, finished or not, or of the comparison of all runs below a folder, from the records alone."""
+    if any((folder / name).is_file() for name in ("result.json", "config.yaml")) or not folder.is_dir():
         from alignbench.figures.plots import plot_run
 
         if reward or diversity:

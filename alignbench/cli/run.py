@@ -48,8 +48,8 @@ def run(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Continue the interrupted run in this folder. --set may only change keys that do not affect the results: "
-            f"{', '.join(RESULT_NEUTRAL_KEYS)}."
+            help="Continue the interrupted run in this folder; with --iterations, extend a run to so many, if its schedules "
+            f"allow. --set may only change keys that do not affect the results: {', '.join(RESULT_NEUTRAL_KEYS)}."
         ),
     ] = None,
     dry_run: Annotated[
@@ -70,11 +70,14 @@ def run(
     }
     if resume is not None:
         others = {"preset": preset, "out": out, "config": config, "dry-run": dry_run or None}
-        excess = [f"--{k}" for k, v in {**options, **others}.items() if v is not None]
+        excess = [f"--{k}" for k, v in {**options, **others}.items() if v is not None and k != "iterations"]
         excess += [f"--set {key}" for key in parse_assignments(sets or []) if key not in RESULT_NEUTRAL_KEYS]
         if excess:
             raise UserError(f"--resume continues a run with its own settings; leave out {', '.join(excess)}")
-        settings, folder = load_config(file=config_of(resume), sets=sets or []), resume
+        more = {} if iterations is None else {"iterations": iterations}
+        settings, folder = load_config(file=config_of(resume), options=more, sets=sets or []), resume
+        if _is_finished(settings, folder, as_json):
+            return
     else:
         settings = load_config(preset=preset, file=config, options=without_defaults(options), sets=sets or [])
         folder = out or results_folder(settings.objective.title, settings.sampler.title, f"s{settings.seed}")
@@ -84,6 +87,24 @@ def run(
         return
     with reserved(folder) if resume is None and out is None and launch.is_first() else nullcontext(folder) as folder:
         _run(settings, folder, resume is not None, as_json)
+
+
+def _is_finished(settings: RunConfig, folder: Path, as_json: bool) -> bool:
+    """Whether the run in the folder has done all that is asked for, which is then told."""
+    from alignbench.records.record import RESULT, read_result
+
+    if not (folder / RESULT).is_file():
+        return False
+    result = read_result(folder)
+    if settings.iterations is not None and settings.iterations > (result.config.get("iterations") or settings.iterations):
+        return False
+    if launch.is_first():
+        done = f"{result.run.iterations} iteration{'s' * (result.run.iterations != 1)}, {result.run.status}"
+        extend = "; --iterations N extends it" if result.run.status == "complete" else ""
+        typer.echo(f"the run in {folder} is finished ({done}){extend}", err=True)
+        if as_json:
+            print_json(result.model_dump_json(indent=2))
+    return True
 
 
 def _run(settings: RunConfig, folder: Path, resume: bool, as_json: bool) -> None:

@@ -36,7 +36,7 @@ class Fronts:
         for front in self.kept:
             record = front.record
             same_task = (record.task, record.prompt_set) == (result.run.task, kind) and record.fingerprint == result.task
-            if same_task and record.config == depends_on:
+            if same_task and dependence(record.config) == depends_on:
                 return front
         return None
 
@@ -108,7 +108,7 @@ def _is_there(fronts: Fronts, config: RunConfig, kind: str) -> bool:
     task = configured_task(config)
     depends_on, fingerprint = dependence(config.anchored().resolved()), task.fingerprint()
     return any(
-        (f.record.task, f.record.prompt_set, f.record.config, f.record.fingerprint)
+        (f.record.task, f.record.prompt_set, dependence(f.record.config), f.record.fingerprint)
         == (task.name, kind, depends_on, fingerprint)
         for f in fronts.kept
     )

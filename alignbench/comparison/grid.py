@@ -5,7 +5,7 @@ itself under other settings. A sweep makes a method of each value of a setting. 
 grid with some keys changed, and its cells are compared with those of all other parts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from alignbench.comparison.sweeps import Pair, labels, overlay, points, value_text
-from alignbench.comparison.tuned import Tuned
+from alignbench.comparison.tuned import Tuned, refuse_tuning_seeds
 from alignbench.config.run_config import BudgetConfig, RunConfig, load_config, merged_layers, plugin_data, read_settings
 from alignbench.errors import UserError
 from alignbench.registry import file_name
@@ -175,6 +175,19 @@ def read_grid(folder: Path) -> Grid:
     """
     file = folder / SETTINGS
     return validate(Grid, read_settings(file, "comparison"), where=str(file))
+
+
+def with_seeds(grid: Grid, seeds: Sequence[int]) -> Grid:
+    """The same comparison with other seeds, such as more of them.
+
+    Raises:
+        UserError: a part of the comparison has seeds of its own.
+    """
+    own = [name for name, part in grid.parts.items() if part.get("seeds")]
+    if own:
+        raise UserError(f"part {own[0]!r} of the comparison has seeds of its own; change them in its file")
+    refuse_tuning_seeds(seeds)
+    return validate(Grid, {**grid.model_dump(), "seeds": list(seeds)}, where="comparison")
 
 
 def configured(

@@ -16,6 +16,7 @@ from alignbench.config.run_config import (
     assignments,
     merged_layers,
     placed_keys,
+    plugin_data,
     read_settings,
     tasks_path,
 )
@@ -28,6 +29,8 @@ from alignbench.registry import names
 from alignbench.settings import Settings, validate
 from alignbench.tasks import configured_task
 
+_OF_RUN = ("seed", "task", "preset", "threads", "budget", "iterations", "backbone")
+"""Keys of a run's configuration that a comparison has elsewhere than among its settings."""
 SEEDS = (0, 1, 2)
 """The seeds of a comparison whose user asks for none."""
 
@@ -73,7 +76,8 @@ class Request(PartRequest):
 def read_request(file: Path) -> Request:
     """The request in a comparison file, or in a file with keys of the configuration alone, shaped like a preset.
 
-    A file is a comparison file if it lists objectives or samplers, or has `parts`, `tasks`, `seeds`, `settings` or `sweep`.
+    A file is a comparison file if it lists objectives or samplers, or has `parts`, `tasks`, `seeds`, `settings` or `sweep`. The
+    configuration of a run, which has an objective and a sampler with their settings, asks for this pair and may be widened.
 
     Raises:
         UserError: the file cannot be read, or one of its keys is wrong.
@@ -83,7 +87,33 @@ def read_request(file: Path) -> Request:
     lists = [key for key in ("objectives", "samplers") if isinstance(data.get(key), list)]
     if lists or {"parts", "tasks", "seeds", "settings", "sweep"} & set(data):
         return validate(Request, data, where=str(file))
-    return Request(settings=data)
+    is_of_run = all(isinstance(data.get(kind), Mapping) and data[kind].get("name") for kind in ("objective", "sampler"))
+    return validate(Request, _of_run(data), where=str(file)) if is_of_run else Request(settings=data)
+
+
+def _of_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The request that the configuration of a run makes: its pair with its settings, on its task and within its budget."""
+    settings = {key: value for key, value in config.items() if key not in {*_OF_RUN, "objective", "sampler"}}
+    asked: dict[str, Any] = {}
+    for kind in ("objective", "sampler"):
+        plugin = plugin_data(kind, config[kind])
+        name, label = plugin.pop("name"), plugin.pop("label", None)
+        asked[f"{kind}s"] = [name if label is None else f"{label}={name}"]
+        if plugin:
+            settings[f"{kind}s"] = {label or name: {kind: plugin}}
+    limits = {key: value for key, value in (config.get("budget") or {}).items() if value is not None}
+    backbone = plugin_data("backbone", config.get("backbone"))
+    if len(backbone) > 1:
+        settings["backbone"] = backbone
+    asked |= {"tasks": [config["task"]]} if "task" in config else {}
+    asked |= {"backbone": backbone["name"]} if backbone.get("name") else {}
+    asked |= {"preset": config["preset"]} if "preset" in config else {}
+    asked |= {"threads": config["threads"]} if config.get("threads") else {}
+    if limits:
+        asked["budget"] = limits
+    elif config.get("iterations") is not None:
+        settings["iterations"] = config["iterations"]
+    return {**asked, "settings": settings}
 
 
 def plan_grid(request: Request, at_once: int = 1) -> Grid:

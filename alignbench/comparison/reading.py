@@ -16,6 +16,7 @@ from alignbench.config.inference import InferenceConfig
 from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, StopConfig, with_present_names
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.escaping import visible
+from alignbench.load import complete_settings
 from alignbench.records.record import CONFIG, RESULT, Result, read_result, visible_record
 from alignbench.records.tables import read_evals, read_metrics
 
@@ -168,6 +169,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
     setups = _Names("the numbers are not comparable and stand apart")
     cells = _Names("they count as different methods")
     folders: dict[tuple[str, str, int], Path] = {}
+    cells_seen: dict[str, dict[str, Any]] = {}
     for reading in readings:
         result = reading.result
         info = result.run
@@ -175,6 +177,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
         method = {k: v for k, v in with_present_names(result.config).items() if k not in KEYS_OUTSIDE_METHOD_IDENTITY}
         method = {key: value for key, value in method.items() if key not in UNUSED or value != UNUSED[key]}
         pair = " x ".join(result.pair)
+        method = _as_former(method, cells_seen.setdefault(pair, method))
         name = pair if reading.in_first_part else f"{reading.part}: {pair}"
         cell = cells.of(name, method, within=setup)
         first = folders.setdefault((setup, cell, info.seed), reading.folder)
@@ -186,6 +189,21 @@ def _name(readings: list[_Reading], results: Results) -> None:
         base = cell.replace(pair, reading.base_method or pair, 1)
         results.runs.append(RecordedRun(reading.folder, result, setup, cell, reading.part, metrics, evals, base, reading.swept))
     results.notes += setups.notes + cells.notes
+
+
+def _as_former(method: dict[str, Any], former: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a method as another run of the same name recorded them, if they are equal with every default filled in.
+
+    Records of older versions have only those settings of plug-ins that were given.
+    """
+    if method == former:
+        return method
+
+    def filled(settings: dict[str, Any]) -> dict[str, Any]:
+        plugins = {kind: settings[kind] for kind in ("objective", "sampler") if isinstance(settings.get(kind), dict)}
+        return settings | {kind: complete_settings(kind, plugin) for kind, plugin in plugins.items()}
+
+    return former if filled(method) == filled(former) else method
 
 
 def _visible_value(value: Any) -> Any:

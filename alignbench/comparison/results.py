@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alignbench.comparison.ranges import in_range
 from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.files.escaping import slugs
 from alignbench.records.record import Estimate, MetricRecord, Result
@@ -300,7 +301,7 @@ class Results:
             names
             | {"metric": name, "role": record.role}
             | {"higher_is_better": record.higher_is_better, "seeds": 0, "over": "prompts", "sd": np.nan}
-            | columns("mean", interval_of(record.base))
+            | columns("mean", in_range(name, interval_of(record.base)))
             | columns("iqm", self._iqm(setup, run.cell, name, "base"))
             | columns("difference", Interval(np.nan, np.nan, np.nan, 0))
             | nothing
@@ -329,7 +330,7 @@ class Results:
                 {**names, "metric": name, "role": record.role}
                 | {"higher_is_better": record.higher_is_better, "seeds": len(runs), "over": "seeds" if several else "prompts"}
                 | {"sd": float(np.nanstd(final, ddof=1)) if several else np.nan}
-                | columns("mean", mean_interval(final) if several else interval_of(record.final))
+                | columns("mean", in_range(name, mean_interval(final) if several else interval_of(record.final)))
                 | columns("iqm", self._iqm(first.setup, first.cell, name, "final"))
                 | columns("difference", mean_interval(difference) if several else interval_of(record.difference))
                 | used

@@ -16,6 +16,7 @@ from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, load_config
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.writing import exclusive, is_free, refuse_links, write_atomically
 from alignbench.files.yaml_files import to_yaml
+from alignbench.load import every_setting
 from alignbench.records.record import CONFIG, RESULT, read_result
 from alignbench.runtime import launch
 from alignbench.tasks import changed_parts, configured_task, refuse_changed
@@ -186,10 +187,10 @@ def _refuse_other_settings(cell: Cell, folder: Path, recorded: Mapping[str, Any]
         recorded: the configuration in the folder's record, if it has one. Where it is not equal, the run's file decides:
             in that, a setting that is newer than the run has its default.
     """
-    now = cell.config.resolved()
+    now = every_setting(cell.config).resolved()
     if recorded == now:
         return
-    former = load_config(file=folder / CONFIG).resolved()
+    former = every_setting(load_config(file=folder / CONFIG)).resolved()
     changed = [each for each in dotted_differences(former, now) if each[0].partition(".")[0] not in RESULT_NEUTRAL_KEYS]
     if changed:
         differences = ", ".join(f"{key} {then} (now {at_present})" for key, then, at_present in changed)

@@ -18,7 +18,7 @@ from alignbench.diagnosis.draws import draw_groups
 from alignbench.diagnosis.record import Diagnosis
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.figures.plots import write_figure
+from alignbench.figures.style import write_figure
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
 from alignbench.records.environment import environment

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from alignbench.diagnosis.record import Diagnosis
-from alignbench.figures.plots import COLORS, STYLE, error_bars, legend_name
+from alignbench.figures.style import COLORS, STYLE, error_bars, legend_name
 from alignbench.files.escaping import visible
 from alignbench.records.record import Estimate
 

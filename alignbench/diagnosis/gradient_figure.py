@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from alignbench.diagnosis.record import GradientDiagnosis, GradientTrial
-from alignbench.figures.plots import COLORS, STYLE, error_bars
+from alignbench.figures.style import COLORS, STYLE, error_bars
 from alignbench.files.escaping import visible
 from alignbench.records.record import Estimate
 

@@ -30,7 +30,7 @@ from alignbench.diagnosis.exact_gradient import Paths, mean_gradient
 from alignbench.diagnosis.record import GradientDiagnosis, GradientTrial
 from alignbench.errors import RunError, UserError
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.figures.plots import write_figure
+from alignbench.figures.style import write_figure
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Divergence, Objective

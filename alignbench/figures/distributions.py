@@ -36,8 +36,8 @@ def over_training(distributions: pd.DataFrame, title: str) -> Figure:
     parts = _by_iteration(distributions)
     half = _frame(parts[0])
     brightest = _density(parts[TARGET], half).max()
-    columns = min(len(parts), IN_A_ROW)
-    rows = -(-len(parts) // columns)
+    rows = -(-len(parts) // IN_A_ROW)
+    columns = -(-len(parts) // rows)  # rows of about the same length
     side = WIDTH / max(columns, 4)
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(side * columns, (side + 0.15) * rows + 1.1), layout="constrained")

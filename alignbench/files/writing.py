@@ -315,6 +315,24 @@ def exclusive(folder: Path, lock: str = LOCK, patience: float = 0.0) -> Iterator
         os.close(descriptor)
 
 
+def is_in_use(folder: Path, lock: str = LOCK) -> bool:
+    """Whether another process holds the lock of the folder; False where there is none."""
+    try:
+        descriptor = os.open(folder / lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def _locked(descriptor: int, patience: float) -> bool:
     deadline = time.monotonic() + patience
     while True:

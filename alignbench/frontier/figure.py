@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alignbench.figures.plots import COLORS, STYLE
+from alignbench.figures.style import COLORS, STYLE
 from alignbench.frontier.front import BEST_OF, KL, REWARD, TILT, Front, summary
 
 COLUMNS = 3

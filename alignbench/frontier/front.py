@@ -37,6 +37,7 @@ from alignbench.frontier.tilt import (
     tilted_mean,
     weighted_mean,
 )
+from alignbench.load import complete_settings
 from alignbench.rollouts.executor import decode, predict, sample
 from alignbench.rollouts.noise import seed_of
 from alignbench.scorer import Scorer, SetMetric, checked_scores
@@ -370,10 +371,15 @@ PROTOCOL = {"prompts", "images_per_prompt", "validation_prompts", "validation_im
 
 
 def dependence(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's resolved configuration on which its front depends, beside the content of its task."""
+    """The part of a run's resolved configuration on which its front depends, beside the content of its task.
+
+    The backbone has all its settings, also where an older record has only those that were given.
+    """
+    backbone = config.get("backbone")
     evaluation = config.get("evaluation") or {}
-    keys = ("backbone", "guidance", "normalise_rewards", "scorer_url", "reward")
+    keys = ("guidance", "normalise_rewards", "scorer_url", "reward")
     return {
+        "backbone": complete_settings("backbone", backbone) if isinstance(backbone, Mapping) else backbone,
         **{key: config.get(key) for key in keys},
         "evaluation": {key: evaluation.get(key) for key in sorted(PROTOCOL)},
     }

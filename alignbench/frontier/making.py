@@ -6,7 +6,7 @@ from typing import Any
 
 from alignbench.config.run_config import RunConfig
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.figures.plots import write_figure
+from alignbench.figures.style import write_figure
 from alignbench.files.writing import exclusive
 from alignbench.frontier import BEST_OF, IMAGES
 from alignbench.frontier.exact import knows_target, measure_known_front

@@ -11,8 +11,8 @@ from alignbench.analysis import contrasts
 from alignbench.analysis.contrasts import BEST_REWARD, KL, Family
 from alignbench.analysis.modes import modes_frame
 from alignbench.comparison.results import Results
-from alignbench.reports import reward_kl
 from alignbench.reports.formatting import SIGNIFICANT, heading
+from alignbench.reports.plots import reward_kl
 from alignbench.reports.style import objective_of
 
 

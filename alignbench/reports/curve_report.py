@@ -14,7 +14,8 @@ from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_cu
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.results import RecordedRun, Results
 from alignbench.evaluation.alarm import ALARM_LEVEL, mode_alarms
-from alignbench.frontier.front import VALIDATION, Front
+from alignbench.figures.metric_names import axis_name
+from alignbench.frontier.front import REWARD, TILT, VALIDATION, Front, summary
 from alignbench.records.distributions import mode_masses
 from alignbench.statistics import CONFIDENCE
 
@@ -53,6 +54,11 @@ class CurveReport:
             fronts.of_setup(results, setup, VALIDATION),
             {name: record.higher_is_better for name, record in metrics.items()},
         )
+
+    @property
+    def reward_name(self) -> str:
+        """What sentences call the reward."""
+        return axis_name(self.reward)
 
     @cached_property
     def diversities(self) -> list[str]:
@@ -188,6 +194,15 @@ class CurveReport:
             prompt = run.evals["prompt"].iloc[0] if run.evals is not None else run.result.run.task
             found += mode_alarms(mode_masses(table), str(prompt))
         return found
+
+    def target_line(self, metric: str) -> list[tuple[float, float]]:
+        """Reward and metric along the front of the evaluation prompts, by ascending reward; empty without one."""
+        front = self.front
+        if front is None or metric not in front.metrics or front.record.normalised:
+            return []
+        means = summary(front)
+        means = means[means["rule"] == TILT].pivot(index="strength", columns="metric", values="value")
+        return sorted(zip(means[REWARD].astype(float), means[metric].astype(float), strict=True))
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """Everything as frames, by the names of their files."""

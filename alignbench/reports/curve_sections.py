@@ -9,9 +9,9 @@ import pandas as pd
 from alignbench.analysis.against_front import front_note
 from alignbench.analysis.curves import ROWS
 from alignbench.analysis.power import POWER
+from alignbench.figures.metric_names import axis_name
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.formatting import SIGNIFICANT, number
-from alignbench.reports.style import axis_name
 from alignbench.reports.text_table import Cell, TextTable, bounded, count, name
 
 SHOWN = 4
@@ -33,7 +33,7 @@ def _avoidable(report: CurveReport) -> TextTable | None:
     metrics = _shown(frame)
     over = "over seeds" if (frame["over"] == "seeds").any() else "over prompts, for these trained models only"
     note = (
-        f"The front's diversity at a model's own {report.reward}, minus the model's: above 0, more was lost than the "
+        f"The front's diversity at a model's own {report.reward_name}, minus the model's: above 0, more was lost than the "
         f"reward asks for. {front_note(report.front)} Intervals are {over}. The front is not an upper bound: at a higher KL a "
         "model may lie above it."
     )
@@ -57,15 +57,15 @@ def _at_kl(report: CurveReport) -> TextTable | None:
     if frame.empty:
         return None
     note = (
-        f"The most {report.reward} that any distribution has at a model's KL divergence to the base model, minus the model's "
-        "own. A KL beyond the front counts as its end."
+        f"The most {report.reward_name} that any distribution has at a model's KL divergence to the base model, minus the "
+        "model's own. A KL beyond the front counts as its end."
     )
     rows = []
     for row in frame.to_dict("records"):
         kl = bounded({"value": row["kl"], "lower": row["kl_lower"], "upper": row["kl_upper"]})
         beyond = f"{row['beyond']} of {row['runs']} runs"
         rows.append([name(str(row["cell"])), kl, bounded(row), Cell(beyond if row["beyond"] else "none", row["beyond"])])
-    head = ["model", "KL to base (nats)", f"{report.reward} left unused", "beyond the front"]
+    head = ["model", "KL to base (nats)", f"{report.reward_name} left unused", "beyond the front"]
     return TextTable("Reward at equal KL", note, head, rows)
 
 
@@ -73,7 +73,7 @@ def _differences(report: CurveReport) -> TextTable | None:
     frame = report.differences
     if frame.empty:
         return None
-    metrics = [*[m for m in _shown(frame) if m != ROWS][: SHOWN - 1], ROWS]
+    metrics = [*[m for m in _shown(frame) if m != ROWS][: SHOWN - 2], ROWS]
     tests = int(frame["tests"].max())
     corrected = (
         f"* marks p < {SIGNIFICANT} by Student's t test, Holm-corrected for the {tests} test{'s' * (tests > 1)} of each metric"
@@ -81,7 +81,7 @@ def _differences(report: CurveReport) -> TextTable | None:
         else "no test can be made: it needs two seeds whose differences vary"
     )
     note = (
-        f"Each curve is read where its {report.reward} first reaches a level, between two evaluations on the validation "
+        f"Each curve is read where its {report.reward_name} first reaches a level, between two evaluations on the validation "
         f"prompts. The first method minus the second, paired by seed; {corrected}."
     )
     if any(len(strengths) > 1 for strengths in report.strengths.values()):
@@ -99,7 +99,7 @@ def _differences(report: CurveReport) -> TextTable | None:
             for i, m in enumerate(metrics)
         ]
         rows.append([Cell(number(level), level), name(str(first)), name(str(second)), *values])
-    head = [axis_name(report.reward), "first", "second", *map(axis_name, metrics)]
+    head = [report.reward_name, "first", "second", *map(axis_name, metrics)]
     return TextTable("Differences at equal reward", note, head, rows, folded=len(rows) > LONG)
 
 
@@ -120,8 +120,8 @@ def _rows(report: CurveReport) -> TextTable | None:
     if not report.rows_to_reward:
         return None
     note = (
-        "Model rows of training by which half of a method's runs have first reached a level of "
-        f"{report.reward}, and how many have. Runs that never reach it count as slower than all others (Kaplan and Meier 1958)."
+        f"Model evaluations by which half of a method's runs have first reached a level of {report.reward_name}, and how many "
+        "have. Runs that never reach it count as slower than all others (Kaplan and Meier 1958)."
     )
     levels = report.levels
     rows = []
@@ -144,8 +144,8 @@ def _areas(report: CurveReport) -> TextTable | None:
         return None
     metrics = _shown(frame)
     note = (
-        f"The area that a method's evaluations dominate in {report.reward} and diversity, over its training and its strengths, "
-        "above the base model's reward and the worst diversity of all curves; intervals over seeds. More is better."
+        f"The area that a method's evaluations dominate in {report.reward_name} and diversity, over its training and its "
+        "strengths, above the base model's reward and the worst diversity of all curves; intervals over seeds. More is better."
     )
     rows = _by_method(frame, metrics)
     return TextTable("Hypervolume of the curves", note, ["method", *map(axis_name, metrics)], rows)
@@ -158,7 +158,7 @@ def _onsets(report: CurveReport) -> TextTable | None:
     metrics = _shown(frame)
     note = (
         f"The iteration at which a metric is best, as the median over seeds with their range, and in how many seeds it gets "
-        f"worse from there to the end, beyond chance over prompts, while {report.reward} rises: over-optimisation. "
+        f"worse from there to the end, beyond chance over prompts, while {report.reward_name} rises: over-optimisation. "
         "0 means that it gets worse from the start."
     )
     rows = []

@@ -20,10 +20,10 @@ def heading(name: str, metric: MetricRecord) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits, those before the point in full, or a dash where there is none."""
+    """Three digits, those before the point in full, or a dash where there is none."""
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e15 else f"{value:.3g}"
 
 
 def p_value(p: float) -> str:

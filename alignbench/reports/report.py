@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -21,20 +22,24 @@ from alignbench.analysis.power import POWER
 from alignbench.comparison.fronts import read_fronts
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
-from alignbench.figures.plots import left_out, save
+from alignbench.figures.metric_names import axis_name, meanings
+from alignbench.figures.style import left_out, save
 from alignbench.files.escaping import markdown, slugs, visible
 from alignbench.files.writing import PATIENCE, REPORT_LOCK, exclusive, own_folders, refuse_foreign, write_atomically
 from alignbench.files.yaml_files import parse
-from alignbench.reports import comparison_plots
+from alignbench.reports.alarms import grouped
 from alignbench.reports.contrast_sections import FamilyReport, family_report, joined, joined_frames
-from alignbench.reports.curve_figure import curve_trade_off
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.curve_sections import tables as curve_tables
+from alignbench.reports.findings import findings
 from alignbench.reports.formatting import contrast, estimate, heading, listed, number, p_value, spent
-from alignbench.reports.gallery import gallery, tree_drawings
-from alignbench.reports.style import PAPER, axis_name, figure_title, metric_pairs
+from alignbench.reports.method_settings import settings_table
+from alignbench.reports.plots import comparison_plots
+from alignbench.reports.plots.curve_figure import curve_trade_off
+from alignbench.reports.plots.gallery import gallery, tree_drawings
+from alignbench.reports.plots.trade_off import scatter
+from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs
 from alignbench.reports.tables import method_row, protocol_of, write_tables
-from alignbench.reports.trade_off import scatter
 from alignbench.reports.verdict import verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,6 +57,10 @@ ALARM_NOTES = {
 }
 LISTED_PAIRS = 200
 """Pairs of methods that a page lists, at most; `tables/pairs.csv` has all."""
+FIRST_METRICS = 4
+"""Metrics that a table shows at first; the others are shown on request."""
+PAGE_WIDTH, FLATTER = 6.2, 0.7
+"""Inches: the width of figures on the page, and by what their height grows less than their width."""
 
 
 @dataclass
@@ -108,11 +117,13 @@ def curve_reports(results: Results) -> dict[str, CurveReport]:
 def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: Path) -> list[Path]:
     reports = [family_report(results, family) for family in families(results)]
     plots = draw_plots(results, reports, curves, None if _is_run(folder) else folder / "plots")
+    if not _is_run(folder):
+        _remove_former_plots(folder / "plots", plots.written)
     values = {
         "setups": [setup_values(results, setup, folder, plots, curves[setup]) for setup in results.setups],
         "families": [_family_values(report, folder, plots) for report in reports],
         "results": results,
-        "published": parse(PUBLISHED.read_text(encoding="utf-8")),
+        "published": published(results),
         "base": BASE,
     }
     written = []
@@ -123,6 +134,23 @@ def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: P
         written.append(folder / name)
     frames = joined_frames(reports) | joined([report.frames() for report in curves.values()])
     return written + write_tables(results, frames, folder / "tables") + plots.written
+
+
+def published(results: Results) -> list[dict[str, Any]]:
+    """The figures that others published on a model which a run was trained on too."""
+    backbones = {
+        f"{run.result.run.backbone} {run.result.config.get('backbone')}".lower().replace("_", "-") for run in results.runs
+    }
+    tables: list[dict[str, Any]] = parse(PUBLISHED.read_text(encoding="utf-8"))
+    return [table for table in tables if any(model in backbone for model in table["models"] for backbone in backbones)]
+
+
+def _remove_former_plots(folder: Path, written: Sequence[Path]) -> None:
+    """Removes plots of an earlier report that this one does not have, such as those of another `--diversity`."""
+    for file in (*folder.glob("*.*"), *folder.glob("*/*.*")):
+        is_plot = file.suffix in (".png", ".svg") and file.name.startswith(tuple(TITLES))
+        if is_plot and file not in written and not file.is_symlink():
+            file.unlink()
 
 
 def _is_run(folder: Path) -> bool:
@@ -170,23 +198,29 @@ def draw_plots(
 
 
 def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path | None) -> None:
-    """Saves a figure as SVG for the page, and into the folder as PNG and SVG."""
+    """Saves a figure as SVG for the page, and as PNG and SVG for a paper into the folder."""
     images = {}
+    resizable = figure.get_layout_engine() is not None and figure.get_figwidth() == COLUMN
     with plt.rc_context(PAPER):
-        for kind in ("svg", *([] if folder is None else ["png"])):
-            buffer = io.BytesIO()
-            save(figure, buffer, format=kind)
+        for kind in () if folder is None else ("svg", "png"):
+            images[kind] = _drawn(figure, kind)
             figure.set_layout_engine("none")  # the first drawing has laid it out
-            images[kind] = buffer.getvalue()
+        if resizable:
+            figure.set_size_inches(PAGE_WIDTH, figure.get_figheight() * (1 + FLATTER * (PAGE_WIDTH / COLUMN - 1)))
+            figure.set_layout_engine("constrained")
+        plots.images[key] = images["svg"] if images and not resizable else _drawn(figure, "svg")
     plt.close(figure)
-    plots.images[key] = images["svg"]
-    if folder is None:
-        return
     for kind, data in images.items():
-        file = folder / f"{key[1]}.{kind}"
+        file = Path(folder or "") / f"{key[1]}.{kind}"
         write_atomically(file, partial(Path.write_bytes, data=data))
         plots.written.append(file)
         plots.files[key] = file
+
+
+def _drawn(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    save(figure, buffer, format=kind)
+    return buffer.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------- pages
@@ -205,7 +239,12 @@ def render(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "p_value": p_value, "estimate": estimate, "spent": spent, "listed": listed}
-    environment.filters |= {"contrast": contrast, "code": _code, "link": lambda file: Markup(quote(file))}
+    environment.filters |= {
+        "at": lambda key, mapping: mapping[key],
+        "contrast": contrast,
+        "code": _code,
+        "link": lambda file: Markup(quote(file)),
+    }
     return environment.get_template(template).render(values | _style_and_script())
 
 
@@ -233,28 +272,52 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
     pairs = results.pairs_frame
     pairs = pairs[(pairs["setup"] == setup) & pairs["metric"].isin([reward, diversity])]
     both = diversity is not None and len(metric_pairs(cells, diversity, reward)) > 0
+    metrics = results.table_metrics(setup)
     return {
         "name": setup,
         "reward": reward,
         "diversity": diversity,
+        "axes": {name: axis_name(name) for name in (reward, diversity) if name},
         "verdict": verdict(results, setup, curves),
+        "findings": findings(results, setup, curves),
+        "meanings": meanings(metrics),
         "tables": curve_tables(curves),
-        "metrics": {name: heading(name, first.metrics[name]) for name in results.table_metrics(setup)},
+        "settings": settings_table(results, setup),
+        "metrics": {name: heading(name, first.metrics[name]) for name in metrics},
+        "first_metrics": _first_metrics(results, setup, curves),
         "rows": [method_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])],
-        "plot": scatter(cells, reward, diversity) if diversity and both else None,
+        "best": {metric: _best(cells, metric) for metric in metrics},
+        "plot": scatter(cells, reward, diversity, curves.target_line(diversity)) if diversity and both else None,
         # The page has a trade-off plot and images of its own.
         "figures": _figures(plots, setup, leave_out=("trade_off", "images", "curve_trade_off")),
         "curve_figures": _figures(plots, setup, only="curve_trade_off"),
         "files": _files(plots, setup, folder),
-        "images": {cell: [_data_uri(image) for image in of_cell] for cell, of_cell in rows.items()},
+        "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in rows.items()},
         "prompts": texts,
         "trees": {cell: _data_uri(tree) for cell, tree in tree_drawings(results, setup).items()},
         "pairs": pairs.head(LISTED_PAIRS).to_dict("records"),
         "pairs_count": len(pairs),
         "protocol": protocol_of(results, setup),
-        "alarms": _alarms(curves),
+        "alarms": grouped(curves.alarms),
         "alarm_note": _alarm_note(curves),
     }
+
+
+def _first_metrics(results: Results, setup: str, curves: CurveReport) -> list[str]:
+    """The metrics that tables show at first: the two axes, another one of diversity, and a judge."""
+    metrics = results.table_metrics(setup)
+    axes = [curves.reward, *filter(None, [curves.diversity])]
+    wanted = [*axes, *[m for m in curves.diversities if m not in axes][:1], *curves.judges, *metrics]
+    return [metric for metric in dict.fromkeys(wanted) if metric in metrics][:FIRST_METRICS]
+
+
+def _best(cells: pd.DataFrame, metric: str) -> str | None:
+    """The cell with the best mean of a metric, base model included; None without a direction or a difference."""
+    rows = cells[cells["metric"] == metric].dropna(subset=["mean"])
+    higher = rows["higher_is_better"].iloc[0] if len(rows) else None
+    if higher is None or rows["mean"].nunique() < 2:
+        return None
+    return str(rows["cell"].iloc[int(rows["mean"].argmax() if higher else rows["mean"].argmin())])
 
 
 def _alarm_note(curves: CurveReport) -> str:
@@ -267,21 +330,13 @@ def _alarm_note(curves: CurveReport) -> str:
     return f"{note} With {prompts} prompts the test finds {what} in {POWER:.0%} of runs; smaller ones may raise none."
 
 
-def _alarms(curves: CurveReport) -> list[tuple[str, str, str]]:
-    """Cell, seeds and sentence of each alarm."""
-    seeds: dict[tuple[str, str], list[str]] = {}
-    for (cell, seed), alarms in curves.alarms.items():
-        for alarm in alarms:
-            seeds.setdefault((cell, alarm), []).append(str(seed))
-    return [(cell, ", ".join(of_alarm), alarm) for (cell, alarm), of_alarm in seeds.items()]
-
-
 def _family_values(report: FamilyReport, folder: Path, plots: Plots) -> dict[str, Any]:
     """What the templates show of a family of setups."""
     key = f"family {report.name}"
     return {
         "name": report.name,
         "sections": report.sections,
+        "first_metrics": FIRST_METRICS,
         "details": report.details,
         "figures": _figures(plots, key),
         "files": _files(plots, key, folder),

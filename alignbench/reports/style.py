@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from alignbench.comparison.results import BASE
-from alignbench.figures.plots import COLORS, STYLE, legend_name
+from alignbench.figures.metric_names import axis_name
+from alignbench.figures.style import COLORS, STYLE, legend_name
 from alignbench.statistics import non_dominated
 
 COLUMN = 3.3
@@ -27,26 +28,9 @@ FILLINGS = ("full", "none", "left")
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 SMOOTHED = 8
 """Iterations over which curves are averaged."""
-NAMES = {
-    "lgmd": "LGMD",
-    "rollout_lgmd": "LGMD of rollouts",
-    "vendi": "Vendi score",
-    "kl_base": "KL to base (nats)",
-    "path_kl": "path KL to base (nats)",
-    "reward": "training reward",
-    "seconds": "seconds of training",
-    "training_seconds": "seconds of training",
-    "ratio_abs_dev_max": "max |ratio - 1|",
-    "grad_norm": "gradient norm",
-    "policy_update_norm": "update norm",
-    "zero_std_ratio": "groups of equal rewards",
-    "ess_target": "ESS of target q",
-    "ess_policy": "ESS of policy p",
-}
-"""What axes call a metric or a column, where that is not its own name."""
 TITLES = {
     "curve_trade_off": "{} against reward, along the training",
-    "trade_off": "Reward against diversity",
+    "trade_off": "Diversity against reward",
     "hypervolume": "Hypervolume: the area that a model dominates, where 1 is the best run in both",
     "against": "Reward and diversity against {}",
     "curves_by": f"Training against {{}}: running means of {SMOOTHED} iterations",
@@ -163,17 +147,18 @@ def seeds_of(frame: pd.DataFrame) -> str:
     cells = frame[frame["cell"] != BASE]
     counts = cells["seeds"] if "seeds" in cells else cells.groupby("cell")["seed"].nunique()
     low, high = int(counts.min()), int(counts.max())
-    return f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
-
-
-def axis_name(column: str) -> str:
-    """What axes call a metric or a column."""
-    return NAMES.get(column, column.replace("_", " "))
+    return f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
 
 
 def axis_title(frame: pd.DataFrame, metric: str) -> str:
     """The metric's name, with a note if lower is better."""
     return axis_name(metric) + (" (lower is better)" if sign(frame, metric) < 0 else "")
+
+
+def say_better(axis: Axes, *, higher: bool) -> None:
+    """Says above the axes where more reward and more diversity are."""
+    arrow = "\N{NORTH EAST ARROW}" if higher else "\N{SOUTH EAST ARROW}"
+    axis.set_title(f"better {arrow}", loc="right", fontsize=7, color="#555555")
 
 
 def few_ticks(axis: Axes, whole: bool = False) -> None:

@@ -10,8 +10,8 @@ import pandas as pd
 from alignbench.comparison.results import SPENT, Results
 from alignbench.files.escaping import csv_frame, latex, visible
 from alignbench.files.writing import write_atomically
-from alignbench.reports.comparison_plots import setup_hypervolumes
 from alignbench.reports.formatting import estimate, heading, listed
+from alignbench.reports.plots.comparison_plots import setup_hypervolumes
 
 MOST_ROWS = 500_000
 """Rows of the table of single images, at most; beyond it, the runs' own tables have them."""

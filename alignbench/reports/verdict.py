@@ -1,116 +1,236 @@
-"""The verdict of a report: what a setup's records show, in sentences."""
+"""The verdict of a report: what a reader should know, in five sentences. `findings` has the details."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from alignbench.analysis.curves import ROWS
+from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE, Results
-from alignbench.reports.comparison_plots import DISTANCES
+from alignbench.figures.metric_names import OF_THE_MODEL, axis_name, explained
 from alignbench.reports.curve_report import CurveReport
-from alignbench.reports.curve_verdict import curve_sentences
-from alignbench.reports.formatting import SIGNIFICANT, SMALLEST_SHOWN, estimate, number, p_value
-from alignbench.reports.style import metric_pairs, seeds_of
+from alignbench.reports.findings import disagreements
+from alignbench.reports.formatting import SIGNIFICANT, number
+from alignbench.reports.style import seeds_of
 
-FEW_SEEDS = 5
-"""With fewer seeds, a difference that exists will often not be beyond chance."""
-LISTED = 6
-"""Differences between methods that the verdict names; the table of pairs has all."""
-
-
-def verdict(results: Results, setup: str, curves: CurveReport | None = None) -> list[str]:
-    """What a setup's records show: first what its curves say, then the trained models: which differences are beyond chance.
-
-    Args:
-        curves: the setup's curves and front.
-    """
-    reward, diversity = results.reward(setup), results.diversity(setup)
-    cells = results.cells_frame[results.cells_frame["setup"] == setup]
-    sentences = curve_sentences(curves) if curves else []
-    if diversity:
-        points = metric_pairs(cells, diversity, reward)
-        front = ", ".join(str(c) for c in points.index[points["front"]]) or "nothing"
-        sentences.append(f"On the front of {reward} and {diversity}, by their means: {front}.")
-        sentences += _dominated(results, setup, [str(c) for c in points.index[~points["front"]]], reward, diversity)
-    else:
-        sentences.append("No diversity metric was recorded, so there is no trade-off to show.")
-    for metric in (reward, *([diversity] if diversity else [])):
-        sentences += _differences(results, setup, metric)
-    if 1 < cells.loc[cells["cell"] != BASE, "seeds"].min() < FEW_SEEDS:
-        few = seeds_of(cells)
-        sentences.append(f"{few} per method: a difference that is not beyond chance here may still exist.")
-    sentences += _distances(cells)
-    of_runs = curves.alarms.values() if curves else [run.result.alarms for run in results.of(setup)]
-    alarms = sum(map(bool, of_runs))
-    sentences.append(f"{alarms} of {len(results.of(setup))} runs raised an alarm." if alarms else "No run raised an alarm.")
-    return sentences
+NAMED = 4
+"""Methods that a sentence names, at most."""
+LIMITS = {"model_rows": "model evaluations", "reward_calls": "scored images", "seconds": "seconds of training"}
+"""Limits of a budget in words."""
 
 
-def _tested(results: Results, setup: str, metric: str) -> pd.DataFrame:
-    """The pairs whose difference in a metric could be tested, with the names of the higher one and of the better one."""
-    pairs = results.pairs_frame
-    tested = pairs[(pairs["setup"] == setup) & (pairs["metric"] == metric)].dropna(subset=["p"])
-    up = tested["difference"] > 0
-    high, low = tested["first"].where(up, tested["second"]), tested["second"].where(up, tested["first"])
-    reverse = bool((tested["higher_is_better"] == False).any())  # noqa: E712
-    better, worse = (low, high) if reverse else (high, low)
-    return tested.assign(high=high, low=low, better=better, worse=worse, clear=tested["p_holm"] < SIGNIFICANT)
+def verdict(results: Results, setup: str, curves: CurveReport) -> list[str]:
+    """Five sentences: what was compared, who wins at equal reward, what was lost needlessly, over-optimisation, and power."""
+    return [
+        _compared(results, setup, curves),
+        _winner(curves),
+        _with_disagreements(curves, _needless(curves)),
+        _over_optimised(curves),
+        _untold(curves),
+    ]
 
 
-def _dominated(results: Results, setup: str, behind: list[str], reward: str, diversity: str) -> list[str]:
-    """Which cells behind the front another one beats beyond chance in both metrics; empty where nothing can be tested."""
-    tests = [_tested(results, setup, metric) for metric in (reward, diversity)]
-    if not behind or any(tested.empty for tested in tests):
-        return []
-    clear = [{(row["better"], row["worse"]) for row in tested[tested["clear"]].to_dict("records")} for tested in tests]
-    by = {worse: better for better, worse in sorted(clear[0] & clear[1])}
-    beaten = ", ".join(f"{cell} (by {by[cell]})" for cell in behind if cell in by)
-    return [f"Beaten in both beyond chance: {beaten or 'none, so what lies behind the front may belong to it'}."]
+def _compared(results: Results, setup: str, curves: CurveReport) -> str:
+    runs = results.of(setup)
+    first = runs[0].result
+    methods = list(dict.fromkeys(run.cell for run in runs))
+    limits = {name: value for name, value in (first.config.get("budget") or {}).items() if value is not None}
+    ends = [f"{number(value)} {LIMITS.get(name, name)}" for name, value in limits.items()]
+    budget = " or ".join(ends) or f"{first.run.iterations} iterations"
+    seeds = seeds_of(pd.DataFrame({"cell": [r.cell for r in runs], "seed": [r.result.run.seed for r in runs]}))
+    count = "One method was trained" if len(methods) == 1 else f"{len(methods)} methods were trained"
+    diversity = f", and its diversity {explained(curves.diversity)}" if curves.diversity else ""
+    return (
+        f"{count} on task {first.run.task} with {first.run.backbone}, each within {budget} and with {seeds}: "
+        f"{_listed(methods, 'methods')}; the reward of a model is {explained(curves.reward)}{diversity}, on "
+        f"{first.protocol.prompts} held-out prompts."
+    )
 
 
-def _differences(results: Results, setup: str, metric: str) -> list[str]:
-    tested = _tested(results, setup, metric)
-    if tested.empty:
-        why = "a test needs two seeds of a cell whose values differ; intervals over prompts hold for these trained models alone"
-        return [f"{metric}: the variation from training to training is unknown ({why})."]
-    clear, count = int(tested["clear"].sum()), f"{len(tested)} tested differences"
-    how = f"Welch's test over {seeds_of(results.runs_frame.query('setup == @setup'))} per method, Holm-corrected"
+def _winner(report: CurveReport) -> str:
+    methods = report.recorded.methods
+    several = len({run.cell for run in report.results.of(report.setup)}) > 1
+    if not several:
+        return _change(report)
+    if not report.comparable or len(methods) < 2:
+        why = "since fewer than two were evaluated along the training"
+        return f"Methods cannot be compared at equal reward, {why}; {_ends(report)}."
+    metric = next((m for m in report.diversities if m in report.metrics), None)
+    if metric is None:
+        why = "No metric of diversity was recorded along the training"
+        return f"{why}, so there is no comparison at equal reward; {_ends(report)}."
+    if report.common_level is None:
+        return (
+            f"There is no comparison at equal reward, since some runs never rise above the base model's "
+            f"{report.reward_name}; {_ends(report)}."
+        )
+    return _at_level(report, metric, report.common_level)
+
+
+def _at_level(report: CurveReport, metric: str, level: float) -> str:
+    at = f"At equal reward ({report.reward_name} {number(level)}, which every run reaches)"
+    table = report.at_levels
+    values = table[(table["level"] == level) & (table["metric"] == metric)].groupby("method", sort=False)["value"].mean()
+    sign = -1.0 if report.directions.get(metric) is False else 1.0
+    best = str((sign * values).idxmax())
+    frame = report.differences
+    rows = frame[(frame["level"] == level) & (frame["metric"] == metric)].to_dict("records")
+    ahead = [_seen_from(best, row) for row in rows if best in (row["first"], row["second"])]
+    clear = [row for row in ahead if row["p_holm"] < SIGNIFICANT]
+    word = "more" if sign > 0 else "less"
+    sizes = ", ".join(f"{_size(row)} {word} {axis_name(metric)} than {row['second']}" for row in (clear or ahead)[:NAMED])
     if not clear:
-        return [f"{metric}: none of {count} is beyond chance ({how})."]
-    sentences = [f"{metric}: {clear} of {count} are beyond chance ({how})."]
-    to_base = tested[(tested["first"] == BASE) | (tested["second"] == BASE)]
-    for side, other, word in (("high", "low", "above"), ("low", "high", "below")):
-        rows = to_base[to_base["clear"] & (to_base[other] == BASE)]
+        untested = all(math.isnan(row["p_holm"]) for row in ahead)
+        why = "there are too few seeds for a test" if untested else "this may be chance"
+        return f"{at}, no method is clearly the most diverse: {best} has {sizes}, but {why}."
+    tied = [row["second"] for row in ahead if not row["p_holm"] < SIGNIFICANT]
+    rest = f"; it cannot be told apart from {_listed(tied, 'methods')}" if tied else ""
+    return f"{at}, {best} keeps the most diversity: it has {sizes}{_cost(report, best, level)}{rest}."
+
+
+def _seen_from(best: str, row: dict[Any, Any]) -> dict[Any, Any]:
+    """A row of differences, turned so that `best` comes first."""
+    if row["first"] == best:
+        return row
+    turned = {"difference": -row["difference"], "lower": -row["upper"], "upper": -row["lower"]}
+    return {**row, **turned, "first": best, "second": row["first"]}
+
+
+def _size(row: dict[Any, Any]) -> str:
+    value, lower, upper = (float(row[key]) for key in ("difference", "lower", "upper"))
+    sign = -1.0 if value < 0 else 1.0
+    ends = sorted((sign * lower, sign * upper))
+    interval = f" [{number(ends[0])}, {number(ends[1])}]" if all(map(math.isfinite, ends)) else ""
+    return f"{number(abs(value))}{interval}"
+
+
+def _cost(report: CurveReport, best: str, level: float) -> str:
+    """What the best method needed to get to the level, if it is not the fastest."""
+    table = report.at_levels
+    rows = table[(table["level"] == level) & (table["metric"] == ROWS)].groupby("method", sort=False)["value"].mean()
+    fastest = str(rows.idxmin())
+    if fastest == best:
+        return ", and it is the fastest to get there"
+    return f", after {number(rows[best])} model evaluations, where {fastest} needs {number(rows[fastest])}"
+
+
+def _ends(report: CurveReport) -> str:
+    """Who has most reward and most diversity at the end of the training."""
+    said = []
+    for metric, what in ((report.reward, "reward"), (report.diversity, "diversity")):
+        rows = _trained(report, metric) if metric else pd.DataFrame()
         if len(rows):
-            listed = ", ".join(f"{row[side]} ({_by(row)})" for row in rows.to_dict("records"))
-            sentences.append(f"{metric} is {word} the base model's for {listed}.")
-    between = tested.drop(to_base.index)
-    surest = between[between["clear"]].sort_values("p_holm", kind="stable").to_dict("records")
-    if surest:
-        listed = "; ".join(f"{row['high']} above {row['low']} ({_by(row)})" for row in surest[:LISTED])
-        more = f"; {len(surest) - LISTED} more in the table of pairs" if len(surest) > LISTED else ""
-        sentences.append(f"{metric} between methods: {listed}{more}.")
-    elif len(between):
-        sentences.append(f"{metric} between methods: no difference is beyond chance.")
-    return sentences
+            sign = -1.0 if report.directions.get(str(metric)) is False else 1.0
+            best = rows.iloc[int((sign * rows["mean"]).argmax())]
+            said.append(f"the most {what} has {best['cell']} ({axis_name(str(metric))} {_mean(best)})")
+    return "at the end of the training, by the means, " + " and ".join(said) if said else "no run recorded a reward"
 
 
-def _by(row: dict[Any, Any]) -> str:
-    size, ends = abs(row["difference"]), sorted(row[f"difference_{end}"] for end in ("lower", "upper"))
-    low, high = ends if row["difference"] > 0 else (-ends[1], -ends[0])
-    return f"by {number(size)} [{number(low)}, {number(high)}], {_equals(row['p_holm'])}"
+def _trained(report: CurveReport, metric: str) -> pd.DataFrame:
+    cells = report.results.cells_frame
+    rows: pd.DataFrame = cells[(cells["setup"] == report.setup) & (cells["metric"] == metric) & (cells["cell"] != BASE)]
+    return rows.dropna(subset=["mean"])
 
 
-def _equals(p: float) -> str:
-    return f"p {'' if p < SMALLEST_SHOWN else '= '}{p_value(p)}"
+def _mean(row: Any, name: str = "mean") -> str:
+    value, lower, upper = (float(row[f"{name}{end}"]) for end in ("", "_lower", "_upper"))
+    interval = f" [{number(lower)}, {number(upper)}]" if math.isfinite(lower) and math.isfinite(upper) else ""
+    return f"{number(value)}{interval}"
 
 
-def _distances(cells: pd.DataFrame) -> list[str]:
-    """How far the methods moved from the base model: at unequal distances, diversity alone says little."""
-    for metric in DISTANCES:
-        rows = cells[(cells["metric"] == metric) & (cells["cell"] != BASE)].dropna(subset=["mean"])
-        if len(rows) > 1:
-            near, *_, far = rows.sort_values("mean").to_dict("records")
-            ends = " to ".join(f"{estimate(row)} for {row['cell']}" for row in (near, far))
-            why = "a model that moved less keeps more diversity for that reason alone, so compare at equal distance"
-            return [f"The distance from the base model, {metric}, ranges from {ends}: {why}."]
-    return []
+def _change(report: CurveReport) -> str:
+    """How a single method's reward and diversity changed."""
+    said = []
+    for metric in filter(None, (report.reward, report.diversity)):
+        for row in _trained(report, metric).to_dict("records"):
+            if not math.isnan(row["difference"]):
+                went = "rose" if row["difference"] > 0 else "fell" if row["difference"] < 0 else "changed"
+                size = {"difference": row["difference"], "lower": row["difference_lower"], "upper": row["difference_upper"]}
+                said.append(f"{axis_name(metric)} {went} by {_size(size)}")
+    changes = " and ".join(said) or "nothing changed"
+    return f"With a single method there is nothing to compare it with but the base model: {changes}."
+
+
+def _needless(report: CurveReport) -> str:
+    if report.front is None:
+        return (
+            "Whether a method lost more diversity than its reward asks for is not known, since there is no front of the tilted "
+            "target here (`compare` makes one unless --no-front is given)."
+        )
+    if report.front.record.normalised:
+        return (
+            "Several rewards are standardised within each prompt before they are added, so there is no front of the tilted "
+            "target to compare with, and needless losses are not known."
+        )
+    frame = report.avoidable
+    metric = str(frame["metric"].iloc[0]) if len(frame) else ""
+    rows = frame[(frame["metric"] == metric) & (frame["cell"] != BASE)] if len(frame) else frame
+    if rows.empty:
+        return "The target's front has no metric of diversity that the runs recorded, so needless losses are not known."
+    base = frame.loc[(frame["metric"] == metric) & (frame["cell"] == BASE), "value"]
+    own = max(0.0, float(base.iloc[0])) if len(base) and not math.isnan(base.iloc[0]) else 0.0
+    lost = rows[rows["lower"] > own].sort_values("value", ascending=False)
+    beyond = rows[rows["value"].isna()]["cell"].astype(str)
+    rest = f"; {_listed(beyond, 'methods')} went above the reward that the front reaches" if len(beyond) else ""
+    if lost.empty:
+        return f"No method clearly lost more {axis_name(metric)} than the target itself loses at the same reward{rest}."
+    sizes = [f"{row['cell']} {_size({**row, 'difference': row['value']})}" for row in lost.to_dict("records")]
+    what = f"More {axis_name(metric)} than the target itself loses at the same reward, so needlessly, was lost by"
+    return f"{what} {_listed(sizes, 'methods')}{rest}."
+
+
+def _with_disagreements(report: CurveReport, sentence: str) -> str:
+    """The sentence about diversity, with the methods about which metrics of diversity disagree."""
+    found = disagreements(report)
+    if not found:
+        return sentence
+    texts = [f"{cell} ({rises} above the base model's, {falls} below)" for cell, rises, falls in found]
+    return f"{sentence.removesuffix('.')}; metrics of diversity disagree about {_listed(texts, 'methods')}."
+
+
+def _over_optimised(report: CurveReport) -> str:
+    frame, judges = report.onsets, [metric for metric in report.judges if not metric.startswith(OF_THE_MODEL)]
+    if not report.comparable or frame.empty or not frame["metric"].isin(judges).any():
+        return (
+            "Whether a method over-optimised its reward cannot be told: this needs evaluations along the training of a metric "
+            "that was not trained on."
+        )
+    hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(judges)]
+    if hacked.empty:
+        return "No over-optimisation is seen: where the reward rises, no metric that was not trained on gets clearly worse."
+    said = []
+    for (method, strength), part in hacked.groupby(["method", "strength"], sort=False):
+        first = part.sort_values("iteration", kind="stable").iloc[0]
+        name = f"{method}, {strength}" if strength else str(method)
+        said.append(f"{name} from iteration {first['iteration']:g} on ({axis_name(str(first['metric']))})")
+    what = "Over-optimisation, where the reward goes on rising while a metric that was not trained on gets worse, is seen in"
+    return f"{what} {_listed(said, 'methods')}."
+
+
+def _untold(report: CurveReport) -> str:
+    frame = report.power
+    seeds = min((len(cell) for cell in _seeds(report).values()), default=0)
+    if seeds < 2:
+        return "One seed for each method cannot tell any difference between methods from the chance of training."
+    known = [row for row in frame.to_dict("records") if 0 < row["paired_detectable"] < math.inf] if len(frame) else []
+    if not known:
+        return f"What {seeds} seeds cannot tell is not known here, since the values of the methods do not vary over seeds."
+    sizes = " or ".join(f"{number(row['paired_detectable'])} in {axis_name(str(row['metric']))}" for row in known[:2])
+    found = f"larger ones are found in {POWER:.0%} of such comparisons"
+    return f"{seeds} seeds cannot tell differences smaller than {sizes}; {found}."
+
+
+def _seeds(report: CurveReport) -> dict[str, set[int]]:
+    seeds: dict[str, set[int]] = {}
+    for run in report.results.of(report.setup):
+        seeds.setdefault(run.cell, set()).add(run.result.run.seed)
+    return seeds
+
+
+def _listed(names: Iterable[str], what: str) -> str:
+    every = list(map(str, names))
+    more = [f"{len(every) - NAMED} more {what}"] if len(every) > NAMED + 1 else []
+    shown = [*every[:NAMED], *more] if more else every
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]

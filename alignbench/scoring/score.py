@@ -11,7 +11,7 @@ from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluate_images, evaluation_prompts
-from alignbench.figures import plots
+from alignbench.figures import sheets
 from alignbench.files.writing import claimed, fill
 from alignbench.inference.drawing import Drawing
 from alignbench.load import load_configured_backbone, threads_of
@@ -92,7 +92,7 @@ class Loaded:
             reward_calls_per_image=cost.reward_calls if cost else None,
             evals=suite.describe(),
         )
-        sheet = None if out is None else plots.grid(evaluation.images, e.images_per_prompt)
+        sheet = None if out is None else sheets.grid(evaluation.images, e.images_per_prompt)
         surroundings = environment(str(policy.device), threads_of(config))
         return _record(evaluation, protocol, surroundings, out, sheet), evaluation
 

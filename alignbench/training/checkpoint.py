@@ -229,6 +229,8 @@ def load_checkpoint(
         raise UserError("; ".join(passed_over) or f"{folder.parent} has no checkpoint")
     then = RunConfig().resolved() | checkpoint.config  # a setting that is newer than the run has its default
     changed = sorted(k for k in config if k not in RESULT_NEUTRAL_KEYS and _differs(config[k], then.get(k)))
+    if _more_iterations(config, then):
+        changed.remove("iterations")  # the run has checked that it can be extended
     if changed:
         raise UserError(f"{path} was made with other settings ({', '.join(changed)}); resume with the same ones")
     parts = tasks.changed_parts(task or {}, checkpoint.task)
@@ -238,6 +240,11 @@ def load_checkpoint(
     trained.load(path, checkpoint.iteration)
     trained.objective.load_state(checkpoint.objective)
     return Restored(checkpoint, passed_over)
+
+
+def _more_iterations(config: dict[str, Any], then: dict[str, Any]) -> bool:
+    now, before = config.get("iterations"), then.get("iterations")
+    return now is not None and before is not None and now > before
 
 
 def load_tensors(folder: Path, iteration: int, trained: TrainedTensors) -> None:
@@ -253,8 +260,8 @@ def load_tensors(folder: Path, iteration: int, trained: TrainedTensors) -> None:
 
 
 def _differs(now: Any, then: Any) -> bool:
-    """Whether a setting changed; a key that the older version did not have, as in `evaluation`, does not count."""
-    if isinstance(now, dict) and isinstance(then, dict) and "name" not in now:
+    """Whether a setting changed; a key that the older version did not have, or did not record, does not count."""
+    if isinstance(now, dict) and isinstance(then, dict) and now.get("name") == then.get("name"):
         return any(_differs(value, then[key]) for key, value in now.items() if key in then) or bool({*then} - {*now})
     return bool(now != then)
 

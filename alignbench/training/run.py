@@ -8,16 +8,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from alignbench import groups
-from alignbench.backbone import KnownDistributions, device_named
+from alignbench.backbone import Backbone, KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, RunError, ScorerError, UserError
 from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
 from alignbench.evaluation.onset import onsets
-from alignbench.figures import plots
-from alignbench.load import load_configured_backbone, load_configured_objective, load_sampler, threads_of
+from alignbench.figures.rollout_tree import RolloutTree
+from alignbench.load import every_setting, load_configured_backbone, load_configured_objective, load_sampler, threads_of
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
 from alignbench.records.record import (
@@ -40,6 +39,7 @@ from alignbench.sampler import Sampler
 from alignbench.tasks import Task, configured_task, with_remote_reward
 from alignbench.training import dead_terms, engine
 from alignbench.training.checkpoint import has_checkpoint
+from alignbench.training.extending import check_extension
 from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
 from alignbench.training.run_evaluation import PromptSets, RunEvaluator
@@ -49,9 +49,8 @@ from alignbench.training.tracking import Tracking, check_trackers
 from alignbench.training.trainer import Trainer
 
 TREE_CANDIDATES = 4
-"""Prompts that are rolled out for the tree drawing; the one whose rewards differ most is drawn."""
-DRAWN_BETA = 2.0
-"""Inverse temperature of the target in that drawing, for an objective that has none of its own."""
+"""Prompts for the drawing of a tree: the one whose images by the base model differ most in reward is drawn, so that the runs of
+a comparison draw the same."""
 
 
 def run(
@@ -71,7 +70,8 @@ def run(
         config: every setting of the run.
         out: a new or empty folder; with `resume`, the folder of an interrupted run.
         console: shows the progress; by default nothing is shown.
-        resume: continue from the newest checkpoint in `out`.
+        resume: continue from the newest checkpoint in `out`. With more iterations than the run had, it is extended if its
+            schedules allow; its former record stays in the folder as `result_at_N_iterations.json`.
         bases: evaluations of base models, to be shared between runs: a base model that would be evaluated in the same way
             again is not.
 
@@ -108,7 +108,7 @@ class _PairRun:
 
     def __init__(self, config: RunConfig, out: Path, console: Console, processes: Processes) -> None:
         """Loads task, objective, sampler, metrics and model; what can be refused is refused before anything large is loaded."""
-        self.config = config = config.anchored()
+        self.config = config = every_setting(config.anchored())
         self.console, self.processes = console, processes
         self.folder = RunFolder(out, processes, console.warn)
         task = configured_task(config)
@@ -157,7 +157,7 @@ class _PairRun:
             self._restore()
         folder.write_config(self.config)
         self.console.begin(self.config, self.policy, self.sampler.plan(0.0, np.random.default_rng(0)), threads_of(self.config))
-        for sentence in [*_ineffective_choices(self.config, self.objective), *_ineffective_parts(self.config, self.objective)]:
+        for sentence in self._ineffective():
             self.console.warn(sentence)
         base = self.evaluator.base(trainer.budget)
         check_scores_vary(self.suite, base)
@@ -180,13 +180,31 @@ class _PairRun:
         self.console.end(result, folder.path)
         return result
 
+    def _ineffective(self) -> list[str]:
+        """A sentence for each chosen setting and each part of the loss that cannot act in this run."""
+        return [
+            *_ineffective_choices(self.config, self.objective),
+            *_without_effect(self.config, "backbone", self.policy, self.policy.ineffective_settings()),
+            *_ineffective_parts(self.config, self.objective),
+        ]
+
     def _restore(self) -> None:
         trainer, folder = self.trainer, self.folder
+        former = load_config(file=folder.path / CONFIG) if (folder.path / CONFIG).is_file() else self.config
+        extended = former.iterations != self.config.iterations
+        if extended:
+            check_extension(former, self.config, self.sampler, str(folder.path))
         for damage in trainer.restore(folder.checkpoints):
             self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
         for change in trainer.changes:
             self.console.warn(change)
         folder.read_tables(trainer.iteration)
+        if extended:
+            folder.keep_record(trainer.iteration)
+            self.console.status(
+                f"extending the run from {former.iterations} to {self.config.iterations} iterations; it ends as a run "
+                f"of {self.config.iterations} iterations from the start"
+            )
 
     def _train(self, tracking: Tracking) -> None:
         """Trains up to the last iteration or the end of the budget; whatever ends it, what was measured is in the folder."""
@@ -309,10 +327,10 @@ class _PairRun:
         if config.save_images and not isinstance(self.policy, KnownDistributions):
             reward = next(iter(self.suite.rewards))
             folder.write_samples(base, final, reward, config.evaluation.images_per_prompt)
-            self._write_tree(base.prompts[:TREE_CANDIDATES], reward)
+            self._write_tree(_tree_prompt(base, reward), reward)
         return result
 
-    def _write_tree(self, prompts: list[str], reward: str) -> None:
+    def _write_tree(self, prompt: str, reward: str) -> None:
         """Rolls the trained model out once and writes the tree with its images and their scores of one reward."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
@@ -320,7 +338,7 @@ class _PairRun:
         def roll_out() -> RolloutForest:
             return rollout(
                 self.policy,
-                prompts,
+                [prompt],
                 plan,
                 config.seed,
                 trainer.iteration,
@@ -329,15 +347,13 @@ class _PairRun:
                 progress=1.0,
             )
 
-        def draw() -> plots.RolloutTree:
+        def draw() -> RolloutTree:
             images = self.policy.decode(forest.leaf_latents)
             scores = self.suite.score(images, forest.leaf_prompts, when="for the drawing of a tree")[reward]
             forest.rewards = torch.from_numpy(scores).to(forest.leaf_latents.device)
-            deviations = groups.deviation(forest.by_group(forest.rewards))
             beta = self.objective.target_beta(trainer.iteration)
-            at = DRAWN_BETA if beta is None else float(beta)
-            target = self.objective.target_reward(forest)
-            return plots.RolloutTree.of(forest, images, reward, at, int(deviations.argmax()), target)
+            at = float("nan") if beta is None else float(beta)
+            return RolloutTree.of(forest, images, reward, at, target_reward=self.objective.target_reward(forest))
 
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
@@ -406,6 +422,13 @@ class _PairRun:
         )
 
 
+def _tree_prompt(base: Evaluation, reward: str) -> str:
+    """The prompt, of the first ones, whose images by the base model differ most in reward."""
+    scores = base.table[(base.table["metric"] == reward) & (base.table["prompt_index"] < TREE_CANDIDATES)]
+    deviations = scores.groupby("prompt_index")["value"].std(ddof=0).fillna(0.0)
+    return base.prompts[int(str(deviations.idxmax())) if len(deviations) else 0]
+
+
 def _check_validation(config: RunConfig, objective: Objective, task: Task, prompts: PromptSets) -> None:
     """Raises UserError where rules read evaluations on validation prompts and the task has none."""
     rules = {"stop": config.stop.is_on, "best_by": config.best_by is not None}
@@ -427,20 +450,28 @@ def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:
 
 
 def _ineffective_choices(config: RunConfig, objective: Objective) -> list[str]:
-    """A sentence for each setting of the objective that somebody chose and that cannot act in this run.
+    """A sentence for each setting of the objective that somebody chose and that cannot act in this run."""
+    return _without_effect(config, "objective", objective, objective.ineffective_settings(config.updates_per_rollout))
+
+
+def _without_effect(config: RunConfig, kind: str, plugin: Objective | Backbone, reasons: Mapping[str, str]) -> list[str]:
+    """A sentence for each of a plug-in's settings that somebody chose although it cannot act.
 
     A value counts as chosen if it is neither the default nor what the run's preset ships for these plug-ins.
+
+    Args:
+        kind: objective or backbone.
+        reasons: setting -> why it cannot act.
     """
-    reasons = objective.ineffective_settings(config.updates_per_rollout)
     if not reasons:
         return []
-    names = {kind: getattr(config, kind).name for kind in PLUGINS}
-    shipped = load_config(preset=config.preset, options=names).objective.settings
-    fields = type(objective.settings).model_fields
+    names = {each: getattr(config, each).name for each in PLUGINS}
+    shipped = getattr(load_config(preset=config.preset, options=names), kind).settings
+    fields = type(plugin.settings).model_fields
     return [
-        f"objective.{name} has no effect: {reason}"
+        f"{kind}.{name} has no effect: {reason}"
         for name, reason in reasons.items()
-        if getattr(objective.settings, name) not in (fields[name].default, shipped.get(name, fields[name].default))
+        if getattr(plugin.settings, name) not in (fields[name].default, shipped.get(name, fields[name].default))
     ]
 
 

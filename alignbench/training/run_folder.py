@@ -12,11 +12,13 @@ from alignbench.backbone import PointDistribution
 from alignbench.config.run_config import RunConfig
 from alignbench.evaluation import curve
 from alignbench.evaluation.evaluate import Evaluation
-from alignbench.figures import plots
+from alignbench.figures import plots, sheets
+from alignbench.figures.rollout_tree import TREE, RolloutTree
+from alignbench.figures.style import left_out, write_figure
 from alignbench.files.writing import exclusive, refuse_links, refuse_taken, write_atomically
 from alignbench.files.yaml_files import to_yaml
 from alignbench.records import distributions
-from alignbench.records.record import CONFIG, Result, write_result
+from alignbench.records.record import CONFIG, RESULT, Result, write_result
 from alignbench.runtime.processes import Processes
 
 SUBFOLDERS = ("checkpoints", "plots", "samples", "tensorboard", "wandb")
@@ -120,20 +122,30 @@ class RunFolder:
 
         def write() -> None:
             for phase, evaluation in (("base", base), ("final", final)):
-                write_atomically(folder / f"{phase}.png", _saver(plots.grid(evaluation.images, images_per_prompt)))
-            with plots.left_out("samples/before_after.png", self.warn):
-                figure = plots.before_after(base, final, reward, images_per_prompt)
-                plots.write_figure(folder / "before_after.png", figure)
+                write_atomically(folder / f"{phase}.png", _saver(sheets.grid(evaluation.images, images_per_prompt)))
+            with left_out("samples/before_after.png", self.warn):
+                figure = sheets.before_after(base, final, reward, images_per_prompt)
+                write_figure(folder / "before_after.png", figure)
 
         self.processes.on_rank_zero(write)
 
-    def write_tree(self, draw: Callable[[], plots.RolloutTree]) -> None:
+    def write_tree(self, draw: Callable[[], RolloutTree]) -> None:
         """Writes the rollout tree that `draw` returns on rank 0, for the plot of it."""
-        self.processes.on_rank_zero(lambda: draw().write(self.path / plots.TREE))
+        self.processes.on_rank_zero(lambda: draw().write(self.path / TREE))
 
     def write_result(self, result: Result) -> None:
         """Writes `result.json`, which says that the run is complete."""
         self.processes.on_rank_zero(lambda: write_result(result, self.path))
+
+    def keep_record(self, iterations: int) -> None:
+        """Gives the record of the run so far another name, so that the run counts as unfinished and the record is not lost."""
+
+        def rename() -> None:
+            record = self.path / RESULT
+            if record.is_file():
+                record.rename(record.with_name(f"result_at_{iterations}_iterations.json"))
+
+        self.processes.on_rank_zero(rename)
 
     def draw_plots(self) -> None:
         """Draws the plots of the run from its files."""

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alignbench.figures.plots import COLORS, STYLE
+from alignbench.figures.style import COLORS, STYLE
 from alignbench.files.escaping import visible
 from alignbench.records.record import Estimate
 from alignbench.trial.judging import TYPICAL_IMAGES, TYPICAL_PROMPTS
@@ -32,7 +31,7 @@ def draw(trial: Trial) -> Figure:
     down = max(1, ceil(len(planted) / ACROSS))
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(10, 2.1 * down + 3.6), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=[2.1 * down + 0.6, 3.0])
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.1 * down + 0.6, 3.0])[:, 0]
         axes = above.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False)
         for axis in axes.flat[len(planted) :]:
             axis.set_axis_off()

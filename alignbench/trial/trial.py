@@ -15,7 +15,7 @@ import torch
 from alignbench.backbone import Backbone
 from alignbench.embedded.drawing.palette import COLORS
 from alignbench.errors import UserError
-from alignbench.figures.plots import write_figure
+from alignbench.figures.style import write_figure
 from alignbench.files.writing import claimed, fill
 from alignbench.load import load_backbone, load_eval
 from alignbench.runtime import launch

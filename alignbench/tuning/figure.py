@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from alignbench.figures.plots import COLORS, STYLE
+from alignbench.figures.style import COLORS, STYLE
 from alignbench.files.escaping import visible
 from alignbench.tuning.record import MethodRecord, TuningRecord
 from alignbench.tuning.space import UPDATES_KEY

@@ -102,7 +102,7 @@ def run_tuning(plan: Plan, folder: Path, observer: runner.Observer | None = None
     record = record_of(plan, done, folder)
     record.write(folder / RECORD)
     write_atomically(folder / TABLE, partial(trials_table(record).to_csv, index=False))
-    from alignbench.figures.plots import write_figure
+    from alignbench.figures.style import write_figure
     from alignbench.tuning.figure import draw_sensitivity
 
     if any(method.scored for method in record.methods):

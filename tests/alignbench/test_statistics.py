@@ -4,6 +4,7 @@ from scipy import stats
 
 from alignbench.statistics import (
     CONFIDENCE,
+    Interval,
     best_of_n_kl_bound,
     best_of_n_mass,
     difference,
@@ -22,6 +23,7 @@ from alignbench.statistics import (
     rise_test,
     welch,
     welch_interval,
+    within,
 )
 
 
@@ -330,3 +332,14 @@ def test_best_of_n_keeps_the_digits_of_tiny_masses() -> None:
     found = best_of_n_mass(np.array([1.0, 1e-18, 0.0]), np.array([0.0, 1.0, 2.0]), 8)
     assert found[1] == pytest.approx(8e-18, rel=1e-9)
     assert found[2] == 0
+
+
+def test_an_interval_that_leaves_the_range_ends_inside_it_and_others_stay() -> None:
+    """0.9 +- 0.2 in [0, 1]: the upper end is 1 - 0.1 exp(-0.2 / 0.1); 0.5 +- 0.7 in [0, inf): the lower is 0.5 exp(-1.4)."""
+    found = within(Interval(0.9, 0.7, 1.1, 5), 0.0, 1.0)
+    assert list(found) == pytest.approx([0.9, 0.7, 1 - 0.1 * np.exp(-2), 5])
+    assert list(within(Interval(0.5, -0.2, 1.2, 3), 0.0, None)) == pytest.approx([0.5, 0.5 * np.exp(-1.4), 1.2, 3])
+    inside = Interval(0.5, 0.4, 0.6, 5)
+    assert within(inside, 0.0, 1.0) == inside
+    unbounded = Interval(0.5, -np.inf, np.inf, 1)
+    assert within(unbounded, 0.0, 1.0) == unbounded

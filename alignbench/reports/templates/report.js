@@ -21,3 +21,14 @@ for (const table of document.querySelectorAll(".sortable")) {
     table.tBodies[0].append(...rows);
   }));
 }
+const large = document.querySelector("dialog.large");
+for (const image of document.querySelectorAll("img.enlarge")) {
+  const open = () => {
+    large.querySelector("img").src = image.src;
+    large.querySelector("p").textContent = image.alt;
+    large.showModal();
+  };
+  image.addEventListener("click", open);
+  image.addEventListener("keydown", event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } });
+}
+large.addEventListener("click", event => { if (event.target.tagName !== "P") large.close(); });

@@ -48,6 +48,7 @@ def test_list_as_json_is_one_document() -> None:
         ["new"],
         ["pairs"],
         ["plot"],
+        ["runs"],
         ["report"],
         ["eval"],
         ["export"],

@@ -19,13 +19,14 @@ from alignbench import UserError
 from alignbench.cli.app import app
 from alignbench.comparison import runner
 from alignbench.comparison.estimates import expected_costs
-from alignbench.comparison.grid import Grid, read_grid
-from alignbench.comparison.planning import Request, command_of, plan_grid, planned_rows
+from alignbench.comparison.grid import Grid, read_grid, with_seeds
+from alignbench.comparison.planning import Request, command_of, plan_grid, planned_rows, read_request
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.record import CellRecord
 from alignbench.comparison.runner import compare, done
 from alignbench.config.run_config import load_config
 from alignbench.files.writing import exclusive
+from alignbench.files.yaml_files import to_yaml
 from alignbench.records.record import read_result
 from alignbench.reports import report
 from tests.support.command_line import alignbench, in_a_process, in_this_process
@@ -503,3 +504,23 @@ def test_slips_on_the_command_line_are_one_sentence(tmp_path: Path, words: list[
     assert sentence in found.stderr
     assert found.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_seeds_are_added_to_a_comparison_and_its_cells_stay(tmp_path: Path) -> None:
+    compare(grid(tmp_path, objectives=["grpo"]), tmp_path / "out")
+    more = with_seeds(read_grid(tmp_path / "out"), [0, 1])
+    before = (tmp_path / "out" / "runs" / grid(tmp_path, objectives=["grpo"]).cells()[0].id / "result.json").read_bytes()
+    record = compare(more, tmp_path / "out")
+    assert [(cell.seed, cell.status) for cell in record.cells] == [(0, "complete"), (1, "complete")]
+    assert (tmp_path / "out" / "runs" / record.cells[0].id / "result.json").read_bytes() == before
+
+
+def test_the_configuration_of_a_run_is_compared_with_its_settings(tmp_path: Path) -> None:
+    options = {"objective": {"name": "grpo", "clip": 0.3}, "sampler": {"name": "independent", "steps": 4}, "seed": 7}
+    config = load_config(preset="smoke", options={**options, "backbone": "gaussian_mixture", "iterations": 4})
+    (tmp_path / "config.yaml").write_text(to_yaml(config.resolved()))
+    planned = plan_grid(read_request(tmp_path / "config.yaml").with_options(seeds=[3]))
+    (cell,) = planned.cells()
+    same = {key for key, value in config.resolved().items() if cell.config.resolved()[key] == value}
+    assert {*config.resolved()} - same == {"seed", "iterations", "budget", "threads"}
+    assert planned.budget.model_rows is not None

@@ -10,7 +10,10 @@ from scipy.stats import zscore
 from alignbench import UserError
 from alignbench.evaluation.curve import KINDS
 from alignbench.evaluation.evaluate import Evaluation
-from alignbench.figures import plots
+from alignbench.figures import plots, sheets
+from alignbench.figures.rollout_tree import TREE, RolloutTree
+from alignbench.figures.rollout_tree import tree as tree_figure
+from alignbench.figures.style import write_figure
 from alignbench.files.images import MAX_PIXELS, open_image
 from alignbench.records.record import Estimate, OnsetRecord, read_result
 from alignbench.rollouts.executor import rollout
@@ -20,12 +23,12 @@ from tests.support.toys import PROMPTS, ToyBackbone, tree
 REWARDS = [[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 4.0, 5.0]]
 
 
-def drawn() -> plots.RolloutTree:
+def drawn() -> RolloutTree:
     """The second of two groups of 2 x 2 leaves over four steps."""
     forest = rollout(ToyBackbone(), PROMPTS, tree(4, (1, 2), children=2), seed=0)
     forest.rewards = torch.tensor(REWARDS).flatten()
     images = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((8, 2, 2, 3), dtype=np.uint8)
-    return plots.RolloutTree.of(forest, images, "ocr", beta=2.0, group=1)
+    return RolloutTree.of(forest, images, "ocr", beta=2.0, group=1)
 
 
 def test_a_drawn_tree_is_one_group() -> None:
@@ -40,7 +43,7 @@ def test_a_drawn_tree_is_one_group() -> None:
 
 
 def test_the_branches_of_a_tree_by_hand() -> None:
-    axis = plots.tree(drawn()).axes[0]
+    axis = tree_figure(drawn()).axes[0]
     lines = [np.asarray(line.get_xydata()).tolist() for line in axis.get_lines() if np.size(line.get_xydata())]
     # Leaves stand at 0, 1, 2, 3; their parents at 0.5 and 2.5; the root at 1.5.
     expected: list[list[list[float]]] = [[[3, y], [4, y]] for y in (0, 1, 2, 3)]
@@ -52,14 +55,14 @@ def test_the_branches_of_a_tree_by_hand() -> None:
 def test_a_tree_is_drawn_again_from_the_record(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r")
     of_run = drawn()
-    of_run.write(run / plots.TREE)
-    read = plots.RolloutTree.read(run / plots.TREE)
+    of_run.write(run / TREE)
+    read = RolloutTree.read(run / TREE)
     for name, value in of_run._asdict().items():
         np.testing.assert_array_equal(getattr(read, name), value)
     assert run / "plots" / "tree.png" in plots.plot_run(run)
-    (run / plots.TREE).write_bytes(b"something else")
+    (run / TREE).write_bytes(b"something else")
     with pytest.raises(UserError, match=r"tree\.npz is not a drawing of a rollout tree"):
-        plots.RolloutTree.read(run / plots.TREE)
+        RolloutTree.read(run / TREE)
     told: list[str] = []
     written = plots.plot_run(run, told.append)
     assert [file.name for file in written] == ["curves.png", "diagnostics.png", "changes.png"]
@@ -73,8 +76,10 @@ def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_on
     moved = Estimate(value=5.0, lower=4.0, upper=6.0, n=2)
     distance = result.metrics["lgmd"].model_copy(update={"base": zero, "difference": moved})
     result.metrics["path_kl"] = distance
-    (axis,) = plots.changes(result).axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["ocr (reward)", "lgmd"]
+    figure = plots.changes(result)
+    assert figure is not None
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["OCR score (trained on) →", "LGMD →"]
     ocr = result.metrics["ocr"]
     assert ocr.base.upper is not None
     assert ocr.base.lower is not None
@@ -85,11 +90,11 @@ def test_changes_have_the_spread_of_the_base_model_as_their_unit_where_it_has_on
 
 def test_a_sheet_is_no_larger_than_what_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """48 images of 40 x 40 pixels are 76,800: a third of their sides fits into 10,000 (14 x 14 each)."""
-    assert plots.SHEET_PIXELS < MAX_PIXELS
-    monkeypatch.setattr(plots, "SHEET_PIXELS", 10_000)
+    assert sheets.SHEET_PIXELS < MAX_PIXELS
+    monkeypatch.setattr(sheets, "SHEET_PIXELS", 10_000)
     pictures = np.zeros((48, 40, 40, 3), np.uint8)
     pictures[:] = np.arange(48, dtype=np.uint8)[:, None, None, None]
-    plots.grid(pictures, 4).save(tmp_path / "sheet.png")
+    sheets.grid(pictures, 4).save(tmp_path / "sheet.png")
     sheet = np.asarray(open_image(tmp_path / "sheet.png"))
     assert sheet.shape == (3 * 14, 16 * 14, 3)
     assert sheet[::14, ::14, 0].ravel().tolist() == list(range(48))
@@ -100,7 +105,7 @@ def test_large_pictures_before_and_after_are_shrunk(tmp_path: Path) -> None:
     rows = [(p, f"prompt {p}", i, "reward", 0.5) for p in range(2) for i in range(2)]
     table = pd.DataFrame(rows, columns=["prompt_index", "prompt", "image", "metric", "value"])
     found = Evaluation(table, np.full((4, 1024, 1024, 3), 7, np.uint8), ["prompt 0", "prompt 1"], {}, {})
-    file = plots.write_figure(tmp_path / "before_after.png", plots.before_after(found, found, "reward", 2))
+    file = write_figure(tmp_path / "before_after.png", sheets.before_after(found, found, "reward", 2))
     assert open_image(file).width < 4 * 256 * 2 + 600  # each pixel of an image is 150 / 90 wide
 
 
@@ -125,7 +130,7 @@ def test_reward_and_diversity_stand_against_path_kl_in_units_of_their_largest_ch
     legend = panel.get_legend()
     assert legend is not None
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["ocr (trained on): +0.4", "lgmd: -0.2"]
+    assert labels == ["OCR score (trained on): +0.4", "LGMD: -0.2"]
 
 
 def test_without_path_kl_there_are_the_panels_over_the_iteration_alone(tmp_path: Path) -> None:

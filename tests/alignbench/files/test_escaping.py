@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib import pyplot as plt
 
-from alignbench.figures.plots import STYLE, legend_name, save
+from alignbench.figures.style import STYLE, legend_name, save
 from alignbench.files.escaping import csv_frame, csv_text, latex, markdown, markdown_code, slug, slugs, visible
 from tests.support.properties import HOSTILE
 

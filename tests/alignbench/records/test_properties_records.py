@@ -33,7 +33,8 @@ from alignbench.records.record import (
     read_result,
     write_result,
 )
-from alignbench.reports import comparison_plots, report
+from alignbench.reports import report
+from alignbench.reports.plots import comparison_plots
 from tests.alignbench.record_folders import write_run
 from tests.support.properties import HOSTILE, nested, one_sentence_at_most
 

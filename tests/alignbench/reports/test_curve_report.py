@@ -23,10 +23,10 @@ from alignbench.frontier.front import (
     write_front,
 )
 from alignbench.records.record import read_result
-from alignbench.reports.curve_figure import curve_trade_off
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.curve_sections import tables
-from alignbench.reports.curve_verdict import curve_sentences
+from alignbench.reports.findings import curve_sentences
+from alignbench.reports.plots.curve_figure import curve_trade_off
 from alignbench.reports.report import curve_reports, write_report
 from tests.alignbench.record_folders import PROMPTS, write_run
 
@@ -106,7 +106,7 @@ def test_the_verdict_begins_with_the_difference_at_equal_reward(report: CurveRep
     assert report.common_level == pytest.approx(0.8)
     first = curve_sentences(report)[0]
     assert first.startswith(
-        f"At ocr 0.8, which every run reaches: {TMPO} has 0.28 [{low:.4g}, {high:.4g}] more LGMD than {GRPO} "
+        f"At OCR score 0.8, which every run reaches: {TMPO} has 0.28 [{low:.3g}, {high:.3g}] more LGMD than {GRPO} "
     )
     corrected = report.differences.query("metric == 'lgmd' and level == @report.common_level")["p_holm"].iloc[0]
     assert p <= corrected <= tests * p * (1 + 1e-9)
@@ -118,8 +118,8 @@ def test_a_method_that_does_not_reach_a_level_is_named(report: CurveReport) -> N
     last = next(row for row in rows if row[0] == "0.9")
     assert last[3] == f"{GRPO} reaches it in 0 of 3 seeds"
     costs = {row[0]: row[1:] for row in table(report, "Model rows to reach a reward")}
-    assert costs[GRPO][-2:] == ["not reached (0 of 3 runs)", "2000"]
-    assert costs[TMPO][-2:] == ["1800", "2000"]
+    assert costs[GRPO][-2:] == ["not reached (0 of 3 runs)", "2,000"]
+    assert costs[TMPO][-2:] == ["1,800", "2,000"]
     assert f"Less than half of the runs reach 0.9 within their budget: {GRPO} (0 of 3 runs)." in curve_sentences(report)
 
 
@@ -128,7 +128,7 @@ def test_the_avoidable_loss_is_the_fronts_value_at_the_models_reward(report: Cur
     rows = {row[0]: row[1] for row in table(report, "Avoidable loss")}
     assert rows["base model"].startswith("0 ")
     assert rows[TMPO] == "0.05"  # the same with each seed, so that there is no interval
-    assert rows[GRPO].startswith("0.32 [0.3076, 0.3324]")
+    assert rows[GRPO].startswith("0.32 [0.308, 0.332]")
     assert any(s.startswith(f"LGMD lost needlessly, against the target's front at equal reward: {GRPO} 0.32") for s in
                curve_sentences(report))  # fmt: skip
 

@@ -12,7 +12,8 @@ import pytest
 
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import Results
-from alignbench.reports import comparison_plots, report
+from alignbench.reports import report
+from alignbench.reports.plots import comparison_plots
 from tests.alignbench.record_folders import write_run
 
 Damage = Callable[[Path], Any]

@@ -21,11 +21,13 @@ from alignbench import UserError
 from alignbench.cli.app import app
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
-from alignbench.figures import plots
+from alignbench.figures import plots, sheets
 from alignbench.files.escaping import latex
-from alignbench.reports import comparison_plots, formatting, report, style, tables, verdict
-from alignbench.reports.gallery import gallery, tree_drawings
-from alignbench.reports.trade_off import scatter
+from alignbench.reports import findings, formatting, report, style, tables, verdict
+from alignbench.reports.alarms import grouped
+from alignbench.reports.plots import comparison_plots
+from alignbench.reports.plots.gallery import gallery, tree_drawings
+from alignbench.reports.plots.trade_off import LETTER, _box, _labels, _overlap, scatter
 from tests.alignbench.record_folders import PROMPTS, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -50,11 +52,14 @@ def results(folder: Path) -> Results:
     return read_results(folder)
 
 
-def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results) -> None:
-    said = verdict.verdict(results, results.setups[0])
-    assert said[0] == "On the front of ocr and lgmd, by their means: grpo x independent, tmpo x independent."
-    assert said[1] == "Beaten in both beyond chance: base model (by grpo x independent)."
-    assert said[2] == "ocr: 3 of 3 tested differences are beyond chance (Welch's test over 3 seeds per method, Holm-corrected)."
+def test_the_findings_name_the_front_and_what_is_beyond_chance(results: Results) -> None:
+    said = findings.findings(results, results.setups[0])
+    assert said[0] == (
+        "By their means, these models are beaten by no other in both OCR score and LGMD: grpo x independent, tmpo x independent."
+    )
+    assert said[1] == "Worse in both beyond chance: base model (by grpo x independent)."
+    how = "Welch's test over 3 seeds per method, Holm-corrected"
+    assert said[2] == f"OCR score: 3 of 3 tested differences are beyond chance ({how})."
     rewards = {"grpo": [0.55, 0.555, 0.56], "tmpo": [0.85, 0.86, 0.87], "base": [0.45] * 3}
     p = {
         "between": stats.ttest_ind(rewards["grpo"], rewards["tmpo"], equal_var=False).pvalue,
@@ -67,32 +72,59 @@ def test_the_verdict_names_the_front_and_what_is_beyond_chance(results: Results)
     grpo = max(p["grpo"], tmpo)
     # Standard errors .01 / sqrt 3 and .005 / sqrt 3; t(0.975, 2) = 4.302653, and 4.302653 * .005 / sqrt 3 = 0.01242.
     assert said[3] == (
-        f"ocr is above the base model's for grpo x independent (by 0.105 [0.09258, 0.1174], p = {grpo:.2g}), "
-        f"tmpo x independent (by 0.41 [0.3852, 0.4348], p = {tmpo:.2g})."
+        f"OCR score is above the base model's for grpo x independent (by 0.105 [0.0926, 0.117], p = {grpo:.2g}), "
+        f"tmpo x independent (by 0.41 [0.385, 0.435], p = {tmpo:.2g})."
     )
     low, high = stats.ttest_ind(rewards["tmpo"], rewards["grpo"], equal_var=False).confidence_interval()
-    by = f"by 0.305 [{low:.4g}, {high:.4g}], p = {between:.2g}"
-    assert said[4] == f"ocr between methods: tmpo x independent above grpo x independent ({by})."
+    by = f"by 0.305 [{low:.3g}, {high:.3g}], p = {between:.2g}"
+    assert said[4] == f"OCR score between methods: tmpo x independent above grpo x independent ({by})."
     assert "3 seeds per method: a difference that is not beyond chance here may still exist." in said
-    assert said[-1] == "No run raised an alarm."
+
+
+def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Results) -> None:
+    """Without curves and front it says what it cannot tell. The deviations over seeds are .01 and .005 of the reward: paired,
+    the differences 0.3, 0.305, 0.31 deviate by .005, of which power_row finds about 0.0196 with three seeds."""
+    (setup,) = results.setups
+    said = verdict.verdict(results, setup, report.curve_reports(results)[setup])
+    assert len(said) == 5
+    assert said[0] == (
+        "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo "
+        "x independent; the reward of a model is OCR score (how well the text in the image matches the prompt, by edit "
+        "distance), and its diversity LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity), on "
+        "2 held-out prompts."
+    )
+    assert said[1].startswith(
+        "Methods cannot be compared at equal reward, since fewer than two were evaluated along the training"
+    )
+    assert "the most reward has tmpo x independent (OCR score 0.86 [0.835, 0.885])" in said[1]
+    assert "the most diversity has grpo x independent (LGMD 0.652 [0.646, 0.659])" in said[1]
+    assert "there is no front of the tilted target here" in said[2]
+    assert said[3].startswith("Whether a method over-optimised its reward cannot be told")
+    assert said[4].startswith("3 seeds cannot tell differences smaller than 0.0")
 
 
 def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> None:
     write_run(tmp_path / "r")
-    said = verdict.verdict(read_results(tmp_path), "ocr on tiny")
+    results = read_results(tmp_path)
+    said = findings.findings(results, "ocr on tiny")
     assert "the variation from training to training is unknown" in said[1]
-    assert not any("Beaten" in s for s in said)
+    assert not any("Worse in both" in s for s in said)
+    short = verdict.verdict(results, "ocr on tiny", report.curve_reports(results)["ocr on tiny"])
+    assert short[1].startswith(
+        "With a single method there is nothing to compare it with but the base model: OCR score rose by "
+    )
+    assert short[4] == "One seed for each method cannot tell any difference between methods from the chance of training."
 
 
-def test_the_verdict_compares_at_equal_distance_from_the_base_model(results: Results) -> None:
+def test_the_findings_compare_at_equal_distance_from_the_base_model(results: Results) -> None:
     frame = results.cells_frame.query("metric == 'lgmd'").assign(metric="kl_base")
     # Means .15, .1525, .155 and .65, .6525, .655: t(0.975, 2) * .0025 / sqrt 3 = 0.00621.
-    assert verdict._distances(frame) == [
-        "The distance from the base model, kl_base, ranges from 0.1525 [0.1463, 0.1587] (n = 3 seeds) for tmpo x independent "
-        "to 0.6525 [0.6463, 0.6587] (n = 3 seeds) for grpo x independent: "
+    assert findings._distances(frame) == [
+        "The distance from the base model, KL to base (nats), ranges from 0.153 [0.146, 0.159] (n = 3 seeds) for tmpo x "
+        "independent to 0.652 [0.646, 0.659] (n = 3 seeds) for grpo x independent: "
         "a model that moved less keeps more diversity for that reason alone, so compare at equal distance."
     ]
-    assert verdict._distances(results.cells_frame) == []
+    assert findings._distances(results.cells_frame) == []
 
 
 def test_the_page_is_one_file_and_prompts_and_names_stay_text(tmp_path: Path) -> None:
@@ -133,7 +165,7 @@ def test_what_cannot_be_told_is_said_and_no_p_value_is_0(tmp_path: Path) -> None
     )
     assert page.count("| cannot be told |") == 6
     assert r"| tmpo x independent | 0.7 \[no interval\] (n = 2 seeds) |" in page
-    assert any("the variation from training to training is unknown" in sentence for sentence in values["verdict"])
+    assert any("the variation from training to training is unknown" in sentence for sentence in values["findings"])
     assert [formatting.p_value(p) for p in (0.04, 1e-300, float("nan"))] == ["0.04", "< 1e-15", "cannot be told"]
 
 
@@ -151,7 +183,7 @@ def test_names_that_differ_in_signs_alone_have_plots_and_tables_of_their_own(tmp
 
 def test_no_mean_stands_without_its_interval_and_n(folder: Path, results: Results) -> None:
     lines = (folder / "report.md").read_text().splitlines()
-    table, differences, paired = [line for line in lines if line.startswith("| tmpo x independent")]
+    table, differences, _, paired = [line for line in lines if line.startswith("| tmpo x independent")]
     assert paired.count("(n = 3 seeds)") == 2
     assert table.count("(n = 3 seeds)") == differences.count("(n = 3 seeds)") == 2
     tex = (folder / "tables" / "ocr_on_tiny.tex").read_text()
@@ -170,7 +202,7 @@ def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> N
     assert "ocr ↑ (trained on)</button>" in page
     assert "lgmd ↑</button>" in page
     assert (
-        "| method | ocr ↑ (trained on) | lgmd ↑ | model rows | seconds of training | model rows per image |"
+        "| method | ocr ↑ (trained on) | lgmd ↑ | model evaluations | seconds of training | model evaluations per image |"
         in (folder / "report.md").read_text()
     )
 
@@ -189,7 +221,7 @@ def test_every_plot_has_a_title_in_words(folder: Path) -> None:
     titles = {style.figure_title(file.stem) for file in (folder / "plots").iterdir()}
     assert {
         "Training against seconds of training: running means of 8 iterations",
-        "Ocr of each prompt, trained minus base",
+        "OCR score of each prompt, trained minus base",
     } < titles
     assert not any("_" in title for title in titles)
 
@@ -211,6 +243,59 @@ def test_published_figures_have_a_source_and_full_rows() -> None:
         assert table["source"]
         assert table["protocol"]
         assert {len(row) for row in table["rows"]} == {len(table["columns"])}
+
+
+def test_published_figures_are_shown_beside_the_same_model_alone(tmp_path: Path) -> None:
+    for name, backbone in (("ours", "tiny"), ("flux", "/models/FLUX.1-dev")):
+        file = write_run(tmp_path / name / "r") / "result.json"
+        data = json.loads(file.read_text())
+        data["run"]["backbone"] = backbone
+        file.write_text(json.dumps(data))
+    assert report.published(read_results(tmp_path / "ours")) == []
+    assert len(report.published(read_results(tmp_path / "flux"))) == len(yaml.safe_load(report.PUBLISHED.read_text()))
+
+
+def test_plots_of_an_earlier_choice_of_axes_are_removed_and_other_files_stay(tmp_path: Path) -> None:
+    write_run(tmp_path / "r")
+    report.write_report(tmp_path)
+    assert (tmp_path / "plots" / "profile_lgmd.png").is_file()
+    (tmp_path / "plots" / "notes.png").write_text("mine")
+    report.write_report(tmp_path, reward="lgmd", diversity="lgmd")
+    names = {file.name for file in (tmp_path / "plots").iterdir()}
+    assert "profile_ocr.png" not in names
+    assert {"profile_lgmd.png", "notes.png"} <= names
+
+
+def test_one_run_is_not_called_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "r")
+    report.write_report(tmp_path)
+    assert "<h1>Comparison of 1 run</h1>" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "report.md").read_text().startswith("# Comparison of 1 run\n")
+
+
+def test_alarms_that_differ_in_numbers_alone_are_one(results: Results) -> None:
+    cell = "tmpo x independent"
+    said = {(cell, seed): [f"ocr rose by 0.{seed} while lgmd went from 0.5 to 0.{seed}"] for seed in (1, 2)}
+    (group,) = grouped({**said, (cell, 3): [], ("grpo x independent", 1): []})
+    assert group == (cell, 3, 2, "LGMD got worse", [("1, 2", said[cell, 1][0])])
+
+
+def test_labels_of_the_trade_off_do_not_cover_one_another() -> None:
+    """Five methods at nearly the same place: estimated boxes of their names must not overlap, nor leave the frame."""
+    marks = [{"cell": f"method {i} x independent", "x": 400.0 + i, "y": 250.0 + i} for i in range(5)]
+    boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 22) for label in _labels(marks)]
+    for i, one in enumerate(boxes):
+        assert one[0] >= 80
+        assert one[2] <= 880
+        assert not any(_overlap(one, other) for other in boxes[:i])
+
+
+def test_the_best_mean_is_bold(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    row = (
+        page[page.index("The trained models</h3>") :].partition('<td data-value="tmpo x independent">')[2].partition("</tr>")[0]
+    )
+    assert row.count('class="best"') == 1  # the reward, and not the diversity
 
 
 def test_plots_are_written_for_paper_and_screen(folder: Path) -> None:
@@ -263,10 +348,8 @@ def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
             rows[-1] += 1
             cells.append("".join(t.content for t in tokens[at + 1].children or []))
     assert f"{name} x independent" in cells
-    # Own numbers, differences, one pair for each of two metrics, and all published tables, each with a head.
-    published = yaml.safe_load(report.PUBLISHED.read_text())
-    expected = [6, 6, 6, 3, 3, 7, 7, 7, *(len(t["columns"]) for t in published for _ in range(len(t["rows"]) + 1))]
-    assert rows == expected
+    # Own numbers, differences, one pair for each of two metrics, and settings, each with a head.
+    assert rows == [6, 6, 6, 3, 3, 7, 7, 7, 3, 3]
     assert not any("<i>" in t.content for t in tokens if t.type == "html_block")
 
 
@@ -325,7 +408,7 @@ def test_axes_are_chosen_on_the_command_line(tmp_path: Path) -> None:
     write_run(tmp_path / "r")
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--reward", "lgmd", "--diversity", "ocr"])
     assert done.exit_code == 0, done.output
-    assert "reward: lgmd" in (tmp_path / "report.html").read_text()
+    assert "reward: LGMD" in (tmp_path / "report.html").read_text()
     for command in ("report", "plot"):
         refused = CliRunner().invoke(app, [command, str(tmp_path), "--diversity", "lgdm"])
         assert str(refused.exception) == "--diversity: no run recorded a metric 'lgdm'; did you mean 'lgmd'?"
@@ -337,7 +420,7 @@ def test_the_front_is_a_staircase(results: Results) -> None:
     cells = results.cells_frame
     found = scatter(cells, "ocr", "lgmd")
     at = {mark["cell"]: (mark["x"], mark["y"]) for mark in found["marks"]}
-    left, right = at["tmpo x independent"], at["grpo x independent"]
+    left, right = at["grpo x independent"], at["tmpo x independent"]
     points = [tuple(map(float, point.split(","))) for point in found["front"].split()]
     assert points == [left, (left[0], right[1]), right]
 
@@ -356,14 +439,14 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
     (run / "samples").mkdir()
     for name, shades in (("base", (10, 20)), ("final", (30, 40))):
         images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
-        plots.grid(images, 1).save(run / "samples" / f"{name}.png")
+        sheets.grid(images, 1).save(run / "samples" / f"{name}.png")
     rows, prompts = gallery(read_results(tmp_path), "ocr on tiny")
-    found = {cell: [picture.getpixel((9, 9)) for picture in pictures] for cell, pictures in rows.items()}
-    assert found == {BASE: [(10,) * 3, (20,) * 3], "tmpo x independent": [(30,) * 3, (40,) * 3]}
+    found = {cell: [[picture.getpixel((9, 9)) for picture in block] for block in blocks] for cell, blocks in rows.items()}
+    assert found == {BASE: [[(10,) * 3], [(20,) * 3]], "tmpo x independent": [[(30,) * 3], [(40,) * 3]]}
     assert prompts == list(PROMPTS)
     report.write_report(tmp_path)
     assert (tmp_path / "plots" / "images.svg").is_file()
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 8  # gallery and cards
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 6  # gallery, and the first prompt on cards
 
 
 @pytest.mark.parametrize("kind", ["bomb", "pipe", "one pixel", "text"])

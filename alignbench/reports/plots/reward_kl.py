@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from alignbench.analysis.contrasts import BEST_REWARD, KL
 from alignbench.comparison.results import BASE
 from alignbench.figures import distributions
-from alignbench.figures.plots import STYLE, legend_name
+from alignbench.figures.style import STYLE, legend_name
 from alignbench.files.escaping import visible
 from alignbench.reports.style import Look, looks, objective_of, sampler_of
 

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignbench.comparison.results import BASE
-from alignbench.figures.plots import legend_name
+from alignbench.figures.metric_names import axis_name
+from alignbench.figures.style import legend_name
 from alignbench.frontier.front import BEST_OF, KL, REWARD, TILT, Front, summary
 from alignbench.reports.curve_report import CurveReport
-from alignbench.reports.style import COLUMN, LINES, MARKERS, PALETTE, PAPER, axis_name
+from alignbench.reports.style import COLUMN, LINES, MARKERS, PALETTE, PAPER, say_better
 
 HEIGHT = 3.1
 """Inches, with the legend."""
@@ -38,7 +39,7 @@ def curve_trade_off(report: CurveReport, metric: str) -> Figure | None:
         handles = _draw_front(axis, front, metric) if front else []
         handles += _draw_curves(axis, report, metric) if on_curves else _draw_ends(axis, report, metric)
         axis.set(xlabel=f"reward: {axis_name(report.reward)}", ylabel=f"diversity: {axis_name(metric)}")
-        _better(axis, higher=report.directions.get(metric) is not False)
+        say_better(axis, higher=report.directions.get(metric) is not False)
         what = "validation prompts; mean and range over seeds" if on_curves else "trained models, means over seeds"
         figure.legend(handles=handles, loc="outside lower center", ncols=2, title=what, title_fontsize=6, handlelength=1.8)
     return figure
@@ -136,9 +137,3 @@ def _draw_ends(axis: Axes, report: CurveReport, metric: str) -> list[Any]:
     x_base, y_base = (float(cells.loc[(BASE, name), "mean"]) for name in (report.reward, metric))
     axis.plot([x_base], [y_base], marker="*", color="black", markersize=8, linestyle="", zorder=5)
     return [*handles, Line2D([], [], marker="*", color="black", linestyle="", markersize=7, label=BASE)]
-
-
-def _better(axis: Axes, *, higher: bool) -> None:
-    """Says above the axes where more reward and more diversity are."""
-    arrow = "\N{NORTH EAST ARROW}" if higher else "\N{SOUTH EAST ARROW}"
-    axis.set_title(f"better {arrow}", loc="right", fontsize=7, color="#555555")

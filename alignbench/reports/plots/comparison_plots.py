@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 from alignbench.analysis.modes import first_distributions
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures import distributions
-from alignbench.figures.plots import left_out
+from alignbench.figures.metric_names import axis_name
+from alignbench.figures.style import left_out
 from alignbench.files.escaping import slugs
-from alignbench.reports.gallery import gallery, image_grid
+from alignbench.reports.plots.gallery import gallery, image_grid
 from alignbench.reports.style import (
     COLUMN,
     PAPER,
     SMOOTHED,
     add_legend,
-    axis_name,
     axis_title,
     draw_point,
     few_ticks,
@@ -31,6 +31,7 @@ from alignbench.reports.style import (
     metric_pairs,
     objective_of,
     sampler_of,
+    say_better,
     seeds_of,
     sign,
 )
@@ -47,20 +48,21 @@ BOX_MARGIN = 0.1
 
 
 def trade_off(cells: pd.DataFrame, reward: str, diversity: str) -> Figure:
-    """Reward against diversity of each cell with both intervals, and the non-dominated front.
+    """Diversity against reward of each cell with both intervals, and the non-dominated front.
 
     Args:
         cells: rows of `Results.cells_frame` of one setup.
     """
-    points = metric_pairs(cells, diversity, reward)
+    points = metric_pairs(cells, reward, diversity)
     with plt.rc_context(PAPER):
         figure, axis = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
         look = looks(list(points.index))
         for cell, point in points.iterrows():
             draw_point(axis, point, look[str(cell)])
         front = points[points["front"]].sort_values("x")
-        axis.step(front["x"], front["y"], where="pre" if sign(cells, diversity) > 0 else "post", color="#777777", zorder=0)
-        axis.set(xlabel=f"diversity: {axis_title(cells, diversity)}", ylabel=f"reward: {axis_title(cells, reward)}")
+        axis.step(front["x"], front["y"], where="pre" if sign(cells, reward) > 0 else "post", color="#777777", zorder=0)
+        axis.set(xlabel=f"reward: {axis_title(cells, reward)}", ylabel=f"diversity: {axis_title(cells, diversity)}")
+        say_better(axis, higher=sign(cells, diversity) > 0)
         add_legend(figure, look, front=True, title=f"means with 95 % intervals, n = {seeds_of(cells)}")
     return figure
 
@@ -130,7 +132,11 @@ def learning_curves(curves: pd.DataFrame, x: str = "model_rows") -> Figure:
         x: `model_rows`, `training_seconds`, `reward_calls` or `iteration`.
     """
     panels = [m for m in ("reward", "rollout_lgmd") if m in curves]
-    return _panels(curves, x, panels, height=1.9, smooth=SMOOTHED, title=f"running means of {SMOOTHED} iterations; ")
+    shared = (
+        "the LGMD of rollouts is lower where a tree's branches share steps: compare it along a method, not between samplers"
+    )
+    note = shared if curves["cell"].map(sampler_of).nunique() > 1 else ""
+    return _panels(curves, x, panels, height=1.9, smooth=SMOOTHED, note=note, title=f"running means of {SMOOTHED} iterations; ")
 
 
 def diagnostics(curves: pd.DataFrame, columns: Sequence[str] = DIAGNOSTICS) -> Figure:
@@ -299,9 +305,8 @@ def _over_seeds(part: pd.DataFrame, x: str, metric: str, smooth: int) -> tuple[n
     curves = []
     for _, of_seed in part.dropna(subset=[metric]).groupby("seed", sort=False):
         in_order = of_seed.sort_values("iteration")
-        enough = max(1, smooth // 2) if len(in_order) > smooth else 1
-        mean = in_order[metric].rolling(smooth, min_periods=enough).mean()
-        curves.append((in_order[x].to_numpy(dtype=np.float64)[enough - 1 :], mean.to_numpy(dtype=np.float64)[enough - 1 :]))
+        mean = in_order[metric].rolling(smooth, min_periods=1).mean()
+        curves.append((in_order[x].to_numpy(dtype=np.float64), mean.to_numpy(dtype=np.float64)))
     if not curves:
         return np.empty(0), np.empty((1, 0))
     first, last = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)

@@ -1,4 +1,4 @@
-"""What the curves and the front say, in sentences: the beginning of a verdict."""
+"""What a setup's records show in detail, in sentences: of its curves and front, and of the trained models."""
 
 import math
 from typing import Any
@@ -7,13 +7,43 @@ import pandas as pd
 
 from alignbench.analysis.curves import ROWS
 from alignbench.analysis.power import POWER
-from alignbench.comparison.results import BASE
+from alignbench.comparison.results import BASE, Results
+from alignbench.figures.metric_names import axis_name
 from alignbench.reports.curve_report import CurveReport
-from alignbench.reports.formatting import SIGNIFICANT, number, p_value
-from alignbench.reports.style import axis_name
+from alignbench.reports.formatting import SIGNIFICANT, SMALLEST_SHOWN, estimate, number, p_value
+from alignbench.reports.plots.comparison_plots import DISTANCES
+from alignbench.reports.style import metric_pairs, seeds_of
 
 LISTED = 4
 """Pairs of methods that are named; the tables have all."""
+FEW_SEEDS = 5
+"""With fewer seeds, a difference that exists will often not be beyond chance."""
+
+
+def findings(results: Results, setup: str, curves: CurveReport | None = None) -> list[str]:
+    """Everything that a setup's records show: first what its curves say, then the trained models' clear differences.
+
+    Args:
+        curves: the setup's curves and front.
+    """
+    reward, diversity = results.reward(setup), results.diversity(setup)
+    cells = results.cells_frame[results.cells_frame["setup"] == setup]
+    sentences = curve_sentences(curves) if curves else []
+    if diversity:
+        points = metric_pairs(cells, diversity, reward)
+        front = ", ".join(str(c) for c in points.index[points["front"]]) or "nothing"
+        axes = f"{axis_name(reward)} and {axis_name(diversity)}"
+        sentences.append(f"By their means, these models are beaten by no other in both {axes}: {front}.")
+        sentences += _dominated(results, setup, [str(c) for c in points.index[~points["front"]]], reward, diversity)
+    else:
+        sentences.append("No diversity metric was recorded, so there is no trade-off to show.")
+    for metric in (reward, *([diversity] if diversity else [])):
+        sentences += _differences(results, setup, metric)
+    if 1 < cells.loc[cells["cell"] != BASE, "seeds"].min() < FEW_SEEDS:
+        few = seeds_of(cells)
+        sentences.append(f"{few} per method: a difference that is not beyond chance here may still exist.")
+    sentences += _distances(cells)
+    return sentences
 
 
 def curve_sentences(report: CurveReport) -> list[str]:
@@ -55,7 +85,7 @@ def _at_equal_reward(report: CurveReport) -> list[str]:
         base = sum(float(c.points[report.reward].iloc[0]) for c in report.runs) / len(report.runs)
         stuck = [m for m in report.recorded.methods if _lowest_best(report, m) <= base]
         return [
-            f"There is no level of {report.reward} that every run reaches: some runs of {', '.join(stuck)} do not rise above "
+            f"No level of {report.reward_name} is reached by every run: some runs of {', '.join(stuck)} do not rise above "
             f"the base model's {number(base)} on the validation prompts."
         ]
     metric = next((m for m in report.diversities if m in report.metrics), None)
@@ -64,7 +94,7 @@ def _at_equal_reward(report: CurveReport) -> list[str]:
     frame = report.differences
     rows = frame[(frame["level"] == level) & (frame["metric"] == metric)].to_dict("records")
     rows_spent = frame[(frame["level"] == level) & (frame["metric"] == ROWS)].set_index(["first", "second"])
-    at = f"At {axis_name(report.reward)} {number(level)}, which every run reaches"
+    at = f"At {report.reward_name} {number(level)}, which every run reaches"
     clear = sorted((r for r in rows if r["p_holm"] < SIGNIFICANT), key=lambda r: r["p_holm"])
     said = [f"{at}: {_pair(row, metric, report, rows_spent)}." for row in clear[:LISTED]]
     if len(clear) > LISTED:
@@ -128,7 +158,7 @@ def _cost(report: CurveReport) -> list[str]:
     said = []
     if fast:
         listed = ", ".join(f"{row.method} after {number(row.median)} model rows" for row in fast[:LISTED])
-        said.append(f"Half of the runs reach {axis_name(report.reward)} {number(level)} or more: {listed}.")
+        said.append(f"Half of the runs reach {report.reward_name} {number(level)} or more: {listed}.")
     if slow:
         listed = ", ".join(f"{row.method} ({row.reached} of {row.seeds} runs)" for row in slow[:LISTED])
         said.append(f"Less than half of the runs reach {number(level)} within their budget: {listed}.")
@@ -185,7 +215,7 @@ def _over_optimisation(report: CurveReport) -> list[str]:
     if hacked.empty:
         judged = bool(frame["metric"].isin(report.judges).any())
         return (
-            ["No over-optimisation is seen: where the reward rises, no judge falls beyond chance in most seeds."]
+            ["No over-optimisation: where the reward rises, no independent metric gets worse beyond chance in most seeds."]
             if judged
             else []
         )
@@ -203,11 +233,11 @@ def _over_optimisation(report: CurveReport) -> list[str]:
     return said
 
 
-def _disagreement(report: CurveReport) -> list[str]:
-    """Cells for which some metrics of diversity rise beyond chance while others fall."""
+def disagreements(report: CurveReport) -> list[tuple[str, str, str]]:
+    """Cells for which some metrics of diversity rise beyond chance while others fall: the cell, and the names of both."""
     cells = report.results.cells_frame
     cells = cells[(cells["setup"] == report.setup) & (cells["cell"] != BASE) & cells["metric"].isin(report.diversities)]
-    said = []
+    found = []
     for cell, part in cells.groupby("cell", sort=False):
         better = part["higher_is_better"].map({True: 1.0, False: -1.0}).astype(float)
         low, high = part["difference_lower"] * better, part["difference_upper"] * better
@@ -215,8 +245,15 @@ def _disagreement(report: CurveReport) -> list[str]:
         up, down = part.loc[least > 0, "metric"], part.loc[most < 0, "metric"]
         if len(up) and len(down):
             rises, falls = (", ".join(map(axis_name, names)) for names in (up, down))
-            said.append(f"Metrics of diversity disagree about {cell}: {rises} above the base model's, {falls} below.")
-    return said[:LISTED]
+            found.append((str(cell), rises, falls))
+    return found
+
+
+def _disagreement(report: CurveReport) -> list[str]:
+    return [
+        f"Metrics of diversity disagree about {cell}: {rises} above the base model's, {falls} below."
+        for cell, rises, falls in disagreements(report)[:LISTED]
+    ]
 
 
 def _power(report: CurveReport) -> list[str]:
@@ -236,3 +273,75 @@ def _power(report: CurveReport) -> list[str]:
         f"{seeds} seeds show a true difference of {listed} in {POWER:.0%} of comparisons (paired by seed, a single test); "
         "smaller ones they cannot tell."
     ]
+
+
+def _tested(results: Results, setup: str, metric: str) -> pd.DataFrame:
+    """The pairs whose difference in a metric could be tested, with the names of the higher one and of the better one."""
+    pairs = results.pairs_frame
+    tested = pairs[(pairs["setup"] == setup) & (pairs["metric"] == metric)].dropna(subset=["p"])
+    up = tested["difference"] > 0
+    high, low = tested["first"].where(up, tested["second"]), tested["second"].where(up, tested["first"])
+    reverse = bool((tested["higher_is_better"] == False).any())  # noqa: E712
+    better, worse = (low, high) if reverse else (high, low)
+    return tested.assign(high=high, low=low, better=better, worse=worse, clear=tested["p_holm"] < SIGNIFICANT)
+
+
+def _dominated(results: Results, setup: str, behind: list[str], reward: str, diversity: str) -> list[str]:
+    """Which cells behind the front another one beats beyond chance in both metrics; empty where nothing can be tested."""
+    tests = [_tested(results, setup, metric) for metric in (reward, diversity)]
+    if not behind or any(tested.empty for tested in tests):
+        return []
+    clear = [{(row["better"], row["worse"]) for row in tested[tested["clear"]].to_dict("records")} for tested in tests]
+    by = {worse: better for better, worse in sorted(clear[0] & clear[1])}
+    beaten = ", ".join(f"{cell} (by {by[cell]})" for cell in behind if cell in by)
+    nothing = "No model is worse in both beyond chance, so those that look worse may be as good."
+    return [f"Worse in both beyond chance: {beaten}." if beaten else nothing]
+
+
+def _differences(results: Results, setup: str, metric: str) -> list[str]:
+    tested, metric = _tested(results, setup, metric), axis_name(metric)
+    if tested.empty:
+        why = "a test needs two seeds of a cell whose values differ; intervals over prompts hold for these trained models alone"
+        return [f"{metric}: the variation from training to training is unknown ({why})."]
+    clear, count = int(tested["clear"].sum()), f"{len(tested)} tested differences"
+    how = f"Welch's test over {seeds_of(results.runs_frame.query('setup == @setup'))} per method, Holm-corrected"
+    if not clear:
+        return [f"{metric}: none of {count} is beyond chance ({how})."]
+    sentences = [f"{metric}: {clear} of {count} are beyond chance ({how})."]
+    to_base = tested[(tested["first"] == BASE) | (tested["second"] == BASE)]
+    for side, other, word in (("high", "low", "above"), ("low", "high", "below")):
+        rows = to_base[to_base["clear"] & (to_base[other] == BASE)]
+        if len(rows):
+            listed = ", ".join(f"{row[side]} ({_by(row)})" for row in rows.to_dict("records"))
+            sentences.append(f"{metric} is {word} the base model's for {listed}.")
+    between = tested.drop(to_base.index)
+    surest = between[between["clear"]].sort_values("p_holm", kind="stable").to_dict("records")
+    if surest:
+        listed = "; ".join(f"{row['high']} above {row['low']} ({_by(row)})" for row in surest[:LISTED])
+        more = f"; {len(surest) - LISTED} more in the table of pairs" if len(surest) > LISTED else ""
+        sentences.append(f"{metric} between methods: {listed}{more}.")
+    elif len(between):
+        sentences.append(f"{metric} between methods: no difference is beyond chance.")
+    return sentences
+
+
+def _by(row: dict[Any, Any]) -> str:
+    size, ends = abs(row["difference"]), sorted(row[f"difference_{end}"] for end in ("lower", "upper"))
+    low, high = ends if row["difference"] > 0 else (-ends[1], -ends[0])
+    return f"by {number(size)} [{number(low)}, {number(high)}], {_equals(row['p_holm'])}"
+
+
+def _equals(p: float) -> str:
+    return f"p {'' if p < SMALLEST_SHOWN else '= '}{p_value(p)}"
+
+
+def _distances(cells: pd.DataFrame) -> list[str]:
+    """How far the methods moved from the base model: at unequal distances, diversity alone says little."""
+    for metric in DISTANCES:
+        rows = cells[(cells["metric"] == metric) & (cells["cell"] != BASE)].dropna(subset=["mean"])
+        if len(rows) > 1:
+            near, *_, far = rows.sort_values("mean").to_dict("records")
+            ends = " to ".join(f"{estimate(row)} for {row['cell']}" for row in (near, far))
+            why = "a model that moved less keeps more diversity for that reason alone, so compare at equal distance"
+            return [f"The distance from the base model, {axis_name(metric)}, ranges from {ends}: {why}."]
+    return []

@@ -1,0 +1,133 @@
+"""Images in a comparison: samples of all methods from the same noise, and rollout trees."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from alignbench.comparison.results import BASE, RecordedRun, Results
+from alignbench.errors import UserError
+from alignbench.files.images import open_image
+from alignbench.records.record import Protocol
+from alignbench.reports.style import PAPER
+
+PROMPTS, IMAGES = 2, 4
+"""The first prompts of the gallery, and the images of each."""
+BETWEEN = 0.3
+"""Space between the images of two prompts, in images."""
+WIDTH = 6.8
+"""Inches: both columns of a two-column paper."""
+TREE_WIDTH = 1200
+"""Largest width of the drawing of a tree on a page, in pixels."""
+SIDE = 192
+"""Largest side of an image on a page, in pixels; larger ones are reduced."""
+
+Blocks = list[list[Image.Image]]
+"""The images of each prompt."""
+
+
+def image_grid(rows: Mapping[str, Blocks], prompts: Sequence[str]) -> Figure:
+    """A row of images per method and a block of columns per prompt; all images of a column were drawn from the same noise."""
+    with plt.rc_context(PAPER | {"axes.grid": False}):
+        left, gap = 0.15, 0.04  # shares of the width, and of an image
+        wide = [len(block) for block in next(iter(rows.values()))]
+        columns = sum(wide) + BETWEEN * (len(wide) - 1)  # in images, with the space between prompts
+        size = WIDTH * (0.995 - left) / (columns + gap * (columns - 1))
+        titles = [_wrapped(prompt, int(n * size * 72 / 3.5)) for prompt, n in zip(prompts, wide, strict=True)]
+        head = 0.08 + 0.1 * max(title.count("\n") + 1 for title in titles)  # a letter takes about 3.5 points
+        height = size * len(rows) * (1 + gap) + head
+        figure = plt.figure(figsize=(WIDTH, height))
+        for line, (name, blocks) in enumerate(rows.items()):
+            at = 0.0
+            for block, title in zip(blocks, titles, strict=True):
+                for number, image in enumerate(block):
+                    x = left + size * (1 + gap) * at / WIDTH
+                    y = 1 - (head + size * (1 + gap) * (line + 1)) / height
+                    axis = figure.add_axes((x, y, size / WIDTH, size / height))
+                    axis.imshow(np.asarray(image), interpolation="nearest")
+                    axis.set_axis_off()
+                    if line == 0 and number == 0:
+                        axis.set_title(title, fontsize=6, pad=2, loc="left")
+                    at += 1
+                at += BETWEEN
+            middle = 1 - (head + size * ((1 + gap) * line + 0.5)) / height
+            text = name.replace(" x ", "\n")
+            figure.text(left - 0.01, middle, text, ha="right", va="center", fontsize=6)
+    return figure
+
+
+def sample_images(run: RecordedRun, name: str, prompts: int = PROMPTS, images: int = IMAGES) -> Blocks:
+    """The first images of each of the first prompts, cut from `samples/<name>.png`; empty without a sheet.
+
+    Args:
+        name: `base` or `final`.
+    """
+    sheet = _opened(run.folder / "samples" / f"{name}.png")
+    if sheet is None:
+        return []
+    protocol: Protocol = run.result.protocol
+    each = protocol.images_per_prompt
+    wide = each * max(1, 16 // each)  # as sheets.grid lays them out
+    size = sheet.width // wide
+    if size == 0:  # no sheet of that many images
+        return []
+
+    def cut(number: int) -> Image.Image:
+        row, column = divmod(number, wide)
+        image = sheet.crop((column * size, row * size, (column + 1) * size, (row + 1) * size))
+        image.thumbnail((SIDE, SIDE))
+        return image
+
+    shown = range(min(prompts, protocol.prompts))
+    return [[cut(prompt * each + number) for number in range(min(images, each))] for prompt in shown]
+
+
+def _opened(file: Path) -> Image.Image | None:
+    """The image in a file; None if it cannot be opened, since a report can do without it."""
+    try:
+        return open_image(file)
+    except UserError:
+        return None
+
+
+def gallery(results: Results, setup: str) -> tuple[dict[str, Blocks], list[str]]:
+    """Images of the base model and of the first seed of each cell that kept any, and the prompts."""
+    rows: dict[str, Blocks] = {}
+    texts: list[str] = []
+    for run in results.of(setup):
+        images = sample_images(run, "final") if run.cell not in rows else []
+        if images:
+            if not rows:
+                rows[BASE] = sample_images(run, "base")
+                texts = _prompts_of(run, len(images))
+            rows[run.cell] = images
+    return {name: images for name, images in rows.items() if len(images) == len(texts)}, texts
+
+
+def tree_drawings(results: Results, setup: str, width: int = TREE_WIDTH) -> dict[str, Image.Image]:
+    """The drawing of a rollout tree in the first run of each cell that has one.
+
+    Args:
+        width: largest width in pixels.
+    """
+    drawings: dict[str, Image.Image] = {}
+    for run in results.of(setup):
+        image = _opened(run.folder / "plots" / "tree.png") if run.cell not in drawings else None
+        if image is not None:
+            image.thumbnail((width, image.height))
+            drawings[run.cell] = image.quantize(64)  # a quarter of the bytes; the drawing has few colours
+    return drawings
+
+
+def _prompts_of(run: RecordedRun, count: int) -> list[str]:
+    if run.evals is None:
+        return [f"prompt {i}" for i in range(count)]
+    return [str(p) for p in run.evals.drop_duplicates("prompt_index").sort_values("prompt_index")["prompt"][:count]]
+
+
+def _wrapped(text: str, width: int, lines: int = 5) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
