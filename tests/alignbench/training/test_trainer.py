@@ -174,7 +174,8 @@ def test_the_first_update_goes_back_from_the_rollout_where_its_graph_serves(
 
 def test_the_graph_is_dropped_where_the_decoder_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(write_task(tmp_path), objective={"name": "ddpo"})
-    decode, live = made.policy.decode, []
+    decode = made.policy.decode
+    live: list[Any] = []
 
     def short_of_memory(latents: torch.Tensor) -> np.ndarray:
         if not live:
