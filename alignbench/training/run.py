@@ -12,7 +12,7 @@ import torch
 from alignbench import groups
 from alignbench.backbone import KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
-from alignbench.errors import DiskError, RunError, ScorerError, UserError
+from alignbench.errors import DiskError, RunError, ScorerError, UserError, first_line
 from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
@@ -35,7 +35,6 @@ from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
 from alignbench.runtime import launch
-from alignbench.runtime.micro_batch import first_line
 from alignbench.runtime.processes import Processes, join
 from alignbench.sampler import Sampler
 from alignbench.tasks import RewardChoice, Task, configured_task
