@@ -24,7 +24,7 @@ COVERED = 0.25
 
 @contextmanager
 def temporarily_set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
-    """While entered, the parameters hold other values; afterwards their own values are restored."""
+    """Gives the parameters other values inside the context, and restores their own values afterwards."""
     live = [p.detach().clone() for p in parameters]
     try:
         _write(parameters, values)
@@ -83,6 +83,7 @@ class BackboneSettings(settings.Settings):
 
     @property
     def torch_device(self) -> torch.device:
+        """The device that the setting names; raises UserError if this machine does not have it."""
         return device_named(self.device)
 
 
@@ -267,7 +268,7 @@ class KnownDistributions(ABC):
 
     @abstractmethod
     def measure(self, prompts: Sequence[str], best_of: int = 1) -> dict[str, Measured]:
-        """Metrics that are computed from the model itself and need no image: metric -> a value for each prompt.
+        """Computes metrics of the model itself, which need no image: metric -> a value for each prompt.
 
         Args:
             prompts: the prompts.
@@ -282,7 +283,7 @@ class KnownDistributions(ABC):
 
     @abstractmethod
     def target_distribution(self, prompt: str) -> PointDistribution | None:
-        """The distribution with which it is compared; None where it is not two-dimensional."""
+        """The distribution that the model is compared with; None where it is not two-dimensional."""
 
     def tilted(self, prompt: str, beta: float) -> Tilt | None:
         """The target at an inverse temperature on raw rewards; None where it must be estimated from samples."""

@@ -14,10 +14,10 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class _Sentence(Exception):  # noqa: N818
-    """Says in one line what happened. A name in it can neither end the line nor control the terminal (`visible`).
+    """Says in one line what happened.
 
-    Control characters in it, for instance in the name of a file, are escaped, so that they cannot end the line or move a
-    terminal's cursor.
+    Control characters in it, for instance in the name of a file, are escaped (`visible`), so that they can neither end the line
+    nor move a terminal's cursor. Passwords and tokens in URLs are replaced (`redacted`).
     """
 
     def __init__(self, sentence: str) -> None:
@@ -45,12 +45,12 @@ class NonFiniteError(RunError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another package's error message, which may be long; the class's name if it has no message."""
+    """Returns the first line of another package's error message, which may be long; the class's name if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The hint `; did you mean 'x'?` with up to three similar names, or else `; known: ...`."""
+    """Makes the hint `; did you mean 'x'?` with up to three similar names, or else `; known: ...`, for the end of a message."""
     names = sorted(set(known))
     near = get_close_matches(word, names, n=3, cutoff=0.5)
     if near:
@@ -59,19 +59,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def redacted(text: str) -> str:
-    """The text with `***` in place of user names, passwords and tokens in URLs."""
+    """Replaces user names, passwords and tokens in URLs by `***`."""
     return _QUERY.sub(r"\1***", _USERINFO.sub("***@", text)) if "://" in text else text
 
 
 def holds_secret(text: str) -> bool:
-    """Whether the text has a URL with a user name, a password or a token."""
+    """Tells whether the text has a URL with a user name, a password or a token."""
     return "://" in text and bool(re.search(r"://[^\s/?#@]*@", text) or _QUERY.search(text))
 
 
 def visible(text: str) -> str:
-    """The text with escapes such as `\\x1b` for characters that are invisible or have an effect.
+    """Replaces characters that are invisible or have an effect by escapes such as `\\x1b`.
 
-    These control a terminal, end a line, change the direction of writing, or are not valid Unicode.
+    Such characters control a terminal, end a line, change the direction of writing, or are not valid Unicode.
     """
     return text if text.isascii() and text.isprintable() else "".join(map(_escaped, text))
 

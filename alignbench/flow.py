@@ -143,7 +143,7 @@ def unchecked_step(
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> StepResult:
-    """Does what `step` does without its checks, which would make the CPU wait for the device."""
+    """Takes the same step as `step`, without its checks, which would make the CPU wait for the device."""
     mean, std = moments(x, velocity, sigma, sigma_next, eta, rule)
     if rule == "ode":
         return StepResult(mean, mean.new_zeros(mean.shape[0]), mean, std)
@@ -185,7 +185,7 @@ def step(
     result = unchecked_step(x, velocity, sigma, sigma_next, noise_level, rule, noise=noise, reduction=reduction)
     if rule != "ode" and bool((result.std == 0).any()):
         raise NonFiniteError(
-            f"a {rule} step {_between(sigma, sigma_next)} at noise level {_number(noise_level)} has no density "
+            f"a {rule} step {_between(sigma, sigma_next)} with eta {_number(noise_level)} has no density "
             f"(std 0, velocity {velocity.dtype}); use rule 'ode' for that step"
         )
     if not bool(torch.isfinite(result.x_next).all()):

@@ -182,7 +182,7 @@ class Objective(ABC):
         return None
 
     def target_reward(self, forest: RolloutForest) -> Tensor:
-        """R~ of that target, float32 [G, K]; by default the reward in units of its group's standard deviation."""
+        """Computes R~ of the Boltzmann target, float32 [G, K]; by default in units of the group's standard deviation."""
         return forest.target_reward
 
     def descends(self, forest: RolloutForest) -> Divergence | None:

@@ -46,13 +46,13 @@ def describe(kind: str) -> dict[str, str]:
 def strengths() -> dict[str, dict[str, Any]]:
     """Reads which setting each objective declares as its strength, without importing it: name -> {setting, values}."""
     files, points = _files("objectives"), _entry_points("objectives")
-    found = {}
+    declarations = {}
     for name in names("objectives"):
         file = files.get(name) or _entry_point_file(points[name])
         declared = _declared_strength(file) if file else None
         if declared:
-            found[name] = {"setting": declared[0], "values": list(declared[1])}
-    return found
+            declarations[name] = {"setting": declared[0], "values": list(declared[1])}
+    return declarations
 
 
 def find(kind: str, name: str, base: type) -> type[Any]:

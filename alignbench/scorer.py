@@ -121,12 +121,21 @@ class SetMetric(Metric, ABC):
     def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Any:
         """Reads images once, so that `measure_read` can measure many subsets of them.
 
-        By default what `measure` takes. A metric that embeds or detects something overrides both methods.
+        By default the images and latents themselves are kept. A metric that embeds or detects something overrides both methods.
+
+        Args:
+            images, latents, prompt: as for `measure`.
         """
         return images, latents
 
     def measure_read(self, read: Any, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
-        """What `measure` answers for the images `members` (indices) of those that were read."""
+        """Computes what `measure` returns for some of the images that were read.
+
+        Args:
+            read: what `read_images` returned.
+            members: indices of the images.
+            prompt: their prompt.
+        """
         images, latents = read
         members = np.asarray(members)
         return self.measure(images[members], None if latents is None else latents[members], prompt)

@@ -249,19 +249,27 @@ def welch(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def one_sample(values: np.ndarray) -> float:
-    """p of the two-sided t test that the mean of the values is 0 (Student 1908); NaN values are left out.
+    """Computes p of the two-sided t test that the mean of the values is 0 (Student 1908).
 
-    NaN where there is no such test: fewer than two values, or no spread.
+    Args:
+        values: float [n]; NaN values are left out.
+
+    Returns:
+        p, or NaN if there are fewer than two values or all of them are equal.
     """
     return welch(values, np.zeros(2))  # zeros have no variance, so they add neither error nor degrees of freedom
 
 
 def first_reached(values: np.ndarray, level: float) -> tuple[int, int, float] | None:
-    """Where a series first reaches a level, by linear interpolation.
+    """Finds where a series first reaches a level, by linear interpolation.
+
+    Args:
+        values: float [n].
+        level: the level.
 
     Returns:
-        The places before and after, and the share of the way between them; twice the first place if the series begins there.
-        None if it never reaches the level.
+        The indices before and after, and the fraction of the way between them; (0, 0, 0.0) if the first value is already at
+        the level or above. None if no value is.
     """
     reached = np.flatnonzero(values >= level)
     if not len(reached):
@@ -352,8 +360,12 @@ def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarra
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray) -> Interval:
-    """Computes the mean of first - second, unit by unit, with the interval of `mean_interval`; pairs with a NaN are left
-    out."""
+    """Computes the mean of first - second over pairs with its interval (`mean_interval`).
+
+    Args:
+        first: float [n], one value for each unit.
+        second: float [n], the same units in the same order. Pairs with a NaN are left out.
+    """
     return mean_interval(difference(first, second))
 
 

@@ -1,1 +1,1 @@
-"""What the records of a comparison say: curves, contrasts between methods, and what so many seeds can show."""
+"""Analyses the records of a comparison: curves, contrasts between methods, and statistical power."""

@@ -1,6 +1,6 @@
-"""Methods against the front of the tilted target at equal reward: what they lost needlessly, and the alarms that follow.
+"""Compares methods with the front of the tilted target at equal reward: avoidable losses, and alarms.
 
-The unit is the seed where there are several, else the prompt. All of it is on the evaluation prompts.
+The unit is the seed if there are several, and otherwise the prompt. All values are those of the evaluation prompts.
 """
 
 from collections.abc import Iterable
@@ -19,22 +19,31 @@ MODES = "modes_covered"
 
 
 def diversity_metrics(results: Results, setup: str, front: Front | None) -> list[str]:
-    """The setup's metrics of diversity, the one of its axis first: those of sets of images, and of modes.
+    """Lists the diversity metrics of a setup: those of sets of images, and of modes. The one on the plots' axis comes first.
 
     Args:
-        front: knows which metrics are of sets; without it the known names count.
+        results: the results of the comparison.
+        setup: the setup.
+        front: the front, whose record names its metrics of sets; None to use only well-known names.
     """
     recorded = results.of(setup)[0].result.metrics
-    known = [*filter(None, [results.diversity(setup)]), *DIVERSITY, *(front.record.set_metrics if front else ())]
-    return [m for m in dict.fromkeys(known) if m in recorded and recorded[m].higher_is_better is not None]
+    names = [*filter(None, [results.diversity(setup)]), *DIVERSITY, *(front.record.set_metrics if front else ())]
+    return [m for m in dict.fromkeys(names) if m in recorded and recorded[m].higher_is_better is not None]
 
 
 def avoidable_frame(results: Results, setup: str, front: Front, metrics: Iterable[str]) -> pd.DataFrame:
-    """A row for each cell and metric, the base model first: what the front has at the cell's reward, minus what the cell has.
+    """Computes the avoidable loss of each cell: the front's metric at the cell's reward, minus the cell's metric.
 
-    `value`, `lower`, `upper`, `n`: over seeds if there are several (`over`), else over prompts; NaN where the cell's reward is
-    above what the front reaches, in `beyond` of its `runs`. Where lower is better the sign is turned, so that above 0 always
-    means that the cell is worse than the front.
+    Args:
+        results: the results of the comparison.
+        setup: the setup.
+        front: its front.
+        metrics: names of metrics; those that the front does not have are left out.
+
+    Returns:
+        A row for each metric and cell, with the base model first. `value`, `lower`, `upper` and `n` are over seeds if there are
+        several, and otherwise over prompts (`over`). `beyond` counts the `runs` whose reward is above what the front reaches;
+        they have no loss. If lower is better, the sign is reversed, so a loss above 0 always means worse than the front.
     """
     rows = []
     recorded = results.of(setup)[0].result.metrics
@@ -63,9 +72,16 @@ def avoidable_frame(results: Results, setup: str, front: Front, metrics: Iterabl
 
 
 def reward_at_kl_frame(results: Results, setup: str, front: Front) -> pd.DataFrame:
-    """A row for each cell: the front's reward at the cell's KL divergence to the base model, minus the cell's, over seeds.
+    """Computes the front's reward at each cell's KL divergence to the base model, minus the cell's reward.
 
-    It is empty where the divergence is not known; `path_kl` is that of the paths, which is larger.
+    Args:
+        results: the results of the comparison.
+        setup: the setup.
+        front: its front.
+
+    Returns:
+        A row for each cell, with intervals over seeds. It is empty if the divergence is not recorded; `path_kl` is that of the
+        paths, which is larger.
     """
     if KL not in results.of(setup)[0].result.metrics:
         return pd.DataFrame()
@@ -85,11 +101,11 @@ def reward_at_kl_frame(results: Results, setup: str, front: Front) -> pd.DataFra
 
 
 def alarms_against(results: Results, run: RecordedRun, front: Front) -> list[str]:
-    """The alarms of a run with those about diversity tested against the front in place of the base model.
+    """Lists the alarms of a run, with diversity tested against the front instead of the base model.
 
-    A metric of diversity may fall as far as the target's own falls between the base model and the run's reward. What fell
-    further, prompt by prompt, is tested as the alarm of a run is: one-sided at ALARM_LEVEL, corrected by Holm's method. Other
-    alarms stay what they are, and so do those about metrics that the front does not have or at rewards that it does not reach.
+    A diversity metric may fall as far as the target's metric falls between the base model and the run's reward. Any further
+    fall is tested, prompt by prompt, like the alarms of a run: one-sided at ALARM_LEVEL, corrected by Holm's method. All other
+    alarms are kept, and also those about metrics that the front does not have, or at rewards that it does not reach.
     """
     metrics = run.result.metrics
     rewards = [name for name, record in metrics.items() if record.role == "reward"]
@@ -101,7 +117,7 @@ def alarms_against(results: Results, run: RecordedRun, front: Front) -> list[str
     kept = [alarm for alarm in run.result.alarms if alarm not in replaced and not _about_kept_modes(alarm, excess)]
     rose = corrected({name: metrics[name].p_rise for name in rewards})
     risen = [name for name in rewards if rose[name] < ALARM_LEVEL]
-    p = corrected({metric: _known(rise_test([fall])) for metric, fall in excess.items()})
+    p = corrected({metric: _none_if_nan(rise_test([fall])) for metric, fall in excess.items()})
     for metric, fall in excess.items():
         if risen and p[metric] < ALARM_LEVEL:
             kept.append(_sentence(risen[0], metric, metrics, float(np.nanmean(fall))))
@@ -109,7 +125,11 @@ def alarms_against(results: Results, run: RecordedRun, front: Front) -> list[str
 
 
 def excess_fall(results: Results, run: RecordedRun, front: Front, metric: str) -> np.ndarray:
-    """How much further a metric fell than the target's own does at this reward, for each prompt; NaN beyond the front."""
+    """Computes how much further a metric fell than the target's metric does at the run's reward.
+
+    Returns:
+        float, one value for each prompt; NaN if the front does not reach that reward.
+    """
     place = [r.result.run.seed for r in results.of(run.setup) if r.cell == run.cell]
     number = sorted(place).index(run.result.run.seed)
     sign = -1.0 if run.result.metrics[metric].higher_is_better is False else 1.0
@@ -122,7 +142,7 @@ def excess_fall(results: Results, run: RecordedRun, front: Front, metric: str) -
 
 
 def _about_kept_modes(alarm: str, excess: dict[str, np.ndarray]) -> bool:
-    """Whether it is about modes that the target itself gives up at this reward."""
+    """Whether the alarm is about modes that the target itself loses at this reward."""
     return " modes died for the prompt " in alarm and MODES in excess and not (excess[MODES] > 0).any()
 
 
@@ -135,14 +155,14 @@ def _sentence(reward: str, metric: str, metrics: dict[str, MetricRecord], excess
     )
 
 
-def _known(p: float) -> float | None:
+def _none_if_nan(p: float) -> float | None:
     return None if np.isnan(p) else p
 
 
 def _rewards(results: Results, setup: str, cell: str, front: Front, column: str) -> np.ndarray:
-    """The reward that the front is tilted by, of each seed and prompt: the weighted sum of those that were trained on.
+    """The total reward, by which the front is tilted, of each seed and prompt: the weighted sum of the trained rewards.
 
-    Several rewards are standardised within each prompt in training, which has no counterpart in means: then it is NaN.
+    It is NaN if training standardised several rewards within each prompt, because means have no counterpart of that.
     """
     weights = front.record.rewards
     scores = {name: results.scores(setup, cell, name, column) for name in weights}
@@ -153,7 +173,7 @@ def _rewards(results: Results, setup: str, cell: str, front: Front, column: str)
 def _over_prompts(
     front: Front, metric: str, rewards: np.ndarray, values: np.ndarray, losses: np.ndarray, sign: float
 ) -> Interval:
-    """The interval of the one run that the front reaches; NaN where it reaches none."""
+    """The interval over prompts of the first run that the front reaches; NaN if it reaches none."""
     reached = np.flatnonzero(~np.isnan(losses))
     if not len(reached):
         return Interval(np.nan, np.nan, np.nan, 0)
@@ -162,7 +182,7 @@ def _over_prompts(
 
 
 def front_note(front: Front) -> str:
-    """What a reader must know of a front that methods are measured against, in a sentence."""
+    """Describes a front in one sentence, for reports."""
     record = front.record
     how = "is known exactly" if record.exact else f"is estimated from {record.images} images of the base model for each prompt"
     return (

@@ -1,7 +1,7 @@
-"""Differences with the seed as the unit: means over tasks, samplers and methods paired by seed, and all of it at equal KL.
+"""Differences between methods and between samplers, paired by seed: means over tasks, and the same at equal KL.
 
-The rows of one training differ from those of another by chance, and runs of one seed share prompts, plans and noise. So each
-seed gives one number per method - a metric of one task, or its mean over tasks - and differences are taken seed by seed.
+Trainings differ by chance, and runs with the same seed share prompts, plans and noise. Therefore each seed gives one number per
+method, which is a metric of one task or its mean over tasks, and differences are taken seed by seed.
 """
 
 import json
@@ -19,20 +19,21 @@ from alignbench.statistics import Interval, difference, first_reached, holm, mea
 
 KL, BEST_REWARD = "kl_base", "best_reward_at_kl"
 MEASURED = "measured_"
-"""How columns of `metrics.parquet` begin that hold what a snapshot measured."""
+"""Prefix of the columns of `metrics.parquet` that hold the measurements of snapshots."""
 NEAR = 2.0
-"""A run was seen at a KL level if it was measured within this factor of it."""
+"""A run counts as measured at a KL level if a measurement is within this factor of it."""
 KEYS = ["cell", "part", "objective", "sampler"]
+"""The columns that identify a cell."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Setups that differ in the task alone.
+    """Setups that differ only in the task.
 
     Attributes:
-        name: what reports call it.
-        setups: one per task.
-        metrics: those that all its setups have, of the ones that tables show.
+        name: its name in reports.
+        setups: one setup per task.
+        metrics: the metrics of tables that all its setups have.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Family:
 
 
 def families(results: Results) -> list[Family]:
-    """The setups, sorted by what must be equal but for the task."""
+    """Groups the setups into families: everything that must be equal in a setup is equal, except the task."""
     groups: dict[str, list[str]] = {}
     for setup in results.setups:
         result = results.of(setup)[0].result
@@ -57,12 +58,16 @@ def _family(results: Results, setups: list[str]) -> Family:
 
 
 def values_frame(results: Results, family: Family, extra: Sequence[str] = ()) -> pd.DataFrame:
-    """A row per run of the family: setup, cell, part, objective, sampler, seed and a column per metric of the trained model.
-
-    The base model of each setup comes first, as a cell `BASE` of seed -1.
+    """Makes a table of the family's runs.
 
     Args:
+        results: the results of the comparison.
+        family: the family.
         extra: further metrics; those that are not recorded are left out.
+
+    Returns:
+        A row per run: setup, cell, part, objective, sampler, seed, and a column for each metric of the trained model. The base
+        model of each setup comes first, as a cell `BASE` with seed -1.
     """
     runs = results.runs_frame
     runs = runs[runs["setup"].isin(family.setups)]
@@ -79,16 +84,22 @@ def values_frame(results: Results, family: Family, extra: Sequence[str] = ()) ->
 
 
 def over_tasks(values: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Means over all setups of `values_frame`, a row per cell and seed; seeds of a cell that lack a setup are left out."""
+    """Averages `values_frame` over setups: a row per cell and seed. Seeds of a cell that lack a setup are left out."""
     by = values.groupby([*KEYS, "seed"], sort=False)
     complete = by["setup"].nunique() == values["setup"].nunique()
     return by[list(metrics)].mean()[complete].reset_index()
 
 
 def means_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """A row per cell and metric of `over_tasks`: mean over seeds, difference to the base model with p, and `p_holm`.
+    """Computes means over seeds, with a test of the difference to the base model.
 
-    `p_holm` is corrected for all cells of the metric.
+    Args:
+        table: from `over_tasks`.
+        metrics: the metrics.
+
+    Returns:
+        A row per cell and metric: the mean with its interval, p of the difference to the base model, and `p_holm`, which is
+        corrected for all cells of the metric.
     """
     base = table[table["cell"] == BASE]
     rows: list[dict[str, Any]] = []
@@ -97,7 +108,7 @@ def means_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
             final = part[metric].to_numpy(dtype=np.float64)
             apart = difference(final, base[metric].to_numpy(dtype=np.float64)) if len(base) else np.full(len(final), np.nan)
             names = {**dict(zip(KEYS, key, strict=True)), "metric": metric}
-            if names["cell"] == BASE:  # it has no seeds
+            if names["cell"] == BASE:  # the base model has no seeds
                 rows.append({**names, **Interval(float(final[0]), -np.inf, np.inf, 0)._asdict(), "p": np.nan})
             else:
                 rows.append({**names, **mean_interval(final)._asdict(), "p": one_sample(apart)})
@@ -105,12 +116,14 @@ def means_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
 
 def sampler_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """A row per objective (of a part), two of its samplers and metric: the second's minus the first's, paired by seed.
-
-    `p_holm` is corrected for all rows of the metric.
+    """Computes differences between samplers of the same objective (second minus first), paired by seed.
 
     Args:
-        table: as `over_tasks` returns it.
+        table: from `over_tasks`.
+        metrics: the metrics.
+
+    Returns:
+        A row per objective of a part, pair of its samplers, and metric. `p_holm` is corrected for all rows of the metric.
     """
     metrics, rows = list(metrics), []
     for (part, objective), of_objective in _trained(table).groupby(["part", "objective"], sort=False):
@@ -123,12 +136,14 @@ def sampler_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
 
 def method_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """A row per cell and metric: minus the first part's first objective with the same sampler, paired by seed.
-
-    `p_holm` is corrected for all rows of the metric.
+    """Computes differences of cells to the first part's first objective with the same sampler, paired by seed.
 
     Args:
-        table: as `over_tasks` returns it.
+        table: from `over_tasks`.
+        metrics: the metrics.
+
+    Returns:
+        A row per cell and metric. `p_holm` is corrected for all rows of the metric.
     """
     metrics, rows = list(metrics), []
     groups: Any = _trained(table).groupby(KEYS, sort=False)
@@ -151,14 +166,19 @@ def method_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
 
 def at_kl(results: Results, family: Family, values: pd.DataFrame) -> pd.DataFrame:
-    """A row per run and KL level: its metrics where the training first reaches that KL divergence to the base model.
+    """Computes each run's metrics where its training first reaches a KL divergence to the base model.
 
-    They are interpolated between the base model, the snapshots and the trained model; NaN where the training does not reach the
-    level, and where it was not measured within a factor of `NEAR` of it: a training that leaps over a level was never seen
-    there. Runs without snapshots are left out. The KL is `kl_base`; the best reward at it is not a metric of the run.
+    They are interpolated between the base model, the snapshots and the trained model. They are NaN if the training does not
+    reach the level, or was not measured within a factor of `NEAR` of it, because it then passed the level unobserved. Runs
+    without snapshots are left out. The KL divergence is `kl_base`; the best reward at it is not a metric of the run.
 
     Args:
+        results: the results of the comparison.
+        family: the family.
         values: `values_frame` of the family, with `kl_base`.
+
+    Returns:
+        A row per run and KL level.
     """
     metrics = [m for m in values.columns if m not in ("setup", *KEYS, "seed", KL, BEST_REWARD)]
     columns = [f"{MEASURED}{name}" for name in (KL, *metrics)]
@@ -181,7 +201,7 @@ def at_kl(results: Results, family: Family, values: pd.DataFrame) -> pd.DataFram
 
 
 def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
-    """A row per setup, KL level, cell and metric of `at_kl`: mean over the seeds that were seen there (`n`) of all (`runs`)."""
+    """Averages `at_kl` over seeds: a row per setup, KL level, cell and metric, over the `n` of all `runs` measured there."""
     by = ["setup", "kl", *KEYS]
     return pd.DataFrame(
         dict(zip(by, key, strict=True))
@@ -194,7 +214,7 @@ def equal_kl_frame(at: pd.DataFrame) -> pd.DataFrame:
 
 
 def equal_kl_method_frame(at: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """`method_frame` at each KL level, means over tasks, for the seeds in which both methods were seen there."""
+    """Computes `method_frame` at each KL level, on means over tasks, for the seeds with both methods measured there."""
     recorded = [metric for metric in metrics if metric in at]
     levels = at.groupby("kl", sort=False) if len(at) else ()
     tables = [method_frame(over_tasks(of_level, recorded), recorded).assign(kl=kl) for kl, of_level in levels]
@@ -202,9 +222,15 @@ def equal_kl_method_frame(at: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFr
 
 
 def first_crossing(path: np.ndarray, level: float) -> np.ndarray:
-    """The row of `path` [N, M], between two of its rows, at which the first column first reaches the level.
+    """Interpolates a path where its first column first reaches a level.
 
-    Rows of NaN if it never does, and if neither of the two is within a factor of `NEAR` of the level.
+    Args:
+        path: float [N, M].
+        level: the level.
+
+    Returns:
+        float [M]; NaN if the column never reaches the level, or if neither of the two rows there is within a factor of `NEAR`
+        of the level.
     """
     place = first_reached(path[:, 0], level)
     if place is None:
@@ -223,7 +249,7 @@ def _trained(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paired(first: pd.DataFrame, second: pd.DataFrame, metrics: list[str], names: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each metric the second's minus the first's over the seeds that both have, and p of the t test that it is 0."""
+    """The rows of each metric's difference, second minus first, over the seeds that both have, with p of the t test."""
     both = second.merge(first, on="seed", suffixes=("", "_first"))
     rows = []
     for metric in metrics:
@@ -233,7 +259,7 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, metrics: list[str], names
 
 
 def corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The rows with `p_holm`, corrected for all rows of their metric."""
+    """Makes a table of the rows and adds `p_holm`, which is corrected for all rows of the same metric."""
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame

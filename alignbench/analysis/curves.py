@@ -1,8 +1,8 @@
-"""Methods as curves: what is left of a metric at equal reward, and at which cost.
+"""Compares methods as curves: their metrics at equal reward, and the cost of a reward.
 
-A run's curve is its evaluations along the training. A method's value at a reward level is read where its reward first reaches
-the level, by linear interpolation between the evaluations before and after. Methods are then compared at levels of equal
-reward, paired by seed. A level that a run never reaches is missing there, and counted.
+A run's curve consists of the evaluations along its training. A method's value at a reward level is taken where its reward first
+reaches the level, by linear interpolation between the evaluations before and after. Methods are then compared at levels of
+equal reward, paired by seed. A run that never reaches a level has no value there, and is counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ from alignbench.statistics import Interval, difference, first_reached, hypervolu
 
 ROWS = "model_rows"
 LEVELS = (0.25, 0.5, 0.75, 0.9)
-"""Reward levels by default: these shares of the way from the base model's reward to the best method's mean of best rewards."""
+"""Default reward levels, as fractions of the way from the base model's reward to the best method's mean of best rewards."""
 
 
 class RunCurve(NamedTuple):
-    """One run's evaluations.
+    """The evaluations along the training of one run.
 
     Attributes:
         method: the name under which runs are compared; strengths of one objective may share it.
-        strength: label of the strength, empty for a method without a sweep.
-        seed: of the run.
-        points: a row for each evaluation in the order of the training: metric -> mean over prompts, with `model_rows`.
+        strength: label of the strength; empty for a method without a sweep.
+        seed: seed of the run.
+        points: a row for each evaluation, in the order of the training: metric -> mean over prompts, with `model_rows`.
     """
 
     method: str
@@ -39,11 +39,12 @@ class RunCurve(NamedTuple):
 
 
 def point_at(points: pd.DataFrame, reward: str, level: float) -> pd.Series | None:
-    """The curve where its reward first reaches a level, interpolated between two evaluations; None where it never does.
+    """Interpolates a curve where its reward first reaches a level; None if it never does.
 
     Args:
-        points: a row for each evaluation; the first is the base model's.
-        reward: column that reaches the level.
+        points: a row for each evaluation; the first is that of the base model.
+        reward: name of the column with the reward.
+        level: the reward level.
     """
     place = first_reached(points[reward].to_numpy(dtype=np.float64), level)
     if place is None:
@@ -56,10 +57,15 @@ def point_at(points: pd.DataFrame, reward: str, level: float) -> pd.Series | Non
 
 
 def reward_levels(curves: Sequence[RunCurve], reward: str, shares: Sequence[float] = LEVELS) -> list[float]:
-    """Levels between the base model's reward and what the best method reaches on average over seeds.
+    """Chooses reward levels between the base model's reward and what the best method reaches, averaged over seeds.
+
+    Args:
+        curves: the curves of all runs.
+        reward: name of the reward.
+        shares: the levels as fractions of the way.
 
     Returns:
-        Nothing where no method gains any reward.
+        The levels in the order of the shares; an empty list if no method gains reward.
     """
     base = float(np.mean([curve.points[reward].iloc[0] for curve in curves]))
     best: dict[tuple[str, str], list[float]] = {}
@@ -70,10 +76,10 @@ def reward_levels(curves: Sequence[RunCurve], reward: str, shares: Sequence[floa
 
 
 def common_level(curves: Sequence[RunCurve], reward: str) -> float | None:
-    """The highest reward that every method reaches with every seed, at the strength that goes furthest there.
+    """Finds the highest reward that every method reaches with every seed, each at its strength with the highest reward.
 
     Returns:
-        None where it is not above the base model's, since some method then gains nothing.
+        The level; None if it is not above the base model's reward.
     """
     best: dict[tuple[str, int], float] = {}
     for curve in curves:
@@ -85,7 +91,11 @@ def common_level(curves: Sequence[RunCurve], reward: str) -> float | None:
 
 
 def at_levels(curves: Sequence[RunCurve], reward: str, levels: Sequence[float], metrics: Sequence[str]) -> pd.DataFrame:
-    """A row for each run, level and metric: method, strength, seed, level, metric, value; NaN where the level is not reached.
+    """Computes the metrics of each run at each reward level, and the model rows that it took.
+
+    Returns:
+        A row for each run, level and metric: method, strength, seed, level, metric, value. The value is NaN if the run does not
+        reach the level.
 
     Raises:
         ValueError: a curve has fewer than two evaluations.
@@ -104,10 +114,17 @@ def at_levels(curves: Sequence[RunCurve], reward: str, levels: Sequence[float], 
 
 
 def best_strengths(table: pd.DataFrame, directions: Mapping[str, bool | None]) -> pd.DataFrame:
-    """`at_levels` with one row for each method, seed, level and metric: that of the strength which does best on other seeds.
+    """Chooses the best strength of each method: for each seed, the one with the best mean over the other seeds.
 
-    A strength is chosen for a seed by its mean over all the other seeds, so that no run is judged by a choice that it made
-    itself; with one seed there is no other, and the best is its own. Rows of `model_rows` follow the strength with fewest.
+    No run is therefore evaluated by a choice that it made itself. With a single seed, the choice is that of the seed itself.
+    The best strength for `model_rows` is the one with the fewest.
+
+    Args:
+        table: from `at_levels`.
+        directions: metric -> whether a higher value is better.
+
+    Returns:
+        The table with one row for each method, seed, level and metric.
     """
     rows = []
     for (method, level, metric), part in table.groupby(["method", "level", "metric"], sort=False):
@@ -123,15 +140,16 @@ def best_strengths(table: pd.DataFrame, directions: Mapping[str, bool | None]) -
 
 
 def equal_reward_differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Differences of methods at equal reward, paired by seed; p of the two-sided t test, corrected by Holm for each metric.
+    """Computes differences between methods at equal reward, paired by seed.
 
     Args:
-        table: `at_levels` with one strength a method, or `best_strengths`.
+        table: from `at_levels` with one strength per method, or from `best_strengths`.
 
     Returns:
-        A row for each level, metric and pair of methods: difference with its interval over seeds that reach the level with
-        both, `reached_first` and `reached_second` of `seeds`, p, p_holm and the number of `tests`. p is NaN where there is no
-        such test: fewer than two seeds reach the level with both, or their differences have no spread.
+        A row for each level, metric and pair of methods: the difference with its interval over the seeds that reach the level
+        with both methods, the numbers `reached_first` and `reached_second` of all `seeds`, p of the two-sided t test, `p_holm`
+        corrected for all rows of the metric, and the number of `tests`. p is NaN if fewer than two seeds reach the level with
+        both, or if their differences are equal.
     """
     rows = []
     for (level, metric), part in table.groupby(["level", "metric"], sort=False):
@@ -151,12 +169,14 @@ def equal_reward_differences(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class RowsToReward(NamedTuple):
-    """How much training a reward level costs; runs that never reach it are censored, not left out.
+    """The training cost of a reward level. Runs that never reach it are censored instead of being left out.
 
     Attributes:
-        reached, seeds: how many runs reached it, of how many.
-        median: model rows by which half of the runs had reached it; infinite where fewer than half ever did.
-        budget: the most model rows that a run was observed for.
+        method: the method.
+        level: the reward level.
+        reached, seeds: the number of runs that reached the level, and of all runs.
+        median: model rows after which half of the runs had reached it; infinite if fewer than half ever did.
+        budget: the largest number of model rows of a run.
     """
 
     method: str
@@ -168,27 +188,27 @@ class RowsToReward(NamedTuple):
 
 
 def rows_to_reward(curves: Sequence[RunCurve], reward: str, levels: Sequence[float]) -> list[RowsToReward]:
-    """Model rows until each method's runs reach each level, as the Kaplan-Meier median of equally long observations.
+    """Computes the model rows until each method's runs reach each level, as the Kaplan-Meier median of equally long runs.
 
-    Of several strengths that counts for a seed which needs the fewest rows on the other seeds.
+    For each seed, the strength is used that needs the fewest rows on the other seeds.
     """
     if not levels:
         return []
     table = best_strengths(at_levels(curves, reward, levels, []), {})
     budgets = pd.Series([curve.points[ROWS].max() for curve in curves]).groupby([c.method for c in curves]).max()
-    found = []
+    costs = []
     groups: Any = table.groupby(["method", "level"], sort=False)
     for (method, level), part in groups:
         rows = part["value"].fillna(np.inf).sort_values().to_numpy(dtype=np.float64)
         reached, median = int(np.isfinite(rows).sum()), float(rows[(len(rows) - 1) // 2])
-        found.append(RowsToReward(str(method), float(level), reached, len(rows), median, float(budgets[str(method)])))
-    return found
+        costs.append(RowsToReward(str(method), float(level), reached, len(rows), median, float(budgets[str(method)])))
+    return costs
 
 
 def front_areas(curves: Sequence[RunCurve], reward: str, metric: str, *, higher_is_better: bool = True) -> dict[str, Interval]:
-    """Each method's hypervolume over all its evaluations and strengths, with its interval over seeds.
+    """Computes each method's hypervolume over all its evaluations and strengths, with its interval over seeds.
 
-    The reference point is the base model's reward, and the worst value of the metric that any curve has.
+    The reference point is the base model's reward and the worst value of the metric on any curve.
     """
     sign = 1.0 if higher_is_better else -1.0
     base = float(np.mean([curve.points[reward].iloc[0] for curve in curves]))
@@ -208,14 +228,19 @@ def onset_frame(
     reward: str,
     directions: Mapping[str, bool | None],
 ) -> pd.DataFrame:
-    """A row for each method, strength and metric with a direction: where the metric turns, over seeds.
-
-    `iteration`, `earliest`, `latest`: median and range over seeds of the evaluation at which it is best; `value`, `lower`,
-    `upper`, `n`: how far it is below that at the end, over seeds; `over_optimised` of `seeds`: in how many that fall is beyond
-    chance over prompts while the reward rises. Runs with fewer than four prompts are left out.
+    """Finds where metrics begin to fall along the training, over seeds.
 
     Args:
-        tables: method, strength and seed -> the run's evaluations by prompt.
+        curves: the curves of all runs.
+        tables: (method, strength, seed) -> the run's evaluations by prompt.
+        reward: name of the reward.
+        directions: metric -> whether a higher value is better.
+
+    Returns:
+        A row for each method, strength and metric with a direction. `iteration`, `earliest` and `latest` are the median and the
+        range over seeds of the evaluation with the best value. `value`, `lower`, `upper` and `n` are the fall from there to the
+        end, over seeds. `over_optimised` counts the `seeds` in which the fall is significant over prompts while the reward
+        rises. Runs with fewer than four prompts are left out.
     """
     rows = []
     by_method: dict[tuple[str, str], list[RunCurve]] = {}
@@ -223,8 +248,8 @@ def onset_frame(
         by_method.setdefault((curve.method, curve.strength), []).append(curve)
     for (method, strength), runs in by_method.items():
         for metric, higher in directions.items():
-            found = [_onset_of(tables[method, strength, run.seed], reward, metric, higher) for run in runs]
-            onsets = [each for each in found if each is not None]
+            of_runs = [_onset_of(tables[method, strength, run.seed], reward, metric, higher) for run in runs]
+            onsets = [each for each in of_runs if each is not None]
             if higher is None or not onsets:
                 continue
             places = [each.iteration for each in onsets]
@@ -238,7 +263,7 @@ def onset_frame(
 
 
 def _onset_of(table: pd.DataFrame, reward: str, metric: str, higher: bool | None) -> Onset | None:
-    """The onset of one run; None where it has no such metric or too few prompts."""
+    """The onset of one run; None if it does not have the metric, or has too few prompts."""
     if metric not in set(table["metric"]):
         return None
     iterations, rewards = by_prompt(table, reward)

@@ -1,4 +1,4 @@
-"""Masses of the target's modes, for runs whose backbone knows the distribution that it draws from."""
+"""Masses of the target's modes, for runs whose backbone knows the distribution of its samples."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ TARGET = "target"
 
 
 def kept_distributions(run: RecordedRun, results: Results) -> pd.DataFrame | None:
-    """A run's `distributions.parquet`, or None. A table that cannot be read is a line of `results.unreadable`."""
+    """Reads a run's `distributions.parquet`; None if there is none. If it is damaged, `results.unreadable` says so."""
     try:
         return distributions.read_distributions(run.folder)
     except UserError as error:
@@ -25,7 +25,7 @@ def kept_distributions(run: RecordedRun, results: Results) -> pd.DataFrame | Non
 
 
 def first_distributions(results: Results, setup: str) -> dict[str, pd.DataFrame]:
-    """The distributions of the first run of each cell that kept any."""
+    """Reads the distributions of the first run of each cell that recorded them."""
     first: dict[str, pd.DataFrame] = {}
     for run in results.of(setup):
         table = kept_distributions(run, results) if run.cell not in first else None
@@ -35,10 +35,11 @@ def first_distributions(results: Results, setup: str) -> dict[str, pd.DataFrame]
 
 
 def modes_frame(results: Results, setup: str) -> pd.DataFrame:
-    """A row per cell and mode: the mass there of the model's distribution for the first evaluation prompt, mean over seeds.
+    """Computes the mass of each mode under the models, averaged over seeds, for the first evaluation prompt.
 
-    The target and the base model come first; they are the same for all runs and have no interval (`n` is 0). Empty where no run
-    knows its distribution.
+    Returns:
+        A row per cell and mode. The target and the base model come first; they are the same for all runs and have no interval
+        (`n` is 0). The table is empty if no run recorded its distribution.
     """
     fixed: list[dict[str, Any]] = []
     parts: list[pd.DataFrame] = []

@@ -1,4 +1,4 @@
-"""The curves of a setup's runs, as `analysis.curves` takes them, from their `curve.parquet`."""
+"""Reads the curves of a setup's runs from their `curve.parquet`, for `analysis.curves`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,11 +23,11 @@ class SetupCurves:
     """The curves of a setup.
 
     Attributes:
-        curves: one of each run that has at least two evaluations.
-        tables: method, strength and seed -> the run's `curve.parquet`.
-        without: cells of which no run has a curve.
-        short: cells of which a run was evaluated once only.
-        strengths: method -> its strengths in the order from closest to the base model to furthest.
+        curves: the curve of each run that has at least two evaluations.
+        tables: (method, strength, seed) -> the run's `curve.parquet`.
+        without: cells with a run that has no curve.
+        short: cells with a run that was evaluated only once.
+        strengths: method -> its strengths, from the one closest to the base model to the one furthest from it.
     """
 
     curves: list[RunCurve] = field(default_factory=list)
@@ -38,35 +38,36 @@ class SetupCurves:
 
     @property
     def methods(self) -> list[str]:
+        """The methods that have a curve."""
         return list(dict.fromkeys(curve.method for curve in self.curves))
 
 
 def setup_curves(results: Results, setup: str) -> SetupCurves:
-    """Reads the curves of a setup. A table that cannot be read is a line of `results.unreadable`."""
-    found = SetupCurves()
+    """Reads the curves of a setup. If a table is damaged, `results.unreadable` says so."""
+    read = SetupCurves()
     for run in results.of(setup):
         table = _read(run, results)
         if table is None:
-            found.without.append(run.cell)
+            read.without.append(run.cell)
             continue
         if table["iteration"].nunique() < LEAST_EVALUATIONS:
-            found.short.append(run.cell)
+            read.short.append(run.cell)
             continue
         method, strength = method_of(run)
-        found.curves.append(RunCurve(method, strength, run.result.run.seed, means(table)))
-        found.tables[method, strength, run.result.run.seed] = table
-    found.without, found.short = (list(dict.fromkeys(cells)) for cells in (found.without, found.short))
-    found.strengths = strengths_of(results, setup)
-    return found
+        read.curves.append(RunCurve(method, strength, run.result.run.seed, means(table)))
+        read.tables[method, strength, run.result.run.seed] = table
+    read.without, read.short = (list(dict.fromkeys(cells)) for cells in (read.without, read.short))
+    read.strengths = strengths_of(results, setup)
+    return read
 
 
 def method_of(run: RecordedRun) -> tuple[str, str]:
-    """The method that a run is a strength of, and the strength's name; a run without a sweep is its cell alone."""
+    """Returns the method of a run and the name of its strength; without a sweep, the cell and an empty name."""
     return (run.base_method or run.cell) if run.swept else run.cell, point_text(run.swept)
 
 
 def strengths_of(results: Results, setup: str) -> dict[str, list[str]]:
-    """Method -> its strengths, from the one that keeps closest to the base model where the objective declares an order."""
+    """Lists the strengths of each method, from the one closest to the base model if the objective declares an order."""
     values: dict[str, dict[str, float]] = {}
     signs: dict[str, float] = {}
     for run in results.of(setup):
@@ -74,8 +75,8 @@ def strengths_of(results: Results, setup: str) -> dict[str, list[str]]:
         values.setdefault(method, {})[strength] = point_value(run.swept)
         signs.setdefault(method, _direction(run.result.run.objective, run.swept))
     return {
-        method: sorted(known, key=lambda strength: signs[method] * (0.0 if np.isnan(known[strength]) else known[strength]))
-        for method, known in values.items()
+        method: sorted(own, key=lambda strength: signs[method] * (0.0 if np.isnan(own[strength]) else own[strength]))
+        for method, own in values.items()
     }
 
 

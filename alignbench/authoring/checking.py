@@ -63,6 +63,7 @@ class CheckResult(BaseModel):
 
     @property
     def failed(self) -> bool:
+        """Whether the check shows that the plug-in is wrong."""
         return self.required and self.holds is False
 
 
@@ -76,33 +77,38 @@ class Subject:
     prompts: tuple[str, ...]
 
     def plan(self, progress: float = 0.5) -> Plan:
+        """Makes the sampler's plan at some progress of the training."""
         return self.sampler.plan(progress, np.random.default_rng(0))
 
     def fresh_objective(self) -> Objective:
-        # The global generator goes on: a model that wrongly draws from it must not get the same numbers again.
+        """Makes an objective that has seen no rollout; its parameters are the same each time."""
+        # The state of the global generator is kept, so that a model which wrongly draws from it gets new numbers each time.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found = self.objective()
-            found.prepare(self.policy.latent_shape, self.policy.device)
-        return found
+            objective = self.objective()
+            objective.prepare(self.policy.latent_shape, self.policy.device)
+        return objective
 
     def forest(self, micro_batch: int | None = None) -> RolloutForest:
-        """A rollout with random rewards, no two of them equal."""
-        found = rollout(self.policy, list(self.prompts), self.plan(), seed=0, micro_batch=micro_batch)
-        rewards = np.random.default_rng(1).permutation(len(found.leaves)) / len(found.leaves)
-        found.rewards = torch.tensor(rewards, dtype=torch.float32, device=found.states.device)
-        return found
+        """Draws a rollout with random rewards, no two of which are equal."""
+        forest = rollout(self.policy, list(self.prompts), self.plan(), seed=0, micro_batch=micro_batch)
+        rewards = np.random.default_rng(1).permutation(len(forest.leaves)) / len(forest.leaves)
+        forest.rewards = torch.tensor(rewards, dtype=torch.float32, device=forest.states.device)
+        return forest
 
     def gradient(self, forest: RolloutForest, micro_batch: int | None = None) -> tuple[engine.Backward, Tensor]:
-        """The backward pass of a fresh objective, and its gradient for all parameters; zero if nothing can be learnt."""
+        """Runs the backward pass of a fresh objective, and returns it with the gradient of all parameters as one vector.
+
+        Parameters that the loss does not depend on have a gradient of 0.
+        """
         objective = self.fresh_objective()
         parameters = [*self.policy.parameters(), *objective.parameters()]
         for parameter in parameters:
             parameter.grad = None
         objective.observe(forest)
-        found = engine.backward(self.policy, objective, forest, micro_batch=micro_batch)
+        backward = engine.backward(self.policy, objective, forest, micro_batch=micro_batch)
         flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in parameters]
-        return found, torch.cat(flat)
+        return backward, torch.cat(flat)
 
 
 def subject_of(config: RunConfig) -> Subject:
@@ -216,10 +222,10 @@ def _replay_rows(s: Subject) -> Outcome:
 def _ratio_one(s: Subject) -> Outcome:
     """On the first update after a rollout the importance ratio is 1."""
     forest = s.forest()
-    found, _ = s.gradient(forest)
-    if "log_prob" not in found.terms:
+    backward, _ = s.gradient(forest)
+    if "log_prob" not in backward.terms:
         return None, "the objective does not use log-probabilities of paths"
-    off = float(torch.expm1(log_ratio(found.terms, forest)).abs().max())
+    off = float(torch.expm1(log_ratio(backward.terms, forest)).abs().max())
     return off <= engine.RATIO_TOLERANCE.get(s.policy.dtype, 1e-5), f"max |ratio - 1| {off:.0e}"
 
 
@@ -252,12 +258,12 @@ def _finite(s: Subject) -> Outcome:
         forest = s.forest()
         forest.rewards[:unscored] = torch.nan
         try:
-            found, gradient = s.gradient(forest)
+            backward, gradient = s.gradient(forest)
         except NonFiniteError as error:
             return False, f"{what}: {error}"
         norm = float(gradient.norm())
-        if not (np.isfinite(found.loss) and np.isfinite(norm)):
-            return False, f"{what}: loss {found.loss:.3g}, gradient norm {norm:.3g}"
+        if not (np.isfinite(backward.loss) and np.isfinite(norm)):
+            return False, f"{what}: loss {backward.loss:.3g}, gradient norm {norm:.3g}"
     return True, "also if an image or a whole group could not be scored"
 
 
@@ -282,18 +288,18 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     """
     objective = s.fresh_objective()
     kept = [p.detach().clone() for p in s.policy.parameters()]
-    before = _lights(s)
+    before = _sampled_brightness(s)
     optimizer = torch.optim.Adam([*s.policy.parameters(), *objective.parameters()], lr=lr)
     try:
         for i in range(iterations):
             plan = s.sampler.plan(i / max(iterations - 1, 1), np.random.default_rng(i))
             forest = rollout(s.policy, list(s.prompts), plan, seed=1, iteration=i, progress=i / max(iterations - 1, 1))
-            forest.rewards = _light(s.policy, forest.leaf_latents)
+            forest.rewards = _brightness(s.policy, forest.leaf_latents)
             objective.observe(forest)
             optimizer.zero_grad(set_to_none=True)
             engine.backward(s.policy, objective, forest)
             optimizer.step()
-        after = _lights(s)
+        after = _sampled_brightness(s)
     finally:
         with torch.no_grad():
             for parameter, value in zip(s.policy.parameters(), kept, strict=True):
@@ -306,12 +312,14 @@ def _learning(s: Subject, iterations: int, lr: float) -> Outcome:
     return bool(test.pvalue < 0.01), f"{what} {went} in {iterations} iterations{more}"
 
 
-def _lights(s: Subject) -> np.ndarray:
+def _sampled_brightness(s: Subject) -> np.ndarray:
+    """The brightness of images that the policy samples from fixed noise, float64 [N]."""
     latents = sample(s.policy, list(s.prompts), 16, s.policy.default_steps, seed=2)
-    return np.asarray(_light(s.policy, latents).cpu(), dtype=np.float64)
+    return np.asarray(_brightness(s.policy, latents).cpu(), dtype=np.float64)
 
 
-def _light(policy: Backbone, latents: Tensor) -> Tensor:
+def _brightness(policy: Backbone, latents: Tensor) -> Tensor:
+    """The mean pixel value of each image, 0 to 1, [N]; for a backbone without images, the mean of each latent."""
     if isinstance(policy, KnownDistributions):
         return latents.flatten(1).mean(1)
     images = policy.decode(latents)

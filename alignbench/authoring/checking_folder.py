@@ -1,4 +1,4 @@
-"""What `check --backbone DIR` asks of a model's folder beside the checks of every pair."""
+"""The checks of a model's folder, which `check --backbone DIR` runs besides those of every pair."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,10 +64,10 @@ def _gradients(policy: DiffusersFolder, prompts: list[str]) -> Outcome:
         for name, parameter in policy.trainable().named_parameters():
             if parameter.requires_grad:
                 block = ".".join(name.split(".")[:2])
-                found = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
-                reached[block] = reached.get(block, False) or found
+                nonzero = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+                reached[block] = reached.get(block, False) or nonzero
         policy.trainable().zero_grad()
-    missed = [block for block, found in reached.items() if not found]
+    missed = [block for block, is_reached in reached.items() if not is_reached]
     return not missed, f"{len(reached) - len(missed)} of {len(reached)} blocks" + (f", not {missed[0]}" if missed else "")
 
 
@@ -93,7 +93,7 @@ def _velocities(policy: DiffusersFolder, prompts: list[str], *, first: int = 0, 
 
 @contextmanager
 def _moved(policy: DiffusersFolder) -> Iterator[None]:
-    """Inside, the policy differs from the base model."""
+    """Moves the policy away from the base model inside this context."""
     kept = [p.detach().clone() for p in policy.parameters()]
     generator = torch.Generator().manual_seed(SEED)
     try:

@@ -63,7 +63,7 @@ class Description(BaseModel):
     """The rest of the module's docstring: equation, notation, source."""
     settings: list[Setting]
     strength: DeclaredStrength | None = None
-    """Of an objective that declares one."""
+    """The strength that an objective declares; null for other plug-ins."""
 
 
 def describe(kind: str, name: str | None = None) -> Description:

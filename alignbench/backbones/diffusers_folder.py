@@ -34,7 +34,7 @@ ENCODE_BATCH = 64
 COMPARED_STEPS = 4
 """Denoising steps in a comparison with the folder's own pipeline."""
 EQUALLY_SPACED = {"sigmas": [1 - i / COMPARED_STEPS for i in range(COMPARED_STEPS)]}
-"""The argument that makes a pipeline take our sigmas, if its own end above 0 because it shifts their end twice."""
+"""The argument that makes a pipeline take our sigmas, for pipelines that shift their own sigmas twice and end above 0."""
 CACHED_PROMPTS = 4000
 """Number of prompts whose embeddings are kept in main memory; for FLUX.1 these take 17 GB."""
 TEXT = ("text_encoder", "tokenizer")
@@ -261,32 +261,34 @@ class DiffusersFolder(Backbone):
         return self.embed(pipeline, [*prompts, self.negative_prompt])
 
     def _embeddings(self, prompts: Sequence[str | None]) -> Embeddings:
-        found = Embeddings.joined([self._encoded[p] for p in prompts])
-        if found.mask is not None and found.mask.all():
-            found = replace(found, mask=None)
-        return found.to(self.device)
+        """The cached embeddings of prompts, on the device; None stands for the negative prompt."""
+        embeddings = Embeddings.joined([self._encoded[p] for p in prompts])
+        if embeddings.mask is not None and embeddings.mask.all():
+            embeddings = replace(embeddings, mask=None)
+        return embeddings.to(self.device)
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> None:
         """Makes sure that the embeddings of these prompts are in the cache."""
-        wanted: dict[str | None, None] = dict.fromkeys(prompts if self.negative_prompt is None else [*prompts, None])
-        new = [p for p in wanted if p not in self._encoded]
-        others = [p for p in self._encoded if p not in wanted]
+        requested: dict[str | None, None] = dict.fromkeys(prompts if self.negative_prompt is None else [*prompts, None])
+        new = [p for p in requested if p not in self._encoded]
+        others = [p for p in self._encoded if p not in requested]
         for prompt in others[: max(0, len(self._encoded) + len(new) - CACHED_PROMPTS)]:
             del self._encoded[prompt]
         for i in range(0, len(new), ENCODE_BATCH):
             part = new[i : i + ENCODE_BATCH]
             self._encoded.update(zip(part, self._new_embeddings(part).split(), strict=True))
 
-    def _new_embeddings(self, wanted: Sequence[str | None]) -> Embeddings:
-        """The embeddings of prompts; None, which may be the last, stands for the negative prompt."""
+    def _new_embeddings(self, prompts: Sequence[str | None]) -> Embeddings:
+        """Encodes prompts; None, which may be the last, stands for the negative prompt."""
         if self.device.type == "meta":
-            return self._shapes(len(wanted))
-        prompts = [prompt for prompt in wanted if prompt is not None]
-        embed = self.embed if len(prompts) == len(wanted) else self.embed_with_negative
-        return embed(self._text_pipeline(), prompts)
+            return self._shapes(len(prompts))
+        texts = [prompt for prompt in prompts if prompt is not None]
+        embed = self.embed if len(texts) == len(prompts) else self.embed_with_negative
+        return embed(self._text_pipeline(), texts)
 
     def _shapes(self, prompts: int) -> Embeddings:
+        """Embeddings on the device `meta`, which have shapes but no values."""
         width, pooled = self.text_widths
         states = torch.empty(prompts, self.text_tokens, width, device="meta", dtype=self.dtype)
         return Embeddings(states, None if pooled is None else states.new_empty(prompts, pooled))
@@ -297,7 +299,7 @@ class DiffusersFolder(Backbone):
         return self._text
 
     def drawn_by_pipeline(self, prompts: Sequence[str], noise: Tensor) -> np.ndarray:
-        """Draws with the folder's own pipeline, to compare with ours: one image for each prompt, from this noise.
+        """Draws one image for each prompt from this noise with the folder's own pipeline, for comparison with ours.
 
         Args:
             prompts: the prompts.
@@ -402,14 +404,14 @@ class DiffusersFolder(Backbone):
         return [weight * p if ".lora_B." in name else p.clone() for name, p in named]
 
     def components(self) -> dict[str, Component]:
-        found = {name: Component(getattr(self.pipeline, name)) for name in ("transformer", "vae")}
+        components = {name: Component(getattr(self.pipeline, name)) for name in ("transformer", "vae")}
         if self._base is not None:
-            found["reference"] = Component(self._base)
+            components["reference"] = Component(self._base)
         for name in (n for n, cls in self.parts.classes.items() if n.startswith("text_encoder") and cls):
-            found[name] = Component(
+            components[name] = Component(
                 self.parts.open_on_meta(name, self.weights_dtype), training=self.settings.keep_text_encoders
             )
-        return found
+        return components
 
     def shard(self) -> None:
         from torch.distributed.fsdp import fully_shard

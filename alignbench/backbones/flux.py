@@ -12,6 +12,8 @@ from alignbench.backbones.pipelines.packing import PATCH, pack, unpack
 
 
 class Flux(DistilledFolder):
+    """A folder of FLUX.1."""
+
     class Settings(DistilledFolder.Settings):
         lora_rank: int = Field(64, ge=1)
         """Rank of the LoRA (train=lora)."""
@@ -34,7 +36,7 @@ class Flux(DistilledFolder):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._places = places(self.latent_shape[1] // PATCH, self.latent_shape[2] // PATCH).to(self.device)
+        self._positions = image_positions(self.latent_shape[1] // PATCH, self.latent_shape[2] // PATCH).to(self.device)
 
     @property
     def patch(self) -> int:
@@ -68,12 +70,12 @@ class Flux(DistilledFolder):
             encoder_hidden_states=texts.states,
             pooled_projections=texts.pooled,
             txt_ids=x.new_zeros(texts.states.shape[1], 3),
-            img_ids=self._places,
+            img_ids=self._positions,
         )
         return unpack(answer, *x.shape[2:])
 
 
-def places(rows: int, columns: int) -> Tensor:
-    """Positions of tokens for the rotary embedding, [rows * columns, 3]: (0, row, column)."""
+def image_positions(rows: int, columns: int) -> Tensor:
+    """Makes the positions of tokens for the rotary embedding, [rows * columns, 3]: (0, row, column)."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).float()

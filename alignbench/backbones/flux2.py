@@ -8,6 +8,8 @@ from alignbench.backbones.pipelines.embeddings import Conditioning
 
 
 class Flux2(DistilledFolder, Flux2Layout):
+    """A folder of FLUX.2-dev, whose guidance is an input of the transformer."""
+
     PIPELINE = "Flux2Pipeline"
     MODELS = {  # noqa: RUF012
         "transformer": "diffusers.Flux2Transformer2DModel",
@@ -17,4 +19,4 @@ class Flux2(DistilledFolder, Flux2Layout):
     TOKENIZERS = frozenset({"PixtralProcessor"})
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, group: Tensor) -> Tensor:
-        return self.ask(x, sigma, conditioning.prompts[group], self.guidance_input(sigma))
+        return self.predict(x, sigma, conditioning.prompts[group], self.guidance_input(sigma))

@@ -9,6 +9,8 @@ from alignbench.backbones.pipelines.embeddings import Embeddings
 
 
 class Flux2Klein(GuidedFolder, Flux2Layout):
+    """A folder of FLUX.2 [klein], with classifier-free guidance unless it is distilled."""
+
     PIPELINE = "Flux2KleinPipeline"
     MODELS = {  # noqa: RUF012
         "transformer": "diffusers.Flux2Transformer2DModel",
@@ -26,4 +28,4 @@ class Flux2Klein(GuidedFolder, Flux2Layout):
         return 1.0
 
     def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
-        return self.ask(x, sigma, texts, None)
+        return self.predict(x, sigma, texts, None)

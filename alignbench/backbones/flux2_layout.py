@@ -1,4 +1,4 @@
-"""What the folders of FLUX.2 share: latents of 2 x 2 latents of the autoencoder, and a shift that depends on the steps."""
+"""What the folders of FLUX.2 share: the layout of latents, and a shift that depends on the number of steps."""
 
 from math import exp
 from typing import Any
@@ -15,7 +15,7 @@ LONGEST = 4300
 
 
 class Flux2Layout(DiffusersFolder):
-    """A folder of FLUX.2. A latent is a token: the autoencoder's latents of 2 x 2 places, each channel normalised."""
+    """A folder of FLUX.2. Each latent is a token: it combines 2 x 2 latents of the autoencoder, with normalised channels."""
 
     class Settings(DiffusersFolder.Settings):
         lora_rank: int = Field(32, ge=1)
@@ -29,7 +29,7 @@ class Flux2Layout(DiffusersFolder):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._places = places(*self.latent_shape[1:]).to(self.device)
+        self._positions = image_positions(*self.latent_shape[1:]).to(self.device)
 
     @property
     def patch(self) -> int:
@@ -61,15 +61,15 @@ class Flux2Layout(DiffusersFolder):
         length = self.call["max_sequence_length"]
         return Embeddings(pipeline.encode_prompt(prompt=prompts, max_sequence_length=length, device=self.device)[0])
 
-    def ask(self, x: Tensor, sigma: Tensor, texts: Embeddings, guidance: Tensor | None) -> Tensor:
-        """One call of the transformer, for latents [B, C, H, W]."""
+    def predict(self, x: Tensor, sigma: Tensor, texts: Embeddings, guidance: Tensor | None) -> Tensor:
+        """Calls the transformer once, for latents [B, C, H, W]; returns the velocity in the same shape."""
         answer = self.call_transformer(
             hidden_states=x.to(self.weights_dtype).flatten(2).transpose(1, 2),
             timestep=sigma,
             guidance=guidance,
             encoder_hidden_states=texts.states,
-            txt_ids=text_places(texts.states.shape[1]).to(self.device),
-            img_ids=self._places,
+            txt_ids=text_positions(texts.states.shape[1]).to(self.device),
+            img_ids=self._positions,
         )
         return answer.transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -85,7 +85,7 @@ class Flux2Layout(DiffusersFolder):
         return (torch.nn.functional.pixel_unshuffle(encoded, 2) - mean) / std
 
     def unnormalised(self, latents: Tensor) -> Tensor:
-        """The autoencoder's latents, [B, C / 4, 2 H, 2 W]."""
+        """Converts latents [B, C, H, W] to those of the autoencoder, [B, C / 4, 2 H, 2 W]."""
         mean, std = self._statistics()
         return torch.nn.functional.pixel_shuffle(latents * std + mean, 2)
 
@@ -97,9 +97,13 @@ class Flux2Layout(DiffusersFolder):
 
 
 def empirical_mu(tokens: int, steps: int) -> float:
-    """The logarithm of the shift of FLUX.2: linear in the tokens of an image, and in the steps up to 4300 tokens.
+    """Computes the logarithm of FLUX.2's shift, which is linear in the tokens of an image, and up to 4300 tokens in the steps.
 
-    Source: `src/flux2/sampling.py` of FLUX.2's code, whose constants belong to 10 and to 200 steps.
+    Args:
+        tokens: number of tokens of an image.
+        steps: number of denoising steps.
+
+    Source: `src/flux2/sampling.py` of FLUX.2's code, whose constants are for 10 and for 200 steps.
     """
     at_200 = 0.00016927 * tokens + 0.45666666
     if tokens > LONGEST:
@@ -108,13 +112,13 @@ def empirical_mu(tokens: int, steps: int) -> float:
     return at_200 + (at_10 - at_200) * (200 - steps) / 190
 
 
-def places(rows: int, columns: int) -> Tensor:
-    """Positions of an image's tokens for the rotary embedding, [rows * columns, 4]: (0, row, column, 0)."""
+def image_positions(rows: int, columns: int) -> Tensor:
+    """Makes the positions of an image's tokens for the rotary embedding, [rows * columns, 4]: (0, row, column, 0)."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     zero = torch.zeros_like(row)
     return torch.stack([zero, row, column, zero], dim=-1).reshape(-1, 4)
 
 
-def text_places(tokens: int) -> Tensor:
-    """Positions of a prompt's tokens for the rotary embedding, [tokens, 4]: (0, 0, 0, token)."""
+def text_positions(tokens: int) -> Tensor:
+    """Makes the positions of a prompt's tokens for the rotary embedding, [tokens, 4]: (0, 0, 0, token)."""
     return torch.nn.functional.pad(torch.arange(tokens)[:, None], [3, 0])

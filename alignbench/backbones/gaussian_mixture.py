@@ -1,24 +1,25 @@
-"""gaussian_mixture: points in the plane instead of images; the base model, its target and every divergence are known.
+"""gaussian_mixture: 2-D points instead of images; the base model, its target and every divergence are known.
 
-The base velocity is the closed form of a Gaussian mixture, one for each prompt (`alignbench.backbones.mixture.scenarios`). A
-residual network that starts at zero is what training moves. Since the sampler is a chain of Euler steps
-x -> x + (sigma' - sigma) v(x), the density of what it draws is exact: log p(x_0) = log N(z) - sum_t log |det(I + (sigma' -
-sigma) dv/dx)|. With the noise z on a quadrature grid, so are the divergences to the target q(x) = p_base(x) exp(beta R(x)) / Z.
-In other dimensions than two the noise is quasi-random, and what is an integral over q an average with weights q / p.
+The base velocity is the closed form of a Gaussian mixture, one for each prompt (`alignbench.backbones.mixture.scenarios`).
+Training changes a residual network, whose output is zero at the start. Sampling is a chain of Euler steps
+x -> x + (sigma' - sigma) v(x), so the density of a sample x_0 that came from the noise z is known:
+
+    log p(x_0) = log N(z; 0, I) - sum_t log |det(I + (sigma' - sigma) dv/dx)|
+
+With z on a quadrature grid, the divergences to the target q(x) = p_base(x) exp(beta R(x)) / Z are computed instead of being
+estimated. In more than two dimensions z is quasi-random, and integrals over q are averages with weights q / p.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.optimize import brentq
 from scipy.stats.qmc import MultivariateNormalQMC
 from torch import Tensor, nn
 
@@ -32,9 +33,9 @@ from alignbench.backbone import (
     PointDistribution,
     Tilt,
 )
+from alignbench.backbones.mixture.known_target import GRID, KnownTarget, known_target
 from alignbench.backbones.mixture.mixtures import (
     EXTENT,
-    Mixture,
     as_images,
     divergences,
     js_of_masses,
@@ -47,25 +48,31 @@ from alignbench.backbones.mixture.tilted_flow import SIGMAS, optimal_velocity
 from alignbench.statistics import best_of_n_mass
 
 FREQUENCIES = (1.0, 2.0, 4.0)
+"""Frequencies of the features of sigma, in half turns over the schedule."""
 FEATURES = 64
-"""Random Fourier features of the position, of unit frequency deviation."""
-GRID = 240
-"""Points of the grid over the plane in each direction, on which Z and the best reward are computed."""
+"""Number of random Fourier features of the position; their frequencies are standard normal."""
 POINTS = 4096
-"""Of a distribution that is kept for images, and of the noise in more than two dimensions."""
+"""Number of points of a distribution that a run records, and of the noise in more than two dimensions."""
 TARGET_GRID = 160
-"""Points of the grid in each direction of a target that is."""
-NEXT_TO_NOTHING = 1e-2
-"""Of the mean mass of that grid's points."""
+"""Number of grid points in each direction of a target that a run records."""
+SMALLEST_POINT_MASS = 1e-2
+"""Points of that grid with a smaller mass, relative to the mean mass of a point, are left out of the record."""
+SMALLEST_CELL_MASS = 1e-30
+"""Cells of the grid of `known_target` with a smaller mass are left out of divergences."""
 NOISE_NODES = 31
-"""Values of a scorer's noise, at the nodes of Gauss-Hermite quadrature."""
-NO_MASS = 1e-30
-"""Of a cell of the other grid, below which it is left out of divergences."""
+"""Number of values of a scorer's noise, at the nodes of Gauss-Hermite quadrature."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Mixtures and numbers of P prompts: weights, stds [P, M], means [P, M, d], one-hot numbers [P, PROMPTS_EACH]."""
+    """The mixtures and numbers of P prompts.
+
+    Attributes:
+        weights: float32 [P, M].
+        means: float32 [P, M, d].
+        stds: float32 [P, M].
+        number: float32 [P, PROMPTS_EACH], the one-hot number of each prompt.
+    """
 
     weights: Tensor
     means: Tensor
@@ -74,10 +81,10 @@ class Conditioning:
 
 
 class Residual(nn.Module):
-    """A correction of the velocity from (x, sigma, prompt); zero at the start.
+    """A network that corrects the velocity, from x, sigma and the prompt's number. Its output is zero at the start.
 
-    Positions enter through fixed random Fourier features: without them the first thousands of updates can hardly tell
-    one mode from its neighbour.
+    Positions enter through fixed random Fourier features. Without them the network hardly distinguishes neighbouring modes in
+    the first thousands of updates.
     """
 
     directions: Tensor
@@ -94,6 +101,7 @@ class Residual(nn.Module):
         self.net = nn.Sequential(*inner, last)
 
     def forward(self, x: Tensor, sigma: Tensor, number: Tensor) -> Tensor:
+        """Computes the correction, [B, d], for x [B, d], sigma [B] and one-hot numbers [B, PROMPTS_EACH]."""
         angles = sigma[:, None] * torch.tensor(FREQUENCIES, device=x.device, dtype=x.dtype) * math.pi
         places = x @ self.directions
         waves = [torch.sin(places), torch.cos(places), torch.sin(angles), torch.cos(angles)]
@@ -110,6 +118,7 @@ class ResidualPerPrompt(nn.Module):
         self.networks = nn.ModuleList(Residual(dimension, hidden, layers) for _ in range(PROMPTS_EACH))
 
     def forward(self, x: Tensor, sigma: Tensor, number: Tensor) -> Tensor:
+        """Computes the correction of each row with the network of its prompt; see `Residual.forward`."""
         prompts = number.argmax(1)
         correction = torch.zeros_like(x)
         for prompt, network in enumerate(self.networks):
@@ -120,23 +129,25 @@ class ResidualPerPrompt(nn.Module):
 
 
 class GaussianMixture(Backbone, KnownDistributions):
+    """Flow matching on a Gaussian mixture with a closed-form velocity, corrected by a small network."""
+
     class Settings(BackboneSettings):
         dimension: int = Field(2, ge=2)
-        """Of the space; more than two for the task `quadratic`."""
+        """Dimension of the space; only the task `quadratic` has more than two."""
         hidden: int = Field(64, ge=1)
         """Width of the residual network."""
         layers: int = Field(1, ge=1)
-        """Its hidden layers."""
+        """Number of hidden layers of the residual network."""
         network: Literal["shared", "per_prompt"] = "shared"
-        """shared: one network, conditioned on the prompt, so that the prompts' solutions disturb one another.
-        per_prompt: a network for each prompt, of the same size."""
+        """Which network corrects the velocity. shared: one network that is conditioned on the prompt, so that learning one
+        prompt affects the others. per_prompt: a network for each prompt, all of the same size."""
         steps: int = Field(16, ge=1)
-        """Euler steps of evaluation samples."""
+        """Number of Euler steps of evaluation samples."""
         beta: float = Field(4.0, ge=0)
         """Inverse temperature of the target that the model is compared with, on raw rewards."""
         quadrature: int = Field(60, ge=10, multiple_of=2)
-        """Points in each direction of the grid of noise on which densities are computed; even, since an odd number puts
-        points on lines of symmetry, where noise goes to no mode and the density is not that of their surroundings."""
+        """Number of points in each direction of the grid of noise on which densities are computed. It is even, because an odd
+        number puts points on lines of symmetry: noise there goes to no mode, and its density differs from that around it."""
 
     settings: Settings
     dtype = torch.float32
@@ -160,7 +171,7 @@ class GaussianMixture(Backbone, KnownDistributions):
         mixtures = [world(prompt, self.settings.dimension).base for prompt in prompts]
         numbers = torch.tensor([int(prompt.split()[-1]) for prompt in prompts])
         if len({len(m.weights) for m in mixtures}) > 1:
-            raise UserError("prompts of one call must have mixtures of equally many modes")
+            raise UserError("the prompts of one call must have mixtures with equal numbers of modes")
         stacked = [torch.stack([getattr(m, name) for m in mixtures]) for name in ("weights", "means", "stds")]
         weights, means, stds = (t.float().to(self.device) for t in stacked)
         return Conditioning(weights, means, stds, nn.functional.one_hot(numbers, PROMPTS_EACH).float().to(self.device))
@@ -185,7 +196,15 @@ class GaussianMixture(Backbone, KnownDistributions):
             self.active = True
 
     def push_forward(self, prompt: str, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the Euler steps carry noise [N, d], and the exact log-density of what they draw there; float64."""
+        """Carries noise to samples by Euler steps, with the exact log-density of each sample.
+
+        Args:
+            prompt: the prompt.
+            noise: initial states, float64 [N, d].
+
+        Returns:
+            The samples, float64 [N, d], and their log-densities under the model, float64 [N].
+        """
         c, d = self.encode([prompt]), self.settings.dimension
         group = torch.zeros(len(noise), dtype=torch.long, device=self.device)
         sigmas = self.sigmas(self.default_steps)
@@ -208,31 +227,31 @@ class GaussianMixture(Backbone, KnownDistributions):
         return [weight * p.detach() if p in outputs else p.detach().clone() for p in self.parameters()]
 
     def measure(self, prompts: Sequence[str], best_of: int = 1) -> dict[str, Measured]:
-        """Divergences, coverage and rewards of each prompt, from its density at points of the noise, and errors of its
-        velocity."""
+        """Computes divergences, mode coverage and expected rewards of each prompt, and the errors of its velocity."""
         noise, weights = self._noise()
-        found = []
+        by_prompt = []
         for p in prompts:
-            w, known = world(p, self.settings.dimension), truth(p, self.settings.dimension, self.settings.beta)
+            w = world(p, self.settings.dimension)
+            target = known_target(p, self.settings.dimension, self.settings.beta)
             points, log_density = self.push_forward(p, noise)
             if best_of == 1:
-                found.append(_measure(w, known, weights, points, log_density) | self._velocity_errors(p))
+                by_prompt.append(_measure(w, target, weights, points, log_density) | self._velocity_errors(p))
                 continue
             best = best_of_mass(w, weights, points, best_of)
-            kept = best > NO_MASS * weights  # elsewhere the log of the ratio is not finite
+            kept = best > SMALLEST_CELL_MASS * weights  # elsewhere the log of the ratio is not finite
             log_best = log_density[kept] + torch.log(best[kept] / weights[kept])
-            found.append(_measure(w, known, best[kept], points[kept], log_best))
+            by_prompt.append(_measure(w, target, best[kept], points[kept], log_best))
         return {
-            name: Measured(np.array([f[name] for f in found]), higher_is_better)
+            name: Measured(np.array([values[name] for values in by_prompt]), higher_is_better)
             for name, higher_is_better in DIRECTIONS.items()
-            if name in found[0]
+            if name in by_prompt[0]
         }
 
     @torch.no_grad()
     def _velocity_errors(self, prompt: str) -> dict[str, float]:
-        """The root mean square distance of the velocity to the target's, at each of `SIGMAS` and over all of them.
+        """The root mean square distance of the velocity to the optimal one, at each of `SIGMAS` and over all of them.
 
-        States are those of the target's flow, so that an error counts where an optimal model would pass.
+        The states are distributed as those of the flow to the target, so errors count where an optimal model would be.
         """
         c, squares = self.encode([prompt]), []
         for sigma in SIGMAS:
@@ -245,13 +264,13 @@ class GaussianMixture(Backbone, KnownDistributions):
         return {"velocity_error": math.sqrt(sum(squares) / len(squares)), **errors}
 
     def _noise(self) -> tuple[Tensor, Tensor]:
-        """Points of the noise and their weights."""
+        """The noise at which densities are computed, float64 [N, d], and its weights, [N]."""
         if self.settings.dimension == 2:
             return noise_quadrature(2, self.settings.quadrature)
         return _quasi_random(self.settings.dimension), torch.full((POINTS,), 1 / POINTS, dtype=torch.float64)
 
     def distribution(self, prompt: str, best_of: int = 1) -> PointDistribution | None:
-        """Where the Euler steps carry `POINTS` points of equal mass of the noise; None in more than two dimensions."""
+        """Computes where `POINTS` points of noise with equal mass end; None in more than two dimensions."""
         if self.settings.dimension != 2:
             return None
         x = _quasi_random(2).float().to(self.device)
@@ -264,24 +283,27 @@ class GaussianMixture(Backbone, KnownDistributions):
         return PointDistribution(points.numpy(), best_of_mass(w, mass, points, best_of).numpy(), mode.numpy())
 
     def target_distribution(self, prompt: str) -> PointDistribution | None:
-        """On a grid over the plane, without the points that hold next to nothing; None in more than two dimensions."""
+        """Computes the target on a 2-D grid, without points of negligible mass; None in more than two dimensions."""
         if self.settings.dimension != 2:
             return None
-        w, known = world(prompt), truth(prompt, 2, self.settings.beta)
+        w, target = world(prompt), known_target(prompt, 2, self.settings.beta)
         points, cell = midpoints(2, TARGET_GRID, EXTENT)
-        mass = torch.exp(known.log_target(w, points)) * cell
-        kept = mass > NEXT_TO_NOTHING / len(mass)
+        mass = torch.exp(target.log_density(w, points)) * cell
+        kept = mass > SMALLEST_POINT_MASS / len(mass)
         mode = w.base.log_joint(points).argmax(1)
         return PointDistribution(points[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
 
     def tilted(self, prompt: str, beta: float) -> Tilt:
-        """The target in closed form for a quadratic reward, else on a grid over the plane, whose cells are drawn from."""
-        d, at = self.settings.dimension, self.settings.beta
-        w, known = world(prompt, d), truth(prompt, d, at)
-        reward, kl = known.tilt(beta)
+        """Computes the target at any beta: in closed form for a quadratic reward, otherwise on a 2-D grid.
+
+        Samples of a target on a grid are uniform within a cell, which is chosen by its mass.
+        """
+        d = self.settings.dimension
+        w, own_target = world(prompt, d), known_target(prompt, d, self.settings.beta)
+        reward, kl = own_target.tilt(beta)
         if isinstance(w.reward, Quadratic):
-            target, _ = w.base.tilted(beta, w.reward.curvature, w.reward.centre)
-            return Tilt(reward, kl, {}, lambda count, rng: target.sample(count, rng).float())
+            mixture, _ = w.base.tilted(beta, w.reward.curvature, w.reward.centre)
+            return Tilt(reward, kl, {}, lambda count, rng: mixture.sample(count, rng).float())
         grid, cell = midpoints(2, GRID, EXTENT)
         log_density = w.base.log_density(grid) + beta * w.reward(grid)
         log_density = log_density - torch.logsumexp(log_density, 0) - math.log(cell)
@@ -292,8 +314,8 @@ class GaussianMixture(Backbone, KnownDistributions):
             within = torch.rand(chosen.shape, generator=rng, dtype=torch.float64) - 0.5
             return (chosen + math.sqrt(cell) * within).float()
 
-        kept = mass > NO_MASS  # elsewhere the ratio to another density overflows
-        metrics = _measure(w, known, mass[kept], grid[kept], log_density[kept])
+        kept = mass > SMALLEST_CELL_MASS  # elsewhere the ratio to another density overflows
+        metrics = _measure(w, own_target, mass[kept], grid[kept], log_density[kept])
         return Tilt(reward, kl, {**metrics, "kl_base": kl, "exact_reward": reward}, draw)
 
 
@@ -312,65 +334,8 @@ def best_of_mass(w: World, mass: Tensor, points: Tensor, n: int) -> Tensor:
 
 
 def _quasi_random(dimension: int) -> Tensor:
-    """POINTS standard normal points that are more even than random ones, float64 [POINTS, d]."""
+    """Quasi-random standard normal points, which are more even than random ones, float64 [POINTS, d]."""
     return torch.from_numpy(MultivariateNormalQMC(np.zeros(dimension), rng=np.random.default_rng(0)).random(POINTS))
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is known of a world and its target p_base exp(beta R) / Z.
-
-    Attributes:
-        mode_mass: the target's, [M]. target_reward: its expected reward.
-        tilt: beta -> expected reward of p_base exp(beta R) / Z, and its KL divergence to the base.
-    """
-
-    beta: float
-    log_z: float
-    mode_mass: Tensor
-    target_reward: float
-    tilt: Callable[[float], tuple[float, float]]
-
-    def log_target(self, w: World, x: Tensor) -> Tensor:
-        """Log-density of the target, [N], at x [N, d]."""
-        return w.base.log_density(x) + self.beta * w.reward(x) - self.log_z
-
-
-@cache
-def truth(prompt: str, dimension: int, beta: float) -> Truth:
-    """In closed form for a quadratic reward, else on a grid over the plane."""
-    w = world(prompt, dimension)
-    return _quadratic_truth(w.base, w.reward, beta) if isinstance(w.reward, Quadratic) else _truth_on_a_grid(w, beta)
-
-
-def _quadratic_truth(base: Mixture, reward: Quadratic, beta: float) -> Truth:
-    def tilt(beta: float) -> tuple[float, float]:
-        distribution, log_z = base.tilted(beta, reward.curvature, reward.centre)
-        return reward.mean(distribution), beta * reward.mean(distribution) - log_z
-
-    target, log_z = base.tilted(beta, reward.curvature, reward.centre)
-    return Truth(beta, log_z, target.weights, reward.mean(target), tilt)
-
-
-def _truth_on_a_grid(w: World, beta: float) -> Truth:
-    grid, cell = midpoints(2, GRID, EXTENT)
-    log_joint, reward = w.base.log_joint(grid), w.reward(grid)
-    log_base = torch.logsumexp(log_joint, -1)
-
-    def tilted(beta: float) -> tuple[Tensor, float]:
-        """Mass of each cell, and log Z."""
-        log_w = log_base + beta * reward + math.log(cell)
-        log_z = torch.logsumexp(log_w, 0)
-        return torch.exp(log_w - log_z), float(log_z)
-
-    def tilt(beta: float) -> tuple[float, float]:
-        mass, log_z = tilted(beta)
-        expected = float((mass * reward).sum())
-        return expected, beta * expected - log_z
-
-    mass, log_z = tilted(beta)
-    of_mode = torch.zeros(len(w.base.weights), dtype=torch.float64).index_add(0, log_joint.argmax(1), mass)
-    return Truth(beta, log_z, of_mode, tilt(beta)[0], tilt)
 
 
 def velocity_error_at(sigma: float) -> str:
@@ -395,41 +360,39 @@ DIRECTIONS: dict[str, bool | None] = {
     "velocity_error": False,
     **dict.fromkeys(map(velocity_error_at, SIGMAS), False),
 }
+"""For each metric of `measure`, whether a higher value is better; None where neither direction is."""
 
 
-def _measure(w: World, known: Truth, weights: Tensor, x: Tensor, log_model: Tensor) -> dict[str, float]:
-    """The numbers of one prompt, from a quadrature of the model: points x of weight w with their log-density."""
+def _measure(w: World, target: KnownTarget, weights: Tensor, x: Tensor, log_model: Tensor) -> dict[str, float]:
+    """The metrics of one prompt, from a quadrature of the model.
+
+    Args:
+        w: the prompt's problem.
+        target: its target.
+        weights: the mass of each point, float64 [N].
+        x: the points, float64 [N, d].
+        log_model: their log-density under the model, float64 [N].
+    """
     log_joint, reward = w.base.log_joint(x), w.reward(x)
-    apart = divergences(weights, log_model, known.log_target(w, x))
+    apart = divergences(weights, log_model, target.log_density(w, x))
     kl_base = float((weights * (log_model - torch.logsumexp(log_joint, -1))).sum())
-    of_model = torch.zeros_like(known.mode_mass).index_add(0, log_joint.argmax(1), weights)
-    between = js_of_masses(of_model, known.mode_mass)
-    counts = known.mode_mass >= MODE_SHARE
-    covered = (of_model >= COVERED * known.mode_mass) & counts
+    mode_mass = torch.zeros_like(target.mode_mass).index_add(0, log_joint.argmax(1), weights)
+    between_modes = js_of_masses(mode_mass, target.mode_mass)
+    counts = target.mode_mass >= MODE_SHARE
+    covered = (mode_mass >= COVERED * target.mode_mass) & counts
     return {
         "kl_model_target": apart.kl_model_target,
         "kl_target_model": apart.kl_target_model,
         "js_target": apart.js,
-        # The chain rule: the rest is the mean over modes, by their mass, of the divergence between the parts inside a mode.
-        "js_modes": between,
-        "js_within_modes": max(apart.js - between, 0.0),
+        # By the chain rule the rest is the mean over modes, weighted by their mass, of the divergence inside a mode.
+        "js_modes": between_modes,
+        "js_within_modes": max(apart.js - between_modes, 0.0),
         "target_reached": apart.reached,
         "kl_base": kl_base,
         "modes_covered": float(covered.sum() / counts.sum()),
         "exact_reward": float((weights * reward).sum()),
         "exact_true_reward": float((weights * w.true_reward(x)).sum()),
-        "log_z": known.log_z,
-        "target_reward": known.target_reward,
-        "best_reward_at_kl": _best_reward(known, kl_base),
+        "log_z": target.log_z,
+        "target_reward": target.reward,
+        "best_reward_at_kl": target.best_reward(kl_base),
     }
-
-
-def _best_reward(known: Truth, kl: float) -> float:
-    """The largest expected reward of any distribution at this KL divergence to the base: that of the tilt with that
-    divergence."""
-    if kl <= 0:
-        return known.tilt(0.0)[0]
-    largest = 200.0
-    if known.tilt(largest)[1] <= kl:
-        return known.tilt(largest)[0]
-    return known.tilt(float(brentq(lambda beta: known.tilt(beta)[1] - kl, 0.0, largest)))[0]

@@ -1,7 +1,7 @@
 """The two kinds of guidance in diffusers folders.
 
-Classifier-free guidance mixes the velocity with that for a negative prompt; a distilled guidance is an input of the
-transformer.
+Classifier-free guidance mixes the velocity for a prompt with that for a negative prompt. Distilled guidance is an input of
+the transformer.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ from alignbench.backbones.pipelines.embeddings import Conditioning, Embeddings
 
 
 class GuidedFolder(DiffusersFolder):
-    """A folder whose transformer knows no guidance. A guidance above 1 takes two rows of the transformer for a model row."""
+    """A folder with classifier-free guidance. With a guidance above 1, a model row takes two rows of the transformer."""
 
     NEGATIVE: ClassVar[str] = ""
     """The negative prompt."""
@@ -47,7 +47,7 @@ class GuidedFolder(DiffusersFolder):
 
 
 class DistilledFolder(DiffusersFolder):
-    """A folder whose transformer takes the guidance as an input, which costs no second row, or has none at all."""
+    """A folder whose transformer takes the guidance as an input, without a second row, or that has no guidance at all."""
 
     def _guidance(self) -> float:
         """The guidance is 1 for a model without this input."""

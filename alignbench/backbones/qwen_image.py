@@ -13,6 +13,8 @@ from alignbench.backbones.pipelines.packing import PATCH, pack, unpack
 
 
 class QwenImage(GuidedFolder):
+    """A folder of Qwen-Image."""
+
     class Settings(GuidedFolder.Settings):
         lora_rank: int = Field(64, ge=1)
         """Rank of the LoRA (train=lora)."""
@@ -51,7 +53,7 @@ class QwenImage(GuidedFolder):
 
     @property
     def text_tokens(self) -> int:
-        """The longest text; most prompts have a tenth of it."""
+        """The largest number of tokens; most prompts have a tenth of it."""
         return int(self.call["max_sequence_length"])
 
     @property
@@ -78,13 +80,13 @@ class QwenImage(GuidedFolder):
         return unpack(answer, *x.shape[2:])
 
     def mix(self, unguided: Tensor, guided: Tensor) -> Tensor:
-        """The guided velocity, where each token keeps the norm that it has without guidance."""
+        """Mixes the velocities; each token keeps the norm that it has without guidance, as in the pipeline."""
         mixed, plain = pack(super().mix(unguided, guided)), pack(guided)
         kept = mixed * (plain.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
         return unpack(kept, *guided.shape[2:])
 
     def vae_decode(self, latents: Tensor) -> Tensor:
-        """Decodes a video of a single frame."""
+        """Decodes latents as a video of a single frame, because the autoencoder is that of a video model."""
         vae = self.pipeline.vae
         mean, std = self._statistics(latents)
         decoded: Tensor = vae.decode((latents * std + mean).unsqueeze(2).to(vae.dtype), return_dict=False)[0]

@@ -22,6 +22,8 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 class Sana(GuidedFolder):
+    """A folder of SANA."""
+
     class Settings(GuidedFolder.Settings):
         lora_rank: int = Field(32, ge=1)
         """Rank of the LoRA (train=lora)."""
@@ -30,8 +32,8 @@ class Sana(GuidedFolder):
         lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v")
         """Ends of the names of modules that get a LoRA; the default is that of the DreamBooth script of diffusers."""
         euler: bool = False
-        """Whether Euler steps replace the DPM-Solver of the folder; the schedule then has its flow_shift. Images differ from
-        those of the folder's own solver, above all with few steps."""
+        """Whether Euler steps replace the folder's DPM-Solver, with the solver's flow_shift. Images differ from those of the
+        folder's own solver, most with few steps."""
 
     settings: Settings
     PIPELINE = "SanaPipeline"
@@ -50,7 +52,7 @@ class Sana(GuidedFolder):
         for key, value in FLOW.items():
             if options.get(key) != value:
                 raise UserError(
-                    f"{self.folder}/{PLACE} has no schedule of a flow: {key} is {options.get(key)!r}, not {value!r}"
+                    f"{self.folder}/{PLACE} is not a schedule of a flow: {key} is {options.get(key)!r}, not {value!r}"
                 )
         if not self.settings.euler:
             raise UserError(
@@ -65,7 +67,7 @@ class Sana(GuidedFolder):
 
     @property
     def default_side(self) -> int:
-        """The size of the training, to which the pipeline's call rounds its height."""
+        """The size that the model was trained on, to which the pipeline's call rounds its height."""
         trained = self.pipeline.transformer.config.sample_size * self.latent_pixels
         return int(self.call["height"] if (self.folder / OWN_CALL).is_file() else trained)
 
@@ -78,11 +80,11 @@ class Sana(GuidedFolder):
         return self.pipeline.transformer.config.caption_channels, None
 
     def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
-        """The prompts follow an instruction to the language model, whose tokens are left out."""
+        """Encodes prompts after an instruction to the language model; the tokens of the instruction are left out."""
         return self._texts(pipeline, prompts, self.call["complex_human_instruction"])
 
     def embed_with_negative(self, pipeline: Any, prompts: list[str]) -> Embeddings:
-        """The negative prompt has no instruction."""
+        """Encodes prompts, followed by the negative prompt, which has no instruction."""
         negative = self._texts(pipeline, [self.NEGATIVE], None)
         return Embeddings.joined([self.embed(pipeline, prompts), negative]) if prompts else negative
 

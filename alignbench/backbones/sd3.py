@@ -12,10 +12,12 @@ from alignbench.backbones.pipelines.embeddings import Embeddings
 from alignbench.backbones.pipelines.trust import read_json
 
 CLIP_TOKENS = 77
-"""Number of tokens of a CLIP whose config does not have it."""
+"""Number of tokens of a CLIP text encoder whose config does not give it."""
 
 
 class SD3(GuidedFolder):
+    """A folder of SD3 or SD3.5."""
+
     class Settings(GuidedFolder.Settings):
         lora_rank: int = Field(32, ge=1)
         """Rank of the LoRA (train=lora)."""

@@ -9,6 +9,8 @@ FOLDER = Path(__file__).parent / "weights" / "tiny"
 
 
 class Tiny(SD3):
+    """The folder of the embedded model."""
+
     class Settings(SD3.Settings):
         path: str = str(FOLDER)
         """Folder of the model; the default is the one that ships."""

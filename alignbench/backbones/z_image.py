@@ -17,6 +17,8 @@ SIDE = 1024
 
 
 class ZImage(GuidedFolder):
+    """A folder of Z-Image."""
+
     class Settings(GuidedFolder.Settings):
         lora_rank: int = Field(32, ge=1)
         """Rank of the LoRA (train=lora)."""
@@ -35,7 +37,8 @@ class ZImage(GuidedFolder):
     TOKENIZERS = frozenset({"Qwen2Tokenizer", "Qwen2TokenizerFast"})
 
     def _guidance(self) -> float:
-        """The pipeline adds its guidance_scale times the difference to the guided velocity, so that 0 is no guidance there."""
+        """Our guidance is the pipeline's guidance_scale plus 1: the pipeline adds its scale times the difference of the two
+        velocities to the velocity for the prompt, so that 0 means no guidance there."""
         return self.settings.guidance or 1 + float(self.call[self.GUIDANCE])
 
     @property
@@ -48,7 +51,7 @@ class ZImage(GuidedFolder):
 
     @property
     def text_tokens(self) -> int:
-        """The longest text; most prompts have a tenth of it."""
+        """The largest number of tokens; most prompts have a tenth of it."""
         return int(self.call["max_sequence_length"])
 
     @property
@@ -57,7 +60,7 @@ class ZImage(GuidedFolder):
 
     def embed(self, pipeline: Any, prompts: list[str]) -> Embeddings:
         states, _ = pipeline.encode_prompt(
-            prompt=list(prompts),  # which the pipeline changes in place
+            prompt=list(prompts),  # a copy, because the pipeline changes the list in place
             do_classifier_free_guidance=False,
             max_sequence_length=self.call["max_sequence_length"],
             device=self.device,
@@ -69,7 +72,7 @@ class ZImage(GuidedFolder):
         return super().pipeline_arguments(noise) | {self.GUIDANCE: self.guidance - 1}
 
     def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
-        """The transformer's time runs from noise (0) to the image (1), and its output from noise to the image."""
+        """Computes the velocity without guidance. The transformer's time is 1 - sigma, and its output is minus the velocity."""
         lengths = [texts.states.shape[1]] * len(x) if texts.mask is None else texts.mask.sum(1).tolist()
         answer = self.call_transformer(
             x=list(x.to(self.weights_dtype).unsqueeze(2)),

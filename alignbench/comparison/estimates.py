@@ -40,5 +40,5 @@ def _expected_cost(method: Method, pace: costs.Pace) -> MethodCost:
         (grid.budget.seconds, seconds),
     )
     iterations = min(limit / each for limit, each in limits if limit is not None)
-    whole = iterations * seconds + costs.seconds_of_judging(config, pace)
+    whole = iterations * seconds + costs.seconds_per_evaluation(config, pace)
     return MethodCost(method, counted, iterations, whole, len(grid.tasks) * len(grid.seeds))

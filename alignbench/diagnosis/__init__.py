@@ -1,1 +1,1 @@
-"""Diagnosis of a sampler: what shared steps do to a group."""
+"""Diagnoses: the effect of shared steps on a sampler's groups, and gradient estimates against the exact gradient."""

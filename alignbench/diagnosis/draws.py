@@ -44,6 +44,9 @@ class Draws:
     """Groups of the sampler, as many independent groups, and as many again from which log Z is estimated.
 
     Attributes:
+        shared: groups of the sampler.
+        independent: groups of independent rollouts with the same steps.
+        reference: further independent groups, from which log Z is estimated.
         prefixes: number of branches of a sampler's group at the root and after each split.
         model_rows: model evaluations of all draws.
         standardised: whether rewards are a sum of rewards that were each standardised over the prompt's leaves.

@@ -1,8 +1,9 @@
 """The exact gradient of a divergence between path distributions, for latents in two dimensions.
 
 The paths are those of the memoryless rule at every step but the last, which is deterministic and counts as a part of the
-reward, as it does in every objective on paths. States of each step lie on a grid. With N(mu, std^2) the distribution of a step,
-delta the difference of its mean to the base model's, and V(x) what is still to come, the gradient of E[sum_t l_t - R] is
+reward, as it does in every objective on paths. The states of each step are on a grid. Let N(mu, std^2) be the distribution of a
+step, delta the difference of its mean to the base model's, and V(x) the expected rest of the sum from x on. The gradient of
+E[sum_t l_t - R] is
 
     sum_t E[ grad mu . h ],     h = delta / std^2 + E[V(x') (x' - mu)] / std^2,     V(x) = |delta|^2 / (2 std^2) + E[V(x')]
 
@@ -47,7 +48,7 @@ class Transition:
     Attributes:
         sigma, sigma_next: where the step begins and ends.
         points: float64 [N, 2].
-        index: int64 [N], the places of the points in their grid.
+        index: int64 [N], the indices of the points in their flattened grid.
         mass: float64 [N], the probability of each.
         mean: float64 [N, 2], the mean of the step under the policy.
         delta: float64 [N, 2], that mean minus the mean under the base model.
@@ -108,8 +109,8 @@ class Paths:
 
     Attributes:
         transitions: the stochastic steps.
-        end: the places of the states before the last step in their grid, int64 [N].
-        rewards: the reward that each leads to, float64 [N].
+        end: indices of the states before the last step in their flattened grid, int64 [N].
+        rewards: the reward of the sample that each of these states leads to, float64 [N].
         lost: share of the mass that has left the grids.
     """
 
@@ -170,9 +171,9 @@ class Paths:
         """Computes the gradient of a divergence with respect to the policy's parameters.
 
         Args:
-            divergence: what to differentiate. If it is not relative to the base model, alpha must be 1: the entropy of a path
-                does not depend on the policy then.
-            unit: how much R~ changes for a change of the reward by one.
+            divergence: the divergence. If it is not relative to the base model, alpha must be 1, because then the entropy of a
+                path does not depend on the policy.
+            unit: the change of R~ for a change of the reward by 1.
 
         Returns:
             One tensor for each parameter of the policy.
@@ -193,7 +194,7 @@ class Paths:
         return total
 
     def _additive(self, reward: Tensor, kl: float) -> list[Tensor]:
-        """What multiplies grad mu at the points of each step, [N, 2], for E[kl sum_t l_t - reward]."""
+        """The factors of grad mu at the points of each step, [N, 2], for the gradient of E[kl sum_t l_t - reward]."""
         pulls: list[Tensor] = []
         index, values = self.end, -(reward - reward.mean())
         for t in reversed(self.transitions):
@@ -221,7 +222,13 @@ class Paths:
 
 
 def mean_gradient(paths: Sequence[Paths], divergence: Divergence, units: Sequence[float]) -> Tensor:
-    """The gradient of a divergence, averaged over prompts, as one vector of all parameters."""
+    """Computes the gradient of a divergence, averaged over prompts, as one vector of all parameters.
+
+    Args:
+        paths: the paths of each prompt.
+        divergence: the divergence.
+        units: the change of R~ for a change of the reward by 1, for each prompt.
+    """
     parts = [of_prompt.gradient(divergence, unit) for of_prompt, unit in zip(paths, units, strict=True)]
     return torch.stack([torch.cat([part.flatten() for part in gradient]) for gradient in parts]).mean(0)
 
@@ -250,13 +257,13 @@ def _line(spacing: float) -> Tensor:
 
 
 def _with_mass(line: Tensor, mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The points of a grid whose mass is not negligible, [N, 2], their places, [N], and their mass, [N]."""
+    """The points of a grid whose mass is not negligible, [N, 2], their indices, [N], and their mass, [N]."""
     index = (mass.flatten() > NEGLIGIBLE).nonzero()[:, 0]
     n = len(line)
     return torch.stack([line[index // n], line[index % n]], dim=1), index, mass.flatten()[index]
 
 
 def _on_grid(line: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """Values [N] at some places of a grid as a matrix, 0 elsewhere."""
+    """Puts values [N] at some indices of a flattened grid; returns the grid, [n, n], with 0 elsewhere."""
     n = len(line)
     return torch.zeros(n * n, dtype=torch.float64).index_copy(0, index, values).view(n, n)

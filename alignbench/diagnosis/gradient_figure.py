@@ -1,4 +1,4 @@
-"""The figure of gradients on trial: a row for each combination, with 95 % intervals."""
+"""The figure of gradient estimates: a row for each trial, with 95 % intervals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,13 @@ ROW = 0.2
 """Height of a row in inches."""
 PANELS: tuple[tuple[str, str, Callable[[GradientTrial], Estimate]], ...] = (
     ("cosine to the exact gradient", "1 is the claimed direction", lambda t: t.cosine),
-    ("relative bias", "part that no learning rate mends", lambda t: t.relative_bias),
+    ("relative bias", "part that no learning rate corrects", lambda t: t.relative_bias),
     ("signal-to-noise ratio", "of one gradient estimate", lambda t: t.snr),
 )
 
 
 def draw(diagnosis: GradientDiagnosis) -> Figure:
-    """Draws three panels: cosine, relative bias and signal-to-noise ratio; colours tell objectives apart."""
+    """Draws three panels: cosine, relative bias and signal-to-noise ratio. Each objective has a colour."""
     trials = diagnosis.trials
     objectives = list(dict.fromkeys(t.objective for t in trials))
     places = np.arange(len(trials))
@@ -30,10 +30,10 @@ def draw(diagnosis: GradientDiagnosis) -> Figure:
         figure, axes = plt.subplots(
             1, len(PANELS), sharey=True, figsize=(9, 1.2 + ROW * len(trials)), layout="constrained", squeeze=False
         )
-        for axis, (title, meaning, of) in zip(axes[0], PANELS, strict=True):
+        for axis, (title, meaning, statistic) in zip(axes[0], PANELS, strict=True):
             for i, objective in enumerate(objectives):
-                mine = [(at, of(t)) for at, t in enumerate(trials) if t.objective == objective]
-                _draw_estimates(axis, mine, COLORS[i % len(COLORS)])
+                estimates = [(at, statistic(t)) for at, t in enumerate(trials) if t.objective == objective]
+                _draw_estimates(axis, estimates, COLORS[i % len(COLORS)])
             axis.set(title=title, xlabel=meaning)
         axes[0, 0].set(yticks=places, yticklabels=[_name(t) for t in trials], ylim=(len(trials) - 0.5, -0.5))
         axes[0, 0].axvline(1, color="black", linewidth=0.8)

@@ -1,8 +1,8 @@
 """Bias, noise and direction of a gradient estimate, from repetitions of it and the exact gradient.
 
 With g_i the N repetitions, the square of their mean is estimated without bias by leaving out the product of a repetition with
-itself: |E g|^2 = mean over i != k of g_i . g_k. So neither the number of parameters nor that of repetitions moves the numbers.
-Intervals are by the jackknife over repetitions.
+itself: |E g|^2 = mean over i != k of g_i . g_k. The numbers are therefore not biased by the number of parameters or of
+repetitions. Intervals are by the jackknife over repetitions.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class Products:
     """Inner products of gradients.
 
     Attributes:
-        trials: float64 [N, N], of the repetitions with each other.
-        cross: float64 [N], of the repetitions with the exact gradient.
-        exact: the square of the exact gradient's norm.
+        trials: float64 [N, N], the products of the repetitions with each other.
+        cross: float64 [N], the products of the repetitions with the exact gradient.
+        exact: the squared norm of the exact gradient.
     """
 
     trials: np.ndarray
@@ -33,12 +33,13 @@ class Products:
 
     @classmethod
     def of(cls, trials: Tensor, exact: Tensor | None) -> "Products":
-        """The products of N gradients, [N, D], and of the exact gradient, [D]; zeros for None."""
+        """Computes the products of N gradients, [N, D], and of the exact gradient, [D]; None stands for zeros."""
         g = trials.double()
         e = g.new_zeros(g.shape[1]) if exact is None else exact.double()
         return cls((g @ g.T).cpu().numpy(), (g @ e).cpu().numpy(), float(e @ e))
 
     def without(self, i: int) -> "Products":
+        """Returns the products without repetition i."""
         kept = np.arange(len(self.trials)) != i
         return Products(self.trials[np.ix_(kept, kept)], self.cross[kept], self.exact)
 
@@ -50,7 +51,10 @@ def square_of_mean(products: np.ndarray) -> float:
 
 
 def signal_to_noise(products: Products) -> float:
-    """|E g| / sqrt(E |g - E g|^2) of a single estimate; 0 where the mean cannot be told from 0, infinity without noise."""
+    """Computes |E g| / sqrt(E |g - E g|^2) of a single estimate.
+
+    It is 0 if the mean cannot be distinguished from 0, and infinite without noise.
+    """
     signal = square_of_mean(products.trials)
     noise = float(np.trace(products.trials)) / len(products.trials) - signal
     if noise <= 1e-12 * abs(signal):
@@ -59,7 +63,10 @@ def signal_to_noise(products: Products) -> float:
 
 
 def cosine(products: Products) -> float:
-    """The cosine of the angle between the mean of the estimates and the exact gradient; NaN if one cannot be told from 0."""
+    """Computes the cosine of the angle between the mean of the estimates and the exact gradient.
+
+    It is NaN if one of the two cannot be distinguished from 0.
+    """
     square = square_of_mean(products.trials)
     if min(square, products.exact) <= 0:
         return float("nan")
@@ -67,23 +74,26 @@ def cosine(products: Products) -> float:
 
 
 def scale(products: Products) -> float:
-    """The multiple c of the exact gradient g* that is nearest to the mean of the estimates: E g . g* / |g*|^2."""
+    """Computes the multiple c of the exact gradient g* that is nearest to the mean of the estimates: E g . g* / |g*|^2."""
     return float(products.cross.mean() / products.exact) if products.exact > 0 else float("nan")
 
 
 def relative_bias(products: Products) -> float:
-    """|E g - c g*| / |E g| with the best multiple c: the part of the mean that no learning rate mends."""
+    """Computes |E g - c g*| / |E g| with the best multiple c: the part of the mean that no learning rate corrects."""
     return _sine(cosine(products))
 
 
 def estimate(statistic: Callable[[Products], float], products: Products) -> Estimate:
-    """A statistic with its 95 % interval over repetitions, by the jackknife."""
+    """Computes a statistic with its 95 % interval over repetitions, by the jackknife."""
     value, error = statistic(products), _jackknife_error(statistic, products)
     return _interval(value, value - error, value + error, len(products.trials))
 
 
 def bias_estimate(products: Products) -> Estimate:
-    """`relative_bias` with its interval, which is that of the squared cosine: near 0 the sine itself has no slope."""
+    """Computes `relative_bias` with its interval, which comes from that of the squared cosine.
+
+    The sine is not differentiable where the bias is 0, so that its own jackknife would fail there.
+    """
 
     def squared(part: Products) -> float:
         return cosine(part) ** 2
@@ -94,7 +104,7 @@ def bias_estimate(products: Products) -> Estimate:
 
 
 def unknown(repetitions: int) -> Estimate:
-    """An estimate without a value."""
+    """Makes an estimate without a value."""
     return Estimate(value=None, lower=None, upper=None, n=repetitions)
 
 
@@ -107,7 +117,7 @@ def _interval(value: float, lower: float, upper: float, n: int) -> Estimate:
 
 
 def _jackknife_error(statistic: Callable[[Products], float], products: Products) -> float:
-    """Half the width of the 95 % interval; NaN where a value that leaves one out has none."""
+    """Half the width of the 95 % interval; NaN if the statistic is NaN without one of the repetitions."""
     n = len(products.trials)
     values = [statistic(products.without(i)) for i in range(n)]
     return float(np.sqrt((n - 1) * np.var(values)) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))

@@ -5,8 +5,8 @@ is repeated with new noise. The exact gradient is that of the claimed divergence
 paths of the memoryless rule, in as many denoising steps as the sampler takes; see `exact_gradient`. R~ is the objective's own,
 in the unit that it has in a group of thousands of leaves.
 
-What separates the two is what a choice costs: few leaves and rewards that are standardised within them, one root, a rule whose
-paths have another distribution, or a log-density that is averaged over latent dimensions.
+The difference between the two shows the cost of a choice: few leaves, rewards that are standardised within them, a single
+root, a rule whose paths have another distribution, or a log-density that is averaged over latent dimensions.
 """
 
 import time
@@ -47,19 +47,19 @@ from alignbench.training.engine import backward
 REPETITIONS = 256
 """Default number of gradient estimates of each trial."""
 LEAVES = 2048
-"""Leaves of the groups in which the unit of R~ is read."""
+"""Number of leaves of the groups from which the unit of R~ is computed."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of stochastic steps with its eta; None for the sampler's default of that rule."""
+    """A rule of stochastic steps, with its eta; None for the sampler's default eta."""
 
     name: str
     eta: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Rule":
-        """Reads `sde` or `sde:0.7`; raises UserError."""
+        """Parses `sde` or `sde:0.7`; raises UserError for anything else."""
         name, _, eta = text.partition(":")
         try:
             return cls(name, float(eta) if eta else None)
@@ -73,12 +73,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination on trial.
+    """One combination of objective, sampler, rule and group size whose gradient estimates are measured.
 
     Attributes:
-        config: names the objective and the sampler.
-        rule: replaces the rule of the sampler; None keeps it.
-        leaves: K, reached by more or fewer roots; None keeps the sampler's.
+        config: the configuration, which names the objective and the sampler.
+        rule: the rule that replaces the sampler's; None keeps it.
+        leaves: K, which is reached by changing the number of roots; None keeps the sampler's.
     """
 
     config: RunConfig
@@ -86,30 +86,35 @@ class Trial:
     leaves: int | None = None
 
     def sampler(self) -> Sampler:
-        """Loads the sampler; raises UserError."""
+        """Loads the sampler with the rule; raises UserError if they do not fit."""
         plugin = self.config.sampler
         kept = {k: v for k, v in plugin.settings.items() if self.rule is None or k not in ("rule", "noise_level")}
         return load_sampler(plugin.name, **kept, **(self.rule.settings() if self.rule else {}))
 
     def plan(self, sampler: Sampler, progress: float, repetition: int) -> Plan:
-        """The plan of a repetition; raises UserError if K cannot be reached."""
+        """Makes the plan of a repetition; raises UserError if K cannot be reached."""
         plan = sampler.plan(progress, np.random.default_rng([self.config.seed, 1, repetition]))
         return plan if self.leaves is None else with_leaves(plan, self.leaves, self.config.sampler.name)
 
 
 def with_leaves(plan: Plan, leaves: int, sampler: str) -> Plan:
-    """The plan with as many roots as give this number of leaves.
+    """Changes the number of roots of a plan, so that it has a given number of leaves.
+
+    Args:
+        plan: the plan.
+        leaves: the number of leaves.
+        sampler: name of the sampler, for the message.
 
     Raises:
-        UserError: the leaves of one root do not divide it.
+        UserError: the number is below two, or not a multiple of the leaves of one root.
     """
-    of_root = plan.leaves // plan.roots
-    if leaves < 2 or leaves % of_root:
+    leaves_per_root = plan.leaves // plan.roots
+    if leaves < 2 or leaves % leaves_per_root:
         raise UserError(
-            f"--leaves {leaves} does not fit sampler {sampler}: it draws {of_root} leaves from each root, and a group needs at "
-            "least two; give a multiple"
+            f"--leaves {leaves} does not fit sampler {sampler}: it draws {leaves_per_root} leaves from each root, and a group "
+            "needs at least two; give a multiple"
         )
-    return replace(plan, roots=leaves // of_root)
+    return replace(plan, roots=leaves // leaves_per_root)
 
 
 def diagnose_gradients(
@@ -171,16 +176,16 @@ def _measured(
         )
     if len(metrics.weights) != 1:
         raise UserError(f"--gradients needs a task with one reward; {task.name!r} has {', '.join(metrics.weights)}")
-    bench = Bench(policy, metrics, task.train_prompts[:prompts], weights.iteration if weights else 0, progress)
+    estimator = GradientEstimator(policy, metrics, task.train_prompts[:prompts], weights.iteration if weights else 0, progress)
     began = time.perf_counter()
     # A policy that has just been loaded is the base model, and unlike the reference it has gradients.
     with judged_weights(policy, weights) if weights else nullcontext():
-        results = _results(bench, trials, repetitions, advance)
+        results = _results(estimator, trials, repetitions, advance)
     return GradientDiagnosis(
         backbone=config.backbone.name,
         task=task.name,
         seed=config.seed,
-        prompts=bench.prompts,
+        prompts=estimator.prompts,
         repetitions=repetitions,
         progress=progress,
         log_prob_reduction=config.log_prob_reduction,
@@ -194,11 +199,11 @@ def _measured(
 
 
 def _results(
-    bench: "Bench", trials: Sequence[Trial], repetitions: int, advance: Callable[[int, int], None]
+    estimator: "GradientEstimator", trials: Sequence[Trial], repetitions: int, advance: Callable[[int, int], None]
 ) -> list[GradientTrial]:
     results = []
     for done, trial in enumerate(trials, 1):
-        results.append(bench.result(trial, repetitions))
+        results.append(estimator.result(trial, repetitions))
         advance(done, len(trials))
     return results
 
@@ -217,12 +222,15 @@ def _check(trials: Sequence[Trial], task: Task, prompts: int, progress: float) -
             raise UserError(f"objective {plugin.name} trains nothing, so it has no gradient")
 
 
-class Bench:
-    """Takes gradients of one policy on one task.
+class GradientEstimator:
+    """Estimates gradients of one policy on one task, and computes the exact ones.
 
     Attributes:
-        prompts: one group of each in every estimate.
+        policy: the policy, with latents of two values.
+        metrics: the task's metrics, with a single reward.
+        prompts: the prompts; every estimate has one group of each.
         iteration: the iteration that objectives see, for schedules.
+        progress: the training progress that samplers and objectives see.
     """
 
     def __init__(
@@ -287,7 +295,7 @@ class Bench:
         return torch.stack(gradients), rows, plan
 
     def exact(self, config: RunConfig, objective: Objective, steps: int) -> tuple[Divergence, Tensor] | None:
-        """The divergence that an objective claims, and its gradient, float32 [parameters]; None if it claims none."""
+        """Returns the divergence that an objective claims, with its gradient, float32 [parameters]; None if it claims none."""
         key = (config.objective.name, str(sorted(config.objective.settings.items())), config.seed, steps)
         if key not in self.gradients:
             self.gradients[key] = self._exact(config, objective, steps)
@@ -311,7 +319,7 @@ class Bench:
         scores = self.metrics.score(self.policy.decode(latents), [prompt] * len(latents), when="for the exact gradient")
         (name, weight), *_ = self.metrics.weights.items()
         if bool(np.isnan(scores[name]).any()):
-            raise RunError(f"reward {name} gave no score somewhere, so its expected value is unknown")
+            raise RunError(f"reward {name} gave no score for some samples, so its expected value is unknown")
         return weight * torch.from_numpy(scores[name])
 
     def forest(self, plan: Plan, seed: int, config: RunConfig) -> RolloutForest:
@@ -336,7 +344,11 @@ class Bench:
         return forest
 
     def gradient(self, objective: Objective, forest: RolloutForest) -> tuple[Tensor, int]:
-        """The gradient of an objective's first update on a rollout, float32 [parameters], and the model rows that it took."""
+        """Computes the gradient of an objective's first update on a rollout.
+
+        Returns:
+            The gradient, float32 [parameters], and the model rows of the pass.
+        """
         parameters = list(self.policy.parameters())
         for parameter in parameters:
             parameter.grad = None
@@ -355,7 +367,7 @@ class Bench:
 
 
 def unit_of(target_reward: Tensor, rewards: Tensor) -> float:
-    """How much R~ of a group changes for a change of the reward by one: 0 where all rewards are equal.
+    """Computes the change of R~ in a group for a change of the reward by 1; 0 if all rewards are equal.
 
     Args:
         target_reward: R~, a linear function of the reward, [K].

@@ -18,7 +18,7 @@ class Distance(_Part):
     """`root` if the two leaves have no common root, or `split j` if their paths diverge at the j-th split."""
     sampler: Estimate
     independent: Estimate
-    """The same distance between any two leaves of an independent group."""
+    """The distance between any two leaves of an independent group."""
 
 
 class PrefixEntropy(_Part):
@@ -26,18 +26,18 @@ class PrefixEntropy(_Part):
 
     prefixes: int
     policy: Estimate
-    """For p, the softmax of the path log-probabilities over the group."""
+    """Entropy of p, the softmax of the path log-probabilities over the group."""
     target: Estimate
-    """For q, the softmax of beta times the reward, which is standardised in the group."""
+    """Entropy of q, the softmax of beta times the reward, which is standardised in the group."""
 
 
 class TotalVariation(_Part):
     """Lower bounds, in expectation, of the total variation distance between rollouts of the sampler and independent ones."""
 
     leaf: Estimate
-    """Between single leaves. Their distributions are equal, so the expected value is 0."""
+    """The bound for single leaves. Their distributions are equal, so the expected value is 0."""
     group: Estimate
-    """Between whole groups."""
+    """The bound for whole groups."""
 
 
 class PartitionFunction(_Part):
@@ -97,7 +97,7 @@ class Diagnosis(_Part):
 
 
 class GradientTrial(_Part):
-    """How one objective's gradient estimates, with one way to draw rollouts, compare with the gradient that it claims."""
+    """One objective's gradient estimates, with one way of drawing rollouts, compared with the gradient that it claims."""
 
     objective: str
     sampler: str
@@ -112,24 +112,24 @@ class GradientTrial(_Part):
     divergence: str | None
     """Name of the divergence that the objective claims to descend; null if it claims none, so that nothing is compared."""
     cosine: Estimate
-    """Of the angle between the mean of the estimates and the exact gradient."""
+    """Cosine of the angle between the mean of the estimates and the exact gradient."""
     relative_bias: Estimate
-    """The part of that mean that is not along the exact gradient, relative to the mean."""
+    """Norm of the part of that mean that is orthogonal to the exact gradient, relative to the mean."""
     scale: Estimate
-    """How many times the exact gradient the rest is. A loss may have any scale, so 1 is not expected."""
+    """Length of the other part, relative to the exact gradient. A loss may have any scale, so 1 is not expected."""
     snr: Estimate
     """Norm of the mean divided by the root mean square of the deviations from it, for one estimate."""
     model_rows: int
-    """Model evaluations of one estimate, those of the rollout and of the training pass."""
+    """Model evaluations of one estimate, in the rollout and in the training pass."""
 
     @property
     def noise(self) -> str:
-        """The rule with its eta, where the rule leaves it open."""
+        """The rule, with its eta unless the rule determines it."""
         return self.rule if self.rule in ("ode", "memoryless") else f"{self.rule} {self.eta:.3g}"
 
 
 class GradientDiagnosis(_Part):
-    """What `diagnose --gradients` measured."""
+    """The record of `diagnose --gradients`."""
 
     schema_version: int = SCHEMA_VERSION
     backbone: str
@@ -140,7 +140,7 @@ class GradientDiagnosis(_Part):
     """Number of gradient estimates of each trial."""
     progress: float
     log_prob_reduction: str
-    """That of the estimates; the exact gradient is of densities that are summed over latent dimensions."""
+    """The reduction of log-densities in the estimates. The exact gradient is that of sums over latent dimensions."""
     trials: list[GradientTrial]
     seconds: float
     environment: dict[str, object]

@@ -66,13 +66,13 @@ def draw_pair(rng: np.random.Generator, kind: str, *, held_out: bool) -> DrawnPa
     while True:
         if isinstance(right, Lettering):
             word = _other_word(rng, right)
-            found: tuple[Content, tuple[str, Wanted]] = word, _reworded(prompt, wanted, right, word)
+            wrong: tuple[Content, tuple[str, Wanted]] = word, _reworded(prompt, wanted, right, word)
         else:
             near = _near_miss(rng, wanted)
             other = _metadata_of(near)
-            found = scenes.sample_scene(rng, near), (other["prompt"], other)
-        if not fulfils(found[0], wanted) and (held_out or not is_unseen(found[1][1])):
-            return DrawnPair(prompt, wanted, clean, found[0].draw(), (right, found[0]), kind, found[1])
+            wrong = scenes.sample_scene(rng, near), (other["prompt"], other)
+        if not fulfils(wrong[0], wanted) and (held_out or not is_unseen(wrong[1][1])):
+            return DrawnPair(prompt, wanted, clean, wrong[0].draw(), (right, wrong[0]), kind, wrong[1])
 
 
 def is_unseen(wanted: Wanted) -> bool:
@@ -86,15 +86,15 @@ def fulfils(content: Content, wanted: Wanted) -> bool:
         if isinstance(content, Scene) or "text" not in wanted:
             return False
         return content.text == wanted["text"] and wanted["color"] in (None, content.color)
-    found: list[list[scenes.Shape]] = []
+    matching: list[list[scenes.Shape]] = []
     for clause in wanted["include"]:
         shapes = [s for s in content.shapes if s.kind == clause["class"] and clause.get("color") in (None, s.color)]
         if len(shapes) < clause["count"]:
             return False
-        found.append(shapes)
+        matching.append(shapes)
         if "position" in clause:
             relation, target = clause["position"]
-            offset = np.subtract(shapes[0].center, found[target][0].center)
+            offset = np.subtract(shapes[0].center, matching[target][0].center)
             if offset @ RELATIONS[relation] <= CLEAR * np.linalg.norm(offset):
                 return False
     return all(sum(s.kind == c["class"] for s in content.shapes) < c["count"] for c in wanted["exclude"])
@@ -224,19 +224,19 @@ def patches_of(content: Content) -> np.ndarray:
     """The class for each classifier of `PATCH_READING` and each patch, int [64, 3], by what covers the patch's centre."""
     side = IMAGE_SIZE // PATCH
     y, x = (PATCH * (np.mgrid[:side, :side] + 0.5)).reshape(2, -1)
-    found = np.zeros((side * side, len(PATCH_READING)), dtype=np.int64)
+    classes = np.zeros((side * side, len(PATCH_READING)), dtype=np.int64)
     if isinstance(content, Lettering):
         left, top = content.origin
         for place, letter in enumerate(content.text):
             start = left + place * content.cell_width
             inside = (start <= x) & (x < start + content.cell_width) & (top <= y) & (y < top + content.height)
-            found[inside] = 1 + lettering.LETTERS.index(letter), 1 + place, 1 + _COLOR_INDEX[content.color]
+            classes[inside] = 1 + lettering.LETTERS.index(letter), 1 + place, 1 + _COLOR_INDEX[content.color]
     else:
         for shape in content.shapes:
             inside = np.maximum(abs(x - shape.center[0]), abs(y - shape.center[1])) < shape.size / 2
             kind = 1 + len(lettering.LETTERS) + SHAPES.index(shape.kind)
-            found[inside] = kind, 0, 1 + _COLOR_INDEX[shape.color]
-    return found
+            classes[inside] = kind, 0, 1 + _COLOR_INDEX[shape.color]
+    return classes
 
 
 def named_colors(wanted: Wanted) -> set[str]:

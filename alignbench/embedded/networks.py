@@ -138,6 +138,7 @@ class TextAndTransformer(nn.Module):
         self.transformer = build_transformer(TEXT_WIDTH)
 
     def forward(self, x: Tensor, sigma: Tensor, word_ids: Tensor, letter_ids: Tensor) -> Tensor:
+        """Computes the velocity, [N, C, 16, 16], for latents of that shape, sigma [N] and token ids [N, SEQUENCE_LENGTH]."""
         first = self.text_encoder(word_ids, output_hidden_states=True)
         second = self.text_encoder_2(letter_ids, output_hidden_states=True)
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)

@@ -135,6 +135,7 @@ class Inputs:
         return (pixels - self.mean) / self.std
 
     def prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Token ids and attention mask, int64 [P, tokens], padded to the longest prompt."""
         return dict(self.tokenizer(prompts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"))
 
 
@@ -170,18 +171,56 @@ def preference_loss(logits: Tensor, owned: Tensor, allowed: Tensor) -> Tensor:
 
 
 def train(settings: PickScoreTraining, log: Any = print) -> tuple[CLIPModel, CLIPProcessor, list[list[float]]]:
-    """Trains a model; returns it with its processor and the history of (step, loss, share of correctly ordered pairs)."""
+    """Trains a model.
+
+    Args:
+        settings: settings of the training.
+        log: called with lines about the progress.
+
+    Returns:
+        The model, its processor, and the history of [step, loss, share of correctly ordered pairs].
+    """
     torch.manual_seed(settings.seed)
     processor = build_processor()
     inputs = Inputs(processor)
     model = build_model(settings, processor.tokenizer).train()
     reader, patch_reader = nn.Linear(settings.projection, sum(READING)), nn.Linear(settings.vision_width, sum(PATCH_READING))
+    parameters = [*model.parameters(), *reader.parameters(), *patch_reader.parameters()]
+    optimizers, schedules = _optimizers(settings, model, parameters)
+    kinds = kinds_of(settings.pairs, settings.shares)
+    history, recent, began = [], [], time.perf_counter()
+    for step in range(settings.steps):
+        rng = np.random.default_rng([settings.seed, 1, step])
+        pairs = [draw_pair(rng, kind, held_out=False) for kind in kinds]
+        loss, ordered = _batch_loss(settings, model, inputs, reader, patch_reader, pairs)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=np.log(100))
+        recent.append((loss.item(), ordered))
+        if (step + 1) % 50 == 0 or step + 1 == settings.steps:
+            mean_loss, accuracy = np.mean(recent, axis=0)
+            history.append([step + 1, float(mean_loss), float(accuracy)])
+            pace = (time.perf_counter() - began) / (step + 1)
+            log(f"step {step + 1} loss {mean_loss:.4f} pairs in correct order {accuracy:.3f} {pace:.2f} s per step")
+            recent.clear()
+    return model.eval(), processor, history
+
+
+def _optimizers(
+    settings: PickScoreTraining, model: CLIPModel, parameters: Sequence[nn.Parameter]
+) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.OneCycleLR]]:
+    """Muon for the matrices of the encoders' blocks, AdamW for all other parameters, and a schedule for each of the two."""
     blocks = [*model.text_model.encoder.named_parameters(), *model.vision_model.encoder.named_parameters()]
     matrices = [p for _, p in blocks if p.ndim == 2]
     inside = {id(p) for p in matrices}
-    everything = [*model.parameters(), *reader.parameters(), *patch_reader.parameters()]
-    rest = [p for p in everything if id(p) not in inside]
-    optimizers = [
+    rest = [p for p in parameters if id(p) not in inside]
+    optimizers: list[torch.optim.Optimizer] = [
         Muon(matrices, lr=settings.muon_lr),
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01),
     ]
@@ -191,46 +230,37 @@ def train(settings: PickScoreTraining, log: Any = print) -> tuple[CLIPModel, CLI
         )
         for o, lr in zip(optimizers, (settings.muon_lr, settings.lr), strict=True)
     ]
-    kinds = kinds_of(settings.pairs, settings.shares)
-    history, recent, began = [], [], time.perf_counter()
-    for step in range(settings.steps):
-        rng = np.random.default_rng([settings.seed, 1, step])
-        pairs = [draw_pair(rng, kind, held_out=False) for kind in kinds]
-        count = len(pairs)
-        others = [(count + i, *p.other) for i, p in enumerate(pairs) if p.other]
-        asked = [*((i, p.prompt, p.wanted) for i, p in enumerate(pairs)), *others]
-        owned, prompts, wanted = (list(column) for column in zip(*asked, strict=True))
-        text = embed_prompts(model, inputs, prompts)
-        image, patches = embed_images(model, inputs, [p.right for p in pairs] + [p.wrong for p in pairs])
-        logits = model.logit_scale.exp() * text @ image.mT
-        contents = [p.contents[side] for side in (0, 1) for p in pairs]
-        fits = torch.tensor([[fulfils(content, w) for content in contents] for w in wanted])
-        own = functional.one_hot(torch.tensor(owned), 2 * count).bool()
-        own[:count, count:] |= torch.eye(count, dtype=torch.bool)  # a broken image fulfils its prompt and is still wrong
-        loss = preference_loss(logits, torch.tensor(owned), own | ~fits)
-        targets = [reading_of(contents[i], named_colors(w)) for i, w in zip(owned, wanted, strict=True)]
-        targets += [reading_of(content) for content in contents]
-        loss = loss + settings.reading * _reading_loss(reader(8 * torch.cat([text, image])), torch.tensor(targets), READING)
-        seen = torch.from_numpy(np.concatenate([patches_of(content) for content in contents]))
-        loss = loss + settings.patch_reading * _reading_loss(patch_reader(patches.flatten(0, 1)), seen, PATCH_READING)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(everything, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=np.log(100))
-        ordered = (logits[:count, :count].diagonal() > logits[:count, count:].diagonal()).float().mean()
-        recent.append((loss.item(), ordered.item()))
-        if (step + 1) % 50 == 0 or step + 1 == settings.steps:
-            mean_loss, accuracy = np.mean(recent, axis=0)
-            history.append([step + 1, float(mean_loss), float(accuracy)])
-            pace = (time.perf_counter() - began) / (step + 1)
-            log(f"step {step + 1} loss {mean_loss:.4f} pairs in correct order {accuracy:.3f} {pace:.2f} s per step")
-            recent.clear()
-    return model.eval(), processor, history
+    return optimizers, schedules
+
+
+def _batch_loss(
+    settings: PickScoreTraining,
+    model: CLIPModel,
+    inputs: Inputs,
+    reader: nn.Module,
+    patch_reader: nn.Module,
+    pairs: Sequence[DrawnPair],
+) -> tuple[Tensor, float]:
+    """The loss of a batch of pairs, with those of the auxiliary classifiers, and the share of correctly ordered pairs."""
+    count = len(pairs)
+    others = [(count + i, *p.other) for i, p in enumerate(pairs) if p.other]
+    asked = [*((i, p.prompt, p.wanted) for i, p in enumerate(pairs)), *others]
+    owned, prompts, wanted = (list(column) for column in zip(*asked, strict=True))
+    text = embed_prompts(model, inputs, prompts)
+    image, patches = embed_images(model, inputs, [p.right for p in pairs] + [p.wrong for p in pairs])
+    logits = model.logit_scale.exp() * text @ image.mT
+    contents = [p.contents[side] for side in (0, 1) for p in pairs]
+    fits = torch.tensor([[fulfils(content, w) for content in contents] for w in wanted])
+    own = functional.one_hot(torch.tensor(owned), 2 * count).bool()
+    own[:count, count:] |= torch.eye(count, dtype=torch.bool)  # a broken image fulfils its prompt and is still wrong
+    loss = preference_loss(logits, torch.tensor(owned), own | ~fits)
+    targets = [reading_of(contents[i], named_colors(w)) for i, w in zip(owned, wanted, strict=True)]
+    targets += [reading_of(content) for content in contents]
+    loss = loss + settings.reading * _reading_loss(reader(8 * torch.cat([text, image])), torch.tensor(targets), READING)
+    seen = torch.from_numpy(np.concatenate([patches_of(content) for content in contents]))
+    loss = loss + settings.patch_reading * _reading_loss(patch_reader(patches.flatten(0, 1)), seen, PATCH_READING)
+    ordered = (logits[:count, :count].diagonal() > logits[:count, count:].diagonal()).float().mean()
+    return loss, ordered.item()
 
 
 def _reading_loss(answers: Tensor, targets: Tensor, classes: Sequence[int]) -> Tensor:
@@ -284,7 +314,10 @@ def train_pickscore(settings: PickScoreTraining, out: Path, log: Any = print) ->
 
 
 def held_out_accuracy(folder: Path, settings: PickScoreTraining) -> dict[str, float]:
-    """`pair_accuracy` of the model in a folder, on words and scenes that it never saw; `other` mixes images of these pairs."""
+    """Computes `pair_accuracy` of the model in a folder, on words and scenes that it was not trained on.
+
+    The key `other` is the accuracy on pairs whose wrong image is the correct image of another prompt.
+    """
     model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval()
     processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
     pairs = draw_pairs(np.random.default_rng([settings.seed, 2]), settings.held_out_pairs, held_out=True)

@@ -73,6 +73,7 @@ class Phase(Settings):
     """Relative frequency of each task type; 1 for types that are not listed."""
 
     def draw(self, seed: int, shard: int, count: int) -> list[Example]:
+        """Draws examples of this phase, as a pure function of the arguments."""
         return draw_examples(seed, shard, count, self.words_share, self.single_sizes, self.types)
 
 
@@ -114,6 +115,7 @@ class TinyTraining(Settings):
     save_every: int = 125
 
     def autoencoder_autocast(self) -> torch.autocast:
+        """Makes the context in which the autoencoder is trained; see `autoencoder_precision`."""
         processor = Path("/proc/cpuinfo")
         has_bfloat16 = processor.exists() and "avx512_bf16" in processor.read_text()
         use = self.autoencoder_precision == "bfloat16" or (self.autoencoder_precision == "auto" and has_bfloat16)
@@ -139,7 +141,16 @@ def patch_projection(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> AutoencoderKL:
-    """Stage 1, on images of the first phase. The model's `scaling_factor` is set so that latents have variance 1 in total."""
+    """Stage 1: trains the autoencoder on images of the first phase.
+
+    Args:
+        settings: settings of the training.
+        work: folder for checkpoints; a finished autoencoder in it is returned, and an interrupted training resumed.
+        log: called with lines about the progress.
+
+    Returns:
+        The autoencoder. Its config scales latents to mean 0 and variance 1.
+    """
     torch.manual_seed(settings.seed)
     first_phase, total = settings.phases[0], settings.autoencoder_steps
     model = build_autoencoder()
@@ -165,14 +176,7 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         examples = first_phase.draw(settings.seed + 1, step, settings.autoencoder_batch)
         pixels = to_pixels([e.image for e in examples]).contiguous(memory_format=torch.channels_last)
         target = functional.conv2d(pixels, kernel, offset, stride=PATCH)
-        noise = settings.latent_noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(step))
-        with autocast:
-            posterior = model.encode(pixels).latent_dist
-            restored = model.decode(posterior.mean + noise).sample.float()
-        squared = functional.mse_loss(restored, pixels)
-        distance = functional.mse_loss(posterior.mean.float(), target)
-        spread = (posterior.logvar.float() - 2 * math.log(settings.latent_noise)).square().mean()
-        loss = squared + 0.1 * functional.l1_loss(restored, pixels) + settings.pull * distance + 1e-3 * spread
+        loss, squared, distance = _autoencoder_loss(settings, model, autocast, pixels, target, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -183,24 +187,49 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         if (step + 1) % settings.save_every == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}
             _save_atomically(state, checkpoint)
-    model.eval()
-    held_out = first_phase.draw(settings.seed + 2, 0, 512)
-    pixels = to_pixels([e.image for e in held_out])
-    with torch.no_grad():
-        latents = torch.cat([model.encode(p).latent_dist.mode() for p in pixels.split(64)])
-        restored = torch.cat([model.decode(z).sample for z in latents.split(64)])
-    model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
-    log(f"autoencoder held-out squared error {functional.mse_loss(restored, pixels).item():.5f}")
+    error = _set_latent_scale(model.eval(), to_pixels([e.image for e in first_phase.draw(settings.seed + 2, 0, 512)]))
+    log(f"autoencoder held-out squared error {error:.5f}")
     write_folder(done, model.save_pretrained)
     write_atomically(work / "autoencoder_history.json", lambda p: p.write_text(json.dumps(history), encoding="utf-8"))
     return model
 
 
+def _autoencoder_loss(
+    settings: TinyTraining, model: AutoencoderKL, autocast: torch.autocast, pixels: Tensor, target: Tensor, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a batch, its squared error, and the squared distance of latents to the projection `target`."""
+    noise = settings.latent_noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(step))
+    with autocast:
+        posterior = model.encode(pixels).latent_dist
+        restored = model.decode(posterior.mean + noise).sample.float()
+    squared = functional.mse_loss(restored, pixels)
+    distance = functional.mse_loss(posterior.mean.float(), target)
+    spread = (posterior.logvar.float() - 2 * math.log(settings.latent_noise)).square().mean()
+    loss = squared + 0.1 * functional.l1_loss(restored, pixels) + settings.pull * distance + 1e-3 * spread
+    return loss, squared, distance
+
+
+@torch.no_grad()
+def _set_latent_scale(model: AutoencoderKL, pixels: Tensor) -> float:
+    """Sets scale and shift in the model's config so that latents have mean 0 and variance 1; returns the squared error."""
+    latents = torch.cat([model.encode(p).latent_dist.mode() for p in pixels.split(64)])
+    restored = torch.cat([model.decode(z).sample for z in latents.split(64)])
+    model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    return functional.mse_loss(restored, pixels).item()
+
+
 class LatentPool:
-    """Drawn and encoded examples in shards, by phase; they are made once and kept in the work folder."""
+    """Drawn and encoded examples in shards, by phase. They are made once and kept in the work folder.
+
+    Attributes:
+        words, letters: the tokenizers of the two text encoders.
+        empty: token ids of the empty prompt for each of the two, int64 [1, SEQUENCE_LENGTH].
+        shards: for each phase, its shards.
+    """
 
     def __init__(self, settings: TinyTraining, work: Path, log: Any) -> None:
         self.words, self.letters = word_tokenizer(), letter_tokenizer()
+        self.empty = tokenize(self.words, [""]), tokenize(self.letters, [""])
         folder = work / "latents"
         folder.mkdir(exist_ok=True)
         phases = [phase for phase in settings.phases for _ in range(phase.shards)]
@@ -239,7 +268,16 @@ def _make_shard(settings: TinyTraining, phase: Phase, index: int, autoencoder: P
 
 
 def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> TextAndTransformer:
-    """Stage 2, on latents of the autoencoder in `work`; returns the model with averaged weights."""
+    """Stage 2: trains the transformer with its text encoders on latents of the autoencoder in `work`.
+
+    Args:
+        settings: settings of the training.
+        work: folder with the autoencoder, for latents and checkpoints; an interrupted training is resumed.
+        log: called with lines about the progress.
+
+    Returns:
+        The model with averaged weights.
+    """
     torch.manual_seed(settings.seed)
     pool = LatentPool(settings, work, log)
     model = TextAndTransformer(len(pool.words), len(pool.letters))
@@ -255,8 +293,6 @@ def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> T
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         log(f"resuming at step {start}")
-    empty = tokenize(pool.words, [""]), tokenize(pool.letters, [""])
-    per_shard = settings.shard_size // settings.batch
     began, losses = time.perf_counter(), []
     model.train()
     total = sum(phase.steps for phase in settings.phases)
@@ -265,19 +301,7 @@ def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> T
         for optimizer, lr in zip(optimizers, (settings.muon_lr, settings.lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
-        epoch, position = divmod(step, per_shard)
-        latents, words, letters = pool.shard(phase, epoch)
-        order = np.random.default_rng([settings.seed, epoch]).permutation(settings.shard_size)
-        chosen = torch.from_numpy(order[position * settings.batch : (position + 1) * settings.batch])
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        x0, word_ids, letter_ids = latents[chosen].float(), words[chosen], letters[chosen]
-        dropped = torch.rand(settings.batch, 1, generator=generator) < settings.prompt_dropout
-        word_ids, letter_ids = torch.where(dropped, empty[0], word_ids), torch.where(dropped, empty[1], letter_ids)
-        sigma = torch.sigmoid(settings.time_mean + torch.randn(settings.batch, generator=generator))
-        noise = torch.randn(x0.shape, generator=generator)
-        s = sigma.view(-1, 1, 1, 1)
-        velocity = forward((1 - s) * x0 + s * noise, sigma, word_ids, letter_ids)
-        loss = functional.mse_loss(velocity, noise - x0)
+        loss = _flow_matching_loss(forward, settings, pool, phase, step)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -309,10 +333,27 @@ def train_transformer(settings: TinyTraining, work: Path, log: Any = print) -> T
     return model.eval()
 
 
+def _flow_matching_loss(forward: Any, settings: TinyTraining, pool: LatentPool, phase: int, step: int) -> Tensor:
+    """The flow-matching loss of one step's batch, whose examples, times and noise are a function of the seed and the step."""
+    epoch, position = divmod(step, settings.shard_size // settings.batch)
+    latents, words, letters = pool.shard(phase, epoch)
+    order = np.random.default_rng([settings.seed, epoch]).permutation(settings.shard_size)
+    chosen = torch.from_numpy(order[position * settings.batch : (position + 1) * settings.batch])
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    x0, word_ids, letter_ids = latents[chosen].float(), words[chosen], letters[chosen]
+    dropped = torch.rand(settings.batch, 1, generator=generator) < settings.prompt_dropout
+    word_ids, letter_ids = torch.where(dropped, pool.empty[0], word_ids), torch.where(dropped, pool.empty[1], letter_ids)
+    sigma = torch.sigmoid(settings.time_mean + torch.randn(settings.batch, generator=generator))
+    noise = torch.randn(x0.shape, generator=generator)
+    s = sigma.view(-1, 1, 1, 1)
+    velocity = forward((1 - s) * x0 + s * noise, sigma, word_ids, letter_ids)
+    return functional.mse_loss(velocity, noise - x0)
+
+
 def export(
     settings: TinyTraining, autoencoder: AutoencoderKL, model: TextAndTransformer, out: Path
 ) -> StableDiffusion3Pipeline:
-    """Stage 3: writes the diffusers folder (bfloat16) with `alignbench.json`; returns the pipeline."""
+    """Stage 3: writes the diffusers folder in bfloat16, with `alignbench.json`, and returns its pipeline."""
     third, third_tokenizer = silent_third_encoder()
     pipeline = StableDiffusion3Pipeline(
         transformer=model.transformer,

@@ -1,1 +1,1 @@
-"""How files come in and go out: each kind by one door, with limits, whole or not at all."""
+"""Reads and writes files: one module for each kind, with limits on size, and with atomic writes."""

@@ -22,7 +22,7 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
 
 def markdown(text: str) -> str:
-    """Text as one line of Markdown that cannot open a tag, link, heading, list or table column."""
+    """Makes one line of Markdown that cannot open a tag, link, heading, list or table column."""
     one_line = visible(" ".join(text.split()))
     escaped = re.sub(r"[\\`*\[\]<>|#~$&@]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", one_line)
     escaped = re.sub(r":(?=//)|(?<=\bwww)\.", r"\\\g<0>", escaped, flags=re.IGNORECASE)  # else GitHub makes links of them
@@ -30,27 +30,20 @@ def markdown(text: str) -> str:
     return re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", escaped)
 
 
-def markdown_code(text: str) -> str:
-    """A name as code in a line of Markdown; not for cells of tables, where a `|` would end the cell."""
-    one_line = visible(" ".join(text.split()))
-    fence = "`" * (1 + max(map(len, re.findall("`+", one_line)), default=0))
-    return f"{fence}{one_line}{fence}" if len(fence) == 1 else f"{fence} {one_line} {fence}"
-
-
 def latex(text: str) -> str:
-    """Text for a cell of a LaTeX table."""
+    """Escapes a text for a cell of a LaTeX table."""
     escaped = "".join(_LATEX.get(c, c) for c in visible(text))
     escaped = re.sub(r"(?<![\w.-])-(?=\d|inf)", "$-$", escaped)  # a hyphen is not a minus sign
     return f"{{{escaped[0]}}}{escaped[1:]}" if escaped[:1] in ("[", "*") else escaped  # after `\\` these would be its options
 
 
 def csv_text(text: str) -> str:
-    """A cell that a spreadsheet does not take for a formula: an apostrophe is put before it. A number stays a number."""
+    """Puts an apostrophe before a text that a spreadsheet would take for a formula. A number stays a number."""
     return text if not text.startswith(_FORMULA) or _is_number(text) else f"'{text}"
 
 
 def csv_frame(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with `csv_text` applied to every text and every heading."""
+    """Applies `csv_text` to every text and every heading of a table."""
     safe = frame.rename(columns=lambda name: csv_text(visible(str(name))))
     for at in range(len(safe.columns)):
         column = safe.iloc[:, at]
@@ -64,19 +57,19 @@ def _is_number(text: str) -> bool:
 
 
 def slug(text: str) -> str:
-    """A file name of letters, digits, `_` and `.`. Texts that differ only in other characters share one; see `slugs`."""
+    """Makes a file name of letters, digits, `_` and `.`. Texts that differ only in other characters share one; see `slugs`."""
     return re.sub(r"[^\w.]+", "_", text).strip("_.")[:LONGEST_NAME].strip("_.")
 
 
 def slugs(texts: Iterable[str]) -> dict[str, str]:
-    """A file name for each text. No two are equal when case is ignored: later ones get a number."""
-    found: dict[str, str] = {}
+    """Makes a file name for each text. No two are equal when case is ignored: later ones get a number."""
+    names: dict[str, str] = {}
     taken: set[str] = set()
     for text in texts:
-        if text not in found:
+        if text not in names:
             name, number = slug(text) or "_", 1
             while (unique := name if number == 1 else f"{name}_{number}").casefold() in taken:
                 number += 1
-            found[text] = unique
+            names[text] = unique
             taken.add(unique.casefold())
-    return found
+    return names

@@ -139,15 +139,15 @@ class ImageFiles:
     def parts(self) -> list[list[int]]:
         """The indices of all images, in parts of at least one and at most PART_IMAGES images, with at most PART_PIXELS
         pixels."""
-        found: list[list[int]] = []
+        parts: list[list[int]] = []
         pixels = 0
         for i, (width, height) in enumerate(self.sizes):
             pixels += width * height
-            if not found or len(found[-1]) == PART_IMAGES or pixels > PART_PIXELS:
-                found.append([])
+            if not parts or len(parts[-1]) == PART_IMAGES or pixels > PART_PIXELS:
+                parts.append([])
                 pixels = width * height
-            found[-1].append(i)
-        return found
+            parts[-1].append(i)
+        return parts
 
     def load(self, indices: Sequence[int]) -> np.ndarray:
         """Loads some of the images: uint8 [N, H, W, 3], or an object array [N] if their sizes differ.

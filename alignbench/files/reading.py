@@ -107,10 +107,10 @@ def _read_table(file: Path, columns: Mapping[str, Kind], optional: Mapping[str, 
                 raise refuse(f"it has no column {name!r}")
         kinds: dict[str, Kind | None] = {}
         for column in parquet.schema_arrow:
-            kind, wanted = _kind(column.type), {**columns, **optional}.get(column.name)
-            fits = kind == wanted or (kind, wanted) == ("whole", "number") if wanted else kind is not None
+            kind, required = _kind(column.type), {**columns, **optional}.get(column.name)
+            fits = kind == required or (kind, required) == ("whole", "number") if required else kind is not None
             if not fits and not pa.types.is_null(column.type):
-                holds = _MEANING[wanted] if wanted else "numbers or texts"
+                holds = _MEANING[required] if required else "numbers or texts"
                 raise refuse(f"its column {column.name!r} should hold {holds}, but holds {column.type}")
             kinds[column.name] = kind
         # As dictionaries, texts that occur in many rows are kept once in memory too.

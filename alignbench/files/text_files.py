@@ -78,12 +78,12 @@ class Table:
         Raises:
             UserError: several headings match.
         """
-        found = [h for h in self.headings if _plain(h) == _plain(names[0])]
-        found = found or [h for h in self.headings if _plain(h) in map(_plain, names)]
-        if len(found) > 1:
-            both = " and ".join(map(excerpt, found[:2]))
+        matches = [h for h in self.headings if _plain(h) == _plain(names[0])]
+        matches = matches or [h for h in self.headings if _plain(h) in map(_plain, names)]
+        if len(matches) > 1:
+            both = " and ".join(map(excerpt, matches[:2]))
             raise UserError(f"{self.file} has the columns {both}; call only one of them {names[0]!r} and rename the other")
-        return found[0] if found else None
+        return matches[0] if matches else None
 
     def require(self, *names: str) -> str:
         """Like `find`, but a missing column is an error.
@@ -111,16 +111,16 @@ class Table:
         Raises:
             UserError: a value is empty, too long, not valid Unicode, or not a text.
         """
-        known: dict[str, str] = {}  # a small Parquet file can repeat a long text millions of times
-        found = []
+        checked: dict[str, str] = {}  # a small Parquet file can repeat a long text millions of times
+        texts = []
         for row, value in enumerate(self.values(heading)):
-            if not isinstance(value, str) or value not in known:
-                text = self._text(heading, row, value)
-                known[value] = text
-            found.append(known[value])
-        return found
+            if not isinstance(value, str) or value not in checked:
+                checked[value] = self._text(heading, row, value)
+            texts.append(checked[value])
+        return texts
 
     def place(self, row: int) -> str:
+        """Names the file and the line of a row, for messages."""
         return f"{self.file}, {self.unit} {self.numbers[row]}"
 
     def _text(self, heading: str, row: int, value: Any) -> str:
@@ -254,10 +254,10 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _limited(rows: Iterator[T], file: Path, what: str) -> list[T]:
-    found = list(islice(rows, MAX_ROWS + 2))  # one of them may be a header row
-    if len(found) == MAX_ROWS + 2:
+    taken = list(islice(rows, MAX_ROWS + 2))  # one of them may be a header row
+    if len(taken) == MAX_ROWS + 2:
         raise _cannot(what, file, f"it has more rows than the {MAX_ROWS:,} that are read")
-    return found
+    return taken
 
 
 def _check_rows(rows: int, file: Path, what: str) -> None:
@@ -295,7 +295,7 @@ def _entries(text: str, file: Path, what: str, *, texts: bool) -> tuple[str, lis
                 expected = "only objects, or only texts" if texts else "only objects"
                 raise _cannot(what, file, f"entry {number} is {excerpt(entry)}; the list must hold {expected}")
         return "entry", list(enumerate(whole, start=1))
-    found = []
+    entries = []
     for number, line in _limited(_lines(text), file, what):
         try:
             entry = parse_json(line)
@@ -304,8 +304,8 @@ def _entries(text: str, file: Path, what: str, *, texts: bool) -> tuple[str, lis
             raise _cannot(what, file, f"line {number} is damaged, {why}") from None
         if not isinstance(entry, dict):
             raise _cannot(what, file, f"line {number} must be an object in braces, got {excerpt(entry)}")
-        found.append((number, entry))
-    return "line", found
+        entries.append((number, entry))
+    return "line", entries
 
 
 def _is_json(text: str) -> bool:
@@ -335,13 +335,13 @@ def _has_head(text: str, heading: str) -> bool:
 
 def _heads(text: str, delimiters: str) -> dict[str, list[str]]:
     """The first row that is not empty, for each delimiter."""
-    found = {}
+    heads = {}
     for delimiter in delimiters:
         try:
-            found[delimiter] = next((row for _, row in _csv_rows(text[:MAX_CHARACTERS], delimiter)), [])
+            heads[delimiter] = next((row for _, row in _csv_rows(text[:MAX_CHARACTERS], delimiter)), [])
         except csv.Error:
             continue
-    return found
+    return heads
 
 
 def _csv_table(text: str, file: Path, what: str, headings: Sequence[str]) -> Table:
@@ -350,9 +350,9 @@ def _csv_table(text: str, file: Path, what: str, headings: Sequence[str]) -> Tab
     offset = 0
     if match := re.match(r"sep=([,;\t|])(?:\r\n|\n|\r)", text):  # a line that Excel writes and reads
         delimiters, text, offset = match[1], text[match.end() :], 1
-    wanted = {_plain(heading) for heading in headings}
+    expected = {_plain(heading) for heading in headings}
     heads = _heads(text, delimiters)
-    delimiter = next((d for d, head in heads.items() if wanted & set(map(_plain, head))), delimiters[0])
+    delimiter = next((d for d, head in heads.items() if expected & set(map(_plain, head))), delimiters[0])
     try:
         rows = _limited(_csv_rows(text, delimiter), file, what)
         if re.search(rf'(^|{re.escape(delimiter)}) +"', text, re.MULTILINE):

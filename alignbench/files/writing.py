@@ -208,6 +208,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_error(path: Path, error: Exception) -> DiskError:
+    """Makes the error for a path that cannot be written, with the operating system's reason."""
     return DiskError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
 
 

@@ -7,8 +7,7 @@ reads `1e-4` as a text, `012` as 10, `1:30` as 90, `no` as false and a date as a
 - `12` and `-3` are integers. `1e-4`, `0.50`, `.5` and `.inf` are floats. Floats remember how they were written, so that a
   setting whose type is text gets exactly that text (a folder called `1.10`).
 - Everything else is a text: `no`, `012`, `1_000`, `0x10`, `1:30`, `2024-01-01`. A setting whose type is a number converts such
-a
-  text (to 12 or 1000), or refuses it.
+  a text (to 12 or 1000), or refuses it.
 - Keys are texts, whatever they look like.
 
 A repeated key is refused (`<<` merges mappings, and merged keys may be overridden). So are tags for any other kind of value,
@@ -168,6 +167,7 @@ class _Builder:
         self.above: list[yaml.Node] = []
 
     def value(self, node: yaml.Node) -> Any:
+        """Builds the value of a node; raises ValueError for what is not supported."""
         self.values += 1
         if self.values > MAX_VALUES:
             raise ValueError(f"it has more than {MAX_VALUES:,} values; shorten it, or use fewer aliases")

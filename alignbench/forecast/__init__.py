@@ -1,1 +1,1 @@
-"""What a run will cost, before it runs: model rows, memory and time (`--dry-run`)."""
+"""Estimates what a run will cost before it runs: model rows, memory and time (`--dry-run`)."""

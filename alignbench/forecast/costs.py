@@ -1,4 +1,4 @@
-"""What a run will cost, told before it runs: model rows, parameters, memory, and the time of rows that are measured now."""
+"""Estimates what a run will cost: model rows, parameters, memory, and the time, from model rows that are timed now."""
 
 import time
 from collections.abc import Callable
@@ -26,16 +26,16 @@ from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import normal
 from alignbench.tasks import configured_task
 
-TIMED_PICTURES = 4
-"""The most images that are decoded and scored to time them."""
+TIMED_IMAGES = 4
+"""Largest number of images that are decoded and scored to measure the time."""
 TIMED_ROWS = 32
-"""The most rows in a model call that is timed."""
+"""Largest number of rows in a model call that is timed."""
 CPU_LIMIT = 2 * 2**30
-"""Bytes of weights above which nothing is timed on a CPU."""
+"""Size of the weights in bytes above which nothing is timed on a CPU."""
 
 
 class Pace(NamedTuple):
-    """Seconds that were measured on this machine, and two counts that belong to them."""
+    """The speed of this machine, as measured."""
 
     forward_row: float
     """Seconds of one model row without a gradient."""
@@ -44,15 +44,15 @@ class Pace(NamedTuple):
     image: float
     """Seconds to decode and score one image."""
     rewards: int
-    """Scores of each image."""
+    """The number of scores of each image."""
     steps: int
     """Denoising steps of the model's own call."""
     unguided: tuple[float, float] | None = None
-    """`forward_row` and `train_row` without guidance; None where they are the same."""
+    """`forward_row` and `train_row` without guidance; None if they are the same."""
 
 
 class Forecast(BaseModel):
-    """What a run would do and cost."""
+    """The estimated costs of a run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,38 +61,45 @@ class Forecast(BaseModel):
     trained: int
     """The number of parameters that are trained."""
     iterations: int | None
-    """Iterations of the run; None where only a budget ends it."""
+    """Iterations of the run; None if only a budget ends it."""
     updates: int
-    """Updates, and so training passes, of each rollout."""
+    """Updates of each rollout; each is one training pass."""
     rollout_rows: float
     """Model rows of one rollout."""
     replay_rows: float
     """Model rows of one training pass of the policy."""
     double_passes: int
-    """Passes in which each row is evaluated once more without a gradient, since they take several microbatches."""
+    """Passes in which each row is first evaluated without a gradient, because they take several microbatches."""
     reference: bool
     """Whether the frozen base model evaluates each row of a pass as well."""
     behaviour: bool
-    """Whether the behaviour policy does; where it is the policy of the rollout, from the second update on."""
+    """Whether the behaviour policy does so; if it is the policy of the rollout, only from the second update on."""
     rows: float
     """All model rows of one iteration."""
     images: int
     """Images of one iteration."""
     call_rows: int
-    """The most rows of one model call."""
+    """Largest number of rows in one model call."""
     memory: Memory
     device: str
+    """The device for which times are estimated."""
     seconds_iteration: float | None
+    """Seconds of one iteration; None if nothing was timed."""
     seconds_judging: float | None
-    """Seconds to evaluate base and trained model, both together."""
+    """Seconds to evaluate the base model and the trained model, in total; None if nothing was timed."""
     not_measured: str | None
-    """Why there are no times; None where there are."""
+    """Why nothing was timed; None if times were measured."""
 
 
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
-    """Times model rows and images of the task's first prompts; the first call of each kind warms up and does not count."""
+    """Times model rows and images of the task's first prompts. The first call of each kind warms up and does not count.
+
+    Args:
+        config: the configuration of the run.
+        policy: its backbone, with weights.
+    """
     task = configured_task(config)
-    suite, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_PICTURES]
+    suite, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_IMAGES]
     rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
     guided = policy.encode(prompts)
     x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)
@@ -120,9 +127,13 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
 
 
 def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
-    """Seconds of an iteration: rollout, decoding, scoring and training.
+    """Computes the seconds of an iteration: rollout, decoding, scoring and training.
 
     Args:
+        config: the configuration of the run.
+        rows: the model rows of an iteration.
+        pace: the speed of this machine.
+        needs: what the objective needs.
         guided: whether the rows of training are evaluated with guidance.
     """
     forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
@@ -131,14 +142,14 @@ def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, nee
     return rows.rollout * pace.forward_row + trained + rows.images * pace.image
 
 
-def seconds_of_judging(config: RunConfig, pace: Pace) -> float:
-    """Seconds of the evaluation of one model."""
+def seconds_per_evaluation(config: RunConfig, pace: Pace) -> float:
+    """Computes the seconds of the evaluation of one model."""
     e = config.evaluation
     return e.prompts * e.images_per_prompt * ((e.steps or pace.steps) * pace.forward_row + pace.image)
 
 
 def _second_time(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the second of two calls."""
+    """Calls `work` twice, and returns the seconds of the second call."""
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
@@ -150,12 +161,12 @@ def _second_time(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def forecast(config: RunConfig) -> Forecast:
-    """Estimates what a run with this configuration would do; nothing is trained and nothing written.
+    """Estimates the costs of a run with this configuration. Nothing is trained or written.
 
-    The memory of a backbone that opens without its weights is estimated without them; times need the weights.
+    The memory of a backbone that opens without its weights is estimated without them. Times need the weights.
 
     Raises:
-        UserError: what `run` would refuse.
+        UserError: `run` would refuse the configuration.
     """
     task = configured_task(config)
     objective = load_configured_objective(config)
@@ -185,7 +196,7 @@ def forecast(config: RunConfig) -> Forecast:
         memory=needed,
         device=str(device_named(config.device)),
         seconds_iteration=None if pace is None else seconds_per_iteration(config, rows, pace, needs, guided=guided),
-        seconds_judging=None if pace is None else 2 * seconds_of_judging(config, pace),
+        seconds_judging=None if pace is None else 2 * seconds_per_evaluation(config, pace),
         not_measured=why,
     )
 

@@ -1,4 +1,4 @@
-"""The model rows that a run will evaluate, counted from its sampler's plans and its objective before anything runs."""
+"""Counts the model rows that a run will evaluate, from its sampler's plans and its objective."""
 
 from typing import NamedTuple
 
@@ -11,32 +11,34 @@ from alignbench.rollouts.builder import planned_forest
 from alignbench.rollouts.plan import Plan, Step
 
 PROGRESS_POINTS = 25
-"""Points of a training at which a sampler's plans are drawn, to find what its rollouts cost on average."""
+"""Number of points of the training at which plans are drawn, to find the average cost of a rollout."""
 ONE_PAIR = Plan((Step("cps", 0.5), Step()), roots=2)
-"""The smallest group of which every objective trains on something."""
+"""The smallest group that every objective can train on."""
 
 
 class ExpectedRows(NamedTuple):
-    """Model rows of one iteration: means over the training, for samplers that adapt as at its start."""
+    """Model rows of one iteration, averaged over the training. A sampler that adapts to rewards counts as at the start."""
 
     rollout: float
+    """Rows of one rollout."""
     replay: float
     """Rows of one training pass."""
     asked: float
-    """Those of them at which the policy is evaluated, if rewards differ within each group."""
+    """Rows of a training pass at which the policy is evaluated, if rewards differ within each group."""
     widest: float
-    """The most rows that one denoising step of a rollout has."""
+    """Largest number of rows in one denoising step of a rollout."""
     images: int
-    """Images that are decoded and scored."""
+    """Number of images that are decoded and scored."""
     double_passes: int = 0
-    """Updates of a rollout whose rows are evaluated twice, since a pass takes several microbatches; see `training.engine`."""
+    """Updates of a rollout whose rows are evaluated twice, because a pass takes several microbatches; see `training.engine`."""
 
 
 def rows_per_iteration(config: RunConfig, objective: Objective | None = None) -> ExpectedRows:
-    """Counts model rows from the sampler's plans.
+    """Counts the model rows of an iteration.
 
     Args:
-        objective: tells which rows it trains on, if rewards differ within each group; None for all replay rows of the plan.
+        config: the configuration of the run.
+        objective: the objective, which decides which rows are trained on; None to count all replay rows of the plan.
     """
     sampler = load_sampler(config.sampler.name, **config.sampler.settings)
     groups = config.prompts_per_iteration
@@ -63,26 +65,28 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
 
 
 def model_rows(config: RunConfig, rows: ExpectedRows, needs: Needs) -> float:
-    """All rows of an iteration, as a run's record counts them: also those that are evaluated twice, and those of a reference
-    and a behaviour policy."""
+    """Computes the total number of rows of an iteration, as a run's record counts them.
+
+    Rows that are evaluated twice count twice, and the rows of a reference and of a behaviour policy count as well.
+    """
     passes = config.updates_per_rollout + rows.double_passes
     return rows.rollout + rows.asked * passes + rows.replay * passes_without_gradient(config, needs)
 
 
 def passes_without_gradient(config: RunConfig, needs: Needs) -> int:
-    """Passes of the reference and of the behaviour policy over all replay rows of a rollout."""
+    """Counts the passes of the reference and of the behaviour policy over the replay rows of a rollout."""
     updates = config.updates_per_rollout
     behaviour = (updates if needs.behaviour_is_ema else updates - 1) * needs.behaviour
     return updates * needs.reference + behaviour
 
 
 def trains_guided(objective: Objective) -> bool:
-    """Whether the rows of training are evaluated with guidance."""
+    """Tells whether the rows of training are evaluated with guidance."""
     return objective.replays or objective.rows(planned_forest(ONE_PAIR, 1), update=0).guided
 
 
 def _double_passes(config: RunConfig, objective: Objective, replay: float) -> int:
-    """Updates in which the terms of a microbatch are not known before its backward pass."""
+    """The number of updates in which the terms of all rows must be computed before the first backward pass."""
     if config.micro_batch is None or config.micro_batch >= replay:
         return 0
     if not objective.replays:

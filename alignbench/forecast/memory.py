@@ -1,4 +1,4 @@
-"""The memory that a run needs, from one call of each kind on a model that may be without values (device `meta`)."""
+"""Estimates the memory that a run needs, from one model call of each kind. The model may have no values (device `meta`)."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ from alignbench.forecast.expected_rows import ExpectedRows
 from alignbench.rollouts.executor import predict
 
 WEIGHED_LATENTS = 64
-"""The most latents that are decoded to see how much memory decoding needs."""
+"""Largest number of latents that are decoded to measure the memory of decoding."""
 
 
 class Memory(BaseModel):
@@ -35,7 +35,7 @@ class Memory(BaseModel):
     optimizer: int
     """Bytes of the optimizer's state."""
     ema: int
-    """Bytes of the moving average of the trained parameters; 0 where the run keeps none."""
+    """Bytes of the moving average of the trained parameters; 0 if the run keeps none."""
     rollout: int
     """Peak bytes that one model call without a gradient allocates."""
     training: int
@@ -52,11 +52,11 @@ class Memory(BaseModel):
 
 
 class LiveBytes(TorchDispatchMode):
-    """While entered, counts the bytes of new tensors that are alive; those on `meta` count as if they had values.
+    """Counts the bytes of live tensors that are made inside this context. Tensors on `meta` count as if they had values.
 
     Attributes:
-        now: bytes that are alive at present.
-        most: the most bytes that were alive at one time.
+        now: the bytes that are alive now.
+        most: the largest number of bytes that were alive at one time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -86,10 +86,10 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def fused_attention_on_meta() -> Iterator[None]:
-    """While entered, attention on `meta` allocates what the fused kernels of CPUs and GPUs allocate.
+    """Makes attention on `meta` allocate what the fused kernels of CPUs and GPUs allocate, inside this context.
 
-    There torch has no fused kernel and would make the matrix of all pairs of tokens. The operator gets another kernel for this
-    device, and not a TorchFunctionMode, which would not hold in the backward pass where checkpointed blocks are recomputed.
+    Torch has no fused kernel for this device and would make the matrix of all pairs of tokens, so the operator gets another
+    kernel. A TorchFunctionMode would not act in the backward pass, where checkpointed blocks are recomputed.
     """
 
     def attention(
@@ -112,15 +112,17 @@ def fused_attention_on_meta() -> Iterator[None]:
     try:
         yield
     finally:
-        del kernels  # takes the kernel back
+        del kernels  # restores the original kernel
 
 
 def estimate_memory(config: RunConfig, policy: Backbone, prompt: str, rows: ExpectedRows, *, guided: bool = True) -> Memory:
-    """Estimates what a run needs from one model call of each kind; a policy on `meta` computes nothing for it.
+    """Estimates the memory of a run from one model call of each kind. On the device `meta` nothing is computed.
 
     Args:
+        config: the configuration of the run.
+        policy: its backbone.
         prompt: any prompt that the model can encode.
-        rows: how many rows the calls have.
+        rows: the model rows of an iteration.
         guided: whether the rows of training are evaluated with guidance.
     """
     components = policy.components()

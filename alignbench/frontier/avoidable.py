@@ -1,4 +1,4 @@
-"""What a method lost needlessly: the front's metric at the method's reward, minus the method's own."""
+"""Avoidable loss: the metric of the front at a method's reward, minus the metric of the method."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,19 @@ from alignbench.frontier.front import KL, REWARD, Front
 from alignbench.statistics import CONFIDENCE, Interval
 
 RESAMPLES = 2000
+"""Number of bootstrap resamples."""
 UNREACHED = 0.05
-"""Share of resamples in which the front does not reach the method's reward, above which there is no interval."""
+"""Largest share of resamples in which the front may miss the method's reward; with more there is no interval."""
 
 
 class AvoidableLoss(NamedTuple):
-    """A method against the front at its own reward; intervals are over prompts, for this trained model.
+    """A method compared with the front at the method's reward; intervals are over prompts, for this trained model.
 
     Attributes:
         front: the metric of the tilted target that has the method's reward.
-        loss: that minus the method's metric; above 0, the method lost more than the reward asks for. Where lower is better or
-            neither direction is, it is a plain difference.
-        beta: the tilt with that reward.
+        loss: that metric minus the method's. If higher is better, a loss above 0 is more than the reward requires; otherwise
+            it is a plain difference.
+        beta: beta of that target.
         kl: the KL divergence of that target to the base model, in nats.
     """
 
@@ -30,18 +31,20 @@ class AvoidableLoss(NamedTuple):
 
 
 def avoidable_loss(front: Front, metric: str, rewards: np.ndarray, values: np.ndarray, *, seed: int = 0) -> AvoidableLoss:
-    """Compares a method with the front at equal reward.
+    """Compares a method with the front at equal reward, with intervals by a bootstrap over prompts.
 
-    Prompts are resampled, the same for method and front; each resample has its own reward and its own place on the front.
+    Method and front are resampled together. Each resample has its own mean reward, and so its own point of the front.
 
     Args:
+        front: the front.
         metric: one of the front's metrics.
-        rewards: the method's mean reward of each evaluation prompt, float [P].
-        values: its metric of each prompt, float [P]; NaN where the prompt has none.
+        rewards: the method's mean reward on each evaluation prompt, float [P].
+        values: the method's metric on each prompt, float [P]; NaN where a prompt has none.
+        seed: seed of the bootstrap.
 
     Returns:
-        NaN throughout where the reward is above what the front's samples reach. A reward below the base model's is compared
-        with the base model, which has that reward at no cost.
+        The comparison. All its numbers are NaN if the reward is above what the front's samples reach. A reward below that of
+        the base model is compared with the base model, which has that reward at no cost.
     """
     reward_curve, metric_curve, kl_curve = front.values(REWARD), front.values(metric), front.values(KL)
     betas = np.array(front.strengths())
@@ -55,9 +58,9 @@ def avoidable_loss(front: Front, metric: str, rewards: np.ndarray, values: np.nd
     at_front = float(_on_front(reward_curve, metric_curve, rewards, np.arange(count)[None])[0])
     if np.isnan(at_front):
         return AvoidableLoss(nothing, nothing, np.nan, np.nan)
-    draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    fronts = _on_front(reward_curve, metric_curve, rewards, draws)
-    losses = fronts - values[draws].mean(1)
+    resamples = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    fronts = _on_front(reward_curve, metric_curve, rewards, resamples)
+    losses = fronts - values[resamples].mean(1)
     mean_rewards, own = np.maximum.accumulate(reward_curve.mean(1)), float(rewards.mean())
     return AvoidableLoss(
         _percentiles(at_front, fronts, count),
@@ -68,16 +71,21 @@ def avoidable_loss(front: Front, metric: str, rewards: np.ndarray, values: np.nd
 
 
 def loss_at_reward(front: Front, metric: str, rewards: np.ndarray, values: np.ndarray) -> float:
-    """The value of `avoidable_loss` alone: the front's metric at the method's mean reward minus the method's."""
+    """Computes only the value of `avoidable_loss`: the front's metric at the method's mean reward, minus the method's."""
     apart = metric_at_reward(front, metric, np.where(np.isnan(values), np.nan, rewards)) - values
     return float(apart[~np.isnan(apart)].mean()) if not np.isnan(apart).all() else float("nan")
 
 
 def metric_at_reward(front: Front, metric: str, rewards: np.ndarray) -> np.ndarray:
-    """The metric of each prompt, float [P], under the tilt whose mean reward is the method's; NaN beyond the front.
+    """Computes a metric of each prompt under the tilted target that has the method's mean reward.
 
     Args:
-        rewards: the method's mean reward of each prompt, float [P].
+        front: the front.
+        metric: one of the front's metrics.
+        rewards: the method's mean reward on each prompt, float [P].
+
+    Returns:
+        float [P], NaN if the front does not reach that reward.
     """
     usable = ~np.isnan(rewards)
     reached = np.maximum.accumulate(front.values(REWARD)[:, usable].mean(1))
@@ -92,29 +100,29 @@ def metric_at_reward(front: Front, metric: str, rewards: np.ndarray) -> np.ndarr
 
 
 def reward_at_kl(front: Front, kl: float) -> float:
-    """The front's mean reward at a KL divergence to the base model in nats; NaN beyond the front."""
+    """Computes the front's mean reward at a KL divergence to the base model, in nats; NaN if the front does not reach it."""
     kls = np.maximum.accumulate(front.values(KL).mean(1))
     return float(np.interp(kl, kls, np.maximum.accumulate(front.values(REWARD).mean(1)), right=np.nan))
 
 
-def _on_front(reward_curve: np.ndarray, metric_curve: np.ndarray, rewards: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The front's metric at the mean reward of each draw of prompts, float [B].
+def _on_front(reward_curve: np.ndarray, metric_curve: np.ndarray, rewards: np.ndarray, resamples: np.ndarray) -> np.ndarray:
+    """The front's metric at the method's mean reward, for each resample of prompts, float [B].
 
     Args:
-        reward_curve, metric_curve: float [S, P], by ascending strength.
-        rewards: the method's, float [P].
-        draws: indices of prompts, int [B, P].
+        reward_curve, metric_curve: the front, float [S, P], by ascending strength.
+        rewards: the method's reward on each prompt, float [P].
+        resamples: indices of prompts, int [B, P].
     """
-    found = np.empty(len(draws))
-    for b, chosen in enumerate(draws):
-        # A tilt's reward rises with beta; estimates of it need not, by the last digits.
-        ladder = np.maximum.accumulate(reward_curve[:, chosen].mean(1))
-        found[b] = np.interp(rewards[chosen].mean(), ladder, metric_curve[:, chosen].mean(1), right=np.nan)
-    return found
+    values = np.empty(len(resamples))
+    for b, chosen in enumerate(resamples):
+        # The reward of a tilted target rises with beta; estimates of it may fall in the last digits.
+        ascending = np.maximum.accumulate(reward_curve[:, chosen].mean(1))
+        values[b] = np.interp(rewards[chosen].mean(), ascending, metric_curve[:, chosen].mean(1), right=np.nan)
+    return values
 
 
 def _percentiles(value: float, resampled: np.ndarray, count: int) -> Interval:
-    """Percentile interval of the bootstrap; unbounded where too many resamples have no value, or one prompt counts alone."""
+    """The percentile interval of a bootstrap; unbounded if too many resamples have no value, or if there is one prompt."""
     missing = float(np.isnan(resampled).mean())
     if missing > UNREACHED or count < 2:
         return Interval(value, -np.inf, np.inf, count)

@@ -1,4 +1,4 @@
-"""The drawing of a front: each diversity metric over the reward, with what best-of-n gives."""
+"""The figure of a front: each diversity metric against the reward, with best-of-n for comparison."""
 
 from math import ceil
 from typing import Any
@@ -17,7 +17,10 @@ PANEL = (2.9, 2.3)
 
 
 def draw_front(front: Front) -> Figure:
-    """A panel for each metric and one for the KL divergence, all over the expected reward; bands are 95 % over prompts."""
+    """Draws a panel for each metric, and one for the KL divergence, against the expected reward.
+
+    Bands are 95 % intervals over prompts.
+    """
     metrics = [*front.record.headline, KL]
     columns = min(COLUMNS, len(metrics))
     lines = ceil(len(metrics) / columns)
@@ -41,13 +44,13 @@ def draw_front(front: Front) -> Figure:
 
 
 def draw_line(axes: Axes, front: Front, metric: str, *, color: str = "black", best_of: bool = True) -> None:
-    """The front's line of one metric over the reward, with its band, the base model as a mark, and best-of-n."""
+    """Draws the front's line of one metric against the reward, with its band, a mark for the base model, and best-of-n."""
     means = summary(front).set_index(["rule", "metric"]).sort_index()
 
-    def of(rule: str, name: str) -> Any:
+    def rows_of(rule: str, name: str) -> Any:
         return means.loc[[(rule, name)]].sort_values("strength")
 
-    rewards, values = of(TILT, REWARD), of(TILT, metric)
+    rewards, values = rows_of(TILT, REWARD), rows_of(TILT, metric)
     x, y = rewards["value"].to_numpy(), values["value"].to_numpy()
     axes.plot(x, y, color=color, linewidth=1.2, label="tilted target")
     lower, upper = values["lower"].to_numpy(), values["upper"].to_numpy()
@@ -55,7 +58,7 @@ def draw_line(axes: Axes, front: Front, metric: str, *, color: str = "black", be
         axes.fill_between(x, lower, upper, color=color, alpha=0.12, linewidth=0)
     axes.plot(x[:1], y[:1], marker="o", color=color, markersize=5, linestyle="none", label="base model")
     if best_of and (BEST_OF, metric) in means.index and metric != KL:
-        best, rewarded = of(BEST_OF, metric), of(BEST_OF, REWARD)
+        best, rewarded = rows_of(BEST_OF, metric), rows_of(BEST_OF, REWARD)
         color = COLORS[0]
         axes.plot(rewarded["value"], best["value"], marker="x", color=color, markersize=4, linestyle="none", label="best of n")
         for n, px, py in zip(best["strength"], rewarded["value"], best["value"], strict=True):

@@ -1,4 +1,4 @@
-"""Makes the front of a configuration once: one with the same content is read again, whoever asks for it."""
+"""Makes the front of a configuration, or reads it if a front with the same content has already been made."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.figures.style import write_figure
 from alignbench.files.writing import exclusive
 from alignbench.frontier import BEST_OF, IMAGES
+from alignbench.frontier.estimated import measure_front
 from alignbench.frontier.exact import knows_target, measure_known_front
 from alignbench.frontier.figure import draw_front
 from alignbench.frontier.front import (
@@ -17,7 +18,6 @@ from alignbench.frontier.front import (
     PromptSet,
     content_key,
     dependence,
-    measure_front,
     read_front,
     write_front,
 )
@@ -26,6 +26,7 @@ from alignbench.registry import file_name
 from alignbench.tasks import configured_task
 
 KEY_LETTERS = 10
+"""Number of letters of a front's key in the name of its folder."""
 
 
 def front_of(
@@ -38,12 +39,18 @@ def front_of(
     kind: str = EVALUATION,
     advance: Callable[[str], None] = lambda what: None,
 ) -> tuple[Front, Path]:
-    """The front of a run's task, backbone and evaluation, with the folder that holds it.
+    """Makes or reads the front of a run's task, backbone and evaluation.
 
     Args:
-        out: the folder of fronts; each has one of its own, named by task, backbone and content.
-        images, betas, best_of: see `measure_front`. Where the backbone knows its target, images of it are drawn instead.
-        kind: for a run's evaluation, or for its curve on the validation prompts.
+        config: the configuration of the run.
+        out: the parent folder of fronts. Each front has a folder of its own, which is named by task, backbone and content.
+        images, betas, best_of: as for `measure_front`. If the backbone knows its target, samples of the target replace
+            reweighted ones, and `images` is not used.
+        kind: whether the front is for a run's evaluation, or for its curve on validation prompts.
+        advance: called with what is being done, for a progress display.
+
+    Returns:
+        The front and its folder.
 
     Raises:
         UserError: the configuration is wrong, or a front in the folder is damaged.
@@ -65,9 +72,9 @@ def front_of(
     folder = out / f"{file_name(task.name)}-{file_name(name)}-{key[:KEY_LETTERS]}"
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder, patience=float("inf")):
-        known = read_front(folder)
-        if known is not None and known.record.key == key:
-            return known, folder
+        existing = read_front(folder)
+        if existing is not None and existing.record.key == key:
+            return existing, folder
         shared = (policy, task, suite, config.evaluation)
         options: dict[str, Any] = {"backbone": name, "betas": betas, "best_of": best_of, "prompt_set": prompt_set}
         if exact:

@@ -1,16 +1,16 @@
 """Expectations under a tilted target, from samples of the base model alone.
 
-The target that every matching objective names is p(x) = p_base(x) exp(beta R(x)) / Z. Its expectations are ratios of
-expectations under p_base, so N base samples with their rewards give them by self-normalised importance weights
+The target of every matching objective is p(x) = p_base(x) exp(beta R(x)) / Z. Its expectations are ratios of expectations
+under p_base, so N base samples with their rewards give them by self-normalised importance weights
 w_i = exp(beta R_i) / sum_j exp(beta R_j). Nothing is trained. Best-of-n is the same with other weights.
 
-Metrics of sets (diversity, coverage) are read from sets of K different samples: a set S has the weight prod_{i in S} w_i
+Metrics of sets (diversity, coverage) are computed on sets of K different samples: a set S has the weight prod_{i in S} w_i
 (conditional Poisson sampling). For independent base samples,
 
     E[ sum_{|S| = K} prod_{i in S} exp(beta R_i) m(S) ] = C(N, K) Z^K E_{x_1..x_K ~ p}[ m(x_1, ..., x_K) ],
 
-so that numerator and denominator are unbiased for what K independent images of the target show, whatever the bias of m in K
-is. Sets drawn with replacement would hold copies, which look like a collapse.
+so numerator and denominator are unbiased for the metric of K independent images of the target, whatever bias m has at K. Sets
+drawn with replacement would contain copies, which look like a collapse.
 """
 
 from math import comb
@@ -19,14 +19,14 @@ import numpy as np
 from scipy.special import logsumexp
 
 ROUNDING = 1e-12
-"""Share of all weight below which what is left without one sample counts as nothing."""
+"""If all samples but one have a smaller share of the weight than this, their weight counts as 0."""
 
 
 def tilted_log_weights(rewards: np.ndarray, beta: float) -> np.ndarray:
-    """log w_i of the target p_base exp(beta R) / Z, normalised over the last axis.
+    """Computes the log weights log w_i of the target p_base exp(beta R) / Z, normalised over the last axis.
 
     Args:
-        rewards: R_i of samples of the base model, float [..., N]; NaN where a sample has none, which gets weight 0.
+        rewards: R_i of samples of the base model, float [..., N]. NaN for a sample without reward, which gets weight 0.
         beta: inverse temperature on raw rewards.
     """
     scaled = np.where(np.isnan(rewards), -np.inf, beta * np.asarray(rewards, dtype=np.float64))
@@ -34,13 +34,14 @@ def tilted_log_weights(rewards: np.ndarray, beta: float) -> np.ndarray:
 
 
 def best_of_log_weights(rewards: np.ndarray, n: int) -> np.ndarray:
-    """log of the probability that sample i is the best of n different ones of the N, float [N]; ties share theirs.
+    """Computes the log probability that sample i is the best of n different samples of the N, float [N]; ties share it.
 
     With the samples in ascending order of reward, sample i is the best in C(i - 1, n - 1) of the C(N, n) subsets, which makes
     the expected reward the unbiased estimate of best-of-n (as pass@k is: Chen et al. 2021, arXiv 2107.03374, equation 1).
 
     Args:
-        rewards: float [N]; NaN where a sample has none.
+        rewards: float [N]; NaN for a sample without reward.
+        n: the number of samples of which the best is taken.
 
     Raises:
         ValueError: fewer than n samples have a reward.
@@ -65,12 +66,12 @@ def best_of_log_weights(rewards: np.ndarray, n: int) -> np.ndarray:
 
 
 def effective_sample_size(log_weights: np.ndarray) -> np.ndarray:
-    """1 / sum_i w_i^2 over the last axis, between 1 and N (Kish 1965)."""
+    """Computes the effective sample size 1 / sum_i w_i^2 over the last axis, between 1 and N (Kish 1965)."""
     return np.asarray(np.exp(-logsumexp(2 * log_weights, axis=-1)))
 
 
 def kl_to_base(log_weights: np.ndarray) -> np.ndarray:
-    """KL(target || base model) in nats over the last axis, sum_i w_i log(N w_i); N counts samples with a weight."""
+    """Computes KL(target || base model) in nats over the last axis: sum_i w_i log(N w_i), with N the samples with a weight."""
     count = np.isfinite(log_weights).sum(-1)
     weights = np.exp(log_weights)
     with np.errstate(invalid="ignore"):
@@ -79,7 +80,7 @@ def kl_to_base(log_weights: np.ndarray) -> np.ndarray:
 
 
 def weighted_mean(values: np.ndarray, log_weights: np.ndarray) -> float:
-    """sum_i w_i v_i over the samples that have a value, with weights normalised over these; NaN where none has."""
+    """Computes sum_i w_i v_i over the samples with a value, with weights normalised over these; NaN if none has a value."""
     valid = ~np.isnan(values) & np.isfinite(log_weights)
     if not valid.any():
         return float("nan")
@@ -88,9 +89,9 @@ def weighted_mean(values: np.ndarray, log_weights: np.ndarray) -> float:
 
 
 def tilted_mean(values: np.ndarray, log_weights: np.ndarray) -> float:
-    """`weighted_mean` without the bias of a ratio, which is of order 1/N: the jackknife over samples (Quenouille 1956).
+    """Computes `weighted_mean` without the ratio's bias of order 1/N, by the jackknife over samples (Quenouille 1956).
 
-    The estimate with one sample fewer is (sum w v - w_i v_i) / (sum w - w_i). NaN where fewer than two samples count.
+    The estimate without sample i is (sum w v - w_i v_i) / (sum w - w_i). The result is NaN if fewer than two samples count.
     """
     valid = ~np.isnan(values) & np.isfinite(log_weights)
     count = int(valid.sum())
@@ -108,7 +109,7 @@ def tilted_mean(values: np.ndarray, log_weights: np.ndarray) -> float:
 
 
 def tilted_kl(log_weights: np.ndarray) -> float:
-    """`kl_to_base` of one set of samples without its bias of order 1/N, by the jackknife; at least 0.
+    """Computes `kl_to_base` of one prompt's samples without its bias of order 1/N, by the jackknife; at least 0.
 
     Without sample i the weights are w_j / (1 - w_i), whose sum of w log w is (H - w_i log w_i) / (1 - w_i) - log(1 - w_i).
     """
@@ -123,15 +124,15 @@ def tilted_kl(log_weights: np.ndarray) -> float:
 
 
 def set_mean(values: np.ndarray, sets: np.ndarray, *, debias: bool = True) -> float:
-    """Mean of a metric over drawn sets, without the bias of a ratio, which is of order K^2/N.
+    """Averages a metric over sets of samples, without the ratio's bias of order K^2/N, by the jackknife over samples.
 
-    Sets without sample i are sets drawn from the other samples, so that their mean is the estimate with one sample fewer, and
-    the jackknife costs no further evaluation of the metric.
+    Sets without sample i are sets of the other samples. Their mean is the estimate without sample i, so the jackknife needs no
+    further evaluation of the metric.
 
     Args:
-        values: the metric of each set, float [B]; NaN where it has none.
-        sets: int [B, K], as `draw_sets` gives them.
-        debias: False for weights that are no tilt, such as best-of-n's.
+        values: the metric of each set, float [B]; NaN for a set without a value.
+        sets: int [B, K], from `draw_sets`.
+        debias: False for weights that are not those of a tilted target, such as best-of-n's.
     """
     valid = ~np.isnan(values)
     if not valid.any():
@@ -147,7 +148,7 @@ def set_mean(values: np.ndarray, sets: np.ndarray, *, debias: bool = True) -> fl
     rest = len(values) - counts
     if not (rest > 0).all():
         return mean
-    shift = (-sums / rest).sum()  # of the estimate with one sample fewer, summed over samples; those in no set add 0
+    shift = (-sums / rest).sum()  # the shifts of the estimates without one sample; samples that are in no set add 0
     return float(np.clip(mean - shift, values.min(), values.max()))
 
 
@@ -160,7 +161,8 @@ def draw_sets(log_weights: np.ndarray, size: int, count: int, rng: np.random.Gen
     Args:
         log_weights: float [N], -inf for samples that are never drawn.
         size: K, at most the number of samples with a weight.
-        count: how many sets.
+        count: the number of sets.
+        rng: the generator.
 
     Returns:
         int [count, size], indices in ascending order.

@@ -14,11 +14,11 @@ from alignbench.settings import first_problem
 
 SCHEMA_VERSION = 1
 _SURROGATE, _UNPAIRED = re.compile("[\ud800-\udfff]"), re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""What stands for a byte that is not text (U+DC80 to U+DCFF), and what stands for nothing."""
+"""Surrogates: those that stand for a byte that is not text (U+DC80 to U+DCFF), and those that stand for nothing."""
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replaces NaN and infinity, which JSON does not have, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -27,7 +27,7 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
 def as_text(value: Any) -> Any:
-    """The value with every string in it as valid Unicode: bytes of file names that were not text are decoded as UTF-8."""
+    """Makes every string in the value valid Unicode. Bytes of file names that were not text are decoded as UTF-8."""
     if isinstance(value, str):
         return value if value.isascii() or not _SURROGATE.search(value) else _decoded(value)
     if isinstance(value, dict):
@@ -51,7 +51,7 @@ class Record(BaseModel):
 
 
 class Document(Record):
-    """A record that is a file of its own. Files of another schema version are refused, not interpreted."""
+    """A record with a file of its own. Files of another schema version are refused."""
 
     KIND: ClassVar[str] = "record"
     """What messages call it: `file is not a KIND`."""
@@ -60,7 +60,7 @@ class Document(Record):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """The record in a JSON file.
+        """Reads the record in a JSON file.
 
         Raises:
             UserError: the file cannot be read, has another schema version, or is not such a record.
@@ -74,7 +74,7 @@ class Document(Record):
             raise UserError(f"{file} is not a {cls.KIND}: {first_problem(error, 'the record')}") from None
 
     def write(self, file: Path) -> None:
-        """Replaces the file as a whole.
+        """Writes the record into a JSON file, which is replaced atomically.
 
         Raises:
             DiskError: it cannot be written.

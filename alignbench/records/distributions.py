@@ -1,8 +1,8 @@
 """The table of 2-D distributions of a run (`distributions.parquet`), for backbones whose distribution is known.
 
-A row is a point of a distribution: its iteration, x, y, the mass at the point, and the mode of the base model that it belongs
-to. Iteration `TARGET` is the target, 0 the base model, and the last one the evaluated model. All are for the first evaluation
-prompt.
+Each row is one point of a distribution: its iteration, x, y, the mass at the point, and the mode of the base model that it
+belongs to. Iteration `TARGET` is the target, 0 is the base model, and the last one is the evaluated model. All distributions
+are for the first evaluation prompt.
 """
 
 import os
@@ -20,10 +20,11 @@ FORMER_FILE = "laws.parquet"
 """Name of the file in runs before version 0.2."""
 TABLE: dict[str, Kind] = {"iteration": "whole", "x": "number", "y": "number", "mass": "number", "mode": "whole"}
 TARGET = -1
+"""The iteration that stands for the target."""
 
 
 def as_rows(distribution: PointDistribution, iteration: int) -> pd.DataFrame:
-    """One distribution as rows of the table."""
+    """Converts one distribution to rows of the table."""
     columns = {"x": distribution.points[:, 0], "y": distribution.points[:, 1], "mass": distribution.mass}
     table = pd.DataFrame({name: values.astype(np.float32) for name, values in columns.items()})
     return table.assign(mode=distribution.mode.astype(np.int16), iteration=np.int32(iteration))
@@ -51,6 +52,6 @@ def read_distributions(folder: Path) -> pd.DataFrame | None:
 
 
 def mode_masses(distributions: pd.DataFrame) -> pd.DataFrame:
-    """The mass of each mode, one row per mode, with columns `target`, `base` and `trained` that each sum to 1."""
+    """Computes the mass of each mode: one row per mode, with the columns `target`, `base` and `trained`, which sum to 1."""
     wide = distributions.groupby(["mode", "iteration"])["mass"].sum().unstack("iteration").fillna(0.0)
     return pd.DataFrame({"target": wide[TARGET], "base": wide[0], "trained": wide[wide.columns.max()]})

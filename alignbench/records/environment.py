@@ -17,7 +17,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "easyocr", "rapidocr"
 
 
 def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]:
-    """What the numbers of a record depend on besides its configuration.
+    """Collects what the numbers of a record depend on besides its configuration.
 
     Args:
         device: the device that the model was on.
@@ -41,7 +41,7 @@ def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]
 
 
 def command() -> str | None:
-    """The command line of this process, ready for a shell; None where it is not alignbench's, as in a notebook."""
+    """Returns the command line of this process, ready for a shell; None if it is not alignbench's, as in a notebook."""
     program = Path(sys.argv[0])
     ours = program.name == "alignbench" or program == Path(__file__).parents[1] / "__main__.py"
     if not ours:
@@ -50,7 +50,7 @@ def command() -> str | None:
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that alignbench runs from, `-dirty` with local changes; None outside a checkout."""
+    """Returns the commit of the checkout that alignbench runs from, with `-dirty` for local changes; None outside one."""
     folder = Path(__file__).parent
     try:
         revision = _git(folder, "rev-parse", "HEAD")
@@ -60,7 +60,7 @@ def git_revision() -> str | None:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """Returns the time in UTC, in ISO 8601 format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

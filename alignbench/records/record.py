@@ -13,7 +13,7 @@ CONFIG, RESULT = "config.yaml", "result.json"
 
 
 class Estimate(Record):
-    """A mean over n prompts with its 95 % interval; null where there is no value or no bound."""
+    """A mean over n prompts with its 95 % interval; null if there is no value or no bound."""
 
     value: Number
     lower: Number
@@ -22,6 +22,7 @@ class Estimate(Record):
 
     @classmethod
     def of(cls, interval: Interval) -> "Estimate":
+        """Makes the estimate of an interval."""
         return cls(value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n)
 
 
@@ -34,13 +35,15 @@ class MetricRecord(Record):
     higher_is_better: bool | None
     """Whether a higher value is better; null where neither direction is."""
     role: str
-    """`reward` (trained on), `judge`, or `part` of another metric."""
+    """`reward` (trained on), `judge` (not trained on), or `part` of another metric."""
     p_rise: Number = None
-    """p of the one-sided t test over prompts that the difference is above 0, uncorrected; 1 minus it is that of being below.
-    null where there is no such test."""
+    """p of the one-sided t test over prompts that the difference is above 0, uncorrected; 1 - p is that of being below 0. Null
+    if there is no such test."""
 
 
 class RunInfo(Record):
+    """What was run, and how it ended."""
+
     id: str
     objective: str
     sampler: str
@@ -60,7 +63,7 @@ class Budget(Record):
 
     model_rows_rollout: int = 0
     model_rows_train: int = 0
-    """Model rows of training passes, those of the reference and of gradient caching included."""
+    """Model rows of training passes, including those of the reference and of gradient caching."""
     replay_rows: int = 0
     """Distinct model inputs of training passes."""
     decoded: int = 0
@@ -74,13 +77,13 @@ class Budget(Record):
     seconds_evaluation: float = 0.0
     peak_memory_bytes: int = 0
     micro_batch: int | None = None
-    """Rows in one model call at the end of the run; null where one call takes all."""
+    """Rows in one model call at the end of the run; null if one call takes all rows."""
     micro_batch_halvings: int = 0
     """How often memory ran out and the rows of a model call were halved."""
 
 
 class StopRecord(Record):
-    """Which stop rule ended a training, and why."""
+    """The stop rule that ended a training, and why."""
 
     rule: str
     """`patience`, `diversity_floor` or `path_kl`."""
@@ -90,14 +93,15 @@ class StopRecord(Record):
     value: Number
     """The mean over validation prompts at that evaluation."""
     limit: Number
-    """The value that it would have had to keep to; for `patience` the best one before."""
+    """The limit that the value broke; for `patience`, the best value so far."""
     names: int
-    """The evaluation that the rule names: the best one for `patience`, else the last one within the limit."""
+    """The evaluation that the rule selects: the best one for `patience`, otherwise the last one within the limit."""
     restored: bool
-    """Whether the run returned to the weights of that evaluation; the record's metrics are then about these."""
+    """Whether the run returned to the weights of that evaluation. If so, the record's metrics are those of these weights."""
 
     @property
     def sentence(self) -> str:
+        """The reason as a clause, for messages and reports."""
         at = f"at iteration {self.iteration}, where {self.metric} is {_short(self.value)}"
         reason = {
             "patience": f"its best was {_short(self.limit)} at iteration {self.names}",
@@ -108,7 +112,7 @@ class StopRecord(Record):
 
 
 class OnsetRecord(Record):
-    """Where a metric turns along a training while the trained reward goes on rising, on validation prompts."""
+    """Where a metric begins to fall along a training while the trained reward still rises, on validation prompts."""
 
     reward: str
     metric: str
@@ -117,12 +121,13 @@ class OnsetRecord(Record):
     lower: int
     upper: int
     fall: Estimate
-    """How much worse the metric is at the end; prompts on which it is measured did not choose the best evaluation."""
+    """How much worse the metric is at the end. It is measured on other prompts than those that chose the best evaluation."""
     over_optimised: bool
-    """Whether that is beyond chance, corrected by Holm's method for the number of metrics, while the reward rises."""
+    """Whether the fall is significant, corrected by Holm's method for the number of metrics, while the reward rises."""
 
     @property
     def sentence(self) -> str:
+        """The finding as a sentence, for messages and reports."""
         since = f"iteration {self.iteration}" + (f" ({self.lower} to {self.upper})" if self.lower < self.upper else "")
         interval = f"{_short(self.fall.lower)} to {_short(self.fall.upper)}"
         worse = f"{_short(self.fall.value)} ({interval})"
@@ -134,10 +139,10 @@ def _short(number: float | None) -> str:
 
 
 class GradientRecord(Record):
-    """What the first updates say about the parts of the loss and about its inputs."""
+    """What each part of the loss, and each of its inputs, contributed to the gradient of the first updates."""
 
     updates: int
-    """Number of updates that were measured; 0 where none had a gradient."""
+    """Number of updates that were measured; 0 if none had a gradient."""
     parts: dict[str, Number]
     """Additive part of the loss -> its share of the gradient: |d part / d terms|, as a share of the sum over parts."""
     terms: dict[str, Number]
@@ -154,12 +159,13 @@ class Protocol(Record):
     steps: int
     guidance: float
     weights: str
-    """`raw`, or `ema`."""
+    """The weights that were evaluated: `raw`, or `ema` for their moving average."""
     noise_seed: int
+    """Seed of the initial noise."""
     solver: str = "euler"
     """Solver of the denoising steps, as `evaluation.solver`."""
     evals: dict[str, dict[str, Any]]
-    """For each metric its model, device and settings."""
+    """For each metric, its model, device and settings."""
 
 
 class InferenceRecord(Record):
@@ -183,7 +189,7 @@ class _Labelled(BaseModel):
 
 
 class _ReadOfConfig(BaseModel):
-    """The keys of a run's configuration that reports read. Its other keys are those of the version that wrote it."""
+    """The keys of a run's configuration that reports read. Other keys may be those of another version."""
 
     objective: _Labelled = _Labelled()
     sampler: _Labelled = _Labelled()
@@ -205,24 +211,24 @@ class Result(Document):
     metrics: dict[str, MetricRecord]
     alarms: list[str]
     checks: dict[str, Number]
-    """`first_update_ratio_abs_dev_max`: how far the importance ratio was from 1 on the first update after a rollout."""
+    """`first_update_ratio_abs_dev_max`: the largest |ratio - 1| on the first update after a rollout."""
     protocol: Protocol
     environment: dict[str, Any]
     config: Annotated[dict[str, Any], AfterValidator(_readable)]
     inference: InferenceRecord | None = None
     """null in records of older versions, which drew images from the model as it is."""
     stop: StopRecord | None = None
-    """The stop rule that ended the training; null where none did."""
+    """The stop rule that ended the training; null if none did."""
     onsets: list[OnsetRecord] = Field(default_factory=list)
-    """One for each trained reward and independent metric; empty without evaluations along the training."""
+    """One entry for each trained reward and independent metric; empty without evaluations along the training."""
     gradient: GradientRecord | None = None
-    """null in records of older versions and without training."""
+    """Null without training, and in records of older versions."""
     task: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each part of the task: training prompts, evaluation prompts, reward, judges, pairs."""
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The labels of the objective and of the sampler; their names where they have none."""
+        """The labels of the objective and of the sampler; without a label, the name."""
         objective, sampler = (self.config.get(kind, {}).get("label") for kind in ("objective", "sampler"))
         return objective or self.run.objective, sampler or self.run.sampler
 
@@ -236,7 +242,7 @@ class ScoredMetric(Estimate):
 
 
 class EvalProtocol(Record):
-    """What was evaluated, and how. What is unknown of images made elsewhere is null."""
+    """What was evaluated, and how. Fields that are unknown for existing images are null."""
 
     source: Literal["pipeline", "checkpoint", "images"]
     path: str
@@ -245,12 +251,13 @@ class EvalProtocol(Record):
     task: str
     prompts: int
     images: int = Field(validation_alias=AliasChoices("images", "pictures"))
-    """Earlier records call it `pictures`."""
+    """Number of images; earlier records call it `pictures`."""
     steps: int | None = None
     guidance: float | None = None
     weights: str | None = None
-    """`raw`, or `ema`."""
+    """The weights that were evaluated: `raw`, or `ema` for their moving average."""
     noise_seed: int | None = None
+    """Seed of the initial noise."""
     solver: str | None = None
     inference: dict[str, Any] | None = None
     """The method by which images were drawn, with its settings; null for the model as it is."""
@@ -258,7 +265,7 @@ class EvalProtocol(Record):
     reward_calls_per_image: int | None = None
     """Scores of candidates or particles; those of the evaluation itself do not count."""
     evals: dict[str, dict[str, Any]]
-    """For each metric its model, device and settings."""
+    """For each metric, its model, device and settings."""
 
 
 class EvalRecord(Document):
@@ -267,6 +274,7 @@ class EvalRecord(Document):
     KIND: ClassVar[str] = "record of an evaluation"
 
     judged: str
+    """Time of the evaluation, in UTC."""
     metrics: dict[str, ScoredMetric]
     failed_scores: int
     """Number of scores that are NaN because a scorer could not score an item."""
@@ -275,10 +283,10 @@ class EvalRecord(Document):
 
 
 def read_result(folder: Path) -> Result:
-    """The record of a run's folder.
+    """Reads the record of a run's folder.
 
     Raises:
-        UserError: there is none, it was written by another version of the schema, or it has been altered beyond reading.
+        UserError: there is no record, it has another schema version, or it is not a valid record.
     """
     return Result.read(folder / RESULT)
 
@@ -289,7 +297,7 @@ def write_result(result: Result, folder: Path) -> None:
 
 
 def visible_record(result: Result) -> Result:
-    """The record with every text in it as reports show it."""
+    """Returns the record with every text in it escaped as reports show it (`visible`)."""
     return Result.model_validate(_visible(result.model_dump()))
 
 

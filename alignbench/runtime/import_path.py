@@ -70,6 +70,7 @@ def begin_child() -> None:
 
 
 def current_folder_exists() -> bool:
+    """Tells whether the current folder still exists."""
     return _here() is not None
 
 

@@ -196,7 +196,7 @@ def environment(rank: int, processes: int, port: int) -> dict[str, str]:
 
 def _other(environment: dict[str, str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     begin_child()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process is told, and tells
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank zero receives Ctrl-C and informs the other ranks
     os.environ |= environment
     end_with_parent()
     with suppress(KeyboardInterrupt, UserError, RunError):  # rank zero raises it too and prints it

@@ -5,23 +5,23 @@ from typing import TypeVar
 
 import torch
 
-from alignbench.errors import RunError
+from alignbench.errors import RunError, first_line
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class MicroBatch:
-    """The microbatch: how many rows go into one model call.
+    """The size of a microbatch: how many rows go into one model call.
 
     Attributes:
-        rows: largest number of rows; None for all rows.
+        rows: the largest number of rows; None if one call takes all rows.
         halvings: how often memory ran out.
     """
 
     def __init__(self, rows: int | None) -> None:
         self.rows, self.halvings = rows, 0
 
-    def fit(self, work: Callable[[int | None], Found], rows: Callable[[], int]) -> Found:
+    def fit(self, work: Callable[[int | None], Result], rows: Callable[[], int]) -> Result:
         """Calls `work(limit)`. As long as memory runs out, it is called again with half the limit, which is kept.
 
         Args:
@@ -45,13 +45,8 @@ class MicroBatch:
             _release()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; messages of torch can fill a screen."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out; libraries report it in different ways."""
+    """Tells whether an error means that memory ran out; libraries report it in different ways."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

@@ -26,14 +26,15 @@ import torch
 from torch import Tensor
 
 from alignbench import errors
+from alignbench.errors import first_line
 from alignbench.runtime import launch
-from alignbench.runtime.micro_batch import first_line, out_of_memory
+from alignbench.runtime.micro_batch import out_of_memory
 from alignbench.runtime.signals import ENDS, deferred_interrupt
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 SILENCE = 15.0
@@ -73,7 +74,7 @@ class Processes:
         each = -(-len(items) // self.count)
         return min(max(len(items) - self.rank * each, 0), each)
 
-    def on_all_ranks(self, work: Callable[[], Found], *, calls_model: bool = False) -> Found:
+    def on_all_ranks(self, work: Callable[[], Result], *, calls_model: bool = False) -> Result:
         """Runs `work` on every rank; if it raises on one rank, it raises on all of them, with the same message.
 
         Args:
@@ -199,10 +200,10 @@ class DistributedProcesses(Processes):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked_to_end = True
 
-    def on_all_ranks(self, work: Callable[[], Found], *, calls_model: bool = False) -> Found:
+    def on_all_ranks(self, work: Callable[[], Result], *, calls_model: bool = False) -> Result:
         failure: Exception | None = None
         try:
-            found = work()
+            result = work()
         except Exception as error:
             if self.sharded and calls_model:
                 kind, message = _described(error) or ("", "")
@@ -219,7 +220,7 @@ class DistributedProcesses(Processes):
         if any(asked for _, asked in states) and not self.deferring:
             self.raised = KeyboardInterrupt()
             raise self.raised
-        return found
+        return result
 
     def all_gather_object(self, value: Any) -> list[Any]:
         text = json.dumps(value).encode()

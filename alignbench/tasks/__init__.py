@@ -1,4 +1,4 @@
-"""Tasks: prompts to train on, to validate on and to test on, the reward, and independent judges. One YAML file each."""
+"""Tasks: training, validation and test prompts, rewards, and independent judges. Each task is one YAML file."""
 
 import copy
 import hashlib
@@ -22,45 +22,60 @@ from alignbench.settings import Settings, validate
 from alignbench.tasks.prompts import interleaved, read_prompts
 
 FILE = "task file"
-"""What errors call it."""
+"""What error messages call the YAML file of a task."""
 LARGE = 100_000_000
-"""Bytes of a file above which a fingerprint has its size alone."""
+"""Size in bytes above which a file enters a fingerprint by its size instead of its content."""
 
 
 class EvalChoice(Settings):
-    """An eval, the name its metrics go by, and its settings."""
+    """An eval of a task, with its settings and the name of its metric."""
 
     eval: str
+    """Name of the eval."""
     label: str | None = None
-    """Name of its first metric; the eval's own name where it is null."""
+    """Name of the eval's first metric; null for the eval's own name."""
     settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the eval; the others have their defaults."""
 
 
 class RewardChoice(EvalChoice):
+    """A scorer that a run trains on."""
+
     weight: float = 1.0
-    """In the sum that is trained on; one of weight 0 is scored for objectives that compare rewards (gardo)."""
+    """Weight in the total reward. A reward of weight 0 is scored, for objectives that compare rewards (gardo), but not trained
+    on."""
 
 
 class TaskConfig(Settings):
     """The content of a task's YAML file."""
 
     description: str
+    """What the task is, for `list tasks`."""
     train_prompts: str | list[str]
-    """A prompt file (see `alignbench.tasks.prompts`), relative to the YAML file; several take turns."""
+    """A prompt file (see `alignbench.tasks.prompts`), relative to the YAML file. Prompts of several files are interleaved."""
     eval_prompts: str | list[str]
-    """Test prompts, on which the base model and the trained model are compared; no run trains on them, and no choice
-    (a stop rule, a checkpoint, tuning) is made by them. Of prompts that differ in case and blanks alone the first is taken."""
+    """Test prompts, on which the base model and the trained model are compared. No run trains on them, and nothing is chosen by
+    them (stop rules, checkpoints, tuned settings). Of prompts that differ only in case and blanks, the first is used."""
     validation_prompts: str | list[str] | None = None
-    """Prompts on which a run is evaluated along its training (`evaluation.every`), and by which settings are tuned; neither
-    training nor test prompts. Without them a run of this task has no curve."""
+    """Prompts on which a run is evaluated along its training (`evaluation.every`), and on which settings are tuned. They are
+    neither training nor test prompts. Without them a run of this task has no curve."""
     same_prompts: bool = False
-    """The three sets may share prompts: for a task whose question is the distribution of these very prompts' images."""
+    """Whether the three sets may share prompts, for a task that asks how the images of given prompts are distributed."""
     reward: list[RewardChoice] = Field(min_length=1)
+    """The scorers that are trained on."""
     judges: list[EvalChoice] = Field(default_factory=list)
+    """The metrics that are not trained on."""
 
 
 class Task:
-    """A task with its prompts read and checked."""
+    """A task whose prompts have been read and checked.
+
+    Attributes:
+        name: name of the YAML file, without its suffix.
+        config: content of the YAML file.
+        folder: folder of the YAML file.
+        train_prompts, eval_prompts, validation_prompts: the prompts; there may be no validation prompts.
+    """
 
     def __init__(self, name: str, config: TaskConfig, folder: Path) -> None:
         self.name, self.config, self.folder = name, config, folder
@@ -74,16 +89,19 @@ class Task:
             self._refuse_shared(self.eval_prompts, self.validation_prompts, "validated on its test prompts (eval_prompts)")
 
     def _refuse_shared(self, first: Sequence[str], second: Sequence[str], what: str) -> None:
-        known = set(map(prompt_identity, first))
-        shared = [prompt for prompt in second if prompt_identity(prompt) in known]
+        identities = set(map(prompt_identity, first))
+        shared = [prompt for prompt in second if prompt_identity(prompt) in identities]
         if shared:
             raise UserError(
                 f"task {self.name!r} would be {what} ({len(shared)}, such as {excerpt(min(shared))}); "
-                "take them out of one of the two files"
+                "remove them from one of the two files"
             )
 
     def fingerprint(self) -> dict[str, str]:
-        """Part of the task -> SHA-256 of what is in it: two tasks that are equal in all of them ask and reward the same."""
+        """Computes the SHA-256 digest of each part of the task: part -> digest.
+
+        Tasks with equal digests have the same prompts, rewards and judges.
+        """
         reward, judges = ([c.model_dump(mode="json") for c in cs] for cs in (self.config.reward, self.config.judges))
         parts: dict[str, Any] = {"training prompts": self.train_prompts, "evaluation prompts": self.eval_prompts}
         if self.validation_prompts:
@@ -92,10 +110,10 @@ class Task:
         return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
 
     def weighted(self, weights: Mapping[str, float]) -> "Task":
-        """The same task with other weights of its rewards.
+        """Makes the same task with other weights of its rewards.
 
         Args:
-            weights: name of a reward -> its weight; other rewards keep theirs.
+            weights: reward -> weight; the other rewards keep their weights.
 
         Raises:
             UserError: the task has no such reward, or every weight would be 0.
@@ -115,7 +133,7 @@ class Task:
         return other
 
     def on_validation_prompts(self) -> TaskConfig:
-        """The content of a task whose models are evaluated on this task's validation prompts in place of its test prompts.
+        """Makes the content of a task that evaluates models on this task's validation prompts instead of its test prompts.
 
         Raises:
             UserError: the task has no validation prompts.
@@ -131,7 +149,7 @@ class Task:
         return self.config.model_copy(update={**changed, "validation_prompts": None, "description": description})
 
     def rewarded_by(self, choice: RewardChoice) -> "Task":
-        """The same prompts with another reward; the former ones judge, before the judges."""
+        """Makes a task with the same prompts and another reward; the former rewards become judges, ahead of the others."""
         other = copy.copy(self)
         former = [EvalChoice(eval=c.eval, label=c.label, settings=c.settings) for c in self.config.reward]
         other.config = self.config.model_copy(update={"reward": [choice], "judges": [*former, *self.config.judges]})
@@ -144,31 +162,35 @@ class Task:
         return other
 
     def judged_by(self, choices: list[EvalChoice]) -> "Task":
-        """The same prompts with other judges, and nothing to train on."""
+        """Makes a task with the same prompts, other judges, and no reward."""
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"reward": [], "judges": choices})
         return other
 
     def choices(self, names: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> list[EvalChoice]:
-        """Evals by name, set as this task sets them where it has them (by label or name), and then by `settings`.
+        """Chooses evals by name, with the settings that this task has for them.
 
-        Those that it does not have pass over prompts that they say nothing about.
+        An eval that the task does not have gives NaN, instead of an error, for prompts that it does not apply to.
+
+        Args:
+            names: labels or names of evals.
+            settings: eval -> settings that override those of the task.
 
         Raises:
-            UserError: settings of an eval that is not among the names, or an unknown eval.
+            UserError: there are settings for an eval that is not among the names, or an eval is unknown.
         """
         from alignbench.scorer import Metric
 
         for name in settings:
             if name not in names:
                 raise UserError(f"there are settings for the eval {name!r}, which is not asked for{did_you_mean(name, names)}")
-        known = {c.label or c.eval: c for c in reversed([*self.config.reward, *self.config.judges])}
-        found = []
+        own = {c.label or c.eval: c for c in reversed([*self.config.reward, *self.config.judges])}
+        choices = []
         for name in names:
-            choice = known.get(name) or EvalChoice(eval=name, settings=registry.find("evals", name, Metric).skip_settings)
+            choice = own.get(name) or EvalChoice(eval=name, settings=registry.find("evals", name, Metric).skip_settings)
             merged = {**choice.settings, **settings.get(name, {})}
-            found.append(EvalChoice(eval=choice.eval, label=choice.label, settings=merged))
-        return found
+            choices.append(EvalChoice(eval=choice.eval, label=choice.label, settings=merged))
+        return choices
 
 
 def _prompts(folder: Path, files: str | list[str]) -> list[str]:
@@ -177,27 +199,27 @@ def _prompts(folder: Path, files: str | list[str]) -> list[str]:
 
 
 def _absolute(folder: Path, files: str | list[str]) -> str | list[str]:
-    """Prompt files as a task names them, with absolute paths."""
+    """Makes the paths of prompt files absolute; a single path stays a single path."""
     listed = [str(absolute(local_path(file, folder))) for file in ([files] if isinstance(files, str) else files)]
     return listed[0] if isinstance(files, str) else listed
 
 
 def changed_parts(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
-    """The parts in which two fingerprints differ; parts that one of them lacks are left."""
+    """Names the parts in which two fingerprints differ. Parts that only one of them has are ignored."""
     return [part for part in now if part in then and now[part] != then[part]]
 
 
 def refuse_changed(parts: Sequence[str], what: str) -> None:
-    """Raises UserError where parts of a task changed since `what` was made."""
+    """Raises UserError if parts of a task have changed since `what` (a folder or a checkpoint) was made."""
     if parts:
         raise UserError(
-            f"the {' and '.join(parts)} changed since {what} was made; put the task's files back as they were, or start anew "
+            f"the {' and '.join(parts)} changed since {what} was made; restore the task's files, or start anew "
             "with another --out"
         )
 
 
 def _files_in(settings: Any) -> list[str]:
-    """SHA-256 of each local file that a setting names, such as GenEval's metadata, but for folders of weights and tokens."""
+    """Computes the SHA-256 digest of each local file in settings, such as GenEval's metadata; token files are left out."""
     if isinstance(settings, Mapping):
         settings = [value for key, value in settings.items() if key != "token_file"]
     if isinstance(settings, list):
@@ -210,36 +232,36 @@ def _files_in(settings: Any) -> list[str]:
             return [str(file.stat().st_size)]
         return [sha256_of(file)]
     except OSError:
-        return []  # whoever reads it will say so
+        return []  # the eval that reads the file will report it
 
 
 def names() -> list[str]:
-    """Names of the tasks that ship."""
+    """Lists the names of the tasks that ship."""
     return sorted(f.stem for f in _folder().glob("*.yaml"))
 
 
 def describe() -> dict[str, str]:
-    """Name -> what the task is."""
+    """Reads what each task that ships is: name -> description."""
     return {name: str(read_yaml(_folder() / f"{name}.yaml", FILE)["description"]) for name in names()}
 
 
 def load_task(name: str) -> Task:
-    """A task that ships, by name, or any by the path of its YAML file.
+    """Loads a task that ships, by its name, or any other task, by the path of its YAML file.
 
     Raises:
-        UserError: there is none of that name, or its file or prompts are wrong.
+        UserError: there is no such task, or its file or its prompts are wrong.
     """
     file = Path(tasks_path(name)) if name.endswith((".yaml", ".yml")) else _folder() / f"{name}.yaml"
-    if not os.path.isfile(file):  # which takes any name, as long as it may be
+    if not os.path.isfile(file):  # unlike Path.is_file, it accepts names of any length
         raise UserError(f"there is no task {name!r}{did_you_mean(name, names())}")
     return Task(file.stem, validate(TaskConfig, read_yaml(file, FILE), where=str(file.name)), file.parent)
 
 
 def configured_task(config: RunConfig) -> Task:
-    """The task of a run's configuration, with the configuration's weights of rewards.
+    """Loads the task of a run's configuration, with the configuration's weights of rewards.
 
     Raises:
-        UserError: as `load_task`; or a weight is not that of one of the task's rewards.
+        UserError: as for `load_task`, or the configuration has a weight for something that is not a reward of the task.
     """
     task = load_task(config.task)
     if not config.reward:

@@ -1,4 +1,4 @@
-"""COCO's 80 classes by GenEval's names, and how its prompts speak of them."""
+"""COCO's 80 classes with the names and plurals that GenEval's prompts use."""
 
 CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
@@ -11,18 +11,18 @@ CLASSES = (
     "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 COLORED = tuple(name for name in CLASSES if name != "person")
-"""Those whose colour GenEval asks for."""
+"""The classes whose colour GenEval asks for."""
 COUNTED = tuple(name for name in CLASSES if name not in ("scissors", "skis"))
-"""Those whose number is asked for: the others are plural already."""
+"""The classes whose number GenEval asks for; the others are already plural."""
 _OWN_PLURALS = {"person": "people", "knife": "knives", "sheep": "sheep", "scissors": "scissors", "skis": "skis"}
 
 
 def plural(name: str) -> str:
-    """GenEval's own, which its detector's scores were published with: "two benchs", "three persons"."""
+    """Forms the plural as GenEval's prompts do, with which its results were published: "two benchs", "three persons"."""
     return name + ("es" if name.endswith("s") else "s")
 
 
 def plurals(name: str) -> tuple[str, ...]:
-    """GenEval's plural and the English one, where they differ."""
+    """Lists GenEval's plural, and the English one if it differs."""
     english = _OWN_PLURALS.get(name, name + ("es" if name.endswith(("s", "sh", "ch")) else "s"))
     return tuple(dict.fromkeys((plural(name), english)))

@@ -1,6 +1,7 @@
-"""Prompts in GenEval's six task types with what must be seen (arXiv 2310.11513), of COCO's objects or of drawn scenes.
+"""Generates prompts in GenEval's six task types (arXiv 2310.11513), about COCO's objects or about drawn scenes.
 
-The layout is that of GenEval's own list, which its tools and the eval `geneval` read: `tag`, `include`, `exclude`, `prompt`.
+Each prompt comes with the metadata of what its image must show. The format is that of GenEval's own list, which its tools and
+the eval `geneval` read: `tag`, `include`, `exclude`, `prompt`.
 """
 
 import json
@@ -22,13 +23,21 @@ from alignbench.tasks.prompts import interleaved
 Metadata = dict[str, Any]
 
 OFFICIAL_COUNTS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
-"""Prompts of each task type in GenEval's own list."""
+"""Number of prompts of each task type in GenEval's own list."""
 MAX_MISSES = 1000
-"""Draws in a row without a new prompt after which a task type counts as used up."""
+"""A task type counts as exhausted after this many draws in a row without a new prompt."""
 
 
 def sample_coco_metadata(rng: np.random.Generator, tag: str) -> Metadata:
-    """A prompt about COCO's objects as GenEval asks: two kinds and two colours differ, and no person has a colour."""
+    """Draws a prompt about COCO's objects by GenEval's rules: two classes or colours differ, and no person has a colour.
+
+    Args:
+        rng: the generator.
+        tag: the task type.
+
+    Returns:
+        The prompt with its metadata.
+    """
     classes = {"counting": coco.COUNTED, "colors": coco.COLORED, "color_attr": coco.COLORED}.get(tag, coco.CLASSES)
     a, b = (str(name) for name in rng.choice(classes, size=2, replace=False))
     c, d = (str(name) for name in rng.choice(list(COLORS), size=2, replace=False))
@@ -41,38 +50,42 @@ SAMPLERS: dict[str, Callable[[np.random.Generator, str], Metadata]] = {
     "coco": sample_coco_metadata,
     "drawn": scenes.sample_metadata,
 }
-"""What prompts can be about -> one prompt of a task type."""
+"""What prompts can be about -> the function that draws one prompt of a task type."""
 
 
 def generate(objects: str, counts: Mapping[str, int], seed: int, exclude: Collection[str] = ()) -> list[Metadata]:
-    """Different prompts, the task types in turns, so that any first part has some of each.
+    """Generates distinct prompts. Task types take turns, so that any first part of the list has some of each.
 
     Args:
         objects: `coco` or `drawn`.
-        counts: task type -> how many; fewer where there are not so many.
-        exclude: prompts that are not made.
+        counts: task type -> number of prompts; there are fewer if the type has not so many.
+        seed: seed of the generator.
+        exclude: prompts that must not be generated.
+
+    Returns:
+        The prompts with their metadata.
 
     Raises:
-        UserError: unknown objects.
+        UserError: `objects` is unknown.
     """
     if objects not in SAMPLERS:
         raise UserError(f"there are no prompts about {objects!r}{did_you_mean(objects, SAMPLERS)}")
     by_type: list[list[Metadata]] = []
     for number, tag in enumerate(TASK_TYPES):
-        rng, known, misses = np.random.default_rng([seed, number]), set(map(prompt_identity, exclude)), 0
-        found: list[Metadata] = []
-        while len(found) < counts.get(tag, 0) and misses < MAX_MISSES:
+        rng, taken, misses = np.random.default_rng([seed, number]), set(map(prompt_identity, exclude)), 0
+        entries: list[Metadata] = []
+        while len(entries) < counts.get(tag, 0) and misses < MAX_MISSES:
             metadata = SAMPLERS[objects](rng, tag)
             identity = prompt_identity(metadata["prompt"])
-            misses = misses + 1 if identity in known else 0
+            misses = misses + 1 if identity in taken else 0
             if not misses:
-                known.add(identity)
-                found.append(metadata)
-        by_type.append(found)
+                taken.add(identity)
+                entries.append(metadata)
+        by_type.append(entries)
     return interleaved(by_type)
 
 
 def write(entries: list[Metadata], file: Path) -> None:
-    """JSON lines; raises UserError where something is there already."""
+    """Writes prompts with their metadata as JSON lines; raises UserError if the file exists."""
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
     write_new(file, lambda p: p.write_text(lines, encoding="utf-8"))

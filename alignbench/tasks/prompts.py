@@ -1,4 +1,4 @@
-"""Prompts from files, and images that were made elsewhere with the prompts they belong to.
+"""Reads prompts from files, and existing images with the prompts that they belong to.
 
 A prompt file is plain text with a prompt per line, a JSON list of texts, or a table (CSV, TSV, JSON lines, a JSON list of
 objects, Parquet) with a column `prompt`. Other columns are ignored, except the one that names the images where images are read.
@@ -19,12 +19,13 @@ from alignbench.files.text_files import Table, read_table, stripped
 T = TypeVar("T")
 
 PROMPT = ("prompt", "caption", "text")
-"""Headings of the column of prompts, in any case; the first goes before the others."""
+"""Headings of the column of prompts, in any case; the first one is preferred."""
 IMAGE = (
     *("image", "image_file", "image_path", "image_name", "image_file_name", "image_file_path"),
     *("file", "file_name", "file_path", "path", "picture", "img", "img_path"),
 )
-"""Headings of the column that names each row's image, in any case and with any sign between words; the first goes before."""
+"""Headings of the column that names each row's image, in any case and with any separator between words; the first one is
+preferred."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class PromptedImages:
     """Images with their prompts.
 
     Attributes:
-        images: of any sizes; opened one after the other when they are scored.
-        prompts: the distinct entries that were asked for.
-        owners: index of the prompt of each image.
+        images: the images, of any sizes; each is opened when it is scored.
+        prompts: the distinct prompts.
+        owners: for each image, the index of its prompt.
     """
 
     images: ImageFiles
@@ -43,11 +44,11 @@ class PromptedImages:
 
 
 def read_prompts(file: Path, *, pipe: bool = True) -> list[str]:
-    """The prompts of a file, in its order, without blanks around them.
+    """Reads the prompts of a file, in its order, without white space at their ends.
 
     Args:
-        file: to read.
-        pipe: also read something that is not a regular file, such as /dev/stdin, and wait for it.
+        file: the prompt file.
+        pipe: whether a pipe such as /dev/stdin is read too, waiting for it.
 
     Raises:
         UserError: the file cannot be read, has no column `prompt`, has entries that are not text, or has no prompt.
@@ -57,14 +58,18 @@ def read_prompts(file: Path, *, pipe: bool = True) -> list[str]:
 
 
 def read_image_folder(folder: Path, prompts_file: Path) -> PromptedImages:
-    """The images of a folder with their prompts.
+    """Reads the images of a folder with their prompts.
 
     A table with a column `image` (or another of `IMAGE`) names each image's file, relative to the folder. Otherwise the
-    folder's images, sorted by name with numbers by their value (2.png before 10.png), are dealt out to the rows in order, an
-    equal number to each. Rows of one prompt belong together.
+    folder's images are sorted by name, with numbers by their value (2.png before 10.png), and divided among the rows in order,
+    with an equal number for each row. Rows with the same prompt are combined.
+
+    Args:
+        folder: the folder of images.
+        prompts_file: the prompt file.
 
     Raises:
-        UserError: nothing is there, the numbers do not match, or an image cannot be read.
+        UserError: the folder has no images, the numbers of images and prompts do not match, or an image cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of images")
@@ -89,10 +94,14 @@ def read_image_folder(folder: Path, prompts_file: Path) -> PromptedImages:
 
 
 def same_prompts_together(prompts: Sequence[str], owners: Sequence[int]) -> tuple[list[str], list[int]]:
-    """One entry for prompts that differ in case and blanks alone, else they would count as several in means over prompts.
+    """Combines prompts that differ only in case and blanks, so that they count once in means over prompts.
 
     Args:
-        owners: index into `prompts` of each image.
+        prompts: the prompts.
+        owners: for each image, the index of its prompt.
+
+    Returns:
+        The distinct prompts, and the index of each image's prompt among them.
     """
     first = {prompt_identity(prompt): i for i, prompt in reversed(list(enumerate(prompts)))}
     kept = sorted(first.values())
@@ -101,7 +110,7 @@ def same_prompts_together(prompts: Sequence[str], owners: Sequence[int]) -> tupl
 
 
 def interleaved(lists: Sequence[list[T]]) -> list[T]:
-    """The lists' items in turns, until each is used up: any first part then has some of each."""
+    """Merges lists by taking one item of each in turn, so that any first part of the result has some of each list."""
     longest = max(len(items) for items in lists)
     return [items[i] for i in range(longest) for items in lists if i < len(items)]
 
@@ -111,17 +120,17 @@ def _read_table(file: Path, pipe: bool) -> Table:
 
 
 def _refuse_another_order(table: Table, files: list[Path]) -> None:
-    """Refuses to deal out images to rows which say themselves, under whatever heading, which images are theirs.
+    """Refuses to assign images to rows by order if the rows themselves name other images, or these in another order.
 
     Raises:
-        UserError: a column, or the lines of a plain text, names images, and not just these in this order.
+        UserError: a column of any heading, or the lines of a plain text, name images, and not these images in this order.
     """
     order = {name: i for i, file in enumerate(files) for name in (file.name, _number(file.stem))}
     prompts = table.require(*PROMPT)
     for heading in table.headings:
         try:
             values = table.values(heading)
-        except UserError:  # of a type that names nothing, such as the images' pixels
+        except UserError:  # a type that cannot be a name, such as the images' pixels
             continue
         if not all(isinstance(value, str | int) for value in values):
             continue
@@ -133,16 +142,16 @@ def _refuse_another_order(table: Table, files: list[Path]) -> None:
         if are_these or all(map(_names_image, names)):
             raise UserError(
                 f"{table.file} names images in its column {excerpt(heading)}, and not in the order of their names; pair them "
-                "with prompts by a table with the columns 'image' and 'prompt', or leave out what names no image of theirs"
+                "with prompts by a table with the columns 'image' and 'prompt', or remove the names"
             )
 
 
 def _number(name: str) -> str:
-    """Without leading zeros, where a name is a number."""
+    """Removes leading zeros of a name that is a number."""
     return name.lstrip("0") or "0" if name.isdecimal() else name
 
 
 def _names_image(value: str) -> bool:
-    """Whether a text is the name of an image, or begins or ends with one, as in a list `a.png: the prompt`."""
+    """Tells whether a text is the name of an image, or begins or ends with one, as in a list `a.png: the prompt`."""
     parts = re.split(r"[\s,;:|]+", value)
     return any(part.strip("\"'").lower().endswith(SUFFIXES) for part in (parts[0], parts[-1]))

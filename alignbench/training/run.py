@@ -10,7 +10,7 @@ import torch
 
 from alignbench.backbone import Backbone, KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
-from alignbench.errors import DiskError, RunError, ScorerError, UserError
+from alignbench.errors import DiskError, RunError, ScorerError, UserError, first_line
 from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
@@ -33,7 +33,6 @@ from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
 from alignbench.runtime import launch
-from alignbench.runtime.micro_batch import first_line
 from alignbench.runtime.processes import Processes, join
 from alignbench.sampler import Sampler
 from alignbench.tasks import Task, configured_task, with_remote_reward

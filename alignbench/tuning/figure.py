@@ -1,4 +1,4 @@
-"""The drawing of a tuning: the score of every trial over each setting."""
+"""The figure of a tuning: the score of every trial against each setting."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ PANEL = (2.5, 1.9)
 
 
 def draw_sensitivity(record: TuningRecord) -> Figure:
-    """A row for each method and a panel for each setting; the best trial, the preset's and the median are marked."""
+    """Draws a row for each method and a panel for each setting, with marks for the best trial, the preset and the median."""
     methods = [method for method in record.methods if method.scored]
     columns = max(len(method.trials[0].settings) for method in methods)
     with plt.rc_context(STYLE):
@@ -52,11 +52,12 @@ def _draw_panel(axes: Axes, method: MethodRecord, setting: str) -> None:
 
 
 def _scale(axes: Axes, values: list[float], *, spread: bool) -> None:
-    """A logarithmic axis, with 0 beside it where it occurs; ticks at the values, or at the ends and the middle of many.
+    """Makes the axis logarithmic, with 0 at its side if it occurs, and puts ticks at the values.
 
     Args:
-        values: those of the trials, in ascending order.
-        spread: whether the values come from a range.
+        axes: the panel.
+        values: values of the setting in the trials, in ascending order.
+        spread: whether the values come from a range. If so, there are ticks only at its ends and in its middle.
     """
     above = [value for value in values if value > 0]
     if values[0] > 0:

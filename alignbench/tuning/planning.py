@@ -1,4 +1,4 @@
-"""From what a user asks to tune to a comparison whose methods are the trials."""
+"""Plans a tuning: turns a user's request into a comparison whose methods are the trials."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +22,13 @@ from alignbench.tuning.space import LR, UPDATES_KEY, Dimension, design, nested, 
 
 REWARD, HYPERVOLUME = "reward", "hypervolume"
 SETTINGS = "tuning.yaml"
-"""The file of a tuning's folder that says what is tuned."""
+"""Name of the file in a tuning's folder that says what is tuned."""
 KEPT_SMALL: dict[str, Any] = {"save_images": False, "best_window": None, "checkpoints_kept": 1}
-"""Settings of trials that spare disk space and change no number."""
+"""Settings of trials that save disk space and change no result."""
 
 
 class TuningRequest(Settings):
-    """What a user asks to tune, as it is kept in `tuning.yaml`; null where nothing is said."""
+    """What a user asks to tune, as `tuning.yaml` keeps it; null for options that were not given."""
 
     objectives: list[str] = Field(default_factory=list)
     """Names, or `label=name`."""
@@ -38,19 +38,19 @@ class TuningRequest(Settings):
     backbone: str | None = None
     preset: str | None = None
     budget: dict[str, Any] = Field(default_factory=dict)
-    """Where each trial ends; by default as for `compare`."""
+    """The budget at which each trial ends; the default is that of `compare`."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """As `Grid.settings`, for all trials."""
+    """Settings of all trials, in the format of `Grid.settings`."""
     threads: int | None = None
     """CPU threads of each trial."""
     trials: int = Field(TRIALS, ge=2)
-    """Trials of each method. The first has the preset's own settings, the others are spread over the search space."""
+    """Number of trials of each method. The first has the preset's own settings; the others cover the search space."""
     seeds: int = Field(1, ge=1, le=1000)
-    """Seeds of each trial."""
+    """Number of seeds of each trial."""
     select: str = REWARD
     """The score of a trial: `reward`, `hypervolume`, or the name of a metric."""
     lr_factor: float = Field(LR_FACTOR, gt=1)
-    """Learning rates go from the preset's divided by this to the preset's times this."""
+    """Range of learning rates: from the preset's divided by this factor to the preset's times this factor."""
     updates: list[int] = Field(list(UPDATES), min_length=1)
     """Values of `updates_per_rollout` that trials take."""
 
@@ -64,9 +64,9 @@ class Trial(NamedTuple):
     """One trial of an objective.
 
     Attributes:
-        label: what it is called in the grid.
-        settings: dotted key -> value, of every setting that is tuned; for the first trial those of the preset.
-        place: where it lies in the unit cube; empty for the first trial.
+        label: its label in the grid.
+        settings: dotted key -> value for every setting that is tuned; for the first trial, the values of the preset.
+        place: its point in the unit cube; empty for the first trial.
     """
 
     label: str
@@ -78,11 +78,11 @@ class Plan(NamedTuple):
     """A tuning that has been checked, before anything is written.
 
     Attributes:
-        request: with everything that was left to defaults, and absolute paths; the same request again gives the same plan.
-        base: the grid of the methods with the settings of their preset, as `compare` would run it.
-        trial_grid: the grid of all trials, still with the task itself.
+        request: the request with all defaults filled in and with absolute paths. The same request gives the same plan again.
+        base: the grid of the methods with the settings of their presets, as `compare` would run it.
+        trial_grid: the grid of all trials, on the task itself.
         task: the task that is tuned for.
-        spaces: objective -> what its trials vary.
+        spaces: objective -> the settings that its trials vary.
         trials: objective -> its trials.
     """
 
@@ -94,20 +94,24 @@ class Plan(NamedTuple):
     trials: dict[str, list[Trial]]
 
     def grid_in(self, folder: Path) -> Grid:
-        """The grid of all trials on the task file that lies in the tuning's folder."""
+        """Returns the grid of all trials, on the task file in the tuning's folder."""
         return self.trial_grid.model_copy(update={"tasks": [str(task_file(self.task, folder))]})
 
 
 def task_file(task: Task, folder: Path) -> Path:
-    """The file of the task on which trials are evaluated: another name, so that no report takes it for the task itself."""
+    """Returns the path of the task file on which trials are evaluated.
+
+    It has another name than the task, so that no report takes it for the task itself.
+    """
     return absolute(folder) / f"{task.name}-validation.yaml"
 
 
 def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
-    """The trials of all methods; all names and settings are checked before anything is loaded.
+    """Plans the trials of all methods. All names and settings are checked before anything is loaded.
 
     Args:
-        at_once: processes that share this machine's threads.
+        request: what to tune.
+        at_once: number of processes that share this machine's threads.
 
     Raises:
         UserError: a name or a setting is wrong, an objective trains nothing, or the task has no validation prompts.
@@ -144,7 +148,7 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
 
 
 def load_validation(task: Task) -> list[str]:
-    """The task's validation prompts; raises UserError if it has none."""
+    """Returns the task's validation prompts; raises UserError if it has none."""
     task.on_validation_prompts()
     return task.validation_prompts
 
@@ -165,7 +169,7 @@ def _comparison(request: TuningRequest) -> Request:
 
 
 def _first_config(base: Grid, objective: str) -> RunConfig:
-    """The configuration of an objective with the first sampler, from which the search space of all its pairs is made."""
+    """The configuration of an objective with the first sampler, which determines the search space of all its pairs."""
     config = configured(base.preset, base.settings, objective, base.samplers[0], {"backbone": base.backbone})
     if not load_configured_objective(config).needs.training:
         raise UserError(f"objective {objective} trains nothing, so there is nothing to tune; leave it out")
@@ -179,8 +183,8 @@ def _checked_updates(updates: list[int]) -> list[int]:
 
 
 def _trials(objective: str, space: list[Dimension], config: RunConfig, places: Any) -> list[Trial]:
-    """The first trial has the preset's settings; the others are those of the design."""
-    first = Trial(f"{objective}-t0", {dimension.key: _present(config, dimension.key) for dimension in space}, ())
+    """The trials of an objective: the first with the preset's settings, the others at the points of the design."""
+    first = Trial(f"{objective}-t0", {dimension.key: _configured_value(config, dimension.key) for dimension in space}, ())
     return [
         first,
         *(
@@ -190,8 +194,8 @@ def _trials(objective: str, space: list[Dimension], config: RunConfig, places: A
     ]
 
 
-def _present(config: RunConfig, key: str) -> float:
-    """The value that a setting has without a trial."""
+def _configured_value(config: RunConfig, key: str) -> float:
+    """The value of a setting in a configuration."""
     if key == LR:
         return config.optimizer.lr
     if key == UPDATES_KEY:
@@ -202,12 +206,12 @@ def _present(config: RunConfig, key: str) -> float:
 
 
 def _trial_settings(base: Grid, trials: Mapping[str, list[Trial]]) -> dict[str, Any]:
-    """The base's settings, with those of each trial under its label; a label of the user's hands its settings on."""
-    below = dict(base.settings.get("objectives") or {})
-    names = {objective: plugin_name("objective", below, objective) for objective in trials}
+    """The settings of the base grid, with those of each trial under its label. Trials inherit those of a user's label."""
+    by_label = dict(base.settings.get("objectives") or {})
+    names = {objective: plugin_name("objective", by_label, objective) for objective in trials}
     for objective, of_objective in trials.items():
-        own = below.pop(objective, {}) if names[objective] != objective else {}
+        own = by_label.pop(objective, {}) if names[objective] != objective else {}
         for trial in of_objective:
             varied = nested(trial.settings) if trial.place else {}
-            below[trial.label] = merged_layers(own, {"objective": {"name": names[objective]}}, varied)
-    return {**base.settings, "objectives": below}
+            by_label[trial.label] = merged_layers(own, {"objective": {"name": names[objective]}}, varied)
+    return {**base.settings, "objectives": by_label}

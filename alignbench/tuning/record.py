@@ -1,7 +1,6 @@
 """The record of a tuning, `tuning.json`: every trial with its settings and its scores."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,11 +15,11 @@ class TrialRecord(Record):
     """One trial of a method."""
 
     trial: int
-    """0 is the trial with the preset's own settings."""
+    """Number of the trial; 0 is the one with the preset's own settings."""
     settings: dict[str, int | float]
-    """Dotted key -> value, of every setting that is tuned."""
+    """Dotted key -> value for every setting that is tuned."""
     place: list[float]
-    """Where the trial lies in each setting's range, 0 to 1, in the order of the settings; empty for trial 0."""
+    """Position in the range of each setting, 0 to 1, in the order of the settings; empty for trial 0."""
     scores: list[Number]
     """The score with each tuning seed; null where that run has not finished."""
     error: str | None = None
@@ -28,9 +27,9 @@ class TrialRecord(Record):
 
     @property
     def score(self) -> float | None:
-        """The mean over the tuning seeds; None unless all runs have finished with a score."""
-        known = [score for score in self.scores if score is not None]
-        return float(np.mean(known)) if known and len(known) == len(self.scores) else None
+        """The mean score over the tuning seeds; None unless all runs have finished with a score."""
+        present = [score for score in self.scores if score is not None]
+        return float(np.mean(present)) if present and len(present) == len(self.scores) else None
 
 
 class MethodRecord(Record):
@@ -52,7 +51,7 @@ class MethodRecord(Record):
 
     @property
     def best(self) -> TrialRecord | None:
-        """The trial with the highest score, the first of equal ones; None where none has a score."""
+        """The trial with the highest score, or the first of equal ones; None if no trial has a score."""
         return max(self.scored, key=lambda trial: trial.score or 0.0, default=None)
 
     @property
@@ -63,38 +62,34 @@ class MethodRecord(Record):
 
 
 class TuningRecord(Document):
-    """`tuning.json`."""
+    """The record of a tuning, `tuning.json`."""
 
     KIND: ClassVar[str] = "record of a tuning"
 
     request: TuningRequest
     scored_by: str
-    """What a score is, in words. Higher is better."""
+    """What a score means, in words. A higher score is better."""
     prompts: int
-    """Validation prompts that each trial was evaluated on."""
+    """Number of validation prompts on which each trial was evaluated."""
     methods: list[MethodRecord]
 
     @property
     def failed(self) -> list[tuple[MethodRecord, TrialRecord]]:
-        """The trials of which a run failed, with their methods."""
+        """The trials with a failed run, each with its method."""
         return [(method, trial) for method in self.methods for trial in method.trials if trial.error]
 
 
 def best_first(methods: Sequence[MethodRecord], trial: int | None = None) -> list[MethodRecord]:
-    """The methods in descending order of their best score, or of the score of one trial; those without it are left out."""
+    """Sorts methods by score, in descending order; methods without that score are left out.
+
+    Args:
+        methods: the methods.
+        trial: number of the trial whose score counts; None for the best one of each method.
+    """
 
     def score(method: MethodRecord) -> float | None:
         chosen = method.best if trial is None else method.trials[trial]
         return chosen.score if chosen else None
 
-    known = [(value, method) for method in methods if (value := score(method)) is not None]
-    return [method for _, method in sorted(known, key=lambda pair: -pair[0])]
-
-
-def read_tuning(folder: Path) -> TuningRecord:
-    """The record in a tuning's folder.
-
-    Raises:
-        UserError: it cannot be read, or is not such a record.
-    """
-    return TuningRecord.read(folder / RECORD)
+    scored = [(value, method) for method in methods if (value := score(method)) is not None]
+    return [method for _, method in sorted(scored, key=lambda pair: -pair[0])]

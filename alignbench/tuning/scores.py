@@ -1,4 +1,4 @@
-"""The score of each trial, from the records of its runs."""
+"""Computes the score of each trial from the records of its runs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ from alignbench.tuning.planning import HYPERVOLUME, REWARD
 
 
 class Scores(NamedTuple):
-    """What `score_runs` returns.
+    """The scores of runs.
 
     Attributes:
-        by_run: folder of a run -> its score; NaN where a metric has no value.
-        meaning: what a score is, in words.
+        by_run: folder of a run -> its score; NaN if a metric has no value.
+        meaning: what a score means, in words.
     """
 
     by_run: dict[Path, float]
@@ -31,13 +31,13 @@ def score_runs(folders: list[Path], select: str, task: Task, *, standardise: boo
     """Scores the finished runs of a tuning; higher is better.
 
     Args:
-        folders: of the runs, each with a record.
+        folders: folders of the runs, each with a record.
         select: `reward`, `hypervolume`, or the name of a metric.
-        task: whose rewards and weights count.
+        task: the task, whose weights of rewards are used.
         standardise: whether several rewards are each measured in units of the base model's deviation within a prompt.
 
     Raises:
-        UserError: a record cannot be read, or has no such metric.
+        UserError: a record cannot be read, or there is no such metric.
     """
     results = {folder: read_result(folder) for folder in folders}
     if not results:
@@ -68,7 +68,7 @@ def _reward_in_words(rewards: list[str], standardise: bool) -> str:
 
 
 def _total_reward(folder: Path, result: Result, rewards: list[str], weights: Mapping[str, float], standardise: bool) -> float:
-    """The mean reward of the trained model; of several rewards the weighted sum."""
+    """The mean reward of the trained model; with several rewards, their weighted sum."""
     finals = {name: _number(result.metrics[name].final.value) for name in rewards}
     if len(rewards) == 1:
         return finals[rewards[0]]
@@ -76,7 +76,9 @@ def _total_reward(folder: Path, result: Result, rewards: list[str], weights: Map
         return sum(weights.get(name, 1.0) * value for name, value in finals.items())
     evals = read_evals(folder)
     if evals is None:
-        raise UserError(f"{folder} has no evals.parquet, by which its rewards are put on one scale; remove it to run it again")
+        raise UserError(
+            f"{folder} has no evals.parquet, which puts its rewards on one scale; remove the folder to run it again"
+        )
     base = evals[evals["phase"] == "base"]
     total = 0.0
     for name, value in finals.items():
@@ -87,7 +89,7 @@ def _total_reward(folder: Path, result: Result, rewards: list[str], weights: Map
 
 
 def _hypervolumes(results: Mapping[Path, Result], rewards: list[str], reward: Callable[[Path, Result], float]) -> Scores:
-    """The area that a run dominates above the base model's reward and the least diversity of any run."""
+    """The area that each run dominates above the base model's reward and the smallest diversity of any run."""
     metrics = next(iter(results.values())).metrics
     diversity = default_diversity(metrics)
     if diversity is None or len(rewards) != 1:
@@ -104,12 +106,12 @@ def _hypervolumes(results: Mapping[Path, Result], rewards: list[str], reward: Ca
 
 
 def _of_metric(results: Mapping[Path, Result], select: str) -> Scores:
-    known = next(iter(results.values())).metrics
-    if select not in known:
-        raise UserError(f"--select: no trial has a metric {select!r}{did_you_mean(select, [REWARD, HYPERVOLUME, *known])}")
-    if known[select].higher_is_better is None:
+    metrics = next(iter(results.values())).metrics
+    if select not in metrics:
+        raise UserError(f"--select: no trial has a metric {select!r}{did_you_mean(select, [REWARD, HYPERVOLUME, *metrics])}")
+    if metrics[select].higher_is_better is None:
         raise UserError(f"--select {select}: neither a higher nor a lower value of it is better, so it cannot choose a trial")
-    sign = 1.0 if known[select].higher_is_better else -1.0
+    sign = 1.0 if metrics[select].higher_is_better else -1.0
     values = {folder: sign * _number(result.metrics[select].final.value) for folder, result in results.items()}
     return Scores(values, f"{'' if sign > 0 else 'minus '}mean of {select} on validation prompts")
 

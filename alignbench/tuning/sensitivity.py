@@ -1,7 +1,7 @@
-"""How much a method depends on its settings: its score over each of them, and its best against its median trial.
+"""How much a method depends on its settings: its score against each setting, and its best trial against the median one.
 
-Adkins et al. (2024), arXiv 2412.07165, measure sensitivity as what tuning gains over settings that are not tuned. Here the
-trials of one task stand for the settings that somebody might have tried: the median trial is what half of them miss.
+Adkins et al. (2024), arXiv 2412.07165, measure sensitivity by what tuning gains over untuned settings. Here the trials of one
+task represent the settings that someone might have tried; half of them score below the median trial.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,17 @@ from alignbench.tuning.space import Dimension
 
 TABLE = "trials.csv"
 PARTS = 3
-"""Parts of equal share into which a range is divided."""
+"""Number of equal parts into which a range is divided."""
 INSIDE = 1e-9
+"""Distance from the border of a part at which its end values are taken."""
 
 
 class Sensitivity(NamedTuple):
-    """A method's score over one of its settings.
+    """A method's score against one of its settings.
 
     Attributes:
-        setting: its dotted key.
-        means: values of the setting, in words -> the mean score of the trials with such a value; NaN where there are none.
+        setting: dotted key of the setting.
+        means: values of the setting, in words -> the mean score of the trials with these values; NaN if there are none.
     """
 
     setting: str
@@ -32,16 +33,17 @@ class Sensitivity(NamedTuple):
 
 
 def sensitivities(method: MethodRecord, space: Sequence[Dimension]) -> list[Sensitivity]:
-    """The method's score over each setting: over the thirds of a range, or over single values.
+    """Computes the method's mean score against each setting, for the thirds of a range or for single values.
 
-    The trial with the preset's settings is left out, since it was not drawn from the space.
+    The trial with the preset's settings is left out, because it is not a point of the design.
 
     Args:
-        space: what the method's trials vary, in the order of their settings.
+        method: the method with its trials.
+        space: the settings that its trials vary, in the order of their settings.
     """
     drawn = [trial for trial in method.scored if trial.place]
     scores = np.array([trial.score for trial in drawn], dtype=np.float64)
-    found = []
+    by_setting = []
     for i, dimension in enumerate(space):
         if dimension.ranged:
             groups = np.array([min(int(PARTS * trial.place[i]), PARTS - 1) for trial in drawn], dtype=np.float64)
@@ -53,18 +55,18 @@ def sensitivities(method: MethodRecord, space: Sequence[Dimension]) -> list[Sens
             label: float(scores[groups == group].mean()) if (groups == group).any() else float("nan")
             for label, group in labels.items()
         }
-        found.append(Sensitivity(dimension.key, means))
-    return found
+        by_setting.append(Sensitivity(dimension.key, means))
+    return by_setting
 
 
 def _part_in_words(dimension: Dimension, part: int) -> str:
-    """The values that a part of a range spans: `0.001 to 0.0046`, or `0` where they are all equal."""
+    """The values that a part of a range spans, such as `0.001 to 0.0046`, or `0` if they are all equal."""
     low, high = (f"{dimension.value(place):.2g}" for place in (part / PARTS + INSIDE, (part + 1) / PARTS - INSIDE))
     return low if low == high else f"{low} to {high}"
 
 
 def trials_table(record: TuningRecord) -> pd.DataFrame:
-    """A row for each trial: objective, sampler, trial, its settings, its score, the number of scored seeds, and its error."""
+    """Makes a table with a row for each trial: objective, sampler, trial, settings, score, scored seeds and error."""
     rows: list[dict[str, Any]] = []
     for method in record.methods:
         for trial in method.trials:

@@ -1,4 +1,4 @@
-"""The search space of an objective, and the quasi-random design by which trials cover it."""
+"""The search space of an objective, and the quasi-random design with which trials cover it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,20 @@ from alignbench.objective import Strength
 
 LR, UPDATES_KEY = "optimizer.lr", "updates_per_rollout"
 DESIGN_SEED = 20240722
-"""Scrambles the design. It is fixed, so that a tuning with more trials begins with the same ones."""
+"""Seed of the design. It is fixed, so that a tuning with more trials begins with the same trials."""
 MOST_DIMENSIONS = 3
+"""Number of dimensions of the design; a search space uses the first of them."""
 
 
 class Dimension(NamedTuple):
     """A setting that trials vary.
 
     Attributes:
-        key: its dotted key below an objective's settings in a comparison file.
-        values: where `ranged`, its two ends; otherwise all its values.
-        ranged: whether it takes every value between the ends, evenly in its logarithm if both are above 0.
-        zero_share: the share of trials in which it is exactly 0, which has no place on a logarithmic range.
-        whole: whether it takes whole numbers alone.
+        key: dotted key of the setting below an objective in a comparison file.
+        values: the two ends of a range, or else all values.
+        ranged: whether the setting takes every value between two ends, evenly in its logarithm if both ends are above 0.
+        zero_share: the share of trials in which the setting is exactly 0, which is not on a logarithmic range.
+        whole: whether the setting takes only whole numbers.
     """
 
     key: str
@@ -32,7 +33,7 @@ class Dimension(NamedTuple):
     whole: bool = False
 
     def value(self, unit: float) -> float:
-        """The value at a place of the unit interval [0, 1)."""
+        """Returns the value at a point of the unit interval [0, 1)."""
         if not self.ranged:
             return self.values[min(int(unit * len(self.values)), len(self.values) - 1)]
         if unit < self.zero_share:
@@ -44,7 +45,7 @@ class Dimension(NamedTuple):
 
 
 def strength_dimension(strength: Strength) -> Dimension:
-    """The range that an objective's declared values span; 0 keeps the share of trials that it has among the values."""
+    """Makes the range of an objective's declared strengths. 0 keeps the share of trials that it has among the values."""
     values, key = sorted(strength.values), f"objective.{strength.setting}"
     whole = all(isinstance(value, int) for value in values)
     above = [value for value in values if value > 0]
@@ -58,12 +59,12 @@ def strength_dimension(strength: Strength) -> Dimension:
 
 
 def search_space(lr: float, strength: Strength | None, lr_factor: float, updates: Sequence[int]) -> list[Dimension]:
-    """What the trials of an objective vary.
+    """Chooses the settings that the trials of an objective vary.
 
     Args:
-        lr: the learning rate of its preset, at the middle of the range.
-        strength: its declared trade-off, if it has one.
-        lr_factor: how far the range of learning rates goes, as a factor to both sides.
+        lr: the learning rate of its preset, which is the middle of the range.
+        strength: the setting that it declares as its strength, if any.
+        lr_factor: the factor from the middle to either end of the range of learning rates.
         updates: the values of `updates_per_rollout`.
     """
     space = [Dimension(LR, (lr / lr_factor, lr * lr_factor)), Dimension(UPDATES_KEY, tuple(updates), ranged=False)]
@@ -71,9 +72,9 @@ def search_space(lr: float, strength: Strength | None, lr_factor: float, updates
 
 
 def design(trials: int) -> np.ndarray:
-    """The places of the trials in the unit cube: a scrambled Halton sequence, float [trials, 3].
+    """Returns the points of the trials in the unit cube, float [trials, 3]: a scrambled Halton sequence.
 
-    The first points do not depend on how many follow, so that trials can be added. All objectives share them.
+    The first points do not depend on how many follow, so trials can be added. All objectives have the same points.
     """
     from scipy.stats import qmc
 
@@ -81,24 +82,24 @@ def design(trials: int) -> np.ndarray:
 
 
 def settings_at(space: Sequence[Dimension], place: Sequence[float]) -> dict[str, float]:
-    """The settings of one trial: dotted key -> value."""
+    """Returns the settings of the trial at a point of the design: dotted key -> value."""
     return {dimension.key: dimension.value(unit) for dimension, unit in zip(space, place, strict=False)}
 
 
 def nested(settings: Mapping[str, float]) -> dict[str, object]:
-    """Settings by dotted key as the nested keys of a comparison file."""
-    found: dict[str, object] = {}
+    """Converts settings with dotted keys to the nested keys of a comparison file."""
+    tree: dict[str, object] = {}
     for key, value in settings.items():
         *path, last = key.split(".")
-        level = found
+        level = tree
         for part in path:
             level = level.setdefault(part, {})  # type: ignore[assignment]
         level[last] = value
-    return found
+    return tree
 
 
 def is_near_an_end(dimension: Dimension, value: float) -> bool:
-    """Whether a value lies in the outer twentieth of a range, so that a wider one may hold a better value."""
+    """Tells whether a value lies in the outer twentieth of a range, so that a wider range may contain a better value."""
     if not dimension.ranged or dimension.values[0] <= 0 or value <= 0:
         return False
     low, high = map(math.log, dimension.values)

@@ -1,4 +1,4 @@
-"""Runs a tuning: its trials as a comparison, then their scores, the tuned settings, and what they depend on."""
+"""Runs a tuning: runs its trials as a comparison, scores them, and writes the tuned settings and the sensitivities."""
 
 import shlex
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ from alignbench.tuning.space import nested
 
 TUNED, FIGURE = "tuned.yaml", "sensitivity.png"
 HEADING = (
-    "# Written by `alignbench tune`, and again by every call on its folder. Use: alignbench compare --config FILE --seeds 5\n"
+    "# Written by `alignbench tune`, which rewrites it on every call. To use it: alignbench compare --config FILE --seeds 5\n"
 )
 
 
 class Tuning(NamedTuple):
-    """What `run_tuning` returns.
+    """A tuning that has been run.
 
     Attributes:
-        plan: what was run.
+        plan: the plan.
         record: every trial with its scores.
         tuned: the file for `compare --config`; None while a method has no trial with a score.
     """
@@ -45,24 +45,28 @@ class Tuning(NamedTuple):
 
 
 def read_request(folder: Path) -> TuningRequest | None:
-    """What the tuning in a folder tunes; None where the folder holds no tuning.
+    """Reads what the tuning in a folder tunes; None if the folder has no tuning.
 
     Raises:
-        UserError: its file has been altered beyond reading, or the folder holds a comparison of another kind.
+        UserError: the file is not valid, or the folder has a comparison that is not a tuning.
     """
     file = folder / SETTINGS
     if file.is_file():
         return validate(TuningRequest, read_settings(file, "tuning"), where=str(file))
     if (folder / COMPARISON).is_file() and min(read_grid(folder).seeds) < FIRST_TUNING_SEED:
-        raise UserError(f"{folder} holds a comparison and no tuning; choose another --out")
+        raise UserError(f"{folder} holds a comparison, not a tuning; choose another --out")
     return None
 
 
 def with_options(former: TuningRequest | None, options: Mapping[str, Any]) -> TuningRequest:
-    """The request of a folder with options in place of its own; `settings` are merged.
+    """Updates the request of a folder by the options of a command; `settings` are merged.
+
+    Args:
+        former: the request of the folder; None for a new folder.
+        options: option -> value; None for options that were not given.
 
     Raises:
-        UserError: an option does not fit, or asks for fewer trials or seeds than there are.
+        UserError: an option is wrong, or asks for fewer trials or seeds than there are.
     """
     chosen = {key: value for key, value in options.items() if value is not None}
     own = former.model_dump() if former else {}
@@ -72,29 +76,31 @@ def with_options(former: TuningRequest | None, options: Mapping[str, Any]) -> Tu
     for key in ("trials", "seeds"):
         if former and getattr(request, key) < getattr(former, key):
             raise UserError(
-                f"the folder has {getattr(former, key)} {key} already, which can only be raised; choose another --out"
+                f"the folder already has {getattr(former, key)} {key}, which can only be raised; choose another --out"
             )
     return request
 
 
 def run_tuning(plan: Plan, folder: Path, observer: runner.Observer | None = None, **execution: Any) -> Tuning:
-    """Runs the trials that have no record yet, and chooses the best one of each method.
+    """Runs the trials that have no record yet, and chooses the best trial of each method.
 
     Args:
+        plan: the plan of the tuning.
         folder: a new folder, or that of an earlier tuning, which is resumed.
+        observer: receives the progress.
         execution: further arguments of `runner.compare`, such as `workers`.
 
     Raises:
         UserError: the folder holds something else, or trials with other settings.
-        KeyboardInterrupt: the trials at work have left a checkpoint; the same call resumes them.
+        KeyboardInterrupt: the user interrupted it. The running trials have written a checkpoint; the same call resumes them.
     """
     read_request(folder)
     grid = plan.grid_in(folder)
     runner.check_execution(grid, execution.get("engine", "local"), execution.get("processes", 1))
     runner.check_folder(grid.cells(), folder)
-    _score(plan, [folder / RUNS / cell.id for cell in runner.done(grid.cells(), folder)])  # refuses a score that does not exist
+    _score(plan, [folder / RUNS / cell.id for cell in runner.done(grid.cells(), folder)])  # refuses an unknown score
     with exclusive(folder):
-        _write_yaml(folder / COMPARISON, grid.model_dump(mode="json"))  # by which the folder is known from now on
+        _write_yaml(folder / COMPARISON, grid.model_dump(mode="json"))  # marks the folder as one of a tuning
         _write_yaml(folder / SETTINGS, plan.request.model_dump(mode="json", exclude_none=True))
         _write_yaml(task_file(plan.task, folder), _task_data(plan))
     command = shlex.join(["alignbench", "tune", "--out", str(absolute(folder))])
@@ -114,11 +120,12 @@ def run_tuning(plan: Plan, folder: Path, observer: runner.Observer | None = None
 
 
 def record_of(plan: Plan, done: ComparisonRecord, folder: Path) -> TuningRecord:
-    """The scores of all trials.
+    """Makes the record of a tuning, with the scores of all trials.
 
     Args:
+        plan: the plan of the tuning.
         done: the comparison of the trials.
-        folder: of the tuning.
+        folder: folder of the tuning.
     """
     request, grid = plan.request, plan.trial_grid
     complete = {(c.objective, c.sampler, c.seed): folder / RUNS / c.id for c in done.cells if c.status == "complete"}
@@ -154,10 +161,11 @@ def _score(plan: Plan, runs: list[Path]) -> Scores:
 
 
 def tuned_comparison(plan: Plan, record: TuningRecord) -> dict[str, Any]:
-    """The comparison file with each method's best settings; with several samplers it has a part for each.
+    """Makes the content of the comparison file with each method's best settings; several samplers have a part each.
 
     Args:
-        record: in which every method has a best trial.
+        plan: the plan of the tuning.
+        record: its record, in which every method has a best trial.
     """
     base, request = plan.base, plan.request
     by_sampler: dict[str, dict[str, Any]] = {sampler: {} for sampler in base.samplers}

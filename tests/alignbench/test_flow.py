@@ -103,7 +103,7 @@ def test_sde_rules_tend_to_the_ode_as_the_noise_level_falls(rule: Rule) -> None:
 def test_the_first_sde_step_from_pure_noise_is_bounded() -> None:
     sigmas = flow.sigmas(10)
     result = flow.step(one(1.0, 4), one(2.0, 4), float(sigmas[0]), float(sigmas[1]), 0.7, "sde", noise=one(3.0, 4))
-    # std_t = .7 sqrt(1 / .1), times sqrt .1: exactly the noise level.
+    # std_t = .7 sqrt(1 / .1), times sqrt .1: exactly eta.
     assert float(result.std) == pytest.approx(0.7, abs=1e-5)
     assert result.x_next.abs().max().item() < 5
 
@@ -139,7 +139,7 @@ def test_memoryless_steps_become_sde_at_root_two_as_they_shrink() -> None:
 
 @pytest.mark.parametrize("rule", ["sde", "cps", "dance"])
 def test_noise_level_zero_is_an_error_that_names_sigmas_and_dtype(rule: Rule) -> None:
-    with pytest.raises(NonFiniteError, match=rf"{rule} step from sigma 0.5 to 0.25 .*noise level 0.0.*torch.float16"):
+    with pytest.raises(NonFiniteError, match=rf"{rule} step from sigma 0.5 to 0.25 .*with eta 0.0.*torch.float16"):
         flow.step(one(1.0), one(2.0, dtype=torch.float16), 0.5, 0.25, 0.0, rule)
 
 

@@ -240,7 +240,7 @@ def test_an_interval_over_runs_contains_its_statistic(runs: int, prompts: int, s
 
 @st.composite
 def denoising(draw: st.DrawFn) -> dict[str, Any]:
-    """Two neighbouring noise levels of a schedule, as the executor has them: sigma is 1 or clearly below it."""
+    """Two neighbouring sigmas of a schedule, as the executor has them: sigma is 1 or clearly below it."""
     sigma = draw(st.sampled_from([1.0]) | st.floats(0.02, 0.98))
     rule = draw(st.sampled_from(["sde", "cps", "dance"]))
     share = draw(st.floats(0.05 if rule == "cps" else 0.0, 0.95))

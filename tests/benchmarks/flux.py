@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alignbench import flow
 from alignbench.backbone import Backbone
-from alignbench.backbones.flux import places
+from alignbench.backbones.flux import image_positions
 from alignbench.rollouts.noise import seed_of
 
 CHANNELS, WIDTH, TEXT = 16, 64, 16
@@ -52,7 +52,7 @@ class TinyFlux(Backbone):
                 axes_dims_rope=(8, 12, 12),
             )
         self.latent_shape = (side * side, CHANNELS)
-        self.places = places(side, side)
+        self.positions = image_positions(side, side)
 
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps, flow.dynamic_shift(1024))  # FLUX's at 512 x 512
@@ -68,7 +68,7 @@ class TinyFlux(Backbone):
             encoder_hidden_states=conditioning.states[group],
             pooled_projections=conditioning.pooled[group],
             timestep=sigma,
-            img_ids=self.places,
+            img_ids=self.positions,
             txt_ids=torch.zeros(TEXT, 3),
             return_dict=False,
         )[0]

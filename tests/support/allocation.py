@@ -1,4 +1,4 @@
-"""What torch's allocator gives to a training pass."""
+"""Measures what torch's allocator gives to a training pass."""
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -8,7 +8,7 @@ from alignbench.rollouts.executor import predict
 
 
 def most_allocated(policy: Backbone, prompt: str, count: int) -> int:
-    """Bytes that one forward and backward pass has at one time beyond what is there before, by torch's own profiler."""
+    """Measures the largest number of bytes that a forward and backward pass adds at one time, by torch's profiler."""
     x, group = torch.zeros(count, *policy.latent_shape), torch.zeros(count, dtype=torch.long)
     conditioning = policy.encode([prompt])
     for parameter in policy.parameters():

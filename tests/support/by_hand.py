@@ -1,4 +1,4 @@
-"""The maths a second time, written for clarity and one leaf at a time, against which the fast code is tested.
+"""A second implementation of the maths, written for clarity, one leaf at a time; the fast code is tested against it.
 
 Nothing here calls `alignbench.flow`, `alignbench.rollouts.terms`, `alignbench.groups` or an objective.
 """
@@ -23,7 +23,7 @@ def gaussian_step(
     sigma_next: float,
     level: float,
 ) -> tuple[Tensor, float]:
-    """Mean and deviation of one stochastic step, from the drift v - (g^2 / 2) score of the reverse-time SDE."""
+    """Computes mean and deviation of one stochastic step, from the drift v - (g^2 / 2) score of the reverse-time SDE."""
     dt = sigma_next - sigma
     noise = x + (1 - sigma) * v
     if rule == "cps":
@@ -53,7 +53,7 @@ def log_density(y: Tensor, mean: Tensor, std: float, reduction: str) -> Tensor:
 
 @dataclass
 class LeafValues:
-    """What each leaf meets at each stochastic step of its path; all [leaves, S]."""
+    """The values of each leaf at each stochastic step of its path; all are [leaves, S]."""
 
     log_prob: Tensor
     old_log_prob: Tensor
@@ -63,7 +63,7 @@ class LeafValues:
 
 
 def leaf_values(policy: ToyBackbone, behaviour: ToyNet, forest: RolloutForest) -> LeafValues:
-    """Replays every (leaf, step) pair on its own, shared edges as often as they have descendants.
+    """Replays every (leaf, step) pair separately; shared edges are replayed once for each descendant.
 
     Args:
         behaviour: the network that drew the forest.
@@ -91,12 +91,12 @@ def leaf_values(policy: ToyBackbone, behaviour: ToyNet, forest: RolloutForest) -
 
 
 def snapshot(policy: ToyBackbone) -> ToyNet:
-    """The policy's network as it is now."""
+    """Copies the policy's network."""
     return deepcopy(policy.net).requires_grad_(False)
 
 
 def clipped(ratio: Tensor, advantage: float, eps: float) -> Tensor:
-    """min(r A, clip(r) A), by cases."""
+    """Computes min(r A, clip(r) A) by cases."""
     value = ratio.item()
     if advantage > 0 and value > 1 + eps:
         return torch.tensor((1 + eps) * advantage)
@@ -117,7 +117,7 @@ def tmpo_loss(
     lambda_ref: float = 0.05,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The TMPO loss, leaf by leaf; leaves without a reward and groups without spread are left out."""
+    """Computes the TMPO loss, leaf by leaf. Leaves without a reward and groups of equal rewards are left out."""
     size, steps = len(rewards[0]), v.log_prob.shape[1]
     parts: list[Tensor] = []
     for g, group in enumerate(rewards):
@@ -169,7 +169,7 @@ def grpo_loss(
     adv_clip: float = 5.0,
     kl_beta: float = 0.0,
 ) -> Tensor:
-    """The Flow-GRPO loss, leaf by leaf and step by step; all rewards must be there."""
+    """Computes the Flow-GRPO loss, leaf by leaf and step by step. No reward may be missing."""
     size = len(rewards[0])
     averages = [sum(group) / size for group in rewards]
     centre = sum(averages) / len(averages)

@@ -1,4 +1,4 @@
-"""The command line: in a process of its own, as a user meets it, or in this one."""
+"""Runs the command line: in a new process, as a user does, or in this one."""
 
 import io
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def alignbench(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """The command line in a process with streams of its own, forked from one that has imported torch."""
+    """Runs the command line in a process with its own streams, forked from one that has imported torch."""
     with TemporaryDirectory() as scratch:
         out, err = Path(scratch, "out"), Path(scratch, "err")
         process = CONTEXT.Process(target=_command, args=(arguments, cwd, out, err))
@@ -36,13 +36,13 @@ def _command(arguments: tuple[str, ...], cwd: Path, out: Path, err: Path) -> Non
 
 
 def in_a_process(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Any command, to which Python finds this checkout's alignbench."""
+    """Runs any command; Python finds this checkout's alignbench in it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240, check=False)
 
 
 def in_this_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """As `alignbench`, from the arguments to the exit code, but for signals, which stay pytest's."""
+    """Runs the command line in this process, from the arguments to the exit code; signals stay pytest's."""
     out, err = io.StringIO(), io.StringIO()
     with (
         chdir(cwd),

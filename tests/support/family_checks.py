@@ -1,4 +1,4 @@
-"""What must hold for every family of diffusers folders, against the family's own pipeline in diffusers.
+"""The facts that hold for every family of diffusers folders, tested against the family's own pipeline.
 
 The test of a family is a class that derives from `FamilyFacts` and has a `family`.
 """
@@ -43,7 +43,7 @@ def the_same(latents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """How the pipeline of a family is called, where families differ.
+    """How the call of a family's pipeline differs from those of others.
 
     Attributes:
         name: its name in `tests.support.pipelines`.
@@ -67,7 +67,7 @@ class Family:
         return save_pipeline(self.name, folder, **scheduler)
 
     def draw(self, pipeline: Any, policy: DiffusersFolder, guidance: float, output: str) -> Any:
-        """The pipeline's own call from the noise that `sample` takes with seed 5."""
+        """Calls the pipeline with the noise that `sample` draws with seed 5."""
         call = {
             "latents": self.layout(noise(policy)),
             "num_inference_steps": STEPS,
@@ -164,7 +164,7 @@ def check_half_precision(folder: Path) -> None:
 
 
 def check_memory(folder: Path, place: Path, tolerance: float, **settings: Any) -> None:
-    """The estimate of a dry run is what torch's allocator gives to a training pass."""
+    """A dry run's estimate is what torch's allocator gives to a training pass."""
     real, on_meta = (load_backbone(str(folder), device=device, guidance=2.0, **settings) for device in ("cpu", "meta"))
     prompt = "a " * 300  # as long as the longest text, which the estimate counts
     told = estimate_memory(toy_config(write_task(place)), on_meta, prompt, ExpectedRows(4, 3, 3, 4, 4)).training
@@ -193,7 +193,7 @@ def check_resume(folder: Path, place: Path) -> None:
 
 
 def check_config_files_are_enough(folder: Path, bare: Path, train: str) -> None:
-    """On the device meta, a folder without weights has the parameters and shapes of the whole one."""
+    """On the device meta, a folder without weights has the parameters and shapes of the complete one."""
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.json"))
     real, on_meta = (
         opened(folder, train=train, guidance=2.0),
@@ -215,7 +215,7 @@ def check_config_files_are_enough(folder: Path, bare: Path, train: str) -> None:
 
 
 def check_images_encode(folder: Path) -> None:
-    """What the autoencoder encodes is decoded to what its own reconstruction is."""
+    """Encoded images are decoded to the autoencoder's own reconstruction."""
     policy = opened(folder)
     images = policy.decode(normal([("z", i) for i in range(3)], policy.latent_shape))
     latents = policy.encode_images(list(images))
@@ -251,7 +251,7 @@ def check_training(folder: Path, place: Path, objective: str) -> None:
 
 
 def check_gradient(folder: Path, idle: tuple[str, ...]) -> None:
-    """Gradients reach every matrix of the LoRA but those whose names start so, and do not depend on microbatches."""
+    """Gradients reach every matrix of the LoRA except those with the given prefixes, and do not depend on microbatches."""
     torch.manual_seed(0)
     policy = opened(folder, guidance=2.0, lora_rank=2)
     with torch.no_grad():
@@ -302,7 +302,7 @@ def adapted_ends(policy: DiffusersFolder) -> set[str]:
 
 
 class FamilyFacts:
-    """The tests of each family; `family` is what a class of tests must have."""
+    """The tests of each family. A subclass sets `family`."""
 
     family: Family
     idle: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Ways for the world to fail: processes that are killed, disks that are full, folders that cannot be written."""
+"""Failures of the environment: killed processes, full disks, and folders that cannot be written."""
 
 import ctypes
 import errno
@@ -45,12 +45,12 @@ PATIENCE = 240
 
 
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the workers of a comparison forked as well, where they would import torch."""
+    """Makes a comparison fork its workers too, so that they need not import torch."""
     monkeypatch.setattr(pool, "get_context", lambda kind: CONTEXT)
 
 
 def killed_at(moment: int | None, config: RunConfig, out: Path) -> int:
-    """Runs or resumes in a process of its own that is killed as it makes its call number `moment`; its exit code."""
+    """Runs or resumes in a new process that is killed at its call number `moment`; returns the exit code."""
     process = CONTEXT.Process(target=_counting, args=(moment, config, out, None))
     process.start()
     process.join(PATIENCE)
@@ -59,7 +59,7 @@ def killed_at(moment: int | None, config: RunConfig, out: Path) -> int:
 
 
 def calls_of(config: RunConfig, out: Path) -> int:
-    """How many calls of functions a whole run makes."""
+    """Counts the function calls of a complete run."""
     ours, theirs = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_counting, args=(None, config, out, theirs))
     process.start()
@@ -88,7 +88,7 @@ def _counting(moment: int | None, config: RunConfig, out: Path, answer: Any) -> 
 
 
 def killed_while_writing(name: str, config: RunConfig, out: Path) -> None:
-    """Runs until half of a file of that name is on the disk, and kills the process there."""
+    """Runs until half of a file of that name is on the disk, and then kills the process."""
     halfway = CONTEXT.Event()
     process = CONTEXT.Process(target=_slowly, args=(name, config, out, halfway))
     process.start()
@@ -111,7 +111,7 @@ def _slowly(name: str, config: RunConfig, out: Path, halfway: Any) -> None:
 
 @contextmanager
 def command(arguments: list[str], said: Path) -> Iterator[Any]:
-    """The command line in a process of its own; what it says on stderr goes to the file."""
+    """Runs the command line in a new process; its stderr goes to the file."""
     process = CONTEXT.Process(target=_command, args=(arguments, said))
     process.start()
     try:
@@ -131,7 +131,7 @@ def _command(arguments: list[str], said: Path) -> None:
 
 @contextmanager
 def small_files(most: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: what the system then answers differs from a full disk in its words alone."""
+    """Limits the size of files in bytes. The system's error differs from that of a full disk only in its wording."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     try:
@@ -157,7 +157,7 @@ def full_disk(name: str, after: int = 0) -> Callable[[Path], None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing can be written into the folder, by root neither."""
+    """Makes the folder read-only, for root as well."""
     mode = folder.stat().st_mode
     folder.chmod(0o555)
     try:
@@ -169,7 +169,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _without_roots_rights() -> Iterator[None]:
-    """Takes from this thread what lets root write where permissions forbid it (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    """Drops the capabilities that let root ignore permissions (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH), in this thread."""
     if os.geteuid() != 0:
         yield
         return

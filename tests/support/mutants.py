@@ -55,7 +55,7 @@ class Mutation(BaseModel):
         return self.place.file(ROOT).relative_to(ROOT).as_posix()
 
     def verdict(self, tree: Path) -> str:
-        """`killed`, `SURVIVED`, or why it could not be tried; the copied tree is whole again afterwards."""
+        """Returns `killed`, `SURVIVED`, or why the mutation could not be tried; the copied tree is restored afterwards."""
         try:
             file, broken = self.place.file(tree), self.place.replaced(self.by, tree)
         except PlaceError as error:
@@ -72,14 +72,14 @@ class Mutation(BaseModel):
 
 
 def mutations(words: Sequence[str] = ()) -> list[Mutation]:
-    """All of them, or those whose place or file has one of the words in its name."""
+    """Reads all mutations, or those whose place or file contains one of the words."""
     data = yaml.safe_load((ROOT / "tests" / "mutations.yaml").read_text(encoding="utf-8"))
     found = [Mutation.model_validate(entry) for entry in data]
     return [m for m in found if not words or any(word in m.where or word in m.file for word in words)]
 
 
 def pytest(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Exit code and output of tests in a copied tree, up to the first that fails."""
+    """Runs tests in a copied tree up to the first failure; returns exit code and output."""
     # Without byte code: a line can change within the second and the length that Python goes by.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", *tests]
@@ -88,7 +88,7 @@ def pytest(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 
 def copied_tree(folder: Path, files: Collection[str]) -> Path:
-    """A copy of what tests need. In `files`, code is laid out as it is where one of them is broken: without comments."""
+    """Copies what tests need. The files in `files` get the layout of a mutated file: without comments."""
     folder.mkdir()
     for part in PARTS:
         if (ROOT / part).is_dir():

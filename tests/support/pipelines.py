@@ -1,4 +1,4 @@
-"""Complete diffusers pipelines of random weights, a few thousand each: the real classes, saved as a hub's folders are."""
+"""Complete diffusers pipelines of the real classes with a few thousand random weights, saved like folders of the hub."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ CLIP, T5 = 16, 32
 
 
 def save_pipeline(family: str, folder: Path, **scheduler: Any) -> Path:
-    """A folder of that family's pipeline; `scheduler` changes its schedule."""
+    """Saves a folder of a family's pipeline; `scheduler` changes its schedule."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = MAKERS[family](scheduler)
@@ -47,7 +47,7 @@ def save_pipeline(family: str, folder: Path, **scheduler: Any) -> Path:
 
 
 def with_short_texts(folder: Path) -> Path:
-    """Has a folder of a pipeline encode prompts into 8 tokens of T5, in place of 256 or 512, which take most of the time."""
+    """Makes a folder encode prompts into 8 tokens of T5 instead of 256 or 512, which would take most of the time."""
     (folder / "alignbench.json").write_text(json.dumps({"call": {"max_sequence_length": 8}}))
     return folder
 

@@ -1,4 +1,4 @@
-"""Complete pipelines of random weights for the families whose texts are read by a language model."""
+"""Complete pipelines with random weights for the families whose text encoder is a language model."""
 
 from typing import Any
 
@@ -209,7 +209,7 @@ def sana(scheduler: dict[str, Any]) -> SanaPipeline:
 
 
 def language_model(layers: int) -> dict[str, Any]:
-    """The size of a language model that reads bytes."""
+    """The size of a language model with a token for each byte."""
     return {
         "vocab_size": len(byte_tokenizer()),
         "hidden_size": WIDTH,

@@ -1,4 +1,4 @@
-"""Places in the code that are named by function and content: line breaks, quotes, comments and lines moved do not matter."""
+"""Places in the code, named by function and content, so that line breaks, quotes, comments and moved lines do not matter."""
 
 import ast
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class PlaceError(ValueError):
-    """A place is not there, or is there more than once."""
+    """A place does not exist, or exists more than once."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Place:
 
 
 class _Swap(ast.NodeTransformer):
-    """Replaces each node that equals one, and counts them."""
+    """Replaces each node that equals a given one, and counts them."""
 
     def __init__(self, old: ast.AST, new: ast.AST | list[ast.stmt]) -> None:
         self.key = ast.dump(old)
@@ -94,7 +94,7 @@ def _definition(module: ast.Module, inner: list[str], name: str) -> ast.AST:
 
 
 def _definitions(scope: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Functions and classes that are defined in a scope, without those inside of them."""
+    """The functions and classes that a scope defines, without nested ones."""
     for node in ast.iter_child_nodes(scope):
         if isinstance(node, _DEFINITIONS):
             yield node

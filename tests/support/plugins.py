@@ -1,4 +1,4 @@
-"""Plug-ins that runs in tests name by dotted path: a toy policy and scorers that behave in one chosen way."""
+"""Plug-ins that tests name by dotted path: a toy policy, and objectives and scorers with a chosen behaviour."""
 
 import os
 import random
@@ -32,13 +32,13 @@ class ToyPolicy(ToyBackbone):
         self.settings = settings
 
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:
-        """What `decode` put into the first two channels."""
+        """Returns what `decode` puts into the first two channels."""
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return pixels[:, :2]
 
 
 class DriftingInSecondProcess(ToyPolicy):
-    """Starts from other weights in one of several processes."""
+    """Starts from other weights on one of several ranks."""
 
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__(settings)
@@ -47,7 +47,7 @@ class DriftingInSecondProcess(ToyPolicy):
 
 
 class CrampedInSecondProcess(ToyPolicy):
-    """Runs out of memory with more than three rows in a model call, in one of several processes alone."""
+    """Runs out of memory with more than three rows in a model call, on only one of several ranks."""
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Tensor, group: Tensor) -> Tensor:
         if len(x) > 3 and os.environ["RANK"] == "1":
@@ -67,7 +67,7 @@ class Cramped(ToyPolicy):
 
 
 class Drawing(Objective):
-    """A plug-in that draws from the global generators, as it should not."""
+    """A plug-in that draws from the global generators, which it should not do."""
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         drawn = torch.rand(len(terms["log_prob"])) + float(np.random.rand()) + random.random()
@@ -140,21 +140,21 @@ class Constant(Scorer):
 
 
 class NearlyConstant(Scorer):
-    """Answers that differ by one unit of float32's rounding."""
+    """Returns scores that differ by one unit of float32's rounding."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         return np.where(np.arange(len(prompts)) % 2, np.float32(0.95), np.nextafter(np.float32(0.95), np.float32(1)))
 
 
 class Faint(Brightness):
-    """Brightness in units so large that nothing is left of it."""
+    """Returns brightness in units so large that it is rounded away."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         return super().score(images, prompts) * 1e-6
 
 
 class Sometimes(Brightness):
-    """Gives up on every third image."""
+    """Returns NaN for every third image."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         scores = super().score(images, prompts)
@@ -163,7 +163,7 @@ class Sometimes(Brightness):
 
 
 class ThirdOfFour(Brightness):
-    """Gives up on the third image of each group of four."""
+    """Returns NaN for the third image of each group of four."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> np.ndarray:
         scores = super().score(images, prompts)
@@ -172,7 +172,7 @@ class ThirdOfFour(Brightness):
 
 
 class AtFourthCall(Brightness):
-    """Answers rightly but at its fourth call, which is in the third iteration."""
+    """Returns valid scores except at its fourth call, which is in the third iteration."""
 
     calls = 0
 
@@ -186,21 +186,21 @@ class AtFourthCall(Brightness):
 
 
 class Dying(AtFourthCall):
-    """As a server does that goes away."""
+    """Raises an error, like a server that has gone away."""
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         raise ConnectionError("the server is gone")
 
 
 class DyingInSecondProcess(Dying):
-    """In one of several processes alone."""
+    """Raises an error on only one of several ranks."""
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         return super().answer(right) if os.environ["RANK"] == "1" else right
 
 
 class Hanging(AtFourthCall):
-    """And takes whatever stops it for a failure of one image."""
+    """Hangs, and treats any exception that stops it as a failure of one image."""
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         try:
@@ -211,7 +211,7 @@ class Hanging(AtFourthCall):
 
 
 class Knowing(AtFourthCall):
-    """Nothing at all."""
+    """Returns NaN for every image."""
 
     def answer(self, right: np.ndarray) -> np.ndarray:
         return np.full_like(right, np.nan)
@@ -291,7 +291,7 @@ def write_task(folder: Path, scorer: str = "Brightness", judges: Sequence[str] =
 
 
 def toy_config(task: Path, **changes: Any) -> RunConfig:
-    """Two groups of four, three iterations, in well under a second."""
+    """Makes a configuration with two groups of four and three iterations, which takes well under a second."""
     options: dict[str, Any] = {
         "backbone": "tests.support.plugins:ToyPolicy",
         "task": str(task),

@@ -1,4 +1,4 @@
-"""What property tests share."""
+"""Helpers of property tests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ HOSTILE = st.text(max_size=12) | st.sampled_from(
 
 @contextmanager
 def one_sentence_at_most() -> Iterator[None]:
-    """What is inside works, or raises UserError with one line."""
+    """Checks that its block works, or raises UserError with a single line."""
     try:
         yield
     except UserError as error:
@@ -29,7 +29,7 @@ def one_sentence_at_most() -> Iterator[None]:
 
 
 def nested(scalars: st.SearchStrategy[Any], keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Scalars, and lists and dictionaries of them inside one another."""
+    """Makes a strategy for scalars and for nested lists and dictionaries of them."""
     return st.recursive(
         scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=6
     )

@@ -1,4 +1,4 @@
-"""Rollouts of a toy policy that has moved since, and the comparison of the engine's gradient with one found otherwise."""
+"""Rollouts of a toy policy that has been updated since, and comparisons of the engine's gradient with another one."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ ROUNDING = 1e-6
 
 
 def small_sampler(name: str) -> Sampler:
-    """Any sampler; those that ship draw groups of four."""
+    """Loads any sampler; those that ship get groups of four."""
     return load_sampler(name, **SMALL.get(name, {}))
 
 
@@ -52,7 +52,7 @@ def two_splits(*rewards: list[float]) -> RolloutForest:
 def drawn(
     plan: Plan, *, move: float = 0.1, reduction: Reduction = "mean", rewards: list[list[float]] | None = None
 ) -> tuple[ToyBackbone, ToyNet, RolloutForest]:
-    """A policy away from its reference, the network that drew the forest, and the forest with rewards.
+    """Makes a policy that differs from its reference, the network that drew the forest, and the forest with rewards.
 
     Args:
         move: how far the policy has gone since the rollout; 0 for the first update.
@@ -70,7 +70,7 @@ def drawn(
 
 
 def by_autograd(toy: ToyBackbone, loss: Tensor) -> tuple[float, Tensor]:
-    """A loss and its gradient on all parameters of the policy."""
+    """Computes a loss and its gradient for all parameters of the policy."""
     gradients = torch.autograd.grad(loss, list(toy.net.parameters()), retain_graph=True)
     return loss.item(), torch.cat([g.flatten() for g in gradients])
 
@@ -86,7 +86,7 @@ def check(
     update: int = 0,
     old: Sequence[Tensor] | None = None,
 ) -> None:
-    """That the engine finds this loss, and this gradient on the parameters of policy and objective, at any micro-batch."""
+    """Checks that the engine computes this loss, and this gradient of policy and objective, at any microbatch."""
     parameters = [*toy.parameters(), *objective.parameters()]
     size = gradient.abs().max().item()
     assert size > 1e-4

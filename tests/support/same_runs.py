@@ -1,4 +1,4 @@
-"""Whether two runs came to the same, but for the order in which numbers are added up."""
+"""Compares two runs, except for the order in which numbers are added."""
 
 import json
 from pathlib import Path

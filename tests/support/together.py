@@ -1,4 +1,4 @@
-"""Several processes on this machine that work as if `torchrun` had started them, over gloo."""
+"""Several processes on this machine that work over gloo, as if `torchrun` had started them."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from tests.support.faults import CONTEXT, PATIENCE
 
 
 def started(count: int, work: Callable[..., None], *arguments: Any, said: Path) -> list[Any]:
-    """`work(*arguments)` in so many processes; what process r says on stderr goes to the file r in the folder `said`."""
+    """Starts `work(*arguments)` on several ranks; the stderr of rank r goes to the file r in the folder `said`."""
     said.mkdir(parents=True, exist_ok=True)
     port = launch.free_port()
     processes = [CONTEXT.Process(target=_one, args=(r, count, port, said, work, arguments)) for r in range(count)]
@@ -27,7 +27,7 @@ def started(count: int, work: Callable[..., None], *arguments: Any, said: Path) 
 
 
 def ended(processes: Sequence[Any]) -> list[int]:
-    """Their exit codes; none may hang."""
+    """Waits for processes and returns their exit codes; none may hang."""
     try:
         for process in processes:
             process.join(PATIENCE)
@@ -39,19 +39,19 @@ def ended(processes: Sequence[Any]) -> list[int]:
 
 
 def runs(jobs: Sequence[tuple[RunConfig, Path]]) -> None:
-    """Each job in turn, going on with one that was interrupted."""
+    """Runs each job in turn, and resumes one that was interrupted."""
     for config, out in jobs:
         run(config, out, resume=(out / "config.yaml").is_file())
 
 
 def command(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Runs the command line."""
     sys.argv = ["alignbench", *arguments]
     main()
 
 
 def listening() -> set[str]:
-    """The addresses on which this process and all that it started listen for TCP connections."""
+    """Lists the addresses on which this process and its children listen for TCP connections."""
     this = psutil.Process()
     found: set[str] = set()
     for process in [this, *this.children(recursive=True)]:

@@ -98,25 +98,25 @@ class ToyBackbone(Backbone):
         self.calls = self.rows = 0
 
     def gradient(self) -> Tensor:
-        """All gradients as one vector."""
+        """Returns all gradients as one vector."""
         return torch.cat([p.grad.flatten() for p in self.net.parameters() if p.grad is not None])
 
 
 def tree(steps: int, splits: Sequence[int], children: int = 3, rule: str = "cps", eta: float = 0.7) -> Plan:
-    """One root that splits at the given steps and is deterministic elsewhere."""
+    """Makes a plan with one root that splits at the given steps and is deterministic elsewhere."""
     split = Step(rule, eta, children)  # type: ignore[arg-type]
     return Plan(tuple(split if t in splits else Step() for t in range(steps)))
 
 
 def two_groups_of_three(policy: ToyBackbone, rewards: Sequence[float]) -> RolloutForest:
-    """Independent rollouts of the prompts a and b, three each over three steps, with their six rewards."""
+    """Makes a forest of independent rollouts of the prompts a and b, three each over three steps, with six rewards."""
     forest = rollout(policy, ["a", "b"], chains(3, 3), seed=0)
     forest.rewards = torch.tensor(rewards)
     return forest
 
 
 def chains(steps: int, roots: int, rule: str = "cps", eta: float = 0.7) -> Plan:
-    """Independent rollouts, stochastic at all steps but the last."""
+    """Makes a plan of independent rollouts, stochastic at all steps but the last."""
     stochastic = Step(rule, eta)  # type: ignore[arg-type]
     return Plan((*[stochastic] * (steps - 1), Step()), roots=roots)
 

@@ -1,7 +1,7 @@
 """Gaussian mixtures whose flow, reward-tilted target and divergences are known, for the backbone `gaussian_mixture`.
 
 Scorers get a point as an image: `d` pixels in one row, each with the 16-bit fixed-point value of one coordinate in its red
-(high) and green (low) bytes. Points can so be scored like images of any backbone, with a resolution of 2.4e-4.
+(high) and green (low) bytes. Points can thus be scored like images of any backbone, with a resolution of 2.4e-4.
 """
 
 import math
@@ -32,6 +32,7 @@ class Mixture:
 
     @property
     def dimension(self) -> int:
+        """The dimension d of the space."""
         return self.means.shape[1]
 
     def log_joint(self, x: Tensor) -> Tensor:

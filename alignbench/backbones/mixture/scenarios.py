@@ -16,7 +16,9 @@ from alignbench.backbones.mixture.mixtures import Mixture
 from alignbench.errors import UserError, did_you_mean
 
 PROMPTS_EACH = 4
+"""Number of prompts of each scenario."""
 RADIUS, STD, BUMP = 3.0, 0.45, 0.7
+"""Radius of the ring of modes, standard deviation of a mode, and width of a reward's bump."""
 TURN = 0.4
 """Angle, in radians, between the mixtures of successive prompts."""
 
@@ -71,17 +73,15 @@ class World:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A family of worlds with one name.
+    """A family of worlds with one name; the task with this name says what it tests.
 
     Attributes:
         name: name of the scenario.
-        question: what the scenario tests, for `list tasks`.
         world: makes a world from the number of a prompt, and with `any_dimension` also from the dimension.
         any_dimension: whether the dimension can be chosen.
     """
 
     name: str
-    question: str
     world: Callable[..., World]
     any_dimension: bool = False
 
@@ -170,14 +170,14 @@ def _quadratic(index: int, dimension: int) -> World:
 SCENARIOS = {
     s.name: s
     for s in (
-        Scenario("equal_modes", "three of six modes are equally good: are all three kept?", _equal_modes),
-        Scenario("unequal_modes", "six modes from good to bad: is each kept in proportion?", _unequal_modes),
-        Scenario("narrow_peak", "a narrow high peak beside broad good modes: is it all that remains?", _narrow_peak),
-        Scenario("rare_mode", "the best mode has 2 % of the base model's mass: is it found?", _rare_mode),
-        Scenario("many_modes", "nine of 27 narrow modes are good", _many_modes),
-        Scenario("noisy_reward", "equal modes, scored with noise of half the reward's height", _noisy_reward),
-        Scenario("quadratic", "the better the nearer to one mode, in any dimension", _quadratic, any_dimension=True),
-        Scenario("proxy_reward", "the reward likes a mode that is bad: how far is it followed?", _proxy_reward),
+        Scenario("equal_modes", _equal_modes),
+        Scenario("unequal_modes", _unequal_modes),
+        Scenario("narrow_peak", _narrow_peak),
+        Scenario("rare_mode", _rare_mode),
+        Scenario("many_modes", _many_modes),
+        Scenario("noisy_reward", _noisy_reward),
+        Scenario("quadratic", _quadratic, any_dimension=True),
+        Scenario("proxy_reward", _proxy_reward),
     )
 }
 

@@ -10,8 +10,8 @@ the target's density at sigma is p_sigma(x) h(x, sigma) / Z, and its velocity is
 
 Source: Domingo-Enrich et al. 2024 (arXiv 2409.08861), in the convention of `alignbench.flow`. For a quadratic reward the
 target is again a mixture and everything is in closed form. For other rewards, in two dimensions, integrals over x_0 are sums
-over a grid: one over the plane for large sigmas, and one around x_sigma / (1 - sigma) for small ones, where x_sigma determines
-x_0 more closely than the grid over the plane could resolve.
+over a grid. For large sigmas the grid is fixed. For small ones it is centred at x_sigma / (1 - sigma), because x_sigma then
+determines x_0 more closely than the fixed grid could resolve.
 """
 
 import math
@@ -26,21 +26,21 @@ from alignbench.backbones.mixture.mixtures import EXTENT, Mixture, midpoints, mi
 from alignbench.backbones.mixture.scenarios import Quadratic, world
 
 GRID = 240
-"""Number of points, in each direction, of the grid over the plane."""
+"""Number of points, in each direction, of the fixed grid."""
 LOCAL = 0.08
 """Deviation of x_0 given x_sigma, under a flat distribution of x_0, up to which the grid around x_sigma is used."""
 NODES, REACH = 24, 6.0
-"""Points in each direction of that grid, and how far it reaches in units of that deviation."""
+"""Number of points, in each direction, of the grid around x_sigma, and half its side in units of that deviation."""
 CHUNK = 256
 """Number of states whose grids are in memory at a time."""
 SIGMAS = (0.25, 0.5, 0.75, 1.0)
-"""Where velocities are compared."""
+"""The sigmas at which velocities are compared."""
 STATES = 64
 """Number of points, in each direction, of the grid of states at which velocities are compared."""
 SAMPLES = 2048
-"""Number of states at which they are compared in more than two dimensions."""
-NEXT_TO_NOTHING = 1e-7
-"""Mass of a point of that grid, below which the point is left out."""
+"""Number of states at which velocities are compared in more than two dimensions."""
+SMALLEST_MASS = 1e-7
+"""States of the grid with a smaller mass are left out."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TiltedFlow:
             sigma: above 0, at most 1.
 
         Returns:
-            float64 [N, d]. Where no point of the grid can have led to x, it is the base model's velocity: that is beyond all
+            float64 [N, d]. If no point of the grid can have led to x, this is the base model's velocity: x is then beyond all
             bumps, where exp(beta R) is 1.
         """
         mixture = self.target
@@ -103,12 +103,12 @@ class TiltedFlow:
 
     @cached_property
     def _line(self) -> Tensor:
-        """The coordinates of the grid over the plane, [GRID]."""
+        """The coordinates of the fixed grid in each direction, [GRID]."""
         return midpoints(1, GRID, EXTENT)[0][:, 0]
 
     @cached_property
     def _log_mass(self) -> Tensor:
-        """The log of p_base exp(beta R) in each cell of the grid over the plane, [GRID, GRID]."""
+        """The log of p_base exp(beta R) in each cell of the fixed grid, [GRID, GRID]."""
         points, cell = midpoints(2, GRID, EXTENT)
         return (self._log_tilted(points) + math.log(cell)).view(GRID, GRID)
 
@@ -133,8 +133,8 @@ class TiltedFlow:
     def _on_the_plane(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The log of the unnormalised density at x [N, 2], and E[x_0 | x_sigma = x] under the target, [N, 2].
 
-        The density of x_sigma given x_0 is a product over the two coordinates, so each sum over the plane is two products of
-        matrices.
+        The density of x_sigma given x_0 is a product over the two coordinates, so a sum over the fixed grid is two products
+        of matrices.
         """
         peak = self._log_mass.max()
         mass = torch.exp(self._log_mass - peak)
@@ -192,7 +192,7 @@ def optimal_velocity(prompt: str, dimension: int, beta: float, sigma: float) -> 
     if dimension == 2:
         states, cell = midpoints(2, STATES, EXTENT)
         mass = torch.exp(flow.log_density(states, sigma)) * cell
-        kept = mass > NEXT_TO_NOTHING
+        kept = mass > SMALLEST_MASS
         states, weights = states[kept], mass[kept] / mass[kept].sum()
     else:
         assert flow.target is not None  # only quadratic rewards exist in more dimensions

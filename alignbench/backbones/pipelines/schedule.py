@@ -63,11 +63,11 @@ class Schedule:
         With `shift_terminal` all sigmas but the last 0 are stretched linearly, so that the last step starts at this sigma. A
         single step cannot be stretched and goes from 1 to 0.
         """
-        found, end = flow.sigmas(steps, shift), self.options["shift_terminal"]
+        sigmas, end = flow.sigmas(steps, shift), self.options["shift_terminal"]
         if not end or steps == 1:
-            return found
-        moved = 1 - found[:-1].double()
-        return torch.cat([(1 - moved * (1 - end) / moved[-1]).float(), found[-1:]])
+            return sigmas
+        moved = 1 - sigmas[:-1].double()
+        return torch.cat([(1 - moved * (1 - end) / moved[-1]).float(), sigmas[-1:]])
 
 
 def read(folder: Path) -> Schedule:

@@ -27,6 +27,8 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Shape:
+    """A coloured shape: its centre (x, y) and its diameter, in pixels."""
+
     kind: str
     color: str
     center: tuple[float, float]
@@ -35,6 +37,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
+    """Shapes on a plain background."""
+
     background: str
     shapes: tuple[Shape, ...]
 
@@ -150,6 +154,7 @@ def sample_scene(rng: np.random.Generator, metadata: dict[str, Any], single_size
 
 
 def with_article(word: str) -> str:
+    """Puts the indefinite article before a word."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout, run
 from alignbench.backbone import temporarily_set
 from alignbench.backbones.diffusers_folder import DiffusersFolder
-from alignbench.backbones.flux import Flux, places
+from alignbench.backbones.flux import Flux, image_positions
 from alignbench.backbones.pipelines.packing import pack, unpack
 from alignbench.backbones.sd3 import SD3
 from alignbench.config.run_config import load_config
@@ -185,7 +185,7 @@ def test_the_velocity_of_flux_has_the_bits_of_its_transformers_answer(folders: d
             encoder_hidden_states=encoded.states[group],
             pooled_projections=encoded.pooled[group] if encoded.pooled is not None else None,
             txt_ids=torch.zeros(encoded.states.shape[1], 3),
-            img_ids=places(4, 4),
+            img_ids=image_positions(4, 4),
             return_dict=False,
         )[0]
     assert torch.equal(found, unpack(answer, 8, 8))
@@ -347,9 +347,9 @@ def test_packing_goes_there_and_back_and_is_diffusers_own() -> None:
 
 
 def test_tokens_stand_row_by_row() -> None:
-    assert places(2, 3).tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
+    assert image_positions(2, 3).tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
     theirs = diffusers.FluxPipeline._prepare_latent_image_ids(1, 2, 3, "cpu", torch.float32)
-    assert torch.equal(places(2, 3), theirs)
+    assert torch.equal(image_positions(2, 3), theirs)
 
 
 def test_the_shift_follows_the_pictures_tokens(folders: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from alignbench import UserError
 from alignbench.backbones.flux2 import Flux2
 from alignbench.backbones.flux2_klein import Flux2Klein
-from alignbench.backbones.flux2_layout import Flux2Layout, empirical_mu, places, text_places
+from alignbench.backbones.flux2_layout import Flux2Layout, empirical_mu, image_positions, text_positions
 from tests.support import family_checks as checks
 from tests.support.family_checks import Family, FamilyFacts
 
@@ -81,8 +81,8 @@ def test_other_schedules_that_are_followed_draw_alike(tmp_path: Path, options: d
 
 def test_positions_are_those_of_diffusers() -> None:
     theirs = diffusers.Flux2Pipeline._prepare_latent_ids(torch.zeros(1, 4, 2, 3))[0]
-    assert torch.equal(places(2, 3), theirs)
-    assert torch.equal(text_places(5), diffusers.Flux2Pipeline._prepare_text_ids(torch.zeros(1, 5, 2))[0])
+    assert torch.equal(image_positions(2, 3), theirs)
+    assert torch.equal(text_positions(5), diffusers.Flux2Pipeline._prepare_text_ids(torch.zeros(1, 5, 2))[0])
 
 
 def test_a_distilled_klein_draws_without_guidance(folders: dict[str, Path], tmp_path: Path) -> None:

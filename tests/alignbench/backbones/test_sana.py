@@ -66,5 +66,5 @@ class TestSana(FamilyFacts):
 
     @pytest.mark.parametrize(("key", "value"), [("use_flow_sigmas", False), ("prediction_type", "epsilon")])
     def test_a_solver_of_another_process_is_refused(self, folder: Path, tmp_path: Path, key: str, value: object) -> None:
-        with pytest.raises(UserError, match=f"has no schedule of a flow: {key} is"):
+        with pytest.raises(UserError, match=f"is not a schedule of a flow: {key} is"):
             checks.opened(with_solver(folder, tmp_path / "other", **{key: value}), euler=True)

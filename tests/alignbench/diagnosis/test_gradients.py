@@ -12,7 +12,7 @@ from torch import Tensor
 from alignbench import Objective, Plan, RolloutForest, Step, UserError, groups, load_objective
 from alignbench.backbones.mixture.mixtures import from_images
 from alignbench.config.run_config import RunConfig, load_config
-from alignbench.diagnosis.gradients import Bench, Rule, Trial, diagnose_gradients, unit_of, with_leaves
+from alignbench.diagnosis.gradients import GradientEstimator, Rule, Trial, diagnose_gradients, unit_of, with_leaves
 from alignbench.diagnosis.record import GradientDiagnosis, GradientTrial
 from alignbench.objective import Divergence
 from alignbench.rollouts.executor import rollout
@@ -67,8 +67,8 @@ def of(objective: str, **sampler: object) -> Trial:
 
 
 def on_trial(objective: str, leaves: int = 6) -> GradientTrial:
-    bench = Bench(Drift(), FirstCoordinate(), ["a"])  # type: ignore[arg-type]
-    return bench.result(of(objective, steps=2, group_size=leaves), repetitions=300)
+    estimator = GradientEstimator(Drift(), FirstCoordinate(), ["a"])  # type: ignore[arg-type]
+    return estimator.result(of(objective, steps=2, group_size=leaves), repetitions=300)
 
 
 def test_the_policy_gradient_of_a_gaussian_step_has_no_bias_and_known_noise() -> None:

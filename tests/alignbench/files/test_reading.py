@@ -116,7 +116,7 @@ def test_numbers_may_be_whole_missing_or_truths(tmp_path: Path) -> None:
         ("evals", {"prompt_index": 0}, "the same phase, metric, prompt_index and image"),
         ("evals", {"prompt_index": 0, "image": range(8)}, "two prompts have the same prompt_index"),
         ("evals", {"value": np.inf}, "a value is infinite"),
-        ("metrics", {"iteration": 1}, "two rows are of the same iteration"),
+        ("metrics", {"iteration": 1}, "two rows have the same iteration"),
         ("metrics", {"seconds": np.nan}, "model_rows and seconds must be finite"),
         ("distributions", {"mass": -1.0}, "masses not negative"),
         ("distributions", {"iteration": 0}, "the target's or the base model's distribution is missing"),

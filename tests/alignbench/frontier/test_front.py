@@ -9,7 +9,8 @@ import pytest
 from alignbench import UserError
 from alignbench.errors import RunError
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.frontier.front import BEST_OF, ESS, KL, REWARD, TILT, Front, draw_samples, read_front, summary
+from alignbench.frontier.estimated import draw_samples
+from alignbench.frontier.front import BEST_OF, ESS, KL, REWARD, TILT, Front, read_front, summary
 from alignbench.frontier.making import front_of
 from alignbench.load import load_configured_backbone
 from alignbench.scorer import SetMetric

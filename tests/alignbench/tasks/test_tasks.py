@@ -73,7 +73,7 @@ def test_chosen_evals_keep_the_tasks_settings_under_those_that_are_given() -> No
     assert ocr.settings == {"reader": "easyocr", "characters": "letters", "batch": 3}
     assert (judge.eval, judge.label, judge.settings) == ("ocr", "ocr_judge", {"reader": "rapidocr"})
     assert (plain.eval, plain.label, plain.settings) == ("pickscore", None, {})
-    # One that the task knows nothing of passes over prompts that it says nothing about.
+    # An eval that the task does not have gives NaN for prompts that it does not apply to.
     (geneval,) = task.choices(["geneval"], {"geneval": {"reward": "graded"}})
     assert geneval.settings == {"others": "skip", "reward": "graded"}
     with pytest.raises(UserError, match="'ocrr', which is not asked for; did you mean 'ocr'"):

@@ -106,7 +106,7 @@ def test_resuming_with_other_prompts_is_refused_and_another_reward_is_told(tmp_p
     ):
         text = file.read_text()
         file.write_text(text.replace(old, new))
-        with pytest.raises(UserError, match=f"the {part} changed since the checkpoint .* was made; put the task's files back"):
+        with pytest.raises(UserError, match=f"the {part} changed since the checkpoint .* was made; restore the task's files"):
             run(config, tmp_path / "run", resume=True)
         file.write_text(text)
     # What changes nothing may change.

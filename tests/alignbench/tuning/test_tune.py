@@ -15,7 +15,7 @@ from alignbench.records.record import read_result
 from alignbench.records.tables import read_evals
 from alignbench.tasks import load_task
 from alignbench.tuning.planning import TuningRequest, plan_tuning
-from alignbench.tuning.record import best_first, read_tuning
+from alignbench.tuning.record import RECORD, TuningRecord, best_first
 from alignbench.tuning.tune import read_request as read_tuning_request
 from alignbench.tuning.tune import run_tuning
 from tests.support.command_line import in_this_process
@@ -64,7 +64,7 @@ def test_a_planted_pair_changes_places_when_it_is_tuned(tmp_path: Path) -> None:
     limits = ["--task", "toy.yaml", "--preset", "smoke", "--budget", "model_rows=1500", "--lr-factor", "3"]
     done = tune_in(tmp_path, *basics, *limits, *settings, "--trials", "3")
     assert done.returncode == 0, done.stderr
-    record = read_tuning(tmp_path / "t")
+    record = TuningRecord.read(tmp_path / "t" / RECORD)
     assert [method.objective for method in best_first(record.methods, trial=0)] == ["wavering", "misaimed"]
     assert [method.objective for method in best_first(record.methods)] == ["misaimed", "wavering"]
     assert {len(method.scored) for method in record.methods} == {3}
@@ -76,7 +76,7 @@ def test_a_planted_pair_changes_places_when_it_is_tuned(tmp_path: Path) -> None:
     second = results(tmp_path / "t")
     assert (len(first), len(second)) == (6, 8)
     assert {file: second[file] for file in first} == first
-    longer = read_tuning(tmp_path / "t")
+    longer = TuningRecord.read(tmp_path / "t" / RECORD)
     assert [method.trials[:3] for method in longer.methods] == [method.trials for method in record.methods]
 
     again = tune_in(tmp_path)
@@ -200,7 +200,7 @@ def test_a_slip_on_the_command_line_leaves_nothing_behind(arguments: list[str], 
 def test_trials_and_seeds_are_only_raised_and_a_comparison_is_no_tuning(tmp_path: Path) -> None:
     run_tuning(plan_tuning(request(tmp_path, seeds=2)), tmp_path / "t")
     fewer = in_this_process("tune", "--out", "t", "--seeds", "1", cwd=tmp_path)
-    assert (fewer.returncode, "the folder has 2 seeds already, which can only be raised" in fewer.stderr) == (2, True)
+    assert (fewer.returncode, "the folder already has 2 seeds, which can only be raised" in fewer.stderr) == (2, True)
     other = in_this_process("tune", "--out", "t", "--lr-factor", "2", cwd=tmp_path)
     assert (other.returncode, "was run with other settings: optimizer.lr" in other.stderr) == (2, True)
     former = read_tuning_request(tmp_path / "t")
@@ -213,4 +213,4 @@ def test_trials_and_seeds_are_only_raised_and_a_comparison_is_no_tuning(tmp_path
     grid = plan_grid(Request(objectives=["grpo"], samplers=["independent"], backbone="gaussian_mixture"))
     (tmp_path / "c" / "comparison.yaml").write_text(yaml.safe_dump(grid.model_dump(mode="json")))
     other = in_this_process("tune", "--out", "c", cwd=tmp_path)
-    assert (other.returncode, "c holds a comparison and no tuning" in other.stderr) == (2, True)
+    assert (other.returncode, "c holds a comparison, not a tuning" in other.stderr) == (2, True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignbench.backbones.gaussian_mixture import truth
+from alignbench.backbones.mixture.known_target import known_target
 from alignbench.backbones.mixture.mixtures import EXTENT, Mixture, js_of_masses, midpoints, mixture_velocity
 from alignbench.backbones.mixture.scenarios import Quadratic, world
 from alignbench.backbones.mixture.tilted_flow import LOCAL, OptimalVelocity, TiltedFlow, optimal_velocity, tilted_flow
@@ -84,7 +84,7 @@ def test_the_drift_is_the_gradient_of_the_expected_tilt_by_finite_differences(na
 
 def test_log_z_is_that_of_the_grid_of_the_reward() -> None:
     for prompt in ("equal_modes 0", "quadratic 2"):
-        assert tilted_flow(prompt, 2, 4.0).log_z == pytest.approx(truth(prompt, 2, 4.0).log_z, abs=1e-10)
+        assert tilted_flow(prompt, 2, 4.0).log_z == pytest.approx(known_target(prompt, 2, 4.0).log_z, abs=1e-10)
 
 
 def test_the_ode_of_the_optimal_velocity_draws_the_target() -> None:
