@@ -259,7 +259,7 @@ def test_no_name_of_a_record_is_markup_in_a_report(tmp_path: Path) -> None:
 
 def test_the_terminal_shows_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Square brackets are no styles: a folder called `[/red]` ends no run with an error."""
-    from alignbench.cli.run_view import Terminal
+    from alignbench.cli.views.run import Terminal
 
     out = tmp_path / "[/red] [bold]"
     run(toy_config(write_task(tmp_path)), out, console=Terminal())

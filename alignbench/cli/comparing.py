@@ -213,7 +213,7 @@ def _make_fronts(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> No
     if execution["engine"] == "ray":
         warn("no front is computed with the engine ray, as this machine may lack a GPU; `alignbench compare --out DIR` adds it")
         return
-    from alignbench.cli.views import EvalView
+    from alignbench.cli.views.records import EvalView
     from alignbench.comparison.fronts import make_fronts
 
     with EvalView(silent=False) as status:
@@ -224,7 +224,7 @@ def _report(record: "ComparisonRecord", folder: Path, reward: str | None, divers
     """Writes the report; ends the command with exit code 1 where a cell failed."""
     failed = sum(cell.status == "failed" for cell in record.cells)
     if failed < len(record.cells):
-        from alignbench.cli.comparison_view import show_summary
+        from alignbench.cli.views.comparison import show_summary
         from alignbench.comparison.reading import read_results
         from alignbench.reports.report import write_report
 

@@ -40,7 +40,7 @@ def front(
     strengths = _numbers(betas, "--betas", least=0.0) if betas else None
     sizes = [int(n) for n in _numbers(best_of, "--best-of", least=1.0)] if best_of else []
 
-    from alignbench.cli.views import EvalView
+    from alignbench.cli.views.records import EvalView
 
     with EvalView(silent=as_json) as status:
         from alignbench.frontier.making import front_of
@@ -49,7 +49,7 @@ def front(
     if as_json:
         print_json(_document(made, folder))
     else:
-        from alignbench.cli.views import show_front
+        from alignbench.cli.views.records import show_front
 
         show_front(made, folder)
 

@@ -30,7 +30,7 @@ def runs(
 
         print_json(json.dumps({"folder": str(folder), "runs": rows}, indent=2))
         return
-    from alignbench.cli.comparison_view import show_runs
+    from alignbench.cli.views.comparison import show_runs
 
     show_runs(rows, folder)
 

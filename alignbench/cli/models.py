@@ -79,7 +79,7 @@ def eval_(
         _eval_grid(configs, runs, sweep or [], out or results_folder("eval"), chosen, settings, as_json)
         return
 
-    from alignbench.cli.views import EvalView
+    from alignbench.cli.views.records import EvalView
     from alignbench.scoring import score as scoring
 
     with EvalView(silent=as_json) as view:
@@ -103,8 +103,8 @@ def _eval_grid(
     as_json: bool,
 ) -> None:
     """Evaluates several models by several protocols and prints how their rankings agree."""
-    from alignbench.cli.protocol_view import show_protocols
-    from alignbench.cli.views import EvalView
+    from alignbench.cli.views.protocol import show_protocols
+    from alignbench.cli.views.records import EvalView
     from alignbench.comparison.sweep_requests import flattened, parse_sweeps
     from alignbench.scoring.protocol_grid import Model, score_grid
 

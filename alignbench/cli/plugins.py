@@ -53,7 +53,7 @@ def show(
 ) -> None:
     """Shows what a plug-in does, its source, and each setting with its type, default and meaning."""
     from alignbench.authoring.describing import describe
-    from alignbench.cli.views import show_description
+    from alignbench.cli.views.records import show_description
 
     description = describe(kind, name)
     if as_json:
@@ -123,7 +123,7 @@ def check(
 
     from alignbench.authoring import checking, checking_folder
     from alignbench.backbones import families
-    from alignbench.cli.views import Checklist
+    from alignbench.cli.views.records import Checklist
 
     subject = checking.subject_of(settings)
     lr = checking.LEARNING_RATE * settings.optimizer.lr if lr is None else lr
@@ -147,7 +147,7 @@ def _put_on_trial(chosen: Sequence[str], sets: Sequence[str], quick: bool, seed:
         raise UserError("--eval needs the name of a metric; `list evals` shows them")
 
     from alignbench.cli.console import counting
-    from alignbench.cli.trial_view import show_trial
+    from alignbench.cli.views.trial import show_trial
     from alignbench.trial import trial
 
     evals = trial.choices(chosen, settings)
@@ -234,7 +234,7 @@ def diagnose(
     name = out or results_folder("diagnose", settings.sampler.name)
 
     from alignbench.cli.console import counting
-    from alignbench.cli.views import show_diagnosis
+    from alignbench.cli.views.records import show_diagnosis
     from alignbench.diagnosis import diagnose as diagnosis
 
     with nullcontext(name) if out else reserved(name) as folder, counting("rounds of groups") as advance:
@@ -260,7 +260,7 @@ def _diagnose_gradients(
 ) -> None:
     """Tries every configuration with every rule and every group size."""
     from alignbench.cli.console import counting
-    from alignbench.cli.views import show_gradients
+    from alignbench.cli.views.records import show_gradients
     from alignbench.diagnosis.gradients import Rule, Trial, diagnose_gradients
 
     chosen_rules = [Rule.parse(text) for text in names(rules)] if rules else [None]

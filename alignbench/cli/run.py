@@ -109,7 +109,7 @@ def _is_finished(settings: RunConfig, folder: Path, as_json: bool) -> bool:
 
 def _run(settings: RunConfig, folder: Path, resume: bool, as_json: bool) -> None:
     try:
-        from alignbench.cli.run_view import Terminal
+        from alignbench.cli.views.run import Terminal
         from alignbench.runtime.processes import shutdown
         from alignbench.training.progress import Silent
         from alignbench.training.run import run as train
@@ -127,7 +127,7 @@ def _run(settings: RunConfig, folder: Path, resume: bool, as_json: bool) -> None
 
 
 def _show_forecast(settings: RunConfig, folder: Path, as_json: bool) -> None:
-    from alignbench.cli.run_view import show_forecast
+    from alignbench.cli.views.run import show_forecast
     from alignbench.files.writing import refuse_taken
     from alignbench.forecast.costs import forecast
 

@@ -89,7 +89,7 @@ def _whole_numbers(text: str) -> list[int]:
 def _tune(plan: "Plan", folder: Path, execution: Mapping[str, Any]) -> None:
     """Runs the tuning and prints what came of it; exit code 1 where a trial failed, 130 on Ctrl-C."""
     from alignbench.cli.console import GridProgress
-    from alignbench.cli.tuning_view import show_tuning
+    from alignbench.cli.views.tuning import show_tuning
     from alignbench.comparison import runner
     from alignbench.tuning.tune import run_tuning
 

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 class Console(Protocol):
-    """Receives the progress of a run. `Silent` shows nothing; `cli.run_view` shows it in a terminal."""
+    """Receives the progress of a run. `Silent` shows nothing; `cli.views.run` shows it in a terminal."""
 
     def status(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...

@@ -38,12 +38,11 @@ from alignbench.sampler import Sampler
 from alignbench.tasks import Task, configured_task, with_remote_reward
 from alignbench.training import dead_terms, engine
 from alignbench.training.checkpoint import has_checkpoint
-from alignbench.training.extending import check_extension
+from alignbench.training.length import StopRules, check_extension
 from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
 from alignbench.training.run_evaluation import PromptSets, RunEvaluator
 from alignbench.training.run_folder import RunFolder, check_free
-from alignbench.training.stopping import StopRules
 from alignbench.training.tracking import Tracking, check_trackers
 from alignbench.training.trainer import Trainer
 

@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from alignbench.cli.console import format_interval, moves, print_table
-from alignbench.cli.run_view import change_label
+from alignbench.cli.views.run import change_label
 from alignbench.records.record import Estimate, MetricRecord
 
 NUMBERS = ("0.123456", "+4.12e-06 (-2.56e-06 to +1.57e-05)", "1,234,567", "0.9876")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignbench import run
-from alignbench.cli.run_view import Terminal
+from alignbench.cli.views.run import Terminal
 from alignbench.config.run_config import RunConfig
 from alignbench.records.record import read_result
 from alignbench.reports.report import write_report

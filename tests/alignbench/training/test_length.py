@@ -13,8 +13,8 @@ from alignbench.config.run_config import RunConfig, load_config
 from alignbench.evaluation.curve import by_prompt, read_curve
 from alignbench.records.record import Result, read_result
 from alignbench.training.checkpoint import policy_weights
+from alignbench.training.length import StopRules
 from alignbench.training.run_evaluation import RunEvaluator
-from alignbench.training.stopping import StopRules
 from alignbench.training.trainer import Trainer
 from tests.support.plugins import toy_config, write_task
 
