@@ -301,7 +301,7 @@ def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
     drew, seen = [], []
     drawn, updates = Collector._rollout, Updater.update
 
-    def watched_drawn(self: Collector, *arguments: Any) -> Any:
+    def watched_drawn(self: Collector, *arguments: Any, **named: Any) -> Any:
         velocity = self.policy.velocity
 
         def noted(*inputs: Any) -> Any:
@@ -309,7 +309,7 @@ def test_an_old_policy_that_lags_draws_the_rollouts_and_follows_by_its_decay(
             return velocity(*inputs)
 
         monkeypatch.setattr(self.policy, "velocity", noted)
-        forest = drawn(self, *arguments)
+        forest = drawn(self, *arguments, **named)
         monkeypatch.setattr(self.policy, "velocity", velocity)
         return forest
 
