@@ -225,7 +225,8 @@ class RunConfig(Settings):
     depend on it, within rounding."""
     overlap: int = Field(1, ge=1)
     """Number of parts into which an iteration's prompts are divided; one part is scored while the next is rolled out. This
-    helps if scorers wait or run on another device, but it makes batches smaller. Results do not depend on it."""
+    helps if scorers wait or run on another device, but it makes batches smaller. Results do not depend on it,
+    within rounding."""
     normalise_rewards: bool = True
     """Whether several rewards are each standardised within their group before the weighted sum."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -1,6 +1,7 @@
 """How long a training is: rules that end it early, and whether a longer one continues it; and its best checkpoint.
 
-Stop rules and the best checkpoint read the evaluations along the training. Each decision is a function of the curve alone, so a resumed run and all ranks come to the same one.
+Stop rules and the best checkpoint read the evaluations along the training. Each decision is a function of the curve alone, so
+a resumed run and all ranks come to the same one.
 """
 
 from collections.abc import Mapping

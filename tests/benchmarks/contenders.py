@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from alignbench import RolloutForest, flow
+from alignbench import RolloutForest, flow, rollout
 from alignbench.backbone import Backbone
 from alignbench.rollouts.executor import predict
 from alignbench.rollouts.plan import Plan
@@ -49,3 +49,21 @@ def model_of_training(policy: Backbone, forest: RolloutForest) -> int:
     velocity = predict(policy, x, forest.row_sigma, conditioning, forest.row_group)
     velocity.backward(torch.ones_like(velocity) / velocity.numel())
     return len(x)
+
+
+def iteration_step_by_step(policy: Backbone, prompts: Sequence[str], plan: Plan) -> None:
+    """An iteration of a plain Flow-GRPO loop: images without shared steps in one batch, then a pass over it for each step."""
+    alone = plan.as_independent()
+    forest = rollout(policy, prompts, alone, seed=0)
+    advantage = torch.linspace(-1, 1, len(forest.leaves))
+    conditioning = policy.encode(forest.prompts)
+    for t in alone.stochastic_steps:
+        edges = (forest.edge_step == t).nonzero()[:, 0]
+        rows = forest.edge_row[edges]
+        x, sigma = forest.states[forest.rows[rows]], forest.edge_sigma[edges]
+        velocity = policy.velocity(x, sigma, conditioning, forest.row_group[rows])
+        rule = alone.steps[t].rule
+        mean, std = flow.moments(x, velocity, sigma, forest.edge_sigma_next[edges], forest.edge_eta[edges], rule)
+        log_prob = flow.log_prob(forest.states[forest.edge_child[edges]], mean, std)
+        ratio = torch.exp(log_prob - forest.old_log_prob[edges])
+        (-(advantage * ratio).mean() / len(alone.stochastic_steps)).backward()

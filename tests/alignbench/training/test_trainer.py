@@ -174,12 +174,11 @@ def test_the_first_update_goes_back_from_the_rollout_where_its_graph_serves(
 
 def test_the_graph_is_dropped_where_the_decoder_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(write_task(tmp_path), objective={"name": "ddpo"})
-    decode = made.policy.decode
-    live: list[Any] = []
+    decode, failed = made.policy.decode, list[bool]()
 
     def short_of_memory(latents: torch.Tensor) -> np.ndarray:
-        if not live:
-            live.append(True)
+        if not failed:
+            failed.append(True)
             raise torch.OutOfMemoryError("out of memory")
         return decode(latents)
 
