@@ -21,7 +21,10 @@ from tests.support.pairs import in_turn
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 from tests.support.same_runs import table
 
-OBJECTIVES = ["tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad", "ftb", "subtb"]
+OBJECTIVES = [
+    *("tmpo", "grpo", "ddpo", "dpo", "flowrl", "gardo", "nft", "ppo", "raft", "vargrad", "ftb", "subtb"),
+    *("awm", "dgpo", "ram", "crd", "diffusion_nft"),
+]
 LEARNING: dict[str, Any] = {
     "flowrl": {},
     "gardo": {"clip": 0.01},
@@ -35,6 +38,11 @@ LEARNING: dict[str, Any] = {
     "vargrad": {},
     "ftb": {},
     "subtb": {},
+    "awm": {"draws": 4},
+    "dgpo": {"draws": 4},
+    "ram": {"draws": 4},
+    "crd": {"draws": 4},
+    "diffusion_nft": {"draws": 4},
 }
 """Settings under which each objective learns the toy within forty iterations."""
 TREE: dict[str, Any] = {"steps": 4, "levels": 2, "children": 2, "splits": [1, 2]}
@@ -353,6 +361,11 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
         "ftb": {"alpha", "balance_rms"},
         "subtb": {"balance_rms", "log_flow_mean", "log_flow_std"},
         "flowrl": {"balance_rms", "log_z"},
+        "awm": {"likelihood", "distance_reference", "distance_average", "behaviour_ema_decay"},
+        "dgpo": {"error", "implicit_accuracy", "loss_weight"},
+        "ram": {"target_error", "distance_reference"},
+        "crd": {"implicit_reward_std", "balance_rms", "distance_reference", "behaviour_ema_decay"},
+        "diffusion_nft": {"positive_error", "negative_error", "distance_reference", "behaviour_ema_decay"},
     }
     assert set(own) == set(OBJECTIVES)
     task = write_task(tmp_path)
@@ -390,3 +403,40 @@ def test_a_plan_without_noise_is_refused_by_objectives_on_steps_alone(tmp_path: 
     result = run(toy_config(task, objective={"name": "nft", "decay_rate": 0}, sampler=sampler), tmp_path / "nft")
     # Two groups of four images, each asked about under the policy and the base model, three times.
     assert result.budget.model_rows_train == 3 * 2 * 8
+
+
+def test_an_objective_on_paths_learns_from_rollouts_without_noise_by_an_elbo(tmp_path: Path) -> None:
+    sampler: Any = {"name": "independent", "steps": 4, "group_size": 4, "stochastic_share": 0}
+    config = toy_config(
+        write_task(tmp_path), objective={"name": "grpo"}, sampler=sampler, likelihood="elbo", iterations=40,
+        prompts_per_iteration=5, optimizer={"lr": 0.02, "weight_decay": 0.0},
+    )  # fmt: skip
+    console = Listening()
+    result = run(config, tmp_path / "run", console=console)
+    change = result.metrics["brightness"].difference
+    assert change.lower is not None
+    assert change.lower > 0
+    assert result.checks["first_update_ratio_abs_dev_max"] == 0
+    assert not [text for text in console.told if "has no effect" in text or "had no gradient" in text]
+    # Four steps for each image in a rollout, and four pairs of a sigma and noise in training.
+    assert result.budget.model_rows_rollout == result.budget.model_rows_train == 40 * 5 * 4 * 4
+
+
+def test_an_elbo_without_effect_is_told(tmp_path: Path) -> None:
+    console = Listening()
+    run(toy_config(write_task(tmp_path), objective="raft", likelihood="elbo", iterations=1), tmp_path / "run", console=console)
+    told = "likelihood=elbo has no effect on objective raft, which asks for no log-probabilities of paths"
+    assert told in console.told
+
+
+def test_an_average_that_does_not_draw_leaves_the_rollouts_to_the_policy(tmp_path: Path) -> None:
+    """`awm` with a decay of nearly 1: its first two rollouts are those of a run without an average."""
+    common: Any = {"name": "awm", "kl_beta": 0.0, "decay_rate": 0.99, "decay_max": 0.99}
+    rewards = {}
+    for name, changes in (("kept", {"ema_beta": 1e-12}), ("none", {"ema_beta": 0.0}), ("draws", {"ratio": "average"})):
+        config = toy_config(write_task(tmp_path), objective={**common, **changes}, iterations=3, optimizer={"lr": 0.1})
+        run(config, tmp_path / name)
+        rewards[name] = table(tmp_path / name)["reward"].tolist()
+    assert rewards["kept"] == pytest.approx(rewards["none"], rel=1e-5)
+    assert rewards["draws"][0] == rewards["none"][0]
+    assert abs(rewards["draws"][1] - rewards["none"][1]) > 1e-3 * abs(rewards["none"][1])
