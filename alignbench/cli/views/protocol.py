@@ -12,13 +12,16 @@ from alignbench.scoring.protocol_record import FILE, ProtocolGrid
 def show_protocols(grid: ProtocolGrid, out: Path) -> None:
     """Prints the means of each method by each protocol, how the rankings agree, and the flips beyond chance."""
     rich = new_console(160)
-    table = Table(title="mean over prompts", title_justify="left")
-    for column in ("protocol", "method", "rows per image", *map(escape, grid.higher_is_better)):
-        table.add_column(column, justify="left" if column in ("protocol", "method") else "right")
-    for p, point in enumerate(grid.points):
+    table = Table(title="means over prompts", title_justify="left")
+    for column in ("metric", "method", *map(escape, grid.points)):
+        table.add_column(column, justify="left" if column in ("metric", "method") else "right")
+    for method in grid.methods:
+        rows = (f"{grid.rows_per_image(method, p):,}" for p in range(len(grid.points)))
+        table.add_row("model rows per image", escape(method), *rows)
+    for metric in grid.higher_is_better:
         for method in grid.methods:
-            numbers = (f"{grid.mean(method, p, metric):.4g}" for metric in grid.higher_is_better)
-            table.add_row(escape(point), escape(method), f"{grid.rows_per_image(method, p):,}", *numbers)
+            means = (f"{grid.mean(method, p, metric):.4g}" for p in range(len(grid.points)))
+            table.add_row(escape(metric), escape(method), *means)
     print_table(rich, table)
     if grid.agreement:
         ranks = Table(title=f"rank correlation (Kendall's tau-b) with {escape(grid.points[0])}", title_justify="left")
