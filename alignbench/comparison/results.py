@@ -31,6 +31,7 @@ from alignbench.statistics import (
 
 BASE = "base model"
 DIVERSITY = (
+    "attribute_difference",
     "mode_coverage",
     "vendi",
     "cosine_diversity",
