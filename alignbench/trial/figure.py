@@ -32,7 +32,8 @@ def draw(trial: Trial) -> Figure:
     down = max(1, ceil(len(planted) / ACROSS))
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(10, 2.1 * down + 3.6), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=[2.1 * down + 0.6, 3.0])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[2.1 * down + 0.6, 3.0])
+        above, below = parts
         axes = above.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False)
         for axis in axes.flat[len(planted) :]:
             axis.set_axis_off()
