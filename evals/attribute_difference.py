@@ -61,3 +61,7 @@ class AttributeDifference(SetMetric):
             metrics[f"difference_{aspect}"] = share_of_different_pairs(seen) if varies else float("nan")
         known = [value for value in metrics.values() if not np.isnan(value)]
         return {"attribute_difference": float(np.mean(known)) if known else float("nan"), **metrics}
+
+    def higher_is_better(self, metric: str) -> bool | None:
+        """Tells the direction of a metric: none for single aspects, which would only repeat the alarms of `mode_coverage`."""
+        return True if metric == "attribute_difference" else None

@@ -32,6 +32,7 @@ from alignbench.statistics import (
 
 BASE = "base model"
 DIVERSITY = (
+    "attribute_difference",
     "mode_coverage",
     "vendi",
     "cosine_diversity",

@@ -38,7 +38,7 @@ def draw(trial: Trial) -> Figure:
             axis.set_axis_off()
         for axis, place in zip(axes.flat, planted, strict=False):
             _draw_effects(axis, [s for s in typical if (s.source, s.condition) == place], shown)
-            axis.set_title(visible(f"{place[1]} ({place[0]} images)"))
+            axis.set_title(visible(f"{place[1]} ({place[0]})"))
         if planted:
             title = (
                 f"mean difference / standard deviation, {TYPICAL_IMAGES} images of a prompt; below the dotted line a fall is "
@@ -66,6 +66,8 @@ def _draw_effects(axis: Any, seen: Sequence[Seen], shown: Sequence[str]) -> None
     axis.axhline(0, color="black", linewidth=0.8)
     axis.axhline(effect_with_power(GOOD, TYPICAL_PROMPTS), color="black", linewidth=0.8, linestyle=":")
     axis.set_yscale("symlog", linthresh=1)
+    axis.set_yticks([-10, -1, 0, 1], ["-10", "-1", "0", "1"])
+    axis.set_yticks([], minor=True)
     axis.set(xticks=[0.25, 0.5, 0.75, 1], ylim=(-30, 3))
 
 

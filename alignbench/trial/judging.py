@@ -28,20 +28,21 @@ LEAST_PROMPTS = 4
 """With fewer prompts of a condition its effect is not known well enough to be a number."""
 
 
-def seen(differences: Differences, rng: np.random.Generator) -> list[Seen]:
+def seen(differences: Differences, seed: int) -> list[Seen]:
     """Says of each metric what it sees of each condition, where enough prompts have a value."""
     found = []
     for metric in differences.metrics:
         for key in differences.of(metric):
             if len(differences.rows(key)) >= LEAST_PROMPTS:
-                found.append(_seen(key, differences.kinds[key[1], key[2]], differences.table(key), rng))
+                found.append(_seen(key, differences.kinds[key[1], key[2]], differences.table(key), seed))
     return found
 
 
-def _seen(key: Key, kind: str, table: np.ndarray, rng: np.random.Generator) -> Seen:
+def _seen(key: Key, kind: str, table: np.ndarray, seed: int) -> Seen:
     metric, source, condition, degree, images = key
     size = effect_interval(table)
     if kind == "equal":
+        rng = np.random.default_rng([seed, images, *f"{metric} {source} {condition}".encode()])
         falls, rises = {p: false_alarms(table, p, rng) for p in PROMPTS}, {}
     else:
         opposite = Interval(-size.value, -size.upper, -size.lower, size.n)

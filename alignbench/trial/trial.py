@@ -94,7 +94,7 @@ def put_on_trial(
             differences.add(make(), metrics, number, seed)
         advance(len(makers), len(makers), "")
         known = differences.metrics
-        found, ranked = seen(differences, np.random.default_rng(seed)), rankings(differences)
+        found, ranked = seen(differences, seed), rankings(differences)
         trial = Trial(
             evals={
                 choice.label or choice.eval: metric.settings.model_dump()

@@ -217,7 +217,7 @@ def test_in_a_checkout_too_and_what_is_there_cannot_be_made_again(checkout: Path
     text = made.plugin.read_text()
     assert problem("sampler", "burst") == "samplers/burst.py exists already; choose another name, or move it away"
     assert problem("scorer", "_shapes").startswith("'_shapes' cannot be the name")
-    assert problem("backbone", "trust").startswith("alignbench/backbones/pipelines/trust.py exists already")
+    assert problem("backbone", "guidance").startswith("alignbench/backbones/guidance.py exists already")
     assert (checkout / "samplers" / "burst.py").read_text() == text
 
 

@@ -178,6 +178,7 @@ def test_the_axis_is_the_metric_that_the_trial_supports_if_it_has_a_value(tmp_pa
     assert default_diversity(metrics) == "lgmd"
     assert default_diversity(metrics | {"vendi": seen}) == "vendi"
     assert default_diversity(metrics | {"vendi": seen, "mode_coverage": seen}) == "mode_coverage"
+    assert default_diversity(metrics | {"mode_coverage": seen, "attribute_difference": seen}) == "attribute_difference"
     assert default_diversity(metrics | {"mode_coverage": absent}) == "lgmd"  # of prompts that ask for no drawn scene
     assert default_diversity({"mode_coverage": absent}) == "mode_coverage"
     assert default_diversity({}) is None

@@ -51,7 +51,14 @@ def test_preference_alternates_words_and_scenes_and_has_metrics_it_does_not_trai
     assert Counter('"' in prompt for prompt in task.eval_prompts[:48]) == {True: 24, False: 24}
     judges = MetricSuite(task)
     assert list(judges.rewards) == ["pickscore"]
-    assert set(judges.evals) - set(judges.rewards) == {"geneval", "ocr_judge", "quality", "diversity", "mode_coverage"}
+    assert set(judges.evals) - set(judges.rewards) == {
+        "geneval",
+        "ocr_judge",
+        "quality",
+        "diversity",
+        "mode_coverage",
+        "attribute_difference",
+    }
     # Cosine diversity there would be in features of the model that is trained on.
     assert judges.evals["diversity"].settings.features == ""
 
@@ -64,7 +71,7 @@ def test_another_reward_makes_the_former_ones_judges() -> None:
     task = load_task("ocr").rewarded_by(RewardChoice(eval="quality", label="mine"))
     assert [c.label for c in task.config.reward] == ["mine"]
     judges = [c.label or c.eval for c in task.config.judges]
-    assert judges == ["ocr", "ocr_judge", "quality", "clip_agreement", "diversity", "mode_coverage"]
+    assert judges == ["ocr", "ocr_judge", "quality", "clip_agreement", "diversity", "mode_coverage", "attribute_difference"]
 
 
 def test_chosen_evals_keep_the_tasks_settings_under_those_that_are_given() -> None:

@@ -43,7 +43,7 @@ def measured() -> Differences:
 
 @pytest.fixture(scope="module")
 def judged(measured: Differences) -> dict[str, Verdict]:
-    found = seen(measured, np.random.default_rng(0))
+    found = seen(measured, seed=0)
     return {v.metric: v for v in verdicts(measured, found, rankings(measured))}
 
 
