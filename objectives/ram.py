@@ -140,7 +140,7 @@ class RAM(TargetObjective):
         """Computes the terms of some rows, each float32 [R'].
 
         Returns:
-            target_error: |v - target|^2, averaged over latent dimensions. velocity_distance: |v - v_ref|^2, without gradient.
+            target_error: |v - target|^2, averaged over latent dimensions.
             With `path_cost` also path_slope: sigma^2 / (1 - sigma) g . v, averaged over latent dimensions, and cost: c.
         """
         v, reference = velocities.policy.float(), velocities.reference
@@ -150,28 +150,20 @@ class RAM(TargetObjective):
         reward = self.target_reward(rows.forest).flatten()[rows.leaf].view(-1, *[1] * (v.ndim - 1))
         residual = rows.noise - rows.x0 - centre.detach().float()
         target = reference.float() + self.settings.beta * reward * residual
-        terms = {
-            "target_error": mean_square(v - target.detach()),
-            "velocity_distance": mean_square(v.detach() - reference.float()),
-        }
+        terms = {"target_error": mean_square(v - target.detach())}
         if isinstance(rows, _RowsOfPaths):
             s = rows.sigma
             slope = rows.score(v.detach()) * (s**2 / (1 - s).clamp(min=NEAR_NOISE)).view(-1, *[1] * (v.ndim - 1))
             terms["path_slope"] = flow.reduce_latent(slope * v, "mean")
-            terms["cost"] = (1 - s) / s * terms["velocity_distance"] * v[0].numel()
+            terms["cost"] = (1 - s) / s * flow.reduce_latent((v.detach() - reference.float()).square(), "sum")
         return terms
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
         if not self.settings.path_cost:
             return terms["target_error"].mean()
-        (at_sigma, _), (cost, earlier_cost) = terms["target_error"].chunk(2), terms["cost"].detach().chunk(2)
+        (at_sigma, _), (cost, earlier_cost) = terms["target_error"].chunk(2), terms["cost"].chunk(2)
         path = 2 * (earlier_cost - cost) * terms["path_slope"].chunk(2)[0]
         return loss_part("regression", at_sigma.mean()) - loss_part("path_cost", path.mean())
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
-        if not terms:
-            return {}
-        return {
-            "target_error": float(terms["target_error"].mean()),
-            "distance_reference": float(terms["velocity_distance"].mean()),
-        }
+        return {"target_error": float(terms["target_error"].mean())} if terms else {}

@@ -363,7 +363,7 @@ def test_what_the_objectives_tell_of_themselves_is_in_the_metrics_table(tmp_path
         "flowrl": {"balance_rms", "log_z"},
         "awm": {"likelihood", "distance_reference", "distance_average", "behaviour_ema_decay"},
         "dgpo": {"error", "implicit_accuracy", "loss_weight"},
-        "ram": {"target_error", "distance_reference"},
+        "ram": {"target_error"},
         "crd": {"implicit_reward_std", "balance_rms", "distance_reference", "behaviour_ema_decay"},
         "diffusion_nft": {"positive_error", "negative_error", "distance_reference", "behaviour_ema_decay"},
     }
