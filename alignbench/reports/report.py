@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib import pyplot as plt
@@ -317,7 +318,8 @@ def _best(cells: pd.DataFrame, metric: str) -> str | None:
     higher = rows["higher_is_better"].iloc[0] if len(rows) else None
     if higher is None or rows["mean"].nunique() < 2:
         return None
-    return str(rows.loc[rows["mean"].idxmax() if higher else rows["mean"].idxmin(), "cell"])
+    means = rows["mean"].to_numpy()
+    return str(rows["cell"].iloc[int(np.argmax(means if higher else -means))])
 
 
 def _alarm_note(curves: CurveReport) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from alignbench.analysis.curves import ROWS
@@ -123,7 +124,7 @@ def _ends(report: CurveReport) -> str:
         rows = _trained(report, metric) if metric else pd.DataFrame()
         if len(rows):
             sign = -1.0 if report.directions.get(str(metric)) is False else 1.0
-            best = rows.loc[(sign * rows["mean"]).idxmax()]
+            best = rows.iloc[int(np.argmax(sign * rows["mean"].to_numpy()))]
             said.append(f"the most {what} has {best['cell']} ({axis_name(str(metric))} {_mean(best)})")
     return "at the end of the training, by the means, " + " and ".join(said) if said else "no run recorded a reward"
 

@@ -423,7 +423,7 @@ def _tree_prompt(base: Evaluation, reward: str) -> str:
     """The prompt, of the first ones, whose images by the base model differ most in reward."""
     scores = base.table[(base.table["metric"] == reward) & (base.table["prompt_index"] < TREE_CANDIDATES)]
     deviations = scores.groupby("prompt_index")["value"].std(ddof=0).fillna(0.0)
-    return base.prompts[int(deviations.idxmax()) if len(deviations) else 0]
+    return base.prompts[int(deviations.index[int(np.argmax(deviations.to_numpy()))]) if len(deviations) else 0]
 
 
 def _check_validation(config: RunConfig, objective: Objective, task: Task, prompts: PromptSets) -> None:
