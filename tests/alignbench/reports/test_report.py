@@ -89,8 +89,8 @@ def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Result
     ocr = "OCR score (how well the text in the image matches the prompt, by edit distance)"
     lgmd = "LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity)"
     assert said[0] == (
-        "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo x "
-        f"independent; the reward of a model is {ocr}, and its diversity {lgmd}, on 2 held-out prompts."
+        "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo "
+        f"x independent; the reward of a model is {ocr}, and its diversity {lgmd}, on 2 held-out prompts."
     )
     assert said[1].startswith(
         "Methods cannot be compared at equal reward, since fewer than two were evaluated along the training"
