@@ -16,16 +16,18 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from alignbench import tasks
 from alignbench.backbone import Backbone, temporarily_set
-from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, RunConfig
+from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, BudgetConfig, RunConfig
 from alignbench.errors import UserError
 from alignbench.files.opening import sha256_of
 from alignbench.files.writing import is_litter, write_folder
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes
+from alignbench.sampler import Sampler
 from alignbench.training.tensors import AVERAGE, WEIGHTS, PolicyWeights, TrainedTensors, load_list
 
 VERSION = 4
@@ -245,6 +247,35 @@ def load_checkpoint(
 def _more_iterations(config: dict[str, Any], then: dict[str, Any]) -> bool:
     now, before = config.get("iterations"), then.get("iterations")
     return now is not None and before is not None and now > before
+
+
+def check_extension(former: RunConfig, config: RunConfig, sampler: Sampler, what: str) -> None:
+    """Raises UserError where a longer run would have been another one from its first iteration on, or nothing is to be added.
+
+    Args:
+        former: the configuration that the run had so far.
+        config: the same with more iterations.
+        sampler: the run's sampler.
+        what: the run, as messages name it.
+    """
+    if former.iterations is None or former.budget != BudgetConfig():
+        raise UserError(
+            f"{what} ends by its budget, so that --iterations cannot extend it; start a new run with a larger budget"
+        )
+    if config.iterations is None or config.iterations <= former.iterations:
+        raise UserError(f"{what} has {former.iterations} iterations already; --iterations must be larger to extend it")
+    again = f"start a new run with --iterations {config.iterations}"
+    if config.optimizer.schedule != "constant":
+        raise UserError(
+            f"{what} cannot be extended: its learning rate falls over its {former.iterations} iterations "
+            f"(optimizer.schedule={config.optimizer.schedule}); {again}"
+        )
+    plans = [sampler.plan(progress, np.random.default_rng(0)) for progress in (0.0, 0.5, 1.0)]
+    if any(plan != plans[0] for plan in plans):
+        raise UserError(
+            f"{what} cannot be extended: the plans of sampler {sampler.name} follow the progress through its "
+            f"{former.iterations} iterations; {again}"
+        )
 
 
 def load_tensors(folder: Path, iteration: int, trained: TrainedTensors) -> None:

@@ -39,8 +39,7 @@ from alignbench.runtime.processes import Processes, join
 from alignbench.sampler import Sampler
 from alignbench.tasks import RewardChoice, Task, configured_task
 from alignbench.training import dead_terms, engine
-from alignbench.training.checkpoint import has_checkpoint
-from alignbench.training.extending import check_extension
+from alignbench.training.checkpoint import check_extension, has_checkpoint
 from alignbench.training.pairs import check_pairs
 from alignbench.training.progress import Console, Silent
 from alignbench.training.run_evaluation import PromptSets, RunEvaluator
