@@ -252,7 +252,7 @@ def test_no_name_of_a_record_is_markup_in_a_report(tmp_path: Path) -> None:
     prose = [re.sub(r"^!\[[\w ,:]+\]\(plots/[\w/]+\.png\)$", "", line) for line in prose]  # our own images
     assert not any("<img" in line.replace("\\<", "") or "](" in line.replace("\\]", "") for line in prose)
     tables = [[line for line in prose if line.startswith(start)] for start in ("| method", "| \\<img")]
-    assert len(tables[1]) == 2  # values, and differences to the base model
+    assert len(tables[1]) == 3  # values, differences to the base model, and settings
     for head, row in zip(*tables, strict=False):  # published tables follow
         assert head.replace("\\|", "").count("|") == row.replace("\\|", "").count("|")
 

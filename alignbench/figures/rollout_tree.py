@@ -24,8 +24,8 @@ from alignbench.rollouts.forest import RolloutForest
 TREE = Path("samples") / "tree.npz"
 """Place of the rollout tree in a run's folder."""
 MAX_TREE_BYTES = 2**30
-LEAF = 0.7
-"""Side of the image at a leaf, in inches."""
+LEAF, SPACING = 0.6, 0.78
+"""Side of the image at a leaf, and the distance between leaves, in inches."""
 
 
 class RolloutTree(NamedTuple):
@@ -130,7 +130,7 @@ def tree(drawn: RolloutTree) -> Figure:
     has_target = not math.isnan(drawn.beta)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, (axis, bars) = plt.subplots(
-            1, 2, figsize=(8, max(2.5, 1.1 * LEAF * k + 0.9)), layout="constrained", width_ratios=[3, 1], sharey=True
+            1, 2, figsize=(8, max(2.5, SPACING * k + 1.2)), layout="constrained", width_ratios=[3, 1], sharey=True
         )
         _branches(axis, drawn)
         for leaf, image in enumerate(drawn.images):
@@ -146,7 +146,7 @@ def tree(drawn: RolloutTree) -> Figure:
         if has_target:
             bars.barh(y + shift, drawn.q, height=0.38, color=COLORS[1], label=f"q (target, beta = {drawn.beta:.3g})")
         for leaf, (p, q, reward) in enumerate(zip(drawn.p, drawn.q, drawn.rewards, strict=True)):
-            bars.text(float(np.nanmax([p, q])), leaf, f" {reward:.2f}", va="center", fontsize=6)
+            bars.text(float(max(p, q) if has_target else p), leaf, f" {reward:.2f}", va="center", fontsize=6)
         bars.set(xlabel="probability within the group", title=f"beside the bars: {visible(axis_name(drawn.reward))}")
         figure.legend(*bars.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return figure

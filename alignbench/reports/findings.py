@@ -223,7 +223,7 @@ def _over_optimisation(report: CurveReport) -> list[str]:
     for (method, strength), part in list(hacked.groupby(["method", "strength"], sort=False))[:LISTED]:
         metrics = "; ".join(
             f"{axis_name(str(row['metric']))} is best at iteration {row['iteration']:g} and gets worse from there while the "
-            f"reward rises ({row['over_optimised']} of {row['seeds']} seeds)"
+            f"reward rises ({row['over_optimised']} of {row['seeds']} seed{'s' * (row['seeds'] != 1)})"
             for row in part.sort_values("iteration", kind="stable").head(1).to_dict("records")
         )
         others = len(part) - 1

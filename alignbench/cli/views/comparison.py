@@ -74,7 +74,7 @@ def show_summary(results: "Results") -> None:
             of_metric = part.set_index("metric").to_dict("index")
             spent = part.iloc[0]
             runs = [run for run in results.of(setup) if run.cell == cell]
-            alarmed = f"{sum(bool(run.result.alarms) for run in runs)} of {len(runs)} runs"
+            alarmed = f"{sum(bool(run.result.alarms) for run in runs)} of {len(runs)} run{'s' * (len(runs) != 1)}"
             used = ("", "", "") if cell == BASE else (f"{spent['model_rows']:,.0f}", format_duration(spent["seconds"]), alarmed)
             table.add_row(escape(str(cell)), *(_mean(of_metric.get(metric)) for metric in metrics), *used)
         print_table(rich, table)

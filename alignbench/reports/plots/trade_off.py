@@ -102,7 +102,7 @@ def _labels(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         size = LETTER * len(mark["cell"])
         places = [
             (mark["x"] + dx, mark["y"] + dy, anchor)
-            for dy in (5, -14, 24, -30, 40, -46, 56)
+            for dy in (-8, 19, -24, 35, -40, 51, -56)
             for dx, anchor in ((14, "start"), (-14, "end"))
         ]
         boxes = [_box(place, size) for place in places]

@@ -52,6 +52,18 @@ def test_the_branches_of_a_tree_by_hand() -> None:
     assert sorted(lines) == sorted(expected)
 
 
+def test_a_tree_shows_the_target_q_of_an_objective_that_has_one_alone() -> None:
+    def legend(beta: float) -> list[str]:
+        forest = rollout(ToyBackbone(), PROMPTS, tree(4, (1, 2), children=2), seed=0)
+        forest.rewards = torch.tensor(REWARDS).flatten()
+        images = np.zeros((8, 2, 2, 3), dtype=np.uint8)
+        (found,) = tree_figure(RolloutTree.of(forest, images, "ocr", beta)).legends
+        return [text.get_text() for text in found.get_texts()]
+
+    assert legend(2.0) == ["p (policy)", "q (target, beta = 2)"]
+    assert legend(float("nan")) == ["p (policy)"]
+
+
 def test_a_tree_is_drawn_again_from_the_record(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r")
     of_run = drawn()

@@ -54,9 +54,8 @@ def results(folder: Path) -> Results:
 
 def test_the_findings_name_the_front_and_what_is_beyond_chance(results: Results) -> None:
     said = findings.findings(results, results.setups[0])
-    assert said[0] == (
-        "By their means, these models are beaten by no other in both OCR score and LGMD: grpo x independent, tmpo x independent."
-    )
+    both = "grpo x independent, tmpo x independent"
+    assert said[0] == f"By their means, these models are beaten by no other in both OCR score and LGMD: {both}."
     assert said[1] == "Worse in both beyond chance: base model (by grpo x independent)."
     how = "Welch's test over 3 seeds per method, Holm-corrected"
     assert said[2] == f"OCR score: 3 of 3 tested differences are beyond chance ({how})."
@@ -87,11 +86,11 @@ def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Result
     (setup,) = results.setups
     said = verdict.verdict(results, setup, report.curve_reports(results)[setup])
     assert len(said) == 5
+    ocr = "OCR score (how well the text in the image matches the prompt, by edit distance)"
+    lgmd = "LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity)"
     assert said[0] == (
         "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo "
-        "x independent; the reward of a model is OCR score (how well the text in the image matches the prompt, by edit "
-        "distance), and its diversity LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity), on "
-        "2 held-out prompts."
+        f"x independent; the reward of a model is {ocr}, and its diversity {lgmd}, on 2 held-out prompts."
     )
     assert said[1].startswith(
         "Methods cannot be compared at equal reward, since fewer than two were evaluated along the training"
