@@ -89,7 +89,7 @@ def test_every_command_has_a_help_text(command: list[str]) -> None:
         (["list", "objektives"], "did you mean 'objectives'?"),
         (["run", "--resume", "x", "--set", "seed=3", "--set", "micro_batch=2"], "with its own settings; leave out --set seed"),
         (["export", "nowhere"], "nowhere is not a run folder"),
-        (["plot", "nowhere"], "cannot read"),
+        (["plot", "nowhere"], "nowhere is not a run folder (no config.yaml)"),
         (["compare", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
         (["report", "nowhere"], "there is no folder nowhere"),
         (["train-tiny", "--out", "x", "--set", "batc=3"], "train-tiny: there is no key 'batc'; did you mean 'batch'"),

@@ -438,7 +438,7 @@ def test_cells_of_other_settings_and_folders_of_other_things_are_refused(tmp_pat
     ):
         compare(grid(tmp_path, budget={"model_rows": 88}), tmp_path / "out")
     (tmp_path / "eval.txt").write_text((tmp_path / "eval.txt").read_text().replace("eval 5", "other 5"))
-    with pytest.raises(UserError, match=r"the evaluation prompts changed since .*tmpo-fixed_tree-toy-s0 was made; put"):
+    with pytest.raises(UserError, match=r"the evaluation prompts changed since .*tmpo-fixed_tree-toy-s0 was made; restore"):
         compare(read_grid(tmp_path / "out"), tmp_path / "out")
     with pytest.raises(
         UserError, match="out also compares tmpo-fixed_tree-toy-s0: name objectives tmpo too, or choose another"

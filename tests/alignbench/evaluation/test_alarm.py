@@ -43,9 +43,8 @@ def test_a_run_driven_to_hack_raises_the_alarm_in_record_summary_and_report(
     assert f"alarm: {alarm}" in " ".join(capsys.readouterr().err.split())
     write_report(runs)
     for name in ("report.md", "report.html"):
-        text = (runs / name).read_text()
-        assert "1 of 1 runs raised an alarm." in text
-        assert alarm in text
+        assert alarm in (runs / name).read_text()
+    assert "1 of 1 run: " in (runs / "report.html").read_text()
 
 
 def test_the_base_model_raises_none(tmp_path: Path) -> None:
