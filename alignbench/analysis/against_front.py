@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from alignbench.comparison.results import BASE, DIVERSITY, RecordedRun, Results, columns
+from alignbench.comparison.results import BASE, RecordedRun, Results, columns
 from alignbench.evaluation.alarm import ALARM_LEVEL, corrected, judged_metrics, raised
 from alignbench.frontier.avoidable import avoidable_loss, loss_at_reward, metric_at_reward, reward_at_kl
 from alignbench.frontier.front import KL, REWARD, Front
+from alignbench.records.diversity import DIVERSITY
 from alignbench.records.record import MetricRecord
 from alignbench.statistics import Interval, mean_interval, rise_test
 

@@ -90,7 +90,7 @@ def _of_record(result: Any) -> dict[str, Any]:
 
 def _measured(result: Any) -> dict[str, Any]:
     """The first metric that was trained on and the first one of diversity, of base and trained model."""
-    from alignbench.comparison.results import DIVERSITY
+    from alignbench.records.diversity import DIVERSITY
 
     rewards = (name for name, metric in result.metrics.items() if metric.role == "reward")
     axes = {"reward": next(rewards, None), "diversity": next((name for name in DIVERSITY if name in result.metrics), None)}

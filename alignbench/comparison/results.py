@@ -18,7 +18,8 @@ import pandas as pd
 from alignbench.comparison.ranges import in_range
 from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.files.escaping import slugs
-from alignbench.records.record import Estimate, MetricRecord, Result
+from alignbench.records.diversity import default_diversity
+from alignbench.records.record import Estimate, Result
 from alignbench.statistics import (
     Interval,
     holm,
@@ -31,29 +32,8 @@ from alignbench.statistics import (
 )
 
 BASE = "base model"
-DIVERSITY = (
-    "attribute_difference",
-    "mode_coverage",
-    "vendi",
-    "cosine_diversity",
-    "lgmd",
-    "pixel_diversity",
-    "mode_entropy",
-    "modes_covered",
-)
-"""Diversity metrics, in the order in which a trial with planted losses supports them (docs/evals.md). The first that a setup
-has is plotted."""
 SPENT = ("model_rows", "seconds", "reward_calls", "rows_per_image")
 """Columns of `cells_frame` and `runs_frame` that say what a training used, and the model rows of an image at inference."""
-
-
-def default_diversity(metrics: Mapping[str, MetricRecord]) -> str | None:
-    """The diversity metric of the axis: the first of `DIVERSITY` that has a value; without one, the first that was recorded.
-
-    A metric of drawn scenes is recorded without a value where no prompt asks for one.
-    """
-    recorded = [name for name in DIVERSITY if name in metrics]
-    return next((name for name in recorded if metrics[name].base.value is not None), next(iter(recorded), None))
 
 
 @dataclass(frozen=True)

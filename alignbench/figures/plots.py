@@ -22,6 +22,7 @@ from alignbench.figures.style import COLORS, STYLE, error_bars, left_out, write_
 from alignbench.files.escaping import visible
 from alignbench.files.writing import refuse_links
 from alignbench.records.distributions import read_distributions
+from alignbench.records.diversity import DIVERSITY
 from alignbench.records.record import RESULT, MetricRecord, Result, read_result, visible_record
 from alignbench.records.tables import read_metrics
 from alignbench.records.unfinished import UNFINISHED, unfinished_record
@@ -192,11 +193,8 @@ def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure
 
     Panels show each metric over the iteration. Below them one plot has all of them against the path KL, if that is known.
     """
-    ranked = [name for name, record in result.metrics.items() if record.role == "reward"]
-    ranked = ranked if result.metrics else list(dict.fromkeys(table["metric"]))  # of an unfinished run
-    ranked += [n for n, r in result.metrics.items() if r.role == "judge" and r.higher_is_better is not None and n not in ranked]
     present = set(table["metric"])
-    shown = [name for name in ranked if name in present and name != PATH_KL][: most - 1]
+    shown = [name for name in _by_interest(result, list(dict.fromkeys(table["metric"]))) if name in present][: most - 1]
     names = [*shown, *([PATH_KL] if PATH_KL in present else [])]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
@@ -221,6 +219,25 @@ def along_training(table: pd.DataFrame, result: Result, most: int = 6) -> Figure
             _against_path_kl(parts[1].subplots(), table, shown, result)
         figure.suptitle(f"{_of(result)}: validation prompts along the training", fontsize=9)
     return figure
+
+
+def _by_interest(result: Result, measured: list[str]) -> list[str]:
+    """Metrics in the order in which a reader looks: the trained reward, what turned, an independent metric, diversity, others.
+
+    Args:
+        result: the run's record; without metrics where the run is unfinished.
+        measured: all metrics along the training.
+    """
+    if not result.metrics:
+        return [name for name in measured if name != PATH_KL]
+    rewards = [name for name, record in result.metrics.items() if record.role == "reward"]
+    independent = [
+        n for n, r in result.metrics.items() if r.role == "judge" and r.higher_is_better is not None and n != PATH_KL
+    ]
+    turned = [each.metric for each in result.onsets if each.over_optimised]
+    diversity = [name for name in DIVERSITY if name in independent and result.metrics[name].base.value is not None]
+    others = [name for name in independent if name not in diversity]
+    return list(dict.fromkeys([*rewards[:1], *turned, *others[:1], *diversity[:2], *rewards, *independent]))
 
 
 def _against_path_kl(axes: Any, table: pd.DataFrame, names: list[str], result: Result) -> None:

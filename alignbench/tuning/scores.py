@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignbench.comparison.results import default_diversity
 from alignbench.errors import UserError, did_you_mean
+from alignbench.records.diversity import default_diversity
 from alignbench.records.record import Result, read_result
 from alignbench.records.tables import read_evals
 from alignbench.statistics import hypervolume

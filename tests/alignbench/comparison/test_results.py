@@ -8,7 +8,8 @@ from scipy import stats
 
 from alignbench import UserError
 from alignbench.comparison.reading import read_results
-from alignbench.comparison.results import BASE, default_diversity
+from alignbench.comparison.results import BASE
+from alignbench.records.diversity import default_diversity
 from tests.alignbench.record_folders import write_comparison, write_run
 
 

@@ -149,3 +149,18 @@ def test_without_path_kl_there_are_the_panels_over_the_iteration_alone(tmp_path:
     rows = [(i, i, 1.0, 0, "a", "ocr", 0.1 * i) for i in range(3)]
     axes = plots.along_training(pd.DataFrame(rows, columns=list(KINDS)), read_result(write_run(tmp_path / "run"))).axes
     assert [axis.get_xlabel() for axis in axes] == ["iteration"]
+
+
+def test_panels_show_the_reward_what_turned_an_independent_metric_and_diversity(tmp_path: Path) -> None:
+    result = read_result(write_run(tmp_path / "run"))
+    like = next(iter(result.metrics.values()))
+    names = ["ocr", "ocr_exact", "sharpness", "entropy", "pixel_diversity", "cosine_diversity", "vendi"]
+    roles = ["reward", "reward", *["judge"] * 5]
+    result.metrics = {
+        name: like.model_copy(update={"role": role, "higher_is_better": True}) for name, role in zip(names, roles, strict=True)
+    }
+    fall = Estimate(value=0.3, lower=0.2, upper=0.4, n=2)
+    turn = OnsetRecord(reward="ocr", metric="entropy", iteration=10, lower=10, upper=20, fall=fall, over_optimised=True)
+    chosen = plots._by_interest(result.model_copy(update={"onsets": [turn]}), names)
+    assert chosen[:5] == ["ocr", "entropy", "sharpness", "vendi", "cosine_diversity"]
+    assert sorted(chosen) == sorted(names)
