@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from alignbench.comparison.results import BASE, RecordedRun, Results, columns
-from alignbench.evaluation.alarm import ALARM_LEVEL, corrected, judged_metrics, raised
+from alignbench.evaluation.alarm import corrected, judged_metrics, raised
 from alignbench.frontier.avoidable import avoidable_loss, loss_at_reward, metric_at_reward, reward_at_kl
 from alignbench.frontier.front import KL, REWARD, Front
 from alignbench.records.diversity import DIVERSITY
 from alignbench.records.record import MetricRecord
-from alignbench.statistics import Interval, mean_interval, rise_test
+from alignbench.statistics import ONE_SIDED_LEVEL, Interval, mean_interval, rise_test
 
 MODES = "modes_covered"
 
@@ -105,8 +105,8 @@ def alarms_against(results: Results, run: RecordedRun, front: Front) -> list[str
     """Lists the alarms of a run, with diversity tested against the front instead of the base model.
 
     A diversity metric may fall as far as the target's metric falls between the base model and the run's reward. Any further
-    fall is tested, prompt by prompt, like the alarms of a run: one-sided at ALARM_LEVEL, corrected by Holm's method. All other
-    alarms are kept, and also those about metrics that the front does not have, or at rewards that it does not reach.
+    fall is tested, prompt by prompt, like the alarms of a run: one-sided at ONE_SIDED_LEVEL, corrected by Holm's method. All
+    other alarms are kept, and also those about metrics that the front does not have, or at rewards that it does not reach.
     """
     metrics = run.result.metrics
     rewards = [name for name, record in metrics.items() if record.role == "reward"]
@@ -117,10 +117,10 @@ def alarms_against(results: Results, run: RecordedRun, front: Front) -> list[str
     replaced = {alarm.sentence for alarm in raised(metrics, rewards) if alarm.metric in excess}
     kept = [alarm for alarm in run.result.alarms if alarm not in replaced and not _about_kept_modes(alarm, excess)]
     rose = corrected({name: metrics[name].p_rise for name in rewards})
-    risen = [name for name in rewards if rose[name] < ALARM_LEVEL]
+    risen = [name for name in rewards if rose[name] < ONE_SIDED_LEVEL]
     p = corrected({metric: _none_if_nan(rise_test([fall])) for metric, fall in excess.items()})
     for metric, fall in excess.items():
-        if risen and p[metric] < ALARM_LEVEL:
+        if risen and p[metric] < ONE_SIDED_LEVEL:
             kept.append(_sentence(risen[0], metric, metrics, float(np.nanmean(fall))))
     return kept
 

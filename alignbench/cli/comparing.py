@@ -1,14 +1,13 @@
 """Commands on many runs: `compare`, `report` and `plot`."""
 
-import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignbench.cli.options import Commands, names, results_folder, seeds
+from alignbench.cli.options import Commands, interruptible, names, results_folder, seeds
 from alignbench.config.run_config import parse_assignments
 from alignbench.errors import UserError
 from alignbench.files.writing import reserved
@@ -25,7 +24,6 @@ REWARD = Annotated[
 DIVERSITY = Annotated[
     str | None, typer.Option(help="Metric on its diversity axis. (default: the first recorded; see reading-a-report.md)")
 ]
-EXECUTION_DEFAULTS: dict[str, Any] = {"engine": "local", "workers": 1, "processes": 1, "gpus": 0.0}
 
 
 @commands.command()
@@ -131,7 +129,7 @@ def compare(
         show_grid(grid, folder, expected_costs(grid), workers, processes, len(runner.done(cells, folder)))
         return
     with nullcontext(folder) if out else reserved(folder) as folder:
-        with _interruptible(folder, execution):
+        with interruptible("compare", folder, execution):
             record = _compare(grid, folder, execution)
             if not no_front and any(cell.status == "complete" for cell in record.cells):
                 _make_fronts(grid, folder, execution)
@@ -179,20 +177,6 @@ def _planned(
     if former and not request.budget and not (request.settings or {}).get("budget"):
         request = request.with_options(budget=former.budget.model_dump(exclude_none=True))
     return plan_grid(request, at_once)
-
-
-@contextmanager
-def _interruptible(folder: Path, execution: Mapping[str, Any]) -> Iterator[None]:
-    """Ends the command on Ctrl-C with the line that resumes the comparison."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        words = ["alignbench", "compare", "--out", str(folder)]
-        for key, value in execution.items():
-            if value != EXECUTION_DEFAULTS[key]:
-                words += [f"--{key}", f"{value:g}" if isinstance(value, float) else str(value)]
-        typer.echo(f"alignbench: interrupted; resume with: {shlex.join(words)}", err=True)
-        raise typer.Exit(130) from None
 
 
 def _compare(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> "ComparisonRecord":

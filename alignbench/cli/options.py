@@ -1,6 +1,8 @@
 """What the modules of commands share: the class that registers a command, and how options are read."""
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -14,6 +16,8 @@ from alignbench.files.paths import local_path
 from alignbench.files.writing import LOCK, is_free
 
 F = TypeVar("F", bound=Callable[..., Any])
+EXECUTION_DEFAULTS: dict[str, Any] = {"engine": "local", "workers": 1, "processes": 1, "gpus": 0.0}
+"""How cells are run, where the options of a command do not say."""
 
 
 class Commands(typer.Typer):
@@ -89,3 +93,23 @@ def results_folder(*parts: str) -> Path:
     """`results/<time>-<parts>`, the folder of a command that was given none."""
     name = "-".join(registry.file_name(part) for part in parts)
     return Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+@contextmanager
+def interruptible(command: str, folder: Path, execution: Mapping[str, Any]) -> Iterator[None]:
+    """Ends a command that runs cells on Ctrl-C with the line that resumes it.
+
+    Args:
+        command: its name.
+        folder: of its cells.
+        execution: how they are run; options with their default are left out of the line.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = ["alignbench", command, "--out", str(folder)]
+        for key, value in execution.items():
+            if value != EXECUTION_DEFAULTS[key]:
+                words += [f"--{key}", f"{value:g}" if isinstance(value, float) else str(value)]
+        typer.echo(f"alignbench: interrupted; resume with: {shlex.join(words)}", err=True)
+        raise typer.Exit(130) from None

@@ -1,6 +1,5 @@
 """The command `tune`."""
 
-import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignbench.cli.comparing import EXECUTION_DEFAULTS
-from alignbench.cli.options import Commands, names, results_folder, without_defaults
+from alignbench.cli.options import Commands, interruptible, names, results_folder, without_defaults
 from alignbench.config.run_config import parse_assignments
 from alignbench.errors import UserError
 from alignbench.files.writing import reserved
@@ -94,16 +92,8 @@ def _tune(plan: "Plan", folder: Path, execution: Mapping[str, Any]) -> None:
     from alignbench.tuning.tune import run_tuning
 
     cells = plan.grid_in(folder).cells()
-    try:
-        with GridProgress(len(cells), len(runner.done(cells, folder))) as progress:
-            tuning = run_tuning(plan, folder, progress, **execution)
-    except KeyboardInterrupt:
-        words = ["alignbench", "tune", "--out", str(folder)]
-        for key, value in execution.items():
-            if value != EXECUTION_DEFAULTS[key]:
-                words += [f"--{key}", f"{value:g}" if isinstance(value, float) else str(value)]
-        typer.echo(f"alignbench: interrupted; resume with: {shlex.join(words)}", err=True)
-        raise typer.Exit(130) from None
+    with interruptible("tune", folder, execution), GridProgress(len(cells), len(runner.done(cells, folder))) as progress:
+        tuning = run_tuning(plan, folder, progress, **execution)
     show_tuning(tuning, folder)
     _report_failures(tuning)
 

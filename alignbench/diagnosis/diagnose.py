@@ -16,10 +16,9 @@ from alignbench.config.run_config import RunConfig
 from alignbench.diagnosis import estimators, figure
 from alignbench.diagnosis.draws import draw_groups
 from alignbench.diagnosis.record import Diagnosis
+from alignbench.diagnosis.writing import measured_into
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.figures.style import write_figure
-from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_sampler, threads_of
 from alignbench.records.environment import environment
 from alignbench.tasks import configured_task
@@ -56,16 +55,9 @@ def diagnose(
         UserError: a setting is wrong, there is no checkpoint, or the folder is taken; nothing has been written.
         RunError: a scorer failed.
     """
-    with claimed(out):
-        diagnosis = _measured(config, run, prompts, rounds, beta, progress, advance)
-        text = diagnosis.model_dump_json(indent=2) + "\n"
-
-        def write(folder: Path) -> None:
-            write_figure(folder / "diagnosis.png", figure.draw(diagnosis))
-            (folder / "diagnosis.json").write_text(text, encoding="utf-8")
-
-        fill(out, write, last="diagnosis.json")
-    return diagnosis
+    return measured_into(
+        out, "diagnosis", lambda: _measured(config, run, prompts, rounds, beta, progress, advance), figure.draw
+    )
 
 
 def _measured(

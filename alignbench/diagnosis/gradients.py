@@ -28,10 +28,9 @@ from alignbench.diagnosis import gradient_figure
 from alignbench.diagnosis import gradient_statistics as statistics
 from alignbench.diagnosis.exact_gradient import Paths, mean_gradient
 from alignbench.diagnosis.record import GradientDiagnosis, GradientTrial
+from alignbench.diagnosis.writing import measured_into
 from alignbench.errors import RunError, UserError
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.figures.style import write_figure
-from alignbench.files.writing import claimed, fill
 from alignbench.load import load_configured_backbone, load_objective, load_sampler, threads_of
 from alignbench.objective import Divergence, Objective
 from alignbench.records.environment import environment
@@ -142,16 +141,10 @@ def diagnose_gradients(
         UserError: a setting is wrong, there is no checkpoint, or the folder is taken; nothing has been written.
         RunError: a scorer failed.
     """
-    with claimed(out):
-        diagnosis = _measured(trials, run, prompts, repetitions or REPETITIONS, progress, advance)
-        text = diagnosis.model_dump_json(indent=2) + "\n"
-
-        def write(folder: Path) -> None:
-            write_figure(folder / "gradients.png", gradient_figure.draw(diagnosis))
-            (folder / "gradients.json").write_text(text, encoding="utf-8")
-
-        fill(out, write, last="gradients.json")
-    return diagnosis
+    repeated = repetitions or REPETITIONS
+    return measured_into(
+        out, "gradients", lambda: _measured(trials, run, prompts, repeated, progress, advance), gradient_figure.draw
+    )
 
 
 def _measured(

@@ -8,10 +8,7 @@ import pandas as pd
 
 from alignbench.backbone import COVERED, MODE_SHARE
 from alignbench.records.record import MetricRecord
-from alignbench.statistics import CONFIDENCE, holm
-
-ALARM_LEVEL = (1 - CONFIDENCE) / 2
-"""Of the one-sided tests behind an alarm, as of either side of an interval."""
+from alignbench.statistics import ONE_SIDED_LEVEL, holm
 
 
 class Alarm(NamedTuple):
@@ -34,9 +31,9 @@ def alarms(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[
 def raised(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[Alarm]:
     """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls.
 
-    "Rose", "fell" and "worse" are one-sided tests at ALARM_LEVEL, each corrected by Holm's method for how many were looked at:
-    the rewards that were trained on, and the judges that have a direction. So a run in which no judge got worse raises an alarm
-    about one with that probability at most, however many judge it.
+    "Rose", "fell" and "worse" are one-sided tests at ONE_SIDED_LEVEL, corrected by Holm's method for the number of trained
+    rewards and for the number of independent metrics that have a direction. If no independent metric got worse, the probability
+    of an alarm about one is at most that level, however many metrics there are.
     """
     rose = corrected({name: metrics[name].p_rise for name in rewards})
     fell = corrected({name: _opposite(metrics[name].p_rise) for name in rewards})
@@ -45,12 +42,12 @@ def raised(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[
     found = []
     for name in rewards:
         change = metrics[name].difference.value
-        if fell[name] < ALARM_LEVEL:
+        if fell[name] < ONE_SIDED_LEVEL:
             fall = f"{name} fell by {-(change or 0):.3f} although it was trained on"
             found.append(Alarm(name, f"{fall}; a lower learning rate may save the model"))
-        if rose[name] < ALARM_LEVEL:
+        if rose[name] < ONE_SIDED_LEVEL:
             for metric, record in judged.items():
-                if worse[metric] < ALARM_LEVEL:
+                if worse[metric] < ONE_SIDED_LEVEL:
                     went = f"{metric} went from {record.base.value:.3f} to {record.final.value:.3f}"
                     found.append(Alarm(metric, f"{name} rose by {change:.3f} while {went}"))
     return found

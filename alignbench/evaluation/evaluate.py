@@ -1,4 +1,4 @@
-"""MetricSuite a policy: the same prompts and the same initial noise for every model that is compared."""
+"""Evaluates a policy: the same prompts and the same initial noise for every model that is compared."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,7 +287,7 @@ def evaluate_images(
     *,
     advance: Callable[[str], None] = lambda what: None,
 ) -> Evaluation:
-    """MetricSuite images, wherever they come from.
+    """Evaluates images, wherever they come from.
 
     Args:
         images: uint8 [N, H, W, 3], or PIL images; or files, which are read part by part and are not kept.

@@ -9,11 +9,9 @@ import pandas as pd
 
 from alignbench.evaluation.curve import by_prompt
 from alignbench.records.record import Estimate, OnsetRecord
-from alignbench.statistics import CONFIDENCE, Interval, holm, mean_interval, rise_test
+from alignbench.statistics import ONE_SIDED_LEVEL, Interval, holm, mean_interval, rise_test
 
 LEAST_EVALUATIONS, LEAST_PROMPTS = 2, 4
-LEVEL = (1 - CONFIDENCE) / 2
-"""The level of the one-sided test, as of either side of an interval."""
 
 
 class Onset(NamedTuple):
@@ -37,7 +35,7 @@ class Onset(NamedTuple):
     @property
     def over_optimised(self) -> bool:
         """Whether the fall is beyond chance while the reward rises; of a single metric."""
-        return self.reward_rises and self.p < LEVEL
+        return self.reward_rises and self.p < ONE_SIDED_LEVEL
 
 
 RESAMPLES = 1000
@@ -112,7 +110,7 @@ def onsets(table: pd.DataFrame, rewards: Sequence[str], directions: Mapping[str,
                 lower=each.lower,
                 upper=each.upper,
                 fall=Estimate.of(each.fall),
-                over_optimised=each.reward_rises and bool(p < LEVEL),
+                over_optimised=each.reward_rises and bool(p < ONE_SIDED_LEVEL),
             )
             for (name, each), p in zip(own.items(), corrected, strict=True)
         ]

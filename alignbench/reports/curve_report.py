@@ -13,11 +13,11 @@ from alignbench.analysis.power import detectable, power_row
 from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.results import RecordedRun, Results
-from alignbench.evaluation.alarm import ALARM_LEVEL, mode_alarms
+from alignbench.evaluation.alarm import mode_alarms
 from alignbench.figures.metric_names import axis_name
 from alignbench.frontier.front import REWARD, TILT, VALIDATION, Front, summary
 from alignbench.records.distributions import mode_masses
-from alignbench.statistics import CONFIDENCE
+from alignbench.statistics import CONFIDENCE, ONE_SIDED_LEVEL
 
 
 @dataclass
@@ -183,7 +183,7 @@ class CurveReport:
             return None
         prompts = known[0][0]
         error = float(np.median([width for _, width in known])) / 2 / stdtrit(prompts - 1, (1 + CONFIDENCE) / 2)
-        return prompts, detectable(error * prompts**0.5, prompts, paired=True, level=2 * ALARM_LEVEL)
+        return prompts, detectable(error * prompts**0.5, prompts, paired=True, level=2 * ONE_SIDED_LEVEL)
 
     def _alarms_of(self, run: RecordedRun) -> list[str]:
         found = list(run.result.alarms)

@@ -77,7 +77,7 @@ class RunEvaluator:
         if key not in self.cache:
             with self.policy.reference():
                 evaluation = self.evaluate("base model", budget)
-            self.cache[key] = with_measured(evaluation, "path_kl", np.zeros(len(evaluation.prompts)))
+            self.cache[key] = with_measured(evaluation, curve.PATH_KL, np.zeros(len(evaluation.prompts)))
         return self.cache[key]
 
     def final(self, budget: Budget) -> Evaluation:
@@ -89,7 +89,7 @@ class RunEvaluator:
         if not self.drawing.keeps_paths:
             return evaluation
         with self.drawing.model(self.policy) as model:
-            return with_measured(evaluation, "path_kl", self._path_kl(evaluation.prompts, PATHS, budget, model))
+            return with_measured(evaluation, curve.PATH_KL, self._path_kl(evaluation.prompts, PATHS, budget, model))
 
     def inference_record(self, base: Evaluation, final: Evaluation) -> InferenceRecord | None:
         """What an image of the final evaluation took, beside one of the base model."""
@@ -109,13 +109,13 @@ class RunEvaluator:
         if key not in self.cache:
             with self.policy.reference():
                 evaluation = self._evaluate_validation(budget)
-            self.cache[key] = with_measured(evaluation, "path_kl", np.zeros(len(self.prompts.validation)))
+            self.cache[key] = with_measured(evaluation, curve.PATH_KL, np.zeros(len(self.prompts.validation)))
         return self.cache[key]
 
     def validation(self, budget: Budget) -> Evaluation:
         """The policy as it is on the validation prompts, with its path KL to the base model."""
         evaluation = self._evaluate_validation(budget)
-        return with_measured(evaluation, "path_kl", self._path_kl(self.prompts.validation, curve.PATHS, budget))
+        return with_measured(evaluation, curve.PATH_KL, self._path_kl(self.prompts.validation, curve.PATHS, budget))
 
     def evaluate(
         self,

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -71,7 +70,7 @@ def _sd3(scheduler: dict[str, Any]) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
-        vae=_autoencoder(),
+        vae=present.autoencoder(),
         text_encoder=CLIPTextModelWithProjection(_clip()),
         tokenizer=word_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(_clip()),
@@ -97,27 +96,11 @@ def _flux(scheduler: dict[str, Any]) -> FluxPipeline:
     return FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**{**shifting, **scheduler}),
-        vae=_autoencoder(),
+        vae=present.autoencoder(),
         text_encoder=CLIPTextModel(_clip()),
         tokenizer=word_tokenizer(),
         text_encoder_2=_t5(),
         tokenizer_2=word_tokenizer(),
-    )
-
-
-def _autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=1.5,
-        shift_factor=0.1,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
     )
 
 

@@ -51,6 +51,24 @@ CHAT = (
 DYNAMIC = {"shift": 3.0, "use_dynamic_shifting": True}
 
 
+def autoencoder(**changes: Any) -> AutoencoderKL:
+    """A decoder of 4 channels that enlarges twice."""
+    settings: dict[str, Any] = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "scaling_factor": 1.5,
+        "shift_factor": 0.1,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "mid_block_add_attention": False,
+    }
+    return AutoencoderKL(**settings | changes)
+
+
 def flux2(scheduler: dict[str, Any]) -> Flux2Pipeline:
     config = Mistral3Config(
         text_config=MistralConfig(**language_model(30)).to_dict(),
@@ -161,17 +179,7 @@ def z_image(scheduler: dict[str, Any]) -> ZImagePipeline:
             axes_lens=[512, 64, 64],
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=0.4,
-            shift_factor=0.1,
-            mid_block_add_attention=False,
-        ),
+        vae=autoencoder(scaling_factor=0.4, use_quant_conv=True, use_post_quant_conv=True),
         text_encoder=Qwen3Model(Qwen3Config(**language_model(2))),
         tokenizer=byte_tokenizer(),
     )

@@ -33,7 +33,7 @@ from alignbench.cli.console import (
 from alignbench.config.run_config import RunConfig
 from alignbench.records.record import MetricRecord, Result
 from alignbench.rollouts.plan import Plan
-from alignbench.statistics import CONFIDENCE
+from alignbench.statistics import ONE_SIDED_LEVEL
 from alignbench.training.progress import Row
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ def change_label(metric: MetricRecord) -> str:
     if change.lower is not None and change.upper is not None:
         rose, fell = change.lower > 0, change.upper < 0
     else:
-        level = (1 - CONFIDENCE) / 2
-        rose, fell = (False, False) if p is None else (p < level, 1 - p < level)
+        rose, fell = (False, False) if p is None else (p < ONE_SIDED_LEVEL, 1 - p < ONE_SIDED_LEVEL)
     if not rose and not fell:
         return "no clear change"
     if metric.higher_is_better is None:
