@@ -89,11 +89,11 @@ def _of_record(result: Any) -> dict[str, Any]:
 
 
 def _measured(result: Any) -> dict[str, Any]:
-    """The first metric that was trained on and the first one of diversity, of base and trained model."""
-    from alignbench.records.diversity import DIVERSITY
+    """The first metric that was trained on and the default metric of diversity, of base and trained model."""
+    from alignbench.records.diversity import default_diversity
 
     rewards = (name for name, metric in result.metrics.items() if metric.role == "reward")
-    axes = {"reward": next(rewards, None), "diversity": next((name for name in DIVERSITY if name in result.metrics), None)}
+    axes = {"reward": next(rewards, None), "diversity": default_diversity(result.metrics)}
     return {
         axis: {"metric": name, "base": result.metrics[name].base.value, "trained": result.metrics[name].final.value}
         for axis, name in axes.items()
