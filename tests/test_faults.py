@@ -446,7 +446,7 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_the_result_is_the_same
 
 
 def test_a_run_that_ran_out_of_memory_resumes_with_what_fitted(tmp_path: Path) -> None:
-    """Bit for bit, since it does not try again what had failed; other micro-batches round in another way."""
+    """Bit for bit, since it does not try again what had failed; other microbatches round in another way."""
     changes: Any = {"backbone": "tests.support.plugins:Cramped"}
     whole = run(toy_config(write_task(tmp_path), **changes), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -47,7 +47,7 @@ def test_training_pass_against_k(benchmark: Any, tiny: Backbone, k: int) -> None
     """With gradient caching; tests/alignbench/training/test_memory.py has its memory."""
     forest, objective = drawn(tiny, tree(6, LEAVES[k])), load_objective("grpo")
     rows = backward(tiny, objective, forest, micro_batch=MICRO_BATCH).forward_rows
-    group = "training pass against K, micro-batches of 9, tiny"
+    group = "training pass against K, microbatches of 9, tiny"
     timed(benchmark, group, k, rows, lambda: backward(tiny, objective, forest, micro_batch=MICRO_BATCH))
 
 

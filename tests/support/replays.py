@@ -96,4 +96,4 @@ def check(
         found = backward(toy, objective, forest, update=update, micro_batch=micro_batch, behaviour=old)
         assert found.loss == pytest.approx(loss, abs=rounding, rel=1e-5)
         engines = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        assert (engines - gradient).abs().max().item() < rounding * max(1.0, size), f"micro-batch {micro_batch}"
+        assert (engines - gradient).abs().max().item() < rounding * max(1.0, size), f"microbatch {micro_batch}"

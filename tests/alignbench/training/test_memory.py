@@ -77,7 +77,7 @@ def activations(policy: TinyFlux, k: int, micro_batch: int | None) -> int:
 
 
 def test_with_micro_batches_the_memory_of_a_pass_is_flat_from_9_to_81_leaves(policy: TinyFlux) -> None:
-    # Three rows a micro-batch. What is left to grow are a few numbers for each edge.
+    # Three rows a microbatch. What is left to grow are a few numbers for each edge.
     used = {k: activations(policy, k, micro_batch=3) for k in LEAVES}
     assert max(used.values()) < 1.1 * min(used.values())
 
