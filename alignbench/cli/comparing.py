@@ -126,7 +126,8 @@ def compare(
 
         cells = grid.cells()
         runner.check_folder(cells, folder)
-        show_grid(grid, folder, expected_costs(grid), workers, processes, len(runner.done(cells, folder)))
+        costs = expected_costs(grid, folder, workers, front=not no_front and engine != "ray")
+        show_grid(grid, folder, costs, workers, processes, len(runner.done(cells, folder)))
         return
     with nullcontext(folder) if out else reserved(folder) as folder:
         with interruptible("compare", folder, execution):

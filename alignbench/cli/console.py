@@ -24,7 +24,7 @@ from rich.table import Table
 from alignbench.records.record import Estimate
 
 if TYPE_CHECKING:
-    from alignbench.comparison.estimates import MethodCost
+    from alignbench.comparison.estimates import Costs
     from alignbench.comparison.grid import Grid
     from alignbench.comparison.record import CellRecord
 
@@ -158,33 +158,34 @@ class GridProgress:
         self.rich.print(f"{self.done}/{self.cells}  {escape(record.id)}  {outcome}", soft_wrap=True)
 
 
-def show_grid(grid: "Grid", out: Path, costs: "list[MethodCost]", workers: int, processes: int, done: int) -> None:
+def show_grid(grid: "Grid", out: Path, costs: "Costs", workers: int, processes: int, done: int) -> None:
     """Prints on stdout what a comparison will run.
 
     Args:
-        costs: the expected cost of each method.
+        costs: the expected costs.
         done: cells that have a record already.
     """
     rich = new_console()
-    budgets = dict.fromkeys(_limits(cost.method.grid) for cost in costs)
+    budgets = dict.fromkeys(_limits(cost.method.grid) for cost in costs.methods)
     columns = [*(["part"] if grid.parts else []), "objective", "sampler"]
     table = Table(title=f"budget per cell: {' or '.join(budgets)}", title_justify="left")
     for column in (*columns, "model evaluations per iteration", "iterations", "time per cell"):
         table.add_column(column, justify="left" if column in columns else "right")
-    for cost in costs:
+    for cost in costs.methods:
         numbers = (f"{cost.rows:,.0f}", f"{cost.iterations:,.0f}", format_duration(cost.seconds))
         table.add_row(*(escape(getattr(cost.method, column)) for column in columns), *numbers)
     print_table(rich, table)
-    cells = sum(cost.cells for cost in costs)
-    seconds = sum(cost.cells * cost.seconds for cost in costs) * (cells - done) / cells / workers
-    parts = [(len(costs), "method"), (len(grid.tasks), "task"), (len(grid.seeds), "seed")]
+    cells = sum(cost.cells for cost in costs.methods)
+    seconds = sum(cost.cells * cost.seconds for cost in costs.methods) * (cells - done) / cells / workers + costs.front_seconds
+    parts = [(len(costs.methods), "method"), (len(grid.tasks), "task"), (len(grid.seeds), "seed")]
     product = (
         " x ".join(_several(*part) for part in parts) + " = " if not grid.parts else f"{_several(len(grid.parts), 'part')}, "
     )
     sharing = f"; the speed-up from {processes} processes per cell is not included" if processes > 1 else ""
+    front = f", of which {format_duration(costs.front_seconds)} for the front" if costs.front_seconds else ""
     rich.print(
         f"{product}{_several(cells, 'cell')}, of which {done} are done; about {format_duration(seconds)} on this machine with "
-        f"{_several(workers, 'worker')}, {TIMED_NOW}{sharing}"
+        f"{_several(workers, 'worker')}{front}, {TIMED_NOW}{sharing}"
     )
     rich.print(f"output folder: [bold]{escape(str(out))}[/bold] (nothing has been written)")
 

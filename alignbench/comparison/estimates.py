@@ -1,10 +1,17 @@
 """What a comparison will cost, before it runs."""
 
+import time
+from pathlib import Path
 from typing import NamedTuple
 
+from alignbench.backbone import KnownDistributions
+from alignbench.comparison.fronts import missing_images
 from alignbench.comparison.grid import Grid, Method
-from alignbench.forecast import costs, expected_rows
+from alignbench.evaluation.evaluate import MetricSuite
+from alignbench.forecast import expected_rows
+from alignbench.forecast.pace import Pace, measure_pace, seconds_of_evaluations, seconds_per_iteration
 from alignbench.load import load_configured_backbone, load_configured_objective
+from alignbench.tasks import configured_task
 
 
 class MethodCost(NamedTuple):
@@ -15,30 +22,53 @@ class MethodCost(NamedTuple):
     """Model rows of one iteration."""
     iterations: float
     seconds: float
-    """Seconds of training and evaluation."""
+    """Seconds of training and evaluation, and of loading the models."""
     cells: int
     """Number of its cells."""
 
 
-def expected_costs(grid: Grid) -> list[MethodCost]:
-    """The cost of each method, from model rows and images of the first method's model that are timed now, on this machine."""
+class Costs(NamedTuple):
+    """What a comparison will cost."""
+
+    methods: list[MethodCost]
+    front_seconds: float
+    """Seconds to compute the fronts that its folder does not have yet."""
+
+
+def expected_costs(grid: Grid, folder: Path, workers: int = 1, *, front: bool = True) -> Costs:
+    """The cost of each method and of the fronts, at the pace of the first method's model on this machine, measured now.
+
+    Args:
+        grid: the comparison.
+        folder: where its fronts are kept.
+        workers: processes that run cells; each evaluates the base model once.
+        front: whether fronts are computed.
+    """
     methods = grid.methods()
     first = methods[0].config
-    pace = costs.measure_pace(first, load_configured_backbone(first))
-    return [_expected_cost(method, pace) for method in methods]
+    began = time.perf_counter()
+    policy = load_configured_backbone(first)
+    MetricSuite(configured_task(first), first.scorer_timeout).prepare()
+    loading = time.perf_counter() - began
+    knows_target = isinstance(policy, KnownDistributions)
+    images = missing_images(grid, folder) if front and not knows_target else 0
+    pace = measure_pace(first, policy)
+    bases = workers / max(workers, len(grid.cells()))
+    costs = [_expected_cost(method, pace, loading, bases) for method in methods]
+    return Costs(costs, images * pace.evaluated_image)
 
 
-def _expected_cost(method: Method, pace: costs.Pace) -> MethodCost:
+def _expected_cost(method: Method, pace: Pace, loading: float, bases: float) -> MethodCost:
     config, grid = method.config, method.grid
     objective = load_configured_objective(config)
     rows = expected_rows.rows_per_iteration(config, objective)
     counted = expected_rows.model_rows(config, rows, objective.needs)
-    seconds = costs.seconds_per_iteration(config, rows, pace, objective.needs, guided=expected_rows.trains_guided(objective))
+    seconds = seconds_per_iteration(config, rows, pace, objective.needs, guided=expected_rows.trains_guided(objective))
     limits = (
         (grid.budget.model_rows, counted),
         (grid.budget.reward_calls, rows.images * pace.rewards),
         (grid.budget.seconds, seconds),
     )
     iterations = min(limit / each for limit, each in limits if limit is not None)
-    whole = iterations * seconds + costs.seconds_per_evaluation(config, pace)
+    whole = loading + iterations * seconds + seconds_of_evaluations(config, pace, iterations, bases=bases)
     return MethodCost(method, counted, iterations, whole, len(grid.tasks) * len(grid.seeds))

@@ -1,6 +1,6 @@
 """The fronts of a comparison's tasks: made once, kept in its folder, and found again for its runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from alignbench.comparison.results import Results
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError, UserError
 from alignbench.frontier import IMAGES
-from alignbench.frontier.front import EVALUATION, RECORD, VALIDATION, Front, dependence, read_front
+from alignbench.frontier.front import EVALUATION, RECORD, VALIDATION, Front, PromptSet, dependence, read_front
 from alignbench.frontier.making import front_of
 from alignbench.records.record import Result
 from alignbench.tasks import configured_task, load_task
@@ -71,23 +71,41 @@ def make_fronts(
         warn: told why one cannot be made.
     """
     fronts, made = read_fronts(out), []
-    for config in _distinct(cell.config for cell in grid.cells()):
+    configs = _distinct(cell.config for cell in grid.cells())
+    for config in configs:
         if config.scorer_url:
             warn(f"no front of task {config.task}: its reward comes from the scorer at scorer_url, which `front` does not ask")
+    for config, kind, images in _planned(configs):
+        if _is_there(fronts, config, kind):
             continue
-        kinds = [EVALUATION, *([VALIDATION] if _has_curve(config) else [])]
-        for kind in kinds:
-            if _is_there(fronts, config, kind):
-                continue
-            size = config.evaluation.images_per_prompt if kind == EVALUATION else config.evaluation.validation_images
-            try:
-                front, folder = front_of(config, out / FOLDER, images=max(IMAGES, 4 * size), kind=kind, advance=advance)
-            except (UserError, RunError) as error:
-                warn(f"no front of task {config.task} for the {kind} prompts: {error}")
-            else:
-                fronts.kept.append(front)
-                made.append(folder)
+        try:
+            front, folder = front_of(config, out / FOLDER, images=images, kind=kind, advance=advance)
+        except (UserError, RunError) as error:
+            warn(f"no front of task {config.task} for the {kind} prompts: {error}")
+        else:
+            fronts.kept.append(front)
+            made.append(folder)
     return made
+
+
+def missing_images(grid: Grid, out: Path) -> int:
+    """The number of images that `make_fronts` would draw and evaluate."""
+    fronts, count = read_fronts(out), 0
+    for config, kind, images in _planned(_distinct(cell.config for cell in grid.cells())):
+        if not _is_there(fronts, config, kind):
+            count += images * len(PromptSet.of(configured_task(config), config.evaluation, kind).prompts)
+    return count
+
+
+def _planned(configs: Iterable[RunConfig]) -> Iterator[tuple[RunConfig, str, int]]:
+    """For each front: a configuration, the kind of its prompts and its images of each prompt."""
+    for config in configs:
+        if config.scorer_url:
+            continue
+        e = config.evaluation
+        yield config, EVALUATION, max(IMAGES, 4 * e.images_per_prompt)
+        if _has_curve(config):
+            yield config, VALIDATION, max(IMAGES, 4 * e.validation_images)
 
 
 def _distinct(configs: Iterable[RunConfig]) -> list[RunConfig]:

@@ -1,54 +1,20 @@
-"""Estimates what a run will cost: model rows, parameters, memory, and the time, from model rows that are timed now."""
-
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+"""Estimates what a run will cost: model rows, parameters, memory, and the time at the pace of this machine."""
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from alignbench.backbone import Backbone, device_named
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
-from alignbench.evaluation.evaluate import MetricSuite, evaluation_prompts
-from alignbench.forecast.expected_rows import (
-    ExpectedRows,
-    model_rows,
-    passes_without_gradient,
-    rows_per_iteration,
-    trains_guided,
-)
+from alignbench.evaluation.evaluate import evaluation_prompts
+from alignbench.forecast.expected_rows import model_rows, rows_per_iteration, trains_guided
 from alignbench.forecast.memory import Memory, estimate_memory
+from alignbench.forecast.pace import Pace, measure_pace, seconds_of_evaluations, seconds_per_iteration
 from alignbench.load import load_configured_backbone, load_configured_objective, opens_on_meta_device
-from alignbench.objective import Needs
-from alignbench.rollouts.executor import predict, sample
-from alignbench.rollouts.noise import normal
 from alignbench.tasks import configured_task
 
-TIMED_IMAGES = 4
-"""Largest number of images that are decoded and scored to measure the time."""
-TIMED_ROWS = 32
-"""Largest number of rows in a model call that is timed."""
 CPU_LIMIT = 2 * 2**30
 """Size of the weights in bytes above which nothing is timed on a CPU."""
-
-
-class Pace(NamedTuple):
-    """The speed of this machine, as measured."""
-
-    forward_row: float
-    """Seconds of one model row without a gradient."""
-    train_row: float
-    """Seconds of one model row, forward and backward."""
-    image: float
-    """Seconds to decode and score one image."""
-    rewards: int
-    """The number of scores of each image."""
-    steps: int
-    """Denoising steps of the model's own call."""
-    unguided: tuple[float, float] | None = None
-    """`forward_row` and `train_row` without guidance; None if they are the same."""
 
 
 class Forecast(BaseModel):
@@ -85,79 +51,10 @@ class Forecast(BaseModel):
     """The device for which times are estimated."""
     seconds_iteration: float | None
     """Seconds of one iteration; None if nothing was timed."""
-    seconds_judging: float | None
-    """Seconds to evaluate the base model and the trained model, in total; None if nothing was timed."""
+    seconds_evaluation: float | None
+    """Seconds of all evaluations: of the base model, the trained model and along the training; None if nothing was timed."""
     not_measured: str | None
     """Why nothing was timed; None if times were measured."""
-
-
-def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
-    """Times model rows and images of the task's first prompts. The first call of each kind warms up and does not count.
-
-    Args:
-        config: the configuration of the run.
-        policy: its backbone, with weights.
-    """
-    task = configured_task(config)
-    suite, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_IMAGES]
-    rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
-    guided = policy.encode(prompts)
-    x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)
-    group = torch.arange(rows, device=policy.device) % len(prompts)
-
-    def timed(conditioning: Any) -> tuple[float, float]:
-        def forward() -> Tensor:
-            return predict(policy, x, 0.5, conditioning, group)
-
-        with torch.no_grad():
-            forward_row = _second_time(forward, policy.device) / rows
-        train_row = _second_time(lambda: forward().square().mean().backward(), policy.device) / rows
-        return forward_row, train_row
-
-    pace, own = timed(guided), policy.without_guidance(guided)
-    unguided = None if own is guided else timed(own)
-    policy.trainable().zero_grad(set_to_none=True)
-    latents = sample(policy, prompts, 1, policy.default_steps, 0, micro_batch=config.micro_batch)
-
-    def decode_and_score() -> None:
-        suite.score(policy.decode(latents), prompts, when="while it was timed")
-
-    image = _second_time(decode_and_score, policy.device) / len(latents)
-    return Pace(*pace, image, len(suite.rewards), policy.default_steps, unguided)
-
-
-def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
-    """Computes the seconds of an iteration: rollout, decoding, scoring and training.
-
-    Args:
-        config: the configuration of the run.
-        rows: the model rows of an iteration.
-        pace: the speed of this machine.
-        needs: what the objective needs.
-        guided: whether the rows of training are evaluated with guidance.
-    """
-    forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
-    of_policy = rows.asked * (config.updates_per_rollout * train_row + rows.double_passes * forward_row)
-    trained = of_policy + rows.replay * passes_without_gradient(config, needs) * forward_row
-    return rows.rollout * pace.forward_row + trained + rows.images * pace.image
-
-
-def seconds_per_evaluation(config: RunConfig, pace: Pace) -> float:
-    """Computes the seconds of the evaluation of one model."""
-    e = config.evaluation
-    return e.prompts * e.images_per_prompt * ((e.steps or pace.steps) * pace.forward_row + pace.image)
-
-
-def _second_time(work: Callable[[], Any], device: torch.device) -> float:
-    """Calls `work` twice, and returns the seconds of the second call."""
-    seconds = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
-    return seconds
 
 
 def forecast(config: RunConfig) -> Forecast:
@@ -180,10 +77,11 @@ def forecast(config: RunConfig) -> Forecast:
     trained = sum(p.numel() for p in policy.parameters())
     pace, why = _pace_or_reason(config, policy, needed)
     needs = objective.needs
+    iterations = config.iterations if needs.training else 0
     return Forecast(
         parameters=parameters,
         trained=trained,
-        iterations=config.iterations if needs.training else 0,
+        iterations=iterations,
         updates=config.updates_per_rollout,
         rollout_rows=rows.rollout,
         replay_rows=rows.replay,
@@ -196,7 +94,7 @@ def forecast(config: RunConfig) -> Forecast:
         memory=needed,
         device=str(device_named(config.device)),
         seconds_iteration=None if pace is None else seconds_per_iteration(config, rows, pace, needs, guided=guided),
-        seconds_judging=None if pace is None else 2 * seconds_per_evaluation(config, pace),
+        seconds_evaluation=None if pace is None else seconds_of_evaluations(config, pace, iterations, bases=1),
         not_measured=why,
     )
 

@@ -14,7 +14,7 @@ from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_cu
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.results import RecordedRun, Results
 from alignbench.evaluation.alarm import mode_alarms
-from alignbench.figures.metric_names import axis_name
+from alignbench.figures.metric_names import OF_THE_MODEL, axis_name
 from alignbench.frontier.front import REWARD, TILT, VALIDATION, Front, summary
 from alignbench.records.distributions import mode_masses
 from alignbench.statistics import CONFIDENCE, ONE_SIDED_LEVEL
@@ -72,6 +72,11 @@ class CurveReport:
         judged = [name for name, record in records.items() if record.role == "judge" and record.higher_is_better is not None]
         first = self.front.record.headline if self.front else []
         return [m for m in dict.fromkeys([*first, *judged]) if m in judged and m not in self.diversities]
+
+    @property
+    def image_judges(self) -> list[str]:
+        """The judges of images: all but those that measure the model itself, such as the error of its velocity."""
+        return [metric for metric in self.judges if not metric.startswith(OF_THE_MODEL)]
 
     @property
     def runs(self) -> list[curves.RunCurve]:
@@ -134,10 +139,10 @@ class CurveReport:
 
     @cached_property
     def onsets(self) -> pd.DataFrame:
-        """See `curves.onset_frame`, for judges and diversity."""
+        """See `curves.onset_frame`, for judges of images and diversity."""
         if not self.comparable:
             return pd.DataFrame()
-        directions = {metric: self.directions.get(metric) for metric in [*self.judges, *self.diversities]}
+        directions = {metric: self.directions.get(metric) for metric in [*self.image_judges, *self.diversities]}
         return curves.onset_frame(self.runs, self.recorded.tables, self.reward, directions)
 
     @cached_property

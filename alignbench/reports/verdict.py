@@ -9,7 +9,7 @@ import pandas as pd
 from alignbench.analysis.curves import ROWS
 from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE, Results
-from alignbench.figures.metric_names import OF_THE_MODEL, axis_name, explained
+from alignbench.figures.metric_names import axis_name, explained
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.findings import disagreements
 from alignbench.reports.formatting import SIGNIFICANT, number
@@ -191,7 +191,7 @@ def _with_disagreements(report: CurveReport, sentence: str) -> str:
 
 
 def _over_optimised(report: CurveReport) -> str:
-    frame, judges = report.onsets, [metric for metric in report.judges if not metric.startswith(OF_THE_MODEL)]
+    frame, judges = report.onsets, report.image_judges
     if not report.comparable or frame.empty or not frame["metric"].isin(judges).any():
         return (
             "Whether a method over-optimised its reward cannot be told: this needs evaluations along the training of a metric "

@@ -184,10 +184,10 @@ def show_forecast(forecast: "Forecast", config: RunConfig, out: Path) -> None:
     rich.print(f"{total:,} parameters ({parts}), {forecast.trained:,} of them trained")
     print_table(rich, _memory_table(forecast))
     rich.print("excludes scorers, library overhead and fragmentation")
-    if forecast.seconds_iteration is None or forecast.seconds_judging is None:
+    if forecast.seconds_iteration is None or forecast.seconds_evaluation is None:
         rich.print(f"time: not measured ({forecast.not_measured})")
     else:
-        iteration, evaluation = format_duration(forecast.seconds_iteration), format_duration(forecast.seconds_judging)
+        iteration, evaluation = format_duration(forecast.seconds_iteration), format_duration(forecast.seconds_evaluation)
         total_time = ""
         if forecast.iterations is not None:
             total_time = f" ({format_duration(forecast.iterations * forecast.seconds_iteration)} in total)"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from alignbench.backbone import BackboneSettings
 from alignbench.cli.app import app
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
-from alignbench.forecast.costs import Pace, forecast, measure_pace, seconds_per_iteration
+from alignbench.forecast.costs import forecast
 from alignbench.forecast.expected_rows import ExpectedRows, model_rows, rows_per_iteration, trains_guided
 from alignbench.forecast.memory import estimate_memory
+from alignbench.forecast.pace import Pace, measure_pace, seconds_of_evaluations, seconds_per_iteration
 from alignbench.load import load_configured_objective
+from alignbench.training.trainer import Trainer
 from tests.support.allocation import most_allocated
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
 from tests.support.plugins import ToyPolicy, toy_config, write_task
@@ -92,7 +95,7 @@ def test_a_run_spends_the_rows_that_were_told(tmp_path: Path, objective: str, ch
 
 def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective={"name": "grpo", "kl_beta": 0.1}, updates_per_rollout=2)
-    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, steps=4)
+    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0)
     needs = load_objective("grpo", kl_beta=0.1).needs
     # 16 rows of the rollout; twice 6 with their way back and 6 of the reference; 8 images.
     found = seconds_per_iteration(config, rows_per_iteration(config), pace, needs)
@@ -102,11 +105,48 @@ def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
 def test_rows_without_guidance_have_a_pace_of_their_own(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective={"name": "dpo"}, updates_per_rollout=2)
     made = load_objective("dpo")
-    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, steps=4, unguided=(0.5, 4.0))
+    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0, unguided=(0.5, 4.0))
     rows = rows_per_iteration(config, made)
     # 16 rows of the rollout; twice 4 images of two pairs with their way back and for the reference; 8 images.
     assert seconds_per_iteration(config, rows, pace, made.needs, guided=trains_guided(made)) == 16 + 2 * (4 * 4 + 4 * 0.5) + 800
     assert seconds_per_iteration(config, rows, pace, made.needs) == 16 + 2 * (4 * 10 + 4) + 800
+
+
+def test_seconds_of_evaluations_count_those_along_the_training(tmp_path: Path) -> None:
+    e = {"prompts": 6, "images_per_prompt": 4, "validation_images": 3}
+    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0)
+    # Base and trained model with 6 x 4 images each, and 64 paths of 8 steps whose 7 noisy ones the base model sees as well.
+    end = 2 * 24 * 1000 + 64 * (8 + 7)
+    config = toy_config(write_task(tmp_path), evaluation=e)
+    assert seconds_of_evaluations(config, pace, 10, bases=1) == end
+    assert seconds_of_evaluations(config, pace, 10, bases=0) == end - 24 * 1000
+    # The task's four validation prompts: at iterations 0, 4, 8 and the end, with 24 paths each.
+    config = toy_config(write_task(tmp_path), evaluation={**e, "every": 4})
+    assert seconds_of_evaluations(config, pace, 10, bases=1) == end + 4 * (4 * 3 * 1000 + 24 * 15)
+    assert seconds_of_evaluations(config, pace, None, bases=1) == end
+
+
+def test_a_short_iteration_is_run_and_corrects_the_sum_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(write_task(tmp_path), iterations=2)
+    made = load_configured_objective(config)
+    rows = rows_per_iteration(config, made)
+    spent: list[float] = []
+
+    def iterate(trainer: Trainer) -> dict[str, Any]:
+        began = time.perf_counter()
+        row = original(trainer)
+        spent.append(time.perf_counter() - began)
+        return row
+
+    original = Trainer.iterate
+    monkeypatch.setattr(Trainer, "iterate", iterate)
+    pace = measure_pace(config, ToyPolicy(BackboneSettings()))
+    assert len(spent) == 2
+    # The time of the second one; the clock inside it starts a moment later and ends a moment earlier.
+    assert seconds_per_iteration(config, rows, pace, made.needs) == pytest.approx(spent[1], rel=0.2)
+    monkeypatch.setattr("alignbench.forecast.pace.SHORT_ITERATION", 0.0)
+    assert measure_pace(config, ToyPolicy(BackboneSettings())).correction == 1.0
+    assert len(spent) == 2
 
 
 class Mixing(ToyPolicy):
@@ -212,7 +252,7 @@ def test_a_model_too_large_for_a_cpu_is_weighed_and_not_timed(
 ) -> None:
     monkeypatch.setattr("alignbench.forecast.costs.CPU_LIMIT", 1000)
     found = forecast(real_config(folders["sd3"], write_task(tmp_path)))
-    assert (found.seconds_iteration, found.seconds_judging) == (None, None)
+    assert (found.seconds_iteration, found.seconds_evaluation) == (None, None)
     assert found.not_measured == "no GPU here, and the model is too large for a CPU"
 
 

@@ -1,0 +1,190 @@
+"""The pace of this machine, measured with the model, the scorers and, if it is short, the iteration of a run itself."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alignbench.backbone import Backbone
+from alignbench.config.run_config import RunConfig
+from alignbench.evaluation import curve
+from alignbench.evaluation.evaluate import (
+    PATH_STEPS,
+    PATHS,
+    MetricSuite,
+    evaluate,
+    evaluation_prompts,
+    validation_prompts,
+)
+from alignbench.forecast.expected_rows import (
+    ExpectedRows,
+    model_rows,
+    passes_without_gradient,
+    rows_per_iteration,
+    trains_guided,
+)
+from alignbench.load import load_configured_objective, load_sampler
+from alignbench.objective import Needs
+from alignbench.rollouts.executor import predict, sample
+from alignbench.rollouts.noise import normal
+from alignbench.tasks import Task, configured_task
+from alignbench.training.trainer import Trainer
+
+TIMED_IMAGES = 4
+"""Largest number of images that are decoded and scored to measure the time."""
+TIMED_ROWS = 32
+"""Largest number of rows in a model call that is timed."""
+TIMED_PROMPTS = 4
+"""Number of prompts whose evaluation is timed, if that of one is short."""
+SHORT = 1.0
+"""Seconds of a first call up to which a longer or second one is made."""
+SHORT_ITERATION = 4.0
+"""Estimated seconds of an iteration up to which two are run."""
+
+
+class Pace(NamedTuple):
+    """The speed of this machine, as measured."""
+
+    forward_row: float
+    """Seconds of one model row without a gradient."""
+    train_row: float
+    """Seconds of one model row, forward and backward."""
+    image: float
+    """Seconds to decode and score one image."""
+    rewards: int
+    """The number of scores of each image."""
+    evaluated_image: float
+    """Seconds to draw one image of an evaluation, decode it and score it with all metrics."""
+    unguided: tuple[float, float] | None = None
+    """`forward_row` and `train_row` without guidance; None if they are the same."""
+    correction: float = 1.0
+    """Seconds of a whole iteration over the sum of its rows and images; 1 if iterations are too long to be run."""
+
+
+def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
+    """Times model rows, images, an evaluation and, if it is short, an iteration of the run. The policy's weights may change.
+
+    Args:
+        config: the configuration of the run.
+        policy: its backbone, with weights.
+    """
+    task = configured_task(config)
+    suite, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_IMAGES]
+    rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
+    guided = policy.encode(prompts)
+    x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)
+    group = torch.arange(rows, device=policy.device) % len(prompts)
+
+    def timed(conditioning: Any) -> tuple[float, float]:
+        def forward() -> Tensor:
+            return predict(policy, x, 0.5, conditioning, group)
+
+        with torch.no_grad():
+            forward_row = _seconds(forward, policy.device) / rows
+        train_row = _seconds(lambda: forward().square().mean().backward(), policy.device) / rows
+        return forward_row, train_row
+
+    pace, own = timed(guided), policy.without_guidance(guided)
+    unguided = None if own is guided else timed(own)
+    policy.trainable().zero_grad(set_to_none=True)
+    latents = sample(policy, prompts, 1, policy.default_steps, 0, micro_batch=config.micro_batch)
+
+    def decode_and_score() -> None:
+        suite.score(policy.decode(latents), prompts, when="while it was timed")
+
+    image = _seconds(decode_and_score, policy.device) / len(latents)
+    evaluated = _seconds_per_evaluated_image(config, policy, task, suite)
+    found = Pace(*pace, image, len(suite.rewards), evaluated, unguided)
+    return found._replace(correction=_correction(config, policy, task, suite, found))
+
+
+def _seconds_per_evaluated_image(config: RunConfig, policy: Backbone, task: Task, suite: MetricSuite) -> float:
+    prompts, images = evaluation_prompts(task, config.evaluation), config.evaluation.images_per_prompt
+
+    def measure(count: int) -> float:
+        def work() -> None:
+            evaluate(
+                policy,
+                task,
+                suite,
+                config.evaluation,
+                prompts=prompts[:count],
+                images_per_prompt=images,
+                micro_batch=config.micro_batch,
+            )
+
+        return _seconds(work, policy.device, calls=1) / (count * images)
+
+    first = measure(1)
+    return first if first * images > SHORT else measure(min(TIMED_PROMPTS, len(prompts)))
+
+
+def _correction(config: RunConfig, policy: Backbone, task: Task, suite: MetricSuite, pace: Pace) -> float:
+    objective = load_configured_objective(config)
+    rows = rows_per_iteration(config, objective)
+    expected = seconds_per_iteration(config, rows, pace, objective.needs, guided=trains_guided(objective))
+    if not objective.needs.training or config.pairs or expected > SHORT_ITERATION:
+        return 1.0
+    policy.prepare(task.train_prompts)
+    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+    trainer = Trainer(config, task.train_prompts, policy, objective, sampler, suite)
+    first, second = trainer.iterate(), trainer.iterate()
+    spent = second["model_rows"] - first["model_rows"]
+    # A sampler whose plans change costs other numbers of rows later.
+    return float(second["seconds"] / (expected * spent / model_rows(config, rows, objective.needs)))
+
+
+def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, needs: Needs, *, guided: bool = True) -> float:
+    """Computes the seconds of an iteration: rollout, decoding, scoring and training.
+
+    Args:
+        config: the configuration of the run.
+        rows: the model rows of an iteration.
+        pace: the speed of this machine.
+        needs: what the objective needs.
+        guided: whether the rows of training are evaluated with guidance.
+    """
+    forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
+    of_policy = rows.asked * (config.updates_per_rollout * train_row + rows.double_passes * forward_row)
+    trained = of_policy + rows.replay * passes_without_gradient(config, needs) * forward_row
+    return pace.correction * (rows.rollout * pace.forward_row + trained + rows.images * pace.image)
+
+
+def seconds_of_evaluations(config: RunConfig, pace: Pace, iterations: float | None, *, bases: float) -> float:
+    """Computes the seconds of all evaluations of a run.
+
+    Args:
+        config: the configuration of the run.
+        pace: the speed of this machine.
+        iterations: the iterations of the run; None counts no evaluations along the training.
+        bases: how often the base model is evaluated; runs of a comparison share these evaluations.
+    """
+    e = config.evaluation
+    seconds = (1 + bases) * e.prompts * e.images_per_prompt * pace.evaluated_image + _seconds_of_path_kl(PATHS, e.prompts, pace)
+    if e.every is None or iterations is None:
+        return seconds
+    prompts = len(validation_prompts(configured_task(config), e))
+    once = prompts * e.validation_images * pace.evaluated_image
+    times = -(-iterations // e.every) + bases
+    return seconds + times * (once + _seconds_of_path_kl(curve.PATHS, prompts, pace))
+
+
+def _seconds_of_path_kl(paths: int, prompts: int, pace: Pace) -> float:
+    """Rollouts with the policy, whose rows the base model evaluates as well."""
+    return max(paths, prompts) * (2 * PATH_STEPS - 1) * pace.forward_row
+
+
+def _seconds(work: Callable[[], Any], device: torch.device, calls: int = 2) -> float:
+    """The seconds of the last of several calls, or of a first one that is not short: only short calls need a warm-up."""
+    seconds = 0.0
+    for _ in range(calls):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+        if seconds > SHORT:
+            break
+    return seconds
