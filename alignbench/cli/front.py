@@ -20,7 +20,7 @@ FRONTS = Path("results") / "fronts"
 def front(
     backbone: Annotated[str | None, typer.Option(help="Name or folder of the base model. (default: tiny)")] = None,
     task: Annotated[str | None, typer.Option(help="Task whose reward tilts the model: a name or a YAML file.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings of the evaluation: smoke, quick or paper.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings of the evaluation: smoke, quick, matching or paper.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of a run's configuration.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="dotted.key=value, such as evaluation.prompts=12; repeatable.")

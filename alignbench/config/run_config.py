@@ -4,13 +4,15 @@ Later layers override earlier ones: defaults < preset < config file < command-li
 
 A preset has a part `common`, and parts for single names under `backbones`, `samplers` and `objectives`. The parts of the chosen
 names apply in this order. A part can contain further parts for combinations of names (`backbones.flux.objectives.grpo`), which
-override all parts for a single name. A part of a backbone or objective may choose the sampler that is used by default, and a
-part of a backbone may choose the objective. A local diffusers folder has the parts of its family: sd3 or flux.
+override all parts for a single name. A preset that `extends` another one overrides all parts of it.
+
+A part of a backbone or objective may choose the sampler that is used by default, and a part of a backbone may choose the
+objective. A local diffusers folder has the parts of its family, such as sd3 or flux.
 """
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -33,6 +35,8 @@ RESULT_NEUTRAL_KEYS = (
     *("scorer_timeout", "trackers", "sharded", "scorer_token_file"),
 )
 """Keys that do not change the numbers of a run, beyond rounding. A resumed run may have other values of them."""
+ABOUT_PRESETS = ("extends", "common")
+"""Keys of a preset that are no settings of a run."""
 PATHS = ("pairs", "scorer_token_file")
 """Keys whose value is the path of a file."""
 FORMER_NAMES = {"pictures": "save_images"}
@@ -197,7 +201,7 @@ class RunConfig(Settings):
     seed: int = Field(0, ge=0)
     """Seed of rollout noise, plans and prompt order."""
     preset: str = "quick"
-    """Preset that the settings start from: smoke, quick or paper."""
+    """Preset that the settings start from: smoke, quick, matching or paper."""
     iterations: int | None = Field(50, ge=0)
     """Number of rollouts, each followed by its updates. Null continues until the budget is spent."""
     pairs: Path | None = None
@@ -355,12 +359,12 @@ def load_config(
     given = merged_layers({} if file is None else read_settings(file), typed)
     if preset is not None or given.get("preset") is None:
         given["preset"] = preset or RunConfig.model_fields["preset"].default
-    shipped = _read_preset(given["preset"])
+    chain = _preset_chain(given["preset"])
     names: dict[str, str] = {}
     for kind in ("backbone", "objective", "sampler"):
-        names[kind] = _chosen(kind, given, *reversed(_parts(shipped, names)))
+        names[kind] = _chosen(kind, given, *reversed(_parts(chain, names)))
     merged: dict[str, Any] = {kind: {"name": name} for kind, name in names.items()}
-    for part in _parts(shipped, names):
+    for part in _parts(chain, names):
         others = [kind for kind in PLUGINS if plugin_data(kind, part.get(kind)).get("name") not in (None, names[kind])]
         _merge(merged, {key: value for key, value in part.items() if key not in others})
     _merge(merged, given)
@@ -384,13 +388,18 @@ def _chosen(kind: str, *layers: Mapping[str, Any]) -> str:
     return str(RunConfig.model_fields[kind].default.name)
 
 
-def _parts(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The parts of a preset that apply to the chosen names, from general to specific."""
+def _parts(chain: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The parts of presets that apply to the chosen names: preset by preset, and in each from general to specific."""
+    return [part for preset in chain for part in _parts_of_one(preset, names)]
+
+
+def _parts_of_one(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
     wanted = {kind: families.section_of(name) if kind == "backbone" else name for kind, name in names.items()}
     sections = {kind: f"{kind}s" for kind in reversed(PLUGINS)}  # settings for the objective override the others
+    no_settings = (*ABOUT_PRESETS, *sections.values())
     level, found = [{**preset, **preset.get("common", {})}], []
     while level:
-        found += [{key: value for key, value in part.items() if key not in ("common", *sections.values())} for part in level]
+        found += [{key: value for key, value in part.items() if key not in no_settings} for part in level]
         level = [
             part[section][wanted[kind]]
             for part in level
@@ -398,6 +407,13 @@ def _parts(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str
             if wanted.get(kind) in part.get(section, {})
         ]
     return found
+
+
+def _preset_chain(name: str) -> list[dict[str, Any]]:
+    """A preset after the one that it extends, whose settings it overrides."""
+    preset = _read_preset(name)
+    base = preset.get("extends")
+    return [*(_preset_chain(base) if base else []), preset]
 
 
 def _read_preset(name: str) -> dict[str, Any]:

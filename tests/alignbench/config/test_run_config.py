@@ -42,6 +42,12 @@ def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "quick.yaml").write_text(yaml.safe_dump(quick))
     (folder / "other.yaml").write_text(yaml.safe_dump({"common": {"iterations": 99}}))
+    longer = {
+        "extends": "quick",
+        "common": {"seed": 2, "iterations": 50},
+        "samplers": {"dynamic_tree": {"sampler": {"steps": 5}}},
+    }
+    (folder / "longer.yaml").write_text(yaml.safe_dump(longer))
     (folder / "notes.txt").write_text("no preset")
     monkeypatch.setattr(config, "resources", SimpleNamespace(files=lambda _: tmp_path))
 
@@ -207,7 +213,15 @@ def test_a_misspelt_preset_is_refused_with_the_nearest_name() -> None:
 @pytest.mark.usefixtures("own_presets")
 class TestLayers:
     def test_presets_are_the_yaml_files_of_their_folder(self) -> None:
-        assert presets() == ["other", "quick"]
+        assert presets() == ["longer", "other", "quick"]
+
+    def test_a_preset_overrides_all_parts_of_the_one_that_it_extends(self) -> None:
+        found = chosen(preset="longer")
+        assert found["iterations"] == 50  # not the 13 of a part for the objective
+        assert found["seed"] == 2
+        assert found["sampler"] == {"name": "dynamic_tree", "kappa": 1.0, "steps": 5}
+        assert found["objective"] == {"name": "tmpo", "beta": 1.5}
+        assert found["preset"] == "longer"
 
     def test_parts_of_a_preset_win_in_the_order_backbone_sampler_objective(self) -> None:
         found = chosen()
