@@ -48,6 +48,9 @@ def tune(
         str | None,
         typer.Option(help=f"Values of updates_per_rollout, separated by commas. (default: {','.join(map(str, UPDATES))})"),
     ] = None,
+    keep_strength: Annotated[
+        bool, typer.Option("--keep-strength", help="Keep each objective's strength; vary only how it is trained.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Output folder; an existing tuning is resumed. (default: results/<time>-tuning)")
     ] = None,
@@ -65,7 +68,8 @@ def tune(
 
     options = without_defaults(
         {"trials": trials, "seeds": seeds, "task": task, "backbone": backbone, "preset": preset, "select": select}
-        | {"lr_factor": lr_factor, "updates": _whole_numbers(updates) if updates else None}
+        | {"keep_strength": keep_strength or None, "lr_factor": lr_factor}
+        | {"updates": _whole_numbers(updates) if updates else None}
         | {"objectives": names(objectives) if objectives else None, "samplers": names(samplers) if samplers else None}
         | {"budget": parse_assignments(budget) if budget else None, "settings": parse_assignments(sets) if sets else None}
     )

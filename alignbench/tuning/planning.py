@@ -53,6 +53,8 @@ class TuningRequest(Settings):
     """Range of learning rates: from the preset's divided by this factor to the preset's times this factor."""
     updates: list[int] = Field(list(UPDATES), min_length=1)
     """Values of `updates_per_rollout` that trials take."""
+    keep_strength: bool = False
+    """Whether each objective keeps its strength, so that trials vary only how it is trained."""
 
     @property
     def tuning_seeds(self) -> list[int]:
@@ -125,7 +127,7 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
     spaces = {
         objective: search_space(
             config.optimizer.lr,
-            registry.find("objectives", config.objective.name, Objective).strength,
+            None if request.keep_strength else registry.find("objectives", config.objective.name, Objective).strength,
             request.lr_factor,
             _checked_updates(request.updates),
         )

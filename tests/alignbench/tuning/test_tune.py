@@ -134,6 +134,14 @@ def test_the_first_trial_has_the_settings_that_compare_would_take(tmp_path: Path
     assert plan.spaces["wavering"][0].values == pytest.approx((0.002, 0.2))
 
 
+def test_a_strength_that_is_given_is_kept(tmp_path: Path) -> None:
+    plan = plan_tuning(request(tmp_path, keep_strength=True))
+    for objective, space in plan.spaces.items():
+        assert [dimension.key for dimension in space] == ["optimizer.lr", "updates_per_rollout"]
+        assert all(set(trial.settings) == {"optimizer.lr", "updates_per_rollout"} for trial in plan.trials[objective])
+    assert plan_tuning(plan.request).spaces == plan.spaces
+
+
 def test_a_resolved_request_gives_the_same_plan_again(tmp_path: Path) -> None:
     asked = request(tmp_path, budget={}, settings={**SMALL, "iterations": 3}, threads=None)
     plan = plan_tuning(asked, at_once=2)
