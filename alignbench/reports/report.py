@@ -22,11 +22,12 @@ from alignbench.analysis.power import POWER
 from alignbench.comparison.fronts import read_fronts
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
-from alignbench.figures.metric_names import axis_name, meanings
+from alignbench.figures.metric_names import axis_name, explained, meanings
 from alignbench.figures.style import left_out, save
 from alignbench.files.escaping import markdown, slugs, visible
 from alignbench.files.writing import PATIENCE, REPORT_LOCK, exclusive, own_folders, refuse_foreign, write_atomically
 from alignbench.files.yaml_files import parse
+from alignbench.records.diversity import default_diversity
 from alignbench.reports.alarms import grouped
 from alignbench.reports.contrast_sections import FamilyReport, family_report, joined, joined_frames
 from alignbench.reports.curve_report import CurveReport
@@ -36,7 +37,7 @@ from alignbench.reports.formatting import contrast, estimate, heading, listed, n
 from alignbench.reports.method_settings import settings_table
 from alignbench.reports.plots import comparison_plots
 from alignbench.reports.plots.curve_figure import curve_trade_off
-from alignbench.reports.plots.gallery import gallery, tree_drawings
+from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
 from alignbench.reports.plots.trade_off import scatter
 from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs
 from alignbench.reports.tables import method_row, protocol_of, write_tables
@@ -300,6 +301,25 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "protocol": protocol_of(results, setup),
         "alarms": grouped(curves.alarms),
         "alarm_note": _alarm_note(curves),
+        "diversity_section": _diversity_values(results, setup, curves),
+    }
+
+
+def _diversity_values(results: Results, setup: str, curves: CurveReport) -> dict[str, Any] | None:
+    """What the section about diversity shows; None without a metric of diversity."""
+    metric = results.diversity(setup)
+    if metric is None:
+        return None
+    higher = curves.directions.get(metric) is not False
+    examples = example_sets(results, setup, metric, higher_is_better=higher)
+    images = {} if examples is None else {cell: [_data_uri(i) for i in row] for cell, row in examples.images.items()}
+    recorded = results.table_metrics(setup)
+    return {
+        "explained": explained(metric),
+        "is_default": metric == default_diversity(results.of(setup)[0].result.metrics),
+        "metrics": [m for m in dict.fromkeys([metric, *curves.diversities]) if m in recorded],
+        "examples": examples,
+        "images": images,
     }
 
 

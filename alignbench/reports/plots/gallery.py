@@ -3,8 +3,10 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,6 +19,8 @@ from alignbench.reports.style import PAPER
 
 PROMPTS, IMAGES = 2, 4
 """The first prompts of the gallery, and the images of each."""
+EXAMPLES = 8
+"""Largest number of images in an example set."""
 BETWEEN = 0.3
 """Space between the images of two prompts, in images."""
 WIDTH = 6.8
@@ -60,11 +64,12 @@ def image_grid(rows: Mapping[str, Blocks], prompts: Sequence[str]) -> Figure:
     return figure
 
 
-def sample_images(run: RecordedRun, name: str, prompts: int = PROMPTS, images: int = IMAGES) -> Blocks:
-    """The first images of each of the first prompts, cut from `samples/<name>.png`; empty without a sheet.
+def sample_images(run: RecordedRun, name: str, prompts: Sequence[int] = range(PROMPTS), images: int = IMAGES) -> Blocks:
+    """The first images of each of some prompts, cut from `samples/<name>.png`; empty without a sheet.
 
     Args:
         name: `base` or `final`.
+        prompts: their numbers; those that the run does not have are left out.
     """
     sheet = _opened(run.folder / "samples" / f"{name}.png")
     if sheet is None:
@@ -82,7 +87,7 @@ def sample_images(run: RecordedRun, name: str, prompts: int = PROMPTS, images: i
         image.thumbnail((SIDE, SIDE))
         return image
 
-    shown = range(min(prompts, protocol.prompts))
+    shown = [prompt for prompt in prompts if prompt < protocol.prompts]
     return [[cut(prompt * each + number) for number in range(min(images, each))] for prompt in shown]
 
 
@@ -106,6 +111,56 @@ def gallery(results: Results, setup: str) -> tuple[dict[str, Blocks], list[str]]
                 texts = _prompts_of(run, len(images))
             rows[run.cell] = images
     return {name: images for name, images in rows.items() if len(images) == len(texts)}, texts
+
+
+class ExampleSets(NamedTuple):
+    """Images of one prompt by the base model and by the trained models that are the most and the least diverse.
+
+    Attributes:
+        prompt: its text.
+        most, least: the names of the two cells.
+        images: cell -> its images of the prompt; all that are drawn from the same noise have the same place.
+    """
+
+    prompt: str
+    most: str
+    least: str
+    images: dict[str, list[Image.Image]]
+
+
+def example_sets(results: Results, setup: str, metric: str, *, higher_is_better: bool = True) -> ExampleSets | None:
+    """The prompt at which the most and the least diverse cell differ most; None unless two cells have values and images.
+
+    Args:
+        metric: a metric of diversity that is measured for each prompt.
+        higher_is_better: whether a larger value is more diverse.
+    """
+    runs: dict[str, RecordedRun] = {}
+    for run in results.of(setup):
+        if run.cell not in runs and not _values_of_prompts(run, metric).empty and sample_images(run, "final", [0]):
+            runs[run.cell] = run
+    if len(runs) < 2:
+        return None
+    sign = 1.0 if higher_is_better else -1.0
+    values = {cell: sign * _values_of_prompts(run, metric) for cell, run in runs.items()}
+    means = pd.Series({cell: of_prompts.mean() for cell, of_prompts in values.items()})
+    most, least = str(means.idxmax()), str(means.idxmin())
+    gaps = (values[most] - values[least]).dropna()
+    if most == least or gaps.empty:
+        return None
+    prompt = int(gaps.idxmax())
+    shown = {BASE: sample_images(runs[most], "base", [prompt], EXAMPLES)}
+    shown |= {cell: sample_images(runs[cell], "final", [prompt], EXAMPLES) for cell in (most, least)}
+    images = {cell: blocks[0] for cell, blocks in shown.items() if blocks}
+    return ExampleSets(_prompts_of(runs[most], prompt + 1)[prompt], most, least, images) if len(images) == len(shown) else None
+
+
+def _values_of_prompts(run: RecordedRun, metric: str) -> pd.Series:
+    """The trained model's values of a metric by the number of the prompt."""
+    if run.evals is None:
+        return pd.Series(dtype=np.float64)
+    rows = run.evals[(run.evals["phase"] == "final") & (run.evals["metric"] == metric)]
+    return rows.groupby("prompt_index")["value"].mean().dropna()
 
 
 def tree_drawings(results: Results, setup: str, width: int = TREE_WIDTH) -> dict[str, Image.Image]:

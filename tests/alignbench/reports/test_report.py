@@ -26,7 +26,7 @@ from alignbench.files.escaping import latex
 from alignbench.reports import findings, formatting, report, style, tables, verdict
 from alignbench.reports.alarms import grouped
 from alignbench.reports.plots import comparison_plots
-from alignbench.reports.plots.gallery import gallery, tree_drawings
+from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
 from alignbench.reports.plots.trade_off import LETTER, _box, _labels, _overlap, scatter
 from tests.alignbench.record_folders import PROMPTS, write_run
 
@@ -446,6 +446,29 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
     report.write_report(tmp_path)
     assert (tmp_path / "plots" / "images.svg").is_file()
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 6  # gallery, and the first prompt on cards
+
+
+def test_example_sets_show_the_prompt_at_which_most_and_least_diverse_differ_most(tmp_path: Path) -> None:
+    # Means of LGMD .4, .3 and .1. At the first prompt tmpo is 0.1 above grpo, at the second one 0.5.
+    for shade, (objective, lgmd) in enumerate({"tmpo": (0.2, 0.6), "ddpo": (0.3, 0.3), "grpo": (0.1, 0.1)}.items()):
+        samples = write_run(tmp_path / objective, objective=objective, lgmd=lgmd) / "samples"
+        samples.mkdir()
+        for phase, first in (("base", 100), ("final", 10 * shade)):
+            images = np.stack([np.full((8, 8, 3), first + prompt, dtype=np.uint8) for prompt in range(2)])
+            sheets.grid(images, 1).save(samples / f"{phase}.png")
+    results = read_results(tmp_path)
+    found = example_sets(results, "ocr on tiny", "lgmd")
+    assert found is not None
+    assert (found.prompt, found.most, found.least) == (PROMPTS[1], "tmpo x independent", "grpo x independent")
+    shades = {cell: [image.getpixel((9, 9)) for image in images] for cell, images in found.images.items()}
+    assert shades == {BASE: [(101,) * 3], "tmpo x independent": [(1,) * 3], "grpo x independent": [(21,) * 3]}
+    turned = example_sets(results, "ocr on tiny", "lgmd", higher_is_better=False)
+    assert turned is not None
+    assert (turned.most, turned.least) == ("grpo x independent", "tmpo x independent")
+    assert example_sets(results, "ocr on tiny", "vendi") is None
+    report.write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "tmpo x independent is the most diverse and grpo x independent the least" in page
 
 
 @pytest.mark.parametrize("kind", ["bomb", "pipe", "one pixel", "text"])
