@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,19 @@ from tests.support.same_runs import CALM, ROUNDING, assert_same_but_for_rounding
 from tests.support.together import command, ended, runs, started
 from tests.support.toys import ToyBackbone, tree
 
-IN_TURN = in_turn(TRAINING, list(SMALL))
-"""What four processes train."""
+PAIRS = {
+    # Each objective with a tree, and each sampler with grpo.
+    2: [*product(TRAINING, ["fixed_tree"]), *product(["grpo"], SMALL)],
+    # Each of both in turn: four processes take four times as long as two.
+    4: in_turn(TRAINING, list(SMALL)),
+}
+"""What several processes train: every objective and every sampler is in one pair at least."""
 
 
-def grid(folder: Path, out: Path) -> list[tuple[RunConfig, Path]]:
-    """Each objective with a tree, each sampler with grpo, and each of both in turn; three iterations of four groups of four."""
-    pairs = dict.fromkeys([*product(TRAINING, ["fixed_tree"]), *product(["grpo"], SMALL), *IN_TURN])
+def grid(folder: Path, out: Path, pairs: Iterable[tuple[str, str]]) -> list[tuple[RunConfig, Path]]:
+    """Two iterations of four groups of four for each pair."""
     changes = {
+        "iterations": 2,
         "prompts_per_iteration": 4,
         "updates_per_rollout": 2,
         "optimizer": CALM,
@@ -46,23 +52,21 @@ def grid(folder: Path, out: Path) -> list[tuple[RunConfig, Path]]:
             toy_config(task, objective=objective, sampler={"name": sampler, **SMALL[sampler]}, **changes),
             out / f"{objective}-{sampler}",
         )
-        for objective, sampler in pairs
+        for objective, sampler in dict.fromkeys(pairs)
     ]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
-    for config, folder in grid(out, out):
+    for config, folder in grid(out, out, [*PAIRS[2], *PAIRS[4]]):
         run(config, folder)
     return out
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", PAIRS)
 def test_any_pair_comes_to_the_same_on_several_processes(tmp_path: Path, alone: Path, count: int) -> None:
-    """On four processes, which take four times as long as two, every objective and every sampler is in one pair at least."""
-    turns = {f"{objective}-{sampler}" for objective, sampler in IN_TURN}
-    jobs = [(config, out) for config, out in grid(alone, tmp_path) if count == 2 or out.name in turns]
+    jobs = grid(alone, tmp_path, PAIRS[count])
     assert {config.objective.name for config, _ in jobs} == set(TRAINING)
     assert {config.sampler.name for config, _ in jobs} == set(SMALL)
     assert ended(started(count, runs, jobs, said=tmp_path / "said")) == [0] * count
