@@ -515,4 +515,4 @@ def _strata(by_prompt: pd.DataFrame, evaluation: Evaluation, metric: str) -> lis
 
 def _prompt_means(table: pd.DataFrame) -> pd.DataFrame:
     """Prompts x metrics; a prompt none of whose images could be scored is NaN."""
-    return table.pivot_table(index="prompt_index", columns="metric", values="value", aggfunc="mean", dropna=False)
+    return table.groupby(["prompt_index", "metric"])["value"].mean().unstack("metric")
