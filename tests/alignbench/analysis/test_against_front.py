@@ -34,7 +34,9 @@ def alarm_rate(draw: Draw, prompts: int, fall: float) -> float:
     return float(np.mean([rise_test([draw(rng, prompts) + fall]) < ONE_SIDED_LEVEL for _ in range(SIMULATIONS)]))
 
 
-@pytest.mark.parametrize(("draw", "prompts"), [(normal, 48), (shares_of_pairs, 48), (shares_of_pairs, 12), (shares_of_modes, 4)])
+@pytest.mark.parametrize(
+    ("draw", "prompts"), [(normal, 48), (shares_of_pairs, 48), (shares_of_pairs, 12), (shares_of_modes, 4)]
+)
 def test_alarms_are_false_at_their_level_and_find_the_fall_that_is_told(draw: Draw, prompts: int) -> None:
     deviation = float(draw(np.random.default_rng(0), 100_000).std())
     told = detectable(deviation, prompts, paired=True, level=2 * ONE_SIDED_LEVEL)
