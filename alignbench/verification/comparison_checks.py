@@ -12,8 +12,9 @@ import numpy as np
 from alignbench.comparison.grid import SETTINGS, read_grid
 from alignbench.comparison.reading import dotted_differences
 from alignbench.comparison.record import RECORD, RUNS, CellRecord, ComparisonRecord, read_comparison
-from alignbench.config.run_config import RESULT_NEUTRAL_KEYS
+from alignbench.config.run_config import PLUGINS, RESULT_NEUTRAL_KEYS, RunConfig
 from alignbench.errors import UserError
+from alignbench.load import complete_settings
 from alignbench.records.record import CONFIG, RESULT, Result
 from alignbench.verification.run_checks import CheckedRun, check_run
 
@@ -91,14 +92,21 @@ def _check_comparison(folder: Path, allow_revisions: bool) -> CheckedFolder:
         place = folder / RUNS / cell.id
         if cell.status == "complete" or (place / RESULT).is_file():
             checked.runs[cell.id] = check_run(place)
-        else:
-            checked.notes.append(f"the cell {cell.id} is {cell.status}: {cell.error or 'it has no record'}")
+    checked.notes += _unfinished(comparison, checked)
     checked.problems += _strangers(folder, comparison)
     _collect(checked)
     if not checked.problems:
         cells = {cell.id: cell for cell in comparison.cells if cell.id in checked.runs}
         checked.problems += chain(_cell_problems(checked, cells), _mixed(checked, cells, allow_revisions), _copies(checked, cells))
     return checked
+
+
+def _unfinished(comparison: ComparisonRecord, checked: CheckedFolder) -> Iterator[str]:
+    """A note about the cells without a record."""
+    missing = [cell for cell in comparison.cells if cell.id not in checked.runs]
+    if missing:
+        why = missing[0].error or missing[0].status
+        yield f"{len(missing)} of {len(comparison.cells)} cells are not finished, such as {missing[0].id}: {why}"
 
 
 def _collect(checked: CheckedFolder) -> None:
@@ -154,7 +162,7 @@ def _mixed(checked: CheckedFolder, cells: Mapping[str, CellRecord], allow_revisi
     def method(name: str) -> tuple[str, ...]:
         return *setup(name), cells[name].objective, cells[name].sampler
 
-    yield from _differing(checked, setup, _protocol, "were evaluated differently")
+    yield from _differing(checked, setup, protocol_of_run, "were evaluated differently")
     yield from _differing(checked, setup, lambda result: dict(result.task), "have different contents of their task")
     yield from _differing(checked, method, _method, "are seeds of one method with different settings")
     yield from _differing(checked, lambda name: "", _versions, "were run by different versions")
@@ -186,7 +194,7 @@ def _differing(
             yield f"{other} and {name} {what}: {key} is {there} and {here}"
 
 
-def _protocol(result: Result) -> dict[str, Any]:
+def protocol_of_run(result: Result) -> dict[str, Any]:
     """How a run was evaluated; guidance, weights and inference are a method's own."""
     protocol = result.protocol.model_dump(mode="json", exclude={"guidance", "weights"})
     evals = {name: {k: v for k, v in about.items() if k != "device"} for name, about in protocol.pop("evals").items()}
@@ -195,7 +203,11 @@ def _protocol(result: Result) -> dict[str, Any]:
 
 
 def _method(result: Result) -> dict[str, Any]:
-    return {key: value for key, value in result.config.items() if key not in OF_A_SEED}
+    """The settings of a method; a setting that is newer than the run has its default."""
+    config = RunConfig().resolved() | result.config
+    plugins = {kind: config[kind] for kind in PLUGINS if isinstance(config[kind], Mapping)}
+    config |= {kind: complete_settings(kind, plugin) for kind, plugin in plugins.items()}
+    return {key: value for key, value in config.items() if key not in OF_A_SEED}
 
 
 def _versions(result: Result) -> dict[str, Any]:
