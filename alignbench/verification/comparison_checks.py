@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,10 @@ def _check_comparison(folder: Path, allow_revisions: bool) -> CheckedFolder:
     checked.notes += _unfinished(comparison, checked)
     checked.problems += _strangers(folder, comparison)
     _collect(checked)
-    if not checked.problems:
-        cells = {cell.id: cell for cell in comparison.cells if cell.id in checked.runs}
-        checked.problems += chain(_cell_problems(checked, cells), _mixed(checked, cells, allow_revisions), _copies(checked, cells))
+    cells = {cell.id: cell for cell in comparison.cells if cell.id in checked.runs}
+    for problems in (_cell_problems(checked, cells), _mixed(checked, cells, allow_revisions), _copies(checked, cells)):
+        if not checked.problems:  # what is wrong in one way is often wrong in a second
+            checked.problems += problems
     return checked
 
 

@@ -117,4 +117,4 @@ def _close(first: float | None, second: float | None, relative: float) -> bool:
 
 
 def _text(value: float | None) -> str:
-    return "null" if value is None else f"{value:.6g}"
+    return "null" if value is None else f"{value:.9g}"
