@@ -163,7 +163,8 @@ def _board_table(results: Results, setup: str, fronts: Fronts) -> BoardTable:
         rows.append(row)
     first = results.of(setup)[0].result
     note = _note(ranked, results.reward(setup), diversity, front)
-    return BoardTable(setup, TextTable(setup, note, [*head, "model evaluations", "seeds"], rows), protocol_of_run(first))
+    protocol = first.protocol.model_dump(mode="json", exclude={"guidance", "weights"})
+    return BoardTable(setup, TextTable(setup, note, [*head, "model evaluations", "seeds"], rows), protocol)
 
 
 def _shown_metrics(results: Results, setup: str, front: Front | None) -> dict[str, str]:
@@ -181,7 +182,11 @@ def _shown_metrics(results: Results, setup: str, front: Front | None) -> dict[st
 
 def _note(ranked: Ranking, reward: str, diversity: str | None, front: Front | None) -> str:
     """What the rows are sorted by, and what the letters mean."""
-    by = f"avoidable loss of {axis_name(str(diversity))}, the least first" if ranked.by_loss else f"{axis_name(reward)}, the highest first"
+    by = (
+        f"avoidable loss of {axis_name(str(diversity))}, the least first"
+        if ranked.by_loss
+        else f"{axis_name(reward)}, the highest first"
+    )
     letters = "Methods that share a letter are not apart in it beyond chance (Welch's t test over seeds, Holm-corrected, 5 %)."
     about = f" {front_note(front)}" if front is not None and ranked.by_loss else ""
     return f"Sorted by {by}. {letters} Means have 95 % intervals over seeds, or over prompts with one seed.{about}"

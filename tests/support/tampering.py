@@ -25,7 +25,7 @@ def true_comparison(folder: Path) -> Path:
         "backbone": {"name": "gaussian_mixture", "quadrature": 10},
         "prompts_per_iteration": 2,
         "evaluation": {"prompts": 4, "images_per_prompt": 2, "steps": 4, "every": 1, "validation_prompts": 4},
-        "optimizer": {"lr": 0.05},
+        "optimizer": {"lr": 0.005},
         "save_images": False,
     }
     axes = {"objectives": ["tmpo", "grpo"], "samplers": ["fixed_tree"], "tasks": ["equal_modes"], "seeds": [0, 1]}

@@ -56,7 +56,9 @@ def test_a_complete_cell_without_its_record_is_told(comparison: Path) -> None:
 
 def test_a_run_that_is_no_cell_is_told(comparison: Path) -> None:
     shutil.copytree(comparison / "runs" / ALL[0], comparison / "runs" / "better")
-    assert problems(comparison) == [f"{comparison}/runs/better holds a run that is not a cell of the comparison in {comparison}"]
+    assert problems(comparison) == [
+        f"{comparison}/runs/better holds a run that is not a cell of the comparison in {comparison}"
+    ]
 
 
 def test_a_folder_copied_as_another_seed_is_told(comparison: Path) -> None:
@@ -91,7 +93,7 @@ MIXED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "settings": (
         lambda run: _in_config(run, lambda c: c["optimizer"].update(lr=0.01)),
-        "are seeds of one method with different settings: optimizer.lr is 0.05 and 0.01",
+        "are seeds of one method with different settings: optimizer.lr is 0.005 and 0.01",
     ),
     "noise": (
         lambda run: edit_result(run, lambda d: d["protocol"].update(noise_seed=1)),

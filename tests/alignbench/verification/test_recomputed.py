@@ -30,7 +30,12 @@ def test_without_final_rows_the_trained_model_is_the_base_model(tmp_path: Path) 
 def test_an_overall_metric_is_the_mean_of_its_parts(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     result = read_result(folder)
-    rows = [("base", "scene_one", 0, 0.25), ("base", "scene_two", 1, 0.75), ("final", "scene_one", 0, 1.0), ("final", "scene_two", 1, 0.5)]
+    rows = [
+        ("base", "scene_one", 0, 0.25),
+        ("base", "scene_two", 1, 0.75),
+        ("final", "scene_one", 0, 1.0),
+        ("final", "scene_two", 1, 0.5),
+    ]
     frame = pd.DataFrame(rows, columns=["phase", "metric", "prompt_index", "value"]).assign(prompt="p", image=0)
     nothing = Estimate(value=None, lower=None, upper=None, n=0)
     record = MetricRecord(base=nothing, final=nothing, difference=nothing, higher_is_better=True, role="part")

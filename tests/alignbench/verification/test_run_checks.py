@@ -60,7 +60,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: edit_table(run / "evals.parquet", lambda t: t.assign(value=t["value"] + 1e-6)),
         "says scenario_reward base value",
     ),
-    "config": (lambda run: edit_yaml(run / "config.yaml", lambda d: d["optimizer"].update(lr=0.01)), "has optimizer.lr 0.01 where"),
+    "config": (
+        lambda run: edit_yaml(run / "config.yaml", lambda d: d["optimizer"].update(lr=0.01)),
+        "has optimizer.lr 0.01 where",
+    ),
     "no config": (lambda run: (run / "config.yaml").unlink(), "config.yaml is missing"),
     "seed": (
         lambda run: edit_json(run / "result.json", lambda d: d["run"].update(seed=7)),
@@ -112,7 +115,10 @@ def test_each_altered_file_is_told_with_its_own_reason(run: Path, change: str) -
     ("other", "says"),
     [
         (f"{TMPO}-s1", "iteration-3 is a checkpoint of another run: its seed is 1, and that of result.json is 0"),
-        (f"{GRPO}-s0", "iteration-3 is a checkpoint of another run: its objective.name is grpo, and that of result.json is tmpo"),
+        (
+            f"{GRPO}-s0",
+            "iteration-3 is a checkpoint of another run: its objective.name is grpo, and that of result.json is tmpo",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_told(run: Path, other: str, says: str) -> None:
