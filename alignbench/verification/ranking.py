@@ -78,8 +78,8 @@ def _ranked(values: dict[str, np.ndarray], *, by_loss: bool) -> Ranking:
 def letter_groups(samples: Sequence[np.ndarray]) -> list[str]:
     """Letters by which ordered methods are grouped: two that share a letter are not apart beyond chance.
 
-    Each pair is tested by Welch's t test over seeds, corrected by Holm's method for all pairs. A pair that cannot be tested, for
-    instance because one of them has a single seed, is not apart (compact letter display, Piepho 2004).
+    Each pair is tested by Welch's t test over seeds, corrected by Holm's method for all pairs. A pair that cannot be tested,
+    for instance because one of them has a single seed, is not apart (compact letter display, Piepho 2004).
 
     Args:
         samples: the values of each method, one for each seed, in the order of the table.

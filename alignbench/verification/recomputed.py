@@ -65,8 +65,8 @@ def differing_estimates(table: pd.DataFrame, result: Result, folder: Path) -> It
                 what = f"{metric} {name} {key} {_text(then)}"
                 yield f"{folder / 'result.json'} says {what}, but the scores in {EVALS} give {_text(now)}"
         if record.p_rise is not None and not _close(record.p_rise, computed.p_rise, ROUNDING_OF_P):
-            then, now = _text(record.p_rise), _text(computed.p_rise)
-            yield f"{folder / 'result.json'} says {metric} p_rise {then}, but the scores in {EVALS} give {now}"
+            what = f"{metric} p_rise {_text(record.p_rise)}"
+            yield f"{folder / 'result.json'} says {what}, but the scores in {EVALS} give {_text(computed.p_rise)}"
 
 
 def recomputed(table: pd.DataFrame, result: Result) -> dict[str, MetricRecord]:

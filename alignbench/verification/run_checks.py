@@ -128,10 +128,11 @@ def _curve_problems(checked: CheckedRun, result: Result) -> Iterator[str]:
     counts = table.groupby("iteration").size()
     if counts.index[0] != 0 or counts.index[-1] != result.run.iterations or counts.nunique() > 1:
         yield f"{file} lacks rows: it should have all of its metrics from iteration 0 to {result.run.iterations}"
-    for iteration, rows in table.groupby("iteration")["model_rows"].first().items():
-        if checked.metrics is None or "model_rows" not in checked.metrics:
+    first = table.drop_duplicates("iteration")
+    for iteration, rows in zip(first["iteration"].tolist(), first["model_rows"].tolist(), strict=True):
+        if checked.metrics is None or iteration > len(checked.metrics):
             break
-        spent = int(checked.metrics["model_rows"].iloc[int(iteration) - 1]) if iteration else 0
+        spent = int(checked.metrics["model_rows"].iloc[iteration - 1]) if iteration else 0
         if rows != spent:
             yield f"{file} has {rows:,} model rows at iteration {iteration} where {METRICS} has {spent:,}"
     yield from _onset_problems(table, result, checked.folder)
@@ -144,7 +145,8 @@ def _onset_problems(table: pd.DataFrame, result: Result, folder: Path) -> Iterat
     for recorded in result.onsets:
         again = computed.get((recorded.reward, recorded.metric))
         if again is None or (again.iteration, again.over_optimised) != (recorded.iteration, recorded.over_optimised):
-            yield f"{folder / RESULT} says that {recorded.metric} turned at iteration {recorded.iteration}, and {curve.FILE} does not"
+            turn = f"{recorded.metric} turned at iteration {recorded.iteration}"
+            yield f"{folder / RESULT} says that {turn}, and {curve.FILE} does not"
 
 
 def _checkpoint_problems(checked: CheckedRun, result: Result) -> Iterator[str]:

@@ -7,9 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from alignbench.cli.console import new_console, print_table
-from alignbench.verification.record import Verification
+from alignbench.verification.record import State, Verification
 
-COLORS = {"not equal": "red", "equal": "green", "equal within tolerance": "green", "consistent": "default"}
+COLORS: dict[State, str] = {"not equal": "red", "equal": "green", "equal within tolerance": "green", "consistent": "default"}
 
 
 def replaying(cell: str, done: int, total: int) -> None:

@@ -24,7 +24,7 @@ def test_a_list_is_read_as_it_was_written_in_the_order_of_names(tmp_path: Path) 
 @pytest.mark.parametrize("line", ["", "abc  a", f"{ABC} a", f"{ABC}  ../a", f"{ABC}  /a", f"{ABC}  a\n{ABC}  a"])
 def test_a_line_that_is_not_a_digest_and_a_file_below_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "list").write_text(f"{ABC}  first\n{line}\n")
-    with pytest.raises(UserError, match="line [23] is not a digest and the name of a file"):
+    with pytest.raises(UserError, match=r"line [23] is not a digest and the name of a file"):
         read_sums(tmp_path / "list")
 
 

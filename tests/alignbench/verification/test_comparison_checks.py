@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from alignbench import UserError
-from alignbench.records.digests import SUMS, write_digests
+from alignbench.files.digests import SUMS
+from alignbench.records.digests import write_digests
 from alignbench.verification.comparison_checks import check_folder
 from tests.support.tampering import GRPO, TMPO, edit_json, edit_result, edit_table, edit_yaml
 

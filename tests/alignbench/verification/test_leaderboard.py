@@ -79,6 +79,11 @@ def test_the_page_shows_entries_and_escapes_what_they_say(comparison: Path, riva
     assert "A. N. Other" not in (tmp_path / "page.html").read_text()
 
 
+def replace_folder(folder: Path, by: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(by, folder)
+
+
 TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "score": (
         lambda run: edit_json(run / "result.json", lambda d: d["metrics"]["scenario_reward"]["final"].update(value=0.99)),
@@ -93,14 +98,11 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
         "config.yaml has optimizer.lr 0.01 where result.json has 0.005",
     ),
     "seed": (
-        lambda run: (shutil.rmtree(run), shutil.copytree(run.with_name(f"{TMPO}-s1"), run)),
+        lambda run: replace_folder(run, run.with_name(f"{TMPO}-s1")),
         f"is the record of {TMPO}-s1: the folder was copied or renamed",
     ),
     "checkpoint": (
-        lambda run: (
-            shutil.rmtree(run / "checkpoints"),
-            shutil.copytree(run.with_name(f"{TMPO}-s1") / "checkpoints", run / "checkpoints"),
-        ),
+        lambda run: replace_folder(run / "checkpoints", run.with_name(f"{TMPO}-s1") / "checkpoints"),
         "is a checkpoint of another run: its seed is 1, and that of result.json is 0",
     ),
     "truncated": (
@@ -167,9 +169,9 @@ def test_where_a_front_is_there_the_least_avoidable_loss_comes_first(comparison:
         for p in prompts
     ]
     record = FrontRecord(
-        key="made by hand", task="equal_modes", backbone="gaussian_mixture", prompts=4, images=8, set_size=2, steps=4, guidance=1.0,
-        noise_seed=12345, rewards={"scenario_reward": 1.0}, normalised=False, reward_deviation=1.0, config=result.config,
-        fingerprint=result.task,
+        key="made by hand", task="equal_modes", backbone="gaussian_mixture", prompts=4, images=8, set_size=2, steps=4,
+        guidance=1.0, noise_seed=12345, rewards={"scenario_reward": 1.0}, normalised=False, reward_deviation=1.0,
+        config=result.config, fingerprint=result.task,
     )  # fmt: skip
     write_front(Front(record, pd.DataFrame(table, columns=COLUMNS)), comparison / "fronts" / "front")
     board = make_board([comparison, rival])

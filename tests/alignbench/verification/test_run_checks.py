@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignbench.records.digests import SUMS
+from alignbench.files.digests import SUMS
 from alignbench.verification.run_checks import check_run
 from tests.support.tampering import GRPO, TMPO, edit_json, edit_table, edit_yaml
 

@@ -1,6 +1,8 @@
 import json
 import random
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +36,13 @@ def test_a_sample_has_so_many_different_cells(original: Path, replayed: list[str
     assert sorted(replayed) == sorted(ALL)
 
 
+def _at(revision: str, data: dict[str, Any]) -> None:
+    data["environment"]["git_revision"] = revision
+
+
 def test_a_sample_has_a_cell_of_each_revision(comparison: Path, replayed: list[str]) -> None:
     for revision, name in (("1" * 40, ALL[2]), ("2" * 40, ALL[3])):
-        edit_result(comparison / "runs" / name, lambda data, r=revision: data["environment"].update(git_revision=r))
+        edit_result(comparison / "runs" / name, partial(_at, revision))
     verify(comparison, sample=1, allow_revisions=True)
     assert len(replayed) == 3
     assert set(ALL[2:]) < set(replayed)
