@@ -21,16 +21,16 @@ def estimate(value: float | None, half: float | None = None) -> Estimate:
 @pytest.mark.parametrize(
     ("then", "now", "equal"),
     [
-        (estimate(0.5, 0.2), estimate(0.549), True),  # a quarter of 0.2 is 0.05
-        (estimate(0.5, 0.2), estimate(0.551), False),
-        (estimate(0.5, 0.2), estimate(0.451), True),
+        (estimate(0.5, 0.2), estimate(0.599), True),  # half of 0.2 is 0.1
+        (estimate(0.5, 0.2), estimate(0.601), False),
+        (estimate(0.5, 0.2), estimate(0.401), True),
         (estimate(20.0), estimate(20.019), True),  # without an interval, a thousandth
         (estimate(20.0), estimate(20.021), False),
         (estimate(None), estimate(None), True),
         (estimate(0.5, 0.2), estimate(None), False),
     ],
 )
-def test_a_mean_may_differ_by_a_quarter_of_half_its_interval(then: Estimate, now: Estimate, equal: bool) -> None:
+def test_a_mean_may_differ_by_half_of_half_its_interval(then: Estimate, now: Estimate, equal: bool) -> None:
     assert within_tolerance(then, now) is equal
 
 
