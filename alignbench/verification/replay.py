@@ -55,8 +55,13 @@ def refuse_unrepeatable(name: str, result: Result) -> None:
         result: its record.
 
     Raises:
-        UserError: it ended by seconds; its reward changed on the way; or its task has another content here.
+        UserError: it ended by seconds, its reward changed on the way, or its reward came from a service. The service, and the
+            token that it would get, are the choice of whoever wrote the record.
     """
+    if result.config.get("scorer_url") is not None:
+        raise UserError(
+            f"the reward of {name} came from the scorer at its scorer_url, which is not asked; choose other --cells"
+        )
     if (result.config.get("budget") or {}).get("seconds") is not None:
         raise UserError(f"{name} has a budget in seconds, so how far it came depends on the machine; choose other --cells")
     changed = next((alarm for alarm in result.alarms if " changed after iteration " in alarm), None)
@@ -111,7 +116,7 @@ def replay_config(folder: Path, recorded: Result) -> RunConfig:
     if config.device == "auto" and _is_here(device):
         config = config.model_copy(update={"device": device})
     threads = had.get("threads")
-    update: dict[str, Any] = {"save_images": False, "trackers": (), "sharded": False}
+    update: dict[str, Any] = {"save_images": False, "trackers": (), "sharded": False, "scorer_token_file": None}
     return config.model_copy(update=update | ({"threads": threads} if isinstance(threads, int) and threads > 0 else {}))
 
 

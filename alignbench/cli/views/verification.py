@@ -32,4 +32,5 @@ def show_verification(found: Verification) -> None:
     if not found.problems:
         states = Counter(cell.state for cell in found.cells)
         counts = ", ".join(f"{states[state]} {state}" for state in COLORS if states[state])
-        rich.print(f"the records of {len(found.cells)} runs agree; {counts}")
+        runs = f"{len(found.cells)} run{'s' if len(found.cells) != 1 else ''}"
+        rich.print(f"the records of {runs} agree; {counts}")

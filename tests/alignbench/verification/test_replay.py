@@ -99,6 +99,13 @@ def test_a_run_that_ended_by_seconds_is_not_replayed(comparison: Path) -> None:
         refuse_unrepeatable(CELL, read_result(run))
 
 
+def test_a_service_that_a_record_names_is_never_asked(comparison: Path) -> None:
+    run = comparison / "runs" / CELL
+    edit_json(run / "result.json", lambda data: data["config"].update(scorer_url="http://127.0.0.1:9"))
+    with pytest.raises(UserError, match="came from the scorer at its scorer_url, which is not asked"):
+        refuse_unrepeatable(CELL, read_result(run))
+
+
 def test_a_run_whose_task_has_another_content_here_is_not_replayed(comparison: Path) -> None:
     for run in (comparison / "runs").iterdir():
         edit_result(run, lambda data: data["task"].update(reward="0"))
