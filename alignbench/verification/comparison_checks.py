@@ -13,6 +13,7 @@ from alignbench.comparison.reading import dotted_differences
 from alignbench.comparison.record import RECORD, RUNS, CellRecord, ComparisonRecord, read_comparison
 from alignbench.config.run_config import PLUGINS, RESULT_NEUTRAL_KEYS, RunConfig
 from alignbench.errors import UserError
+from alignbench.files.writing import is_file_name
 from alignbench.load import complete_settings
 from alignbench.records.record import CONFIG, RESULT, Result
 from alignbench.verification.run_checks import CheckedRun, check_run
@@ -84,6 +85,9 @@ def _check_comparison(folder: Path, allow_revisions: bool) -> CheckedFolder:
         checked.comparison = comparison = read_comparison(folder)
         if (folder / SETTINGS).is_file() and read_grid(folder) != comparison.grid:
             checked.problems.append(f"{folder / SETTINGS} and {RECORD} describe different comparisons")
+        outside = [cell.id for cell in comparison.cells if not is_file_name(cell.id)]
+        if outside:
+            raise UserError(f"{folder / RECORD} has a cell {outside[0]!r}, which is not the name of a folder")
     except UserError as error:
         checked.problems.append(str(error))
         return checked

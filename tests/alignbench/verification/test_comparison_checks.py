@@ -62,6 +62,11 @@ def test_a_run_that_is_no_cell_is_told(comparison: Path) -> None:
     ]
 
 
+def test_the_name_of_a_cell_never_leads_out_of_the_folder(comparison: Path) -> None:
+    edit_json(comparison / "comparison.json", lambda d: d["cells"][0].update(id="../../other"))
+    assert problems(comparison) == [f"{comparison}/comparison.json has a cell '../../other', which is not the name of a folder"]
+
+
 def test_a_folder_copied_as_another_seed_is_told(comparison: Path) -> None:
     shutil.rmtree(comparison / "runs" / f"{TMPO}-s1")
     shutil.copytree(comparison / "runs" / f"{TMPO}-s0", comparison / "runs" / f"{TMPO}-s1")
