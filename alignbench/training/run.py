@@ -18,7 +18,7 @@ from alignbench.evaluation.onset import onsets
 from alignbench.figures.rollout_tree import RolloutTree
 from alignbench.load import every_setting, load_configured_backbone, load_configured_objective, load_sampler, threads_of
 from alignbench.objective import Objective
-from alignbench.records.environment import environment
+from alignbench.records.environment import environment, git_revision
 from alignbench.records.record import (
     CONFIG,
     GradientRecord,
@@ -108,6 +108,7 @@ class _PairRun:
         """Loads task, objective, sampler, metrics and model; what can be refused is refused before anything large is loaded."""
         self.config = config = every_setting(config.anchored())
         self.console, self.processes = console, processes
+        git_revision()  # before somebody commits while the run goes on
         self.folder = RunFolder(out, processes, console.warn)
         task = configured_task(config)
         self.fingerprint = task.fingerprint()
