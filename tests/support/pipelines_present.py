@@ -229,13 +229,13 @@ def wan(scheduler: dict[str, Any]) -> WanPipeline:
     )
     return WanPipeline(
         transformer=WanTransformer3DModel(
-            num_attention_heads=2,
+            num_attention_heads=4,
             attention_head_dim=12,
             in_channels=4,
             out_channels=4,
             text_dim=WIDTH,
             freq_dim=16,
-            ffn_dim=16,
+            ffn_dim=64,
             num_layers=2,
             rope_max_seq_len=32,
         ),
