@@ -9,6 +9,8 @@ What fails on one rank fails on all of them, at the same place: see `on_all_rank
 rank zero writes files. With a single process all of this costs nothing.
 """
 
+import atexit
+import gc
 import json
 import os
 import signal
@@ -130,6 +132,9 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
         warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
         with _waiting(), _meeting():
             state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
+    if state.device.type == "cpu":
+        # A thread of gloo that frees the tensors of the last collective after Python has ended aborts the process.
+        atexit.register(shutdown)
     return DistributedProcesses(state.device, sharded=sharded)
 
 
@@ -314,8 +319,10 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def shutdown() -> None:
-    """Leaves the process group that `join` entered, at the end of a process without a failure."""
+    """Leaves the process group that `join` entered, if this process is still in it, and waits for the group's threads to end."""
     if launch.count() > 1:
-        from accelerate import PartialState
+        import torch.distributed as dist
 
-        PartialState().destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        gc.collect()  # a sharded model holds the group, in circles; the group's end joins its threads
