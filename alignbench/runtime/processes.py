@@ -10,12 +10,12 @@ rank zero writes files. With a single process all of this costs nothing.
 """
 
 import atexit
-import gc
 import json
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -41,6 +41,8 @@ Item = TypeVar("Item")
 
 SILENCE = 15.0
 """Seconds after which a rank that waits for the others at the start says so."""
+SETTLING = 0.2
+"""Seconds that a rank waits at its end for the threads of gloo to free their tensors."""
 TIMEOUT = timedelta(hours=2)
 """How long one rank waits for another. It is long because scorers and files can be slow."""
 
@@ -133,8 +135,9 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
         with _waiting(), _meeting():
             state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
     if state.device.type == "cpu":
-        # A thread of gloo that frees the tensors of the last collective after Python has ended aborts the process.
-        atexit.register(shutdown)
+        # The threads of gloo need Python to free the tensors of the last collective. If it has ended, they abort the process.
+        # They live on after `shutdown`, since functions of torch and sharded models keep the group.
+        atexit.register(time.sleep, SETTLING)
     return DistributedProcesses(state.device, sharded=sharded)
 
 
@@ -319,10 +322,8 @@ def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def shutdown() -> None:
-    """Leaves the process group that `join` entered, if this process is still in it, and waits for the group's threads to end."""
+    """Leaves the process group that `join` entered, at the end of a process without a failure."""
     if launch.count() > 1:
-        import torch.distributed as dist
+        from accelerate import PartialState
 
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        gc.collect()  # a sharded model holds the group, in circles; the group's end joins its threads
+        PartialState().destroy_process_group()
