@@ -95,8 +95,8 @@ class SetMetric(Metric, ABC):
     fewest: ClassVar[int] = 1
     """The smallest number of images of a prompt that it can measure. A prompt with fewer images gets no number."""
     clips: ClassVar[bool] = False
-    """Whether it measures clips, uint8 [N, F, H, W, 3], as a whole. If not, it gets the first frames of all clips of a prompt as
-    its images, then the second ones and so on, and the mean over the frames counts."""
+    """Whether it measures clips, uint8 [N, F, H, W, 3], as a whole. If not, it gets the first frames of a prompt's clips as
+    images, then the second ones and so on, and the mean over the frames counts."""
     any_sizes: ClassVar[bool] = False
     """Whether it can measure images of several sizes, given as an array of objects [N]. If not, a prompt with images of several
     sizes gets no number."""
@@ -181,9 +181,7 @@ def measure_set(metric: SetMetric, images: np.ndarray, latents: Any, prompt: str
     return _mean([metric.measure(frame, latents, prompt) for frame in images.swapaxes(0, 1)])
 
 
-def measure_sets(
-    metric: SetMetric, read: Sequence[Any], members: Sequence[int] | np.ndarray, prompt: str
-) -> dict[str, float]:
+def measure_sets(metric: SetMetric, read: Sequence[Any], members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
     """Measures some of the images that `read_sets` read; of clips, the mean over frames, NaN if one of them has no number."""
     return _mean([metric.measure_read(one, members, prompt) for one in read])
 
@@ -226,8 +224,8 @@ def checked_scores(scores: Any, count: int, name: str, frames: int = 1) -> np.nd
         frames: the number of frames of a clip.
 
     Returns:
-        The scores as float64 [count], each finite or NaN. That of a clip is the mean over its frames; it is NaN if a frame could
-        not be scored.
+        The scores as float64 [count], each finite or NaN. That of a clip is the mean over its frames, and NaN if a frame
+        could not be scored.
 
     Raises:
         RunError: the number of scores is wrong, or a score is infinite.

@@ -7,8 +7,8 @@ It has four metrics:
     cosine_diversity   mean over pairs of 1 - cos(f_i, f_j), of features f
     vendi              the Vendi score of features, an effective number of different images, 1..N
 
-Clips are compared as a whole: by all their latents, all pixels of their scored frames, and the features of these frames, each of
-norm 1, one after the other.
+Clips are compared as a whole: by all their latents, all pixels of their scored frames, and the features of these frames, each
+of norm 1, one after the other.
 
 LGMD is about log sqrt 2 = 0.35 for independent latents of unit variance, and negative for latents that are closer than a
 root-mean-square difference of 1.

@@ -339,7 +339,7 @@ class DiffusersFolder(Backbone):
         """The images in what the pipeline's call returns, float from 0 to 1, in the shape that `decode` gives them."""
         return np.asarray(output.images)
 
-    def follow_our_sigmas(self, pipeline: Any, steps: int) -> None:  # noqa: B027 - most calls take sigmas or need none
+    def follow_our_sigmas(self, pipeline: Any, steps: int) -> None:
         """Makes a pipeline take our sigmas if its call has no argument for them (see `pipeline_arguments`)."""
 
     def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
@@ -379,7 +379,7 @@ class DiffusersFolder(Backbone):
         return halfway / (1 - halfway)
 
     def vae_decode(self, latents: Tensor) -> Tensor:
-        """Decodes final latents into pixels from -1 to 1: [B, 3, H, W], or the frames of videos that are scored, [B, 3, F, H, W]."""
+        """Decodes final latents into pixels from -1 to 1: [B, 3, H, W], or [B, 3, F, H, W] of the scored frames of videos."""
         vae = self.pipeline.vae
         scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
         decoded: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]

@@ -58,7 +58,9 @@ class Wan(SolverFolder):
     def _read_schedule(self) -> Schedule:
         """The folder's schedule; refuses a second transformer, to which the pipeline changes at a sigma of the schedule."""
         if self.parts.classes[LOW_NOISE]:
-            raise UserError(f"{self.folder} has two transformers ({LOW_NOISE}), which alignbench cannot train; open another model")
+            raise UserError(
+                f"{self.folder} has two transformers ({LOW_NOISE}), which alignbench cannot train; open another model"
+            )
         found = super()._read_schedule()
         if found.dynamic:
             raise UserError(f"{self.folder}/{PLACE} sets use_dynamic_shifting, which a {self.PIPELINE} does not support")
@@ -127,7 +129,9 @@ class Wan(SolverFolder):
 
     def check_image(self, image: np.ndarray) -> None:
         if self.frames > 1:
-            raise UserError(f"images cannot be encoded as clips of {self.frames} frames; set backbone.frames=1 to train on them")
+            raise UserError(
+                f"images cannot be encoded as clips of {self.frames} frames; set backbone.frames=1 to train on them"
+            )
         super().check_image(image)
 
     def vae_encode(self, pixels: Tensor) -> Tensor:
@@ -139,7 +143,9 @@ class Wan(SolverFolder):
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of each of the autoencoder's channels."""
         config = self.pipeline.vae.config
-        mean, std = (torch.tensor(v, device=latents.device).view(-1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        mean, std = (
+            torch.tensor(v, device=latents.device).view(-1, 1, 1, 1) for v in (config.latents_mean, config.latents_std)
+        )
         return mean, std
 
     # ------------------------------------------------------------------------------------------------ the pipeline's own call

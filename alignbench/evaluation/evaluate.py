@@ -302,7 +302,7 @@ def evaluate_images(
     """Evaluates images, wherever they come from.
 
     Args:
-        images: uint8 [N, H, W, 3], clips [N, F, H, W, 3], or PIL images; or files, which are read part by part and are not kept.
+        images: uint8 [N, H, W, 3], clips [N, F, H, W, 3], or PIL images; or files, which are read part by part and not kept.
         latents: final latents [N, *latent]; None for images made elsewhere.
         owners: index into `prompts` for each image; prompts without one are left out.
 

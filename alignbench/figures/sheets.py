@@ -97,7 +97,11 @@ def squares(images: np.ndarray) -> np.ndarray:
         images = tiles.reshape(n, rows, across, height, width, 3).swapaxes(2, 3).reshape(n, rows * height, across * width, 3)
     height, width = images.shape[1:3]
     side = max(height, width)
-    return images if height == width else np.pad(images, ((0, 0), (0, side - height), (0, side - width), (0, 0)), constant_values=255)
+    return (
+        images
+        if height == width
+        else np.pad(images, ((0, 0), (0, side - height), (0, side - width), (0, 0)), constant_values=255)
+    )
 
 
 def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:

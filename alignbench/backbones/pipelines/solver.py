@@ -15,7 +15,8 @@ from alignbench.backbones.pipelines.trust import read_json
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 """Options with which a solver solves the ODE of a flow."""
 OTHER_SIGMAS = (
-    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_dynamic_shifting", "shift_terminal",
+    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_dynamic_shifting",
+    "shift_terminal",
 )  # fmt: skip
 """Options that change a solver's sigmas otherwise than by its constant flow_shift."""
 
@@ -48,7 +49,9 @@ class SolverFolder(GuidedFolder):
             )
         for key in OTHER_SIGMAS:
             if options.get(key):
-                raise UserError(f"{self.folder}/{PLACE} sets {key}, but backbone.euler=true can only follow a constant flow_shift")
+                raise UserError(
+                    f"{self.folder}/{PLACE} sets {key}, but backbone.euler=true can only follow a constant flow_shift"
+                )
         return schedule.plain(self.folder, options.get("flow_shift", 1.0))
 
     def drawn_by_pipeline(self, prompts: Sequence[str], noise: Tensor) -> np.ndarray:
