@@ -7,7 +7,7 @@ from torch import Tensor
 
 from alignbench.backbones.diffusers_folder import EQUALLY_SPACED, OWN_CALL
 from alignbench.backbones.pipelines.embeddings import Embeddings
-from alignbench.backbones.pipelines.solver import SolverFolder
+from alignbench.backbones.solver import SolverFolder
 
 
 class Sana(SolverFolder):

@@ -11,7 +11,7 @@ from torch import Tensor
 from alignbench import UserError
 from alignbench.backbones.pipelines.embeddings import Embeddings
 from alignbench.backbones.pipelines.schedule import PLACE, Schedule
-from alignbench.backbones.pipelines.solver import SolverFolder
+from alignbench.backbones.solver import SolverFolder
 
 LOW_NOISE = "transformer_2"
 """The transformer that some folders have for small sigmas."""
