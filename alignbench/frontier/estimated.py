@@ -65,7 +65,7 @@ class Samples:
         prompts: the P prompts.
         scores: metric -> float [P, N], one value for each image.
         rewards: float [P, N], the total reward, by which the base model is tilted.
-        features: eval of sets -> what it reads of the images of each prompt.
+        features: eval of sets -> what `read_sets` gives of the images of each prompt.
         set_metrics: eval of sets -> the names of its metrics.
         directions: metric -> whether a higher value is better.
         roles: metric -> its role in a record.
