@@ -28,7 +28,17 @@ from alignbench.rollouts.terms import EdgeRows, edge_terms
 from alignbench.runtime import hub
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes
 from alignbench.runtime.signals import TimeLimitError, time_limit
-from alignbench.scorer import Images, Metric, Scorer, SetMetric, as_arrays, checked_scores
+from alignbench.scorer import (
+    Images,
+    Metric,
+    Scorer,
+    SetMetric,
+    as_arrays,
+    checked_scores,
+    frames_in,
+    measure_set,
+    of_frames,
+)
 from alignbench.statistics import difference, mean_of_means_interval, rise_test
 from alignbench.tasks import EvalChoice, Task
 
@@ -126,7 +136,8 @@ class MetricSuite:
         scores = {}
         for name, scorer in self.rewards.items():
             with named_failure(name, when, self.timeout):
-                scores[name] = checked_scores(scorer.score(images, prompts), len(images), name)
+                answered = of_frames(scorer.score, images, prompts)
+                scores[name] = checked_scores(answered, len(images), name, frames_in(images))
         return scores
 
     def reward(self, *, normalise: bool) -> Reward:
@@ -145,7 +156,8 @@ class Evaluation:
 
     Attributes:
         table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
-        images: uint8 [N, H, W, 3], prompt by prompt; an array of objects [N] where images made elsewhere differ in size.
+        images: uint8 [N, H, W, 3], prompt by prompt, or clips [N, F, H, W, 3]; an array of objects [N] where images made
+            elsewhere differ in size.
         prompts: the evaluation prompts.
         directions: metric -> whether higher is better, None where neither is.
         roles: metric -> `reward`, `judge`, or `part` of another metric.
@@ -290,7 +302,7 @@ def evaluate_images(
     """Evaluates images, wherever they come from.
 
     Args:
-        images: uint8 [N, H, W, 3], or PIL images; or files, which are read part by part and are not kept.
+        images: uint8 [N, H, W, 3], clips [N, F, H, W, 3], or PIL images; or files, which are read part by part and not kept.
         latents: final latents [N, *latent]; None for images made elsewhere.
         owners: index into `prompts` for each image; prompts without one are left out.
 
@@ -310,12 +322,12 @@ def evaluate_images(
                 advance(f"judging by {name}{so_far}")
                 with named_failure(name, "in the evaluation", judges.timeout):
                     asked = [prompts[owners[i]] for i in part]
-                    answered = scorer.measure(some, asked)
+                    answered = of_frames(scorer.measure, some, asked)
                     if name in judges.rewards and name not in answered:
-                        answered = {name: scorer.score(some, asked), **answered}
+                        answered = {name: of_frames(scorer.score, some, asked), **answered}
                     for metric, values in answered.items():
                         of_all = scores[name].setdefault(metric, np.full(len(owners), np.nan))
-                        of_all[part] = checked_scores(values, len(part), metric)
+                        of_all[part] = checked_scores(values, len(part), metric, frames_in(arrays))
     for p in sorted({*owners}) if metrics else ():
         mine = of_prompt[p]
         arrays = _some(source, mine)
@@ -325,7 +337,7 @@ def evaluate_images(
             advance(f"judging by {name}")
             own_latents = None if latents is None else latents[mine].cpu()
             with named_failure(name, "in the evaluation", judges.timeout):
-                for metric, value in measured.measure(arrays, own_latents, prompts[p]).items():
+                for metric, value in measure_set(measured, arrays, own_latents, prompts[p]).items():
                     of_all = scores[name].setdefault(metric, np.full(len(prompts), np.nan))
                     of_all[p] = checked_scores([value], 1, metric)[0]
     kept = np.empty(0, np.uint8) if isinstance(source, ImageFiles) else source

@@ -29,6 +29,7 @@ from alignbench.rollouts.builder import ForestBuilder
 from alignbench.rollouts.executor import sample
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan, Step
+from alignbench.scorer import CLIPS
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,8 @@ def _write_pairs(
         for p, prompt in enumerate(prompts):
             latents = sample(policy, [prompt], images_per_prompt, policy.default_steps, seed)
             images = policy.decode(latents)
+            if images.ndim == CLIPS:
+                raise UserError("pairs are written as images, but this model draws clips; set backbone.scored_frames=1")
             scores = suite.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
             group_scores = {name: torch.from_numpy(values)[None] for name, values in scores.items()}
             rewards = groups.total(group_scores, suite.weights, normalise=normalise_rewards)
