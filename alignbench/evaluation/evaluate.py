@@ -371,11 +371,13 @@ def _told(
         if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt: that is told under its own name
             of_eval = {name: np.full(len(prompts), np.nan)}
         for metric, values in of_eval.items():
-            directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
+            # A metric of an earlier eval keeps its name; a second one of that name gets its eval's behind it.
+            column = f"{metric}_{name}" if metric in directions else metric
+            directions[column], roles[column] = found.higher_is_better(metric), "part" if metric in parts else role
             if isinstance(found, Scorer):
-                rows += [(p, prompts[p], number[i], metric, float(values[i])) for i, p in enumerate(owners)]
+                rows += [(p, prompts[p], number[i], column, float(values[i])) for i, p in enumerate(owners)]
             else:
-                rows += [(p, prompts[p], -1, metric, float(values[p])) for p in sorted(set(owners))]
+                rows += [(p, prompts[p], -1, column, float(values[p])) for p in sorted(set(owners))]
         for metric in of_overall:
             directions[metric], roles[metric] = found.higher_is_better(metric), role
     return Evaluation(pd.DataFrame(rows, columns=COLUMNS), images, list(prompts), directions, roles, overall)
