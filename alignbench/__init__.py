@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignbench.backbone import Backbone as Backbone
+    from alignbench.errors import NonFiniteError as NonFiniteError
     from alignbench.errors import RunError as RunError
     from alignbench.errors import UserError as UserError
     from alignbench.load import load_backbone as load_backbone
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "Backbone": "backbone",
     "Needs": "objective",
+    "NonFiniteError": "errors",
     "Objective": "objective",
     "Plan": "rollouts.plan",
     "RolloutForest": "rollouts.forest",

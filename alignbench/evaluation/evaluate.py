@@ -462,7 +462,11 @@ def check_scores_vary(judges: MetricSuite, evaluation: Evaluation) -> None:
         if len(values) == 0:
             raise RunError(f"reward {name!r} could not score a single image of the base model")
         if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
-            raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} images; its scorer is broken")
+            raise RunError(
+                f"reward {name!r} is {values.iloc[0]:g} for all {len(values)} images of the base model, so there is nothing to "
+                "learn from; look at images of `alignbench eval --out DIR`: either they show nothing that it measures (random "
+                "weights, too few steps, other prompts than the model can draw), or its scorer is broken"
+            )
 
 
 def too_faint(judges: MetricSuite, evaluation: Evaluation) -> list[str]:

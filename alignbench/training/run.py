@@ -1,7 +1,8 @@
 """A run: evaluates the base model, trains it with one (objective, sampler) pair, evaluates it again and writes the record."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,19 @@ import torch
 
 from alignbench.backbone import Backbone, KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
-from alignbench.errors import DiskError, RunError, ScorerError, UserError, first_line
+from alignbench.errors import DiskError, NonFiniteError, RunError, ScorerError, UserError, first_line
 from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
 from alignbench.evaluation.onset import onsets
 from alignbench.figures.rollout_tree import RolloutTree
-from alignbench.load import every_setting, load_configured_backbone, load_configured_objective, load_sampler, threads_of
+from alignbench.load import (
+    every_setting,
+    load_configured_backbone,
+    load_configured_objective,
+    load_configured_sampler,
+    threads_of,
+)
 from alignbench.objective import Objective
 from alignbench.records.environment import environment
 from alignbench.records.record import (
@@ -113,7 +120,7 @@ class _PairRun:
         self.fingerprint = task.fingerprint()
         self.task = with_remote_reward(task, config)
         self.objective = load_configured_objective(config)
-        self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+        self.sampler = load_configured_sampler(config)
         self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
         _check_fit(self.objective, self.sampler, self.plan)
         self.prompts = PromptSets(self.task, config)
@@ -166,7 +173,7 @@ class _PairRun:
         if isinstance(self.policy, KnownDistributions):
             folder.add_target_distribution(self.policy.target_distribution(base.prompts[0]))
         folder.add_distribution(base.distribution, 0)
-        with self._tracking() as tracking:
+        with self._tracking() as tracking, self._explained_divergence():
             self._evaluate_along_training()
             self._train(tracking)
             with trainer.averaged_weights():
@@ -177,6 +184,19 @@ class _PairRun:
             folder.draw_plots()
         self.console.end(result, folder.path)
         return result
+
+    @contextmanager
+    def _explained_divergence(self) -> Iterator[None]:
+        """Adds the likely cause to the error of a value that became infinite or NaN after updates."""
+        try:
+            yield
+        except NonFiniteError as error:
+            updates = self.trainer.budget.optimizer_steps
+            if not updates or "optimizer.lr" in str(error):
+                raise
+            after = f"after {updates} optimizer step{'s' * (updates != 1)}"
+            lr = f"optimizer.lr={self.config.optimizer.lr:g}"
+            raise NonFiniteError(f"{error}; {after} with {lr} the training has probably diverged: lower it") from error
 
     def _ineffective(self) -> list[str]:
         """A sentence for each chosen setting and each part of the loss that cannot act in this run."""
@@ -242,6 +262,15 @@ class _PairRun:
             self.status = "stopped"
         elif config.iterations is None or trainer.iteration < config.iterations:
             self.status = "budget spent"
+            self._warn_of_small_budget()
+
+    def _warn_of_small_budget(self) -> None:
+        """Tells of a limit that the first iteration alone exceeded, since every run makes one iteration."""
+        limit, spent = self.config.budget.model_rows, self.trainer.budget
+        rows = spent.model_rows_rollout + spent.model_rows_train
+        if self.trainer.iteration == 1 and limit is not None and rows > limit:
+            taken = f"took {rows:,} model evaluations"
+            self.console.warn(f"budget.model_rows={limit} is too small for one iteration, which {taken}; the run ends after it")
 
     def _is_snapshot_due(self, progress_before: float) -> bool:
         """Whether the iteration passed one of the evenly spaced points of the training; its end is evaluated in any case."""
