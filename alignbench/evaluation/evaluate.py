@@ -173,7 +173,7 @@ def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
     if config.prompts > len(task.eval_prompts):
         raise UserError(
             f"evaluation.prompts={config.prompts} but task {task.name!r} has {len(task.eval_prompts)} evaluation prompts; "
-            "lower it (training prompts are never used to judge)"
+            "lower it (training prompts are never used for evaluation)"
         )
     return task.eval_prompts[: config.prompts]
 
@@ -307,7 +307,7 @@ def evaluate_images(
             so_far = f" ({part[0]} of {len(owners)} images are done)" if len(part) < len(owners) else ""
             some = arrays if arrays.dtype == np.uint8 else list(arrays)
             for name, scorer in scorers.items():
-                advance(f"judging by {name}{so_far}")
+                advance(f"evaluating {name}{so_far}")
                 with named_failure(name, "in the evaluation", judges.timeout):
                     asked = [prompts[owners[i]] for i in part]
                     answered = scorer.measure(some, asked)
@@ -322,7 +322,7 @@ def evaluate_images(
         for name, measured in metrics.items():
             if len(mine) < measured.fewest or (arrays.dtype == object and not measured.any_sizes):
                 continue
-            advance(f"judging by {name}")
+            advance(f"evaluating {name}")
             own_latents = None if latents is None else latents[mine].cpu()
             with named_failure(name, "in the evaluation", judges.timeout):
                 for metric, value in measured.measure(arrays, own_latents, prompts[p]).items():

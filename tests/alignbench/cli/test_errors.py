@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from alignbench import NonFiniteError, RunError, UserError
+from alignbench.cli.console import progress_numbers
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.tasks import load_task
 from alignbench.tasks.prompts import read_prompts
@@ -130,6 +132,25 @@ def test_a_task_for_one_backbone_accepts_what_derives_from_it(tmp_path: Path) ->
     check_backbone(load_task("rare_mode"), "tests.alignbench.cli.test_errors:DerivedMixture")
     with pytest.raises(UserError, match="only for the backbone gaussian_mixture"):
         check_backbone(load_task("rare_mode"), "tests.support.plugins:ToyPolicy")
+
+
+@pytest.mark.parametrize(("deviation", "shown"), [(0.0, ""), (3e-7, ""), (0.031, "  max |ratio - 1| 3e-02")])
+def test_a_progress_line_has_the_ratio_only_where_it_is_off(deviation: float, shown: str) -> None:
+    row = {"iteration": 4, "reward": 0.5, "seconds": 1.25, "ratio_abs_dev_max": deviation}
+    assert progress_numbers(row, 10) == f"iteration 5/10  reward 0.500{shown}  1.2 s/it"
+
+
+def test_missing_values_of_an_evaluation_are_told_with_their_metrics(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / name)
+    (tmp_path / "prompts.txt").write_text("a photo of a dog\na red circle\n")
+    given = ["--images", str(tmp_path / "images"), "--prompts", str(tmp_path / "prompts.txt")]
+    done = in_this_process(
+        "eval", *given, "--evals", "quality,best_of", "--set", "evals.best_of.eval=tests.support.plugins:Sometimes"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 values are missing (pass_at_1, best_of_1): the scorer returned NaN, or the metric does not apply" in done.stdout
 
 
 def __getattr__(name: str) -> object:
