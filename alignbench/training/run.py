@@ -174,10 +174,12 @@ class _PairRun:
             folder.add_target_distribution(self.policy.target_distribution(base.prompts[0]))
         folder.add_distribution(base.distribution, 0)
         with self._tracking() as tracking, self._explained_divergence():
-            self._evaluate_along_training()
+            if trainer.iteration == 0:
+                self._log_images(tracking, "base", base, self.config.evaluation.images_per_prompt)
+            self._evaluate_along_training(tracking)
             self._train(tracking)
             with trainer.averaged_weights():
-                result = self._finish(base)
+                result = self._finish(base, tracking)
             tracking.log_result(result)
         folder.write_result(result)
         if self.config.save_images:
@@ -251,9 +253,9 @@ class _PairRun:
                 row = trainer.iterate()
                 if self._is_snapshot_due(progress_before):
                     row |= self._snapshot()
-                self._evaluate_along_training()
-                self._warn_of_dead_terms()
                 tracking.log(row)
+                self._evaluate_along_training(tracking)
+                self._warn_of_dead_terms()
                 report(row, trainer.progress())
                 if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1 and self.stop is None:
                     trainer.save(folder.checkpoints)
@@ -303,13 +305,13 @@ class _PairRun:
             return None
         return StopRules(self.config, directions)
 
-    def _evaluate_along_training(self) -> None:
+    def _evaluate_along_training(self, tracking: Tracking) -> None:
         """Evaluates the policy on the validation prompts if that is due, and applies the rules that read the evaluations."""
         trainer, every = self.trainer, self.config.evaluation.every
         if every is None or not self.prompts.validation or not self.objective.needs.training:
             return
         if trainer.iteration % every == 0 or trainer.progress() == 1:
-            self._add_to_curve()
+            self._add_to_curve(tracking)
             self._apply_rules()
 
     def _apply_rules(self) -> None:
@@ -324,7 +326,7 @@ class _PairRun:
         if rules.needs_checkpoints and (self.stop is None or not self.stop.restored):
             trainer.save(folder.checkpoints)
 
-    def _add_to_curve(self) -> None:
+    def _add_to_curve(self, tracking: Tracking) -> None:
         """Evaluates the policy on the validation prompts if the curve does not have this iteration."""
         trainer, table = self.trainer, self.folder.curve
         if table is not None and (table["iteration"] == trainer.iteration).any():
@@ -337,12 +339,18 @@ class _PairRun:
         spent = trainer.budget
         model_rows = spent.model_rows_rollout + spent.model_rows_train
         self.folder.add_to_curve(evaluation, trainer.iteration, model_rows, spent.seconds)
+        self._log_images(tracking, "validation", evaluation, self.config.evaluation.validation_images)
+
+    def _log_images(self, tracking: Tracking, name: str, evaluation: Evaluation, images_per_prompt: int) -> None:
+        """Logs example images of an evaluation, unless images are not saved or only encode points."""
+        if self.config.save_images and not isinstance(self.policy, KnownDistributions):
+            tracking.log_images(name, evaluation.images, images_per_prompt, self.trainer.iteration)
 
     def _tracking(self) -> Tracking:
         config = self.config if self.processes.is_rank_zero else self.config.model_copy(update={"trackers": ()})
         return Tracking(config, self.folder.path, self.trainer.iteration)
 
-    def _finish(self, base: Evaluation) -> Result:
+    def _finish(self, base: Evaluation, tracking: Tracking) -> Result:
         """Evaluates the trained model and writes the tables and images of it; returns the record."""
         config, trainer, folder = self.config, self.trainer, self.folder
         is_base = not trainer.iteration and self.evaluator.drawing.is_plain
@@ -350,6 +358,7 @@ class _PairRun:
         folder.write_evaluations(base=base, final=final)
         if trainer.iteration:  # else it would replace the base model's
             folder.add_distribution(final.distribution, trainer.iteration)
+        self._log_images(tracking, "trained", final, config.evaluation.images_per_prompt)
         result = self._result(base, final)
         if config.save_images and not isinstance(self.policy, KnownDistributions):
             reward = next(iter(self.suite.rewards))
