@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,8 +16,14 @@ from alignbench import RunError, UserError
 from tests.alignbench.record_folders import write_run
 from tests.support.command_line import ROOT, in_a_process, in_this_process
 
-TOY = {"backbone": "gaussian_mixture", "tasks": ["rare_mode"], "preset": "smoke", "front": False, "progress": False}
-SMALL = {"save_images": False, "evaluation": {"prompts": 2}, "backbone": {"quadrature": 16}}
+TOY: dict[str, Any] = {
+    "backbone": "gaussian_mixture",
+    "tasks": ["rare_mode"],
+    "preset": "smoke",
+    "front": False,
+    "progress": False,
+}
+SMALL: dict[str, Any] = {"save_images": False, "evaluation": {"prompts": 2}, "backbone": {"quadrature": 16}}
 
 
 def test_importing_alignbench_loads_nothing_heavy() -> None:
@@ -48,7 +55,11 @@ def test_cells_that_all_fail_are_an_error_with_the_first_cause(tmp_path: Path) -
 
 
 def test_evaluate_returns_what_the_command_prints(tmp_path: Path) -> None:
-    options = {"task": "rare_mode", "settings": {"evaluation": {"prompts": 2, "images_per_prompt": 3}}, "progress": False}
+    options: dict[str, Any] = {
+        "task": "rare_mode",
+        "settings": {"evaluation": {"prompts": 2, "images_per_prompt": 3}},
+        "progress": False,
+    }
     frame = alignbench.evaluate("gaussian_mixture", **options)
     sets = ["--set", "evaluation.prompts=2", "--set", "evaluation.images_per_prompt=3"]
     done = in_this_process("eval", "--pipeline", "gaussian_mixture", "--task", "rare_mode", *sets, "--json")

@@ -393,7 +393,7 @@ def test_a_report_is_written_again_over_itself_also_where_its_hidden_marks_are_l
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy made with `cp -r results/* elsewhere` has none."""
-    monkeypatch.setattr(report, "_write_report", lambda results, curves, folder: [])
+    monkeypatch.setattr(report, "_write_report", lambda results, curves, folder, refresh: [])
     for mark in folder.rglob(".alignbench"):
         mark.unlink()
     report.write_report(folder)
