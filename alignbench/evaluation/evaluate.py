@@ -185,7 +185,7 @@ def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
     if config.prompts > len(task.eval_prompts):
         raise UserError(
             f"evaluation.prompts={config.prompts} but task {task.name!r} has {len(task.eval_prompts)} evaluation prompts; "
-            "lower it (training prompts are never used to judge)"
+            "lower it (training prompts are never used for evaluation)"
         )
     return task.eval_prompts[: config.prompts]
 
@@ -319,7 +319,7 @@ def evaluate_images(
             so_far = f" ({part[0]} of {len(owners)} images are done)" if len(part) < len(owners) else ""
             some = arrays if arrays.dtype == np.uint8 else list(arrays)
             for name, scorer in scorers.items():
-                advance(f"judging by {name}{so_far}")
+                advance(f"evaluating {name}{so_far}")
                 with named_failure(name, "in the evaluation", judges.timeout):
                     asked = [prompts[owners[i]] for i in part]
                     answered = of_frames(scorer.measure, some, asked)
@@ -334,7 +334,7 @@ def evaluate_images(
         for name, measured in metrics.items():
             if len(mine) < measured.fewest or (arrays.dtype == object and not measured.any_sizes):
                 continue
-            advance(f"judging by {name}")
+            advance(f"evaluating {name}")
             own_latents = None if latents is None else latents[mine].cpu()
             with named_failure(name, "in the evaluation", judges.timeout):
                 for metric, value in measure_set(measured, arrays, own_latents, prompts[p]).items():
@@ -476,7 +476,11 @@ def check_scores_vary(judges: MetricSuite, evaluation: Evaluation) -> None:
         if len(values) == 0:
             raise RunError(f"reward {name!r} could not score a single image of the base model")
         if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
-            raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} images; its scorer is broken")
+            raise RunError(
+                f"reward {name!r} is {values.iloc[0]:g} for all {len(values)} images of the base model, so there is nothing to "
+                "learn from; look at images of `alignbench eval --out DIR`: either they show nothing that it measures (random "
+                "weights, too few steps, other prompts than the model can draw), or its scorer is broken"
+            )
 
 
 def too_faint(judges: MetricSuite, evaluation: Evaluation) -> list[str]:

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from alignbench.figures.metric_names import axis_name
 from alignbench.figures.style import STYLE
 from alignbench.files.escaping import visible
 from alignbench.scorer import CLIPS
@@ -51,7 +52,10 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
             axis.text(*at, visible(base.prompts[p]), fontsize=7, ha="right", va="center")
         axis.imshow(sheet)
         axis.axis("off")
-        figure.suptitle(f"base model (left) and trained model (right), same noise; numbers: {visible(reward)}", fontsize=8)
+        figure.suptitle(
+            f"base model (left), trained model (right), same noise; above each image its {visible(axis_name(reward))}",
+            fontsize=8,
+        )
     return figure
 
 

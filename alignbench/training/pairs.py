@@ -17,7 +17,7 @@ from PIL import Image
 
 from alignbench import groups
 from alignbench.backbone import Backbone
-from alignbench.errors import UserError
+from alignbench.errors import RunError, UserError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.files.images import open_image
 from alignbench.files.opening import sha256_of
@@ -168,7 +168,7 @@ def write_pairs(
     Raises:
         UserError: the folder exists and is not empty.
         DiskError: the disk is full, or the folder cannot be written.
-        RunError: a scorer failed.
+        RunError: a scorer failed, or the images of every prompt have equal rewards.
     """
     with claimed(out):
         try:
@@ -210,5 +210,12 @@ def _write_pairs(
                 count += 1
             advance(p + 1, count)
         os.fsync(file.fileno())
+    if not count:
+        partial.unlink()
+        (out / "pictures").rmdir()
+        raise RunError(
+            f"no pair was made: for each of the {len(prompts)} prompts, all {images_per_prompt} images have equal rewards; "
+            "draw more images of a prompt, or choose another task or backbone"
+        )
     partial.rename(out / "pairs.jsonl")
     return count
