@@ -26,7 +26,7 @@ class ExpectedRows(NamedTuple):
     asked: float
     """Rows of a training pass at which the policy is evaluated, if rewards differ within each group."""
     widest: float
-    """Largest number of rows in one denoising step of a rollout."""
+    """Largest number of rows in one model call of a rollout, if no microbatch limits it."""
     images: int
     """Number of images that are decoded and scored."""
     double_passes: int = 0
@@ -58,7 +58,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
         rollout=float(np.mean([plan.model_rows(groups) for plan in plans])),
         replay=replay,
         asked=asked,
-        widest=groups * max(plan.branches_before(t) for plan in plans for t in range(len(plan.steps))),
+        widest=groups * max(max(plan.rows_of_calls) for plan in plans),
         images=groups * plans[0].leaves,
         double_passes=0 if objective is None else _double_passes(config, objective, replay),
     )

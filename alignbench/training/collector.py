@@ -181,7 +181,7 @@ class Collector:
                 keep_graph=keep_graph and replay_rows <= (micro_batch or replay_rows),
             )
 
-        rows = max(replay_rows, len(prompts) * plan.branches_before(len(plan.steps) - 1))
+        rows = max(replay_rows, len(prompts) * max(plan.rows_of_calls))
         forest = self.micro_batch.fit(
             lambda limit: self.processes.on_all_ranks(partial(within, limit), calls_model=True), lambda: rows
         )

@@ -332,6 +332,8 @@ class _PairRun:
         """Rolls the trained model out once and writes the tree with its images and their scores of one reward."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
+        if plan.sides:
+            return  # the drawing has one line of steps
 
         def roll_out() -> RolloutForest:
             return rollout(
