@@ -28,8 +28,8 @@ class TreeSettings(NoiseSettings):
     """How many steps at the end never split; at least two, so that sigma is well above 0 at every split."""
 
     noise_slope: float = 0.0
-    """How much eta changes with the depth of a split: the j-th of d splits, j from 0, has noise_level * (1 + noise_slope j / d).
-    0 gives all splits the same noise; above 0 later splits draw more (Dynamic-TreeRPO)."""
+    """How much eta changes with the depth of a split: the j-th of d splits, j from 0, has
+    noise_level * (1 + noise_slope j / d). 0 gives all splits the same noise; above 0 later splits draw more (Dynamic-TreeRPO)."""
 
     def eta_of_split(self, depth: int, noise_level: float) -> float:
         """Computes eta of the split number `depth`, counted from 0, where the first has `noise_level`."""
@@ -51,7 +51,9 @@ class TreeSettings(NoiseSettings):
         if self.noise_slope and self.rule == "memoryless":
             raise ValueError("noise_slope changes the noise, which rule=memoryless fixes; choose another of the two")
         if self.eta_of_split(self.levels - 1, 1.0) <= 0:
-            raise ValueError(f"noise_slope={self.noise_slope} leaves the last of levels={self.levels} splits no noise; raise it")
+            raise ValueError(
+                f"noise_slope={self.noise_slope} leaves the last of levels={self.levels} splits no noise; raise it"
+            )
         leaves = self.roots * self.children**self.levels
         if leaves > self.max_leaves:
             trees = f"{self.roots} trees of " if self.roots > 1 else ""

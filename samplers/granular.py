@@ -1,4 +1,4 @@
-"""granular: like `trunk_tree`, but each branch is finished with steps of several sizes, and is judged by all its images.
+"""granular: like `trunk_tree`, but each branch is finished with steps of several sizes, and learns from all its images.
 
 A branch's first, stochastic step is followed by the deterministic steps of the schedule, and also by steps that are twice as
 large: two images of one branch. Each is compared with the images of the same step and the same size of steps, and the branch

@@ -1,8 +1,8 @@
 """trunk_tree: deterministic trunks, which stochastic branches leave at every step; each branch is finished deterministically.
 
-From the state of a trunk at step j, `children` branches take one stochastic step, whose velocity is that of the trunk, and then
-deterministic steps to the image. So each image has exactly one step that is trained on, and what its reward says is said of that
-step alone. With roots r, children k and branches at steps 0 to T - 2, a prompt has r k (T - 1) images and costs
+From the state of a trunk at step j, `children` branches take one stochastic step, whose velocity is that of the trunk, and
+then deterministic steps to the image. So each image has exactly one step that is trained on, and its reward says something of
+that step alone. With roots r, children k and branches at steps 0 to T - 2, a prompt has r k (T - 1) images and costs
 r ((T - 1) + k (T - 1) T / 2) model rows. The images of one step, over all trunks, are compared with each other.
 
 Source: TempFlow-GRPO (arXiv 2508.04324). How it differs, and its weight of the steps: docs/samplers.md.

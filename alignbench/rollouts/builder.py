@@ -126,7 +126,7 @@ class ForestBuilder:
         edges = self.add_edges(
             rows.repeat_interleave(sum(counts)),
             _by_parent(nodes, counts),
-            _by_parent([torch.full_like(n, each.index) for n, each in zip(nodes, taken, strict=True)], counts),
+            _by_parent([torch.full_like(n, each.number) for n, each in zip(nodes, taken, strict=True)], counts),
             _by_parent(numbers, counts),
             _by_parent([each.log_prob for each in taken], counts),
         )
@@ -189,7 +189,7 @@ class ForestBuilder:
 class Taken(NamedTuple):
     """A move that all branches at a point have taken."""
 
-    index: int
+    number: int
     """Its number in the plan."""
     move: Move
     sigma_next: float
@@ -233,7 +233,7 @@ def grow(
             scored: list[Taken] = []
             for m in departure.moves:
                 move = plan.moves[m]
-                sigma_next = sigma_of[move.index_next]
+                sigma_next = sigma_of[move.stop]
                 x_next, log_prob = take(m, live.x, velocity, sigma, sigma_next)
                 if move.scored:
                     scored.append(Taken(m, move, sigma_next, x_next, log_prob))
@@ -242,7 +242,7 @@ def grow(
             if scored:
                 group = live.group * plan.groups + plan.group_of_point[departure.point]
                 after = forest.add_scored(live, velocity, sigma, group, scored)
-                points |= {each.index + 1: branches for each, branches in zip(scored, after, strict=True)}
+                points |= {each.number + 1: branches for each, branches in zip(scored, after, strict=True)}
     leaves, paths = [], []
     for point, _ in plan.ends:  # ordered by group, so that the images of a prompt are
         leaves.append(points[point].kept(forest).view(groups, -1))

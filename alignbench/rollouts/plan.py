@@ -1,8 +1,8 @@
 """A plan is what a sampler returns: for each denoising step, its rule and into how many children each branch splits.
 
-Most plans are one line of steps. A line can have side branches, which leave it before one of its steps and take steps of their
-own from there: with other rules, other noise, other numbers of children, or larger steps. A line that stops before the end of the
-schedule is a trunk, which has no images of its own.
+Most plans are one line of steps. A line can have side branches, which leave it before one of its steps and take steps of
+their own from there: with other rules, other noise, other numbers of children, or larger steps. A line that stops before the
+end of the schedule is a trunk, which has no images of its own.
 """
 
 from collections import defaultdict
@@ -86,7 +86,7 @@ class Move(NamedTuple):
     """A step at its place in the plan. Moves are numbered, and move m leads from point `source` to point m + 1."""
 
     step: Step
-    index: int
+    start: int
     """Where it starts in the model's schedule."""
     source: int
     """The point that it leaves: 0 for the initial noise, m + 1 for the states after move m."""
@@ -94,9 +94,9 @@ class Move(NamedTuple):
     """How many branches of one prompt take it, before they split."""
 
     @property
-    def index_next(self) -> int:
+    def stop(self) -> int:
         """Where it ends in the model's schedule."""
-        return self.index + self.step.stride
+        return self.start + self.step.stride
 
     @property
     def scored(self) -> bool:
@@ -128,7 +128,7 @@ class Plan:
     sides: tuple[Side, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.roots < 1 or not self.steps and not self.sides:
+        if self.roots < 1 or not (self.steps or self.sides):
             raise UserError(f"a plan needs at least one root and one step, got {self.roots} and {len(self.steps)}")
         if self.sides:
             self._check_sides()
@@ -141,8 +141,7 @@ class Plan:
             if wrong := [side.at for side in line.sides if not 0 <= side.at <= len(line.steps)]:
                 raise UserError(f"a side branch leaves before step {wrong[0]} of a line that has {len(line.steps)} steps")
         for point in set(range(len(self.moves) + 1)) - {move.source for move in self.moves}:
-            stop = self.moves[point - 1].index_next
-            if stop != self.schedule_indices[-1]:
+            if (stop := self._index_of(point)) != self.schedule_indices[-1]:
                 raise UserError(
                     f"a line of the plan stops at step {stop} of the schedule, before its end at {self.schedule_indices[-1]}, "
                     "and nothing leaves it there"
@@ -198,7 +197,7 @@ class Plan:
         return tuple(sorted((e for e in self._placed[1] if self._index_of(e[0]) == last), key=lambda end: end[1]))
 
     def _index_of(self, point: int) -> int:
-        return self.moves[point - 1].index_next if point else 0
+        return self.moves[point - 1].stop if point else 0
 
     def branches_at(self, point: int) -> int:
         """The number of branches of one prompt at a point."""
@@ -224,7 +223,7 @@ class Plan:
     @cached_property
     def schedule_indices(self) -> tuple[int, ...]:
         """The indices in the model's schedule at which states are evaluated, and that of its end; ascending from 0."""
-        return tuple(sorted({0, *(move.index_next for move in self.moves)}))
+        return tuple(sorted({0, *(move.stop for move in self.moves)}))
 
     @cached_property
     def calls(self) -> tuple[tuple[Departure, ...], ...]:
@@ -269,7 +268,7 @@ class Plan:
     @property
     def splits(self) -> tuple[int, ...]:
         """The model calls after which branches split, counted from 0; the indices of the steps where there are no sides."""
-        at = {move.index for move in self.moves if move.step.children > 1}
+        at = {move.start for move in self.moves if move.step.children > 1}
         return tuple(t for t, index in enumerate(self.schedule_indices) if index in at)
 
     @property
@@ -286,7 +285,9 @@ class Plan:
             UserError: the plan has side branches, so that its leaves take different steps.
         """
         if self.sides:
-            raise UserError("a plan with side branches cannot be drawn as independent rollouts: its images take different steps")
+            raise UserError(
+                "a plan with side branches cannot be drawn as independent rollouts: its images take different steps"
+            )
         return Plan(tuple(replace(s, children=1) for s in self.steps), roots=self.leaves)
 
     def from_one_noise(self) -> "Plan":

@@ -20,7 +20,17 @@ def sampler(name: str, preset: str, **settings: object) -> Sampler:
 
 
 def test_all_are_tried() -> None:
-    known = {"independent", "sliding_window", "flash", "fixed_tree", "dynamic_tree", "tree_window", "branch", "trunk_tree", "granular"}
+    known = {
+        "independent",
+        "sliding_window",
+        "flash",
+        "fixed_tree",
+        "dynamic_tree",
+        "tree_window",
+        "branch",
+        "trunk_tree",
+        "granular",
+    }
     assert known <= {name for name, _ in CASES}
 
 

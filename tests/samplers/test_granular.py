@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_the_coarse_images_skip_every_second_step_and_end_at_the_image() -> None
     # Five steps, branches at step 0: four steps are left, 1 -> 2 -> 3 -> 4 -> 5 and 1 -> 3 -> 5.
     made = plan(steps=5, children=2, last_branch=0)
     assert made.rows_of_calls == (1, 2, 2, 4, 2)
-    paths = [[(made.moves[m].index, made.moves[m].index_next) for m in made.path_to(point)] for point, _ in made.ends]
+    paths = [[(made.moves[m].start, made.moves[m].stop) for m in made.path_to(point)] for point, _ in made.ends]
     assert paths == [[(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)], [(0, 1), (1, 3), (3, 5)]]
     # Six steps, branches at step 0: of five left, the coarse ones take 2, 2 and 1.
     odd = plan(steps=6, children=2, last_branch=0)
@@ -45,7 +47,7 @@ def test_a_branch_learns_from_the_mean_of_its_standardised_rewards() -> None:
     forest = rollout(ToyBackbone(), PROMPTS[:1], plan(steps=4, children=2, last_branch=0), seed=0)
     # The fine images prefer the second branch, the coarse ones the first, whatever their scales are.
     forest.rewards = torch.tensor([0.0, 1.0, 300.0, 100.0])
-    grpo = load_objective("grpo")
+    grpo: Any = load_objective("grpo")
     assert grpo.advantage(forest).tolist() == [[-1.0, 1.0], [1.0, -1.0]]
     zeros = {name: torch.zeros(2, requires_grad=True) for name in ("log_prob", "log_ratio")}
     gradient = torch.autograd.grad(grpo.loss(zeros, forest), zeros["log_ratio"])[0]

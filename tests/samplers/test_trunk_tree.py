@@ -1,3 +1,6 @@
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -78,9 +81,11 @@ def test_the_trunk_is_that_of_the_ode_from_the_same_noise() -> None:
 def test_an_advantage_is_relative_to_the_images_of_the_same_step() -> None:
     forest = rollout(ToyBackbone(), PROMPTS[:1], plan(steps=3, roots=1, children=2), seed=0)
     forest.rewards = torch.tensor([0.0, 1.0, 10.0, 14.0])  # steps 0 and 1
-    assert load_objective("grpo").advantage(forest).tolist() == [[-1.0, 1.0], [-1.0, 1.0]]
+    plain: Any = load_objective("grpo")
+    assert plain.advantage(forest).tolist() == [[-1.0, 1.0], [-1.0, 1.0]]
     # Standardised by depth, as BranchGRPO does, edges of one step have one image each: the same.
-    by_depth = load_objective("grpo", credit="depth").edge_advantage(forest)
+    deep: Any = load_objective("grpo", credit="depth")
+    by_depth = deep.edge_advantage(forest)
     assert by_depth[forest.leaf_edges[:, 0]].tolist() == [-1.0, 1.0, -1.0, 1.0]
 
 
@@ -96,8 +101,9 @@ def test_tempflows_weight_of_a_step_is_the_noise_it_draws_over_its_mean() -> Non
     forest = rollout(SD3(), PROMPTS[:1], plan(steps=10, roots=1, children=2, rule="sde"), seed=0)
     forest.rewards = torch.arange(18.0)
     # sde, 0.7: eta sqrt(s / (1 - s)) sqrt(s - q), with 1 - q where s is 1.
-    noise = [0.7 * (s / (1 - (s if s < 1 else q)) * (s - q)) ** 0.5 for s, q in zip(sigmas[:-2], sigmas[1:-1], strict=True)]
-    found = load_objective("grpo", step_weight="noise").weight(forest)[forest.leaf_edges[::2, 0]]
+    noise = [0.7 * (s / (1 - (s if s < 1 else q)) * (s - q)) ** 0.5 for s, q in pairwise(sigmas[:-1])]
+    grpo: Any = load_objective("grpo", step_weight="noise")
+    found = grpo.weight(forest)[forest.leaf_edges[::2, 0]]
     assert found.tolist() == pytest.approx([n / np.mean(noise) for n in noise], rel=1e-4)
     assert 1 / np.mean(noise) == pytest.approx(2.25, abs=5e-3)  # their factor
 

@@ -174,8 +174,10 @@ KIN: dict[str, dict[str, Any]] = {
         "credit": "depth",
         "clip": 1e-3,
     },
+    "trunk_tree": {"roots": 4, "children": 6, "std": "group", "step_weight": "noise", "kl_beta": 0.004, "kl": "exact"},
+    "granular": {"children": 12, "last_branch": 7, "strides": (1, 2), "std": "group", "std_correction": 1},
 }
-"""sampler -> what the code of MixGRPO, MixGRPO-Flash, TreeGRPO and BranchGRPO has, which are grpo on these samplers."""
+"""sampler -> what the code of MixGRPO, MixGRPO-Flash, TreeGRPO, BranchGRPO, TempFlow-GRPO and G2RPO has, which are grpo."""
 
 
 @pytest.mark.parametrize("sampler", KIN)

@@ -48,7 +48,7 @@ def plans(draw: st.DrawFn) -> Plan:
 @st.composite
 def sided_plans(draw: st.DrawFn) -> Plan:
     """A deterministic trunk, and side branches with a scored step of any kind that are finished in one or two ways."""
-    length, group = draw(st.integers(2, 5)), 0
+    length = draw(st.integers(2, 5))
 
     def finish(left: int) -> tuple[Step, ...]:
         steps: list[Step] = []
@@ -61,10 +61,10 @@ def sided_plans(draw: st.DrawFn) -> Plan:
 
     sides = []
     for at in draw(st.lists(st.integers(0, length - 2), min_size=1, max_size=3)):
-        rule = draw(st.sampled_from(["sde", "dance", "cps"]))
+        rule: Any = draw(st.sampled_from(["sde", "dance", "cps"]))
         first, left = Step(rule, draw(LEVELS), draw(st.integers(1, 3))), length - at - 1
-        also = tuple(Side(1, finish(left), group=group) for _ in range(draw(st.integers(0, 1))))
-        sides.append(Side(at, (first, *finish(left)), also, group))
+        also = tuple(Side(1, finish(left)) for _ in range(draw(st.integers(0, 1))))
+        sides.append(Side(at, (first, *finish(left)), also))
     return Plan((Step(),) * max(side.at for side in sides), draw(st.integers(1, 2)), tuple(sides))
 
 

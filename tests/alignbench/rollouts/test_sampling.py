@@ -251,9 +251,9 @@ def two_of_one_group(plan: Plan, one: int, other: int) -> tuple[Tensor, Tensor]:
     [((1,), (0, 1), "root"), ((1,), (0, 2), "root"), ((1,), (2, 3), "root"), ((1, 2), (0, 2), "root and noise")],
 )
 def test_the_covariance_of_two_branches_of_a_trunk(strides: tuple[int, ...], pair: tuple[int, int], shared_steps: str) -> None:
-    plan = load_sampler(
-        "trunk_tree", steps=4, roots=1, children=2, last_branch=1, strides=strides, rule="sde"
-    ).plan(0.0, np.random.default_rng(0))
+    plan = load_sampler("trunk_tree", steps=4, roots=1, children=2, last_branch=1, strides=strides, rule="sde").plan(
+        0.0, np.random.default_rng(0)
+    )
     one, other = two_of_one_group(plan, *pair)
     every = chains_of_leaves(plan)
     for d, (m, s) in enumerate(zip(MEANS, DEVIATIONS, strict=True)):
