@@ -29,7 +29,8 @@ class TreeSettings(NoiseSettings):
 
     noise_slope: float = 0.0
     """How much eta changes with the depth of a split: the j-th of d splits, j from 0, has
-    noise_level * (1 + noise_slope j / d). 0 gives all splits the same noise; above 0 later splits draw more (Dynamic-TreeRPO)."""
+    noise_level * (1 + noise_slope j / d). 0 gives all splits the same noise; above 0 later splits draw more
+    (Dynamic-TreeRPO)."""
 
     def eta_of_split(self, depth: int, noise_level: float) -> float:
         """Computes eta of the split number `depth`, counted from 0, where the first has `noise_level`."""

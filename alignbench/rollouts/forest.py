@@ -49,6 +49,8 @@ class RolloutForest:
         schedule_shift: the shift of the backbone's schedule.
         rewards: float64 [G * K], filled after scoring; NaN where an image could not be scored.
         scores: for each reward of the task its scores, float64 [G * K], before they were weighted into `rewards`.
+        bonuses: what keepers of diversity added to `rewards`, before it was weighted, float64 [G * K] each.
+        left_out: how many images with a reward a keeper leaves out; their `rewards` are NaN.
         standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
         live_velocity: `row_velocity` with the graph of the policy's parameters, where the rollout kept it; the first update
             takes it, see `take_live_velocity`.
@@ -79,6 +81,8 @@ class RolloutForest:
     schedule_shift: float = 1.0
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
+    bonuses: dict[str, Tensor] = field(default_factory=dict)
+    left_out: int = 0
     standardised: bool = False
     live_velocity: Tensor | None = field(default=None, repr=False)
 

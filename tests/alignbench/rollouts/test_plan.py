@@ -139,7 +139,7 @@ def trunk(*sides: Side, steps: int = 2) -> Plan:
 NOISY = Step("cps", 0.5, 2)
 
 
-def test_two_classes_of_branches_can_leave_one_state_with_noise_and_children_of_their_own() -> None:
+def test_two_classes_of_branches_with_noise_of_their_own_can_leave_one_state() -> None:
     # One state at step 1 serves two quiet and three loud branches; the loud ones skip a step.
     quiet = Side(1, (Step("sde", 0.3, 2), Step(), Step()))
     loud = Side(1, (Step("sde", 0.9, 3), Step(stride=2)))
