@@ -86,6 +86,7 @@ def test_the_distance_bonus_is_a_difference_of_potentials() -> None:
         ([0.0, 1.0, 2.0, 10.0], 0.75, [0.0, 1.0, 2.0, None]),  # median 1.5
         ([0.0, 1.0, 2.0, 10.0], 0.5, [None, 1.0, 2.0, None]),
         ([0.0, 1.0, 2.0, 10.0], 0.01, [None, 1.0, 2.0, None]),  # two at least
+        ([0.0, 1.0, 2.0, 3.0, 20.0], 0.4, [None, 1.0, 2.0, None, None]),  # the mean, 5.2, would keep 2 and 3
         ([None, 1.0, 2.0, 10.0], 0.5, [None, 1.0, 2.0, None]),  # two of three, rounded up
         ([3.0, 3.0, 3.0, 3.0], 0.5, [3.0, 3.0, None, None]),
         ([None, None], 0.5, [None, None]),
