@@ -51,20 +51,22 @@ class KeepersConfig(Settings):
         """Whether any keeper changes the rewards of images."""
         return bool(self.bonuses) or self.reward_share < 1
 
-    @model_validator(mode="after")
-    def _reads_what_is_set(self) -> "KeepersConfig":
-        bonuses = "cluster_bonus or distance_bonus"
-        readers = {
-            "bandwidth": ("cluster_bonus", self.cluster_bonus),
-            "clusters": ("cluster_bonus", self.cluster_bonus),
-            "distance": (bonuses, self.bonuses),
-            "distance_metric": (bonuses, self.bonuses),
-            "data_from": ("data", self.data),
-            "data_images": ("data", self.data),
+    def without_effect(self) -> list[str]:
+        """A sentence for each setting that is not at its default although nothing reads it, as at a weight of 0 in a sweep."""
+        both = ("cluster_bonus", "distance_bonus")
+        readers: dict[str, tuple[str, ...]] = {
+            **dict.fromkeys(("bandwidth", "clusters"), both[:1]),
+            **dict.fromkeys(("distance", "distance_metric"), both),
+            **dict.fromkeys(("data_from", "data_images"), ("data",)),
         }
-        for name, (reader, is_on) in readers.items():
-            if not is_on and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"keepers.{name} has no effect without keepers.{reader}: set it above 0")
+        return [
+            f"keepers.{name} has no effect: keepers.{' and keepers.'.join(weights)} {'are' if len(weights) > 1 else 'is'} 0"
+            for name, weights in readers.items()
+            if getattr(self, name) != type(self).model_fields[name].default and not any(getattr(self, w) for w in weights)
+        ]
+
+    @model_validator(mode="after")
+    def _metric_is_of_an_eval(self) -> "KeepersConfig":
         if self.distance_metric is not None and self.distance in ("latents", "pixels"):
             raise ValueError(f"keepers.distance_metric names a metric of an eval, and keepers.distance={self.distance} is none")
         return self

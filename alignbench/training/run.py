@@ -186,6 +186,7 @@ class _PairRun:
             *_ineffective_choices(self.config, self.objective),
             *_without_effect(self.config, "backbone", self.policy, self.policy.ineffective_settings()),
             *_ineffective_parts(self.config, self.objective),
+            *self.config.keepers.without_effect(),
         ]
 
     def _restore(self) -> None:

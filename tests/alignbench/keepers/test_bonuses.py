@@ -123,17 +123,22 @@ def test_groups_whose_distances_are_not_known_get_no_bonus(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "sentences"),
     [
-        ({"clusters": 3}, "keepers.clusters has no effect without keepers.cluster_bonus: set it above 0"),
-        ({"distance": "pixels"}, "keepers.distance has no effect without keepers.cluster_bonus or distance_bonus"),
-        ({"data_images": 3}, "keepers.data_images has no effect without keepers.data"),
-        ({"distance_bonus": 1, "distance_metric": "vendi"}, "keepers.distance=latents is none"),
+        ({"clusters": 3}, ["keepers.clusters has no effect: keepers.cluster_bonus is 0"]),
+        ({"distance": "pixels"}, ["keepers.distance has no effect: keepers.cluster_bonus and keepers.distance_bonus are 0"]),
+        ({"data_images": 3}, ["keepers.data_images has no effect: keepers.data is 0"]),
+        ({"distance_bonus": 1, "distance": "pixels"}, []),
+        ({}, []),
     ],
 )
-def test_a_setting_that_nothing_reads_is_refused(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        toy_config(write_task(tmp_path), keepers=settings)
+def test_a_setting_that_nothing_reads_is_named(settings: dict[str, Any], sentences: list[str]) -> None:
+    assert KeepersConfig(**settings).without_effect() == sentences
+
+
+def test_a_metric_without_an_eval_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="keepers.distance=latents is none"):
+        toy_config(write_task(tmp_path), keepers={"distance_bonus": 1, "distance_metric": "vendi"})
 
 
 def test_an_eval_that_measures_no_pair_or_several_things_is_refused() -> None:
