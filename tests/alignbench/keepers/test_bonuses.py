@@ -137,7 +137,7 @@ def test_a_setting_that_nothing_reads_is_named(settings: dict[str, Any], sentenc
 
 
 def test_a_metric_without_an_eval_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="keepers.distance=latents is none"):
+    with pytest.raises(UserError, match=r"keepers\.distance=latents is none"):
         toy_config(write_task(tmp_path), keepers={"distance_bonus": 1, "distance_metric": "vendi"})
 
 
