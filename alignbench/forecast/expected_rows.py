@@ -77,9 +77,13 @@ def model_rows(config: RunConfig, rows: ExpectedRows, needs: Needs) -> float:
     Rows that are evaluated twice count twice, and the rows of a reference and of a behaviour policy count as well.
     """
     passes = config.updates_per_rollout + rows.double_passes
-    data_passes = 2 if rows.data > (config.micro_batch or rows.data) else 1
-    data = rows.data_drawn + rows.data * config.updates_per_rollout * data_passes
+    data = rows.data_drawn + rows.data * config.updates_per_rollout * data_passes(config, rows)
     return data + rows.rollout + rows.asked * passes + rows.replay * passes_without_gradient(config, needs)
+
+
+def data_passes(config: RunConfig, rows: ExpectedRows) -> int:
+    """How often each row of the data term is evaluated in an update: twice where they take several microbatches."""
+    return 2 if rows.data > (config.micro_batch or rows.data) else 1
 
 
 def passes_without_gradient(config: RunConfig, needs: Needs) -> int:
