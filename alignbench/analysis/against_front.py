@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 
 from alignbench.comparison.results import BASE, RecordedRun, Results, columns
-from alignbench.evaluation.alarm import corrected, judged_metrics, raised
+from alignbench.evaluation.alarm import MODES_COVERED, about_dead_modes, corrected, judged_metrics, raised
 from alignbench.frontier.avoidable import avoidable_loss, loss_at_reward, metric_at_reward, reward_at_kl
 from alignbench.frontier.front import KL, REWARD, Front
 from alignbench.records.diversity import DIVERSITY
 from alignbench.records.record import MetricRecord
 from alignbench.statistics import ONE_SIDED_LEVEL, Interval, mean_interval, rise_test
-
-MODES = "modes_covered"
 
 
 def diversity_metrics(results: Results, setup: str, front: Front | None) -> list[str]:
@@ -144,7 +142,7 @@ def excess_fall(results: Results, run: RecordedRun, front: Front, metric: str) -
 
 def _about_kept_modes(alarm: str, excess: dict[str, np.ndarray]) -> bool:
     """Whether the alarm is about modes that the target itself loses at this reward."""
-    return " modes died for the prompt " in alarm and MODES in excess and not (excess[MODES] > 0).any()
+    return about_dead_modes(alarm) and MODES_COVERED in excess and not (excess[MODES_COVERED] > 0).any()
 
 
 def _sentence(reward: str, metric: str, metrics: dict[str, MetricRecord], excess: float) -> str:

@@ -365,8 +365,9 @@ DIRECTIONS: dict[str, bool | None] = {
     "log_z": None,
     "target_reward": None,
     "best_reward_at_kl": None,
-    "velocity_error": False,
-    **dict.fromkeys(map(velocity_error_at, SIGMAS), False),
+    # They say where the model's velocity is wrong, and judge no image.
+    "velocity_error": None,
+    **dict.fromkeys(map(velocity_error_at, SIGMAS)),
 }
 """For each metric of `measure`, whether a higher value is better; None where neither direction is."""
 

@@ -226,9 +226,16 @@ def plot(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, or a folder that contains runs.")],
     reward: REWARD = None,
     diversity: DIVERSITY = None,
+    animate: Annotated[
+        bool, typer.Option("--animate", help="Write an animation of the models' 2-D distributions in place of the plots.")
+    ] = False,
 ) -> None:
     """Draws the plots of a run, finished or not, or of the comparison of all runs below a folder, from the records alone."""
-    if any((folder / name).is_file() for name in ("result.json", "config.yaml")) or not folder.is_dir():
+    if animate:
+        from alignbench.reports.animations import write_animations
+
+        written = write_animations(folder)
+    elif any((folder / name).is_file() for name in ("result.json", "config.yaml")) or not folder.is_dir():
         from alignbench.figures.plots import plot_run
 
         if reward or diversity:

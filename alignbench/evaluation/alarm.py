@@ -6,9 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignbench.backbone import COVERED, MODE_SHARE
 from alignbench.records.record import MetricRecord
 from alignbench.statistics import ONE_SIDED_LEVEL, holm
+
+MODES_COVERED = "modes_covered"
+"""The metric of backbones with known distributions: the share of the target's modes that a model draws, for each prompt."""
+MODES_DIED = "modes of the target died"
+"""How the alarm about it begins."""
+ROUNDING = 1e-6
 
 
 class Alarm(NamedTuple):
@@ -58,32 +63,29 @@ def judged_metrics(metrics: Mapping[str, MetricRecord]) -> dict[str, MetricRecor
     return {name: m for name, m in metrics.items() if m.role == "judge" and m.higher_is_better is not None}
 
 
-def dead_modes(masses: pd.DataFrame) -> pd.DataFrame:
-    """The rows of modes that the target and the base model have and the trained model has lost.
+def mode_alarms(evals: pd.DataFrame) -> list[str]:
+    """A sentence where modes of the target died: where the trained model draws fewer of them than the base model for a prompt.
 
-    The masses are exact, so that this is no test and chance has no part in it.
-
-    Args:
-        masses: a row for each mode with its mass under `target`, `base` and `trained`.
-    """
-    counts = masses["target"] >= MODE_SHARE
-    alive = masses[["base", "trained"]].ge(COVERED * masses["target"], axis=0)
-    return masses[counts & alive["base"] & ~alive["trained"]]
-
-
-def mode_alarms(masses: pd.DataFrame, prompt: str) -> list[str]:
-    """A sentence where modes of the target died; see `dead_modes`.
+    Backbones with known distributions measure this share exactly, so that this is no test and chance has no part in it.
 
     Args:
-        prompt: the one whose distributions these are.
+        evals: the scores of both models, with the columns phase, prompt_index, metric and value.
     """
-    dead = dead_modes(masses)
-    if dead.empty:
+    rows = evals[evals["metric"] == MODES_COVERED]
+    shares = rows.pivot_table(index="prompt_index", columns="phase", values="value")
+    if not {"base", "final"} <= set(shares.columns):
         return []
-    count = int((masses["target"] >= MODE_SHARE).sum())
-    wanted, left = float(dead["target"].sum()), float(dead["trained"].sum())
-    what = f"{len(dead)} of the target's {count} modes died for the prompt {prompt!r}"
-    return [f"{what}: the target has {wanted:.2g} of its mass there, the trained model {left:.2g}"]
+    died = int((shares["final"] < shares["base"] - ROUNDING).sum())
+    if not died:
+        return []
+    base, final = shares["base"].mean(), shares["final"].mean()
+    drawn = f"on average the base model draws {base:.2g} of a target's modes, the trained model {final:.2g}"
+    return [f"{MODES_DIED} for {died} of {len(shares)} prompts: {drawn}"]
+
+
+def about_dead_modes(sentence: str) -> bool:
+    """Whether it is an alarm of `mode_alarms`, also of an older version's."""
+    return MODES_DIED in sentence or " modes died for the prompt " in sentence
 
 
 def corrected(p_values: Mapping[str, float | None]) -> dict[str, float]:

@@ -176,6 +176,11 @@ class Evaluation:
     cost: ImageCost | None = None
 
 
+def joined_phases(**phases: Evaluation) -> pd.DataFrame:
+    """The scores of several evaluations in one table, with the column `phase`."""
+    return pd.concat([evaluation.table.assign(phase=phase) for phase, evaluation in phases.items()], ignore_index=True)
+
+
 def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
     """The prompts that judge a model.
 

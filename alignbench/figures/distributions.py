@@ -34,8 +34,7 @@ BEYOND = 1e-3
 def over_training(distributions: pd.DataFrame, title: str) -> Figure:
     """Draws the target, the base model and the model at each recorded iteration, and below them the mass of each mode."""
     parts = _by_iteration(distributions)
-    half = _frame(parts[0])
-    brightest = _density(parts[TARGET], half).max()
+    half, brightest = frame_of(distributions), brightest_of(distributions)
     rows = -(-len(parts) // IN_A_ROW)
     columns = -(-len(parts) // rows)  # rows of about the same length
     side = WIDTH / max(columns, 4)
@@ -44,7 +43,7 @@ def over_training(distributions: pd.DataFrame, title: str) -> Figure:
         grid = figure.add_gridspec(rows + 1, columns, height_ratios=[side] * rows + [0.8])
         for i, (iteration, part) in enumerate(parts.items()):
             axis = figure.add_subplot(grid[i // columns, i % columns])
-            _show(axis, _density(part, half), half, brightest)
+            draw_density(axis, part, half, brightest)
             axis.set_title(NAMES.get(iteration, f"iteration {iteration}"))
         masses, bars = mode_masses(distributions), figure.add_subplot(grid[rows, :])
         for shift, (name, color) in enumerate(zip(masses.columns, ("#999999", "#56B4E9", "#D55E00"), strict=True)):
@@ -64,9 +63,8 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
         title: title of the figure.
     """
     objectives, samplers = (list(dict.fromkeys(key[i] for key in models)) for i in range(2))
-    parts = _by_iteration(next(iter(models.values())))
-    half = _frame(parts[0])
-    brightest = _density(parts[TARGET], half).max()
+    first = next(iter(models.values()))
+    parts, half, brightest = _by_iteration(first), frame_of(first), brightest_of(first)
     leftmost = {sampler: next(o for o in objectives if (o, sampler) in models) for sampler in samplers}
     blocks = -(-len(objectives) // COLUMNS)
     columns, rows = -(-len(objectives) // blocks), max(2, len(samplers))
@@ -84,13 +82,13 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
             grids.append(figure.add_gridspec(rows, columns + 2, width_ratios=ratios, wspace=0.04, hspace=0.04, **inside))
         for row, iteration in enumerate((TARGET, 0)):
             axis = figure.add_subplot(grids[0][row, 0])
-            _show(axis, _density(parts[iteration], half), half, brightest)
+            draw_density(axis, parts[iteration], half, brightest)
             axis.set_ylabel(NAMES[iteration], labelpad=2)
         for (objective, sampler), distributions in models.items():
             row, (block, column) = samplers.index(sampler), divmod(objectives.index(objective), columns)
             axis = figure.add_subplot(grids[block][row, 2 + column])
             last = distributions[distributions["iteration"] == distributions["iteration"].max()]
-            _show(axis, _density(last, half), half, brightest)
+            draw_density(axis, last, half, brightest)
             if row == 0:
                 axis.set_title(headings[objectives.index(objective)], fontsize=6, pad=2)
             if column == 0 or objective == leftmost[sampler]:
@@ -103,11 +101,31 @@ def _by_iteration(distributions: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return {int(i): distributions[distributions["iteration"] == i] for i in sorted(distributions["iteration"].unique())}
 
 
-def _frame(base: pd.DataFrame) -> float:
+def frame_of(distributions: pd.DataFrame) -> float:
     """Half the side of a square around the origin that contains nearly all mass of the base model."""
+    base = distributions[distributions["iteration"] == 0]
     reach = base[["x", "y"]].abs().max(axis=1).sort_values()
     inside = base["mass"].loc[reach.index].cumsum().to_numpy()
     return 1.1 * float(reach.iloc[min(int(np.searchsorted(inside, 1 - BEYOND)), len(reach) - 1)]) or 1.0
+
+
+def brightest_of(distributions: pd.DataFrame) -> float:
+    """The target's highest density within that square."""
+    return float(_density(distributions[distributions["iteration"] == TARGET], frame_of(distributions)).max())
+
+
+def draw_density(axis: Axes, distribution: pd.DataFrame, half: float, brightest: float) -> None:
+    """Draws the square root of a density, which makes faint modes visible.
+
+    Args:
+        distribution: points with their mass.
+        half: half the side of the square that is shown.
+        brightest: the density that has the brightest colour.
+    """
+    axis.axis("on")
+    brightness = np.sqrt(np.clip(_density(distribution, half) / (brightest or 1.0), 0, 1))
+    axis.imshow(brightness, origin="lower", extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
 
 
 def _density(distribution: pd.DataFrame, half: float) -> np.ndarray:
@@ -116,11 +134,3 @@ def _density(distribution: pd.DataFrame, half: float) -> np.ndarray:
     pixel = edges[1] - edges[0]
     mass, _, _ = np.histogram2d(distribution["y"], distribution["x"], bins=[edges, edges], weights=distribution["mass"])
     return np.asarray(gaussian_filter(mass, SMOOTHING / pixel, mode="constant")) / pixel**2
-
-
-def _show(axis: Axes, density: np.ndarray, half: float, brightest: float) -> None:
-    """Draws the square root of a density, which makes faint modes visible, on a scale up to the target's highest density."""
-    axis.axis("on")
-    brightness = np.sqrt(np.clip(density / (brightest or 1.0), 0, 1))
-    axis.imshow(brightness, origin="lower", extent=(-half, half, -half, half), cmap="magma", vmin=0, vmax=1)
-    axis.set(xticks=[], yticks=[])

@@ -56,9 +56,6 @@ MEANINGS = {
 }
 """What a metric measures, in a few words."""
 
-OF_THE_MODEL = ("velocity_error",)
-"""How the names of metrics begin that say where a model's velocity is wrong; they judge no sample."""
-
 
 def axis_name(column: str) -> str:
     """What axes, tables and sentences call a metric or a column."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from alignbench.evaluation.alarm import about_dead_modes
 from alignbench.figures.metric_names import axis_name
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -56,6 +57,6 @@ def _about(sentence: str) -> str:
     lost = re.match(r"(\S+) fell by ", sentence)
     if lost:
         return f"{axis_name(lost[1])} fell"
-    if " modes died " in sentence:
+    if about_dead_modes(sentence):
         return "modes died"
     return NUMBER.split(sentence)[0].strip(" (,") or "other"

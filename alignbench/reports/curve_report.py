@@ -8,15 +8,13 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from alignbench.analysis import against_front, curves
-from alignbench.analysis.modes import kept_distributions
 from alignbench.analysis.power import detectable, power_row
 from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.results import RecordedRun, Results
-from alignbench.evaluation.alarm import mode_alarms
-from alignbench.figures.metric_names import OF_THE_MODEL, axis_name
+from alignbench.evaluation.alarm import about_dead_modes, mode_alarms
+from alignbench.figures.metric_names import axis_name
 from alignbench.frontier.front import REWARD, TILT, VALIDATION, Front, summary
-from alignbench.records.distributions import mode_masses
 from alignbench.statistics import CONFIDENCE, ONE_SIDED_LEVEL
 
 
@@ -72,11 +70,6 @@ class CurveReport:
         judged = [name for name, record in records.items() if record.role == "judge" and record.higher_is_better is not None]
         first = self.front.record.headline if self.front else []
         return [m for m in dict.fromkeys([*first, *judged]) if m in judged and m not in self.diversities]
-
-    @property
-    def image_judges(self) -> list[str]:
-        """The judges of images: all but those that measure the model itself, such as the error of its velocity."""
-        return [metric for metric in self.judges if not metric.startswith(OF_THE_MODEL)]
 
     @property
     def runs(self) -> list[curves.RunCurve]:
@@ -139,10 +132,10 @@ class CurveReport:
 
     @cached_property
     def onsets(self) -> pd.DataFrame:
-        """See `curves.onset_frame`, for judges of images and diversity."""
+        """See `curves.onset_frame`, for judges and diversity."""
         if not self.comparable:
             return pd.DataFrame()
-        directions = {metric: self.directions.get(metric) for metric in [*self.image_judges, *self.diversities]}
+        directions = {metric: self.directions.get(metric) for metric in [*self.judges, *self.diversities]}
         return curves.onset_frame(self.runs, self.recorded.tables, self.reward, directions)
 
     @cached_property
@@ -194,10 +187,8 @@ class CurveReport:
         found = list(run.result.alarms)
         if self.front is not None:
             found = against_front.alarms_against(self.results, run, self.front)
-        table = kept_distributions(run, self.results)
-        if table is not None and not any(" modes died for the prompt " in alarm for alarm in run.result.alarms):
-            prompt = run.evals["prompt"].iloc[0] if run.evals is not None else run.result.run.task
-            found += mode_alarms(mode_masses(table), str(prompt))
+        if run.evals is not None and not any(map(about_dead_modes, run.result.alarms)):
+            found += mode_alarms(run.evals)  # records of older versions have none
         return found
 
     def target_line(self, metric: str) -> list[tuple[float, float]]:

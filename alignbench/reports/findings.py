@@ -211,9 +211,9 @@ def _over_optimisation(report: CurveReport) -> list[str]:
         return []
     if frame.empty:
         return ["The onset of over-optimisation cannot be told: it needs a metric with a direction on four validation prompts."]
-    hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(report.image_judges)]
+    hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(report.judges)]
     if hacked.empty:
-        judged = bool(frame["metric"].isin(report.image_judges).any())
+        judged = bool(frame["metric"].isin(report.judges).any())
         return (
             ["No over-optimisation: where the reward rises, no independent metric gets worse beyond chance in most seeds."]
             if judged

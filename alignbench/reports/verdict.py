@@ -193,7 +193,7 @@ def _with_disagreements(report: CurveReport, sentence: str) -> str:
 
 
 def _over_optimised(report: CurveReport) -> str:
-    frame, judges = report.onsets, report.image_judges
+    frame, judges = report.onsets, report.judges
     if not report.comparable or frame.empty or not frame["metric"].isin(judges).any():
         return (
             "Whether a method over-optimised its reward cannot be told: this needs evaluations along the training of a metric "

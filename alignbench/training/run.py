@@ -14,7 +14,14 @@ from alignbench.config.run_config import PLUGINS, RunConfig, load_config
 from alignbench.errors import DiskError, NonFiniteError, RunError, ScorerError, UserError, first_line
 from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
-from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
+from alignbench.evaluation.evaluate import (
+    Evaluation,
+    MetricSuite,
+    check_scores_vary,
+    joined_phases,
+    metric_changes,
+    too_faint,
+)
 from alignbench.evaluation.onset import onsets
 from alignbench.figures.rollout_tree import RolloutTree
 from alignbench.load import (
@@ -400,11 +407,6 @@ class _PairRun:
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
 
-    def _mode_alarms(self, base: Evaluation) -> list[str]:
-        """Alarms about modes, where the backbone knows its distributions and its target."""
-        masses = self.folder.mode_masses()
-        return [] if masses is None else mode_alarms(masses, base.prompts[0])
-
     def _gradient(self) -> GradientRecord | None:
         if not self.objective.needs.training:
             return None
@@ -420,7 +422,11 @@ class _PairRun:
     def _result(self, base: Evaluation, final: Evaluation) -> Result:
         config, trainer, evaluation = self.config, self.trainer, self.config.evaluation
         metrics = metric_changes(base, final)
-        sentences = [*alarms(metrics, list(self.suite.weights)), *self._mode_alarms(base), *trainer.changes]
+        sentences = [
+            *alarms(metrics, list(self.suite.weights)),
+            *mode_alarms(joined_phases(base=base, final=final)),
+            *trainer.changes,
+        ]
         tolerance = engine.RATIO_TOLERANCE.get(self.policy.dtype, 1e-5)
         if trainer.ratio_deviation > tolerance:
             deviation = f"{trainer.ratio_deviation:.1e} (at most {tolerance:.0e} is rounding)"

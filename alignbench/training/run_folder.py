@@ -11,7 +11,7 @@ from PIL import Image
 from alignbench.backbone import PointDistribution
 from alignbench.config.run_config import RunConfig
 from alignbench.evaluation import curve
-from alignbench.evaluation.evaluate import Evaluation
+from alignbench.evaluation.evaluate import Evaluation, joined_phases
 from alignbench.figures import plots, sheets
 from alignbench.figures.rollout_tree import TREE, RolloutTree
 from alignbench.figures.style import left_out, write_figure
@@ -90,8 +90,7 @@ class RunFolder:
 
     def write_evaluations(self, **phases: Evaluation) -> None:
         """Writes `evals.parquet`, one row for each image and metric of the phases `base` and `final`."""
-        tables = [evaluation.table.assign(phase=phase) for phase, evaluation in phases.items()]
-        self._write_table("evals.parquet", pd.concat(tables, ignore_index=True))
+        self._write_table("evals.parquet", joined_phases(**phases))
 
     def add_to_curve(self, evaluation: Evaluation, iteration: int, model_rows: int, seconds: float) -> None:
         """Adds an evaluation along the training to `curve.parquet`."""
@@ -109,14 +108,6 @@ class RunFolder:
     def add_target_distribution(self, distribution: PointDistribution | None) -> None:
         """Adds the distribution that the model is compared with."""
         self.add_distribution(distribution, distributions.TARGET)
-
-    def mode_masses(self) -> pd.DataFrame | None:
-        """The mass of each mode under target, base and trained model; None where the backbone does not know them."""
-        if not self._distributions:
-            return None
-        table = pd.concat(self._distributions)
-        known = {distributions.TARGET, 0} <= set(table["iteration"])
-        return distributions.mode_masses(table) if known else None
 
     def write_samples(self, base: Evaluation, final: Evaluation, reward: str, images_per_prompt: int) -> None:
         """Writes sheets of the images of base and trained model, and one that shows both side by side."""

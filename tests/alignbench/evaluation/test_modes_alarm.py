@@ -1,25 +1,35 @@
-"""The alarm about modes that died, on masses by hand."""
+"""The alarm about modes that died, on shares by hand."""
 
 import pandas as pd
 import pytest
 
-from alignbench.evaluation.alarm import dead_modes, mode_alarms
-
-MASSES = pd.DataFrame(
-    {"target": [0.5, 0.4, 0.06, 0.04], "base": [0.25, 0.25, 0.01, 0.25], "trained": [0.9, 0.09, 0.0, 0.0]},
-)
+from alignbench.evaluation.alarm import about_dead_modes, mode_alarms
 
 
-def test_a_mode_died_where_the_trained_model_has_under_a_quarter_of_it() -> None:
-    """The second has 0.09 of 0.4; the third was not alive in the base model; the fourth does not count in the target."""
-    assert list(dead_modes(MASSES).index) == [1]
-    (alarm,) = mode_alarms(MASSES, "equal_modes 0")
+def evals(base: list[float], final: list[float], metric: str = "modes_covered") -> pd.DataFrame:
+    rows = [
+        {"phase": phase, "prompt_index": prompt, "prompt": f"scenario {prompt}", "metric": metric, "value": share}
+        for phase, shares in (("base", base), ("final", final))
+        for prompt, share in enumerate(shares)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_modes_that_died_for_any_prompt_are_told() -> None:
+    """All keep their modes for the first prompt, whose distribution is drawn, and lose two of three for the second."""
+    (alarm,) = mode_alarms(evals([1, 1, 0.5], [1, 1 / 3, 1]))
     assert alarm == (
-        "1 of the target's 3 modes died for the prompt 'equal_modes 0': the target has 0.4 of its mass there, "
-        "the trained model 0.09"
+        "modes of the target died for 1 of 3 prompts: on average the base model draws 0.83 of a target's modes, the trained "
+        "model 0.78"
     )
+    assert about_dead_modes(alarm)
+    assert about_dead_modes("1 of the target's 3 modes died for the prompt 'equal_modes 0': the target has 0.4")  # 0.1's
 
 
-@pytest.mark.parametrize("trained", [[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
-def test_a_mode_that_keeps_a_quarter_of_its_mass_raises_none(trained: list[float]) -> None:
-    assert mode_alarms(MASSES.assign(trained=trained), "equal_modes 0") == []
+@pytest.mark.parametrize("final", [[1, 1, 0.5], [1, 1, 1]])
+def test_modes_that_are_kept_or_won_raise_none(final: list[float]) -> None:
+    assert mode_alarms(evals([1, 1, 0.5], final)) == []
+
+
+def test_without_known_modes_there_is_no_such_alarm() -> None:
+    assert mode_alarms(evals([1, 1], [0, 0], metric="mode_coverage")) == []

@@ -54,9 +54,9 @@ def test_a_panel_keeps_the_mass_and_its_place() -> None:
 
 
 def test_the_frame_holds_the_base_model() -> None:
-    assert distributions._frame(as_rows(distribution(0.3, 0.3, 0.4), 0)) == pytest.approx(3.3)
+    assert distributions.frame_of(as_rows(distribution(0.3, 0.3, 0.4), 0)) == pytest.approx(3.3)
     far = PointDistribution(np.array([[0.0, 1.0], [50.0, 0.0]]), np.array([0.9999, 0.0001]), np.array([0, 0]))
-    assert distributions._frame(as_rows(far, 0)) == pytest.approx(1.1)
+    assert distributions.frame_of(as_rows(far, 0)) == pytest.approx(1.1)
 
 
 def test_a_figure_has_a_panel_for_each_distribution_and_one_for_the_modes() -> None:

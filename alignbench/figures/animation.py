@@ -1,0 +1,63 @@
+"""An animation of 2-D distributions on their way to the target, from the tables of `records.distributions`."""
+
+import io
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from alignbench.figures.distributions import STYLE, brightest_of, draw_density, frame_of
+from alignbench.files.writing import write_atomically
+from alignbench.records.distributions import TARGET
+
+SIDE, DPI = 1.5, 100
+"""Side of a panel in inches, and pixels per inch."""
+COLORS = 64
+"""Colours of the palette, which keeps the file small."""
+DURATION, LAST = 160, 2000
+"""Milliseconds that a frame is shown, and the last one before the animation begins again."""
+
+
+def write_animation(models: Mapping[str, pd.DataFrame], file: Path) -> None:
+    """Writes a GIF in which each model moves from the base model to its last iteration, beside the target.
+
+    Args:
+        models: name -> the table of one run; all have the same prompt. A model without a table at an iteration keeps its last.
+        file: where it is written.
+    """
+    iterations = sorted({int(i) for table in models.values() for i in table["iteration"].unique() if i != TARGET})
+    frames = [_image(_frame(models, iteration)) for iteration in iterations]
+    durations = [DURATION] * (len(frames) - 1) + [LAST]
+
+    def save(path: Path) -> None:
+        frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+
+    write_atomically(file, save)
+
+
+def _frame(models: Mapping[str, pd.DataFrame], iteration: int) -> Figure:
+    first = next(iter(models.values()))
+    half, brightest = frame_of(first), brightest_of(first)
+    panels = {"target": first[first["iteration"] == TARGET]}
+    for name, table in models.items():
+        before = table.loc[(table["iteration"] != TARGET) & (table["iteration"] <= iteration), "iteration"]
+        panels[name] = table[table["iteration"] == before.max()]
+    with plt.rc_context(STYLE):
+        size = (SIDE * len(panels), SIDE + 0.35)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, dpi=DPI, squeeze=False, layout="constrained")
+        for axis, (name, part) in zip(axes[0], panels.items(), strict=True):
+            draw_density(axis, part, half, brightest)
+            axis.set_title(textwrap.shorten(name, 24, placeholder="..."))
+        figure.supxlabel("base model" if iteration == 0 else f"iteration {iteration}", fontsize=7)
+    return figure
+
+
+def _image(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    plt.close(figure)
+    return Image.open(buffer).convert("RGB").quantize(COLORS)
