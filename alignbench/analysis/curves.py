@@ -174,7 +174,8 @@ class RowsToReward(NamedTuple):
     Attributes:
         method: the method.
         level: the reward level.
-        reached, seeds: the number of runs that reached the level, and of all runs.
+        reached: the number of runs that reached the level.
+        seeds: the number of all runs.
         median: model rows after which half of the runs had reached it; infinite if fewer than half ever did.
         budget: the largest number of model rows of a run.
     """
