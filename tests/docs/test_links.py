@@ -1,5 +1,6 @@
 """Every relative link on a page leads to a file of the repository, and to a heading in it."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,12 +12,21 @@ from tests.support.command_line import ROOT
 from tests.support.documented import MARKDOWN
 
 FOLDERS = ("docs", "alignbench", "results/gaussian_mixture", "results/reference")
-PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
+KINDS = ("*.md", "*.ipynb")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for kind in KINDS for page in (ROOT / folder).rglob(kind))])
 
 
-def links(page: Path) -> list[str]:
+def text_of(page: Path) -> str:
+    """The Markdown of a page or of a notebook."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+
+
+def links(text: str) -> list[str]:
     """What a page links and shows, but for other sites."""
-    tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
+    tokens = MARKDOWN.parse(text)
     inside = [child for token in tokens for child in token.children or ()]
     targets = [str(token.attrGet("href") or token.attrGet("src") or "") for token in inside]
     return [target for target in targets if target and not urlsplit(target).scheme]
@@ -39,7 +49,7 @@ def anchors(page: Path) -> set[str]:
 def broken(page: Path) -> list[str]:
     """The links of a page that lead nowhere, or to a folder, which the docs site cannot show."""
     lost = []
-    for link in links(page):
+    for link in links(text_of(page)):
         parts = urlsplit(link)
         target = page.parent / unquote(parts.path) if parts.path else page
         if not target.is_file() or (parts.fragment and target.suffix == ".md" and parts.fragment not in anchors(target)):

@@ -22,6 +22,8 @@ from alignbench import registry
 from alignbench.backbone import Backbone
 from alignbench.backbones import families
 from alignbench.cli.app import app
+from alignbench.comparison.grid import SETTINGS
+from alignbench.comparison.planning import Request, plan_grid
 from alignbench.config.run_config import RunConfig
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.files.yaml_files import to_yaml
@@ -33,17 +35,21 @@ from tests.support.command_line import ROOT, in_this_process
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL = ("", "sh", "bash", "shell", "console")
+"""Languages of blocks that may hold commands."""
+CALLED = re.compile(r"(^|\s)(python -m |-m )?alignbench\s")
+STARTS = re.compile(r"(python -m )?alignbench\s")
 NEEDS = {
     "gpu": "a GPU, and the published weights of a model",
     "weights": "weights of a model that does not ship with the repository",
-    "files": "files or a service of your own",
+    "files": "files, a service or a cluster of your own",
 }
 PLACEHOLDERS = {
     r"models/[\w.-]+": "gpu",
     r"(geneval_coco|mask2former|hpsv2|aesthetic|FOLDER)": "weights",
     r"(my\.yaml|my_task\.yaml|prompts\.csv|my_losses:\w+|PROMPTS|FILE\b(?!\.)|HOST|127\.0\.0\.1)": "files",
     r"(--backbone|--pipeline) DIR": "weights",
-    r"--images DIR": "files",
+    r"--images DIR|--engine ray": "files",
 }
 """What the parts of a command that stand for something else need."""
 NAMES = {"objective": "tmpo", "sampler": "independent", "eval": "pickscore", "serve-scorer": "pickscore", "backbone": "tiny"}
@@ -52,12 +58,15 @@ PIPELINES = {"models/sd3.5-medium": "StableDiffusion3Pipeline", "models/flux.1-d
     "models/qwen-image": "QwenImagePipeline",
     "models/z-image-turbo": "ZImagePipeline",
 }
+COMPARED = Request(objectives=["tmpo", "grpo"], samplers=["dynamic_tree"])
+"""The comparison in `results/mine`, which is a run as well."""
 RUNS = ("RUN", "A", "B", "C", "results/mine", "results/first")
 FILES = {
     "my.yaml": "seed: 1\n",
-    "my_task.yaml": "train_prompts: prompts.txt\neval_prompts: held_out.txt\nreward: [{eval: quality}]\n",
+    "my_task.yaml": "description: signs\ntrain_prompts: prompts.txt\neval_prompts: held_out.txt\nreward: [{eval: quality}]\n",
     "prompts.txt": 'a sign that says "OPEN"\na sign that says "SALE"\n',
     "held_out.txt": 'a sign that says "EXIT"\n',
+    "held_out.jsonl": '{"prompt": "a photo of a bench"}\n',
     "eval.jsonl": '{"prompt": "a photo of a bench"}\n',
     "results/tuning/tuned.yaml": "objectives: [tmpo, grpo]\nsamplers: [dynamic_tree]\n",
 }
@@ -120,13 +129,13 @@ def commands(page: Path) -> Iterator[Command]:
         place = _place(page, token)
         if token.type == "html_block" and (comment := re.match(r"<!-- needs: (.*?) -->", token.content)):
             marked = frozenset(comment.group(1).split(", "))
-        elif token.type in ("code_block", "fence"):
+        elif token.type in ("code_block", "fence") and token.info in SHELL:
             for line in token.content.replace("\\\n", " ").splitlines():
                 yield from (Command(place, words, marked) for words in _in_line(line))
             marked = frozenset()
         elif token.type == "inline":
             spans = [child.content for child in token.children or () if child.type == "code_inline"]
-            for span in spans:
+            for span in filter(STARTS.match, spans):
                 yield from (Command(place, words, None) for words in _in_line(span))
 
 
@@ -144,7 +153,7 @@ def _place(page: Path, token: Token) -> str:
 
 def _in_line(line: str) -> Iterator[tuple[str, ...]]:
     """The arguments of each call of alignbench in a line of a shell; several are separated by semicolons."""
-    if "alignbench " not in line:
+    if not CALLED.search(line):
         return
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
     lexer.whitespace_split = True
@@ -166,6 +175,7 @@ def make_workplace(folder: Path) -> None:
     for run in RUNS:
         (folder / run).mkdir(parents=True)
         (folder / run / "config.yaml").write_text(to_yaml(RunConfig().resolved()))
+    (folder / "results/mine" / SETTINGS).write_text(to_yaml(plan_grid(COMPARED).model_dump(exclude_none=True)))
     for file, text in FILES.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text)
@@ -195,7 +205,7 @@ def problem(command: Command, workplace: Path) -> str | None:
 def _standing_in(word: str, before: str) -> str:
     if word == "NAME":
         return NAMES[before.removeprefix("--")]
-    return word.replace("my_rloo", "grpo").replace("./my_pick:MyPick", "pickscore")
+    return word.replace("my_rloo", "vargrad")
 
 
 def _unread(words: list[str]) -> str | None:
