@@ -63,13 +63,11 @@ def test_commands_are_read_from_blocks_and_from_lines(tmp_path: Path) -> None:
 
 
 def test_a_block_says_what_its_commands_need() -> None:
-    blocks: dict[str, tuple[set[str], set[str]]] = {}
+    needed: dict[str, set[str]] = {}
     for command in SHOWN:
         if command.marked is not None:
-            needs, marked = blocks.setdefault(command.place, (set(), set()))
-            needs |= command.needs
-            marked |= command.marked
-    assert {place: marked for place, (needs, marked) in blocks.items()} == {place: needs for place, (needs, _) in blocks.items()}
+            needed.setdefault(command.place, set()).update(command.needs)
+    assert {command.place: command.marked for command in SHOWN if command.marked is not None} == needed
     assert {need for command in SHOWN for need in command.needs} <= set(NEEDS)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -35,7 +36,7 @@ def links(text: str) -> list[str]:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as code hosts and the docs site make them."""
     tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
-    headings = [after for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    headings = [after for token, after in pairwise(tokens) if token.type == "heading_open"]
     texts = ["".join(child.content for child in heading.children or ()) for heading in headings]
     slugs = [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts]
     before: Counter[str] = Counter()

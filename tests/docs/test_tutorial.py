@@ -51,4 +51,3 @@ def test_the_committed_outputs_are_those_of_its_cells(executed: tuple[dict[str, 
 def test_the_notebook_is_executed_and_small() -> None:
     assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
     assert NOTEBOOK.stat().st_size < LARGEST
-
