@@ -1,7 +1,8 @@
 """alignbench compares alignment objectives and rollout samplers on one flow-matching text-to-image backbone.
 
-Everything that the author of a plug-in needs can be imported from here. The names are imported on first use, so
-`import alignbench` itself loads nothing heavy.
+Everything that the author of a plug-in needs can be imported from here, and so can the functions for notebooks: `run`,
+`compare`, `evaluate`, `report` and `load_results`. The names are imported on first use, so `import alignbench` itself loads
+nothing heavy.
 """
 
 from importlib import import_module
@@ -9,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignbench.backbone import Backbone as Backbone
+    from alignbench.cli.notebooks import compare as compare
+    from alignbench.cli.notebooks import evaluate as evaluate
+    from alignbench.cli.notebooks import load_results as load_results
+    from alignbench.cli.notebooks import report as report
+    from alignbench.errors import NonFiniteError as NonFiniteError
     from alignbench.errors import RunError as RunError
     from alignbench.errors import UserError as UserError
     from alignbench.load import load_backbone as load_backbone
@@ -32,6 +38,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "Backbone": "backbone",
     "Needs": "objective",
+    "NonFiniteError": "errors",
     "Objective": "objective",
     "Plan": "rollouts.plan",
     "RolloutForest": "rollouts.forest",
@@ -42,10 +49,14 @@ _MODULES = {
     "Settings": "settings",
     "Step": "rollouts.plan",
     "UserError": "errors",
+    "compare": "cli.notebooks",
+    "evaluate": "cli.notebooks",
     "load_backbone": "load",
     "load_objective": "load",
+    "load_results": "cli.notebooks",
     "load_sampler": "load",
     "load_scorer": "load",
+    "report": "cli.notebooks",
     "rollout": "rollouts.executor",
     "run": "training.run",
 }

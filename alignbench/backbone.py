@@ -128,6 +128,11 @@ class Backbone(ABC):
     def sigmas(self, steps: int) -> Tensor:
         """The model's noise schedule, float32 [steps + 1] from 1 to 0, on the CPU."""
 
+    @classmethod
+    def check_prompts(cls, prompts: Sequence[str]) -> None:
+        """Raises UserError for a prompt that no backbone of this class can draw; nothing is loaded."""
+        return  # by default any text is a prompt
+
     def prepare(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most have nothing to prepare
         """Encodes all prompts of a run in advance, so that text encoders need not stay in memory."""
 

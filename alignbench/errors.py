@@ -28,6 +28,19 @@ class UserError(_Sentence):
     """The user's input is wrong. One sentence says what is wrong, where, and what to do. Exit code 2."""
 
 
+class UnknownKeyError(UserError):
+    """Settings have a key that does not exist.
+
+    Attributes:
+        key: the unknown key, without the keys above it.
+        without_hint: the message without the hint of similar keys.
+    """
+
+    def __init__(self, without_hint: str, key: str, hint: str) -> None:
+        super().__init__(without_hint + hint)
+        self.without_hint, self.key = without_hint, key
+
+
 class RunError(_Sentence):
     """The run itself failed, for instance because of a scorer, a non-finite value or a full disk. Exit code 1."""
 

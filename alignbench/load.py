@@ -1,6 +1,7 @@
 """Loads plug-ins by name: `load_sampler("dynamic_tree", kappa=0).plan(...)`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,8 @@ from alignbench import registry
 from alignbench.backbone import META, Backbone, device_named
 from alignbench.backbones import families
 from alignbench.config.run_config import PLUGINS, RunConfig
-from alignbench.errors import UserError
+from alignbench.config.suggestions import with_whole_path
+from alignbench.errors import UnknownKeyError, UserError
 from alignbench.files.paths import local_path
 from alignbench.objective import Objective, with_elbo
 from alignbench.runtime import launch
@@ -31,13 +33,20 @@ def load_configured_objective(config: RunConfig) -> Objective:
     Raises:
         UserError: an unknown name or setting, or an objective that needs the steps of a path where there are none.
     """
-    objective = load_objective(config.objective.name, **config.objective.settings)
+    with _whole_paths(config):
+        objective = load_objective(config.objective.name, **config.objective.settings)
     return with_elbo(objective, config.elbo) if config.likelihood == "elbo" else objective
 
 
 def load_sampler(name: str, **settings: Any) -> Sampler:
     """Loads a sampler; raises UserError for an unknown name, an unknown setting, or settings that do not fit together."""
     return cast(Sampler, registry.create("samplers", name, Sampler, settings))
+
+
+def load_configured_sampler(config: RunConfig) -> Sampler:
+    """Loads the sampler of a run's configuration; raises UserError as `load_sampler` does."""
+    with _whole_paths(config):
+        return load_sampler(config.sampler.name, **config.sampler.settings)
 
 
 def load_scorer(name: str, **settings: Any) -> Scorer:
@@ -60,6 +69,11 @@ def load_backbone(name: str, **settings: Any) -> Backbone:
     return cast(Backbone, registry.create("backbones", families.opener(name), Backbone, {**path, **settings}))
 
 
+def backbone_class(name: str) -> type[Backbone]:
+    """The class that opens a backbone, which is not loaded; raises UserError for an unknown name or folder."""
+    return registry.find("backbones", families.opener(name), Backbone)
+
+
 def load_configured_backbone(config: RunConfig, *, device: str | None = None) -> Backbone:
     """Loads the backbone of a run's configuration, and sets the number of threads that it asks for.
 
@@ -75,7 +89,17 @@ def load_configured_backbone(config: RunConfig, *, device: str | None = None) ->
     if settings["device"] == META:
         raise UserError(f"device {META}: no image can be drawn on it; `run --dry-run` estimates what a model would need")
     device_named(str(settings["device"]))  # is checked even if another device takes its place
-    return load_backbone(config.backbone.name, **(settings | ({"device": device} if device else {})))
+    with _whole_paths(config):
+        return load_backbone(config.backbone.name, **(settings | ({"device": device} if device else {})))
+
+
+@contextmanager
+def _whole_paths(config: RunConfig) -> Iterator[None]:
+    """Suggests the whole path of a key that a plug-in does not have, where the run's configuration has one of that name."""
+    try:
+        yield
+    except UnknownKeyError as error:
+        raise with_whole_path(error, RunConfig, {kind: getattr(config, kind).name for kind in PLUGINS}) from None
 
 
 def every_setting(config: RunConfig) -> RunConfig:
@@ -114,8 +138,7 @@ def complete_settings(kind: str, plugin: Mapping[str, Any]) -> dict[str, Any]:
 
 def opens_on_meta_device(config: RunConfig) -> bool:
     """Tells whether the configuration's backbone can be opened without weights, on the device `meta`."""
-    cls = registry.find("backbones", families.opener(config.backbone.name), Backbone)
-    return bool(cls.supports_meta_device)
+    return backbone_class(config.backbone.name).supports_meta_device
 
 
 def threads_of(config: RunConfig, beside: int = 1) -> int:

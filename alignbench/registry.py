@@ -24,6 +24,14 @@ PACKAGES = {
 }
 """Kind -> the import package in which a file's name is the plug-in's name."""
 
+BASES = {
+    "objectives": ("alignbench.objective", "Objective"),
+    "samplers": ("alignbench.sampler", "Sampler"),
+    "evals": ("alignbench.scorer", "Metric"),
+    "backbones": ("alignbench.backbone", "Backbone"),
+}
+"""Kind -> the module and the name of the class that its plug-ins derive from, which is imported only when it is needed."""
+
 ENTRY_POINT_PREFIX = "alignbench."
 """What the entry point group of a kind begins with; the kind follows."""
 
@@ -79,6 +87,16 @@ def find(kind: str, name: str, base: type) -> type[Any]:
             raise UserError(f"{_one(kind)} {name!r} ({points[name].value}) cannot be imported: {error}") from error
         return _checked(cls, base, name)
     raise UserError(_why_not(kind, name) or f"there is no {_one(kind)} {name!r}{did_you_mean(name, names(kind))}")
+
+
+def setting_names(kind: str, name: str) -> list[str]:
+    """Names the settings of a plug-in, for hints in messages; none if it cannot be imported."""
+    module, base = BASES[kind]
+    try:
+        cls = find(kind, name, getattr(importlib.import_module(module), base))
+    except UserError:
+        return []
+    return list(cls.Settings.model_fields)
 
 
 def create(kind: str, name: str, base: type, settings: dict[str, Any]) -> Any:

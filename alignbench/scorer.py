@@ -5,7 +5,7 @@ exception means that the scorer failed: it stops the run. A failure never become
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,8 @@ from alignbench.files.images import as_rgb
 
 Images = Sequence[Image.Image | np.ndarray] | np.ndarray
 """PIL images, uint8 arrays [H, W, 3], or all in one array [N, H, W, 3]."""
+CLIPS = 5
+"""Number of dimensions of clips, uint8 [N, F, H, W, 3], of which scorers see the F frames."""
 
 
 class Metric:
@@ -92,6 +94,9 @@ class SetMetric(Metric, ABC):
 
     fewest: ClassVar[int] = 1
     """The smallest number of images of a prompt that it can measure. A prompt with fewer images gets no number."""
+    clips: ClassVar[bool] = False
+    """Whether it measures clips, uint8 [N, F, H, W, 3], as a whole. If not, it gets the first frames of a prompt's clips as
+    images, then the second ones and so on, and the mean over the frames counts."""
     any_sizes: ClassVar[bool] = False
     """Whether it can measure images of several sizes, given as an array of objects [N]. If not, a prompt with images of several
     sizes gets no number."""
@@ -143,6 +148,52 @@ class SetMetric(Metric, ABC):
         return self.measure(images[members], None if latents is None else latents[members], prompt)
 
 
+def frames_in(images: Images) -> int:
+    """The number of frames of each clip; 1 for images."""
+    return images.shape[1] if isinstance(images, np.ndarray) and images.ndim == CLIPS else 1
+
+
+def of_frames(score: Callable[[Images, Sequence[str]], Any], images: Images, prompts: Sequence[str]) -> Any:
+    """Scores images, or the frames of clips as images with the prompt of their clip.
+
+    Args:
+        score: `Scorer.score` or `Scorer.measure`.
+        images: N images, or clips [N, F, H, W, 3].
+        prompts: the prompt of each.
+
+    Returns:
+        What `score` returns; of clips, scores of N * F frames, clip by clip.
+    """
+    if not isinstance(images, np.ndarray) or images.ndim != CLIPS:
+        return score(images, prompts)
+    return score(images.reshape(-1, *images.shape[2:]), [prompt for prompt in prompts for _ in range(frames_in(images))])
+
+
+def read_sets(metric: SetMetric, images: np.ndarray, latents: Any, prompt: str) -> list[Any]:
+    """Reads the images of one prompt once, or its clips frame by frame if the metric does not measure clips as a whole."""
+    if images.ndim != CLIPS or metric.clips:
+        return [metric.read_images(images, latents, prompt)]
+    return [metric.read_images(frame, latents, prompt) for frame in images.swapaxes(0, 1)]
+
+
+def measure_set(metric: SetMetric, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
+    """Measures the images of one prompt, or its clips as `measure_sets` does."""
+    if images.ndim != CLIPS or metric.clips:
+        return metric.measure(images, latents, prompt)
+    return _mean([metric.measure(frame, latents, prompt) for frame in images.swapaxes(0, 1)])
+
+
+def measure_sets(metric: SetMetric, read: Sequence[Any], members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
+    """Measures some of the images that `read_sets` read; of clips, the mean over frames, NaN if one of them has no number."""
+    return _mean([metric.measure_read(one, members, prompt) for one in read])
+
+
+def _mean(of_frames: Sequence[dict[str, float]]) -> dict[str, float]:
+    if len(of_frames) == 1:
+        return of_frames[0]
+    return {name: float(np.mean([of_frame[name] for of_frame in of_frames])) for name in of_frames[0]}
+
+
 def as_arrays(images: Images) -> list[np.ndarray]:
     """Converts images to uint8 arrays [H, W, 3], as a viewer shows them (see `alignbench.files.images`).
 
@@ -165,23 +216,25 @@ def _as_array(image: Image.Image | np.ndarray) -> np.ndarray:
         raise UserError(f"an image cannot be scored: {error}") from None
 
 
-def checked_scores(scores: Any, count: int, name: str) -> np.ndarray:
+def checked_scores(scores: Any, count: int, name: str, frames: int = 1) -> np.ndarray:
     """Checks that a scorer keeps its contract.
 
     Args:
         scores: what the scorer returned.
-        count: the number of images.
+        count: the number of images, or of clips.
         name: the scorer's name, for the message.
+        frames: the number of frames of a clip.
 
     Returns:
-        The scores as float64 [count], each finite or NaN.
+        The scores as float64 [count], each finite or NaN. That of a clip is the mean over its frames, and NaN if a frame
+        could not be scored.
 
     Raises:
         RunError: the number of scores is wrong, or a score is infinite.
     """
     array = np.asarray(scores, dtype=np.float64)
-    if array.shape != (count,):
-        raise RunError(f"scorer {name!r} returned scores of shape {list(array.shape)} for {count} images")
+    if array.shape != (count * frames,):
+        raise RunError(f"scorer {name!r} returned scores of shape {list(array.shape)} for {count * frames} images")
     if np.isinf(array).any():
         raise RunError(f"scorer {name!r} returned an infinite score for image {int(np.isinf(array).argmax())}")
-    return array
+    return array.reshape(count, frames).mean(1) if frames > 1 else array

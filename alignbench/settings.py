@@ -3,7 +3,7 @@
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from alignbench.errors import UserError, did_you_mean, holds_secret
+from alignbench.errors import UnknownKeyError, UserError, did_you_mean, holds_secret
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -135,7 +135,10 @@ def validate(model: type[Model], data: Mapping[str, Any], *, where: str) -> Mode
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(model, error)}") from None
+        problem = error.errors()[0]
+        if problem["type"] == "extra_forbidden":
+            raise _unknown_key(model, [str(part) for part in problem["loc"]], where) from None
+        raise UserError(f"{where}: {_first_problem(error)}") from None
 
 
 def _unstorable(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -154,12 +157,27 @@ def _unstorable(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _unstorable(value, f"{key}.{inner}" if key else str(inner))
 
 
-def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+def _unknown_key(model: type[BaseModel], path: list[str], where: str) -> UnknownKeyError:
+    """The error of a key that the model does not have; it suggests a key of that name elsewhere in the model first."""
+    wrong = path[-1]
+    hint = suggested(paths_of(model, wrong)) or did_you_mean(wrong, _fields_at(model, path[:-1]))
+    return UnknownKeyError(f"{where}: there is no key {'.'.join(path)!r}", wrong, hint)
+
+
+def suggested(paths: Sequence[str]) -> str:
+    """The hint `; did you mean 'optimizer.lr'?` for the end of a message; empty where there is no path."""
+    return f"; did you mean {' or '.join(map(repr, paths))}?" if paths else ""
+
+
+def paths_of(model: type[BaseModel], name: str) -> list[str]:
+    """The dotted paths of the keys below the top level of a model that have this name."""
+    inner = {field: _fields_at(model, [field]) for field in model.model_fields}
+    return [f"{field}.{name}" for field, names in inner.items() if name in names]
+
+
+def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    path = [str(p) for p in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        return f"there is no key {key!r}{did_you_mean(path[-1], _fields_at(model, path[:-1]))}"
+    key = ".".join(map(str, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     shows_value = key and problem["type"] != "url" and not isinstance(problem["input"], Mapping)

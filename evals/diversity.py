@@ -7,13 +7,16 @@ It has four metrics:
     cosine_diversity   mean over pairs of 1 - cos(f_i, f_j), of features f
     vendi              the Vendi score of features, an effective number of different images, 1..N
 
+Clips are compared as a whole: by all their latents, all pixels of their scored frames, and the features of these frames, each
+of norm 1, one after the other.
+
 LGMD is about log sqrt 2 = 0.35 for independent latents of unit variance, and negative for latents that are closer than a
 root-mean-square difference of 1.
 
 Source: LGMD and cosine diversity as in TMPO (arXiv 2605.10983); Vendi score of Friedman and Dieng 2023 (arXiv 2210.02410).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +24,10 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from alignbench import SetMetric, UserError, groups, settings
+from alignbench.scorer import CLIPS
 from evals.embedders.features import features_on_hub, load_features
 
 COLUMNS = 2**16
@@ -100,6 +105,24 @@ def pixel_diversity(images: np.ndarray) -> float:
     return float((distances / 255.0 / flat.shape[1] ** 0.5).mean())
 
 
+def clip_features(embed: Callable[[list[np.ndarray]], Tensor], clips: np.ndarray) -> Tensor:
+    """Computes the features of clips: those of their frames, each of norm 1, one after the other.
+
+    The cosine of two clips is then the mean over frames of the cosine of their frames at the same time. A mean of features
+    instead would take clips that show the same frames in another order for equal.
+
+    Args:
+        embed: images -> features [N, D].
+        clips: uint8 [N, F, H, W, 3].
+
+    Returns:
+        [N, F * D].
+    """
+    n, frames = clips.shape[:2]
+    features = embed(list(clips.reshape(n * frames, *clips.shape[2:])))
+    return F.normalize(features.double(), dim=1).view(n, -1)
+
+
 @dataclass(frozen=True)
 class Read:
     """What diversity uses of N images, as far as the settings need it."""
@@ -128,6 +151,7 @@ class Diversity(SetMetric):
 
     settings: Settings
     fewest = 2
+    clips = True
     any_sizes = True
 
     def from_hub(self) -> list[str]:
@@ -144,7 +168,8 @@ class Diversity(SetMetric):
     def read_images(self, images: np.ndarray, latents: Any, prompt: str) -> Read:
         features = None
         if self.settings.features:
-            features = load_features(self.settings.features, self.settings.device, self.settings.batch)(list(images))
+            embed = load_features(self.settings.features, self.settings.device, self.settings.batch)
+            features = embed(list(images)) if images.ndim != CLIPS else clip_features(embed, images)
         return Read(images if self.settings.pixels else None, latents, features)
 
     def measure_read(self, read: Read, members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:

@@ -23,11 +23,12 @@ from alignbench import RunError, UserError, run
 from alignbench.config.run_config import RunConfig, load_config
 from alignbench.errors import DiskError, NonFiniteError, ScorerError
 from alignbench.files import writing as files
+from alignbench.files.digests import SUMS
 from alignbench.load import load_configured_backbone
 from alignbench.records import record
 from alignbench.training import checkpoint
 from alignbench.training import run as training
-from alignbench.training.checkpoint import STATE, SUMS, VERSION, policy_weights
+from alignbench.training.checkpoint import STATE, VERSION, policy_weights
 from alignbench.training.progress import Silent
 from alignbench.training.run_evaluation import RunEvaluator
 from tests.support.command_line import in_this_process

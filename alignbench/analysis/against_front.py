@@ -55,7 +55,7 @@ def avoidable_frame(results: Results, setup: str, front: Front, metrics: Iterabl
         sign = -1.0 if recorded[metric].higher_is_better is False else 1.0
         for cell in (BASE, *cells):
             source, column = (cells[0], "base") if cell == BASE else (cell, "final")
-            rewards = _rewards(results, setup, source, front, column)
+            rewards = total_rewards(results, setup, source, front, column)
             values = results.scores(setup, source, metric, column)
             if cell == BASE:
                 rewards, values = rewards[:1], values[:1]
@@ -91,7 +91,7 @@ def reward_at_kl_frame(results: Results, setup: str, front: Front) -> pd.DataFra
         kls = results.scores(setup, cell, KL).mean(1)
         if np.isnan(kls).all():
             continue  # images that no model draws by itself, such as steered ones
-        rewards = _rewards(results, setup, cell, front, "final").mean(1)
+        rewards = total_rewards(results, setup, cell, front, "final").mean(1)
         at_kl = np.array([reward_at_kl(front, float(kl)) for kl in kls])
         beyond = np.isnan(at_kl)
         at_kl = np.where(beyond, front.values(REWARD).mean(1).max(), at_kl)
@@ -135,7 +135,7 @@ def excess_fall(results: Results, run: RecordedRun, front: Front, metric: str) -
     number = sorted(place).index(run.result.run.seed)
     sign = -1.0 if run.result.metrics[metric].higher_is_better is False else 1.0
     base, final = (results.scores(run.setup, run.cell, metric, column) for column in ("base", "final"))
-    rewards = _rewards(results, run.setup, run.cell, front, "final")
+    rewards = total_rewards(results, run.setup, run.cell, front, "final")
     if final.shape != rewards.shape or final.shape[1] != front.record.prompts:
         return np.full(1, np.nan)
     asked = front.values(metric)[0] - metric_at_reward(front, metric, rewards[number])
@@ -160,7 +160,7 @@ def _none_if_nan(p: float) -> float | None:
     return None if np.isnan(p) else p
 
 
-def _rewards(results: Results, setup: str, cell: str, front: Front, column: str) -> np.ndarray:
+def total_rewards(results: Results, setup: str, cell: str, front: Front, column: str) -> np.ndarray:
     """The total reward, by which the front is tilted, of each seed and prompt: the weighted sum of the trained rewards.
 
     It is NaN if training standardised several rewards within each prompt, because means have no counterpart of that.

@@ -23,7 +23,7 @@ from alignbench.authoring.plain_loss import PlainLoss
 from alignbench.backbone import Backbone, KnownDistributions
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError, RunError, UserError
-from alignbench.load import load_configured_backbone, load_configured_objective, load_sampler
+from alignbench.load import load_configured_backbone, load_configured_objective, load_configured_sampler
 from alignbench.objective import Objective
 from alignbench.rollouts.executor import rollout, sample
 from alignbench.rollouts.forest import RolloutForest
@@ -124,7 +124,7 @@ def subject_of(config: RunConfig) -> Subject:
     else:
         objective = partial(plain_loss.wrapped, o.name, function, o.settings, config)
     objective()
-    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+    sampler = load_configured_sampler(config)
     prompts = tuple(load_task(config.task).train_prompts[:GROUPS])
     return Subject(objective, sampler, load_configured_backbone(config), prompts)
 

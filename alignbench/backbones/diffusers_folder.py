@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -42,13 +42,13 @@ TEXT = ("text_encoder", "tokenizer")
 OWN_CALL = "alignbench.json"
 """A file of our own folders, with the arguments for the call of a plain pipeline."""
 OWN_ARGUMENTS: dict[str, type[int] | type[float]] = {
-    **dict.fromkeys(("height", "width", "max_sequence_length", "num_inference_steps"), int),
+    **dict.fromkeys(("height", "width", "num_frames", "max_sequence_length", "num_inference_steps"), int),
     **dict.fromkeys(("guidance_scale", "true_cfg_scale"), float),
 }
 
 
 class DiffusersFolder(Backbone):
-    """A folder that `DiffusionPipeline.from_pretrained` can open. Latents are [C, H, W] for every transformer."""
+    """A folder that `DiffusionPipeline.from_pretrained` can open. Latents are [C, H, W], or [C, F, H, W] for videos."""
 
     class Settings(BackboneSettings):
         path: str
@@ -95,6 +95,8 @@ class DiffusersFolder(Backbone):
     """Classes of tokenizers that this family has beside the common ones."""
     SCHEDULERS: ClassVar[Collection[str]] = frozenset()
     """Classes of schedulers that this family may name beside Euler's, see `_read_schedule`."""
+    INDEX_OPTIONS: ClassVar[Collection[str]] = ()
+    """Keys of `model_index.json` that are not components but arguments of the pipeline's constructor."""
     GUIDANCE: ClassVar[str] = "guidance_scale"
     """Name of the guidance among the arguments of the pipeline's call."""
 
@@ -128,9 +130,8 @@ class DiffusersFolder(Backbone):
         self.call = _call(type(self.pipeline).__call__, self.folder)
         self.guidance = self._guidance()
         self.default_steps = int(self.call["num_inference_steps"])
-        side = self._side()
-        self.latent_shape = (self.latent_channels, *[side // self.latent_pixels] * 2)
-        self.image_tokens = (side // (self.latent_pixels * self.patch)) ** 2
+        self.latent_shape = self._latent_shape()
+        self.image_tokens = prod(self.latent_shape[1:]) // self.patch**2
         transformer = self.pipeline.transformer
         self._base: nn.Module | None = None
         if settings.train == "full":
@@ -195,8 +196,9 @@ class DiffusersFolder(Backbone):
         opener = self.parts.open_on_meta if self.device.type == "meta" else self.parts.open
         own = {name: opener(name, self.weights_dtype) for name, cls in self.parts.classes.items() if name not in given and cls}
         absent = dict.fromkeys(name for name, cls in self.parts.classes.items() if name not in given and not cls)
+        options = {key: self.index[key] for key in self.INDEX_OPTIONS if key in self.index}
         try:
-            pipeline = getattr(diffusers, self.PIPELINE)(**own, **absent, **given).to(self.device)
+            pipeline = getattr(diffusers, self.PIPELINE)(**own, **absent, **given, **options).to(self.device)
         except torch.OutOfMemoryError as error:
             raise UserError(f"{self.folder} does not fit into the memory of {self.device}") from error
         pipeline.set_progress_bar_config(disable=True)
@@ -205,12 +207,23 @@ class DiffusersFolder(Backbone):
                 module.requires_grad_(False).eval()
         return pipeline
 
-    def _side(self) -> int:
-        """Side of an image in pixels."""
-        side, token = self.settings.resolution or self.default_side, self.latent_pixels * self.patch
-        if side % token:
-            raise UserError(f"resolution must be a multiple of {token} pixels for {self.folder}, got {side}")
-        return side
+    def _latent_shape(self) -> tuple[int, ...]:
+        """The shape of a latent, for images or frames with the sides of `_sides`."""
+        token = self.latent_pixels * self.patch
+        for name, side in self._sides().items():
+            if side % token:
+                raise UserError(f"{name} must be a multiple of {token} pixels for {self.folder}, got {side}")
+        return (self.latent_channels, *[side // self.latent_pixels for side in self._sides().values()])
+
+    def _sides(self) -> dict[str, int]:
+        """Height and width of an image in pixels, by the name of the setting that each comes from."""
+        side = self.settings.resolution or self.default_side
+        return {"resolution": side, "width": side}
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return self.latent_shape[-2] * self.latent_pixels, self.latent_shape[-1] * self.latent_pixels
 
     def _add_lora(self, transformer: Any) -> None:
         from peft import LoraConfig
@@ -306,20 +319,28 @@ class DiffusersFolder(Backbone):
             noise: initial latents, one for each prompt.
 
         Returns:
-            uint8 [B, H, W, 3].
+            uint8 [B, H, W, 3], or what else `decode` returns.
         """
-        side = self.latent_shape[-1] * self.latent_pixels
+        height, width = self.image_size
         pipeline = self._open({"transformer": self.pipeline.transformer, "vae": self.pipeline.vae})
-        images = pipeline(
+        self.follow_our_sigmas(pipeline, COMPARED_STEPS)
+        drawn = pipeline(
             prompt=list(prompts),
-            height=side,
-            width=side,
+            height=height,
+            width=width,
             num_inference_steps=COMPARED_STEPS,
             max_sequence_length=self.call["max_sequence_length"],
             output_type="np",
             **self.pipeline_arguments(noise),
-        ).images
-        return np.round(images * 255).astype(np.uint8)
+        )
+        return np.round(self.drawn_images(drawn) * 255).astype(np.uint8)
+
+    def drawn_images(self, output: Any) -> np.ndarray:
+        """The images in what the pipeline's call returns, float from 0 to 1, in the shape that `decode` gives them."""
+        return np.asarray(output.images)
+
+    def follow_our_sigmas(self, pipeline: Any, steps: int) -> None:
+        """Makes a pipeline take our sigmas if its call has no argument for them (see `pipeline_arguments`)."""
 
     def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
         """The arguments with which the pipeline's call takes this noise, our guidance and our schedule."""
@@ -358,7 +379,7 @@ class DiffusersFolder(Backbone):
         return halfway / (1 - halfway)
 
     def vae_decode(self, latents: Tensor) -> Tensor:
-        """Decodes final latents into pixels from -1 to 1, [B, 3, H, W]."""
+        """Decodes final latents into pixels from -1 to 1: [B, 3, H, W], or [B, 3, F, H, W] of the scored frames of videos."""
         vae = self.pipeline.vae
         scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
         decoded: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
@@ -375,13 +396,13 @@ class DiffusersFolder(Backbone):
         images = []
         for part in latents.split(self.settings.decode_batch):
             pixels = ((self.vae_decode(part).float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-            images.append(on_cpu(pixels.permute(0, 2, 3, 1)).numpy())
+            images.append(on_cpu(pixels.movedim(1, -1)).numpy())
         return np.concatenate(images)
 
     def check_image(self, image: np.ndarray) -> None:
-        side = self.latent_shape[-1] * self.latent_pixels
-        if image.shape != (side, side, 3):
-            raise UserError(f"this model draws {side} x {side} images; got one of {image.shape[1]} x {image.shape[0]}")
+        height, width = self.image_size
+        if image.shape != (height, width, 3):
+            raise UserError(f"this model draws {width} x {height} images; got one of {image.shape[1]} x {image.shape[0]}")
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[np.ndarray]) -> Tensor:

@@ -17,6 +17,7 @@ FAMILIES = {
     "QwenImagePipeline": "qwen_image",
     "ZImagePipeline": "z_image",
     "SanaPipeline": "sana",
+    "WanPipeline": "wan",
 }
 """For each class of pipelines, the backbone that opens it."""
 

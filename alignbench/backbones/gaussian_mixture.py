@@ -43,8 +43,9 @@ from alignbench.backbones.mixture.mixtures import (
     mixture_velocity,
     noise_quadrature,
 )
-from alignbench.backbones.mixture.scenarios import PROMPTS_EACH, Quadratic, World, world
+from alignbench.backbones.mixture.scenarios import PROMPTS_EACH, Quadratic, World, check_prompt, world
 from alignbench.backbones.mixture.tilted_flow import SIGMAS, optimal_velocity
+from alignbench.errors import NonFiniteError
 from alignbench.statistics import best_of_n_mass
 
 FREQUENCIES = (1.0, 2.0, 4.0)
@@ -167,6 +168,11 @@ class GaussianMixture(Backbone, KnownDistributions):
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps)
 
+    @classmethod
+    def check_prompts(cls, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            check_prompt(prompt)
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         mixtures = [world(prompt, self.settings.dimension).base for prompt in prompts]
         numbers = torch.tensor([int(prompt.split()[-1]) for prompt in prompts])
@@ -234,6 +240,8 @@ class GaussianMixture(Backbone, KnownDistributions):
             w = world(p, self.settings.dimension)
             target = known_target(p, self.settings.dimension, self.settings.beta)
             points, log_density = self.push_forward(p, noise)
+            if not (points.isfinite().all() and log_density.isfinite().all()):
+                raise NonFiniteError(f"the model's density for the prompt {p!r} is not finite")
             if best_of == 1:
                 by_prompt.append(_measure(w, target, weights, points, log_density) | self._velocity_errors(p))
                 continue

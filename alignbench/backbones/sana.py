@@ -1,39 +1,25 @@
 """sana: a local `SanaPipeline` folder (SANA, SANA 1.5), with full training or LoRA."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import UserError
 from alignbench.backbones.diffusers_folder import EQUALLY_SPACED, OWN_CALL
-from alignbench.backbones.guidance import GuidedFolder
-from alignbench.backbones.pipelines import schedule
 from alignbench.backbones.pipelines.embeddings import Embeddings
-from alignbench.backbones.pipelines.schedule import PLACE, Schedule
-from alignbench.backbones.pipelines.trust import read_json
-
-SOLVER = "DPMSolverMultistepScheduler"
-"""The scheduler of the published folders."""
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-"""Options with which that solver solves the ODE of a flow."""
+from alignbench.backbones.solver import SolverFolder
 
 
-class Sana(GuidedFolder):
+class Sana(SolverFolder):
     """A folder of SANA."""
 
-    class Settings(GuidedFolder.Settings):
+    class Settings(SolverFolder.Settings):
         lora_rank: int = Field(32, ge=1)
         """Rank of the LoRA (train=lora)."""
         lora_alpha: float = Field(64, gt=0)
         """Scale of the LoRA (train=lora): its output is multiplied by alpha / rank."""
         lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v")
         """Ends of the names of modules that get a LoRA; the default is that of the DreamBooth script of diffusers."""
-        euler: bool = False
-        """Whether Euler steps replace the folder's DPM-Solver, with the solver's flow_shift. Images differ from those of the
-        folder's own solver, most with few steps."""
 
     settings: Settings
     PIPELINE = "SanaPipeline"
@@ -43,23 +29,8 @@ class Sana(GuidedFolder):
         "text_encoder": "transformers.Gemma2Model",
     }
     TOKENIZERS = frozenset({"GemmaTokenizer", "GemmaTokenizerFast"})
+    SOLVER = "DPMSolverMultistepScheduler"
     SCHEDULERS = frozenset({SOLVER})
-
-    def _read_schedule(self) -> Schedule:
-        options = read_json(self.folder, PLACE)
-        if options.get("_class_name") != SOLVER:
-            return super()._read_schedule()
-        for key, value in FLOW.items():
-            if options.get(key) != value:
-                raise UserError(
-                    f"{self.folder}/{PLACE} is not a schedule of a flow: {key} is {options.get(key)!r}, not {value!r}"
-                )
-        if not self.settings.euler:
-            raise UserError(
-                f"{self.folder} is for a {SOLVER}, but alignbench takes Euler steps; set backbone.euler=true to take them with "
-                "its schedule"
-            )
-        return schedule.plain(self.folder, options.get("flow_shift", 1.0))
 
     @property
     def patch(self) -> int:
@@ -100,11 +71,6 @@ class Sana(GuidedFolder):
 
     def pipeline_arguments(self, noise: Tensor) -> dict[str, Any]:
         return super().pipeline_arguments(noise) | EQUALLY_SPACED | {"use_resolution_binning": False}
-
-    def drawn_by_pipeline(self, prompts: Sequence[str], noise: Tensor) -> np.ndarray:
-        if self.settings.euler:
-            raise UserError("the folder's own solver takes other steps (backbone.euler=true)")
-        return super().drawn_by_pipeline(prompts, noise)
 
     def answer(self, x: Tensor, sigma: Tensor, texts: Embeddings) -> Tensor:
         config = self.pipeline.transformer.config

@@ -6,7 +6,7 @@ import typer
 import typer.core
 
 from alignbench import __version__
-from alignbench.cli import comparing, data, listing, models, plugins, tuning
+from alignbench.cli import comparing, data, listing, models, plugins, tuning, verification
 from alignbench.cli import run as training
 from alignbench.cli.options import Commands
 from alignbench.errors import UserError
@@ -27,7 +27,7 @@ app = Commands(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (training, comparing, listing, tuning, models, plugins, data):
+for group in (training, comparing, listing, tuning, verification, models, plugins, data):
     app.add_typer(group.commands)
 
 

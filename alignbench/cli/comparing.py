@@ -235,9 +235,15 @@ def plot(
             raise UserError("--reward and --diversity choose the axes of a comparison's plots; a single run has no such plot")
         written = plot_run(folder, lambda line: typer.echo(f"alignbench: {line}", err=True))
     else:
+        from alignbench.reports.live import has_unfinished_only, plot_unfinished
         from alignbench.reports.report import write_plots
 
-        written, unreadable = write_plots(folder, reward=reward, diversity=diversity)
+        unreadable: list[str] = []
+        if has_unfinished_only(folder):
+            written = plot_unfinished(folder, unreadable.append)
+            typer.echo(f"alignbench: no run below {folder} has finished: these are plots of the runs so far", err=True)
+        else:
+            written, unreadable = write_plots(folder, reward=reward, diversity=diversity)
         for line in unreadable:
             typer.echo(f"alignbench: {line}", err=True)
     for file in written:
@@ -249,9 +255,25 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison or of a run, or any folder that contains runs.")],
     reward: REWARD = None,
     diversity: DIVERSITY = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Write the report again and again while runs are at work; a browser follows it.")
+    ] = False,
+    every: Annotated[int, typer.Option(min=1, help="Seconds between two reports with --live.")] = 30,
 ) -> None:
-    """Writes report.html, report.md, tables and plots of all finished runs below a folder, from the records alone."""
-    from alignbench.reports.report import write_report
+    """Writes report.html, report.md, tables and plots of all finished runs below a folder, from the records alone.
 
-    for file in write_report(folder, reward=reward, diversity=diversity):
+    While no run has finished, the page shows the trainings so far.
+    """
+    from alignbench.reports import live as reports
+
+    if not live:
+        written = reports.write_report_so_far(folder, reward=reward, diversity=diversity)
+    else:
+        typer.echo(f"alignbench: open {folder / 'report.html'}; it follows the runs until they end, or until Ctrl-C", err=True)
+        try:
+            written = reports.follow(folder, every=every, reward=reward, diversity=diversity)
+        except KeyboardInterrupt:
+            typer.echo(f"alignbench: interrupted; {folder / 'report.html'} is that of now", err=True)
+            raise typer.Exit(130) from None
+    for file in written:
         print(file)

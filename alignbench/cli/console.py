@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from alignbench.comparison.grid import Grid
     from alignbench.comparison.record import CellRecord
 
+RATIO_ROUNDING = 1e-5
+"""Deviations of importance ratios from 1 up to this are rounding in float32."""
 TIMED_NOW = "from model evaluations and images timed just now"
 
 NARROW = 60
@@ -87,11 +89,15 @@ def format_interval(estimate: Estimate, sign: str = "+") -> str:
 
 
 def progress_numbers(row: Mapping[str, Any], iterations: int | None) -> str:
-    """The numbers of the newest iteration, for a progress bar or a line."""
+    """The numbers of the newest iteration, for a progress bar or a line.
+
+    The deviation of importance ratios from 1 is shown where it is more than rounding.
+    """
     deviation = row.get("ratio_abs_dev_max", 0.0)
+    ratio = f"  max |ratio - 1| {deviation:.0e}" if deviation > RATIO_ROUNDING else ""
     of = "" if iterations is None else f"/{iterations}"
     at = f"iteration {row['iteration'] + 1}{of}  reward {row['reward']:.3f}"
-    return f"{at}  max |ratio - 1| {deviation:.0e}  {row['seconds']:.1f} s/it"
+    return f"{at}{ratio}  {row['seconds']:.1f} s/it"
 
 
 class Count(Protocol):

@@ -9,6 +9,7 @@ import typer
 from alignbench import tasks
 from alignbench.cli.options import Commands
 from alignbench.config.run_config import load_config, parse_assignments
+from alignbench.errors import UserError
 from alignbench.settings import validate
 
 commands = Commands("Make data and small models")
@@ -76,8 +77,14 @@ def prompts(
     counts = dict.fromkeys(geneval_prompts.OFFICIAL_COUNTS, each) if each else geneval_prompts.OFFICIAL_COUNTS
     excluded = {prompt for file in exclude or [] for prompt in read_prompts(file)}
     entries = geneval_prompts.generate(objects, counts, seed, excluded)
-    geneval_prompts.write(entries, out)
     made = Counter(entry["tag"] for entry in entries)
+    if not entries:
+        raise UserError(f"no prompt about {objects!r} is left, since --exclude has them all")
+    geneval_prompts.write(entries, out)
+    few = [f"{made[tag]} of {count} {tag}" for tag, count in counts.items() if made[tag] < count]
+    if few:
+        beside = " beside those of --exclude" if exclude else ""
+        typer.echo(f"alignbench: there are fewer prompts than asked for{beside}: {', '.join(few)}", err=True)
     print(f"wrote {len(entries)} prompts to {out}: {', '.join(f'{count} {tag}' for tag, count in made.items())}")
 
 

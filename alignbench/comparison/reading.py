@@ -72,6 +72,10 @@ def read_results(folder: Path, *, reward: str | None = None, diversity: str | No
     results.commands += dict.fromkeys(_command(reading) for reading in readings if not reading.listed)
     readings.sort(key=lambda reading: reading.place)
     _name(readings, results)
+    recorded = {metric for run in results.runs for metric in run.result.metrics}
+    for missing in (metric for metric in results.metrics if metric not in recorded):
+        hint = did_you_mean(missing, recorded)
+        results.notes.append(f"the comparison's metrics name {missing!r}, which no run recorded{hint}")
     for option, name in (("reward", reward), ("diversity", diversity)):
         if name is not None:
             _choose(option, name, results)

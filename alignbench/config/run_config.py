@@ -22,7 +22,8 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from alignbench.backbones import families
 from alignbench.config.inference import InferenceConfig
-from alignbench.errors import UserError, did_you_mean
+from alignbench.config.suggestions import with_whole_path
+from alignbench.errors import UnknownKeyError, UserError, did_you_mean
 from alignbench.files.paths import absolute, current_folder, local_path, placed
 from alignbench.files.yaml_files import parse, parse_value, read_yaml, to_yaml
 from alignbench.settings import Device, ServiceURL, Settings, validate
@@ -198,6 +199,9 @@ class RunConfig(Settings):
     reward: dict[str, float] = Field(default_factory=dict)
     """Weights of the task's rewards in the sum that is trained on, by the name of the reward, such as `reward.pickscore=0.5`.
     Rewards that are not named keep the task's weight."""
+    evals: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of the task's rewards and judges, by the name of the metric, such as `evals.ocr.reader=rapidocr`. Settings that
+    are not named keep the task's value; see `show eval NAME`."""
     seed: int = Field(0, ge=0)
     """Seed of rollout noise, plans and prompt order."""
     preset: str = "quick"
@@ -368,7 +372,10 @@ def load_config(
         others = [kind for kind in PLUGINS if plugin_data(kind, part.get(kind)).get("name") not in (None, names[kind])]
         _merge(merged, {key: value for key, value in part.items() if key not in others})
     _merge(merged, given)
-    return validate(RunConfig, merged, where=str(file) if file else "configuration")
+    try:
+        return validate(RunConfig, merged, where=str(file) if file else "configuration")
+    except UnknownKeyError as error:
+        raise with_whole_path(error, RunConfig, names) from None
 
 
 def merged_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -450,7 +457,7 @@ def placed_keys(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             value = [tasks_path(task, folder) for task in value]
         elif key == "backbone":
             value = _placed_backbone(value, folder)
-        elif key in PLUGINS:
+        elif key in (*PLUGINS, "evals"):
             value = placed(value, folder)
         elif isinstance(value, Mapping):
             value = placed_keys(value, folder)

@@ -19,7 +19,7 @@ from alignbench.diagnosis.record import Diagnosis
 from alignbench.diagnosis.writing import measured_into
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.load import load_configured_backbone, load_sampler, threads_of
+from alignbench.load import load_configured_backbone, load_configured_sampler, threads_of
 from alignbench.records.environment import environment
 from alignbench.tasks import configured_task
 from alignbench.training.checkpoint import judged_weights, policy_weights
@@ -72,7 +72,7 @@ def _measured(
     task = configured_task(config)
     if prompts > len(task.train_prompts):
         raise UserError(f"--prompts {prompts} is too many: task {task.name!r} has {len(task.train_prompts)} training prompts")
-    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+    sampler = load_configured_sampler(config)
     sampler.plan(progress, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
     weights = policy_weights(run / "checkpoints") if run else None
     metrics = MetricSuite(task, config.scorer_timeout)

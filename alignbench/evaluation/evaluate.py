@@ -28,7 +28,17 @@ from alignbench.rollouts.terms import EdgeRows, edge_terms
 from alignbench.runtime import hub
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes
 from alignbench.runtime.signals import TimeLimitError, time_limit
-from alignbench.scorer import Images, Metric, Scorer, SetMetric, as_arrays, checked_scores
+from alignbench.scorer import (
+    Images,
+    Metric,
+    Scorer,
+    SetMetric,
+    as_arrays,
+    checked_scores,
+    frames_in,
+    measure_set,
+    of_frames,
+)
 from alignbench.statistics import difference, mean_of_means_interval, rise_test
 from alignbench.tasks import EvalChoice, Task
 
@@ -126,7 +136,8 @@ class MetricSuite:
         scores = {}
         for name, scorer in self.rewards.items():
             with named_failure(name, when, self.timeout):
-                scores[name] = checked_scores(scorer.score(images, prompts), len(images), name)
+                answered = of_frames(scorer.score, images, prompts)
+                scores[name] = checked_scores(answered, len(images), name, frames_in(images))
         return scores
 
     def reward(self, *, normalise: bool) -> Reward:
@@ -145,7 +156,8 @@ class Evaluation:
 
     Attributes:
         table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
-        images: uint8 [N, H, W, 3], prompt by prompt; an array of objects [N] where images made elsewhere differ in size.
+        images: uint8 [N, H, W, 3], prompt by prompt, or clips [N, F, H, W, 3]; an array of objects [N] where images made
+            elsewhere differ in size.
         prompts: the evaluation prompts.
         directions: metric -> whether higher is better, None where neither is.
         roles: metric -> `reward`, `judge`, or `part` of another metric.
@@ -173,7 +185,7 @@ def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
     if config.prompts > len(task.eval_prompts):
         raise UserError(
             f"evaluation.prompts={config.prompts} but task {task.name!r} has {len(task.eval_prompts)} evaluation prompts; "
-            "lower it (training prompts are never used to judge)"
+            "lower it (training prompts are never used for evaluation)"
         )
     return task.eval_prompts[: config.prompts]
 
@@ -290,7 +302,7 @@ def evaluate_images(
     """Evaluates images, wherever they come from.
 
     Args:
-        images: uint8 [N, H, W, 3], or PIL images; or files, which are read part by part and are not kept.
+        images: uint8 [N, H, W, 3], clips [N, F, H, W, 3], or PIL images; or files, which are read part by part and not kept.
         latents: final latents [N, *latent]; None for images made elsewhere.
         owners: index into `prompts` for each image; prompts without one are left out.
 
@@ -307,25 +319,25 @@ def evaluate_images(
             so_far = f" ({part[0]} of {len(owners)} images are done)" if len(part) < len(owners) else ""
             some = arrays if arrays.dtype == np.uint8 else list(arrays)
             for name, scorer in scorers.items():
-                advance(f"judging by {name}{so_far}")
+                advance(f"evaluating {name}{so_far}")
                 with named_failure(name, "in the evaluation", judges.timeout):
                     asked = [prompts[owners[i]] for i in part]
-                    answered = scorer.measure(some, asked)
+                    answered = of_frames(scorer.measure, some, asked)
                     if name in judges.rewards and name not in answered:
-                        answered = {name: scorer.score(some, asked), **answered}
+                        answered = {name: of_frames(scorer.score, some, asked), **answered}
                     for metric, values in answered.items():
                         of_all = scores[name].setdefault(metric, np.full(len(owners), np.nan))
-                        of_all[part] = checked_scores(values, len(part), metric)
+                        of_all[part] = checked_scores(values, len(part), metric, frames_in(arrays))
     for p in sorted({*owners}) if metrics else ():
         mine = of_prompt[p]
         arrays = _some(source, mine)
         for name, measured in metrics.items():
             if len(mine) < measured.fewest or (arrays.dtype == object and not measured.any_sizes):
                 continue
-            advance(f"judging by {name}")
+            advance(f"evaluating {name}")
             own_latents = None if latents is None else latents[mine].cpu()
             with named_failure(name, "in the evaluation", judges.timeout):
-                for metric, value in measured.measure(arrays, own_latents, prompts[p]).items():
+                for metric, value in measure_set(measured, arrays, own_latents, prompts[p]).items():
                     of_all = scores[name].setdefault(metric, np.full(len(prompts), np.nan))
                     of_all[p] = checked_scores([value], 1, metric)[0]
     kept = np.empty(0, np.uint8) if isinstance(source, ImageFiles) else source
@@ -359,11 +371,13 @@ def _told(
         if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt: that is told under its own name
             of_eval = {name: np.full(len(prompts), np.nan)}
         for metric, values in of_eval.items():
-            directions[metric], roles[metric] = found.higher_is_better(metric), "part" if metric in parts else role
+            # A metric of an earlier eval keeps its name; a second one of that name gets its eval's behind it.
+            column = f"{metric}_{name}" if metric in directions else metric
+            directions[column], roles[column] = found.higher_is_better(metric), "part" if metric in parts else role
             if isinstance(found, Scorer):
-                rows += [(p, prompts[p], number[i], metric, float(values[i])) for i, p in enumerate(owners)]
+                rows += [(p, prompts[p], number[i], column, float(values[i])) for i, p in enumerate(owners)]
             else:
-                rows += [(p, prompts[p], -1, metric, float(values[p])) for p in sorted(set(owners))]
+                rows += [(p, prompts[p], -1, column, float(values[p])) for p in sorted(set(owners))]
         for metric in of_overall:
             directions[metric], roles[metric] = found.higher_is_better(metric), role
     return Evaluation(pd.DataFrame(rows, columns=COLUMNS), images, list(prompts), directions, roles, overall)
@@ -462,7 +476,11 @@ def check_scores_vary(judges: MetricSuite, evaluation: Evaluation) -> None:
         if len(values) == 0:
             raise RunError(f"reward {name!r} could not score a single image of the base model")
         if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
-            raise RunError(f"reward {name!r} answered {values.iloc[0]:g} for all {len(values)} images; its scorer is broken")
+            raise RunError(
+                f"reward {name!r} is {values.iloc[0]:g} for all {len(values)} images of the base model, so there is nothing to "
+                "learn from; look at images of `alignbench eval --out DIR`: either they show nothing that it measures (random "
+                "weights, too few steps, other prompts than the model can draw), or its scorer is broken"
+            )
 
 
 def too_faint(judges: MetricSuite, evaluation: Evaluation) -> list[str]:

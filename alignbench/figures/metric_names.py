@@ -31,6 +31,7 @@ MEANINGS = {
     "lgmd": "mean log distance between the final latents of a prompt's images, a measure of diversity",
     "vendi": "effective number of different images of a prompt",
     "cosine_diversity": "1 minus the mean cosine similarity between the image features of a prompt, a measure of diversity",
+    "named_color": "share of images in the colour that the prompt names, where it names one",
     "pixel_diversity": "mean difference between the pixels of a prompt's images, a measure of diversity",
     "mode_coverage": "how evenly a prompt's images vary in what it leaves open, a measure of diversity",
     "modes_covered": "share of the target's modes that the model still draws",

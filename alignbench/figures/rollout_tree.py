@@ -15,6 +15,7 @@ from torch import Tensor
 from alignbench import groups
 from alignbench.errors import UserError
 from alignbench.figures.metric_names import axis_name
+from alignbench.figures.sheets import squares
 from alignbench.figures.style import COLORS, STYLE
 from alignbench.files.escaping import visible
 from alignbench.files.opening import open_regular
@@ -66,7 +67,7 @@ class RolloutTree(NamedTuple):
         """Takes one group of a scored forest.
 
         Args:
-            images: uint8 [G * K, H, W, 3], of all leaves of the forest.
+            images: uint8 [G * K, H, W, 3], of all leaves of the forest, or their clips [G * K, F, H, W, 3].
             target_reward: R~ of the target, [G, K]; by default `RolloutForest.target_reward`.
         """
         k, this = forest.group_size, slice(group, group + 1)
@@ -79,7 +80,7 @@ class RolloutTree(NamedTuple):
             q = groups.boltzmann_log_prob(target.cpu()[this], beta, here).exp()[0]
         steps = forest.plan.steps
         plan = np.array([s.stochastic for s in steps]), np.array([s.children for s in steps])
-        of_group = np.asarray(images[group * k : (group + 1) * k])
+        of_group = squares(np.asarray(images[group * k : (group + 1) * k]))
         return cls(forest.prompts[group], reward, beta, *plan, of_group, rewards[0].numpy(), p.numpy(), q.numpy())
 
     def write(self, file: Path) -> None:

@@ -8,8 +8,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from alignbench.figures.metric_names import axis_name
 from alignbench.figures.style import STYLE
 from alignbench.files.escaping import visible
+from alignbench.scorer import CLIPS
 
 if TYPE_CHECKING:
     from alignbench.evaluation.evaluate import Evaluation
@@ -28,9 +30,10 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
     ]
     with plt.rc_context(STYLE):
         # One image for all: laying out separate axes for every image takes seconds.
-        size = base.images.shape[1]
+        drawn = [squares(e.images[: count * n]) for e in (base, final)]
+        size = drawn[0].shape[1]
         factor = max(ceil(size / SIDE), ceil(2 * n * size / ACROSS))
-        before, after = (_shrunk(e.images[: count * n], factor) for e in (base, final))
+        before, after = (_shrunk(images, factor) for images in drawn)
         size = before.shape[1]
         gap = size // 3
         width = 2 * n * size + gap
@@ -39,22 +42,25 @@ def before_after(base: "Evaluation", final: "Evaluation", reward: str, images_pe
         figure.subplots_adjust(left=2.8 / (3 + width / 90), right=0.99, top=0.95, bottom=0.01)
         for p in range(count):
             top = p * (size + gap) + gap
-            for side, drawn in enumerate((before, after)):
+            for side, shown in enumerate((before, after)):
                 for i in range(n):
                     left = i * size + side * (n * size + gap)
-                    sheet[top : top + size, left : left + size] = drawn[p * n + i]
+                    sheet[top : top + size, left : left + size] = shown[p * n + i]
                     score = float(scores[side].to_numpy()[p, i])
                     axis.text(left + size / 2, top - 2, f"{score:.2f}", fontsize=6, ha="center", va="bottom")
             at = (-gap / 2, top + size / 2)
             axis.text(*at, visible(base.prompts[p]), fontsize=7, ha="right", va="center")
         axis.imshow(sheet)
         axis.axis("off")
-        figure.suptitle(f"base model (left) and trained model (right), same noise; numbers: {visible(reward)}", fontsize=8)
+        figure.suptitle(
+            f"base model (left), trained model (right), same noise; above each image its {visible(axis_name(reward))}",
+            fontsize=8,
+        )
     return figure
 
 
 def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
-    """Arranges images, uint8 [N, H, W, 3], on one sheet, with a block of columns for each prompt.
+    """Arranges images, uint8 [N, H, W, 3], or clips on one sheet, with a block of columns for each prompt.
 
     Small images are enlarged without smoothing. Large ones are reduced by an integer factor so that the sheet has at most
     SHEET_PIXELS, which viewers and reports can open.
@@ -65,6 +71,7 @@ def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
         scale: factor by which small images are enlarged.
     """
     wide = columns * max(1, 16 // columns)
+    images = squares(images)
     missing = -len(images) % wide
     pixels = (len(images) + missing) * images.shape[1] * images.shape[2]
     images = _shrunk(images, ceil(sqrt(pixels / SHEET_PIXELS)))
@@ -76,6 +83,28 @@ def grid(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
         image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
         if images.shape[1] <= 128 and pixels * scale**2 <= SHEET_PIXELS
         else image
+    )
+
+
+def squares(images: np.ndarray) -> np.ndarray:
+    """Images as sheets and drawings show them, uint8 [N, S, S, 3]: the frames of a clip side by side in rows, white at the end.
+
+    Args:
+        images: uint8 [N, H, W, 3], or clips [N, F, H, W, 3].
+    """
+    if images.ndim == CLIPS:
+        n, frames, height, width = images.shape[:4]
+        across = ceil(sqrt(frames * height / width))
+        rows = ceil(frames / across)
+        tiles = np.full((n, rows * across, height, width, 3), 255, dtype=np.uint8)
+        tiles[:, :frames] = images
+        images = tiles.reshape(n, rows, across, height, width, 3).swapaxes(2, 3).reshape(n, rows * height, across * width, 3)
+    height, width = images.shape[1:3]
+    side = max(height, width)
+    return (
+        images
+        if height == width
+        else np.pad(images, ((0, 0), (0, side - height), (0, side - width), (0, 0)), constant_values=255)
     )
 
 

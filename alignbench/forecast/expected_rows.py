@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignbench.config.run_config import RunConfig
-from alignbench.load import load_sampler
+from alignbench.load import load_configured_sampler
 from alignbench.objective import Needs, Objective
 from alignbench.rollouts.builder import planned_forest
 from alignbench.rollouts.plan import Plan, Step
@@ -40,7 +40,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
         config: the configuration of the run.
         objective: the objective, which decides which rows are trained on; None to count all replay rows of the plan.
     """
-    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+    sampler = load_configured_sampler(config)
     groups = config.prompts_per_iteration
     plans = [
         sampler.plan(i / (PROGRESS_POINTS - 1), np.random.default_rng([config.seed, 1, i])) for i in range(PROGRESS_POINTS)

@@ -46,7 +46,7 @@ from alignbench.frontier.tilt import (
 )
 from alignbench.rollouts.executor import decode, sample
 from alignbench.rollouts.noise import seed_of
-from alignbench.scorer import Scorer, checked_scores
+from alignbench.scorer import Scorer, checked_scores, measure_sets, read_sets
 from alignbench.tasks import Task
 
 LEAST_SHARE = 0.1
@@ -65,7 +65,7 @@ class Samples:
         prompts: the P prompts.
         scores: metric -> float [P, N], one value for each image.
         rewards: float [P, N], the total reward, by which the base model is tilted.
-        features: eval of sets -> what it reads of the images of each prompt.
+        features: eval of sets -> what `read_sets` gives of the images of each prompt.
         set_metrics: eval of sets -> the names of its metrics.
         directions: metric -> whether a higher value is better.
         roles: metric -> its role in a record.
@@ -207,10 +207,10 @@ def _read_sets(samples: Samples, suite: MetricSuite, prompts: Sequence[str], dra
         for p, prompt in enumerate(prompts):
             of_prompt = slice(p * images, (p + 1) * images)
             with named_failure(name, "on the base model's images", suite.timeout):
-                read = metric.read_images(drawn[of_prompt], latents[of_prompt].cpu(), prompt)
+                read = read_sets(metric, drawn[of_prompt], latents[of_prompt].cpu(), prompt)
                 samples.features[name].append(read)
                 if name not in samples.set_metrics:
-                    samples.set_metrics[name] = list(metric.measure_read(read, range(images), prompt))
+                    samples.set_metrics[name] = list(measure_sets(metric, read, range(images), prompt))
 
 
 def _tilted_rows(
@@ -286,7 +286,7 @@ def _set_values(samples: Samples, p: int, sets: np.ndarray, suite: MetricSuite, 
     evals = set_evals(suite)
     for name, features in samples.features.items():
         with named_failure(name, "on the base model's images", suite.timeout):
-            measured = [evals[name].measure_read(features[p], members, samples.prompts[p]) for members in sets]
+            measured = [measure_sets(evals[name], features[p], members, samples.prompts[p]) for members in sets]
         for metric in dict.fromkeys(key for of_set in measured for key in of_set):
             of_sets = checked_scores([of_set.get(metric, np.nan) for of_set in measured], len(sets), metric)
             values[metric] = set_mean(of_sets, sets, debias=debias)

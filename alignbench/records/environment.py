@@ -24,6 +24,8 @@ def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]
         threads: CPU threads of each process.
         processes: how many processes shared the work.
     """
+    import torch
+
     libraries = {name: _version(name) for name in LIBRARIES}
     return {
         "python": platform.python_version(),
@@ -32,6 +34,7 @@ def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]
         "git_revision": git_revision(),
         "device": device,
         "processor": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "processes": processes,
         "platform": platform.platform(),
@@ -49,8 +52,13 @@ def command() -> str | None:
     return str(as_text(shlex.join(["alignbench", *map(redacted, sys.argv[1:])])))
 
 
+@cache
 def git_revision() -> str | None:
-    """Returns the commit of the checkout that alignbench runs from, with `-dirty` for local changes; None outside one."""
+    """Returns the commit of the checkout that alignbench runs from, with `-dirty` for local changes; None outside one.
+
+    It is read once, when a process begins: a long process goes on with the code that it has loaded, whatever is committed
+    meanwhile.
+    """
     folder = Path(__file__).parent
     try:
         revision = _git(folder, "rev-parse", "HEAD")

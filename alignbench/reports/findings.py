@@ -33,7 +33,7 @@ def findings(results: Results, setup: str, curves: CurveReport | None = None) ->
         points = metric_pairs(cells, diversity, reward)
         front = ", ".join(str(c) for c in points.index[points["front"]]) or "nothing"
         axes = f"{axis_name(reward)} and {axis_name(diversity)}"
-        sentences.append(f"By their means, these models are beaten by no other in both {axes}: {front}.")
+        sentences.append(f"No other model has better means in both {axes} than these: {front}.")
         sentences += _dominated(results, setup, [str(c) for c in points.index[~points["front"]]], reward, diversity)
     else:
         sentences.append("No diversity metric was recorded, so there is no trade-off to show.")
@@ -194,7 +194,7 @@ def _against_front(report: CurveReport) -> list[str]:
         said.append(f"{axis_name(metric)} lost needlessly, against the target's front at equal reward: {listed}{apart}.")
     if len(none):
         listed = ", ".join(none["cell"].head(LISTED))
-        said.append(f"No needless loss of {axis_name(metric)} is beyond chance for {listed}.")
+        said.append(f"Not clearly more {axis_name(metric)} than the reward asks for was lost by {listed}.")
     if len(unknown):
         said.append(f"Above the reward that the front reaches: {', '.join(unknown['cell'].head(LISTED))}.")
     return said

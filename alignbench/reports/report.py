@@ -78,13 +78,16 @@ class Plots:
     written: list[Path] = field(default_factory=list)
 
 
-def write_report(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> list[Path]:
+def write_report(
+    folder: Path, *, reward: str | None = None, diversity: str | None = None, refresh: int | None = None
+) -> list[Path]:
     """Reads every record below `folder` and writes report.html, report.md, tables/ and plots/ into it; returns the files.
 
     The plots of a run's own folder stay what they are.
 
     Args:
         reward, diversity: metrics that are plotted against one another, in place of each setup's first.
+        refresh: seconds after which a browser loads the page anew, while runs are at work; None for a page that stays.
 
     Raises:
         UserError: there is no finished run, or none with such a metric; or a file that alignbench did not write is in the way.
@@ -93,9 +96,9 @@ def write_report(folder: Path, *, reward: str | None = None, diversity: str | No
     results = read_results(folder, reward=reward, diversity=diversity)
     curves = curve_reports(results)
     with exclusive(folder, REPORT_LOCK, PATIENCE):
-        known = _refuse_foreign_report(folder)
+        known = refuse_foreign_report(folder)
         own_folders(folder, "tables", *([] if _is_run(folder) else ["plots"]), known=known)
-        return _write_report(results, curves, folder)
+        return _write_report(results, curves, folder, refresh)
 
 
 def write_plots(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> tuple[list[Path], list[str]]:
@@ -115,7 +118,7 @@ def curve_reports(results: Results) -> dict[str, CurveReport]:
     return {setup: CurveReport.of(results, setup, fronts) for setup in results.setups}
 
 
-def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: Path) -> list[Path]:
+def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: Path, refresh: int | None = None) -> list[Path]:
     reports = [family_report(results, family) for family in families(results)]
     plots = draw_plots(results, reports, curves, None if _is_run(folder) else folder / "plots")
     if not _is_run(folder):
@@ -126,6 +129,7 @@ def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: P
         "results": results,
         "published": published(results),
         "base": BASE,
+        "refresh": refresh,
     }
     written = []
     for name in REPORTS:
@@ -159,7 +163,7 @@ def _is_run(folder: Path) -> bool:
     return (folder / "result.json").is_file()
 
 
-def _refuse_foreign_report(folder: Path) -> bool:
+def refuse_foreign_report(folder: Path) -> bool:
     """Raises UserError where a file of the report's name is not a report; returns whether there is a report."""
     for name, marks in REPORTS.items():
         refuse_foreign(folder / name, *marks)
@@ -204,12 +208,12 @@ def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path |
     resizable = figure.get_layout_engine() is not None and figure.get_figwidth() == COLUMN
     with plt.rc_context(PAPER):
         for kind in () if folder is None else ("svg", "png"):
-            images[kind] = _drawn(figure, kind)
+            images[kind] = drawn(figure, kind)
             figure.set_layout_engine("none")  # the first drawing has laid it out
         if resizable:
             figure.set_size_inches(PAGE_WIDTH, figure.get_figheight() * (1 + FLATTER * (PAGE_WIDTH / COLUMN - 1)))
             figure.set_layout_engine("constrained")
-        plots.images[key] = images["svg"] if images and not resizable else _drawn(figure, "svg")
+        plots.images[key] = images["svg"] if images and not resizable else drawn(figure, "svg")
     plt.close(figure)
     for kind, data in images.items():
         file = Path(folder or "") / f"{key[1]}.{kind}"
@@ -218,7 +222,8 @@ def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path |
         plots.files[key] = file
 
 
-def _drawn(figure: Figure, kind: str) -> bytes:
+def drawn(figure: Figure, kind: str) -> bytes:
+    """Draws a figure as a file of a kind, such as `svg`."""
     buffer = io.BytesIO()
     save(figure, buffer, format=kind)
     return buffer.getvalue()

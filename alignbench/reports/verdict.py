@@ -41,9 +41,10 @@ def _compared(results: Results, setup: str, curves: CurveReport) -> str:
     budget = " or ".join(ends) or f"{first.run.iterations} iterations"
     seeds = seeds_of(pd.DataFrame({"cell": [r.cell for r in runs], "seed": [r.result.run.seed for r in runs]}))
     count = "One method was trained" if len(methods) == 1 else f"{len(methods)} methods were trained"
+    each = "each " if len(methods) > 1 else ""
     diversity = f", and its diversity {explained(curves.diversity)}" if curves.diversity else ""
     return (
-        f"{count} on task {first.run.task} with {first.run.backbone}, each within {budget} and with {seeds}: "
+        f"{count} on task {first.run.task} with {first.run.backbone}, {each}within {budget} and with {seeds}: "
         f"{_listed(methods, 'methods')}; the reward of a model is {explained(curves.reward)}{diversity}, on "
         f"{first.protocol.prompts} held-out prompts."
     )
@@ -148,9 +149,10 @@ def _change(report: CurveReport) -> str:
             if not math.isnan(row["difference"]):
                 went = "rose" if row["difference"] > 0 else "fell" if row["difference"] < 0 else "changed"
                 size = {"difference": row["difference"], "lower": row["difference_lower"], "upper": row["difference_upper"]}
-                said.append(f"{axis_name(metric)} {went} by {_size(size)}")
-    changes = " and ".join(said) or "nothing changed"
-    return f"With a single method there is nothing to compare it with but the base model: {changes}."
+                chance = "" if size["lower"] > 0 or size["upper"] < 0 else ", which may be chance"
+                said.append(f"{axis_name(metric)} {went} by {_size(size)}{chance}")
+    changes = "; ".join(said) or "nothing changed"
+    return f"A single method can only be compared with the base model: {changes}."
 
 
 def _needless(report: CurveReport) -> str:
@@ -216,7 +218,7 @@ def _untold(report: CurveReport) -> str:
         return "One seed for each method cannot tell any difference between methods from the chance of training."
     known = [row for row in frame.to_dict("records") if 0 < row["paired_detectable"] < math.inf] if len(frame) else []
     if not known:
-        return f"What {seeds} seeds cannot tell is not known here, since the values of the methods do not vary over seeds."
+        return f"What differences {seeds} seeds can show is unknown here, since the values of a method do not vary over seeds."
     sizes = " or ".join(f"{number(row['paired_detectable'])} in {axis_name(str(row['metric']))}" for row in known[:2])
     found = f"larger ones are found in {POWER:.0%} of such comparisons"
     return f"{seeds} seeds cannot tell differences smaller than {sizes}; {found}."

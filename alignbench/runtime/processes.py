@@ -9,11 +9,13 @@ What fails on one rank fails on all of them, at the same place: see `on_all_rank
 rank zero writes files. With a single process all of this costs nothing.
 """
 
+import atexit
 import json
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -39,6 +41,8 @@ Item = TypeVar("Item")
 
 SILENCE = 15.0
 """Seconds after which a rank that waits for the others at the start says so."""
+SETTLING = 0.2
+"""Seconds that a rank waits at its end for the threads of gloo to free their tensors."""
 TIMEOUT = timedelta(hours=2)
 """How long one rank waits for another. It is long because scorers and files can be slow."""
 
@@ -130,6 +134,10 @@ def join(device: torch.device, *, sharded: bool = False) -> Processes:
         warnings.filterwarnings("ignore", "OMP_NUM_THREADS", UserWarning)
         with _waiting(), _meeting():
             state = PartialState(cpu=device.type == "cpu", timeout=TIMEOUT, **on_loopback())
+    if state.device.type == "cpu":
+        # The threads of gloo need Python to free the tensors of the last collective. If it has ended, they abort the process.
+        # They live on after `shutdown`, since functions of torch and sharded models keep the group.
+        atexit.register(time.sleep, SETTLING)
     return DistributedProcesses(state.device, sharded=sharded)
 
 

@@ -17,7 +17,7 @@ from alignbench.inference.drawing import Drawing
 from alignbench.load import load_configured_backbone, threads_of
 from alignbench.records.environment import environment, now
 from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric
-from alignbench.tasks import Task, configured_task, load_task, with_remote_reward
+from alignbench.tasks import Task, check_backbone, configured_task, load_task, with_remote_reward
 from alignbench.tasks.prompts import read_image_folder
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
@@ -97,15 +97,17 @@ class Loaded:
         return _record(evaluation, protocol, surroundings, out, sheet), evaluation
 
     def _task(self, config: RunConfig) -> tuple[Task, MetricSuite]:
-        if config.task not in self._suites:
+        key = json.dumps([config.task, config.evals])
+        if key not in self._suites:
             task = _task(config, self.evals, self.settings)
+            check_backbone(task, config.backbone.name)
             prompts = evaluation_prompts(task, config.evaluation)
             suite = MetricSuite(task, config.scorer_timeout)
             self.advance("loading models")
             suite.prepare()
             suite.check_prompts(prompts)
-            self._suites[config.task] = task, suite
-        return self._suites[config.task]
+            self._suites[key] = task, suite
+        return self._suites[key]
 
     def _drawing(self, config: RunConfig, suite: MetricSuite) -> Drawing:
         """The method of drawing; one that chooses images does so by the reward that a run with this configuration trains on."""
@@ -173,9 +175,10 @@ def score_images(
 def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> Task:
     """The configuration's task, with other metrics or settings if there are any."""
     task = load_task(config.task)
+    own = [choice.label or choice.eval for choice in [*task.config.reward, *task.config.judges]]
+    task = task.with_eval_settings({name: of_run for name, of_run in config.evals.items() if name in own})
     if not evals and not settings:
         return task
-    own = [choice.label or choice.eval for choice in [*task.config.reward, *task.config.judges]]
     return task.judged_by(task.choices(evals or own, settings))
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -46,6 +46,9 @@ class RewardChoice(EvalChoice):
     on."""
 
 
+Choice = TypeVar("Choice", bound=EvalChoice)
+
+
 class TaskConfig(Settings):
     """The content of a task's YAML file."""
 
@@ -61,6 +64,8 @@ class TaskConfig(Settings):
     neither training nor test prompts. Without them a run of this task has no curve."""
     same_prompts: bool = False
     """Whether the three sets may share prompts, for a task that asks how the images of given prompts are distributed."""
+    backbone: str | None = None
+    """The only backbone that can draw the prompts, such as those of its toy problems; null for any that draws images."""
     reward: list[RewardChoice] = Field(min_length=1)
     """The scorers that are trained on."""
     judges: list[EvalChoice] = Field(default_factory=list)
@@ -130,6 +135,29 @@ class Task:
             raise UserError(f"task {self.name!r}: every reward has weight 0, so there is nothing to train on")
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"reward": reward})
+        return other
+
+    def with_eval_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> "Task":
+        """Makes the same task with other settings of its rewards and judges.
+
+        Args:
+            settings: label or name of a metric -> settings that override those of the task.
+
+        Raises:
+            UserError: the task has no such metric.
+        """
+        names = [choice.label or choice.eval for choice in [*self.config.reward, *self.config.judges]]
+        for name in settings:
+            if name not in names:
+                raise UserError(f"evals.{name}: task {self.name!r} has no such metric{did_you_mean(name, names)}")
+
+        def changed(choice: Choice) -> Choice:
+            own = {**choice.settings, **settings.get(choice.label or choice.eval, {})}
+            return choice.model_copy(update={"settings": own})
+
+        other = copy.copy(self)
+        lists = {"reward": [*map(changed, self.config.reward)], "judges": [*map(changed, self.config.judges)]}
+        other.config = self.config.model_copy(update=lists)
         return other
 
     def on_validation_prompts(self) -> TaskConfig:
@@ -258,17 +286,38 @@ def load_task(name: str) -> Task:
 
 
 def configured_task(config: RunConfig) -> Task:
-    """Loads the task of a run's configuration, with the configuration's weights of rewards.
+    """Loads the task of a run's configuration, with the configuration's weights of rewards and settings of metrics.
 
     Raises:
-        UserError: as for `load_task`, or the configuration has a weight for something that is not a reward of the task.
+        UserError: as for `load_task`; the backbone cannot draw the task's prompts; or the configuration has a weight
+            or settings for something that is not a reward or a metric of the task.
     """
     task = load_task(config.task)
+    check_backbone(task, config.backbone.name)
+    task = task.with_eval_settings(config.evals)
     if not config.reward:
         return task
     if config.scorer_url:
         raise UserError("reward sets weights of the task's rewards, which scorer_url replaces; leave one of them out")
     return task.weighted(config.reward)
+
+
+def check_backbone(task: Task, backbone: str) -> None:
+    """Raises UserError where the backbone, which is not loaded, cannot draw the prompts of the task."""
+    from alignbench.load import backbone_class
+
+    cls, own = backbone_class(backbone), task.config.backbone
+    if own is not None and not issubclass(cls, backbone_class(own)):
+        raise UserError(
+            f"task {task.name!r} is only for the backbone {own}, and the backbone is {backbone}; add --backbone {own}, or "
+            "choose another --task"
+        )
+    try:
+        cls.check_prompts([*task.train_prompts, *task.eval_prompts, *task.validation_prompts])
+    except UserError as error:
+        fitting = [name for name in names() if read_yaml(_folder() / f"{name}.yaml", FILE).get("backbone") == backbone]
+        instead = f"; choose another --task, such as {', '.join(fitting)}" if fitting else "; choose another --task"
+        raise UserError(f"the backbone {backbone} cannot draw the prompts of task {task.name!r}: {error}{instead}") from None
 
 
 def with_remote_reward(task: Task, config: RunConfig) -> Task:

@@ -23,6 +23,7 @@ from alignbench import tasks
 from alignbench.backbone import Backbone, temporarily_set
 from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, RunConfig
 from alignbench.errors import UserError
+from alignbench.files.digests import SUMS, sums_text
 from alignbench.files.opening import sha256_of
 from alignbench.files.writing import is_litter, write_folder
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes
@@ -31,7 +32,7 @@ from alignbench.training.tensors import AVERAGE, WEIGHTS, PolicyWeights, Trained
 VERSION = 4
 REPLACEABLE = ("reward", "judges")
 """Parts of a task that may differ when a run resumes: a failed scorer can be replaced. The record names a changed reward."""
-STATE, SUMS = "state.json", "SHA256SUMS"
+STATE = "state.json"
 
 
 class Checkpoint(BaseModel):
@@ -106,7 +107,7 @@ def save_checkpoint(
         for name, named_tensors in tensors.items():
             save_file(named_tensors, partial / name)
         (partial / STATE).write_text(checkpoint.model_dump_json(), encoding="utf-8")
-        sums = _sums({file.name: sha256_of(file) for file in partial.iterdir()})
+        sums = sums_text({file.name: sha256_of(file) for file in partial.iterdir()})
         (partial / SUMS).write_text(sums, encoding="utf-8")
 
     def place() -> None:
@@ -121,6 +122,16 @@ def save_checkpoint(
 def has_checkpoint(folder: Path) -> bool:
     """Whether the folder has a checkpoint from which a run can resume."""
     return bool(_saved(folder))
+
+
+def saved_states(folder: Path) -> list[Checkpoint]:
+    """The states of all checkpoints in the folder, the oldest first.
+
+    Raises:
+        DamagedCheckpointError: a file of one of them differs from what was written.
+        UserError: another version wrote one.
+    """
+    return [_read_state(path) for path in _saved(folder).values()]
 
 
 def best_iteration(iterations: Iterable[int], metrics: Sequence[Mapping[str, Any]], window: int) -> int | None:
@@ -312,18 +323,13 @@ def _fault(path: Path) -> str | None:
                 return f"{name} is not what was written"
     except (OSError, ValueError):
         return f"{SUMS} is missing or unreadable"
-    if sums != _sums(listed):
+    if sums != sums_text(listed):
         return f"{SUMS} is not what was written"
     try:
         held = _state(path).get("iteration")
     except DamagedCheckpointError:
         return f"{STATE} is not what was written"
     return None if path.name == f"iteration-{held}" else f"it holds iteration {held}; it was renamed or copied"
-
-
-def _sums(digests: Mapping[str, str]) -> str:
-    """The content of `SHA256SUMS` for digests by file name."""
-    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
 def _saved(folder: Path) -> dict[int, Path]:

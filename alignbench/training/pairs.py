@@ -17,7 +17,7 @@ from PIL import Image
 
 from alignbench import groups
 from alignbench.backbone import Backbone
-from alignbench.errors import UserError
+from alignbench.errors import RunError, UserError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.files.images import open_image
 from alignbench.files.opening import sha256_of
@@ -29,6 +29,7 @@ from alignbench.rollouts.builder import ForestBuilder
 from alignbench.rollouts.executor import sample
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan, Step
+from alignbench.scorer import CLIPS
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def write_pairs(
     Raises:
         UserError: the folder exists and is not empty.
         DiskError: the disk is full, or the folder cannot be written.
-        RunError: a scorer failed.
+        RunError: a scorer failed, or the images of every prompt have equal rewards.
     """
     with claimed(out):
         try:
@@ -192,6 +193,8 @@ def _write_pairs(
         for p, prompt in enumerate(prompts):
             latents = sample(policy, [prompt], images_per_prompt, policy.default_steps, seed)
             images = policy.decode(latents)
+            if images.ndim == CLIPS:
+                raise UserError("pairs are written as images, but this model draws clips; set backbone.scored_frames=1")
             scores = suite.score(images, [prompt] * len(images), when=f"on prompt {prompt!r}")
             group_scores = {name: torch.from_numpy(values)[None] for name, values in scores.items()}
             rewards = groups.total(group_scores, suite.weights, normalise=normalise_rewards)
@@ -207,5 +210,12 @@ def _write_pairs(
                 count += 1
             advance(p + 1, count)
         os.fsync(file.fileno())
+    if not count:
+        partial.unlink()
+        (out / "pictures").rmdir()
+        raise RunError(
+            f"no pair was made: for each of the {len(prompts)} prompts, all {images_per_prompt} images have equal rewards; "
+            "draw more images of a prompt, or choose another task or backbone"
+        )
     partial.rename(out / "pairs.jsonl")
     return count

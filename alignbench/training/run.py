@@ -1,7 +1,8 @@
 """A run: evaluates the base model, trains it with one (objective, sampler) pair, evaluates it again and writes the record."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,21 @@ import torch
 
 from alignbench.backbone import Backbone, KnownDistributions, device_named
 from alignbench.config.run_config import PLUGINS, RunConfig, load_config
-from alignbench.errors import DiskError, RunError, ScorerError, UserError, first_line
+from alignbench.errors import DiskError, NonFiniteError, RunError, ScorerError, UserError, first_line
 from alignbench.evaluation import curve
 from alignbench.evaluation.alarm import alarms, mode_alarms
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, check_scores_vary, metric_changes, too_faint
 from alignbench.evaluation.onset import onsets
 from alignbench.figures.rollout_tree import RolloutTree
-from alignbench.load import every_setting, load_configured_backbone, load_configured_objective, load_sampler, threads_of
+from alignbench.load import (
+    every_setting,
+    load_configured_backbone,
+    load_configured_objective,
+    load_configured_sampler,
+    threads_of,
+)
 from alignbench.objective import Objective
-from alignbench.records.environment import environment
+from alignbench.records.environment import environment, git_revision
 from alignbench.records.record import (
     CONFIG,
     GradientRecord,
@@ -108,12 +115,13 @@ class _PairRun:
         """Loads task, objective, sampler, metrics and model; what can be refused is refused before anything large is loaded."""
         self.config = config = every_setting(config.anchored())
         self.console, self.processes = console, processes
+        git_revision()  # before somebody commits while the run goes on
         self.folder = RunFolder(out, processes, console.warn)
         task = configured_task(config)
         self.fingerprint = task.fingerprint()
         self.task = with_remote_reward(task, config)
         self.objective = load_configured_objective(config)
-        self.sampler = load_sampler(config.sampler.name, **config.sampler.settings)
+        self.sampler = load_configured_sampler(config)
         self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
         _check_fit(self.objective, self.sampler, self.plan)
         self.prompts = PromptSets(self.task, config)
@@ -166,17 +174,32 @@ class _PairRun:
         if isinstance(self.policy, KnownDistributions):
             folder.add_target_distribution(self.policy.target_distribution(base.prompts[0]))
         folder.add_distribution(base.distribution, 0)
-        with self._tracking() as tracking:
-            self._evaluate_along_training()
+        with self._tracking() as tracking, self._explained_divergence():
+            if trainer.iteration == 0:
+                self._log_images(tracking, "base", base, self.config.evaluation.images_per_prompt)
+            self._evaluate_along_training(tracking)
             self._train(tracking)
             with trainer.averaged_weights():
-                result = self._finish(base)
+                result = self._finish(base, tracking)
             tracking.log_result(result)
         folder.write_result(result)
         if self.config.save_images:
             folder.draw_plots()
         self.console.end(result, folder.path)
         return result
+
+    @contextmanager
+    def _explained_divergence(self) -> Iterator[None]:
+        """Adds the likely cause to the error of a value that became infinite or NaN after updates."""
+        try:
+            yield
+        except NonFiniteError as error:
+            updates = self.trainer.budget.optimizer_steps
+            if not updates or "optimizer.lr" in str(error):
+                raise
+            after = f"after {updates} optimizer step{'s' * (updates != 1)}"
+            lr = f"optimizer.lr={self.config.optimizer.lr:g}"
+            raise NonFiniteError(f"{error}; {after} with {lr} the training has probably diverged: lower it") from error
 
     def _ineffective(self) -> list[str]:
         """A sentence for each chosen setting and each part of the loss that cannot act in this run."""
@@ -231,9 +254,9 @@ class _PairRun:
                 row = trainer.iterate()
                 if self._is_snapshot_due(progress_before):
                     row |= self._snapshot()
-                self._evaluate_along_training()
-                self._warn_of_dead_terms()
                 tracking.log(row)
+                self._evaluate_along_training(tracking)
+                self._warn_of_dead_terms()
                 report(row, trainer.progress())
                 if trainer.iteration % config.checkpoint_every == 0 and trainer.progress() < 1 and self.stop is None:
                     trainer.save(folder.checkpoints)
@@ -242,6 +265,15 @@ class _PairRun:
             self.status = "stopped"
         elif config.iterations is None or trainer.iteration < config.iterations:
             self.status = "budget spent"
+            self._warn_of_small_budget()
+
+    def _warn_of_small_budget(self) -> None:
+        """Tells of a limit that the first iteration alone exceeded, since every run makes one iteration."""
+        limit, spent = self.config.budget.model_rows, self.trainer.budget
+        rows = spent.model_rows_rollout + spent.model_rows_train
+        if self.trainer.iteration == 1 and limit is not None and rows > limit:
+            taken = f"took {rows:,} model evaluations"
+            self.console.warn(f"budget.model_rows={limit} is too small for one iteration, which {taken}; the run ends after it")
 
     def _is_snapshot_due(self, progress_before: float) -> bool:
         """Whether the iteration passed one of the evenly spaced points of the training; its end is evaluated in any case."""
@@ -274,13 +306,13 @@ class _PairRun:
             return None
         return StopRules(self.config, directions)
 
-    def _evaluate_along_training(self) -> None:
+    def _evaluate_along_training(self, tracking: Tracking) -> None:
         """Evaluates the policy on the validation prompts if that is due, and applies the rules that read the evaluations."""
         trainer, every = self.trainer, self.config.evaluation.every
         if every is None or not self.prompts.validation or not self.objective.needs.training:
             return
         if trainer.iteration % every == 0 or trainer.progress() == 1:
-            self._add_to_curve()
+            self._add_to_curve(tracking)
             self._apply_rules()
 
     def _apply_rules(self) -> None:
@@ -295,7 +327,7 @@ class _PairRun:
         if rules.needs_checkpoints and (self.stop is None or not self.stop.restored):
             trainer.save(folder.checkpoints)
 
-    def _add_to_curve(self) -> None:
+    def _add_to_curve(self, tracking: Tracking) -> None:
         """Evaluates the policy on the validation prompts if the curve does not have this iteration."""
         trainer, table = self.trainer, self.folder.curve
         if table is not None and (table["iteration"] == trainer.iteration).any():
@@ -308,12 +340,18 @@ class _PairRun:
         spent = trainer.budget
         model_rows = spent.model_rows_rollout + spent.model_rows_train
         self.folder.add_to_curve(evaluation, trainer.iteration, model_rows, spent.seconds)
+        self._log_images(tracking, "validation", evaluation, self.config.evaluation.validation_images)
+
+    def _log_images(self, tracking: Tracking, name: str, evaluation: Evaluation, images_per_prompt: int) -> None:
+        """Logs example images of an evaluation, unless images are not saved or only encode points."""
+        if self.config.save_images and not isinstance(self.policy, KnownDistributions):
+            tracking.log_images(name, evaluation.images, images_per_prompt, self.trainer.iteration)
 
     def _tracking(self) -> Tracking:
         config = self.config if self.processes.is_rank_zero else self.config.model_copy(update={"trackers": ()})
         return Tracking(config, self.folder.path, self.trainer.iteration)
 
-    def _finish(self, base: Evaluation) -> Result:
+    def _finish(self, base: Evaluation, tracking: Tracking) -> Result:
         """Evaluates the trained model and writes the tables and images of it; returns the record."""
         config, trainer, folder = self.config, self.trainer, self.folder
         is_base = not trainer.iteration and self.evaluator.drawing.is_plain
@@ -321,6 +359,7 @@ class _PairRun:
         folder.write_evaluations(base=base, final=final)
         if trainer.iteration:  # else it would replace the base model's
             folder.add_distribution(final.distribution, trainer.iteration)
+        self._log_images(tracking, "trained", final, config.evaluation.images_per_prompt)
         result = self._result(base, final)
         if config.save_images and not isinstance(self.policy, KnownDistributions):
             reward = next(iter(self.suite.rewards))

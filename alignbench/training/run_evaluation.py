@@ -30,7 +30,7 @@ from alignbench.training.progress import Console
 
 ROWS = 64
 """Rows in one model call of an evaluation, where `micro_batch` does not say."""
-DETERMINES_BASE = {"backbone", "task", "scorer_url", "guidance", "evaluation", "threads", "device"}
+DETERMINES_BASE = {"backbone", "task", "scorer_url", "evals", "guidance", "evaluation", "threads", "device"}
 """Keys of the configuration on which the evaluation of a base model depends."""
 
 

@@ -18,6 +18,7 @@ from alignbench.figures.style import left_out, write_figure
 from alignbench.files.writing import exclusive, refuse_links, refuse_taken, write_atomically
 from alignbench.files.yaml_files import to_yaml
 from alignbench.records import distributions
+from alignbench.records.digests import remove_digests, write_digests
 from alignbench.records.record import CONFIG, RESULT, Result, write_result
 from alignbench.runtime.processes import Processes
 
@@ -77,7 +78,8 @@ class RunFolder:
         self._distributions = [] if table is None else [table[table["iteration"] <= iteration]]
 
     def write_config(self, config: RunConfig) -> None:
-        """Writes the resolved configuration, from which the run can be repeated."""
+        """Writes the resolved configuration, from which the run can be repeated; digests of an earlier end are removed."""
+        self.processes.on_rank_zero(lambda: remove_digests(self.path))
         text = to_yaml(config.resolved())
         self._write(CONFIG, lambda p: p.write_text(text, encoding="utf-8"))
 
@@ -134,8 +136,13 @@ class RunFolder:
         self.processes.on_rank_zero(lambda: draw().write(self.path / TREE))
 
     def write_result(self, result: Result) -> None:
-        """Writes `result.json`, which says that the run is complete."""
-        self.processes.on_rank_zero(lambda: write_result(result, self.path))
+        """Writes `result.json`, which says that the run is complete, and the digests of all files of the record."""
+
+        def write() -> None:
+            write_result(result, self.path)
+            write_digests(self.path)
+
+        self.processes.on_rank_zero(write)
 
     def keep_record(self, iterations: int) -> None:
         """Gives the record of the run so far another name, so that the run counts as unfinished and the record is not lost."""

@@ -1,4 +1,4 @@
-"""Sends the numbers of a run to TensorBoard or Weights & Biases through accelerate's trackers.
+"""Sends the numbers and example images of a run to TensorBoard or Weights & Biases through accelerate's trackers.
 
 A tracker is used only if the configuration's `trackers` names it. Both write into the run's folder; nothing leaves the machine
 unless WANDB_MODE asks for it.
@@ -11,14 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from alignbench.config.run_config import RunConfig, Tracker
 from alignbench.errors import UserError, did_you_mean
+from alignbench.figures import sheets
 from alignbench.records.record import Result
 
 PROJECT = "alignbench"
+EXAMPLES = 8
+"""Number of prompts whose images are logged."""
 WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
@@ -71,6 +75,22 @@ class Tracking:
             for phase in ("base", "final", "difference"):
                 numbers[f"{phase}/{name}"] = getattr(metric, phase).value
         self._log(numbers, result.run.iterations)
+
+    def log_images(self, name: str, images: np.ndarray, images_per_prompt: int, step: int) -> None:
+        """Logs a sheet of the images of the first prompts.
+
+        Args:
+            name: what the images are of; their key is `samples/NAME`.
+            images: uint8 [N, H, W, 3], prompt by prompt.
+            images_per_prompt: the number of images of each prompt.
+            step: the number of iterations until then.
+        """
+        if not self.trackers:
+            return
+        sheet = np.asarray(sheets.grid(images[: EXAMPLES * images_per_prompt], images_per_prompt))[None]
+        for tracker in self.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({f"samples/{name}": sheet}, step=step, **layout)
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
         numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from alignbench import UserError
-from evals.diversity import Diversity, cosine_diversity, lgmd, pixel_diversity, vendi_score
+from evals.diversity import Diversity, clip_features, cosine_diversity, lgmd, pixel_diversity, vendi_score
 from evals.embedders.features import load_features
 
 
@@ -91,6 +91,30 @@ def test_features_give_cosine_diversity_and_vendi_score(dino: str) -> None:
     # Equal images in batches of two and one: float32 features.
     assert same["cosine_diversity"] == pytest.approx(0, abs=1e-5)
     assert same["vendi"] == pytest.approx(1, abs=1e-3)
+
+
+def test_clips_of_the_same_frames_in_another_order_differ(dino: str) -> None:
+    first, second = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
+    clips = np.stack([np.stack([first, second]), np.stack([second, first])])
+    metric = Diversity(Diversity.Settings(features=f"dinov2:{dino}"))
+    of_frames = cosine_diversity(load_features(f"dinov2:{dino}", "auto", 4)([first, second]))
+    found = metric.measure(clips, None, "x")
+    # At both times the two clips show the two frames, so that the mean over frames is theirs; float32 features.
+    assert found["cosine_diversity"] == pytest.approx(of_frames, abs=1e-6)
+    assert of_frames > 1e-3
+    assert found["pixel_diversity"] == pytest.approx(pixel_diversity(np.stack([first, second])))
+    read = metric.read_images(clips, None, "x")
+    assert metric.measure_read(read, [0, 1], "x") == found
+    assert metric.measure_read(read, [0, 0], "x")["cosine_diversity"] == pytest.approx(0, abs=1e-6)
+
+
+def test_features_of_clips_by_hand() -> None:
+    shown = np.zeros((2, 2, 1, 1, 3), np.uint8)
+    # Norms 5 and 2 do not count: 1/2 (0.6, 0.8) and 1/2 (1, 0), twice.
+    found = clip_features(lambda images: torch.tensor([[3.0, 4.0], [2.0, 0.0], [3.0, 4.0], [0.0, 1.0]]), shown)
+    assert found.tolist() == [pytest.approx([0.6, 0.8, 1, 0]), pytest.approx([0.6, 0.8, 0, 1])]
+    # The cosine is the mean over frames: (1 + 0) / 2.
+    assert cosine_diversity(found) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

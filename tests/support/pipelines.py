@@ -19,12 +19,14 @@ from tests.support import pipelines_present as present
 
 FAMILIES = ("sd3", "flux")
 """The families of `test_diffusers_folder.py`; each of the others has a file of its own."""
-TEXT_TOKENS = {"flux2": 288, "flux2_klein": 96, "qwen_image": 288, "z_image": 96, "sana": 48}
+TEXT_TOKENS = {"flux2": 288, "flux2_klein": 96, "qwen_image": 288, "z_image": 96, "sana": 48, "wan": 64}
 """Tokens of a text, for the families whose folders say so: the chat around a prompt takes most of them."""
 SIDE = 16
 """Pixels; 8 x 8 latents, 4 x 4 tokens."""
 SIDES = {"sana": 32}
 """Pixels of the families whose pipelines accept no less."""
+CALLS = {"wan": {"width": 32, "num_frames": 9}}
+"""Further arguments of the families' calls: clips of 9 frames, which are 3 latent frames, and wider than high."""
 CLIP, T5 = 16, 32
 """Widths of the text encoders."""
 
@@ -41,6 +43,7 @@ def save_pipeline(family: str, folder: Path, **scheduler: Any) -> Path:
     if family in TEXT_TOKENS:
         side = SIDES.get(family, SIDE)
         call = {"height": side, "width": side, "num_inference_steps": 4, "max_sequence_length": TEXT_TOKENS[family]}
+        call |= CALLS.get(family, {})
         (folder / "alignbench.json").write_text(json.dumps({"call": call}))
     return folder
 
@@ -131,4 +134,5 @@ MAKERS: dict[str, Any] = {
     "qwen_image": present.qwen_image,
     "z_image": present.z_image,
     "sana": present.sana,
+    "wan": present.wan,
 }

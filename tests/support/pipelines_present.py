@@ -8,6 +8,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -16,6 +17,8 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -36,7 +39,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    UMT5Config,
+    UMT5EncoderModel,
 )
+
+from alignbench.embedded.networks import word_tokenizer
 
 WIDTH = 8
 """Width of the language models."""
@@ -213,6 +220,39 @@ def sana(scheduler: dict[str, Any]) -> SanaPipeline:
         ),
         text_encoder=Gemma2Model(Gemma2Config(**language_model(2), query_pre_attn_scalar=4)),
         tokenizer=letter_tokenizer(),
+    )
+
+
+def wan(scheduler: dict[str, Any]) -> WanPipeline:
+    text = UMT5Config(
+        vocab_size=len(word_tokenizer()), d_model=WIDTH, d_kv=4, d_ff=16, num_layers=1, num_heads=2, initializer_factor=0.3
+    )
+    return WanPipeline(
+        transformer=WanTransformer3DModel(
+            num_attention_heads=4,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=WIDTH,
+            freq_dim=16,
+            ffn_dim=64,
+            num_layers=2,
+            rope_max_seq_len=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        vae=AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[True, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 2.0, 0.5, 1.0],
+            scale_factor_temporal=4,
+            scale_factor_spatial=4,
+        ),
+        text_encoder=UMT5EncoderModel(text),
+        tokenizer=word_tokenizer(),
     )
 
 

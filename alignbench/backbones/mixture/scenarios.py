@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from alignbench.backbones.mixture.mixtures import Mixture
-from alignbench.errors import UserError, did_you_mean
+from alignbench.errors import UserError
+from alignbench.files.text import excerpt
 
 PROMPTS_EACH = 4
 """Number of prompts of each scenario."""
@@ -182,6 +183,13 @@ SCENARIOS = {
 }
 
 
+def check_prompt(prompt: str) -> None:
+    """Raises UserError where a prompt is not the name of a scenario and a number from 0 to 3."""
+    name, _, number = prompt.partition(" ")
+    if name not in SCENARIOS or number not in map(str, range(PROMPTS_EACH)):
+        raise UserError(f"{excerpt(prompt)} is not a scenario and a number from 0 to {PROMPTS_EACH - 1}, as in 'rare_mode 0'")
+
+
 @cache
 def world(prompt: str, dimension: int = 2) -> World:
     """The problem of a prompt.
@@ -189,11 +197,8 @@ def world(prompt: str, dimension: int = 2) -> World:
     Raises:
         UserError: the prompt is not the name of a scenario and a number from 0 to 3, or the scenario is only 2-D.
     """
+    check_prompt(prompt)
     name, _, number = prompt.partition(" ")
-    if name not in SCENARIOS:
-        raise UserError(f"there is no scenario {name!r} for the prompt {prompt!r}{did_you_mean(name, SCENARIOS)}")
-    if number not in map(str, range(PROMPTS_EACH)):
-        raise UserError(f"the prompt {prompt!r} must be the scenario's name and a number from 0 to {PROMPTS_EACH - 1}")
     if SCENARIOS[name].any_dimension:
         return SCENARIOS[name].world(int(number), dimension)
     if dimension != 2:

@@ -198,9 +198,15 @@ class EvalView:
             drawn += f"; {p.inference['method']}: {p.model_rows_per_image:,} model evaluations per image"
         self.rich.print(f"{p.images} images of {p.prompts} prompts{drawn}; intervals are over prompts")
         if record.failed_scores:
-            missing = (
-                f"{record.failed_scores} values are missing: the scorer returned NaN, or the metric does not apply to the item"
-            )
-            self.rich.print(f"[yellow]{missing}[/yellow]")
+            several = record.failed_scores > 1
+            missing = f"{record.failed_scores} value{'s' * several} {'are' if several else 'is'} missing{_of_metrics(record)}"
+            why = "the scorer returned NaN, or the metric does not apply to the prompt"
+            self.rich.print(f"[yellow]{escape(missing)}: {why}[/yellow]", soft_wrap=True)
         if out is not None:
             self.rich.print(f"written to [bold]{escape(str(out))}[/bold]")
+
+
+def _of_metrics(record: EvalRecord) -> str:
+    """The metrics that have no value for some prompt; empty where each has one of every prompt."""
+    lacking = [name for name, metric in record.metrics.items() if metric.n < record.protocol.prompts and metric.role != "part"]
+    return f" ({', '.join(lacking)})" if lacking else ""

@@ -148,7 +148,7 @@ def example_sets(results: Results, setup: str, metric: str, *, higher_is_better:
     gaps = (values[most] - values[least]).dropna()
     if most == least or gaps.empty:
         return None
-    prompt = int(gaps.idxmax())
+    prompt = int(gaps.index[int(gaps.argmax())])
     shown = {BASE: sample_images(runs[most], "base", [prompt], EXAMPLES)}
     shown |= {cell: sample_images(runs[cell], "final", [prompt], EXAMPLES) for cell in (most, least)}
     images = {cell: blocks[0] for cell, blocks in shown.items() if blocks}

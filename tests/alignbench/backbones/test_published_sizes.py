@@ -17,13 +17,14 @@ KLEIN_9B = {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32,
 @pytest.mark.parametrize(
     ("family", "shape", "published"),
     [
-        # The defaults of the transformers' classes are the shapes of FLUX.2-dev, Qwen-Image, Z-Image and SANA 1.6B.
+        # The defaults of the transformers' classes are the shapes of FLUX.2-dev, Qwen-Image, Z-Image, SANA 1.6B and Wan 14B.
         ("flux2", {}, 32e9),
         ("flux2_klein", KLEIN_4B | {"guidance_embeds": False}, 3.9e9),
         ("flux2_klein", KLEIN_9B | {"guidance_embeds": False}, 9e9),
         ("qwen_image", {}, 20e9),
         ("z_image", {}, 6e9),
         ("sana", {}, 1.6e9),
+        ("wan", {}, 14e9),
     ],
 )
 def test_the_transformer_has_its_published_size(tmp_path: Path, family: str, shape: dict[str, Any], published: float) -> None:

@@ -50,6 +50,8 @@ def test_list_as_json_is_one_document() -> None:
         ["plot"],
         ["runs"],
         ["report"],
+        ["verify"],
+        ["leaderboard"],
         ["eval"],
         ["export"],
         ["train-tiny"],

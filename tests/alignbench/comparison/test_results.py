@@ -72,6 +72,13 @@ def test_other_settings_are_another_method(tmp_path: Path) -> None:
     assert "objective.beta (None and 3)" in results.notes[0]
 
 
+def test_a_metric_of_a_comparison_file_that_no_run_recorded_is_noted(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a")
+    write_comparison(tmp_path, [{"id": "a"}], metrics=["ocr", "ocrr"])
+    results = read_results(tmp_path)
+    assert results.notes == ["the comparison's metrics name 'ocrr', which no run recorded; did you mean 'ocr'?"]
+
+
 def test_a_copy_of_a_run_does_not_count_twice(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b")

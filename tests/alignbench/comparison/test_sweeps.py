@@ -99,7 +99,7 @@ def test_a_key_behind_a_name_is_swept_for_that_name_alone() -> None:
 
 
 def test_the_weights_of_rewards_are_swept(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    (tmp_path / "prompts.txt").write_text("rare_mode 0\nrare_mode 1\n")
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(TWO_REWARDS))
     two = {"tasks": [str(tmp_path / "two.yaml")]}
     assert methods("reward.second=0.25,1", objectives=["grpo"], **two) == ["grpo(second=0.25)", "grpo(second=1)"]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from alignbench.rollouts.plan import Plan, Step
 from alignbench.rollouts.terms import EdgeRows, edge_terms
 from alignbench.statistics import rise_test
 from alignbench.tasks import EvalChoice, load_task
+from tests.support.plugins import write_task
 from tests.support.toys import PROMPTS, ToyBackbone
 
 
@@ -184,3 +187,17 @@ def test_a_metric_of_the_model_itself_is_one_more_row_a_prompt() -> None:
 def _two_prompts() -> tuple[pd.DataFrame, np.ndarray, list[str], dict[str, bool | None], dict[str, str]]:
     plain = evaluation({"reward": [[0.0], [1.0]]})
     return plain.table, plain.images, ["a", "b"], plain.directions, plain.roles
+
+
+def test_two_evals_with_a_metric_of_one_name_keep_their_values_apart(tmp_path: Path) -> None:
+    """The reward's label is the name of a metric of `quality`, which measures all channels; version 0.1 averaged the two."""
+    judges = MetricSuite(load_task(str(write_task(tmp_path, judges=["quality"]))))
+    images = np.zeros((1, 4, 4, 3), np.uint8)
+    images[..., 0] = 255
+    found = judging.evaluate_images(images, None, ["a red image"], [0], judges)
+    values = found.table.set_index("metric")["value"]
+    assert values.index.is_unique
+    assert values["brightness"] == 1
+    # Rec. 601 luma of pure red.
+    assert values["brightness_quality"] == pytest.approx(0.299, abs=0.01)
+    assert (found.roles["brightness"], found.roles["brightness_quality"]) == ("reward", "judge")

@@ -164,3 +164,20 @@ def test_panels_show_the_reward_what_turned_an_independent_metric_and_diversity(
     chosen = plots._by_interest(result.model_copy(update={"onsets": [turn]}), names)
     assert chosen[:5] == ["ocr", "entropy", "sharpness", "vendi", "cosine_diversity"]
     assert sorted(chosen) == sorted(names)
+
+
+def test_the_frames_of_a_clip_are_tiles_of_a_square() -> None:
+    clips = np.zeros((1, 3, 1, 2, 3), np.uint8)
+    clips[0] += np.array([1, 2, 3], np.uint8)[:, None, None, None]
+    # Three frames of 1 x 2 pixels: sqrt(1.5) is above 1, so two columns of two rows, and white below.
+    white = [255] * 4
+    assert sheets.squares(clips)[0, ..., 0].tolist() == [[1, 1, 2, 2], [3, 3, 255, 255], white, white]
+    square = np.zeros((2, 3, 3, 3), np.uint8)
+    assert sheets.squares(square) is square
+
+
+def test_a_sheet_shows_clips() -> None:
+    clips = np.full((4, 4, 8, 8, 3), 7, np.uint8)
+    sheet = sheets.grid(clips, 2)
+    # Four clips of 2 x 2 frames beside each other and twelve empty places, enlarged twice.
+    assert sheet.size == (16 * 16 * 2, 16 * 2)

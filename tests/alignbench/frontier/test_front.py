@@ -60,7 +60,7 @@ def test_the_front_agrees_with_rejection_sampling(tmp_path: Path) -> None:
         rewards = samples.rewards[p]
         accepted = np.flatnonzero(rng.random(3000) < np.exp(beta * (rewards - rewards.max())))
         pairs = accepted[: len(accepted) // 2 * 2].reshape(-1, 2)
-        lgmd = np.array([metric.measure_read(samples.features["diversity"][p], pair, prompt)["lgmd"] for pair in pairs])
+        lgmd = np.array([metric.measure_read(samples.features["diversity"][p][0], pair, prompt)["lgmd"] for pair in pairs])
         # Four standard errors of the accepted ones and of the front's 200 samples.
         error = 4 * rewards[accepted].std() * (1 / len(accepted) + 1 / 100) ** 0.5
         assert front.values(REWARD)[1, p] == pytest.approx(rewards[accepted].mean(), abs=error)

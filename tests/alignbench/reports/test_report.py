@@ -55,7 +55,7 @@ def results(folder: Path) -> Results:
 def test_the_findings_name_the_front_and_what_is_beyond_chance(results: Results) -> None:
     said = findings.findings(results, results.setups[0])
     both = "grpo x independent, tmpo x independent"
-    assert said[0] == f"By their means, these models are beaten by no other in both OCR score and LGMD: {both}."
+    assert said[0] == f"No other model has better means in both OCR score and LGMD than these: {both}."
     assert said[1] == "Worse in both beyond chance: base model (by grpo x independent)."
     how = "Welch's test over 3 seeds per method, Holm-corrected"
     assert said[2] == f"OCR score: 3 of 3 tested differences are beyond chance ({how})."
@@ -109,9 +109,7 @@ def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> Non
     assert "the variation from training to training is unknown" in said[1]
     assert not any("Worse in both" in s for s in said)
     short = verdict.verdict(results, "ocr on tiny", report.curve_reports(results)["ocr on tiny"])
-    assert short[1].startswith(
-        "With a single method there is nothing to compare it with but the base model: OCR score rose by "
-    )
+    assert short[1].startswith("A single method can only be compared with the base model: OCR score rose by ")
     assert short[4] == "One seed for each method cannot tell any difference between methods from the chance of training."
 
 
@@ -395,7 +393,7 @@ def test_a_report_is_written_again_over_itself_also_where_its_hidden_marks_are_l
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy made with `cp -r results/* elsewhere` has none."""
-    monkeypatch.setattr(report, "_write_report", lambda results, curves, folder: [])
+    monkeypatch.setattr(report, "_write_report", lambda results, curves, folder, refresh: [])
     for mark in folder.rglob(".alignbench"):
         mark.unlink()
     report.write_report(folder)

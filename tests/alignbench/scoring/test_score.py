@@ -44,7 +44,7 @@ def test_a_run_without_a_checkpoint_and_weights_of_another_model_are_refused(tmp
     with pytest.raises(UserError, match="has no checkpoint"):
         score_model(config, None, run=tmp_path)
     run(config, tmp_path / "run")
-    other = load_config(options={**config.resolved(), "backbone": "gaussian_mixture"})
+    other = load_config(options={"backbone": "gaussian_mixture", "task": "rare_mode", "evaluation": {"prompts": 4}})
     with pytest.raises(UserError, match="belong to another model"):
         score_model(other, None, run=tmp_path / "run")
 

@@ -58,6 +58,7 @@ def test_preference_alternates_words_and_scenes_and_has_metrics_it_does_not_trai
         "diversity",
         "mode_coverage",
         "attribute_difference",
+        "named_color",
     }
     # Cosine diversity there would be in features of the model that is trained on.
     assert judges.evals["diversity"].settings.features == ""
@@ -71,7 +72,16 @@ def test_another_reward_makes_the_former_ones_judges() -> None:
     task = load_task("ocr").rewarded_by(RewardChoice(eval="quality", label="mine"))
     assert [c.label for c in task.config.reward] == ["mine"]
     judges = [c.label or c.eval for c in task.config.judges]
-    assert judges == ["ocr", "ocr_judge", "quality", "clip_agreement", "diversity", "mode_coverage", "attribute_difference"]
+    assert judges == [
+        "ocr",
+        "ocr_judge",
+        "quality",
+        "clip_agreement",
+        "diversity",
+        "mode_coverage",
+        "attribute_difference",
+        "named_color",
+    ]
 
 
 def test_chosen_evals_keep_the_tasks_settings_under_those_that_are_given() -> None:

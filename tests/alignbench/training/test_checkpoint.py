@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from alignbench import UserError, load_objective
+from alignbench.files.digests import SUMS
 from alignbench.training.checkpoint import (
     STATE,
-    SUMS,
     Checkpoint,
     best_iteration,
     load_checkpoint,

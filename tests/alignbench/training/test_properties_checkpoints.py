@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alignbench import UserError, load_objective
+from alignbench.files.digests import SUMS
 from alignbench.training.checkpoint import (
-    SUMS,
     Checkpoint,
     load_checkpoint,
     policy_weights,
