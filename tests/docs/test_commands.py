@@ -53,12 +53,12 @@ def test_commands_are_read_from_blocks_and_from_lines(tmp_path: Path) -> None:
     page.write_text(
         "Use `alignbench list` or `run`.\n\n<!-- needs: gpu -->\n\n"
         "    pip install x; python -m alignbench run --seed 1 \\\n        --set 'a=b c'   # first\n"
-        "    torchrun -m alignbench run\n\n```python\nimport alignbench\n```\n"
+        '    W="--seed 2 --dry-run"\n    torchrun -m alignbench run $W\n\n```python\nimport alignbench\n```\n'
     )
     assert [(command.words, command.marked) for command in commands(page)] == [
         (("list",), None),
         (("run", "--seed", "1", "--set", "a=b c"), {"gpu"}),
-        (("run",), {"gpu"}),
+        (("run", "--seed", "2", "--dry-run"), {"gpu"}),
     ]
 
 

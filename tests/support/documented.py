@@ -39,6 +39,10 @@ SHELL = ("", "sh", "bash", "shell", "console")
 """Languages of blocks that may hold commands."""
 CALLED = re.compile(r"(^|\s)(python -m |-m )?alignbench\s")
 STARTS = re.compile(r"(python -m )?alignbench\s")
+ASSIGNED = re.compile(r'(\w+)="([^"]*)"')
+VARIABLE = re.compile(r"\$(\w+)")
+OWN = re.compile(r"(?<![/\w])(my_rloo|mine)(?![\w-])")
+"""The objectives of readers; `vargrad` stands in for them."""
 NEEDS = {
     "gpu": "a GPU, and the published weights of a model",
     "weights": "weights of a model that does not ship with the repository",
@@ -57,6 +61,7 @@ NAMES = {"objective": "tmpo", "sampler": "independent", "eval": "pickscore", "se
 PIPELINES = {"models/sd3.5-medium": "StableDiffusion3Pipeline", "models/flux.1-dev": "FluxPipeline", "DIR": "SanaPipeline"} | {
     "models/qwen-image": "QwenImagePipeline",
     "models/z-image-turbo": "ZImagePipeline",
+    "models/wan2.1-1.3b": "WanPipeline",
 }
 COMPARED = Request(objectives=["tmpo", "grpo"], samplers=["dynamic_tree"])
 """The comparison in `results/mine`, which is a run as well."""
@@ -130,13 +135,22 @@ def commands(page: Path) -> Iterator[Command]:
         if token.type == "html_block" and (comment := re.match(r"<!-- needs: (.*?) -->", token.content)):
             marked = frozenset(comment.group(1).split(", "))
         elif token.type in ("code_block", "fence") and token.info in SHELL:
-            for line in token.content.replace("\\\n", " ").splitlines():
+            for line in _expanded(token.content.replace("\\\n", " ").splitlines()):
                 yield from (Command(place, words, marked) for words in _in_line(line))
             marked = frozenset()
         elif token.type == "inline":
             spans = [child.content for child in token.children or () if child.type == "code_inline"]
             for span in filter(STARTS.match, spans):
                 yield from (Command(place, words, None) for words in _in_line(span))
+
+
+def _expanded(lines: list[str]) -> Iterator[str]:
+    """The lines of a block with the values of its shell variables."""
+    variables: dict[str, str] = {}
+    for line in lines:
+        if assigned := ASSIGNED.fullmatch(line.strip()):
+            variables[assigned[1]] = assigned[2]
+        yield VARIABLE.sub(lambda used: variables.get(used[1], used[0]), line)
 
 
 def commands_outside_code(page: Path) -> Iterator[str]:
@@ -205,7 +219,7 @@ def problem(command: Command, workplace: Path) -> str | None:
 def _standing_in(word: str, before: str) -> str:
     if word == "NAME":
         return NAMES[before.removeprefix("--")]
-    return word.replace("my_rloo", "vargrad")
+    return OWN.sub("vargrad", word)
 
 
 def _unread(words: list[str]) -> str | None:
