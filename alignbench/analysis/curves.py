@@ -94,8 +94,8 @@ def at_levels(curves: Sequence[RunCurve], reward: str, levels: Sequence[float], 
     """Computes the metrics of each run at each reward level, and the model rows that it took.
 
     Returns:
-        A row for each run, level and metric, with method, strength, seed, level, metric, value. The value is NaN if the run does not
-        reach the level.
+        A row for each run, level and metric, with method, strength, seed, level, metric, value. The value is NaN if the run
+        does not reach the level.
 
     Raises:
         ValueError: a curve has fewer than two evaluations.

@@ -120,8 +120,8 @@ def evaluate(
         progress: whether progress is shown on stderr.
 
     Returns:
-        A row per metric, with metric, value, lower, upper, n (prompts), higher_is_better, role. `frame.attrs["protocol"]` says how
-        the images were drawn.
+        A row per metric, with metric, value, lower, upper, n (prompts), higher_is_better, role. `frame.attrs["protocol"]` says
+        how the images were drawn.
 
     Raises:
         UserError: a name or a setting is wrong, or both or neither of a model and images are given.
