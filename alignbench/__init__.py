@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from alignbench.rollouts.executor import rollout as rollout
     from alignbench.rollouts.forest import RolloutForest as RolloutForest
     from alignbench.rollouts.plan import Plan as Plan
+    from alignbench.rollouts.plan import Side as Side
     from alignbench.rollouts.plan import Step as Step
     from alignbench.sampler import Sampler as Sampler
     from alignbench.scorer import Scorer as Scorer
@@ -47,6 +48,7 @@ _MODULES = {
     "Scorer": "scorer",
     "SetMetric": "scorer",
     "Settings": "settings",
+    "Side": "rollouts.plan",
     "Step": "rollouts.plan",
     "UserError": "errors",
     "compare": "cli.notebooks",

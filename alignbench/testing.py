@@ -32,8 +32,9 @@ def hand_made_forest(
     children = builder.add_states(torch.zeros(edges, 1))
     leaves = builder.add_states(torch.zeros(len(leaf_edges), 1))
     first = torch.zeros_like(children)
-    rows = builder.add_rows(first, group=first, step=0, velocity=torch.zeros(edges, 1))
-    builder.add_edges(rows, children, 1.0, 0.5, 0.5, torch.tensor(old_log_prob, dtype=torch.float32))
+    rows = builder.add_rows(first, group=first, velocity=torch.zeros(edges, 1))
+    numbers = torch.tensor([1.0, 0.5, 0.5]).expand(edges, 3)  # sigma, sigma_next, eta
+    builder.add_edges(rows, children, torch.zeros_like(rows), numbers, torch.tensor(old_log_prob, dtype=torch.float32))
     forest = builder.build(
         leaves,
         torch.tensor(leaf_edges, dtype=torch.long),

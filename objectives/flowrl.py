@@ -49,7 +49,7 @@ class FlowRL(TargetObjective):
         return self.settings.beta
 
     def descends(self, forest: RolloutForest) -> Divergence:
-        return Divergence("reverse KL", len(forest.plan.stochastic_steps) * self.settings.beta)
+        return Divergence("reverse KL", forest.plan.path_length * self.settings.beta)
 
     @property
     def needs(self) -> Needs:

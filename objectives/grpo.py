@@ -157,11 +157,12 @@ class GRPO(Objective):
         distinct = groups.has_distinct_rewards(rewards)[:, None]
         a = torch.empty_like(node, dtype=torch.float32)
         for step in forest.edge_step.unique():
-            # The edges of one step are ordered by group, and each group has the same number of them.
+            # The edges of one step are ordered by group, and each group that has any has the same number of them.
             at_step = forest.edge_step == step
-            by_group = node[at_step].view(forest.groups, -1)
+            has_edges = forest.edge_group[at_step].unique()
+            by_group = node[at_step].view(len(has_edges), -1)
             # The means of equal rewards must not differ by their rounding.
-            z = torch.where(distinct, self._standardised(by_group), 0.0)
+            z = torch.where(distinct[has_edges], self._standardised(by_group), 0.0)
             a[at_step] = z.masked_fill(by_group.isnan(), torch.nan).flatten()
         return a.clamp(-self.settings.adv_clip, self.settings.adv_clip)
 

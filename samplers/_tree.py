@@ -27,6 +27,15 @@ class TreeSettings(NoiseSettings):
     tail_guard: int = Field(1, ge=1)
     """How many steps at the end never split; at least two, so that sigma is well above 0 at every split."""
 
+    noise_slope: float = 0.0
+    """How much eta changes with the depth of a split: the j-th of d splits, j from 0, has
+    noise_level * (1 + noise_slope j / d). 0 gives all splits the same noise; above 0 later splits draw more
+    (Dynamic-TreeRPO)."""
+
+    def eta_of_split(self, depth: int, noise_level: float) -> float:
+        """Computes eta of the split number `depth`, counted from 0, where the first has `noise_level`."""
+        return noise_level * (1 + self.noise_slope * depth / self.levels)
+
     @property
     def last_split(self) -> int:
         """The last step that may split."""
@@ -39,6 +48,12 @@ class TreeSettings(NoiseSettings):
             raise ValueError(
                 f"levels={self.levels} splits do not fit into steps {self.first_split}..{self.last_split} of {self.steps}; "
                 "raise steps or lower levels"
+            )
+        if self.noise_slope and self.rule == "memoryless":
+            raise ValueError("noise_slope changes the noise, which rule=memoryless fixes; choose another of the two")
+        if self.eta_of_split(self.levels - 1, 1.0) <= 0:
+            raise ValueError(
+                f"noise_slope={self.noise_slope} leaves the last of levels={self.levels} splits no noise; raise it"
             )
         leaves = self.roots * self.children**self.levels
         if leaves > self.max_leaves:
@@ -89,14 +104,16 @@ def tree_plan(
     Args:
         settings: the shape of the tree and the rule of its splits.
         splits: the steps that split, ascending.
-        noise_level: eta of the splits; None for that of the settings.
+        noise_level: eta of the first split; None for that of the settings.
         early_split: see `EarlySplit`; with "roots" a first split at step 0 or 1 becomes `children` roots.
     """
-    split = Step(settings.rule, settings.noise_level if noise_level is None else noise_level, settings.children)
+    level = settings.noise_level if noise_level is None else noise_level
+    at = {t: Step(settings.rule, settings.eta_of_split(j, level), settings.children) for j, t in enumerate(splits)}
     roots = settings.roots
     if early_split == "roots" and splits[0] <= 1:
-        roots, splits = roots * settings.children, splits[1:]
-    return Plan(tuple(split if t in splits else Step() for t in range(settings.steps)), roots=roots)
+        roots = roots * settings.children
+        del at[splits[0]]
+    return Plan(tuple(at.get(t, Step()) for t in range(settings.steps)), roots=roots)
 
 
 def distinct(steps: list[int], first: int, last: int, gap: int = 1) -> tuple[int, ...]:

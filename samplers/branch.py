@@ -72,7 +72,9 @@ class Branch(Sampler):
 
         def step(t: int) -> Step:
             splits = t in o.splits
-            eta = o.split_noise_level if splits and o.split_noise_level else o.noise_level
+            eta = o.noise_level
+            if splits:
+                eta = o.eta_of_split(sorted(o.splits).index(t), o.split_noise_level or o.noise_level)
             scale = o.split_noise_scale if splits else 1.0
             return Step(o.rule, eta, o.children if splits else 1, scored=t not in pruned, noise_scale=scale)
 

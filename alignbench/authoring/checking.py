@@ -184,21 +184,22 @@ def _plan(s: Subject) -> Outcome:
             one, two = (s.sampler.plan(progress, np.random.default_rng(seed)) for _ in range(2))
             if one != two:
                 return False, f"two plans at progress {progress:g} with equal seeds differ"
-            if one.leaves < 2:
-                return False, f"the plan at progress {progress:g} has {one.leaves} leaf per group"
+            if one.leaves < 2 * one.groups:
+                return False, f"the plan at progress {progress:g} has {one.leaves // one.groups} leaf per group"
     plan = s.plan()
     splits = ", ".join(map(str, plan.splits)) or "none"
-    return True, f"{plan.leaves} leaves, {len(plan.stochastic_steps)} stochastic steps, splits at {splits}"
+    in_groups = f" in {plan.groups} groups" if plan.groups > 1 else ""
+    return True, f"{plan.leaves} leaves{in_groups}, {len(plan.stochastic_steps)} stochastic steps, splits at {splits}"
 
 
 def _rollout_rows(s: Subject) -> Outcome:
-    """A rollout costs as many model evaluations as planned, with one model call per step."""
+    """A rollout costs as many model evaluations as planned, with one model call per place in the schedule."""
     with _counted(s.policy) as count:
         s.forest()
     plan = s.plan()
     expected = plan.model_rows(len(s.prompts))
-    holds = count["rows"] == expected and count["calls"] == len(plan.steps)
-    return holds, f"{count['rows']} model evaluations in {count['calls']} calls; the plan has {expected} in {len(plan.steps)}"
+    holds = count["rows"] == expected and count["calls"] == len(plan.calls)
+    return holds, f"{count['rows']} model evaluations in {count['calls']} calls; the plan has {expected} in {len(plan.calls)}"
 
 
 def _micro_batch(s: Subject) -> Outcome:

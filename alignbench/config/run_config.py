@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from alignbench.backbones import families
 from alignbench.config.inference import InferenceConfig
+from alignbench.config.keepers import KeepersConfig
 from alignbench.config.suggestions import with_whole_path
 from alignbench.errors import UnknownKeyError, UserError, did_you_mean
 from alignbench.files.paths import absolute, current_folder, local_path, placed
@@ -237,6 +238,7 @@ class RunConfig(Settings):
     within rounding."""
     normalise_rewards: bool = True
     """Whether several rewards are each standardised within their group before the weighted sum."""
+    keepers: KeepersConfig = KeepersConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig | None = None
     """Moving average of the weights, which is evaluated and saved. Null evaluates and saves the weights themselves."""

@@ -73,7 +73,8 @@ def _measured(
     if prompts > len(task.train_prompts):
         raise UserError(f"--prompts {prompts} is too many: task {task.name!r} has {len(task.train_prompts)} training prompts")
     sampler = load_configured_sampler(config)
-    sampler.plan(progress, np.random.default_rng(0))  # an impossible plan is refused before anything is loaded
+    # An impossible plan, and one without an independent counterpart, is refused before anything is loaded.
+    sampler.plan(progress, np.random.default_rng(0)).as_independent()
     weights = policy_weights(run / "checkpoints") if run else None
     metrics = MetricSuite(task, config.scorer_timeout)
     metrics.require()

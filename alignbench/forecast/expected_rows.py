@@ -26,9 +26,13 @@ class ExpectedRows(NamedTuple):
     asked: float
     """Rows of a training pass at which the policy is evaluated, if rewards differ within each group."""
     widest: float
-    """Largest number of rows in one denoising step of a rollout."""
+    """Largest number of rows in one model call of a rollout, if no microbatch limits it."""
     images: int
     """Number of images that are decoded and scored."""
+    data: int = 0
+    """Rows of the data term of keepers in one training pass."""
+    data_drawn: float = 0.0
+    """Rows of drawing these data."""
     double_passes: int = 0
     """Updates of a rollout whose rows are evaluated twice, because a pass takes several microbatches; see `training.engine`."""
 
@@ -54,12 +58,15 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     elif objective is not None:
         leaves = objective.trained_leaves(planned_forest(plans[0], groups))
         asked = replay if leaves is None else replay * float(leaves.float().mean())
+    data = config.keepers.data_images if config.keepers.data else 0
     return ExpectedRows(
         rollout=float(np.mean([plan.model_rows(groups) for plan in plans])),
         replay=replay,
         asked=asked,
-        widest=groups * max(plan.branches_before(t) for plan in plans for t in range(len(plan.steps))),
+        widest=groups * max(max(plan.rows_of_calls) for plan in plans),
         images=groups * plans[0].leaves,
+        data=data,
+        data_drawn=data * float(np.mean([len(plan.calls) for plan in plans])) if config.keepers.data_from == "base" else 0.0,
         double_passes=0 if objective is None else _double_passes(config, objective, replay),
     )
 
@@ -70,7 +77,13 @@ def model_rows(config: RunConfig, rows: ExpectedRows, needs: Needs) -> float:
     Rows that are evaluated twice count twice, and the rows of a reference and of a behaviour policy count as well.
     """
     passes = config.updates_per_rollout + rows.double_passes
-    return rows.rollout + rows.asked * passes + rows.replay * passes_without_gradient(config, needs)
+    data = rows.data_drawn + rows.data * config.updates_per_rollout * data_passes(config, rows)
+    return data + rows.rollout + rows.asked * passes + rows.replay * passes_without_gradient(config, needs)
+
+
+def data_passes(config: RunConfig, rows: ExpectedRows) -> int:
+    """How often each row of the data term is evaluated in an update: twice where they take several microbatches."""
+    return 2 if rows.data > (config.micro_batch or rows.data) else 1
 
 
 def passes_without_gradient(config: RunConfig, needs: Needs) -> int:

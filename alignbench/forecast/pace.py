@@ -20,6 +20,7 @@ from alignbench.evaluation.evaluate import (
 )
 from alignbench.forecast.expected_rows import (
     ExpectedRows,
+    data_passes,
     model_rows,
     passes_without_gradient,
     rows_per_iteration,
@@ -149,7 +150,10 @@ def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, nee
     forward_row, train_row = (pace.forward_row, pace.train_row) if guided or pace.unguided is None else pace.unguided
     of_policy = rows.asked * (config.updates_per_rollout * train_row + rows.double_passes * forward_row)
     trained = of_policy + rows.replay * passes_without_gradient(config, needs) * forward_row
-    return pace.correction * (rows.rollout * pace.forward_row + trained + rows.images * pace.image)
+    own_forward, own_train = pace.unguided or (pace.forward_row, pace.train_row)
+    of_data = config.updates_per_rollout * rows.data * (own_train + (data_passes(config, rows) - 1) * own_forward)
+    drawn = (rows.rollout + rows.data_drawn) * pace.forward_row
+    return pace.correction * (drawn + trained + of_data + rows.images * pace.image)
 
 
 def seconds_of_evaluations(config: RunConfig, pace: Pace, iterations: float | None, *, bases: float) -> float:

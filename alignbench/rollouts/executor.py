@@ -1,4 +1,4 @@
-"""Runs any plan, with one model call for each denoising step over all live branches of all prompts."""
+"""Runs any plan, with one model call for each place in the schedule over all branches of all prompts that are there."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from alignbench import flow
 from alignbench.backbone import Backbone
 from alignbench.errors import NonFiniteError, UserError
 from alignbench.flow import Reduction
-from alignbench.rollouts.builder import Branches, ForestBuilder
+from alignbench.rollouts.builder import grow
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import Key, group_keys, normal
 from alignbench.rollouts.plan import Plan
@@ -30,23 +30,24 @@ def rollout(
     keys: Sequence[Key] | None = None,
     keep_graph: bool = False,
 ) -> RolloutForest:
-    """Draws one group of images for each prompt by the plan.
+    """Draws images for each prompt by the plan: one group, or `plan.groups` of them.
 
     Args:
         policy: the backbone with the weights to sample from.
-        prompts: one for each group; a prompt may occur more than once.
-        plan: what each denoising step does, the same for all groups.
+        prompts: the plan is run once for each; a prompt may occur more than once.
+        plan: what each denoising step does, the same for all prompts.
         seed: determines all noise, together with the iteration, the prompt and the node.
         iteration: the number of the training iteration.
         reduction: how log-densities are reduced over latent dimensions.
         micro_batch: the most rows in one model call; None for all rows of a step.
         progress: of the training, from 0 to 1; the forest carries it to the objective.
-        keys: the noise keys of the groups, for prompts that are shared between ranks; `group_keys(prompts)` by default.
+        keys: the noise keys of the prompts, for prompts that are shared between ranks; `group_keys(prompts)` by default.
         keep_graph: whether scored rows are evaluated with their graph, which the forest keeps for the first update
-            (`RolloutForest.live_velocity`). The numbers are the same; the memory is that of a training pass over all rows.
+            (`RolloutForest.live_velocity`). The numbers are the same; the memory is that of a training pass over all rows. With
+            side branches no graph is kept.
 
     Returns:
-        The forest of G = len(prompts) groups, without rewards.
+        The forest of G = len(prompts) * plan.groups groups, without rewards.
 
     Raises:
         UserError: there are no prompts.
@@ -57,48 +58,50 @@ def rollout(
     keys = group_keys(prompts) if keys is None else keys
     sigmas = policy.sigmas(plan.schedule_indices[-1])[list(plan.schedule_indices)]
     conditioning = policy.encode(list(prompts))
-    groups = len(prompts)
+    keep_graph = keep_graph and not plan.sides  # a call would keep that of rows that are not scored
 
     def noise(node: str, branches: int) -> Tensor:
         row_keys = [(seed, iteration, *key, node, b) for key in keys for b in range(branches)]
         return normal(row_keys, policy.latent_shape, policy.device)
 
-    forest = ForestBuilder()
-    live = Branches.at_roots(noise("root", plan.roots), groups)
     finite = FiniteChecks(sigmas, policy.dtype)
     with_graph: list[Tensor] = []
-    for t, step in enumerate(plan.steps):
-        sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
-        kept = keep_graph and step.stochastic and step.scored
+
+    def evaluate(t: int, x: Tensor, group: Tensor) -> Tensor:
+        kept = keep_graph and plan.moves[t].scored
         with torch.set_grad_enabled(kept):
-            velocity = predict(policy, live.x, sigma, conditioning, live.group, micro_batch)
+            velocity = predict(policy, x, float(sigmas[t]), conditioning, group, micro_batch)
         if kept:
             with_graph.append(velocity)
             velocity = velocity.detach()
+        finite.add_velocity(velocity)
+        return velocity
+
+    def take(m: int, x: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, Tensor]:
+        step = plan.moves[m].step
         if not step.stochastic:
-            live = live.moved(flow.unchecked_step(live.x, velocity, sigma, sigma_next, 0.0, "ode").x_next)
-            finite.add(velocity, live.x)
-            continue
+            drawn = flow.unchecked_step(x, velocity, sigma, sigma_next, 0.0, "ode")
+            finite.add_state(drawn.x_next)
+            return drawn.x_next, drawn.log_prob
         drawn = flow.unchecked_step(
-            live.x.repeat_interleave(step.children, 0),
+            x.repeat_interleave(step.children, 0),
             velocity.repeat_interleave(step.children, 0),
             sigma,
             sigma_next,
             step.eta,
             step.rule,
-            noise=noise(f"step {t}", plan.branches_before(t + 1)) * step.noise_scale,
+            noise=noise(f"step {m}", plan.branches_at(m + 1)) * step.noise_scale,
             reduction=reduction,
         )
-        finite.add(velocity, drawn.x_next, drawn.log_prob)
-        if step.scored:
-            live = forest.add_step(live, t, step, sigma, sigma_next, velocity, drawn.x_next, drawn.log_prob)
-        else:
-            live = live.moved(drawn.x_next, step.children)
+        finite.add_state(drawn.x_next, drawn.log_prob)
+        return drawn.x_next, drawn.log_prob
+
+    forest, leaves, paths = grow(plan, noise("root", plan.roots), len(prompts), sigmas, evaluate, take)
     finite.check()
     built = forest.build(
-        live.kept(forest),
-        live.path,
-        prompts=prompts,
+        leaves,
+        paths,
+        prompts=[prompt for prompt in prompts for _ in range(plan.groups)],
         plan=plan,
         sigmas=sigmas,
         reduction=reduction,
@@ -191,7 +194,7 @@ def sample(
 
 
 class FiniteChecks:
-    """Notes for each step whether its tensors are finite, and looks at the answers once, after the last step.
+    """Notes for each model call whether its tensors are finite, and looks at the answers once, after the last step.
 
     The answers stay on the device until then, since reading one would wait for the model.
     """
@@ -200,15 +203,25 @@ class FiniteChecks:
         self.sigmas, self.dtype = sigmas, dtype
         self.answers: list[Tensor] = []
 
-    def add(self, velocity: Tensor, state: Tensor, log_prob: Tensor | None = None) -> None:
-        """Notes one step: the velocity, the state after it and, of a stochastic step, its log-density."""
+    def add(self, velocity: Tensor, state: Tensor) -> None:
+        """Notes the velocity of the next model call and the only state that it leads to."""
+        self.add_velocity(velocity)
+        self.add_state(state)
+
+    def add_velocity(self, velocity: Tensor) -> None:
+        """Notes the velocity of the next model call."""
+        finite = torch.isfinite(velocity).all()
+        self.answers.append(torch.stack([finite, torch.ones_like(finite)]))
+
+    def add_state(self, state: Tensor, log_prob: Tensor | None = None) -> None:
+        """Notes a state that a step from the last call leads to and, of a stochastic step, its log-density."""
         after = torch.isfinite(state).all()
         if log_prob is not None:
             after = after & torch.isfinite(log_prob).all()
-        self.answers.append(torch.stack([torch.isfinite(velocity).all(), after]))
+        self.answers[-1][1] &= after
 
     def check(self) -> None:
-        """Raises NonFiniteError for the first step whose velocity, or next state with its density, is not finite."""
+        """Raises NonFiniteError for the first call whose velocity, or next state with its density, is not finite."""
         for t, (velocity, after) in enumerate(torch.stack(self.answers).tolist()):
             if not (velocity and after):
                 tensor = "next state or its density" if velocity else "velocity"

@@ -1,8 +1,9 @@
 """The rollout forest: the one structure that holds a rollout and that objectives read.
 
 It is a forest of denoising states. A state is kept only where it is needed: parents and children of stochastic edges, and
-leaves. Independent rollouts are a forest whose trees are chains. Letters in shapes: G groups (prompts), K leaves of a group,
-S stochastic steps that are scored, N kept states (nodes), R distinct parents (replay rows), E edges.
+leaves. Independent rollouts are a forest whose trees are chains. Letters in shapes: G groups, K leaves of a group, S scored
+stochastic steps on the path to a leaf, N kept states (nodes), R distinct parents (replay rows), E edges. A group is what images
+are compared in: all images of a prompt, or those of one class where the plan's side branches say so.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class RolloutForest:
 
     Attributes:
         prompts: the prompt of each group.
-        plan: the plan that all groups share.
+        plan: the plan that all prompts share.
         seed: the seed of the rollout's noise.
         update: how many updates the rollout has already served; the engine sets it.
         iteration: the number of the rollout in the training.
@@ -33,11 +34,11 @@ class RolloutForest:
         reduction: how log-densities are reduced over latent dimensions.
         states: float32 [N, *latent].
         rows: int64 [R], the node of each replay row, i.e. each distinct parent of a stochastic edge.
-        row_group: int64 [R], the group of each replay row.
-        row_step: int64 [R], its step in the plan.
+        row_group: int64 [R], the group of each replay row; the first of them for a state whose leaves are in several groups.
         row_velocity: float32 [R, *latent], the velocity that the behaviour policy predicted there.
         edge_row: int64 [E], non-decreasing: the parent of each edge as an index into `rows`.
         edge_child: int64 [E], its child as an index into `states`.
+        edge_step: int64 [E], its step, an index into `Plan.moves`; without side branches that in `Plan.steps`.
         edge_sigma: float32 [E], the position in the noise schedule before the edge.
         edge_sigma_next: float32 [E], the position after the edge.
         edge_eta: float32 [E], how much noise the edge's step draws.
@@ -46,10 +47,12 @@ class RolloutForest:
         leaf_edges: int64 [G * K, S], the edges on the path to each leaf in the order of steps.
         trained: bool [R], the replay rows at which the policy is evaluated in training; None for all. The others keep
             `row_velocity` as a constant: they cost no model row and get no gradient.
-        sigmas: float32 [T + 1], sigma before each step of the plan and at its end; empty if unknown.
+        sigmas: float32 [T + 1], sigma at each model call of the plan and at its end; empty if unknown.
         schedule_shift: the shift of the backbone's schedule.
         rewards: float64 [G * K], filled after scoring; NaN where an image could not be scored.
         scores: for each reward of the task its scores, float64 [G * K], before they were weighted into `rewards`.
+        bonuses: what keepers of diversity added to `rewards`, before it was weighted, float64 [G * K] each.
+        left_out: how many images with a reward a keeper leaves out; their `rewards` are NaN.
         standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
         live_velocity: `row_velocity` with the graph of the policy's parameters, where the rollout kept it; the first update
             takes it, see `take_live_velocity`.
@@ -62,10 +65,10 @@ class RolloutForest:
     states: Tensor
     rows: Tensor
     row_group: Tensor
-    row_step: Tensor
     row_velocity: Tensor
     edge_row: Tensor
     edge_child: Tensor
+    edge_step: Tensor
     edge_sigma: Tensor
     edge_sigma_next: Tensor
     edge_eta: Tensor
@@ -80,6 +83,8 @@ class RolloutForest:
     schedule_shift: float = 1.0
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
+    bonuses: dict[str, Tensor] = field(default_factory=dict)
+    left_out: int = 0
     standardised: bool = False
     live_velocity: Tensor | None = field(default=None, repr=False)
 
@@ -107,8 +112,8 @@ class RolloutForest:
             leaves=shifted("leaves", states),
             leaf_edges=shifted("leaf_edges", [len(part.old_log_prob) for part in parts]),
             states=together("states"),
-            row_step=together("row_step"),
             row_velocity=together("row_velocity"),
+            edge_step=together("edge_step"),
             edge_sigma=together("edge_sigma"),
             edge_sigma_next=together("edge_sigma_next"),
             edge_eta=together("edge_eta"),
@@ -149,18 +154,22 @@ class RolloutForest:
     @property
     def row_sigma(self) -> Tensor:
         """The sigma of each replay row, float32 [R]."""
-        first_edge = torch.searchsorted(self.edge_row, torch.arange(len(self.rows), device=self.edge_row.device))
-        return self.edge_sigma[first_edge]
+        return self.edge_sigma[self._first_edge]
+
+    @property
+    def row_step(self) -> Tensor:
+        """The step of the first edge that leaves each replay row, int64 [R]."""
+        return self.edge_step[self._first_edge]
+
+    @property
+    def _first_edge(self) -> Tensor:
+        """The first edge that leaves each replay row, int64 [R]."""
+        return torch.searchsorted(self.edge_row, torch.arange(len(self.rows), device=self.edge_row.device))
 
     @property
     def edge_group(self) -> Tensor:
         """The group of each edge, int64 [E]."""
         return self.row_group[self.edge_row]
-
-    @property
-    def edge_step(self) -> Tensor:
-        """The step of each edge in the plan, int64 [E]."""
-        return self.row_step[self.edge_row]
 
     @property
     def leaf_prompts(self) -> list[str]:

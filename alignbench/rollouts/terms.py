@@ -222,12 +222,12 @@ def _moments(forest: RolloutForest, edges: slice, x: Tensor, velocity: Tensor) -
     """The mean and the standard deviation of some edges, each by the rule of its step."""
     steps = forest.edge_step[edges].tolist()
     numbers = forest.edge_sigma[edges], forest.edge_sigma_next[edges], forest.edge_eta[edges]
-    rules: set[Rule] = {forest.plan.steps[t].rule for t in set(steps)}
+    rules: set[Rule] = {forest.plan.moves[t].step.rule for t in set(steps)}
     if len(rules) <= 1:  # with no edges, use any rule so that the empty result still has a grad_fn
         return flow.moments(x, velocity, *numbers, rules.pop() if rules else "sde")
     mean, std = x.new_zeros(x.shape), x.new_zeros(len(x), *[1] * (x.ndim - 1))
     for rule in sorted(rules):
-        of_rule = torch.tensor([forest.plan.steps[t].rule == rule for t in steps], device=x.device).nonzero()[:, 0]
+        of_rule = torch.tensor([forest.plan.moves[t].step.rule == rule for t in steps], device=x.device).nonzero()[:, 0]
         sigma, sigma_next, eta = (n[of_rule] for n in numbers)
         m, s = flow.moments(x[of_rule], velocity[of_rule], sigma, sigma_next, eta, rule)
         mean, std = mean.index_copy(0, of_rule, m), std.index_copy(0, of_rule, s)

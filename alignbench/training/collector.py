@@ -16,6 +16,7 @@ from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import ScorerError
 from alignbench.evaluation.evaluate import MetricSuite
+from alignbench.keepers.bonuses import Bonuses, concentrated
 from alignbench.records.record import Budget
 from alignbench.rollouts.executor import decode, rollout
 from alignbench.rollouts.forest import RolloutForest
@@ -26,6 +27,8 @@ from alignbench.runtime.processes import Processes
 from alignbench.sampler import Sampler
 
 Item = TypeVar("Item")
+BONUS = "bonus of "
+"""What the names of bonuses begin with among scores."""
 Scores = dict[str, np.ndarray]
 """Reward -> its score of each image, float64 [N]."""
 
@@ -67,6 +70,7 @@ class Collector:
     ) -> None:
         self.config, self.prompts, self.policy, self.sampler = config, prompts, policy, sampler
         self.suite, self.processes, self.micro_batch = suite, processes, micro_batch
+        self.keepers, self.bonuses = config.keepers, Bonuses(config.keepers)
 
     def collect(
         self,
@@ -137,7 +141,7 @@ class Collector:
                 forest = self._rollout(plan, own_prompts, own_keys, iteration, progress, keep_graph=keep_graph)
             with timed(budget, "decode"):
                 images = self._decode(forest)
-            score = partial(self.suite.score, images, forest.leaf_prompts, when=f"in iteration {iteration}")
+            score = partial(self._scores, images, forest, f"in iteration {iteration}")
             with timed(budget, "score"):
                 if pending:
                     on_all_ranks(lambda: self._result(pending[-1], iteration))  # a scorer has one request at a time
@@ -146,11 +150,16 @@ class Collector:
         with timed(budget, "score"):
             results = on_all_ranks(lambda: [self._result(future, iteration) for future in pending])
         budget.model_rows_rollout += plan.model_rows(len(prompts))
-        own_scores = {name: np.concatenate([part[name] for part in results]) for name in self.suite.rewards}
+        own_scores = {name: np.concatenate([part[name] for part in results]) for name in results[0]}
         return (
             RolloutForest.joined(forests).gathered(self.processes),
             {name: torch.cat(self.processes.all_gather(torch.from_numpy(s))).numpy() for name, s in own_scores.items()},
         )
+
+    def _scores(self, images: np.ndarray, forest: RolloutForest, when: str) -> Scores:
+        """The scores of each reward, and the bonuses of keepers under names of their own."""
+        bonuses = self.bonuses.measure(images, forest.leaf_latents, forest.prompts, when=when)
+        return self.suite.score(images, forest.leaf_prompts, when=when) | {BONUS + name: v for name, v in bonuses.items()}
 
     def _result(self, future: "Future[Scores]", iteration: int) -> Scores:
         limit = self.config.scorer_timeout
@@ -181,7 +190,7 @@ class Collector:
                 keep_graph=keep_graph and replay_rows <= (micro_batch or replay_rows),
             )
 
-        rows = max(replay_rows, len(prompts) * plan.branches_before(len(plan.steps) - 1))
+        rows = max(replay_rows, len(prompts) * max(plan.rows_of_calls))
         forest = self.micro_batch.fit(
             lambda limit: self.processes.on_all_ranks(partial(within, limit), calls_model=True), lambda: rows
         )
@@ -202,8 +211,10 @@ class Collector:
         return self.micro_batch.fit(within, lambda: len(latents))
 
     def _fill_rewards(self, forest: RolloutForest, results: Scores, budget: Budget) -> None:
-        """Fills `forest.scores` with the scores of each reward, and `forest.rewards` with their weighted sum."""
-        scores = {name: forest.by_group(torch.from_numpy(score)) for name, score in results.items()}
+        """Fills `forest.scores` with the scores of rewards, and `forest.rewards` with their weighted sum and bonuses."""
+        every = {name: forest.by_group(torch.from_numpy(score)) for name, score in results.items()}
+        scores = {name: every[name] for name in self.suite.rewards}
+        bonuses = {name.removeprefix(BONUS): values for name, values in every.items() if name.startswith(BONUS)}
         weights, normalise = self.suite.weights, self.config.normalise_rewards
         total = groups.total(scores, weights, normalise=normalise)
         budget.decoded += len(forest.leaves)
@@ -211,7 +222,12 @@ class Collector:
         budget.failed_scores += int(sum(raw.isnan().sum() for raw in scores.values()))
         if bool(total.isnan().all()):
             raise ScorerError(f"no image of iteration {forest.iteration} could be scored")
-        forest.rewards = total.flatten().to(self.policy.device)
+        shaped = self.bonuses.added(total, bonuses)
+        if self.keepers.reward_share < 1:
+            shaped = concentrated(shaped, self.keepers.reward_share)
+        forest.left_out = int(shaped.isnan().sum() - total.isnan().sum())
+        forest.rewards = shaped.flatten().to(self.policy.device)
+        forest.bonuses = {name: values.flatten().to(self.policy.device) for name, values in bonuses.items()}
         forest.standardised = groups.standardises(weights, normalise=normalise)
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
@@ -247,9 +263,10 @@ def reward_numbers(forest: RolloutForest) -> dict[str, float]:
     latents = forest.leaf_latents.reshape(forest.groups, forest.group_size, -1)
     return {
         **{f"reward_{name}": float(raw.nanmean()) for name, raw in forest.scores.items()},
+        **{name: float(values.abs().mean()) for name, values in forest.bonuses.items()},
         "reward": float(rewards.nanmean()),
         "reward_std_in_group": float(groups.deviation(rewards).mean()),
         "zero_std_ratio": float((~groups.has_distinct_rewards(rewards)).float().mean()),
-        "failed_scores": int(rewards.isnan().sum()),
+        "failed_scores": int(rewards.isnan().sum()) - forest.left_out,
         "rollout_lgmd": float(torch.stack([groups.lgmd(z) for z in latents]).mean()),
     }

@@ -124,6 +124,7 @@ class _PairRun:
         self.sampler = load_configured_sampler(config)
         self.plan = self.sampler.plan(0.0, np.random.default_rng(0))
         _check_fit(self.objective, self.sampler, self.plan)
+        _check_keepers(config, self.objective)
         self.prompts = PromptSets(self.task, config)
         _check_validation(config, self.objective, self.task, self.prompts)
         self.stop: StopRecord | None = None
@@ -153,7 +154,8 @@ class _PairRun:
             self.console.status(f"checking the images of {len(trainer.pairs)} pairs")
             check_pairs(self.processes.share(trainer.pairs), self.policy.check_image)
         training_prompts = [pair.prompt for pair in trainer.pairs] or prompts
-        self.policy.prepare([*training_prompts, *self.prompts.evaluation, *self.prompts.validation])
+        data_prompts = trainer.updater.data.prompts if trainer.updater.data else []
+        self.policy.prepare([*training_prompts, *self.prompts.evaluation, *self.prompts.validation, *data_prompts])
 
     def run(self, resume: bool) -> Result:
         """The whole run, in a folder that this process has claimed; returns its record."""
@@ -207,6 +209,7 @@ class _PairRun:
             *_ineffective_choices(self.config, self.objective),
             *_without_effect(self.config, "backbone", self.policy, self.policy.ineffective_settings()),
             *_ineffective_parts(self.config, self.objective),
+            *self.config.keepers.without_effect(),
         ]
 
     def _restore(self) -> None:
@@ -371,6 +374,8 @@ class _PairRun:
         """Rolls the trained model out once and writes the tree with its images and their scores of one reward."""
         config, trainer = self.config, self.trainer
         plan = self.sampler.plan(1.0, np.random.default_rng([config.seed, 2]))
+        if plan.sides:
+            return  # the drawing has one line of steps
 
         def roll_out() -> RolloutForest:
             return rollout(
@@ -484,6 +489,17 @@ def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:
             f"objective {objective.name} trains on stochastic steps and the plan of sampler {sampler.name} has none; "
             "choose another sampler, an objective that trains on final images, or likelihood=elbo"
         )
+
+
+def _check_keepers(config: RunConfig, objective: Objective) -> None:
+    """Raises UserError where a keeper of diversity has nothing to act on."""
+    keepers = config.keepers
+    if not (keepers.shape_rewards or keepers.data):
+        return
+    if not objective.needs.training:
+        raise UserError(f"objective {objective.name} does not train, so keepers have no effect; leave them out")
+    if keepers.shape_rewards and config.pairs:
+        raise UserError("keepers of rewards have no effect on fixed pairs, which have no rewards; leave out pairs or keepers")
 
 
 def _ineffective_choices(config: RunConfig, objective: Objective) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import NonFiniteError
+from alignbench.keepers.data_term import Data, DataTerm
 from alignbench.objective import Objective
 from alignbench.records.record import Budget
 from alignbench.rollouts.builder import planned_forest
@@ -29,6 +30,7 @@ class Updater:
         tensors: these parameters and all tensors that follow them, as a checkpoint holds them.
         ratio_deviation: the largest |ratio - 1| of any first update after a rollout.
         gradients: what was measured of the parts of the loss, for each update of the first iterations that had a gradient.
+        data: where the images of the data term come from; None without that keeper.
         partially_updated: whether an iteration failed during its updates; no checkpoint is written until one is restored.
     """
 
@@ -46,6 +48,9 @@ class Updater:
         optimizer = torch.optim.AdamW(parameter_groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
         ema = EMA(list(policy.parameters()), config.ema.decay, config.ema.every) if config.ema else None
         behaviour = self.policy_values() if objective.needs.behaviour_is_ema else None
+        weight = config.keepers.data
+        self.data = Data(config.keepers, policy, config.seed) if weight else None
+        self.data_term = DataTerm(weight)
         self.tensors = TrainedTensors(policy.trainable(), optimizer, ema, objective, behaviour=behaviour)
         self.ratio_deviation = 0.0
         self.gradients: list[dead_terms.Measured] = []
@@ -86,11 +91,16 @@ class Updater:
         updates, behaviour = self.config.updates_per_rollout, self.tensors.behaviour
         if behaviour is None and self.objective.needs.behaviour and updates > 1:
             behaviour = self.policy_values()
+        data = self._data(forest, budget)
         for update in range(updates):
             has_moved = update > 0 or self.tensors.behaviour is not None
             result = self._backward(forest, update, behaviour if has_moved else None)
             budget.model_rows_train += result.forward_rows
             budget.replay_rows += result.rows
+            if data is not None:
+                of_data = self._add_data_term(data, update)
+                budget.model_rows_train += of_data.forward_rows
+                numbers |= {"loss_data": of_data.loss}
             if "log_prob" in result.terms and len(result.terms["log_prob"]):
                 deviation = float(torch.expm1(log_ratio(result.terms, forest)).abs().max())
                 if update == 0:
@@ -103,6 +113,34 @@ class Updater:
         numbers |= self._follow(budget)
         self._measure_parts(first_terms, forest)
         return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
+
+    def _data(self, forest: RolloutForest, budget: Budget) -> RolloutForest | None:
+        """The data that a keeper trains on beside the rollout, if there is one."""
+        if self.data is None:
+            return None
+        budget.model_rows_rollout += self.data.model_rows(forest)
+        make = self.data.forest
+        rows = self.config.keepers.data_images
+        return self.micro_batch.fit(
+            lambda limit: self.processes.on_all_ranks(lambda: make(forest, limit), calls_model=True), lambda: rows
+        )
+
+    def _add_data_term(self, data: RolloutForest, update: int) -> engine.Backward:
+        """Adds the gradient of the data term to that of the objective."""
+        kept = [p.grad for p in self.parameters]
+
+        def within(micro_batch: int | None) -> engine.Backward:
+            for parameter in self.parameters:  # what other ranks have added to a gradient is not added twice
+                parameter.grad = None
+            return engine.backward(
+                self.policy, self.data_term, data, update=update, micro_batch=micro_batch, processes=self.processes
+            )
+
+        result = self.micro_batch.fit(within, lambda: len(data.leaves))
+        for parameter, gradient in zip(self.parameters, kept, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return result
 
     def _measure_parts(self, terms_of_updates: Sequence[Terms], forest: RolloutForest) -> None:
         """Measures the parts of the loss in the updates of one of the first rollouts; the model is not called."""

@@ -20,19 +20,30 @@ def sampler(name: str, preset: str, **settings: object) -> Sampler:
 
 
 def test_all_are_tried() -> None:
-    known = {"independent", "sliding_window", "flash", "fixed_tree", "dynamic_tree", "tree_window", "branch"}
+    known = {
+        "independent",
+        "sliding_window",
+        "flash",
+        "fixed_tree",
+        "dynamic_tree",
+        "tree_window",
+        "branch",
+        "trunk_tree",
+        "granular",
+    }
     assert known <= {name for name, _ in CASES}
 
 
 @every_case
-def test_a_plan_costs_what_it_says_in_one_call_a_step(name: str, preset: str) -> None:
+def test_a_plan_costs_what_it_says_in_one_call_for_each_place_in_the_schedule(name: str, preset: str) -> None:
     toy, made = ToyBackbone(), sampler(name, preset)
     for i, progress in enumerate((0.0, 0.5, 1.0)):
         plan = made.plan(progress, np.random.default_rng(i))
         toy.reset_counters()
         forest = rollout(toy, PROMPTS, plan, seed=i)
-        assert (toy.calls, toy.rows) == (len(plan.steps), plan.model_rows(2))
-        assert len(forest.leaves) == 2 * plan.leaves
+        assert (toy.calls, toy.rows) == (len(plan.calls), plan.model_rows(2))
+        assert len(forest.leaves) == 2 * plan.leaves == forest.groups * forest.group_size
+        assert forest.groups == 2 * plan.groups
         # Each replay row is another state.
         rows = forest.states[forest.rows].flatten(1)
         assert len(torch.unique(rows, dim=0)) == len(rows) == plan.replay_rows(2)
@@ -42,7 +53,7 @@ def test_a_plan_costs_what_it_says_in_one_call_a_step(name: str, preset: str) ->
 def test_the_last_step_draws_no_noise_and_the_schedule_ends_at_the_image(name: str, preset: str) -> None:
     for progress in (0.0, 0.5, 1.0):
         plan = sampler(name, preset).plan(progress, np.random.default_rng(0))
-        assert not plan.steps[-1].stochastic
+        assert not any(plan.moves[point - 1].step.stochastic for point, _ in plan.ends)
         assert plan.stochastic_steps
         assert float(ToyBackbone().sigmas(plan.schedule_indices[-1])[plan.schedule_indices[-1]]) == 0
 

@@ -76,7 +76,7 @@ def leaf_values(policy: ToyBackbone, behaviour: ToyNet, forest: RolloutForest) -
     velocities = [net(x, sigma, condition) for net in (policy.net, behaviour, policy.frozen)]
     collected: dict[str, list[Tensor]] = {name: [] for name in LeafValues.__dataclass_fields__}
     for i, edge in enumerate(edges):
-        step = forest.plan.steps[int(forest.row_step[rows[i]])]
+        step = forest.plan.moves[int(forest.edge_step[edge])].step
         numbers = float(sigma[i]), float(forest.edge_sigma_next[edge]), step.eta
         (mean, std), (old, _), (ref, _) = (gaussian_step(step.rule, x[i], v[i], *numbers) for v in velocities)
         size = x[i].numel() if forest.reduction == "mean" else 1

@@ -23,8 +23,10 @@ SMALL: dict[str, dict[str, object]] = {
     "flash": {"steps": 7, "group_size": 4, "window": 2},
     "tree_window": {"steps": 6, "children": 2, "levels": 2},
     "branch": {"steps": 5, "children": 2, "levels": 2, "splits": (0, 2), "depth_pruning": 1},
+    "trunk_tree": {"steps": 4, "roots": 2, "children": 2, "last_branch": 1},
+    "granular": {"steps": 5, "children": 4, "last_branch": 1},
 }
-"""Settings with which each sampler draws groups of four."""
+"""Settings with which each sampler draws groups of four; the last two draw several groups for each prompt."""
 REWARDS = [[0.5, 2.0, -1.0, 0.25], [1.0, 0.0, 0.0, 3.5]]
 MICRO_BATCHES = (1, 3, None)
 
@@ -62,8 +64,8 @@ def drawn(
     behaviour = snapshot(toy)
     forest = rollout(toy, PROMPTS, plan, seed=4, iteration=3, reduction=reduction)
     forest.rewards = torch.arange(len(forest.leaves)) % 5 / 2  # of a sampler that was dropped in
-    if rewards is not None or plan.leaves == 4:
-        forest.rewards = torch.tensor(rewards or REWARDS).flatten()
+    if rewards is not None or forest.group_size == 4:
+        forest.rewards = torch.tensor(rewards or REWARDS * plan.groups).flatten()
     if move:
         toy.nudge(move, seed=2)
     return toy, behaviour, forest

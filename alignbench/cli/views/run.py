@@ -212,6 +212,8 @@ def _cost_table(forecast: "Forecast") -> Table:
     table.add_row(
         "model evaluations of one update", f"{forecast.replay_rows:,.0f}", updates + (extras and f"; more for {extras}")
     )
+    if forecast.data_rows:
+        table.add_row("model evaluations for the data term", f"{forecast.data_rows:,.0f}", "keepers.data")
     table.add_row("images to decode and score", f"{forecast.images:,}", "")
     return table
 

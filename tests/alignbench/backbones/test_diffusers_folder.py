@@ -45,6 +45,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "flash": {"group_size": 4, "window": 2},
     "tree_window": {"levels": 2, "children": 2},
     "branch": {"levels": 2, "children": 2, "splits": [0, 2]},
+    "trunk_tree": {"children": 2, "last_branch": 1},
+    "granular": {"children": 4, "last_branch": 0},
 }
 SCHEDULE = "scheduler/scheduler_config.json"
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -116,6 +116,34 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
         "decay_rate": 0.0075, "decay_start": 75, "decay_max": 0.999, "std": "batch", "draws": 9, "times": "steps", "parts": 2,
         "flat_groups": "keep",
     },
+    ("sd3", "diffusion_nft"): {
+        "prompts_per_iteration": 48, "updates_per_rollout": 2, "lr": 3e-4, "steps": 10, "group_size": 24, "guidance": 1,
+        "beta": 0.1, "decay_rate": 0.0075, "decay_start": 75, "decay_max": 0.999, "std": "batch", "draws": 9, "parts": 2,
+    },
+    ("sd3", "awm"): {
+        "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 14, "group_size": 24, "stochastic_share": 0,
+        "guidance": 1, "weight": "ghuber", "std": "batch", "adv_clip": 5, "kl_beta": 3e-3, "ema_beta": 1, "decay_rate": 1e-3,
+        "decay_max": 0.3, "ratio": "none", "draws": 6, "times": "steps",
+    },
+    ("sd3", "dgpo"): {
+        "updates_per_rollout": 1, "lr": 3e-4, "sampler": "independent", "steps": 10, "group_size": 16, "stochastic_share": 0,
+        "beta": 100, "std": "batch", "kl_beta": 0.02, "clip": 1e-2, "decay_rate": 1e-3, "decay_max": 0.3,
+        "drawn_by": "average", "draws": 4, "times": "steps",
+    },
+    ("sd3", "crd"): {
+        "prompts_per_iteration": 48, "updates_per_rollout": 2, "sampler": "independent", "steps": 10, "group_size": 24,
+        "stochastic_share": 0, "guidance": 1, "beta": 0.1, "anchor": "average", "adv_clip": 5, "kl_beta": 0.1,
+        "kl_floor": 1e-4, "decay_first": 0.25, "decay_rate": 5e-3, "decay_max": 0.999, "draws": 10, "times": "steps",
+    },
+    ("sd3", "ram"): {
+        "sampler": "independent", "steps": 20, "group_size": 8, "stochastic_share": 0, "beta": 100, "reward_scale": "batch",
+        "centre": "average", "decay_rate": 0.01, "decay_max": 0.9, "draws": 4,
+    },
+    ("flux", "diffusion_nft"): {"steps": 10, "group_size": 24, "stochastic_share": 0, "decay_start": 75},
+    ("flux", "awm"): {"steps": 14, "group_size": 24, "stochastic_share": 0, "kl_beta": 0.4, "draws": 6},
+    ("flux", "dgpo"): {"steps": 10, "group_size": 16, "stochastic_share": 0, "beta": 100},
+    ("flux", "crd"): {"steps": 10, "group_size": 24, "stochastic_share": 0, "draws": 10},
+    ("flux", "ram"): {"steps": 20, "group_size": 8, "stochastic_share": 0, "beta": 100},
     ("sd3", "ddpo"): {
         "prompts_per_iteration": 32, "updates_per_rollout": 4, "lr": 3e-4, "sampler": "independent", "steps": 10,
         "group_size": 8, "clip": 1e-4, "buffer": 32, "min_count": 16,
@@ -180,8 +208,10 @@ KIN: dict[str, dict[str, Any]] = {
         "credit": "depth",
         "clip": 1e-3,
     },
+    "trunk_tree": {"roots": 4, "children": 6, "std": "group", "step_weight": "noise", "kl_beta": 0.004, "kl": "exact"},
+    "granular": {"children": 12, "last_branch": 7, "strides": (1, 2), "std": "group", "std_correction": 1},
 }
-"""sampler -> what the code of MixGRPO, MixGRPO-Flash, TreeGRPO and BranchGRPO has, which are grpo on these samplers."""
+"""sampler -> what the code of MixGRPO, MixGRPO-Flash, TreeGRPO, BranchGRPO, TempFlow-GRPO and G2RPO has, which are grpo."""
 
 
 @pytest.mark.parametrize("sampler", KIN)

@@ -102,6 +102,18 @@ def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
     assert found == 16 + 2 * (6 * 10 + 6) + 800
 
 
+def test_data_of_keepers_take_rows_and_seconds(tmp_path: Path) -> None:
+    keepers = {"data": 0.1, "data_images": 5, "data_from": "base"}
+    config = toy_config(write_task(tmp_path), objective="grpo", keepers=keepers, updates_per_rollout=2, micro_batch=4)
+    without = config.model_copy(update={"keepers": type(config.keepers)()})
+    made = load_objective("grpo")
+    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0)
+    seconds = [seconds_per_iteration(c, rows_per_iteration(c, made), pace, made.needs) for c in (config, without)]
+    # Five images of four steps are drawn; in both updates two microbatches need each row twice.
+    assert seconds[0] - seconds[1] == 5 * 4 + 2 * 5 * (10 + 1)
+    assert forecast(config).data_rows == 5 * 4 + 2 * 2 * 5
+
+
 def test_rows_without_guidance_have_a_pace_of_their_own(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective={"name": "dpo"}, updates_per_rollout=2)
     made = load_objective("dpo")

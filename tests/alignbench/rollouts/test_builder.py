@@ -14,10 +14,11 @@ def test_a_split_and_a_scored_step_give_shared_and_own_edges() -> None:
     live = Branches.at_roots(torch.tensor([[1.0]]), groups=1)
     for t, (x, children) in enumerate([([[2.0], [3.0]], 2), ([[4.0], [5.0]], 1)]):
         states = torch.tensor(x)
-        rows = builder.add_rows(live.kept(builder), live.group, t, torch.zeros_like(live.x, dtype=torch.float64))
+        rows = builder.add_rows(live.kept(builder), live.group, torch.zeros_like(live.x, dtype=torch.float64))
         nodes = builder.add_states(states)
         parents = rows.repeat_interleave(children)
-        edges = builder.add_edges(parents, nodes, 1.0 - t / 2, 0.5 - t / 2, 0.7, states[:, 0])
+        numbers = torch.tensor([1.0 - t / 2, 0.5 - t / 2, 0.7]).expand(len(nodes), 3)
+        edges = builder.add_edges(parents, nodes, torch.full_like(nodes, t), numbers, states[:, 0])
         live = live.along(edges, states, nodes, children)
     plan = Plan((Step("cps", 0.7, 2), Step("cps", 0.7)))
     forest = builder.build(live.kept(builder), live.path, prompts=["a"], plan=plan, sigmas=torch.tensor([1.0, 0.5, 0.0]))

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from alignbench import Plan, Step, UserError
-from alignbench.rollouts.plan import Rule
+from alignbench.rollouts.plan import Rule, Side
 from tests.support.toys import MIXED, chains, tree
 
 
@@ -130,3 +130,55 @@ def test_a_plan_without_roots_or_steps_is_refused() -> None:
         Plan((Step(),), roots=0)
     with pytest.raises(UserError, match="at least one root and one step, got 1 and 0"):
         Plan(())
+
+
+def trunk(*sides: Side, steps: int = 2) -> Plan:
+    return Plan((Step(),) * steps, sides=sides)
+
+
+NOISY = Step("cps", 0.5, 2)
+
+
+def test_two_classes_of_branches_with_noise_of_their_own_can_leave_one_state() -> None:
+    # One state at step 1 serves two quiet and three loud branches; the loud ones skip a step.
+    quiet = Side(1, (Step("sde", 0.3, 2), Step(), Step()))
+    loud = Side(1, (Step("sde", 0.9, 3), Step(stride=2)))
+    made = trunk(quiet, loud, steps=1)
+    assert (made.leaves, made.groups, made.path_length) == (5, 1, 1)
+    assert made.rows_of_calls == (1, 1, 5, 2)
+    assert (made.model_rows(2), made.replay_rows(2)) == (18, 2)
+
+
+def test_a_line_that_reaches_the_image_has_images_beside_those_of_its_sides() -> None:
+    # The line's own step at 0 is scored like that of its side, so that all paths have one scored step.
+    made = Plan((NOISY, Step(), Step()), roots=2, sides=(Side(0, (NOISY, Step(stride=2)), group=1),))
+    assert (made.leaves, made.groups, made.rows_of_calls) == (8, 2, (2, 8, 4))
+    assert made.splits == (0,)
+
+
+@pytest.mark.parametrize(
+    ("sides", "sentence"),
+    [
+        ((Side(3, (NOISY, Step())),), "a side branch leaves before step 3 of a line that has 2 steps"),
+        ((Side(-1, (NOISY, Step())),), "a side branch leaves before step -1"),
+        ((Side(1, ()), Side(0, (NOISY,))), "a side branch of a plan needs at least one step"),
+        ((Side(1, (NOISY,)), Side(0, (NOISY, Step(), Step()))), "stops at step 2 of the schedule, before its end at 3"),
+        ((Side(2, (NOISY, Step()), group=1),), r"numbered from 0 without a gap, got \[1\]"),
+        (
+            (Side(2, (NOISY, Step())), Side(2, (Step("cps", 0.5, 3), Step()), group=1)),
+            r"the same number of images, got \[2, 3\]",
+        ),
+        ((Side(2, (NOISY, Step())), Side(2, (Step(), Step()))), r"the same number of scored steps, got \[0, 1\]"),
+    ],
+)
+def test_side_branches_that_cannot_be_run_or_compared_are_refused(sides: tuple[Side, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        trunk(*sides)
+
+
+def test_side_branches_have_no_independent_counterpart() -> None:
+    made = trunk(Side(2, (NOISY, Step())))
+    with pytest.raises(UserError, match="cannot be drawn as independent rollouts"):
+        made.as_independent()
+    with pytest.raises(UserError, match="give it one root"):
+        made.from_one_noise()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from alignbench import Plan, RolloutForest, Sampler, Step, load_sampler, registry, rollout
 from alignbench.rollouts.executor import predict
 from alignbench.rollouts.noise import group_keys
+from alignbench.rollouts.plan import Side
 from alignbench.rollouts.terms import EdgeRows, edge_terms
 from tests.support.toys import ToyBackbone
 
@@ -42,6 +43,29 @@ def plans(draw: st.DrawFn) -> Plan:
     plan = Plan(tuple(steps), draw(st.integers(1, 3)))
     assume(plan.leaves <= GROUP)
     return plan
+
+
+@st.composite
+def sided_plans(draw: st.DrawFn) -> Plan:
+    """A deterministic trunk, and side branches with a scored step of any kind that are finished in one or two ways."""
+    length = draw(st.integers(2, 5))
+
+    def finish(left: int) -> tuple[Step, ...]:
+        steps: list[Step] = []
+        while left:
+            stride = draw(st.integers(1, left))
+            noisy = stride < left and draw(st.booleans())
+            steps.append(Step("sde", 0.5, draw(st.integers(1, 2)), stride, scored=False) if noisy else Step(stride=stride))
+            left -= stride
+        return tuple(steps)
+
+    sides = []
+    for at in draw(st.lists(st.integers(0, length - 2), min_size=1, max_size=3)):
+        rule: Any = draw(st.sampled_from(["sde", "dance", "cps"]))
+        first, left = Step(rule, draw(LEVELS), draw(st.integers(1, 3))), length - at - 1
+        also = tuple(Side(1, finish(left)) for _ in range(draw(st.integers(0, 1))))
+        sides.append(Side(at, (first, *finish(left)), also))
+    return Plan((Step(),) * max(side.at for side in sides), draw(st.integers(1, 2)), tuple(sides))
 
 
 @st.composite
@@ -86,6 +110,10 @@ def branches(plan: Plan) -> list[list[Branch]]:
     return live
 
 
+def is_line(plan: Plan) -> bool:
+    return not plan.sides
+
+
 def scored(plan: Plan) -> list[int]:
     return [t for t, step in enumerate(plan.steps) if step.rule != "ode" and step.scored]
 
@@ -111,8 +139,10 @@ def test_every_samplers_plan_ends_at_the_picture_with_the_leaves_it_was_asked_fo
     plan = sampler.plan(progress, np.random.default_rng(seed))
     assert plan == sampler.plan(progress, np.random.default_rng(seed))
     assert plan.schedule_indices[-1] == settings["steps"]
-    assert not plan.steps[-1].stochastic
-    assert scored(plan)
+    assert not any(plan.moves[point - 1].step.stochastic for point, _ in plan.ends)
+    assert plan.stochastic_steps
+    if plan.sides:
+        return  # hand-computed in tests/samplers
     tree = settings.get("children", 0) ** settings.get("levels", 0)
     assert plan.leaves == settings.get("group_size", tree) == len(branches(plan)[-1])
     assert len(plan.splits) == (0 if "group_size" in settings else settings["levels"])
@@ -120,7 +150,7 @@ def test_every_samplers_plan_ends_at_the_picture_with_the_leaves_it_was_asked_fo
     assert all(later - t >= settings.get("min_gap", 1) for t, later in pairwise(plan.splits))
 
 
-@given(plans() | samplers().map(lambda made: made[0].plan(0.5, np.random.default_rng(0))), PROMPTS, st.data())
+@given(plans() | samplers().map(lambda made: made[0].plan(0.5, np.random.default_rng(0))).filter(is_line), PROMPTS, st.data())
 def test_the_forest_has_the_plans_branches_in_order(plan: Plan, prompts: list[str], data: st.DataObject) -> None:
     toy, groups, live = ToyBackbone(), len(prompts), branches(plan)
     forest = rollout(toy, prompts, plan, seed=data.draw(st.integers(0, 99)))
@@ -152,6 +182,68 @@ def test_the_forest_has_the_plans_branches_in_order(plan: Plan, prompts: list[st
             assert torch.equal(reached, forest.rows[forest.edge_row[forest.leaf_edges[:, place + 1]]])
 
 
+State = tuple[tuple[int, int], ...]
+"""The root, then for each step its line and the number of the child."""
+
+
+def walk(plan: Plan) -> tuple[dict[State, int], set[State], list[tuple[int, State]], list[int]]:
+    """Follows every branch of a plan with sides by itself.
+
+    Returns:
+        The place in the schedule of each state that is evaluated, the parents of scored steps, each image with its group, and
+        the number of scored steps on the way to each.
+    """
+    end = sum(step.stride for step in plan.steps) + max(
+        (sum(s.stride for s in side.steps) - sum(s.stride for s in plan.steps[side.at :]) for side in plan.sides), default=0
+    )
+    places: dict[State, int] = {}
+    parents: set[State] = set()
+    images: list[tuple[int, State]] = []
+    lengths: list[int] = []
+    lines = iter(range(1000))
+
+    def follow(line: Any, group: int, live: list[tuple[State, int, int]]) -> None:
+        number, stops = next(lines), [live]
+        for step in line.steps:
+            places.update({state: place for state, place, _ in live})
+            counts = step.rule != "ode" and step.scored
+            parents.update(state for state, _, _ in live if counts)
+            live = [
+                ((*state, (number, child)), place + step.stride, length + counts)
+                for state, place, length in live
+                for child in range(step.children)
+            ]
+            stops.append(live)
+        for side in line.sides:
+            follow(side, side.group, stops[side.at])
+        done = [(state, length) for state, place, length in live if place == end]
+        images.extend((group, state) for state, _ in done)
+        lengths.extend(length for _, length in done)
+
+    follow(plan, 0, [(((-1, root),), 0, 0) for root in range(plan.roots)])
+    return places, parents, images, lengths
+
+
+@given(sided_plans(), PROMPTS, st.integers(0, 99))
+def test_costs_of_side_branches_are_those_of_branches_followed_one_by_one(plan: Plan, prompts: list[str], seed: int) -> None:
+    places, parents, images, lengths = walk(plan)
+    assert plan.leaves == len(images)
+    assert plan.model_rows() == len(places)
+    assert plan.replay_rows() == len(parents)
+    assert set(lengths) == {plan.path_length}
+    assert plan.schedule_indices[:-1] == tuple(sorted(set(places.values())))
+    toy = ToyBackbone()
+    forest = rollout(toy, prompts, plan, seed=seed)
+    assert (toy.calls, toy.rows) == (len(set(places.values())), len(prompts) * len(places))
+    assert len(forest.rows) == len(prompts) * len(parents)
+    assert len(forest.leaves) == len(prompts) * len(images)
+    # Each edge starts at its parent's own sigma, and is drawn by the rule and the noise of its class.
+    found = {(plan.moves[m].step.eta, float(sigma)) for m, sigma in zip(forest.edge_step, forest.edge_sigma, strict=True)}
+    sigmas = toy.sigmas(plan.schedule_indices[-1])
+    assert found == {(side.steps[0].eta, float(sigmas[side.at])) for side in plan.sides}
+    assert torch.equal(forest.edge_eta, torch.tensor([plan.moves[m].step.eta for m in forest.edge_step]))
+
+
 @given(plans(), PROMPTS, st.data())
 def test_sums_means_and_descendants_are_those_of_plain_loops(plan: Plan, prompts: list[str], data: st.DataObject) -> None:
     assume(scored(plan))
@@ -175,7 +267,7 @@ def test_sums_means_and_descendants_are_those_of_plain_loops(plan: Plan, prompts
     assert set(forest.trained.nonzero()[:, 0].tolist()) == trained
 
 
-@given(plans(), st.lists(st.sampled_from(["a", "b", "c"]), min_size=2, max_size=4), st.data())
+@given(plans() | sided_plans(), st.lists(st.sampled_from(["a", "b", "c"]), min_size=2, max_size=4), st.data())
 def test_parts_of_a_rollout_join_to_the_whole_wherever_it_is_cut(plan: Plan, prompts: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, len(prompts) - 1))))
     toy, keys = ToyBackbone(), group_keys(prompts)
@@ -195,15 +287,15 @@ def test_parts_of_a_rollout_join_to_the_whole_wherever_it_is_cut(plan: Plan, pro
     assert torch.allclose(joined.rewards, whole.rewards, atol=100 * ROUNDING)
 
 
-@given(plans(), PROMPTS, st.sampled_from(["mean", "sum"]), st.data())
+@given(plans() | sided_plans(), PROMPTS, st.sampled_from(["mean", "sum"]), st.data())
 def test_replayed_under_the_same_policy_every_importance_ratio_is_one(
     plan: Plan, prompts: list[str], reduction: Any, data: st.DataObject
 ) -> None:
-    assume(scored(plan))
+    assume(plan.stochastic_steps)
     toy = ToyBackbone()
     toy.nudge(data.draw(st.floats(0, 0.3)))
     forest = rollout(toy, prompts, plan, seed=1, reduction=reduction, micro_batch=data.draw(st.integers(1, 9)))
-    rows, conditioning = EdgeRows.of(forest), toy.encode(prompts)
+    rows, conditioning = EdgeRows.of(forest), toy.encode(forest.prompts)
     cut = data.draw(st.integers(0, len(rows)))
     parts = [part for part in (rows.part(0, cut), rows.part(cut, len(rows))) if len(part)]
     found = [edge_terms(part, predict(toy, part.x, part.sigma, conditioning, part.group)) for part in parts]

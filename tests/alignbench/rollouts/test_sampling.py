@@ -4,6 +4,7 @@ linear-Gaussian and the distribution of its leaves follows by a recursion over t
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,15 @@ WITHIN, BEYOND = 4.5, 8.0
 """Of the 1,500 z-scores here all are within 4.5 for 99 % of all seeds; a fault must stand clear of that."""
 
 
+def chains_of_leaves(plan: Plan) -> list[Plan]:
+    """The steps on the way to each image, as a rollout of its own."""
+    made = []
+    for point, _ in plan.ends:
+        steps = tuple(replace(plan.moves[m].step, children=1) for m in plan.path_to(point))
+        made += [Plan(steps)] * plan.branches_at(point)
+    return made
+
+
 def leaves(plan: Plan, seed: int = 0) -> Tensor:
     """[GROUPS, K, COPIES, 3]."""
     forest = rollout(GaussianFlow(), ["x"] * GROUPS, plan, seed=seed)
@@ -224,8 +234,48 @@ def test_every_leaf_of_every_sampler_has_the_law_of_a_rollout_on_its_own(name: s
     settings = load_config(preset="quick", options={"sampler": name}).sampler.settings
     plan = load_sampler(name, **settings).plan(progress, np.random.default_rng(0))
     drawn = leaves(plan)
-    for k in range(plan.leaves):
-        assert np.abs(z_scores(drawn[:, k].reshape(-1, 3), plan.as_independent())).max() < WITHIN
+    for k, chain in enumerate(chains_of_leaves(plan)):
+        assert np.abs(z_scores(drawn[:, k].reshape(-1, 3), chain)).max() < WITHIN
+
+
+def two_of_one_group(plan: Plan, one: int, other: int) -> tuple[Tensor, Tensor]:
+    drawn = leaves(plan).double()
+    mean = torch.tensor([distribution(ode(4), m, s)[0] for m, s in zip(MEANS, DEVIATIONS, strict=True)])
+    return drawn[:, one].reshape(-1, 3) - mean, drawn[:, other].reshape(-1, 3) - mean
+
+
+@pytest.mark.parametrize(
+    ("strides", "pair", "shared_steps"),
+    # Images of four steps: branches at step 0 (images 0, 1) and step 1 (2, 3). Two of one step share the trunk up to it, and
+    # so do two of steps 0 and 1. With strides 1 and 2, images 0 and 2 are one branch, finished twice: they share its noise.
+    [((1,), (0, 1), "root"), ((1,), (0, 2), "root"), ((1,), (2, 3), "root"), ((1, 2), (0, 2), "root and noise")],
+)
+def test_the_covariance_of_two_branches_of_a_trunk(strides: tuple[int, ...], pair: tuple[int, int], shared_steps: str) -> None:
+    plan = load_sampler("trunk_tree", steps=4, roots=1, children=2, last_branch=1, strides=strides, rule="sde").plan(
+        0.0, np.random.default_rng(0)
+    )
+    one, other = two_of_one_group(plan, *pair)
+    every = chains_of_leaves(plan)
+    for d, (m, s) in enumerate(zip(MEANS, DEVIATIONS, strict=True)):
+        slopes = [gain(every[k], m, s) for k in pair]
+        expected = slopes[0][0] * slopes[1][0]  # of the root, whose variance is 1
+        if shared_steps == "root and noise":
+            expected += slopes[0][1] * slopes[1][1]
+        deviations = [distribution(every[k], m, s)[1] for k in pair]
+        correlation = expected / (deviations[0] * deviations[1])
+        error = math.sqrt((1 + correlation**2) / (GROUPS * COPIES))
+        found = float((one[:, d] * other[:, d]).mean()) / (deviations[0] * deviations[1])
+        assert found == pytest.approx(correlation, abs=WITHIN * error)
+
+
+def gain(plan: Plan, m: float, s: float) -> tuple[float, float]:
+    """How much the image of a chain with one stochastic step moves with its root, and with the noise of that step."""
+    schedule = [1 - stop / plan.schedule_indices[-1] for stop in plan.schedule_indices]
+    root, noise = 1.0, 0.0
+    for t, step in enumerate(plan.steps):
+        a, _, std = affine(step, schedule[t], schedule[t + 1], m, s)
+        root, noise = a * root, a * noise + std
+    return root, noise
 
 
 def test_the_covariance_of_two_leaves_is_that_of_the_path_they_share() -> None:

@@ -76,6 +76,16 @@ def test_any_pair_comes_to_the_same_on_several_processes(tmp_path: Path, alone: 
         assert record(out)["environment"]["processes"] == count
 
 
+def test_keepers_of_diversity_come_to_the_same_on_two_processes(tmp_path: Path) -> None:
+    keepers = {"cluster_bonus": 0.3, "distance_bonus": 0.2, "reward_share": 0.75, "data": 0.5, "data_from": "base"}
+    task, sampler = write_task(tmp_path), {"name": "trunk_tree", **SMALL["trunk_tree"]}
+    changes = {"prompts_per_iteration": 4, "optimizer": CALM, "keepers": keepers}
+    config = toy_config(task, objective="ppo", sampler=sampler, **changes)
+    run(config, tmp_path / "alone")
+    assert ended(started(2, runs, [(config, tmp_path / "two")], said=tmp_path / "said")) == [0, 0]
+    assert_same_but_for_rounding(tmp_path / "alone", tmp_path / "two")
+
+
 def gathering(folder: Path) -> None:
     """Writes what this process has after gathering."""
     processes = join(torch.device("cpu"))

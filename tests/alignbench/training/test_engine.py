@@ -18,7 +18,7 @@ from tests.support.by_hand import LeafValues, grpo_loss, leaf_values, tmpo_loss
 from tests.support.replays import MICRO_BATCHES, REWARDS, ROUNDING, TRAINING, by_autograd, check, drawn, plan_of
 from tests.support.toys import LATENT, MIXED, PROMPTS, ToyBackbone
 
-SAMPLERS = ("independent", "fixed_tree", "dynamic_tree")
+SAMPLERS = ("independent", "fixed_tree", "dynamic_tree", "trunk_tree", "granular")
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
@@ -52,7 +52,7 @@ def test_the_gradient_of_every_pair_is_the_plain_one_at_any_micro_batch(objectiv
     toy, behaviour, forest = drawn(plan_of(sampler))
     made = prepared(objective, forest)
     rows = made.rows(forest, 1)
-    condition = toy.encode(PROMPTS)[rows.group]
+    condition = toy.encode(forest.prompts)[rows.group]
     policy, reference, old = (net(rows.x, rows.sigma, condition) for net in (toy.net, toy.frozen, behaviour))
     loss = made.loss(made.terms(rows, Velocities(policy, reference.detach(), old.detach())), forest)
     gradients = torch.autograd.grad(loss, [*toy.parameters(), *made.parameters()])
@@ -96,7 +96,7 @@ def test_tmpos_gradient_is_the_plain_one_at_any_micro_batch(
     toy, forest, values = moved(sampler)
     options = {"advantage": advantage, "ratio": ratio, "reference": reference, "clip": 0.01, "temperature": 0.5}
     # beta at iteration 3 of the default warm-up: .8 + 1.2 * 3 / 150.
-    expected = by_autograd(toy, tmpo_loss(values, REWARDS, beta=0.824, **options))  # type: ignore[arg-type]
+    expected = by_autograd(toy, tmpo_loss(values, REWARDS * forest.plan.groups, beta=0.824, **options))  # type: ignore[arg-type]
     check(toy, load_objective("tmpo", **options), forest, *expected)
 
 
@@ -106,7 +106,7 @@ def test_tmpos_gradient_is_the_plain_one_at_any_micro_batch(
 def test_grpos_gradient_is_the_plain_one_at_any_micro_batch(sampler: str, std: str, kl_beta: float) -> None:
     toy, forest, values = moved(sampler)
     options = {"clip": 0.01, "std": std, "kl_beta": kl_beta, "adv_clip": 1.2}
-    expected = by_autograd(toy, grpo_loss(values, REWARDS, **options))  # type: ignore[arg-type]
+    expected = by_autograd(toy, grpo_loss(values, REWARDS * forest.plan.groups, **options))  # type: ignore[arg-type]
     check(toy, load_objective("grpo", **options), forest, *expected)
 
 
@@ -216,7 +216,7 @@ def test_a_learnt_scalar_of_the_objective_gets_its_gradient(sampler: str, micro_
     toy.net.zero_grad()
     objective = LearntLogZ(Settings())
     found = backward(toy, objective, forest, micro_batch=micro_batch)
-    residual = (objective.log_z + values.log_prob.sum(1) - torch.tensor(REWARDS).flatten()).detach()
+    residual = (objective.log_z + values.log_prob.sum(1) - forest.rewards).detach()
     assert found.loss == pytest.approx(float((residual**2).mean()), rel=1e-5)  # float32
     assert objective.log_z.grad is not None
     assert float(objective.log_z.grad) == pytest.approx(2 * float(residual.mean()), rel=1e-5)
@@ -421,12 +421,12 @@ def test_the_rollouts_own_graph_gives_the_gradient_of_a_new_evaluation(objective
         toy = ToyBackbone()
         toy.nudge(0.1)
         forest = rollout(toy, PROMPTS, plan_of(sampler), seed=4, iteration=3, keep_graph=keep_graph)
-        forest.rewards = torch.tensor(REWARDS, dtype=torch.float64).flatten()
+        forest.rewards = torch.tensor(REWARDS * forest.plan.groups, dtype=torch.float64).flatten()
         toy.reset_counters()
         made = prepared(objective, forest)
         found = backward(toy, made, forest, on_policy=True)
         others = made.needs.reference * len(made.rows(forest, 0))
-        if keep_graph and made.replays and made.trained_leaves(forest) is None and found.rows:
+        if keep_graph and not forest.plan.sides and made.replays and made.trained_leaves(forest) is None and found.rows:
             assert toy.rows == others
             assert forest.live_velocity is None
             if "log_ratio" in found.terms:
