@@ -40,3 +40,10 @@ def test_every_module_of_the_reference_exists() -> None:
     modules = SITE["extra"]["reference"]
     assert [module for module in modules if find_spec(module) is None] == []
     assert len(modules) == len(set(modules))
+
+
+def test_the_page_of_methods_lists_the_page_of_each_method() -> None:
+    folder = ROOT / "docs" / "methods"
+    listed = (folder / "README.md").read_text(encoding="utf-8")
+    pages = sorted(page.name for page in folder.glob("*.md") if page.name != "README.md")
+    assert [page for page in pages if f"]({page})" not in listed] == []
