@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test test-lowest fuzz mutants lint bench clean help
+.PHONY: run test test-lowest fuzz mutants lint bench docs clean help
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -48,5 +48,14 @@ bench: $(READY) ## run the speed benchmarks; writes a table and a plot into resu
 		--benchmark-json=$(BENCH) $(ARGS)
 	$(BIN)/python -m tests.benchmarks.table $(BENCH)
 
+DOCS := .venv-docs
+
+docs: ## build the docs site into site/ and check its links, in a separate environment without torch
+	$(PYTHON) -m venv $(DOCS)
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		| $(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict $(ARGS)
+	$(DOCS)/bin/python docs/site/check_links.py site
+
 clean: ## remove the environments
-	rm -rf $(VENV) $(LOWEST)
+	rm -rf $(VENV) $(LOWEST) $(DOCS)

@@ -129,7 +129,9 @@ class SetMetric(Metric, ABC):
         By default the images and latents themselves are kept. A metric that embeds or detects something overrides both methods.
 
         Args:
-            images, latents, prompt: as for `measure`.
+            images: as for `measure`.
+            latents: as for `measure`.
+            prompt: as for `measure`.
         """
         return images, latents
 

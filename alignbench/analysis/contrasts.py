@@ -66,8 +66,8 @@ def values_frame(results: Results, family: Family, extra: Sequence[str] = ()) ->
         extra: further metrics; those that are not recorded are left out.
 
     Returns:
-        A row per run: setup, cell, part, objective, sampler, seed, and a column for each metric of the trained model. The base
-        model of each setup comes first, as a cell `BASE` with seed -1.
+        A row per run, with setup, cell, part, objective, sampler, seed, and a column for each metric of the trained model. The
+        base model of each setup comes first, as a cell `BASE` with seed -1.
     """
     runs = results.runs_frame
     runs = runs[runs["setup"].isin(family.setups)]
@@ -98,7 +98,7 @@ def means_frame(table: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
         metrics: the metrics.
 
     Returns:
-        A row per cell and metric: the mean with its interval, p of the difference to the base model, and `p_holm`, which is
+        A row per cell and metric, with the mean and its interval, p of the difference to the base model, and `p_holm`, which is
         corrected for all cells of the metric.
     """
     base = table[table["cell"] == BASE]

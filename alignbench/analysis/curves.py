@@ -94,8 +94,8 @@ def at_levels(curves: Sequence[RunCurve], reward: str, levels: Sequence[float], 
     """Computes the metrics of each run at each reward level, and the model rows that it took.
 
     Returns:
-        A row for each run, level and metric: method, strength, seed, level, metric, value. The value is NaN if the run does not
-        reach the level.
+        A row for each run, level and metric, with method, strength, seed, level, metric, value. The value is NaN if the run
+        does not reach the level.
 
     Raises:
         ValueError: a curve has fewer than two evaluations.
@@ -146,7 +146,7 @@ def equal_reward_differences(table: pd.DataFrame) -> pd.DataFrame:
         table: from `at_levels` with one strength per method, or from `best_strengths`.
 
     Returns:
-        A row for each level, metric and pair of methods: the difference with its interval over the seeds that reach the level
+        A row for each level, metric and pair of methods, with the difference, its interval over the seeds that reach the level
         with both methods, the numbers `reached_first` and `reached_second` of all `seeds`, p of the two-sided t test, `p_holm`
         corrected for all rows of the metric, and the number of `tests`. p is NaN if fewer than two seeds reach the level with
         both, or if their differences are equal.
@@ -174,7 +174,8 @@ class RowsToReward(NamedTuple):
     Attributes:
         method: the method.
         level: the reward level.
-        reached, seeds: the number of runs that reached the level, and of all runs.
+        reached: the number of runs that reached the level.
+        seeds: the number of all runs.
         median: model rows after which half of the runs had reached it; infinite if fewer than half ever did.
         budget: the largest number of model rows of a run.
     """

@@ -120,8 +120,8 @@ def evaluate(
         progress: whether progress is shown on stderr.
 
     Returns:
-        A row per metric: metric, value, lower, upper, n (prompts), higher_is_better, role. `frame.attrs["protocol"]` says how
-        the images were drawn.
+        A row per metric, with metric, value, lower, upper, n (prompts), higher_is_better, role. `frame.attrs["protocol"]` says
+        how the images were drawn.
 
     Raises:
         UserError: a name or a setting is wrong, or both or neither of a model and images are given.
@@ -153,7 +153,7 @@ def report(folder: str | Path, *, reward: str | None = None, diversity: str | No
         reward, diversity: metrics on the axes, in place of the default ones.
 
     Returns:
-        Name -> figure of each plot of the comparison; with several setups, `SETUP: NAME`.
+        Name -> figure of each plot of the comparison; with several setups, the setup's name and a colon precede it.
 
     Raises:
         UserError: there is no finished run, or none with such a metric.

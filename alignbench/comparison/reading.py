@@ -54,7 +54,8 @@ def read_results(folder: Path, *, reward: str | None = None, diversity: str | No
     """Every record below the folder, at any depth.
 
     Args:
-        reward, diversity: metrics that are plotted against one another, in place of each setup's first.
+        reward: the metric on the reward axis of plots, in place of each setup's first.
+        diversity: the metric on the diversity axis, in place of each setup's first.
 
     Raises:
         UserError: the folder is not there, no record in it can be read, or none has such a metric.

@@ -43,9 +43,11 @@ class RecordedRun:
     Attributes:
         folder: its folder.
         result: its record.
-        setup, cell: the names of its setup and of its cell.
+        setup: the name of its setup.
+        cell: the name of its cell.
         part: the name of its part of the comparison; empty without parts.
-        metrics, evals: its tables; None where there is none.
+        metrics: its table of training metrics; None where there is none.
+        evals: its table of scores; None where there is none.
         base_method: the name of its cell without the values of sweeps: cells with the same one are the points of a sweep.
         swept: the key of each sweep -> the value at this point; empty for a method without a sweep.
     """

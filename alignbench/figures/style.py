@@ -3,6 +3,7 @@
 The colours are those of Okabe and Ito, which colour-blind readers can distinguish.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "inline" not in os.environ.get("MPLBACKEND", ""):  # that of a notebook, which shows the figures of its cells
+    matplotlib.use("Agg")
 
 import numpy as np
 from cycler import cycler

@@ -36,7 +36,8 @@ def rollout(
         policy: the backbone with the weights to sample from.
         prompts: the plan is run once for each; a prompt may occur more than once.
         plan: what each denoising step does, the same for all prompts.
-        seed, iteration: they determine all noise, together with the prompt and the node.
+        seed: determines all noise, together with the iteration, the prompt and the node.
+        iteration: the number of the training iteration.
         reduction: how log-densities are reduced over latent dimensions.
         micro_batch: the most rows in one model call; None for all rows of a step.
         progress: of the training, from 0 to 1; the forest carries it to the objective.
@@ -168,7 +169,8 @@ def sample(
 
     Args:
         steps: denoising steps.
-        micro_batch, keys: as for `rollout`.
+        micro_batch: as for `rollout`.
+        keys: as for `rollout`.
 
     Returns:
         float32 [len(prompts) * images_per_prompt, *latent], prompt by prompt.

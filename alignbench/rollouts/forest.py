@@ -29,7 +29,8 @@ class RolloutForest:
         plan: the plan that all prompts share.
         seed: the seed of the rollout's noise.
         update: how many updates the rollout has already served; the engine sets it.
-        iteration, progress: the time of the rollout in the training; progress is 0 at its start and 1 at its end.
+        iteration: the number of the rollout in the training.
+        progress: how much of the training has been done, from 0 at its start to 1 at its end.
         reduction: how log-densities are reduced over latent dimensions.
         states: float32 [N, *latent].
         rows: int64 [R], the node of each replay row, i.e. each distinct parent of a stochastic edge.
@@ -38,7 +39,8 @@ class RolloutForest:
         edge_row: int64 [E], non-decreasing: the parent of each edge as an index into `rows`.
         edge_child: int64 [E], its child as an index into `states`.
         edge_step: int64 [E], its step, an index into `Plan.moves`; without side branches that in `Plan.steps`.
-        edge_sigma, edge_sigma_next: float32 [E], the positions in the noise schedule before and after the edge.
+        edge_sigma: float32 [E], the position in the noise schedule before the edge.
+        edge_sigma_next: float32 [E], the position after the edge.
         edge_eta: float32 [E], how much noise the edge's step draws.
         old_log_prob: float32 [E], the log-density of the child under the behaviour policy.
         leaves: int64 [G * K], indices into `states`; leaf g * K + k belongs to group g.

@@ -147,16 +147,19 @@ def edge_terms(rows: EdgeRows, velocity: Tensor, reference_velocity: Tensor | No
         reference_velocity: [R', *latent], the frozen base model's.
 
     Returns:
-        Tensors float32 [E'] for the edges that leave `rows`:
-        log_ratio: log pi(child) - log pi_old(child), from the difference of the two means; see `flow.log_ratio`.
-        log_prob: the log-density of the child under the policy.
-        drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn. This is GRPO-Guard's regulated log-ratio
-        std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
-        kl_behaviour: the KL divergence |mu - mu_old|^2 / (2 std^2) of the edge's Gaussians.
+        Tensors float32 [E'] for the edges that leave `rows`, by name.
+
+        - log_ratio: log pi(child) - log pi_old(child), from the difference of the two means; see `flow.log_ratio`.
+        - log_prob: the log-density of the child under the policy.
+        - drift_noise: (mu - mu_old) . eps, with eps the noise that was drawn. This is GRPO-Guard's regulated log-ratio
+          std (log w + |mu - mu_old|^2 / (2 std^2)), which has mean zero.
+        - kl_behaviour: the KL divergence |mu - mu_old|^2 / (2 std^2) of the edge's Gaussians.
+
         With a reference also
-        kl: the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians.
-        log_prob_reference: the log-density under the reference, without gradient.
-        log_ratio_reference: log pi(child) - log pi_ref(child), from the difference of the two means.
+
+        - kl: the KL divergence |mu - mu_ref|^2 / (2 std^2) of the edge's Gaussians.
+        - log_prob_reference: the log-density under the reference, without gradient.
+        - log_ratio_reference: log pi(child) - log pi_ref(child), from the difference of the two means.
     """
     forest, edges = rows.forest, rows.edges
     of_row = forest.edge_row[edges]
@@ -354,8 +357,8 @@ def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: T
     """The stock terms of denoising rows.
 
     Returns:
-        error: |v - (noise - x_0)|^2 averaged over latent dimensions, float32 [R'].
-        error_reference: the same with the reference's velocity, where it is given.
+        `error` is |v - (noise - x_0)|^2 averaged over latent dimensions, float32 [R']; `error_reference` is the same with the
+        reference's velocity, where it is given.
     """
     target = rows.noise - rows.x0
     terms = {"error": flow.reduce_latent((velocity.float() - target) ** 2, "mean")}
