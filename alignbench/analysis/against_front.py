@@ -107,7 +107,7 @@ def alarms_against(results: Results, run: RecordedRun, front: Front) -> list[str
     other alarms are kept, and also those about metrics that the front does not have, or at rewards that it does not reach.
     """
     metrics = run.result.metrics
-    rewards = [name for name, record in metrics.items() if record.role == "reward"]
+    rewards = [name for name in front.record.rewards if name in metrics]
     judged = judged_metrics(metrics)
     of_front = [m for m in diversity_metrics(results, run.setup, front) if m in judged and m in front.metrics]
     excess = {metric: excess_fall(results, run, front, metric) for metric in of_front}

@@ -35,6 +35,17 @@ def test_the_hypervolume_is_the_gain_times_the_diversity_above_the_least(tmp_pat
     assert list(found.by_run.values()) == pytest.approx([0.15 * 0.0, 0.05 * 0.2])
 
 
+def test_further_metrics_of_the_rewards_eval_are_no_rewards(tmp_path: Path) -> None:
+    """`ocr` measures the share of exact texts as well, which has the role of a reward and is not trained on."""
+    folders = two_runs(tmp_path)
+    for folder in folders:
+        result = read_result(folder)
+        result.metrics["ocr_exact"] = result.metrics["ocr"]
+        write_result(result, folder)
+    assert list(scores(folders, "reward").by_run.values()) == pytest.approx([0.6, 0.5])
+    assert list(scores(folders, "hypervolume").by_run.values()) == pytest.approx([0.15 * 0.0, 0.05 * 0.2])
+
+
 def test_a_metric_scores_by_its_own_direction(tmp_path: Path) -> None:
     folders = two_runs(tmp_path)
     assert list(scores(folders, "lgmd").by_run.values()) == pytest.approx([0.2, 0.4])
