@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from alignbench import registry
 from alignbench.comparison.grid import Method
 from alignbench.comparison.reading import KEYS_OUTSIDE_METHOD_IDENTITY
-from alignbench.comparison.sweeps import Pair, meaning, value_text
+from alignbench.comparison.sweeps import Pair, keys_about, meaning, value_text
 from alignbench.config.run_config import PLUGINS, Plugin, RunConfig
 from alignbench.errors import UserError
 from alignbench.files.yaml_files import parse, to_yaml
@@ -191,7 +191,7 @@ def _check_values(key: str, values: list[Any]) -> None:
 def _refuse_one_setting_twice(sweep: Mapping[str, list[Any]], pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         by_setting: dict[str, str] = {}
-        for key in sweep:
+        for key in keys_about(sweep, pair):
             means = meaning(key, pair)
             if means and by_setting.setdefault(means.key, key) != key:
                 first = by_setting[means.key]

@@ -6,7 +6,7 @@ or a key of the configuration (`tmpo.beta`, `tmpo.optimizer.lr`); or a key of th
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -68,6 +68,17 @@ def meaning(key: str, pair: Pair) -> Meaning | None:
     return None
 
 
+def keys_about(sweep: Iterable[str], pair: Pair) -> list[str]:
+    """The keys of sweeps that are about a pair. One by its label takes the place of one by the name that the label stands for."""
+    meanings = {key: means for key in sweep if (means := meaning(key, pair))}
+    by_label = {means.key for key, means in meanings.items() if _is_by_label(key, pair)}
+    return [key for key, means in meanings.items() if means.key not in by_label or _is_by_label(key, pair)]
+
+
+def _is_by_label(key: str, pair: Pair) -> bool:
+    return any(key.startswith(f"{label}.") and label != name for label, name in pair)
+
+
 def is_config_key(key: str) -> bool:
     """Whether a dotted key begins with a key of the configuration."""
     return key.partition(".")[0] in RunConfig.model_fields
@@ -75,7 +86,7 @@ def is_config_key(key: str) -> bool:
 
 def points(sweep: Mapping[str, Sequence[Any]], pair: Pair) -> list[dict[str, Any]]:
     """The points of all sweeps that are about a pair, key -> value; several multiply. One empty point without a sweep."""
-    own = {key: values for key, values in sweep.items() if meaning(key, pair)}
+    own = {key: sweep[key] for key in keys_about(sweep, pair)}
     return [dict(zip(own, values, strict=True)) for values in product(*own.values())]
 
 

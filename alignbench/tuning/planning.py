@@ -125,7 +125,8 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
     trained = [choice.label or choice.eval for choice in task.config.reward if choice.weight]
     if request.select == HYPERVOLUME and len(trained) > 1:
         raise UserError(
-            f"--select {HYPERVOLUME} needs a task with one reward, and {task.name} has {' and '.join(trained)}; choose another score"
+            f"--select {HYPERVOLUME} needs a task with one reward, and {task.name} has {' and '.join(trained)}; choose another "
+            "score"
         )
     validation = len(load_validation(task))
     first = {objective: _first_config(base, objective) for objective in base.objectives}

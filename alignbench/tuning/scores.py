@@ -44,9 +44,9 @@ def score_runs(folders: list[Path], select: str, task: Task, *, standardise: boo
         return Scores({}, select)
     first = next(iter(results.values()))
     weights = {choice.label or choice.eval: choice.weight for choice in task.config.reward if choice.weight}
-    # An eval of a reward may have further metrics of its role, such as the share of exact texts. A scorer service has its own name.
+    # An eval of a reward may have further metrics of its role, such as the share of exact texts.
     of_role = [name for name, metric in first.metrics.items() if metric.role == REWARD]
-    rewards = [name for name in of_role if name in weights] or of_role
+    rewards = [name for name in of_role if name in weights] or of_role  # a scorer service is not among the task's rewards
 
     def reward(folder: Path, result: Result) -> float:
         return _total_reward(folder, result, rewards, weights, standardise)
