@@ -69,7 +69,7 @@ def meaning(key: str, pair: Pair) -> Meaning | None:
 
 
 def keys_about(sweep: Iterable[str], pair: Pair) -> list[str]:
-    """The keys of sweeps that are about a pair. One by its label takes the place of one by the name that the label stands for."""
+    """The keys of sweeps that are about a pair; one by its label takes the place of one by the name behind the label."""
     meanings = {key: means for key in sweep if (means := meaning(key, pair))}
     by_label = {means.key for key, means in meanings.items() if _is_by_label(key, pair)}
     return [key for key, means in meanings.items() if means.key not in by_label or _is_by_label(key, pair)]
