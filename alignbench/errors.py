@@ -65,10 +65,15 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Makes the hint `; did you mean 'x'?` with up to three similar names, or else `; known: ...`, for the end of a message."""
     names = sorted(set(known))
-    near = get_close_matches(word, names, n=3, cutoff=0.5)
+    near = nearest(word, names)
     if near:
         return "; did you mean " + " or ".join(repr(n) for n in near) + "?"
     return "; known: " + ", ".join(names) if names else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """Up to three names that are similar to a word."""
+    return get_close_matches(word, sorted(set(known)), n=3, cutoff=0.5)
 
 
 def redacted(text: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from alignbench.errors import UnknownKeyError, UserError, did_you_mean, holds_secret
+from alignbench.errors import UnknownKeyError, UserError, did_you_mean, holds_secret, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -158,9 +158,10 @@ def _unstorable(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _unknown_key(model: type[BaseModel], path: list[str], where: str) -> UnknownKeyError:
-    """The error of a key that the model does not have; it suggests a key of that name elsewhere in the model first."""
-    wrong = path[-1]
-    hint = suggested(paths_of(model, wrong)) or did_you_mean(wrong, _fields_at(model, path[:-1]))
+    """The error of a key that the model does not have; it suggests keys of that name elsewhere, and then similar ones here."""
+    wrong, here = path[-1], _fields_at(model, path[:-1])
+    elsewhere = paths_of(model, wrong)
+    hint = suggested([*elsewhere, *nearest(wrong, here)]) if elsewhere else did_you_mean(wrong, here)
     return UnknownKeyError(f"{where}: there is no key {'.'.join(path)!r}", wrong, hint)
 
 

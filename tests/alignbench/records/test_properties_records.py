@@ -238,7 +238,7 @@ def render(tmp_path_factory: pytest.TempPathFactory, few_resamples: None) -> Ite
         (made / "r" / "result.json").write_text(json.dumps(data))
         results = read_results(made)
         setups = [report.setup_values(results, setup, made, report.Plots()) for setup in results.setups]
-        values = {"setups": setups, "families": [], "results": results, "published": [], "base": BASE}
+        values = {"setups": setups, "families": [], "results": results, "published": [], "base": BASE, "refresh": None}
         return report.render("report.html.jinja", values), report.render("report.md.jinja", values)
 
     with pytest.MonkeyPatch.context() as patch:
