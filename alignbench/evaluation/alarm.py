@@ -79,7 +79,7 @@ def mode_alarms(evals: pd.DataFrame) -> list[str]:
     if not died:
         return []
     base, final = shares["base"].mean(), shares["final"].mean()
-    drawn = f"on average the base model draws {base:.2g} of a target's modes, the trained model {final:.2g}"
+    drawn = f"on average the base model draws {base:.0%} of a target's modes, the trained model {final:.0%}"
     return [f"{MODES_DIED} for {died} of {len(shares)} prompts: {drawn}"]
 
 
