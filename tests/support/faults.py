@@ -21,6 +21,7 @@ from alignbench.__main__ import main
 from alignbench.comparison import pool
 from alignbench.config.run_config import RunConfig
 from alignbench.files import writing as files
+from alignbench.runtime import launch
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -44,9 +45,25 @@ PATIENCE = 240
 """Seconds to wait for another process."""
 
 
+class _Forks:
+    """The context of a comparison's workers that are forked, as are the processes with which they share a cell."""
+
+    Pipe = staticmethod(CONTEXT.Pipe)
+
+    @staticmethod
+    def Process(target: Callable[..., None], args: tuple[Any, ...]) -> Any:  # noqa: N802  (as in multiprocessing)
+        return CONTEXT.Process(target=_forking, args=(target, args))
+
+
+def _forking(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Does a worker's work, in a process that has not used torch yet, so that it can be forked itself."""
+    launch.get_context = lambda kind: get_context("fork")  # type: ignore[attr-defined, assignment]
+    work(*arguments)
+
+
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a comparison fork its workers too, so that they need not import torch."""
-    monkeypatch.setattr(pool, "get_context", lambda kind: CONTEXT)
+    """Makes a comparison fork its workers too, so that neither they nor those with which they share a cell import torch."""
+    monkeypatch.setattr(pool, "get_context", lambda kind: _Forks)
 
 
 def killed_at(moment: int | None, config: RunConfig, out: Path) -> int:

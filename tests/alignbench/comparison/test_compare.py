@@ -185,7 +185,8 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}], ids=["two processes", "ray"])
-def test_other_engines_give_the_same_numbers(tmp_path: Path, options: Any) -> None:
+def test_other_engines_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+    quick_workers(monkeypatch)
     if "engine" in options:
         need_ray()
     settings = {
