@@ -51,10 +51,12 @@ DEFAULT_VALIDATION_PROMPTS = 12
 
 @contextmanager
 def named_failure(name: str, when: str, seconds: float | None = None) -> Iterator[None]:
-    """Whatever an eval raises as one sentence that names it; what its user did wrong stays what it is.
+    """While entered, any exception of an eval becomes a ScorerError of one sentence that names it; a UserError is passed on.
 
     Args:
-        seconds: that it may take; None for any time.
+        name: the eval.
+        when: during what, for the sentence.
+        seconds: how long it may take; None for any time.
     """
     try:
         with time_limit(seconds):
@@ -74,10 +76,10 @@ class MetricSuite:
     """A task's reward scorers and judges, loaded once.
 
     Attributes:
-        rewards: the scorers that judge every rollout, by name.
-        weights: of those that are trained on; the others have weight 0 and only inform the objective.
-        evals: these and all that only judge.
-        timeout: seconds that one of them may take for one call; None for any time.
+        rewards: the scorers that score every rollout, by name.
+        weights: the weight of each reward that is trained on; the others have weight 0 and only inform the objective.
+        evals: the rewards, and the judges, which only evaluate.
+        timeout: how many seconds one of them may take for one call; None for any time.
     """
 
     def __init__(self, task: Task, timeout: float | None = None) -> None:
@@ -106,7 +108,7 @@ class MetricSuite:
         return found
 
     def only(self, kind: type[Metric]) -> "MetricSuite":
-        """The same suite with the evals of one kind, such as `Scorer`; nothing is loaded again."""
+        """A suite with only the evals of one kind, such as `Scorer`; nothing is loaded again."""
         part = copy.copy(self)
         part.evals = {name: metric for name, metric in self.evals.items() if isinstance(metric, kind)}
         return part
@@ -116,13 +118,18 @@ class MetricSuite:
         hub.require({weights: name for name, found in self.evals.items() for weights in found.from_hub()})
 
     def prepare(self) -> None:
-        """Loads what the evals score with; raises what they raise where it is missing."""
+        """Loads the models of all evals.
+
+        Raises:
+            UserError: weights are missing.
+            RunError: an eval fails.
+        """
         self.require()
         for found in self.evals.values():
             found.prepare()
 
     def check_prompts(self, evaluated: Sequence[str], trained: Sequence[str] = ()) -> None:
-        """Raises UserError for a prompt that a metric would refuse to score; only rewards score those that are trained on."""
+        """Raises UserError for a prompt that an eval would refuse to score; prompts of the training are for rewards alone."""
         for name, found in self.evals.items():
             with named_failure(name, "on looking at the prompts", self.timeout):
                 found.check_prompts([*evaluated, *(trained if name in self.rewards else ())])
@@ -146,7 +153,7 @@ class MetricSuite:
         return Reward(score, self.weights, calls=len(self.rewards), normalise=normalise)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Metric -> what must be known to score again alike."""
+        """Eval -> what must be known to repeat its scores."""
         return {name: found.describe() for name, found in self.evals.items()}
 
 
@@ -155,7 +162,7 @@ class Evaluation:
     """One model's images and scores.
 
     Attributes:
-        table: a row an image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
+        table: a row for each image and metric: prompt_index, prompt, image (-1 for metrics of a whole prompt), metric, value.
         images: uint8 [N, H, W, 3], prompt by prompt, or clips [N, F, H, W, 3]; an array of objects [N] where images made
             elsewhere differ in size.
         prompts: the evaluation prompts.
@@ -182,7 +189,7 @@ def joined_phases(**phases: Evaluation) -> pd.DataFrame:
 
 
 def evaluation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
-    """The prompts that judge a model.
+    """The prompts on which a model is evaluated.
 
     Raises:
         UserError: more are asked for than the task has; training prompts are never used instead.
@@ -346,10 +353,10 @@ def evaluate_images(
                     of_all = scores[name].setdefault(metric, np.full(len(prompts), np.nan))
                     of_all[p] = checked_scores([value], 1, metric)[0]
     kept = np.empty(0, np.uint8) if isinstance(source, ImageFiles) else source
-    return _told(scores, kept, prompts, owners, of_prompt, judges)
+    return _as_evaluation(scores, kept, prompts, owners, of_prompt, judges)
 
 
-def _told(
+def _as_evaluation(
     scores: Mapping[str, Mapping[str, np.ndarray]],
     images: np.ndarray,
     prompts: Sequence[str],
@@ -357,7 +364,7 @@ def _told(
     of_prompt: Sequence[Sequence[int]],
     judges: MetricSuite,
 ) -> Evaluation:
-    """What was found, as a table.
+    """The scores as an evaluation.
 
     Args:
         scores: eval -> metric -> a value for each image, or for each prompt of a set metric; NaN where there is none.
@@ -532,7 +539,7 @@ def _estimates(by_prompt: pd.DataFrame, evaluation: Evaluation) -> dict[str, Est
 
 
 def _strata(by_prompt: pd.DataFrame, evaluation: Evaluation, metric: str) -> list[np.ndarray]:
-    """One value a prompt, for each metric whose mean it is."""
+    """For each metric whose mean it is, an array with a value for each prompt."""
     return [by_prompt[part].to_numpy() for part in evaluation.overall.get(metric, (metric,))]
 
 
