@@ -1,7 +1,7 @@
 """The verdict of a report: what a reader should know, in five sentences. `findings` has the details."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -72,16 +72,16 @@ def _winner(report: CurveReport) -> str:
 
 def _at_level(report: CurveReport, metric: str, level: float) -> str:
     at = f"At equal reward ({report.reward_name} {number(level)}, which every run reaches)"
-    table = report.at_levels
-    values = table[(table["level"] == level) & (table["metric"] == metric)].groupby("method", sort=False)["value"].mean()
     sign = -1.0 if report.directions.get(metric) is False else 1.0
-    best = str((sign * values).idxmax())
     frame = report.differences
     rows = frame[(frame["level"] == level) & (frame["metric"] == metric)].to_dict("records")
+    best = _most_ahead(rows, sign)
     ahead = [_seen_from(best, row) for row in rows if best in (row["first"], row["second"])]
-    clear = [row for row in ahead if row["p_holm"] < SIGNIFICANT]
-    word = "more" if sign > 0 else "less"
-    sizes = ", ".join(f"{_size(row)} {word} {axis_name(metric)} than {row['second']}" for row in (clear or ahead)[:NAMED])
+    clear = [row for row in ahead if row["p_holm"] < SIGNIFICANT and sign * row["difference"] > 0]
+    sizes = ", ".join(
+        f"{_size(row)} {'less' if row['difference'] < 0 else 'more'} {axis_name(metric)} than {row['second']}"
+        for row in (clear or ahead)[:NAMED]
+    )
     if not clear:
         untested = all(math.isnan(row["p_holm"]) for row in ahead)
         why = "there are too few seeds for a test" if untested else "this may be chance"
@@ -89,6 +89,21 @@ def _at_level(report: CurveReport, metric: str, level: float) -> str:
     tied = [row["second"] for row in ahead if not row["p_holm"] < SIGNIFICANT]
     rest = f"; it cannot be told apart from {_listed(tied, 'methods')}" if tied else ""
     return f"{at}, {best} keeps the most diversity: it has {sizes}{_cost(report, best, level)}{rest}."
+
+
+def _most_ahead(rows: Sequence[dict[Any, Any]], sign: float) -> str:
+    """The method whose differences to the others, paired by seed, are the best on average.
+
+    Means over seeds need not have this order where some methods have further seeds.
+    """
+    methods = dict.fromkeys(str(row[end]) for row in rows for end in ("first", "second"))
+
+    def lead(method: str) -> float:
+        own = [_seen_from(method, row)["difference"] for row in rows if method in (row["first"], row["second"])]
+        known = [sign * value for value in own if not math.isnan(value)]
+        return sum(known) / len(known) if known else -math.inf
+
+    return max(methods, key=lead)
 
 
 def _seen_from(best: str, row: dict[Any, Any]) -> dict[Any, Any]:
