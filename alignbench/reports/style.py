@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -97,6 +98,10 @@ def draw_point(axis: Axes, point: pd.Series, look: Look) -> None:
     axis.errorbar(point["x"], point["y"], **errors, color=look.color, marker=look.marker, elinewidth=0.7, **style)
 
 
+LETTER, BESIDE = 0.6, 3.8
+"""Width of a letter of a legend, and of what a column has beside its text, in font sizes."""
+
+
 def add_legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front: bool = False, title: str = "") -> None:
     """Draws, below the plot, a title, the colours of objectives, and the markers (or lines) of samplers."""
     colors: dict[str, Line2D] = {}
@@ -110,8 +115,11 @@ def add_legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, fr
         style = {"linestyle": look[BASE].line} if lines else {"linestyle": "", "marker": "*", "markersize": 6}
         shapes[BASE] = Line2D([], [], color="black", label=BASE, **style)
     if front:
-        shapes["front"] = Line2D([], [], color="#777777", label="front")
-    wide = min(4, max(len(colors), len(shapes)))
+        shapes["front"] = Line2D([], [], color="#777777", label="no other is better in both")
+    longest = max(len(str(handle.get_label())) for handle in (*colors.values(), *shapes.values()))
+    size = font_manager.FontProperties(size=rcParams["legend.fontsize"]).get_size_in_points()
+    fitting = int(figure.get_figwidth() * 72 / (size * (LETTER * longest + BESIDE)))
+    wide = max(1, min(4, max(len(colors), len(shapes)), fitting))
     lines_of_legend = [
         several[i : i + wide]
         for several in (list(colors.values()), list(shapes.values()))
