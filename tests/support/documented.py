@@ -193,7 +193,8 @@ def make_workplace(folder: Path) -> None:
     for file, text in FILES.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text)
-    (folder / "results" / "gaussian_mixture").symlink_to(ROOT / "results" / "gaussian_mixture")
+    for kept in ("gaussian_mixture", "tiny"):
+        (folder / "results" / kept).symlink_to(ROOT / "results" / kept)
 
 
 def problem(command: Command, workplace: Path) -> str | None:
