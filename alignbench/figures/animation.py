@@ -1,12 +1,13 @@
 """An animation of 2-D distributions on their way to the target, from the tables of `records.distributions`."""
 
-import io
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -57,7 +58,8 @@ def _frame(models: Mapping[str, pd.DataFrame], iteration: int) -> Figure:
 
 
 def _image(figure: Figure) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     plt.close(figure)
-    return Image.open(buffer).convert("RGB").quantize(COLORS)
+    return Image.fromarray(pixels).quantize(COLORS)
