@@ -91,6 +91,7 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     unguided = None if own is guided else timed(own)
     policy.trainable().zero_grad(set_to_none=True)
     latents = sample(policy, prompts, 1, policy.default_steps, 0, micro_batch=config.micro_batch)
+    suite.prepare()  # or the first call would load models
 
     def decode_and_score() -> None:
         suite.score(policy.decode(latents), prompts, when="while it was timed")
