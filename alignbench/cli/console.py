@@ -182,7 +182,11 @@ def show_grid(grid: "Grid", out: Path, costs: "Costs", workers: int, processes: 
         table.add_row(*(escape(getattr(cost.method, column)) for column in columns), *numbers)
     print_table(rich, table)
     cells = sum(cost.cells for cost in costs.methods)
-    seconds = sum(cost.cells * cost.seconds for cost in costs.methods) * (cells - done) / cells / workers + costs.front_seconds
+    seconds = (
+        sum(cost.cells * cost.seconds for cost in costs.methods) * (cells - done) / cells / workers
+        + costs.front_seconds
+        + costs.report_seconds
+    )
     parts = [(len(costs.methods), "method"), (len(grid.tasks), "task"), (len(grid.seeds), "seed")]
     product = (
         " x ".join(_several(*part) for part in parts) + " = " if not grid.parts else f"{_several(len(grid.parts), 'part')}, "

@@ -9,9 +9,19 @@ from alignbench.comparison.fronts import missing_images
 from alignbench.comparison.grid import Grid, Method
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.forecast import expected_rows
-from alignbench.forecast.pace import Pace, measure_pace, seconds_of_evaluations, seconds_per_iteration
+from alignbench.forecast.pace import (
+    Pace,
+    measure_pace,
+    seconds_of_a_figure,
+    seconds_of_evaluations,
+    seconds_per_iteration,
+)
 from alignbench.load import load_configured_backbone, load_configured_objective
 from alignbench.tasks import configured_task
+
+FIGURES_OF_RUN, FIGURES_OF_REPORT = 10, 60
+"""How many times as long as one figure the plots of a run take, and the report of a comparison; measured, and much the same for
+any task."""
 
 
 class MethodCost(NamedTuple):
@@ -22,7 +32,7 @@ class MethodCost(NamedTuple):
     """Model rows of one iteration."""
     iterations: float
     seconds: float
-    """Seconds of training and evaluation, and of loading the models."""
+    """Seconds of training and evaluation, of loading the models and of drawing plots."""
     cells: int
     """Number of its cells."""
 
@@ -33,6 +43,8 @@ class Costs(NamedTuple):
     methods: list[MethodCost]
     front_seconds: float
     """Seconds to compute the fronts that its folder does not have yet."""
+    report_seconds: float
+    """Seconds to write the report."""
 
 
 def expected_costs(grid: Grid, folder: Path, workers: int = 1, *, front: bool = True) -> Costs:
@@ -54,11 +66,12 @@ def expected_costs(grid: Grid, folder: Path, workers: int = 1, *, front: bool = 
     images = missing_images(grid, folder) if front and not knows_target else 0
     pace = measure_pace(first, policy)
     bases = workers / max(workers, len(grid.cells()))
-    costs = [_expected_cost(method, pace, loading, bases) for method in methods]
-    return Costs(costs, images * pace.evaluated_image)
+    figure = seconds_of_a_figure()
+    costs = [_expected_cost(method, pace, loading, figure, bases) for method in methods]
+    return Costs(costs, images * pace.evaluated_image, FIGURES_OF_REPORT * figure)
 
 
-def _expected_cost(method: Method, pace: Pace, loading: float, bases: float) -> MethodCost:
+def _expected_cost(method: Method, pace: Pace, loading: float, figure: float, bases: float) -> MethodCost:
     config, grid = method.config, method.grid
     objective = load_configured_objective(config)
     rows = expected_rows.rows_per_iteration(config, objective)
@@ -70,5 +83,6 @@ def _expected_cost(method: Method, pace: Pace, loading: float, bases: float) -> 
         (grid.budget.seconds, seconds),
     )
     iterations = min(limit / each for limit, each in limits if limit is not None)
-    whole = loading + iterations * seconds + seconds_of_evaluations(config, pace, iterations, bases=bases)
+    plots = FIGURES_OF_RUN * figure if config.save_images else 0.0
+    whole = loading + iterations * seconds + seconds_of_evaluations(config, pace, iterations, bases=bases) + plots
     return MethodCost(method, counted, iterations, whole, len(grid.tasks) * len(grid.seeds))

@@ -1,10 +1,12 @@
 """The pace of this machine, measured with the model, the scorers and, if it is short, the iteration of a run itself."""
 
+import io
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 from alignbench.backbone import Backbone
@@ -18,6 +20,7 @@ from alignbench.evaluation.evaluate import (
     evaluation_prompts,
     validation_prompts,
 )
+from alignbench.figures.style import STYLE
 from alignbench.forecast.expected_rows import (
     ExpectedRows,
     data_passes,
@@ -179,6 +182,21 @@ def seconds_of_evaluations(config: RunConfig, pace: Pace, iterations: float | No
 def _seconds_of_path_kl(paths: int, prompts: int, pace: Pace) -> float:
     """Rollouts with the policy, whose rows the base model evaluates as well."""
     return max(paths, prompts) * (2 * PATH_STEPS - 1) * pace.forward_row
+
+
+def seconds_of_a_figure() -> float:
+    """Times the drawing of a figure with four panels, which is the unit of the time that plots and reports take."""
+
+    def draw() -> None:
+        with plt.rc_context(STYLE):
+            figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
+            for axis in axes.flat:
+                axis.plot([0, 1], [0, 1], label="line")
+                axis.legend()
+            figure.savefig(io.BytesIO(), format="png")
+            plt.close(figure)
+
+    return _seconds(draw, torch.device("cpu"))
 
 
 def _seconds(work: Callable[[], Any], device: torch.device, calls: int = 2) -> float:
