@@ -38,6 +38,8 @@ from alignbench.training.trainer import Trainer
 
 TIMED_IMAGES = 4
 """Largest number of images that are decoded and scored to measure the time."""
+TIMED_STEPS = 8
+"""Denoising steps of these images."""
 TIMED_ROWS = 32
 """Largest number of rows in a model call that is timed."""
 TIMED_PROMPTS = 4
@@ -76,10 +78,13 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     """
     task = configured_task(config)
     suite, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_IMAGES]
-    rows = min(TIMED_ROWS, config.micro_batch or TIMED_ROWS)
     guided = policy.encode(prompts)
-    x = normal([("pace", i) for i in range(rows)], policy.latent_shape, policy.device)
-    group = torch.arange(rows, device=policy.device) % len(prompts)
+    many = normal([("pace", i) for i in range(TIMED_ROWS)], policy.latent_shape, policy.device)
+    with torch.no_grad():
+        one_row = _seconds(lambda: predict(policy, many[:1], 0.5, guided, _groups(many[:1], prompts)), policy.device)
+    is_slow = one_row > SHORT / 4  # then a row costs about the same alone
+    x = many[: 1 if is_slow else config.micro_batch or TIMED_ROWS]
+    rows, group = len(x), _groups(x, prompts)
 
     def timed(conditioning: Any) -> tuple[float, float]:
         def forward() -> Tensor:
@@ -93,16 +98,25 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     pace, own = timed(guided), policy.without_guidance(guided)
     unguided = None if own is guided else timed(own)
     policy.trainable().zero_grad(set_to_none=True)
-    latents = sample(policy, prompts, 1, policy.default_steps, 0, micro_batch=config.micro_batch)
+    prompts, steps = (prompts[:1], 2) if is_slow else (prompts, TIMED_STEPS)
+    latents = sample(policy, prompts, 1, steps, 0, micro_batch=config.micro_batch)
     suite.prepare()  # or the first call would load models
 
-    def decode_and_score() -> None:
-        suite.score(policy.decode(latents), prompts, when="while it was timed")
+    def decode_and_score(count: int) -> None:
+        suite.score(policy.decode(latents[:count]), prompts[:count], when="while it was timed")
 
-    image = _seconds(decode_and_score, policy.device) / len(latents)
-    evaluated = _seconds_per_evaluated_image(config, policy, task, suite)
+    image = _seconds(lambda: decode_and_score(1), policy.device, calls=1)
+    if is_slow or image > SHORT:  # the judges are taken to need as long as the rewards
+        evaluated = (config.evaluation.steps or policy.default_steps) * pace[0] + 2 * image
+    else:
+        image = _seconds(lambda: decode_and_score(len(latents)), policy.device) / len(latents)
+        evaluated = _seconds_per_evaluated_image(config, policy, task, suite)
     found = Pace(*pace, image, len(suite.rewards), evaluated, unguided)
     return found._replace(correction=_correction(config, policy, task, suite, found))
+
+
+def _groups(x: Tensor, prompts: list[str]) -> Tensor:
+    return torch.arange(len(x), device=x.device) % len(prompts)
 
 
 def _seconds_per_evaluated_image(config: RunConfig, policy: Backbone, task: Task, suite: MetricSuite) -> float:
