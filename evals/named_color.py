@@ -4,7 +4,8 @@ The counterpart of the metrics of diversity, which say what a model does where t
 always draws red words may still draw blue ones when asked, or may have forgotten how.
 
     named_color          the share of a prompt's images in which the word, or the first shape, has the colour that is named
-    named_color_COLOUR   the same, for prompts that name this colour alone, so that a colour that is lost is not averaged away
+    named_color_COLOUR   the same for prompts that name this colour (with `by_color`), so that a colour that is lost is not
+                         averaged away
 
 An image in which nothing is found counts as a miss. Colours are read as by `mode_coverage`.
 
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from alignbench import SetMetric
+from alignbench import SetMetric, settings
 from alignbench.embedded.drawing.palette import COLORS
 from evals.detectors.grammar import SCENES
 from evals.mode_coverage import subject_of
@@ -37,6 +38,11 @@ def color_named_by(prompt: str) -> str | None:
 class NamedColor(SetMetric):
     """Share of images in the colour that the prompt names."""
 
+    class Settings(settings.Settings):
+        by_color: bool = False
+        """Whether each colour has a metric of its own as well. It needs many prompts, since each names one colour."""
+
+    settings: Settings
     fewest = 1
 
     def measure(self, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
@@ -47,7 +53,7 @@ class NamedColor(SetMetric):
             return {"named_color": float("nan")}
         drawn = [found is not None and found["color"] == asked for found in subject.detections]
         share = float(np.mean(drawn))
-        return {"named_color": share, f"named_color_{asked}": share}
+        return {"named_color": share} | ({f"named_color_{asked}": share} if self.settings.by_color else {})
 
     def higher_is_better(self, metric: str) -> bool | None:
         """Tells the direction of a metric: none for single colours, which would only repeat its alarms."""
