@@ -6,7 +6,7 @@ exception means that the scorer failed: it stops the run. A failure never become
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -150,7 +150,7 @@ class SetMetric(Metric, ABC):
 
 def frames_in(images: Images) -> int:
     """The number of frames of each clip; 1 for images."""
-    return images.shape[1] if isinstance(images, np.ndarray) and images.ndim == CLIPS else 1
+    return images.shape[1] if _are_clips(images) else 1
 
 
 def of_frames(score: Callable[[Images, Sequence[str]], Any], images: Images, prompts: Sequence[str]) -> Any:
@@ -164,28 +164,33 @@ def of_frames(score: Callable[[Images, Sequence[str]], Any], images: Images, pro
     Returns:
         What `score` returns; of clips, scores of N * F frames, clip by clip.
     """
-    if not isinstance(images, np.ndarray) or images.ndim != CLIPS:
+    if not _are_clips(images):
         return score(images, prompts)
     return score(images.reshape(-1, *images.shape[2:]), [prompt for prompt in prompts for _ in range(frames_in(images))])
 
 
 def read_sets(metric: SetMetric, images: np.ndarray, latents: Any, prompt: str) -> list[Any]:
     """Reads the images of one prompt once, or its clips frame by frame if the metric does not measure clips as a whole."""
-    if images.ndim != CLIPS or metric.clips:
-        return [metric.read_images(images, latents, prompt)]
-    return [metric.read_images(frame, latents, prompt) for frame in images.swapaxes(0, 1)]
+    return [metric.read_images(one, latents, prompt) for one in _sets(metric, images)]
 
 
 def measure_set(metric: SetMetric, images: np.ndarray, latents: Any, prompt: str) -> dict[str, float]:
     """Measures the images of one prompt, or its clips as `measure_sets` does."""
-    if images.ndim != CLIPS or metric.clips:
-        return metric.measure(images, latents, prompt)
-    return _mean([metric.measure(frame, latents, prompt) for frame in images.swapaxes(0, 1)])
+    return _mean([metric.measure(one, latents, prompt) for one in _sets(metric, images)])
 
 
 def measure_sets(metric: SetMetric, read: Sequence[Any], members: Sequence[int] | np.ndarray, prompt: str) -> dict[str, float]:
     """Measures some of the images that `read_sets` read; of clips, the mean over frames, NaN if one of them has no number."""
     return _mean([metric.measure_read(one, members, prompt) for one in read])
+
+
+def _are_clips(images: Images) -> TypeGuard[np.ndarray]:
+    return isinstance(images, np.ndarray) and images.ndim == CLIPS
+
+
+def _sets(metric: SetMetric, images: np.ndarray) -> list[np.ndarray]:
+    """What the metric measures at once: all images, or each frame of clips unless it measures clips as a whole."""
+    return list(images.swapaxes(0, 1)) if _are_clips(images) and not metric.clips else [images]
 
 
 def _mean(of_frames: Sequence[dict[str, float]]) -> dict[str, float]:

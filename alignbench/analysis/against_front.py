@@ -30,6 +30,19 @@ def diversity_metrics(results: Results, setup: str, front: Front | None) -> list
     return [m for m in dict.fromkeys(names) if m in recorded and recorded[m].higher_is_better is not None]
 
 
+def judge_metrics(results: Results, setup: str, front: Front | None) -> list[str]:
+    """Lists the metrics of a setup that were not trained on, have a direction and are not of diversity.
+
+    Args:
+        results: the results of the comparison.
+        setup: the setup.
+        front: the front, whose record names the independent scorers, which come first.
+    """
+    judged = judged_metrics(results.of(setup)[0].result.metrics)
+    headline, of_diversity = front.record.headline if front else [], diversity_metrics(results, setup, front)
+    return [m for m in dict.fromkeys([*headline, *judged]) if m in judged and m not in of_diversity]
+
+
 def avoidable_frame(results: Results, setup: str, front: Front, metrics: Iterable[str]) -> pd.DataFrame:
     """Computes the avoidable loss of each cell: the front's metric at the cell's reward, minus the cell's metric.
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from alignbench.backbone import KnownDistributions
 from alignbench.comparison.fronts import missing_images
 from alignbench.comparison.grid import Grid, Method
-from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.forecast import expected_rows
 from alignbench.forecast.pace import (
     Pace,
@@ -17,7 +16,6 @@ from alignbench.forecast.pace import (
     seconds_per_iteration,
 )
 from alignbench.load import load_configured_backbone, load_configured_objective
-from alignbench.tasks import configured_task
 
 FIGURES_OF_RUN, FIGURES_OF_REPORT = 10, 60
 """How many times as long as one figure the plots of a run take, and the report of a comparison; measured, and much the same for
@@ -60,11 +58,11 @@ def expected_costs(grid: Grid, folder: Path, workers: int = 1, *, front: bool = 
     first = methods[0].config
     began = time.perf_counter()
     policy = load_configured_backbone(first)
-    MetricSuite(configured_task(first), first.scorer_timeout).prepare()
     loading = time.perf_counter() - began
     knows_target = isinstance(policy, KnownDistributions)
     images = missing_images(grid, folder) if front and not knows_target else 0
     pace = measure_pace(first, policy)
+    loading += pace.loading
     bases = workers / max(workers, len(grid.cells()))
     figure = seconds_of_a_figure()
     costs = [_expected_cost(method, pace, loading, figure, bases) for method in methods]

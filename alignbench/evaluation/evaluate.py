@@ -101,7 +101,7 @@ class MetricSuite:
 
     def _load(self, choice: EvalChoice) -> Metric:
         found = load_eval(choice.eval, **choice.settings)
-        found.name = choice.label or choice.eval
+        found.name = choice.title
         if found.name in self.evals:
             raise UserError(f"two evals go by the name {found.name!r}; give one of them another label")
         self.evals[found.name] = found

@@ -7,7 +7,7 @@ from alignbench.backbone import Backbone, device_named
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import evaluation_prompts
-from alignbench.forecast.expected_rows import data_passes, model_rows, rows_per_iteration, trains_guided
+from alignbench.forecast.expected_rows import data_rows, model_rows, rows_per_iteration, trains_guided
 from alignbench.forecast.memory import Memory, estimate_memory
 from alignbench.forecast.pace import Pace, measure_pace, seconds_of_evaluations, seconds_per_iteration
 from alignbench.load import load_configured_backbone, load_configured_objective, opens_on_meta_device
@@ -87,7 +87,7 @@ def forecast(config: RunConfig) -> Forecast:
         updates=config.updates_per_rollout,
         rollout_rows=rows.rollout,
         replay_rows=rows.replay,
-        data_rows=rows.data_drawn + rows.data * config.updates_per_rollout * data_passes(config, rows),
+        data_rows=data_rows(config, rows),
         double_passes=rows.double_passes,
         reference=needs.reference,
         behaviour=needs.behaviour and (needs.behaviour_is_ema or config.updates_per_rollout > 1),

@@ -77,8 +77,12 @@ def model_rows(config: RunConfig, rows: ExpectedRows, needs: Needs) -> float:
     Rows that are evaluated twice count twice, and the rows of a reference and of a behaviour policy count as well.
     """
     passes = config.updates_per_rollout + rows.double_passes
-    data = rows.data_drawn + rows.data * config.updates_per_rollout * data_passes(config, rows)
-    return data + rows.rollout + rows.asked * passes + rows.replay * passes_without_gradient(config, needs)
+    return data_rows(config, rows) + rows.rollout + rows.asked * passes + rows.replay * passes_without_gradient(config, needs)
+
+
+def data_rows(config: RunConfig, rows: ExpectedRows) -> float:
+    """Computes the rows of an iteration that draw the data of keepers and train on them."""
+    return rows.data_drawn + rows.data * config.updates_per_rollout * data_passes(config, rows)
 
 
 def data_passes(config: RunConfig, rows: ExpectedRows) -> int:

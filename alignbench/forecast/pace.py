@@ -29,7 +29,7 @@ from alignbench.forecast.expected_rows import (
     rows_per_iteration,
     trains_guided,
 )
-from alignbench.load import load_configured_objective, load_sampler
+from alignbench.load import load_configured_objective, load_configured_sampler
 from alignbench.objective import Needs
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import normal
@@ -67,6 +67,8 @@ class Pace(NamedTuple):
     """`forward_row` and `train_row` without guidance; None if they are the same."""
     correction: float = 1.0
     """Seconds of a whole iteration over the sum of its rows and images; 1 if iterations are too long to be run."""
+    loading: float = 0.0
+    """Seconds to load the scorers and judges."""
 
 
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
@@ -76,8 +78,11 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
         config: the configuration of the run.
         policy: its backbone, with weights.
     """
+    began = time.perf_counter()
     task = configured_task(config)
     suite, prompts = MetricSuite(task, config.scorer_timeout), task.train_prompts[:TIMED_IMAGES]
+    suite.prepare()  # or the first call would load models
+    loading = time.perf_counter() - began
     guided = policy.encode(prompts)
     many = normal([("pace", i) for i in range(TIMED_ROWS)], policy.latent_shape, policy.device)
     with torch.no_grad():
@@ -100,7 +105,6 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     policy.trainable().zero_grad(set_to_none=True)
     prompts, steps = (prompts[:1], 2) if is_slow else (prompts, TIMED_STEPS)
     latents = sample(policy, prompts, 1, steps, 0, micro_batch=config.micro_batch)
-    suite.prepare()  # or the first call would load models
 
     def decode_and_score(count: int) -> None:
         suite.score(policy.decode(latents[:count]), prompts[:count], when="while it was timed")
@@ -111,7 +115,7 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     else:
         image = _seconds(lambda: decode_and_score(len(latents)), policy.device) / len(latents)
         evaluated = _seconds_per_evaluated_image(config, policy, task, suite)
-    found = Pace(*pace, image, len(suite.rewards), evaluated, unguided)
+    found = Pace(*pace, image, len(suite.rewards), evaluated, unguided, loading=loading)
     return found._replace(correction=_correction(config, policy, task, suite, found))
 
 
@@ -147,8 +151,7 @@ def _correction(config: RunConfig, policy: Backbone, task: Task, suite: MetricSu
     if not objective.needs.training or config.pairs or expected > SHORT_ITERATION:
         return 1.0
     policy.prepare(task.train_prompts)
-    sampler = load_sampler(config.sampler.name, **config.sampler.settings)
-    trainer = Trainer(config, task.train_prompts, policy, objective, sampler, suite)
+    trainer = Trainer(config, task.train_prompts, policy, objective, load_configured_sampler(config), suite)
     first, second = trainer.iterate(), trainer.iterate()
     spent = second["model_rows"] - first["model_rows"]
     # A sampler whose plans change costs other numbers of rows later.

@@ -28,9 +28,7 @@ def write_animations(folder: Path) -> list[Path]:
     results = read_results(folder)
     written = []
     for setup in results.setups:
-        models = {
-            cell: table for cell, table in first_distributions(results, setup).items() if table["iteration"].nunique() > 2
-        }
+        models = {cell: table for cell, table in first_distributions(results, setup).items() if _moves(table)}
         if models:
             file = plots_folder(results, setup, folder / "plots") / FILE
             write_animation(models, file)
@@ -44,5 +42,5 @@ def write_animations(folder: Path) -> list[Path]:
 
 
 def _moves(distributions: pd.DataFrame) -> bool:
-    """Whether there is more than the target and one model."""
+    """Whether a run recorded more than the target and one model."""
     return bool(distributions["iteration"].nunique() > 2)

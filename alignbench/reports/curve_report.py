@@ -66,10 +66,7 @@ class CurveReport:
     @cached_property
     def judges(self) -> list[str]:
         """Metrics that were not trained on, have a direction and are not of diversity; independent scorers first."""
-        records = self.results.of(self.setup)[0].result.metrics
-        judged = [name for name, record in records.items() if record.role == "judge" and record.higher_is_better is not None]
-        first = self.front.record.headline if self.front else []
-        return [m for m in dict.fromkeys([*first, *judged]) if m in judged and m not in self.diversities]
+        return against_front.judge_metrics(self.results, self.setup, self.front)
 
     @property
     def runs(self) -> list[curves.RunCurve]:

@@ -229,6 +229,11 @@ def drawn(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def svg_link(svg: bytes) -> str:
+    """An SVG as the link of an image, so that a page needs no file beside it."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
 # ---------------------------------------------------------------------------------------------------- pages
 
 
@@ -372,7 +377,7 @@ def _figures(plots: Plots, owner: str, leave_out: Sequence[str] = (), only: str 
     """Title -> SVG as a link, of the plots of a setup or family, but for those whose name begins with one of `leave_out`."""
     images = {name: svg for (of, name), svg in plots.images.items() if of == owner and name.startswith(only)}
     images = {name: svg for name, svg in images.items() if not name.startswith(tuple(leave_out))}
-    return {figure_title(name): "data:image/svg+xml;base64," + base64.b64encode(svg).decode() for name, svg in images.items()}
+    return {figure_title(name): svg_link(svg) for name, svg in images.items()}
 
 
 def _files(plots: Plots, owner: str, folder: Path) -> Mapping[str, str]:

@@ -27,6 +27,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 FILLINGS = ("full", "none", "left")
 """Fillings of markers; the second and third are for colours that are taken."""
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+LETTER, BESIDE = 0.6, 3.8
+"""Width of a letter of a legend, and of what a column has beside its text, in font sizes."""
 SMOOTHED = 8
 """Iterations over which curves are averaged."""
 TITLES = {
@@ -96,10 +98,6 @@ def draw_point(axis: Axes, point: pd.Series, look: Look) -> None:
     if look.fill == "full":
         style |= {"markeredgecolor": "white", "markeredgewidth": 0.4}  # separates marks that lie on one another
     axis.errorbar(point["x"], point["y"], **errors, color=look.color, marker=look.marker, elinewidth=0.7, **style)
-
-
-LETTER, BESIDE = 0.6, 3.8
-"""Width of a letter of a legend, and of what a column has beside its text, in font sizes."""
 
 
 def add_legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, front: bool = False, title: str = "") -> None:

@@ -175,7 +175,7 @@ def score_images(
 def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> Task:
     """The configuration's task, with other metrics or settings if there are any."""
     task = load_task(config.task)
-    own = [choice.label or choice.eval for choice in [*task.config.reward, *task.config.judges]]
+    own = [choice.title for choice in [*task.config.reward, *task.config.judges]]
     task = task.with_eval_settings({name: of_run for name, of_run in config.evals.items() if name in own})
     if not evals and not settings:
         return task

@@ -37,6 +37,11 @@ class EvalChoice(Settings):
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the eval; the others have their defaults."""
 
+    @property
+    def title(self) -> str:
+        """The label, or the name of the eval without one."""
+        return self.label or self.eval
+
 
 class RewardChoice(EvalChoice):
     """A scorer that a run trains on."""
@@ -123,7 +128,7 @@ class Task:
         Raises:
             UserError: the task has no such reward, or every weight would be 0.
         """
-        names = [choice.label or choice.eval for choice in self.config.reward]
+        names = [choice.title for choice in self.config.reward]
         for name in weights:
             if name not in names:
                 raise UserError(f"reward.{name}: task {self.name!r} has no such reward{did_you_mean(name, names)}")
@@ -146,13 +151,13 @@ class Task:
         Raises:
             UserError: the task has no such metric.
         """
-        names = [choice.label or choice.eval for choice in [*self.config.reward, *self.config.judges]]
+        names = [choice.title for choice in [*self.config.reward, *self.config.judges]]
         for name in settings:
             if name not in names:
                 raise UserError(f"evals.{name}: task {self.name!r} has no such metric{did_you_mean(name, names)}")
 
         def changed(choice: Choice) -> Choice:
-            own = {**choice.settings, **settings.get(choice.label or choice.eval, {})}
+            own = {**choice.settings, **settings.get(choice.title, {})}
             return choice.model_copy(update={"settings": own})
 
         other = copy.copy(self)
@@ -212,7 +217,7 @@ class Task:
         for name in settings:
             if name not in names:
                 raise UserError(f"there are settings for the eval {name!r}, which is not asked for{did_you_mean(name, names)}")
-        own = {c.label or c.eval: c for c in reversed([*self.config.reward, *self.config.judges])}
+        own = {c.title: c for c in reversed([*self.config.reward, *self.config.judges])}
         choices = []
         for name in names:
             choice = own.get(name) or EvalChoice(eval=name, settings=registry.find("evals", name, Metric).skip_settings)

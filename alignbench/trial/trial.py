@@ -79,7 +79,7 @@ def put_on_trial(
     Raises:
         UserError: an eval is unknown or is not a set metric, or the folder exists already.
     """
-    metrics = {choice.label or choice.eval: _set_metric(choice) for choice in chosen}
+    metrics = {choice.title: _set_metric(choice) for choice in chosen}
     with claimed(out):
         start = time.monotonic()
         for metric in metrics.values():
@@ -96,10 +96,7 @@ def put_on_trial(
         known = differences.metrics
         found, ranked = seen(differences, seed), rankings(differences)
         trial = Trial(
-            evals={
-                choice.label or choice.eval: metric.settings.model_dump()
-                for choice, metric in zip(chosen, metrics.values(), strict=True)
-            },
+            evals={choice.title: metric.settings.model_dump() for choice, metric in zip(chosen, metrics.values(), strict=True)},
             seed=seed,
             drawn_prompts=size.drawn,
             own_prompts=size.own,
@@ -120,7 +117,7 @@ def _set_metric(choice: EvalChoice) -> SetMetric:
         raise UserError(
             f"{choice.eval!r} scores single images; a trial of diversity needs a set metric, such as diversity or mode_coverage"
         )
-    metric.name = choice.label or choice.eval
+    metric.name = choice.title
     return metric
 
 

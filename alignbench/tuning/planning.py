@@ -122,7 +122,7 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
     if len(base.tasks) != 1:
         raise UserError(f"settings are tuned for one task at a time, got {', '.join(base.tasks)}; run `tune` once for each")
     task = load_task(base.tasks[0])
-    trained = [choice.label or choice.eval for choice in task.config.reward if choice.weight]
+    trained = [choice.title for choice in task.config.reward if choice.weight]
     if request.select == HYPERVOLUME and len(trained) > 1:
         raise UserError(
             f"--select {HYPERVOLUME} needs a task with one reward, and {task.name} has {' and '.join(trained)}; choose another "

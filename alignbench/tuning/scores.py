@@ -43,7 +43,7 @@ def score_runs(folders: list[Path], select: str, task: Task, *, standardise: boo
     if not results:
         return Scores({}, select)
     first = next(iter(results.values()))
-    weights = {choice.label or choice.eval: choice.weight for choice in task.config.reward if choice.weight}
+    weights = {choice.title: choice.weight for choice in task.config.reward if choice.weight}
     # An eval of a reward may have further metrics of its role, such as the share of exact texts.
     of_role = [name for name, metric in first.metrics.items() if metric.role == REWARD]
     rewards = [name for name in of_role if name in weights] or of_role  # a scorer service is not among the task's rewards

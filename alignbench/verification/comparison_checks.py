@@ -1,7 +1,7 @@
 """Whether the runs of a folder belong together: the cells of one comparison, each of them once and by one protocol."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ OF_A_SEED = ("seed", *RESULT_NEUTRAL_KEYS)
 VERSIONS = ("alignbench", "python", "torch", "libraries")
 """Parts of the environment that say which code ran, beside the git revision."""
 MACHINE = ("device", "processor", "cpu_capability", "threads", "processes", "platform")
+"""Parts of the environment that say on which machine it ran, and how."""
 
 
 @dataclass
@@ -243,9 +244,4 @@ def content(run: CheckedRun) -> bytes | None:
     if run.metrics is None or run.evals is None or not len(run.metrics):
         return None
     final = run.evals[run.evals["phase"] == "final"].sort_values(["metric", "prompt_index", "image"])
-    return b"".join(np.asarray(part, dtype=np.float64).tobytes() for part in _columns(run, final["value"]))
-
-
-def _columns(run: CheckedRun, values: Iterable[float]) -> Iterator[Any]:
-    yield run.metrics["reward"] if run.metrics is not None else []
-    yield values
+    return b"".join(np.asarray(part, dtype=np.float64).tobytes() for part in (run.metrics["reward"], final["value"]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from alignbench.analysis.against_front import avoidable_frame, diversity_metrics, front_note
+from alignbench.analysis.against_front import avoidable_frame, front_note, judge_metrics
 from alignbench.comparison.fronts import Fronts
 from alignbench.comparison.results import BASE, RecordedRun, Results
 from alignbench.config.run_config import with_present_names
@@ -171,11 +171,8 @@ def _shown_metrics(results: Results, setup: str, front: Front | None) -> dict[st
     """The metrics of a table -> what they are to it: the reward, independent judges, diversity, and the KL of the paths."""
     recorded = results.of(setup)[0].result.metrics
     reward, diversity = results.reward(setup), results.diversity(setup)
-    of_diversity = diversity_metrics(results, setup, front)
-    directed = [m for m, record in recorded.items() if record.role == "judge" and record.higher_is_better is not None]
-    headline = front.record.headline if front is not None else []
-    judges = [m for m in dict.fromkeys([*headline, *directed]) if m in directed and m not in of_diversity]
-    shown = {reward: "(trained on)"} | dict.fromkeys(judges[:MOST_JUDGES], "(independent)")
+    judges = judge_metrics(results, setup, front)[:MOST_JUDGES]
+    shown = {reward: "(trained on)"} | dict.fromkeys(judges, "(independent)")
     shown |= {diversity: "(diversity)"} if diversity else {}
     return shown | ({PATH_KL: ""} if PATH_KL in recorded else {})
 

@@ -31,6 +31,7 @@ from alignbench.records.tables import EVALS, METRICS, read_evals, read_metrics
 from alignbench.tasks import changed_parts, configured_task
 from alignbench.training.progress import Console
 from alignbench.training.run import run
+from alignbench.verification.comparison_checks import MACHINE
 from alignbench.verification.record import CellFinding
 from alignbench.verification.run_checks import CheckedRun
 
@@ -42,7 +43,6 @@ WITHOUT_INTERVAL = 1e-3
 FIRST_REWARD = 1e-3
 """Relative difference of the mean reward of the first rollout, which is the base model's."""
 CODE = ("alignbench", "git_revision", "python", "torch", "libraries")
-MACHINE = ("device", "processor", "cpu_capability", "threads", "processes", "platform")
 _KERNEL = re.compile(r"^([^-]+)-.*?-(x86_64|amd64|aarch64|arm64)")
 """The version of the operating system's kernel in `platform`, which has no part in the numbers."""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,26 @@ class ToyBackbone(Backbone):
     def gradient(self) -> Tensor:
         """Returns all gradients as one vector."""
         return torch.cat([p.grad.flatten() for p in self.net.parameters() if p.grad is not None])
+
+
+class KnownFlow(Backbone):
+    """A flow in closed form: nothing to train, no images, and a reference that is the policy. Derive and give its velocity."""
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        return None
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        raise NotImplementedError
+
+    def trainable(self) -> nn.Module:
+        return nn.Module()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        yield
 
 
 def tree(steps: int, splits: Sequence[int], children: int = 3, rule: str = "cps", eta: float = 0.7) -> Plan:

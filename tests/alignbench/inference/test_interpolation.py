@@ -1,13 +1,12 @@
 """Between base and trained model: its ends to the bit, and cases that are exact."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignbench import UserError, flow, load_backbone
 from alignbench.backbone import Backbone
@@ -15,7 +14,7 @@ from alignbench.backbones.gaussian_mixture import GaussianMixture, Residual
 from alignbench.backbones.mixture.mixtures import mixture_velocity
 from alignbench.inference.interpolation import mixed_velocity, mixed_weights
 from alignbench.rollouts.executor import sample
-from tests.support.toys import PROMPTS, ToyBackbone
+from tests.support.toys import PROMPTS, KnownFlow, ToyBackbone
 
 
 def trained() -> ToyBackbone:
@@ -60,12 +59,10 @@ def test_inside_its_reference_the_mixed_model_is_the_base_and_afterwards_it_is_n
     assert not torch.equal(before, base)
 
 
-class Normal(Backbone):
+class Normal(KnownFlow):
     """The flow of N(mean, 1) in one dimension; its base model is that of N(0, 1)."""
 
     latent_shape = (1,)
-    device = torch.device("cpu")
-    dtype = torch.float32
     default_steps = 20
 
     def __init__(self, mean: float) -> None:
@@ -74,18 +71,9 @@ class Normal(Backbone):
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps)
 
-    def encode(self, prompts: Sequence[str]) -> Any:
-        return None
-
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Any, group: Tensor) -> Tensor:
         ones = torch.ones(len(x), 1)
         return mixture_velocity(x, sigma, ones, self.active * ones[..., None], ones)
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        raise NotImplementedError
-
-    def trainable(self) -> nn.Module:
-        return nn.Module()
 
     @contextmanager
     def reference(self) -> Iterator[None]:

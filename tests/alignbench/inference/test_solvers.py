@@ -1,50 +1,32 @@
 """Solvers on a velocity whose flow is known, and the noise that they share."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignbench import flow
-from alignbench.backbone import Backbone
 from alignbench.inference import solvers
 from alignbench.rollouts.executor import rollout, sample
 from alignbench.rollouts.noise import group_keys, normal
 from alignbench.rollouts.plan import Plan, Step
-from tests.support.toys import PROMPTS, ToyBackbone
+from tests.support.toys import PROMPTS, KnownFlow, ToyBackbone
 
 
-class Growing(Backbone):
+class Growing(KnownFlow):
     """velocity(x) = x on an even schedule, so that the flow multiplies the noise by exp(-1)."""
 
     latent_shape = (3,)
-    device = torch.device("cpu")
-    dtype = torch.float32
     default_steps = 4
 
     def sigmas(self, steps: int) -> Tensor:
         return flow.sigmas(steps)
 
-    def encode(self, prompts: Sequence[str]) -> Any:
-        return None
-
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Any, group: Tensor) -> Tensor:
         return x
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        raise NotImplementedError
-
-    def trainable(self) -> nn.Module:
-        return nn.Module()
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        yield
 
 
 KEYS = group_keys(["a"])

@@ -2,24 +2,22 @@
 linear-Gaussian and the distribution of its leaves follows by a recursion over two numbers, without sampling."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignbench import Plan, Step, flow, load_objective, load_sampler, registry, rollout
-from alignbench.backbone import Backbone
 from alignbench.config.run_config import load_config
 from alignbench.rollouts.executor import sample
 from alignbench.rollouts.plan import Rule
 from alignbench.training.engine import backward
 from tests.support.by_hand import gaussian_step
-from tests.support.toys import PROMPTS, ToyBackbone, chains, tree
+from tests.support.toys import PROMPTS, KnownFlow, ToyBackbone, chains, tree
 
 COPIES = 64
 """Independent data points in one latent."""
@@ -34,20 +32,15 @@ def velocity_of(x: float, sigma: float, m: float, s: float) -> float:
     return (sigma - (1 - sigma) * s**2) / variance * (x - (1 - sigma) * m) - m
 
 
-class GaussianFlow(Backbone):
+class GaussianFlow(KnownFlow):
     """COPIES points of three Gaussians in each latent, [COPIES, 3]; nothing to train."""
 
     name = "gaussian_flow"
     latent_shape = (COPIES, 3)
-    device = torch.device("cpu")
-    dtype = torch.float32
     default_steps = 6
 
     def sigmas(self, steps: int) -> Tensor:
         return torch.linspace(1, 0, steps + 1)
-
-    def encode(self, prompts: Sequence[str]) -> None:
-        return None
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: None, group: Tensor) -> Tensor:
         columns = [
@@ -55,16 +48,6 @@ class GaussianFlow(Backbone):
             for d, (m, s) in enumerate(zip(MEANS, DEVIATIONS, strict=True))
         ]
         return torch.stack(columns, dim=-1)  # type: ignore[arg-type]
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        raise NotImplementedError
-
-    def trainable(self) -> nn.Module:
-        return nn.Module()
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        yield
 
 
 def affine(step: Step, sigma: float, sigma_next: float, m: float, s: float) -> tuple[float, float, float]:
