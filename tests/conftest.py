@@ -22,6 +22,9 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
 import pytest  # noqa: E402
 import torch  # noqa: E402  (reads the variables above when it is imported)
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
+from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: E402
+
+from tests.support import quick_figures  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -62,6 +65,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture
+def laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lays figures out as matplotlib does; for tests of figures. Others only need that they are drawn."""
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", quick_figures.lay_out)
 
 
 @pytest.fixture(autouse=True)

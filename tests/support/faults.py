@@ -8,8 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing import get_context
+from contextlib import chdir, contextmanager
+from multiprocessing import context, forkserver, get_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,15 +21,42 @@ from alignbench.__main__ import main
 from alignbench.comparison import pool
 from alignbench.config.run_config import RunConfig
 from alignbench.files import writing as files
-from alignbench.runtime import launch
+from alignbench.runtime import import_path, launch
 
-CONTEXT = get_context("forkserver")
+ROOT = Path(__file__).parents[2]
+
+
+class _Forked(context.ForkServerProcess):
+    """A process of the fork server, which is started with all its modules whoever starts the first process.
+
+    It finds modules in the folder in which it starts, unless a variable forbids that; a module that it does not find it leaves
+    out without a word, and each of its processes would import it anew.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802  (as in multiprocessing)
+        with chdir(ROOT), pytest.MonkeyPatch.context() as patch:
+            for name in ("PYTHONSAFEPATH", import_path._OURS):
+                patch.delenv(name, raising=False)
+            forkserver.ensure_running()
+        return context.ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+
+
+class _ForkServer(context.ForkServerContext):
+    Process = _Forked  # type: ignore[assignment]
+
+
+CONTEXT = _ForkServer()
 CONTEXT.set_forkserver_preload(
     [
-        "tests.support.faults",
+        "tests.support.together",
         "tests.support.plugins",
+        "tests.support.quick_figures",
+        "tests.support.replays",
+        "tests.support.same_runs",
         "torch._dynamo",
         "pyarrow.parquet",
+        "evals.diversity",
         "evals.mode_coverage",
         "evals.scenario_reward",
         "tests.support.pipelines",
@@ -37,6 +64,7 @@ CONTEXT.set_forkserver_preload(
         "alignbench.backbones.sd3",
         "peft",
         "torch.distributed.fsdp",
+        "tests.support.frozen",
     ]
 )
 """Its processes are forked from one that has torch and diffusers, so that each costs milliseconds."""

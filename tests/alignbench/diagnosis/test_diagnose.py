@@ -174,6 +174,7 @@ def test_equal_rewards_have_no_bias_and_no_slope() -> None:
     assert {s.slope.value for s in slopes} == {None}
 
 
+@pytest.mark.usefixtures("laid_out")
 def test_a_diagnosis_is_a_record_and_a_figure_and_counts_its_costs(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), sampler={"name": "fixed_tree", "steps": 5, "levels": 2, "splits": [1, 2]})
     rounds: list[tuple[int, int]] = []

@@ -161,6 +161,7 @@ def toy(objective: str, sampler: str = "independent", **options: object) -> RunC
     return load_config(preset="smoke", options=chosen, sets=["threads=1", "sampler.steps=4", "backbone.quadrature=10"])
 
 
+@pytest.mark.usefixtures("laid_out")
 def test_gradients_are_a_record_and_a_figure_at_the_base_model_and_at_a_checkpoint(tmp_path: Path) -> None:
     trials = [Trial(toy("vargrad"), Rule("cps", 0.5), leaves=6), Trial(toy("nft"))]
     done: list[tuple[int, int]] = []

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image, ImageSequence
 
 from alignbench.backbone import PointDistribution
 from alignbench.figures.animation import DURATION, LAST, write_animation
 from alignbench.records.distributions import TARGET, as_rows
 
+pytestmark = pytest.mark.usefixtures("laid_out")
 CORNERS = np.array([[-3.0, -3.0], [3.0, -3.0]])
 
 

@@ -18,6 +18,7 @@ from alignbench.records.distributions import TARGET, as_rows, mode_masses, read_
 from alignbench.training.progress import Reporting
 from alignbench.training.run import run
 
+pytestmark = pytest.mark.usefixtures("laid_out")
 CORNERS = np.array([[-3.0, -3.0], [3.0, -3.0], [3.0, 3.0]])
 
 

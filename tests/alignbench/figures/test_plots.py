@@ -20,6 +20,7 @@ from alignbench.rollouts.executor import rollout
 from tests.alignbench.record_folders import write_run
 from tests.support.toys import PROMPTS, ToyBackbone, tree
 
+pytestmark = pytest.mark.usefixtures("laid_out")
 REWARDS = [[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 4.0, 5.0]]
 
 

@@ -12,6 +12,8 @@ from alignbench.reports.animations import write_animations
 from tests.alignbench.figures.test_animation import table
 from tests.alignbench.record_folders import write_run
 
+pytestmark = pytest.mark.usefixtures("laid_out")
+
 
 def keep(run: Path, found: pd.DataFrame) -> None:
     found.to_parquet(run / distributions.FILE, index=False)

@@ -140,6 +140,7 @@ def test_what_can_be_read_is_shown_however_odd(tmp_path: Path, name: str) -> Non
     assert results.unreadable == []
 
 
+@pytest.mark.usefixtures("laid_out")
 def test_a_plot_that_cannot_be_drawn_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "r")
 

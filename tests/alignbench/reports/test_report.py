@@ -166,6 +166,7 @@ def test_what_cannot_be_told_is_said_and_no_p_value_is_0(tmp_path: Path) -> None
     assert [formatting.p_value(p) for p in (0.04, 1e-300, float("nan"))] == ["0.04", "< 1e-15", "cannot be told"]
 
 
+@pytest.mark.usefixtures("laid_out")
 def test_names_that_differ_in_signs_alone_have_plots_and_tables_of_their_own(tmp_path: Path) -> None:
     for name, reward in (("m/x 1", (0.5, 0.7)), ("m/x_1", (0.1, 0.2)), ("M/x-1", (0.3, 0.4))):
         file = write_run(tmp_path / str(reward[0]), reward=reward) / "result.json"

@@ -6,6 +6,8 @@ from matplotlib import pyplot as plt
 from alignbench.comparison.results import BASE
 from alignbench.reports.style import PAPER, Look, add_legend
 
+pytestmark = pytest.mark.usefixtures("laid_out")
+
 
 @pytest.mark.parametrize("objectives", [["tmpo", "grpo"], [f"grpo(kl_beta={value},optimizer.lr=0.0001)" for value in range(9)]])
 def test_a_legend_fits_into_its_figure(objectives: list[str]) -> None:

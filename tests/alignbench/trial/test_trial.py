@@ -14,6 +14,7 @@ from alignbench.trial.record import Trial
 from tests.support.command_line import in_this_process
 
 
+@pytest.mark.usefixtures("laid_out")
 def test_a_trial_writes_its_record_table_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "QUICK", trial.Size(drawn=6, own=0))
     monkeypatch.setattr(measuring, "REPETITIONS", 3)

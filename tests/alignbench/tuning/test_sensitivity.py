@@ -58,6 +58,7 @@ def test_the_table_has_a_row_for_each_trial() -> None:
     assert table["seeds"].tolist() == [2, 2, 2, 2, 1]
 
 
+@pytest.mark.usefixtures("laid_out")
 def test_the_plot_has_a_panel_for_each_method_and_setting_with_readable_ticks() -> None:
     figure = draw_sensitivity(record(method("a"), method("b")))
     panels = figure.axes
