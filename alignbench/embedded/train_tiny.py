@@ -52,6 +52,8 @@ from alignbench.settings import Settings
 
 FREE_TO_CHANGE = {"threads", "compile", "save_every", "call_steps", "call_guidance"}
 """Settings that may differ when a training is resumed."""
+HELD_OUT = 512
+"""Number of images that the autoencoder is scaled and tested with; a shard's if that is smaller."""
 
 
 class Phase(Settings):
@@ -187,7 +189,8 @@ def train_autoencoder(settings: TinyTraining, work: Path, log: Any = print) -> A
         if (step + 1) % settings.save_every == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}
             _save_atomically(state, checkpoint)
-    error = _set_latent_scale(model.eval(), to_pixels([e.image for e in first_phase.draw(settings.seed + 2, 0, 512)]))
+    held_out = first_phase.draw(settings.seed + 2, 0, min(HELD_OUT, settings.shard_size))
+    error = _set_latent_scale(model.eval(), to_pixels([e.image for e in held_out]))
     log(f"autoencoder held-out squared error {error:.5f}")
     write_folder(done, model.save_pretrained)
     write_atomically(work / "autoencoder_history.json", lambda p: p.write_text(json.dumps(history), encoding="utf-8"))

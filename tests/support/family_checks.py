@@ -32,8 +32,11 @@ from tests.support.plugins import toy_config, write_task
 
 PROMPTS = ['the word "TULIP" in red', "a blue square"]
 STEPS = 4
-KINDS = ("grpo", "dpo", "nft", "tmpo")
-"""An objective on path densities, on pairs of final images, with a behaviour policy of its own, and on whole paths."""
+KINDS = ("grpo", "nft")
+"""An objective on the steps of a rollout, under guidance, and one on final images, with a behaviour policy and no guidance.
+
+A family answers for a velocity with and without guidance and for its weights. It cannot tell objectives of one kind apart, and
+all of them train with SD3 and FLUX in `test_diffusers_folder.py`."""
 Call = dict[str, Any]
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,12 @@ from tests.support.same_runs import CALM, ROUNDING, assert_same_but_for_rounding
 from tests.support.together import command, ended, runs, started
 from tests.support.toys import ToyBackbone, tree
 
-PAIRS = {
-    # Each objective with a tree, and each sampler with grpo.
-    2: [*product(TRAINING, ["fixed_tree"]), *product(["grpo"], SMALL)],
-    # Each of both in turn: four processes take four times as long as two.
-    4: in_turn(TRAINING, list(SMALL)),
-}
-"""What several processes train: every objective and every sampler is in one pair at least."""
+KINDS = ["tmpo", "grpo", "ppo", "gardo", "ftb", "dpo", "nft", "awm", "crd"]
+"""An objective of each kind: on whole paths, on steps, with a value network, with doubted rewards, with parameters of its own,
+on pairs of final images, with a behaviour policy, on weighted final images, and on a contrast of them."""
+PAIRS = {2: in_turn(TRAINING, list(SMALL)), 4: in_turn(KINDS, list(SMALL))}
+"""What several processes train: every objective on two, and every sampler on two and on four. Neither of them can ask how many
+there are; on four there is more than one other to gather from."""
 
 
 def grid(folder: Path, out: Path, pairs: Iterable[tuple[str, str]]) -> list[tuple[RunConfig, Path]]:
@@ -68,7 +66,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("count", PAIRS)
 def test_any_pair_comes_to_the_same_on_several_processes(tmp_path: Path, alone: Path, count: int) -> None:
     jobs = grid(alone, tmp_path, PAIRS[count])
-    assert {config.objective.name for config, _ in jobs} == set(TRAINING)
+    assert {config.objective.name for config, _ in jobs} == set(TRAINING if count == 2 else KINDS)
     assert {config.sampler.name for config, _ in jobs} == set(SMALL)
     assert ended(started(count, runs, jobs, said=tmp_path / "said")) == [0] * count
     for _, out in jobs:

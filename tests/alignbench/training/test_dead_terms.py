@@ -21,6 +21,7 @@ from alignbench.training.progress import Silent
 
 BASES: dict[str, Evaluation] = {}
 """Base models that were evaluated, so that this is done once."""
+SMALL = {"name": "gaussian_mixture", "hidden": 8, "layers": 1, "quadrature": 12}
 HERE = "tests.alignbench.training.test_dead_terms"
 
 
@@ -99,7 +100,7 @@ class Listening(Silent):
 
 def of(objective: str, preset: str = "smoke", **changes: Any) -> RunConfig:
     few: Any = {"prompts": 1, "images_per_prompt": 2, "steps": 4, "every": None}
-    options = {"backbone": "gaussian_mixture", "objective": objective, "iterations": 3, "evaluation": few, **changes}
+    options = {"backbone": SMALL, "objective": objective, "iterations": 3, "evaluation": few, **changes}
     return load_config(preset=preset, options={"save_images": False, "snapshots": 0, **options})
 
 
