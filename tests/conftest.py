@@ -37,20 +37,24 @@ settings.load_profile("suite")
 
 
 LONGEST = (
-    "test_compare.py",
-    "test_processes.py",
     "test_diffusers_folder.py",
+    "test_processes.py",
     "test_run.py",
-    "test_sharding.py",
+    "test_compare.py",
+    "test_flux2.py",
     "test_faults.py",
-    "test_train_tiny.py",
-    "test_resuming.py",
-    "test_app.py",
-    "test_gaussian_mixture.py",
     "test_report.py",
+    "test_sharding.py",
+    "test_engine.py",
+    "test_checking.py",
     "test_costs.py",
-    "test_parts.py",
-    "test_pool.py",
+    "test_sana.py",
+    "test_gaussian_mixture.py",
+    "test_train_tiny.py",
+    "test_app.py",
+    "test_resuming.py",
+    "test_qwen_image.py",
+    "test_dead_terms.py",
 )
 """Files that take longer than all others, the longest first."""
 

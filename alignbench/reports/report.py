@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -239,7 +239,12 @@ def svg_link(svg: bytes) -> str:
 
 def render(template: str, values: dict[str, Any]) -> str:
     """Fills a template; whatever stands in it is escaped for its format, so that a prompt or a name stays text."""
-    html = ".html" in template
+    return _environment(html=".html" in template).get_template(template).render(values | _style_and_script())
+
+
+@cache
+def _environment(*, html: bool) -> jinja2.Environment:
+    """The templates of pages, or of other files, each of which is compiled once."""
     escape = visible if html else markdown
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -256,7 +261,7 @@ def render(template: str, values: dict[str, Any]) -> str:
         "code": _code,
         "link": lambda file: Markup(quote(file)),
     }
-    return environment.get_template(template).render(values | _style_and_script())
+    return environment
 
 
 def _style_and_script() -> dict[str, Markup]:

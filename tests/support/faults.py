@@ -39,11 +39,11 @@ class _Forked(context.ForkServerProcess):
             for name in ("PYTHONSAFEPATH", import_path._OURS):
                 patch.delenv(name, raising=False)
             forkserver.ensure_running()
-        return context.ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+        return context.ForkServerProcess._Popen(process_obj)
 
 
 class _ForkServer(context.ForkServerContext):
-    Process = _Forked  # type: ignore[assignment]
+    Process = _Forked
 
 
 CONTEXT = _ForkServer()

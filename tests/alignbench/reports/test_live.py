@@ -55,6 +55,7 @@ def test_a_damaged_table_of_an_unfinished_run_is_shown_as_unreadable(unfinished:
     assert "<td>interrupted</td>" in text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_finished_run_replaces_the_page_of_unfinished_ones(unfinished: Path) -> None:
     live.write_report_so_far(unfinished)
     write_run(unfinished / "done")
@@ -63,6 +64,7 @@ def test_a_finished_run_replaces_the_page_of_unfinished_ones(unfinished: Path) -
     assert "Comparison of 1 run<" in (unfinished / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_report_follows_a_comparison_until_it_has_ended(tmp_path: Path) -> None:
     """It shows nothing before the first run, refreshes while the comparison is at work, and stays at its end."""
     pages: list[str] = []
@@ -101,6 +103,7 @@ def test_ctrl_c_leaves_a_page_that_stays(unfinished: Path) -> None:
     assert "2 unfinished runs" in text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_command_ends_at_once_where_nothing_is_at_work(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     done = in_this_process("report", str(tmp_path), "--live", "--every", "1000")

@@ -264,6 +264,7 @@ def test_plots_of_an_earlier_choice_of_axes_are_removed_and_other_files_stay(tmp
     assert {"profile_lgmd.png", "notes.png"} <= names
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_one_run_is_not_called_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "r")
     report.write_report(tmp_path)
