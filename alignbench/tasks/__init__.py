@@ -107,6 +107,11 @@ class Task:
                 "remove them from one of the two files"
             )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Reward -> its weight, for the rewards that are trained on: those whose weight is not 0."""
+        return {choice.title: choice.weight for choice in self.config.reward if choice.weight}
+
     def fingerprint(self) -> dict[str, str]:
         """Computes the SHA-256 digest of each part of the task: part -> digest.
 

@@ -7,7 +7,7 @@ from alignbench.records.record import Estimate
 
 
 class Seen(Record):
-    """What a metric sees of a condition at one degree with one number of images of each prompt."""
+    """How a metric responds to a condition at one degree, with one number of images of each prompt."""
 
     metric: str
     source: str
@@ -58,7 +58,7 @@ class Verdict(Record):
 
 
 class Trial(Document):
-    """What `check --eval` found out about metrics."""
+    """What `check --eval` found about metrics."""
 
     KIND: ClassVar[str] = "trial"
 
