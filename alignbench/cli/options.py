@@ -84,6 +84,18 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def eval_settings(assigned: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Takes the settings of metrics, `evals.NAME.key=value`, out of what `--set` assigns: metric -> its settings.
+
+    Raises:
+        UserError: they are not settings of metrics by name.
+    """
+    settings = assigned.pop("evals", {})
+    if not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
+        raise UserError("--set takes settings of metrics as evals.NAME.key=value")
+    return settings
+
+
 def without_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were typed."""
     return {key: value for key, value in options.items() if value is not None}

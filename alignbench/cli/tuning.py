@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignbench.cli.options import Commands, interruptible, names, results_folder, without_defaults
+from alignbench.cli.options import Commands, interruptible, names, results_folder, whole_numbers, without_defaults
 from alignbench.config.run_config import parse_assignments
-from alignbench.errors import UserError
 from alignbench.files.writing import reserved
 from alignbench.tuning import LR_FACTOR, TRIALS, UPDATES
 
@@ -69,7 +68,7 @@ def tune(
     options = without_defaults(
         {"trials": trials, "seeds": seeds, "task": task, "backbone": backbone, "preset": preset, "select": select}
         | {"keep_strength": keep_strength or None, "lr_factor": lr_factor}
-        | {"updates": _whole_numbers(updates) if updates else None}
+        | {"updates": whole_numbers(updates, "--updates") if updates else None}
         | {"objectives": names(objectives) if objectives else None, "samplers": names(samplers) if samplers else None}
         | {"budget": parse_assignments(budget) if budget else None, "settings": parse_assignments(sets) if sets else None}
     )
@@ -79,13 +78,6 @@ def tune(
     execution = {"engine": engine, "workers": workers, "processes": processes, "gpus": gpus}
     with nullcontext(folder) if out else reserved(folder) as folder:
         _tune(plan, folder, execution)
-
-
-def _whole_numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in names(text)]
-    except ValueError:
-        raise UserError(f"--updates takes whole numbers with commas, such as 1,2,4; got {text!r}") from None
 
 
 def _tune(plan: "Plan", folder: Path, execution: Mapping[str, Any]) -> None:

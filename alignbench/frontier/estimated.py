@@ -33,7 +33,6 @@ from alignbench.frontier.front import (
     strengths_to_measure,
 )
 from alignbench.frontier.tilt import (
-    best_of_kl,
     best_of_log_weights,
     draw_sets,
     effective_sample_size,
@@ -46,6 +45,7 @@ from alignbench.frontier.tilt import (
 from alignbench.rollouts.executor import decode, sample
 from alignbench.rollouts.noise import seed_of
 from alignbench.scorer import Scorer, checked_scores, measure_sets, read_sets
+from alignbench.statistics import best_of_n_kl_bound
 from alignbench.tasks import Task
 
 LEAST_SHARE = 0.1
@@ -256,7 +256,7 @@ def _rows_of(
     for p, prompt in enumerate(samples.prompts):
         log_w = log_weights[p]
         values = {REWARD: mean_of(samples.rewards[p], log_w), ESS: float(effective_sample_size(log_w))}
-        values[KL] = tilted_kl(log_w) if tilted else best_of_kl(strength)
+        values[KL] = tilted_kl(log_w) if tilted else best_of_n_kl_bound(int(strength))
         values |= {metric: mean_of(of_all[p], log_w) for metric, of_all in samples.scores.items()}
         if np.isfinite(log_w).sum() >= size:
             rng = np.random.default_rng(seed_of("sets", seed, rule, repr(strength), p))

@@ -30,8 +30,8 @@ from alignbench.frontier.front import (
     set_evals,
     strengths_to_measure,
 )
-from alignbench.frontier.tilt import best_of_kl
 from alignbench.rollouts.noise import seed_of
+from alignbench.statistics import best_of_n_kl_bound
 from alignbench.tasks import Task
 
 SETS, LEAST_SAMPLES = 4, 400
@@ -157,7 +157,7 @@ class _TargetSamples:
         base = self.tilts(0.0)
         rows = self._mean_rows(BEST_OF, n, (self._evaluated(base, s, BEST_OF, n) for s in range(self.sets)))
         rewards = [(*row[:4], REWARD, row[5]) for row in rows if row[4] == self.reward]
-        others = {KL: best_of_kl(n), ESS: float(self.sets * self.size)}
+        others = {KL: best_of_n_kl_bound(n), ESS: float(self.sets * self.size)}
         return [
             *rows,
             *rewards,

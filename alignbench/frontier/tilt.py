@@ -65,14 +65,6 @@ def best_of_log_weights(rewards: np.ndarray, n: int) -> np.ndarray:
     return log_weights
 
 
-def best_of_kl(n: float) -> float:
-    """Computes log n - (n - 1) / n, the KL divergence in nats of the best of n samples to the base model.
-
-    It is exact without ties of rewards, and an upper bound with them (Beirami et al. 2024, arXiv 2401.01879).
-    """
-    return float(np.log(n) - (n - 1) / n)
-
-
 def effective_sample_size(log_weights: np.ndarray) -> np.ndarray:
     """Computes the effective sample size 1 / sum_i w_i^2 over the last axis, between 1 and N (Kish 1965)."""
     return np.asarray(np.exp(-logsumexp(2 * log_weights, axis=-1)))

@@ -192,7 +192,7 @@ def test_a_wrong_request_is_refused_in_one_sentence(changes: dict[str, Any], say
     ("arguments", "says"),
     [
         (["--trials", "0"], "Invalid value for '--trials'"),
-        (["--trials", "2", "--updates", "1,two"], "--updates takes whole numbers with commas"),
+        (["--trials", "2", "--updates", "1,two"], "--updates takes whole numbers above 0, separated by commas; got '1,two'"),
         (["--lr-factor", "1"], "lr_factor: input should be greater than 1, got 1.0"),
         (["--objectives", "grpo"], "tune needs --objectives and --samplers"),
         (["--objectives", "grpo", "--samplers", "independent", "--task", "ocrr"], "there is no task 'ocrr'"),
