@@ -187,7 +187,7 @@ def place(detection: Detection, image_size: Sequence[int]) -> tuple[int, int]:
 
 @cache
 def places_of(letters: int) -> int:
-    """Counts the places that the drawing program has for a word of so many letters; all if it draws no word of that length."""
+    """Counts the places that the drawing program has for a word of this length; all if it draws no such word."""
     if letters > lettering.MAX_LETTERS:
         return PLACES**2
     width, places = lettering.cell_width(letters) * letters, set()

@@ -46,7 +46,7 @@ def eval_(
         list[str] | None,
         typer.Option(
             help="KEY=VALUE,VALUE,... of guidance, evaluation.KEY or inference.KEY: evaluates every checkpoint at every "
-            "combination, and tells whether their ranking at the first one survives; can be repeated."
+            "combination, and says whether their ranking at the first one survives; can be repeated."
         ),
     ] = None,
     out: Annotated[

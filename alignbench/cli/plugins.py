@@ -94,7 +94,7 @@ def check(
         typer.Option(
             "--eval",
             help="Put metrics of diversity on trial instead: names, separated by commas. The trial plants losses of diversity "
-            "of known degrees and tells which of them each metric sees, and what else it takes for one.",
+            "of known degrees and says which of them each metric detects, and which harmless changes it takes for one.",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="With --eval: fewer prompts, a minute instead of five.")] = False,

@@ -59,7 +59,7 @@ def tune(
     engine: Annotated[str, typer.Option(help="local, or ray, as for `compare`.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Trials to run in parallel on this machine.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share each trial.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each trial asks of Ray.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each trial requests from Ray.")] = 0.0,
 ) -> None:
     """Tunes each method by the same number of trials, for `compare --config`. Rerun the command to resume it."""
     from alignbench.tuning.planning import plan_tuning
@@ -74,7 +74,7 @@ def tune(
     )
     request = with_options(read_request(out) if out else None, options)
     folder = out or results_folder("tuning")
-    plan = plan_tuning(request, workers * processes)  # before the folder is made, so that a slip leaves none behind
+    plan = plan_tuning(request, workers * processes)  # before the folder is made, so that a mistake leaves none behind
     execution = {"engine": engine, "workers": workers, "processes": processes, "gpus": gpus}
     with nullcontext(folder) if out else reserved(folder) as folder:
         _tune(plan, folder, execution)

@@ -43,12 +43,17 @@ class PartRequest(Settings):
     samplers: list[str] | None = None
     """Names, or `label=name`."""
     tasks: list[str] | None = None
+    """Names of tasks."""
     seeds: list[int] | None = None
+    """Seeds of each pair."""
     backbone: str | None = None
+    """Name of the backbone."""
     preset: str | None = None
+    """Name of the preset."""
     budget: dict[str, Any] | None = None
     """Limits of `BudgetConfig`."""
     threads: int | None = None
+    """CPU threads of each run."""
     sweep: dict[str, Any] | None = None
     """Key of a sweep -> its values, or null after an objective's name alone; see `alignbench.comparison.sweeps`."""
     settings: dict[str, Any] | None = None
@@ -61,9 +66,13 @@ class Request(PartRequest):
     parts: dict[str, dict[str, Any]] | None = None
     """Name -> keys of `PartRequest`."""
     description: str | None = None
+    """As `Grid.description`."""
     metrics: list[str] | None = None
+    """As `Grid.metrics`."""
     kl_levels: list[float] | None = None
+    """As `Grid.kl_levels`."""
     tuned: Tuned | None = None
+    """As `Grid.tuned`."""
 
     def with_options(self, **options: Any) -> "Request":
         """The same with those options that are not None in place of its own; `settings` are merged."""
@@ -168,7 +177,7 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
 
 
 def check_grid(grid: Grid) -> None:
-    """Checks every method with its settings, so that a slip shows before hours are spent.
+    """Checks every method with its settings, so that a mistake shows before hours are spent.
 
     Raises:
         UserError: a name or a setting is wrong.

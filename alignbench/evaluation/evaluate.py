@@ -396,7 +396,7 @@ def _as_evaluation(
         overall |= of_overall
         parts = {part for several in of_overall.values() for part in several}
         of_eval = scores[name]
-        if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt: that is told under its own name
+        if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt, which its own name shows
             of_eval = {name: np.full(len(prompts), np.nan)}
         for metric, values in of_eval.items():
             # A metric of an earlier eval keeps its name; a second one of that name gets its eval's behind it.

@@ -20,7 +20,8 @@ class Onset(NamedTuple):
     """Where a metric turns while the trained reward goes on rising.
 
     Attributes:
-        iteration: the evaluation at which the metric is best; lower, upper: its 95 % interval over prompts.
+        iteration: the evaluation at which the metric is best.
+        lower, upper: the 95 % interval of that evaluation over prompts.
         fall: how far the metric is below its best at the end, with its interval; measured on prompts that did not choose
             the best evaluation.
         p: of the one-sided test that the metric does not get worse from its best to the end.

@@ -85,13 +85,17 @@ class FrontRecord(Settings):
     task: str
     backbone: str
     prompts: int
+    """Number of prompts."""
     images: int
     """N, the number of the base model's samples for each prompt."""
     set_size: int
     """K, the number of images in a set: that of a prompt in an evaluation."""
     steps: int
+    """Number of denoising steps of a sample."""
     guidance: float
+    """Guidance scale of the base model; 1 is no guidance."""
     noise_seed: int
+    """Seed of the samples' initial noise."""
     rewards: dict[str, float]
     """Reward -> its weight in the total reward, by which the base model is tilted."""
     normalised: bool

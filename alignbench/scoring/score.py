@@ -22,7 +22,7 @@ from alignbench.tasks.prompts import read_image_folder
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
 Advance = Callable[[str], None]
-"""Is told what happens next, for a progress display."""
+"""Called with what happens next, for a progress display."""
 
 
 def score_model(
@@ -42,7 +42,7 @@ def score_model(
         run: the folder of a run whose newest checkpoint is evaluated; None for the backbone as it is.
         evals: the names of the metrics; empty for those of the task.
         settings: metric -> settings that override those of the task.
-        advance: is told what happens next.
+        advance: called with what happens next.
 
     Raises:
         UserError: a name or setting is unknown, there is no checkpoint, there are too few prompts, or the folder exists
@@ -145,7 +145,7 @@ def score_images(
         out: a new folder for `eval.json` and `evals.parquet`; None to write nothing.
         evals: the names of the metrics; empty for those of the task.
         settings: metric -> settings that override those of the task.
-        advance: is told what happens next.
+        advance: called with what happens next.
 
     Raises:
         UserError: images and prompts do not fit together, an image cannot be opened, or a metric does not accept them.

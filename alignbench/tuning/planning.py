@@ -35,8 +35,11 @@ class TuningRequest(Settings):
     samplers: list[str] = Field(default_factory=list)
     """Names, or `label=name`."""
     task: str | None = None
+    """Name of the task of all trials."""
     backbone: str | None = None
+    """Name of the backbone of all trials."""
     preset: str | None = None
+    """Name of the preset, whose own settings the first trial has."""
     budget: dict[str, Any] = Field(default_factory=dict)
     """The budget at which each trial ends; the default is that of `compare`."""
     settings: dict[str, Any] = Field(default_factory=dict)
