@@ -66,7 +66,11 @@ def names(text: str) -> list[str]:
 
 
 def seeds(text: str) -> list[int]:
-    """The seeds that an option asks for: `5` is the first five, `3,7` are these two."""
+    """The seeds that an option asks for: `5` is the first five, `3,7` are these two.
+
+    Raises:
+        UserError: the text is neither.
+    """
     try:
         numbers = [int(part) for part in names(text)]
     except ValueError:

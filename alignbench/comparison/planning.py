@@ -248,6 +248,9 @@ def planned_rows(config: RunConfig) -> int:
     """Model rows of a run's iterations, as far as its plans say: rollouts, and one pass for each update.
 
     Rows of a reference, of a behaviour policy and of gradient caching come on top.
+
+    Raises:
+        UserError: the number of iterations is not known (null).
     """
     if config.iterations is None:
         raise UserError("iterations is null; say where each cell ends with --budget model_rows=N")

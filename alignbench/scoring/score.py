@@ -62,7 +62,7 @@ class Loaded:
         self._model: tuple[str, Backbone] | None = None
 
     def score(self, config: RunConfig, run: Path | None, out: Path | None) -> tuple[EvalRecord, Evaluation]:
-        """Evaluates one model by one protocol; see `score_model`."""
+        """Evaluates one model by one protocol, with the arguments and errors of `score_model`; returns record and values."""
         weights = policy_weights(run / "checkpoints") if run else None
         if run is None and config.inference.method == "interpolation":
             raise UserError("inference.method=interpolation needs a trained model; evaluate a run with --checkpoint")
