@@ -112,7 +112,7 @@ def _distinct(configs: Iterable[RunConfig]) -> list[RunConfig]:
     """One configuration for each front."""
     found: list[tuple[object, RunConfig]] = []
     for config in configs:
-        key = (config.task, config.evaluation.every is None, dependence(config.resolved()))
+        key = (config.task, config.evals, config.evaluation.every is None, dependence(config.resolved()))
         if key not in [known for known, _ in found]:
             found.append((key, config))
     return [config for _, config in found]

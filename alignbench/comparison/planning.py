@@ -27,7 +27,7 @@ from alignbench.forecast import expected_rows
 from alignbench.load import load_configured_objective, threads_of
 from alignbench.registry import names
 from alignbench.settings import Settings, validate
-from alignbench.tasks import configured_task
+from alignbench.tasks import trained_task
 
 _OF_RUN = ("seed", "task", "preset", "threads", "budget", "iterations", "backbone")
 """Keys of a run's configuration that a comparison has elsewhere than among its settings."""
@@ -194,9 +194,9 @@ def check_grid(grid: Grid) -> None:
             check_trackers(config.trackers)
         refuse_ineffective(method, objective)
         for task in method.grid.tasks:
-            if (key := (task, tuple(config.reward.items()))) not in rewards:
+            if (key := (task, tuple(config.reward.items()), config.scorer_url)) not in rewards:
                 with naming_the_point(method):
-                    rewards[key] = len(configured_task(config.model_copy(update={"task": task})).config.reward)
+                    rewards[key] = len(trained_task(config.model_copy(update={"task": task})).config.reward)
             if objective.needs.training and not config.pairs:
                 _check_budget(method, rows, rewards[key])
     _refuse_equal_methods(methods)

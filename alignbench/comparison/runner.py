@@ -158,13 +158,13 @@ def check_folder(cells: list[Cell], out: Path) -> None:
     refuse_links(out, RUNS)
     if (out / SETTINGS).is_file():
         _refuse_lost_cells(cells, out)
-    fingerprints: dict[Any, dict[str, str]] = {}
+    fingerprints: dict[str, dict[str, str]] = {}
     for cell in cells:
         folder = out / RUNS / cell.id
         if (folder / RESULT).is_file():
             result = read_result(folder)
             _refuse_other_settings(cell, folder, result.config)
-            task = cell.task, tuple(cell.config.reward.items())
+            task = cell.config.model_dump_json(include={"task", "reward", "evals"})
             if task not in fingerprints:
                 fingerprints[task] = configured_task(cell.config).fingerprint()
             refuse_changed(changed_parts(fingerprints[task], result.task), str(folder))

@@ -85,17 +85,16 @@ class MetricSuite:
     def __init__(self, task: Task, timeout: float | None = None) -> None:
         self.timeout = timeout
         self.rewards: dict[str, Scorer] = {}
-        self.weights: dict[str, float] = {}
+        self.weights = task.weights
         self.evals: dict[str, Metric] = {}
+        task.require_weight()
         for choice in task.config.reward:
             scorer = self._load(choice)
             if not isinstance(scorer, Scorer):
-                raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of images and cannot be a reward")
+                raise UserError(
+                    f"task {task.name!r}: {choice.eval!r} measures sets of images and cannot be a reward; list it under judges"
+                )
             self.rewards[scorer.name] = scorer
-            if choice.weight:
-                self.weights[scorer.name] = choice.weight
-        if self.rewards and not self.weights:
-            raise UserError(f"task {task.name!r}: every reward has weight 0, so there is nothing to train on")
         for judge in task.config.judges:
             self._load(judge)
 
@@ -502,7 +501,9 @@ def check_scores_vary(suite: MetricSuite, evaluation: Evaluation) -> None:
     for name in suite.rewards:
         values = evaluation.table.loc[evaluation.table.metric == name, "value"].dropna()
         if len(values) == 0:
-            raise RunError(f"reward {name!r} could not score a single image of the base model")
+            raise RunError(
+                f"reward {name!r} could not score a single image of the base model; look at those of `eval --out DIR`"
+            )
         if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
             raise RunError(
                 f"reward {name!r} is {values.iloc[0]:g} for all {len(values)} images of the base model, so there is nothing to "

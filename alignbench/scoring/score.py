@@ -17,7 +17,7 @@ from alignbench.inference.drawing import Drawing
 from alignbench.load import load_configured_backbone, threads_of
 from alignbench.records.environment import environment, now
 from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric
-from alignbench.tasks import Task, check_backbone, configured_task, load_task, with_remote_reward
+from alignbench.tasks import Task, check_backbone, load_task, trained_task
 from alignbench.tasks.prompts import read_image_folder
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
@@ -114,7 +114,7 @@ class Loaded:
         if config.inference.method not in ("best_of_n", "fk"):
             return Drawing(config.inference)
         if self.evals or self.settings or config.reward or config.scorer_url:
-            suite = MetricSuite(with_remote_reward(configured_task(config), config).without_judges(), config.scorer_timeout)
+            suite = MetricSuite(trained_task(config).without_judges(), config.scorer_timeout)
             suite.prepare()
         return Drawing(config.inference, suite.reward(normalise=config.normalise_rewards))
 

@@ -16,7 +16,7 @@ from alignbench.files.paths import absolute
 from alignbench.load import load_configured_objective
 from alignbench.objective import Objective
 from alignbench.settings import Settings, validate
-from alignbench.tasks import Task, configured_task, load_task, with_remote_reward
+from alignbench.tasks import Task, load_task, trained_task
 from alignbench.tuning import LR_FACTOR, TRIALS, UPDATES
 from alignbench.tuning.space import LR, UPDATES_KEY, Dimension, design, nested, search_space, settings_at
 
@@ -191,7 +191,7 @@ def _first_config(base: Grid, objective: str) -> RunConfig:
 
 def _trained_rewards(config: RunConfig) -> dict[str, float]:
     """Reward -> its weight, as the configuration sets it; only the scorer's if a scorer service replaces the rewards."""
-    return with_remote_reward(configured_task(config), config).weights
+    return trained_task(config).weights
 
 
 def _checked_updates(updates: list[int]) -> list[int]:

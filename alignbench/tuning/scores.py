@@ -100,7 +100,7 @@ def _of_metric(results: Mapping[Path, Result], select: str) -> Scores:
     if select not in metrics:
         raise UserError(f"--select: no trial has a metric {select!r}{did_you_mean(select, [REWARD, HYPERVOLUME, *metrics])}")
     if metrics[select].higher_is_better is None:
-        raise UserError(f"--select {select}: neither a higher nor a lower value of it is better, so it cannot choose a trial")
+        raise UserError(f"--select {select}: neither a higher nor a lower value of it is better; choose another score")
     sign = 1.0 if metrics[select].higher_is_better else -1.0
     values = {folder: sign * _number(result.metrics[select].final.value) for folder, result in results.items()}
     return Scores(values, f"{'' if sign > 0 else 'minus '}mean of {select} on validation prompts")
