@@ -22,6 +22,7 @@ from alignbench.records.record import Estimate
 from alignbench.scoring.protocol_record import FILE, Agreement, FlipRecord, GridCell, GridModel, ProtocolGrid
 from alignbench.scoring.score import Advance, Loaded
 from alignbench.settings import validate
+from alignbench.tasks import check_backbone, load_task
 
 FIXED = ("prompts", "every", "validation_prompts", "validation_images")
 """Keys of `evaluation` that cannot be swept: prompts are what values are paired by, and the others are about a training."""
@@ -99,7 +100,8 @@ def score_grid(
         evals, settings, advance: as for `score_model`.
 
     Raises:
-        UserError: models have different tasks or numbers of prompts, a key or value is wrong, or the folder exists already.
+        UserError: models have different tasks or numbers of prompts, or one cannot draw the prompts; a key or value is wrong;
+            or the folder exists already.
         RunError: a scorer failed.
     """
     points = points_of(sweep)
@@ -109,6 +111,9 @@ def score_grid(
         raise UserError("models of one grid need the same task and evaluation.prompts; choose them by --task and --set")
     if len({str(model.run) for model in models}) < len(models):
         raise UserError("a checkpoint is there twice; leave one of them out")
+    task = load_task(models[0].config.task)
+    for model in models:
+        check_backbone(task, model.config.backbone.name)
     with claimed(out):
         cells, table, directions = _evaluated(models, configs, out, Loaded(evals, settings or {}, advance))
         table.to_parquet(out / "protocols.parquet", index=False)

@@ -97,10 +97,10 @@ class Loaded:
         return _record(evaluation, protocol, surroundings, out, sheet), evaluation
 
     def _task(self, config: RunConfig) -> tuple[Task, MetricSuite]:
+        task = _task(config, self.evals, self.settings)
+        check_backbone(task, config.backbone.name)
         key = json.dumps([config.task, config.evals])
         if key not in self._suites:
-            task = _task(config, self.evals, self.settings)
-            check_backbone(task, config.backbone.name)
             prompts = evaluation_prompts(task, config.evaluation)
             suite = MetricSuite(task, config.scorer_timeout)
             self.advance("loading models")
