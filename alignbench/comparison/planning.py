@@ -171,7 +171,9 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
         keys["budget"] = {"model_rows": _cheapest(keys, named, iterations)}
     grid = validate(Grid, keys, where="comparison")
     refuse_tuning_seeds(cell.seed for cell in grid.cells())
-    refuse_elsewhere(grid)
+    if grid.tuned is not None:
+        parts_of_grid = [grid.part(name) for name in grid.parts or [""]]
+        refuse_elsewhere(grid.tuned, [(part.tasks, part.backbone) for part in parts_of_grid])
     check_grid(grid)
     return grid
 
