@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from alignbench.analysis import protocols
+from alignbench.backbone import device_named
 from alignbench.comparison.sweeps import point_text
 from alignbench.config.inference import InferenceConfig
 from alignbench.config.run_config import EvaluationConfig, RunConfig, merged_layers
@@ -120,7 +121,8 @@ def score_grid(
         texts = [point_text(point) or "as configured" for point in points]
         methods = [model.method for model in models]
         agreement, flips = compared(table, methods, texts)
-        surroundings = environment(models[0].config.device, threads_of(models[0].config))
+        first = models[0].config
+        surroundings = environment(str(device_named(first.device)), threads_of(first))
         grid = ProtocolGrid(
             made=now(),
             command=str(surroundings.get("command")),

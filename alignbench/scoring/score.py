@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, device_named
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluate_images, evaluation_prompts
@@ -148,9 +148,11 @@ def score_images(
         advance: called with what happens next.
 
     Raises:
-        UserError: images and prompts do not fit together, an image cannot be opened, or a metric does not accept them.
+        UserError: images and prompts do not fit together, an image cannot be opened, a metric does not accept them, or the
+            device is not there.
         RunError: a scorer failed.
     """
+    device = str(device_named(config.device))
     with claimed(out):
         task = _task(config, evals, settings or {})
         suite = MetricSuite(task, config.scorer_timeout)
@@ -169,7 +171,7 @@ def score_images(
             images=len(inputs.images),
             evals=suite.describe(),
         )
-        return _record(evaluation, protocol, environment(config.device, threads_of(config)), out)
+        return _record(evaluation, protocol, environment(device, threads_of(config)), out)
 
 
 def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> Task:

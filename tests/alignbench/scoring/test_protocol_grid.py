@@ -52,6 +52,7 @@ def test_each_cell_is_what_eval_gives_alone(tmp_path: Path) -> None:
     assert grid.cells[0].means == {name: metric.value for name, metric in today.metrics.items()}
     assert [c.model_rows_per_image for c in grid.cells[::2]] == [4, 7, 2, 3]
     assert ProtocolGrid.read(tmp_path / "grid" / FILE) == grid
+    assert grid.environment["device"] == inside.environment["device"] != "auto"
     table = pd.read_parquet(tmp_path / "grid" / "protocols.parquet")
     mean = table[(table.model == 0) & (table.point == 0) & (table.metric == "brightness")]["value"].mean()
     assert mean == pytest.approx(grid.cells[0].means["brightness"])
