@@ -541,7 +541,15 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
 
 
 def plugin_data(kind: str, value: Any) -> dict[str, Any]:
-    """A plug-in as `{name, **settings}`, from a name, from `{name, **settings}` or from `{name, settings: {...}}`."""
+    """A plug-in as `{name, **settings}`, from a name, from `{name, **settings}` or from `{name, settings: {...}}`.
+
+    Args:
+        kind: what messages call it, such as `objective`.
+        value: the plug-in; None gives an empty dictionary.
+
+    Raises:
+        UserError: the value has none of these forms.
+    """
     if value is None:
         return {}
     if _names(value):
