@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -189,6 +189,13 @@ class Backbone(ABC):
     def reference(self) -> AbstractContextManager[None]:
         """While entered, `velocity` predicts with the frozen base model."""
 
+    def unscored(self) -> AbstractContextManager[None]:
+        """While entered, `velocity` may compute in a lower precision, because no log-density and no gradient depends on it.
+
+        By default nothing changes.
+        """
+        return nullcontext()
+
     def mixed_weights(self, weight: float) -> list[Tensor]:
         """Values of `parameters` for a model between base and policy: base + `weight` (policy - base).
 
@@ -254,7 +261,7 @@ class Tilt:
         reward: its expected training reward, without a scorer's noise.
         kl: its KL divergence to the base distribution, in nats.
         metrics: what `KnownDistributions.measure` would give for it; empty where that is not known.
-        draw: draws so many final latents, float32 [N, *latent], with a generator.
+        draw: draws N final latents, float32 [N, *latent], with a generator.
     """
 
     reward: float
@@ -277,8 +284,8 @@ class KnownDistributions(ABC):
 
         Args:
             prompts: the prompts.
-            best_of: measure what remains if each image is the best of so many by the reward. Metrics of the velocity are then
-                left out.
+            best_of: measure what remains if each image is the best of this number by the reward. Metrics of the velocity are
+                then left out.
         """
 
     @abstractmethod

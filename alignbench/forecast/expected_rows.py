@@ -21,12 +21,14 @@ class ExpectedRows(NamedTuple):
 
     rollout: float
     """Rows of one rollout."""
+    scored: float
+    """Rows of one rollout whose velocities enter a log-density."""
     replay: float
     """Rows of one training pass."""
     asked: float
     """Rows of a training pass at which the policy is evaluated, if rewards differ within each group."""
     widest: float
-    """Largest number of rows in one model call of a rollout, if no microbatch limits it."""
+    """Largest number of rows in one model call of a rollout, if no micro-batch limits it."""
     images: int
     """Number of images that are decoded and scored."""
     data: int = 0
@@ -34,7 +36,7 @@ class ExpectedRows(NamedTuple):
     data_drawn: float = 0.0
     """Rows of drawing these data."""
     double_passes: int = 0
-    """Updates of a rollout whose rows are evaluated twice, because a pass takes several microbatches; see `training.engine`."""
+    """Updates of a rollout whose rows are evaluated twice: a pass of several micro-batches, see `training.engine`."""
 
 
 def rows_per_iteration(config: RunConfig, objective: Objective | None = None) -> ExpectedRows:
@@ -49,7 +51,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     plans = [
         sampler.plan(i / (PROGRESS_POINTS - 1), np.random.default_rng([config.seed, 1, i])) for i in range(PROGRESS_POINTS)
     ]
-    replay = asked = float(np.mean([plan.replay_rows(groups) for plan in plans]))
+    scored = replay = asked = float(np.mean([plan.replay_rows(groups) for plan in plans]))
     if objective is not None and not objective.replays:
         rows = objective.rows(planned_forest(plans[0], groups), update=0)
         replay = asked = len(rows)
@@ -61,6 +63,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     data = config.keepers.data_images if config.keepers.data else 0
     return ExpectedRows(
         rollout=float(np.mean([plan.model_rows(groups) for plan in plans])),
+        scored=scored,
         replay=replay,
         asked=asked,
         widest=groups * max(max(plan.rows_of_calls) for plan in plans),
@@ -86,7 +89,7 @@ def data_rows(config: RunConfig, rows: ExpectedRows) -> float:
 
 
 def data_passes(config: RunConfig, rows: ExpectedRows) -> int:
-    """How often each row of the data term is evaluated in an update: twice where they take several microbatches."""
+    """How often each row of the data term is evaluated in an update: twice where they take several micro-batches."""
     return 2 if rows.data > (config.micro_batch or rows.data) else 1
 
 
