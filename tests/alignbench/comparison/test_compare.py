@@ -367,7 +367,7 @@ def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_fold
         "seeds": [3],
         "budget": {"model_rows": 2000},
     }
-    few = {"prompts": 2, "images_per_prompt": 4, "steps": 4}
+    few = {"prompts": 2, "images_per_prompt": 100, "steps": 4}  # points: with fewer a front takes more sets of them
     settings = {"evaluation": few, "optimizer": {"betas": [0.8, 1e-3]}, "backbone": COARSE}
     soft = {"objectives": {"soft": {"objective": {"clip": 1e-5}, "ema": None}}}
     first = tmp_path / "first"

@@ -8,10 +8,11 @@ from alignbench.comparison.planning import plan_grid, read_request
 
 
 def grid(folder: Path, extra: str = "") -> Grid:
+    """Two seeds, with sets of so many points that a front needs few of them."""
     file = folder / "comparison.yaml"
     file.write_text(
         "objectives: [grpo]\nsamplers: [independent]\nbackbone: gaussian_mixture\npreset: smoke\nseeds: [0, 1]\n"
-        "settings: {evaluation: {prompts: 2, images_per_prompt: 20, every: 5, validation_images: 10}" + extra + "}\n"
+        "settings: {evaluation: {prompts: 2, images_per_prompt: 200, every: 5, validation_images: 100}" + extra + "}\n"
     )
     return plan_grid(read_request(file), 1)
 
@@ -21,7 +22,7 @@ def test_a_task_has_one_front_for_each_prompt_set_and_a_second_call_makes_none(t
     made = make_fronts(grid(tmp_path), tmp_path, warn=told.append)
     assert (len(made), told) == (2, [])
     records = [front.record for front in read_fronts(tmp_path).kept]
-    assert sorted((r.prompt_set, r.set_size, r.exact) for r in records) == [("evaluation", 20, True), ("validation", 10, True)]
+    assert sorted((r.prompt_set, r.set_size, r.exact) for r in records) == [("evaluation", 200, True), ("validation", 100, True)]
     assert make_fronts(grid(tmp_path), tmp_path, warn=told.append) == []
 
 
