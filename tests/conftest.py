@@ -77,6 +77,12 @@ def laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute", quick_figures.lay_out)
 
 
+@pytest.fixture
+def few_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures `path_kl` of a run from few rollouts, which would take most of the time of a short run on a large model."""
+    monkeypatch.setattr("alignbench.training.run_evaluation.PATHS", 4)
+
+
 @pytest.fixture(autouse=True)
 def _figures_end_with_their_test() -> Iterator[None]:
     """Matplotlib warns about figures that are left open, in whichever test makes one too many."""

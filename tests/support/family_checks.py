@@ -310,6 +310,7 @@ def adapted_ends(policy: DiffusersFolder) -> set[str]:
     return {name.split(".", 2)[-1] for name in names}
 
 
+@pytest.mark.usefixtures("few_paths")
 class FamilyFacts:
     """The tests of each family. A subclass sets `family`."""
 

@@ -473,6 +473,7 @@ def test_every_pair_takes_a_step_and_is_judged(
 
 
 @every_family
+@pytest.mark.usefixtures("few_paths")
 def test_a_run_on_a_folder_trains_it_and_goes_on_where_it_stopped(
     brief: dict[str, Path], task: Path, tmp_path: Path, family: str
 ) -> None:
@@ -499,6 +500,7 @@ def test_a_run_on_a_folder_trains_it_and_goes_on_where_it_stopped(
 
 
 @every_family
+@pytest.mark.usefixtures("few_paths")
 def test_an_exported_lora_draws_the_same_in_plain_diffusers(brief: dict[str, Path], tmp_path: Path, family: str) -> None:
     backbone = {"name": str(brief[family]), "resolution": SIDE, "lora_rank": 4, "lora_alpha": 6.0}
     evaluation = {"prompts": 2, "steps": 2}
