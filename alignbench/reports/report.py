@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,8 +39,8 @@ from alignbench.reports.method_settings import settings_table
 from alignbench.reports.plots import comparison_plots
 from alignbench.reports.plots.curve_figure import curve_trade_off
 from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
-from alignbench.reports.plots.trade_off import scatter
-from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs
+from alignbench.reports.plots.trade_off import NARROW, scatter
+from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs, sampler_of
 from alignbench.reports.tables import method_row, protocol_of, write_tables
 from alignbench.reports.verdict import verdict
 
@@ -252,9 +253,12 @@ def render(template: str, values: dict[str, Any]) -> str:
     environment.filters |= {"number": number, "p_value": p_value, "estimate": estimate, "spent": spent, "listed": listed}
     environment.filters |= {
         "at": lambda key, mapping: mapping[key],
+        "at_most": lambda row, count: row[:count],
+        "axis_name": axis_name,
         "contrast": contrast,
         "code": _code,
         "link": lambda file: Markup(quote(file)),
+        "without": lambda row, start, end: [*row[:start], *row[end:]],
     }
     return environment.get_template(template).render(values | _style_and_script())
 
@@ -284,6 +288,9 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
     pairs = pairs[(pairs["setup"] == setup) & pairs["metric"].isin([reward, diversity])]
     both = diversity is not None and len(metric_pairs(cells, diversity, reward)) > 0
     metrics = results.table_metrics(setup)
+    target = curves.target_line(diversity) if diversity else []
+    samplers = {sampler_of(run.cell) for run in results.of(setup)}
+    table_rows = [method_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])]
     return {
         "name": setup,
         "reward": reward,
@@ -296,11 +303,15 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "settings": settings_table(results, setup),
         "metrics": {name: heading(name, first.metrics[name]) for name in metrics},
         "first_metrics": _first_metrics(results, setup, curves),
-        "rows": [method_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])],
+        "rows": table_rows,
+        "usual_n": Counter(row["n"] for row in table_rows if row["cell"] != BASE).most_common(1)[0][0],
         "best": {metric: _best(cells, metric) for metric in metrics},
-        "plot": scatter(cells, reward, diversity, curves.target_line(diversity)) if diversity and both else None,
+        "plot": scatter(cells, reward, diversity, target) if diversity and both else None,
+        "narrow_plot": scatter(cells, reward, diversity, target, NARROW) if diversity and both else None,
+        "sampler": samplers.pop() if len(samplers) == 1 else None,
         # The page has a trade-off plot and images of its own.
         "figures": _figures(plots, setup, leave_out=("trade_off", "images", "curve_trade_off")),
+        "has_curves": curves.comparable,
         "curve_figures": _figures(plots, setup, only="curve_trade_off"),
         "files": _files(plots, setup, folder),
         "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in rows.items()},

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
@@ -27,7 +29,7 @@ from alignbench.reports import findings, formatting, report, style, tables, verd
 from alignbench.reports.alarms import grouped
 from alignbench.reports.plots import comparison_plots
 from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
-from alignbench.reports.plots.trade_off import LETTER, _box, _labels, _overlap, scatter
+from alignbench.reports.plots.trade_off import LETTER, NARROW, WIDE, _box, _labels, _overlap, _ticks, scatter, short_names
 from tests.alignbench.record_folders import PROMPTS, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -71,11 +73,11 @@ def test_the_findings_name_the_front_and_what_is_beyond_chance(results: Results)
     grpo = max(p["grpo"], tmpo)
     # Standard errors .01 / sqrt 3 and .005 / sqrt 3; t(0.975, 2) = 4.302653, and 4.302653 * .005 / sqrt 3 = 0.01242.
     assert said[3] == (
-        f"OCR score is above the base model's for grpo x independent (by 0.105 [0.0926, 0.117], p = {grpo:.2g}), "
-        f"tmpo x independent (by 0.41 [0.385, 0.435], p = {tmpo:.2g})."
+        f"OCR score is above the base model's for grpo x independent (by 0.105 [0.093, 0.117], p = {grpo:.2g}), "
+        f"tmpo x independent (by 0.410 [0.385, 0.435], p = {tmpo:.2g})."
     )
     low, high = stats.ttest_ind(rewards["tmpo"], rewards["grpo"], equal_var=False).confidence_interval()
-    by = f"by 0.305 [{low:.3g}, {high:.3g}], p = {between:.2g}"
+    by = f"by 0.305 [{low:.3f}, {high:.3f}], p = {between:.2g}"
     assert said[4] == f"OCR score between methods: tmpo x independent above grpo x independent ({by})."
     assert "3 seeds per method: a difference that is not beyond chance here may still exist." in said
 
@@ -90,16 +92,17 @@ def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Result
     lgmd = "LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity)"
     assert said[0] == (
         "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo "
-        f"x independent; the reward of a model is {ocr}, and its diversity {lgmd}, on 2 held-out prompts."
+        f"x independent; the reward is {ocr}, and the measure of diversity is {lgmd}, on 2 held-out prompts."
     )
     assert said[1].startswith(
         "Methods cannot be compared at equal reward, since fewer than two were evaluated along the training"
     )
-    assert "the most reward has tmpo x independent (OCR score 0.86 [0.835, 0.885])" in said[1]
-    assert "the most diversity has grpo x independent (LGMD 0.652 [0.646, 0.659])" in said[1]
+    assert "tmpo x independent has the most reward (OCR score 0.860 [0.835, 0.885])" in said[1]
+    assert "grpo x independent has the most diversity (LGMD 0.652 [0.646, 0.659])" in said[1]
     assert "there is no front of the tilted target here" in said[2]
     assert said[3].startswith("Whether a method over-optimised its reward cannot be told")
-    assert said[4].startswith("3 seeds cannot tell differences smaller than 0.0")
+    assert said[3].endswith("; no run raised an alarm.")
+    assert said[4].startswith("With 3 seeds, a true difference of 0.0")
 
 
 def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> None:
@@ -196,10 +199,10 @@ def test_latex_escapes_what_is_special_and_knows_minus_from_hyphen() -> None:
 
 def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> None:
     page = (folder / "report.html").read_text()
-    assert "ocr ↑ (trained on)</button>" in page
-    assert "lgmd ↑</button>" in page
+    assert "OCR score ↑ (trained on)</button>" in page
+    assert "LGMD ↑</button>" in page
     assert (
-        "| method | ocr ↑ (trained on) | lgmd ↑ | model evaluations | seconds of training | model evaluations per image |"
+        "| method | OCR score ↑ (trained on) | LGMD ↑ | model evaluations | seconds of training | model evaluations per image |"
         in (folder / "report.md").read_text()
     )
 
@@ -279,12 +282,74 @@ def test_alarms_that_differ_in_numbers_alone_are_one(results: Results) -> None:
 
 def test_labels_of_the_trade_off_do_not_cover_one_another() -> None:
     """Five methods at nearly the same place: estimated boxes of their names must not overlap, nor leave the frame."""
-    marks = [{"cell": f"method {i} x independent", "x": 400.0 + i, "y": 250.0 + i} for i in range(5)]
-    boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 22) for label in _labels(marks)]
+    marks = [{"label": f"method {i} x independent", "x": 400.0 + i, "y": 250.0 + i} for i in range(5)]
+    labels = _labels(marks, WIDE.frame)
+    boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 22) for label in labels]
     for i, one in enumerate(boxes):
         assert one[0] >= 80
         assert one[2] <= 880
         assert not any(_overlap(one, other) for other in boxes[:i])
+    assert labels[0]["leader"] is None  # the first one stands beside its mark
+    assert labels[4]["leader"] is not None  # two lines away: a line joins it to its mark
+
+
+def test_a_label_that_finds_no_free_place_covers_as_little_as_it_can() -> None:
+    """At the right edge only labels to the left fit: 23 lines from the middle of the frame, and more marks than that."""
+    marks = [{"label": "a method", "x": 860.0, "y": 270.0} for _ in range(30)]
+    boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 8) for label in _labels(marks, WIDE.frame)]
+    assert all(box[2] <= 880 and box[1] >= 30 and box[3] <= 510 for box in boxes)
+
+
+def test_labels_leave_out_a_sampler_that_all_methods_share() -> None:
+    assert short_names([BASE, "grpo x tree", "tmpo x tree"]) == {BASE: BASE, "grpo x tree": "grpo", "tmpo x tree": "tmpo"}
+    assert short_names(["grpo x tree", "grpo x independent"])["grpo x tree"] == "grpo x tree"
+
+
+def test_on_a_phone_marks_have_numbers(results: Results) -> None:
+    cells = results.cells_frame[results.cells_frame["setup"] == results.setups[0]]
+    wide, narrow = (scatter(cells, "ocr", "lgmd", (), canvas) for canvas in (WIDE, NARROW))
+    assert [mark["label"] for mark in narrow["marks"]] == ["1", "2", "3"]
+    assert [mark["cell"] for mark in narrow["marks"]] == [mark["cell"] for mark in wide["marks"]]
+    assert all(mark["x"] <= NARROW.width and mark["y"] <= NARROW.height for mark in narrow["marks"])
+    assert not wide["cut"]  # the intervals are far narrower than the distances of the methods
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((0.06634, 0.0403, 0.0922), "0.066 [0.040, 0.092]"),  # half-width 0.026
+        ((-0.00182, -0.0174, 0.0137), "-0.002 [-0.017, 0.014]"),
+        ((0.855, 0.836, 0.8749), "0.855 [0.836, 0.875]"),  # half-width 0.019: 3 decimals for two digits
+        ((0.42242, 0.42203, 0.42281), "0.4224 [0.4220, 0.4228]"),  # half-width 0.0004: one digit of it at least
+        ((4.09, 3.17, 5.0), "4.09 [3.17, 5.00]"),
+        ((13.9, 4.65, 23.15), "13.9 [4.7, 23.1]"),
+        ((382050.4, 350000.0, 414100.8), "382,050 [350,000, 414,101]"),
+        ((-0.0004, -0.2, 0.2), "0.00 [-0.20, 0.20]"),  # no minus before a zero
+        ((2e-7, 1e-7, 3e-7), "2e-07 [1e-07, 3e-07]"),
+        ((0.0, 0.0, 0.0), "0 [0, 0]"),
+        ((0.5, -math.inf, math.inf), "0.5"),
+    ],
+)
+def test_numbers_have_as_many_decimals_as_their_interval_needs(numbers: tuple[float, float, float], text: str) -> None:
+    assert formatting.with_interval(*numbers) == text
+
+
+def test_an_n_that_is_told_once_is_not_repeated() -> None:
+    row = {"mean": 0.5, "mean_lower": 0.4, "mean_upper": 0.6, "mean_n": 3, "over": "seeds"}
+    assert formatting.estimate(row) == "0.50 [0.40, 0.60] (n = 3 seeds)"
+    assert formatting.estimate(row, usual="n = 3 seeds") == "0.50 [0.40, 0.60]"
+    assert formatting.estimate(row, usual="n = 4 seeds").endswith("(n = 3 seeds)")
+
+
+def test_ticks_of_nearly_equal_values_are_told_apart() -> None:
+    texts = [text for _, text in _ticks(MaxNLocator(6), (0.235760, 0.235766))]
+    assert len(texts) == len(set(texts)) > 3
+
+
+def test_what_is_empty_has_no_brackets() -> None:
+    assert formatting.listed({"ocr": {"settings": {"batch": 16}}, "quality": {"settings": {}}}) == (
+        "ocr (settings (batch 16)), quality"
+    )
 
 
 def test_the_best_mean_is_bold(folder: Path) -> None:
@@ -494,7 +559,8 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
       const table = document.querySelector(".sortable"), first = () => table.tBodies[0].rows[0].cells[0].textContent;
       const button = table.querySelectorAll("th button")[1];
       button.click(); const low = first(); button.click(); const high = first();
-      const points = [...document.querySelectorAll(".point")], card = document.querySelector(".card");
+      const points = [...document.querySelectorAll(".point")].filter(point => point.checkVisibility());
+      const card = document.querySelector(".card");
       points[1].dispatchEvent(new MouseEvent("mouseenter")); const hovered = card.textContent;
       points[2].focus(); const focused = card.textContent;
       points[0].dispatchEvent(new MouseEvent("click")); const clicked = card.textContent;
@@ -518,7 +584,7 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
     )
     title = done.stdout.split("<title>")[1].split("</title>")[0]
     saw = yaml.safe_load(title)
-    assert (saw["low"], saw["high"]) == (BASE, "tmpo x independent")
+    assert (saw["low"], saw["high"]) == (f"{BASE} (n = 2 prompts)", "tmpo x independent")
     assert "grpo x independent" in saw["hovered"]
     assert "n = 3 seeds" in saw["hovered"]
     assert "tmpo x independent" in saw["focused"]
