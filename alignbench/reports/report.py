@@ -212,8 +212,7 @@ def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path |
             images[kind] = drawn(figure, kind)
             figure.set_layout_engine("none")  # the first drawing has laid it out
         if resizable:
-            figure.set_size_inches(PAGE_WIDTH, figure.get_figheight() * (1 + FLATTER * (PAGE_WIDTH / COLUMN - 1)))
-            figure.set_layout_engine("constrained")
+            widen(figure)
         plots.images[key] = images["svg"] if images and not resizable else drawn(figure, "svg")
     plt.close(figure)
     for kind, data in images.items():
@@ -221,6 +220,12 @@ def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path |
         write_atomically(file, partial(Path.write_bytes, data=data))
         plots.written.append(file)
         plots.files[key] = file
+
+
+def widen(figure: Figure) -> None:
+    """Gives a figure of a paper's column the width of a page, so that its letters have the size of the page's."""
+    figure.set_size_inches(PAGE_WIDTH, figure.get_figheight() * (1 + FLATTER * (PAGE_WIDTH / COLUMN - 1)))
+    figure.set_layout_engine("constrained")
 
 
 def drawn(figure: Figure, kind: str) -> bytes:

@@ -43,7 +43,8 @@ def _compared(results: Results, setup: str, curves: CurveReport) -> str:
     seeds = seeds_of(pd.DataFrame({"cell": [r.cell for r in runs], "seed": [r.result.run.seed for r in runs]}))
     count = "One method was trained" if len(methods) == 1 else f"{len(methods)} methods were trained"
     each = "each " if len(methods) > 1 else ""
-    diversity = f", and the measure of diversity is {explained(curves.diversity)}" if curves.diversity else ""
+    measure = explained(curves.diversity).replace(", a measure of diversity", "") if curves.diversity else ""
+    diversity = f", and the measure of diversity is {measure}" if measure else ""
     return (
         f"{count} on task {first.run.task} with {first.run.backbone}, {each}within {budget} and with {seeds}: "
         f"{_listed(methods, 'methods')}; the reward is {explained(curves.reward)}{diversity}, on "

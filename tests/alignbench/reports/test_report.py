@@ -89,7 +89,7 @@ def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Result
     said = verdict.verdict(results, setup, report.curve_reports(results)[setup])
     assert len(said) == 5
     ocr = "OCR score (how well the text in the image matches the prompt, by edit distance)"
-    lgmd = "LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity)"
+    lgmd = "LGMD (mean log distance between the final latents of a prompt's images)"
     assert said[0] == (
         "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo "
         f"x independent; the reward is {ocr}, and the measure of diversity is {lgmd}, on 2 held-out prompts."
