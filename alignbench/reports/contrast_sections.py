@@ -36,8 +36,8 @@ class Section:
 
     @property
     def common_n(self) -> str:
-        """The n of all entries in words; empty where they differ, or have an n of all runs."""
-        entries = [entry for _, of_row in self.rows for entry in of_row.values()]
+        """The n of all entries that have one, in words; empty where they differ, or have an n of all runs."""
+        entries = [entry for _, of_row in self.rows for entry in of_row.values() if entry["n"]]
         if any("runs" in entry for entry in entries) or len({entry["n"] for entry in entries}) != 1:
             return ""
         return counted(entries[0]["n"], "seeds")
