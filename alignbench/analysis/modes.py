@@ -35,7 +35,9 @@ def first_distributions(results: Results, setup: str) -> dict[str, pd.DataFrame]
 
 
 def modes_frame(results: Results, setup: str) -> pd.DataFrame:
-    """Computes the mass of each mode under the models, averaged over seeds with intervals in [0, 1], for the first evaluation prompt.
+    """Computes the mass of each mode under the models for the first evaluation prompt, averaged over seeds.
+
+    Intervals stay inside [0, 1].
 
     Returns:
         A row per cell and mode. The target and the base model come first; they are the same for all runs and have no interval
