@@ -105,6 +105,17 @@ def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Result
     assert said[4].startswith("With 3 seeds, a true difference of 0.0")
 
 
+def test_the_verdict_names_the_runs_that_raised_alarms(results: Results) -> None:
+    (setup,) = results.setups
+    curves, cell = report.curve_reports(results)[setup], "tmpo x independent"
+    fell = "ocr rose by 0.1 while lgmd went from 1 to 0.9"
+    curves.alarms = {(cell, 0): [fell], (cell, 1): [], (cell, 2): [], ("grpo x independent", 0): []}
+    sentence = verdict.verdict(results, setup, curves)[3]
+    assert sentence.endswith("; alarms were raised by 1 of 3 runs of tmpo x independent (LGMD got worse).")
+    curves.alarms = {(cell, 0): [fell]}
+    assert verdict.verdict(results, setup, curves)[3].endswith("raised by the run of tmpo x independent (LGMD got worse).")
+
+
 def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> None:
     write_run(tmp_path / "r")
     results = read_results(tmp_path)
