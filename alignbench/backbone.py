@@ -261,7 +261,7 @@ class Tilt:
         reward: its expected training reward, without a scorer's noise.
         kl: its KL divergence to the base distribution, in nats.
         metrics: what `KnownDistributions.measure` would give for it; empty where that is not known.
-        draw: draws so many final latents, float32 [N, *latent], with a generator.
+        draw: draws N final latents, float32 [N, *latent], with a generator.
     """
 
     reward: float
@@ -284,8 +284,8 @@ class KnownDistributions(ABC):
 
         Args:
             prompts: the prompts.
-            best_of: measure what remains if each image is the best of so many by the reward. Metrics of the velocity are then
-                left out.
+            best_of: measure what remains if each image is the best of this number by the reward. Metrics of the velocity are
+                then left out.
         """
 
     @abstractmethod

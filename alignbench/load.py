@@ -82,6 +82,9 @@ def load_configured_backbone(config: RunConfig, *, device: str | None = None) ->
     Args:
         config: the configuration.
         device: the device to use instead of the configuration's.
+
+    Raises:
+        UserError: the device is not there or cannot draw images, or the backbone cannot be loaded.
     """
     torch.set_num_threads(threads_of(config))
     torch.manual_seed(config.seed)

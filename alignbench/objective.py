@@ -96,7 +96,7 @@ class Objective(ABC):
     Settings: ClassVar[type[settings.Settings]] = settings.Settings
     name: str = ""
     separable: bool = False
-    """Whether d(loss)/d(terms of a row) depends on no other row's terms. Then microbatches of later updates need one pass."""
+    """Whether d(loss)/d(terms of a row) depends on no other row's terms. Then micro-batches of later updates need one pass."""
 
     ratio_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that act through the importance ratio alone, such as a clip range."""

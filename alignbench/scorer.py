@@ -54,7 +54,7 @@ class Metric:
         Local folders and files may be among them.
 
         Raises:
-            UserError: something that the metric needs is missing, as can be told without loading anything.
+            UserError: something that the metric needs is missing, as far as this shows without loading anything.
         """
         return []
 

@@ -26,9 +26,9 @@ RESAMPLES = 2000
 RESAMPLES_AT_ONCE = 100
 """How many of these resamples are in memory together."""
 CONFIDENCE = 0.95
+"""The confidence level of all intervals."""
 ONE_SIDED_LEVEL = (1 - CONFIDENCE) / 2
 """Level of one-sided tests: that of either side of an interval."""
-"""The confidence level of all intervals."""
 ROUNDING = 1e-12
 """The largest relative difference of two float64 numbers that is attributed to rounding."""
 SMALLEST_P = float(np.finfo(np.float64).tiny)

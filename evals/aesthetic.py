@@ -39,7 +39,11 @@ class Aesthetic(ClipScorer):
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """The layers of the predictor, in float32. Between them is only dropout, which does nothing in evaluation."""
+        """The layers of the predictor, in float32. Between them is only dropout, which does nothing in evaluation.
+
+        Raises:
+            UserError: the weights cannot be read, or are not those of a predictor for this CLIP.
+        """
         layers, width = read_layers(self.settings.weights), self.clip.model.config.projection_dim
         if layers[0][0].shape[1] != width:
             raise UserError(

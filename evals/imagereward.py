@@ -38,7 +38,11 @@ class ImageReward(Scorer):
 
     @cached_property
     def model(self) -> Any:
-        """The model, which is opened on first use."""
+        """The model, which is opened on first use.
+
+        Raises:
+            UserError: the package cannot be imported here, or does not load the model.
+        """
         try:
             package = import_module("ImageReward")
         except Exception as error:  # it imports from many packages, which can fail in many ways

@@ -151,14 +151,23 @@ def subject_of(images: np.ndarray, prompt: str) -> Subject | None:
         extents = [drawn_extent(kind, d) for d in sorted(SIZES[sum(c["count"] for c in clauses)])]
         shapes = [next(iter(d.get(kind, ())), None) for d in ShapesDetector().detect(list(images))]
         backgrounds = len(backgrounds_for(named, scenes.MIN_CONTRAST))
-        return Subject(shapes, "color" not in clauses[0], backgrounds, extents, False, PLACES**2)
+        return Subject(shapes, not colors_of_subject(prompt), backgrounds, extents, False, PLACES**2)
     if text := quoted_text(prompt):
-        words = re.findall(r"\w+", unquoted_words(prompt).lower())
         heights = [float(height - 1) for height in lettering.HEIGHTS]
-        named = frozenset(COLORS).intersection(words)
+        named = colors_of_subject(prompt)
         backgrounds = len(backgrounds_for(named, lettering.MIN_CONTRAST))
         return Subject([find_lettering(image) for image in images], not named, backgrounds, heights, True, places_of(len(text)))
     return None
+
+
+def colors_of_subject(prompt: str) -> frozenset[str]:
+    """Returns the colours that a prompt names for its first shape or its word; empty if it names none, or has neither."""
+    if (metadata := SCENES.parse(prompt)) is not None:
+        color = metadata["include"][0].get("color")
+        return frozenset() if color is None else frozenset({str(color)})
+    if not quoted_text(prompt):
+        return frozenset()
+    return frozenset(COLORS).intersection(re.findall(r"\w+", unquoted_words(prompt).lower()))
 
 
 def place(detection: Detection, image_size: Sequence[int]) -> tuple[int, int]:
@@ -178,7 +187,7 @@ def place(detection: Detection, image_size: Sequence[int]) -> tuple[int, int]:
 
 @cache
 def places_of(letters: int) -> int:
-    """Counts the places that the drawing program has for a word of so many letters; all if it draws no word of that length."""
+    """Counts the places that the drawing program has for a word of this length; all if it draws no such word."""
     if letters > lettering.MAX_LETTERS:
         return PLACES**2
     width, places = lettering.cell_width(letters) * letters, set()

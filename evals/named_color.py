@@ -12,27 +12,18 @@ An image in which nothing is found counts as a miss. Colours are read as by `mod
 Source: the "can it" half of DIM-CIM (arXiv 2506.05108), with exact colours in place of a judging model.
 """
 
-import re
 from typing import Any
 
 import numpy as np
 
 from alignbench import SetMetric, settings
-from alignbench.embedded.drawing.palette import COLORS
-from evals.detectors.grammar import SCENES
-from evals.mode_coverage import subject_of
-from evals.ocr import quoted_text, unquoted_words
+from evals.mode_coverage import colors_of_subject, subject_of
 
 
 def color_named_by(prompt: str) -> str | None:
     """Tells which colour a prompt gives its word or its first shape; None if it names none, or several for a word."""
-    if (metadata := SCENES.parse(prompt)) is not None:
-        color = metadata["include"][0].get("color")
-        return None if color is None else str(color)
-    if not quoted_text(prompt):
-        return None
-    named = set(COLORS).intersection(re.findall(r"\w+", unquoted_words(prompt).lower()))
-    return named.pop() if len(named) == 1 else None
+    named = colors_of_subject(prompt)
+    return next(iter(named)) if len(named) == 1 else None
 
 
 class NamedColor(SetMetric):

@@ -168,7 +168,7 @@ class _Response(NamedTuple):
 
 
 def _within(seconds: float, work: Callable[[threading.Event], Result]) -> Result:
-    """Returns `work(ended)`, or sets `ended` and raises TimeoutError after so many seconds.
+    """Returns `work(ended)`, or sets `ended` and raises TimeoutError after `seconds`.
 
     The timeouts of a socket are not a deadline, since each byte that arrives restarts them.
     """

@@ -14,7 +14,7 @@ needs no stochastic step.
 Source: Luo et al. 2025 (arXiv 2510.08425) and its code. How this differs from them: docs/methods/dgpo.md.
 
 Fixed point: as in `dpo` the margin -S has no finite optimum. On the first update the gradient is that of A e / 2; it fades as
-the group is told apart, the sooner the larger beta is.
+the better images of a group are separated from the worse ones, the sooner the larger beta is.
 """
 
 from typing import Any, Literal

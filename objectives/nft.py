@@ -28,10 +28,7 @@ from alignbench.loss_parts import loss_part
 from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, part_of_update
-from objectives._denoising import DenoisingSettings, noised_leaves
-
-MIN_WEIGHT = 1e-5
-"""The smallest w that an error is divided by."""
+from objectives._denoising import DenoisingSettings, mean_absolute, mean_square, noised_leaves, scored_leaves
 
 
 class NFT(Objective):
@@ -97,9 +94,8 @@ class NFT(Objective):
 
     def rows(self, forest: RolloutForest, update: int) -> DenoisingRows:
         """Makes rows of the images that have a reward, in this update's part."""
-        o, rewards = self.settings, forest.by_group(forest.rewards)
-        trained = groups.valid(rewards) if o.flat_groups == "keep" else groups.usable_leaves(rewards)
-        leaves = trained.flatten().nonzero()[:, 0]
+        o = self.settings
+        leaves = scored_leaves(forest, flat_groups=o.flat_groups == "keep")
         return noised_leaves(forest, leaves[part_of_update(forest, update, len(leaves), o.parts)], update, o)
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
@@ -121,7 +117,7 @@ class NFT(Objective):
             "reward_weight": self.reward_weight(rows.forest).flatten()[rows.leaf],
         }
         if velocities.reference is not None:
-            terms["velocity_distance"] = (v - velocities.reference.float()).square().flatten(1).mean(1)
+            terms["velocity_distance"] = mean_square(v - velocities.reference.float())
         return terms
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
@@ -140,5 +136,4 @@ class NFT(Objective):
 
 def _normalised(error: Tensor) -> Tensor:
     """Divides the mean square by the mean absolute value, which has no gradient: [R', *latent] -> [R']."""
-    flat = error.flatten(1)
-    return flat.square().mean(1) / flat.detach().abs().mean(1).clamp(min=MIN_WEIGHT)
+    return mean_square(error) / mean_absolute(error)

@@ -58,29 +58,57 @@ def avoidable_frame(results: Results, setup: str, front: Front, metrics: Iterabl
         they have no loss. If lower is better, the sign is reversed, so a loss above 0 always means worse than the front.
     """
     rows = []
-    recorded = results.of(setup)[0].result.metrics
-    cells = list(dict.fromkeys(run.cell for run in results.of(setup)))
+    cells = dict.fromkeys(run.cell for run in results.of(setup))
     for metric in metrics:
         if metric not in front.metrics:
             continue
-        sign = -1.0 if recorded[metric].higher_is_better is False else 1.0
         for cell in (BASE, *cells):
-            source, column = (cells[0], "base") if cell == BASE else (cell, "final")
-            rewards = total_rewards(results, setup, source, front, column)
-            values = results.scores(setup, source, metric, column)
-            if cell == BASE:
-                rewards, values = rewards[:1], values[:1]
-            if not rewards.shape == values.shape == (len(values), front.record.prompts):
+            losses = losses_of_cell(results, setup, front, metric, cell)
+            if losses is None:
                 continue
-            losses = np.array([sign * loss_at_reward(front, metric, *of_run) for of_run in zip(rewards, values, strict=True)])
             interval, over = mean_interval(losses), "seeds"
             if int((~np.isnan(losses)).sum()) < 2:
-                interval, over = _over_prompts(front, metric, rewards, values, losses, sign), "prompts"
+                interval, over = _over_prompts(results, setup, front, metric, cell, losses), "prompts"
             rows.append(
                 {"setup": setup, "cell": cell, "metric": metric, **interval._asdict(), "over": over}
                 | {"beyond": int(np.isnan(losses).sum()), "runs": len(losses)}
             )
     return pd.DataFrame(rows)
+
+
+def losses_of_cell(results: Results, setup: str, front: Front, metric: str, cell: str) -> np.ndarray | None:
+    """Computes the avoidable loss of each run of a cell; see `frontier.avoidable`.
+
+    Args:
+        results: the results of the comparison.
+        setup: the setup.
+        front: its front.
+        metric: one of the front's metrics.
+        cell: the cell, or `BASE` for the base model, which has one value.
+
+    Returns:
+        float [seeds]; above 0 is worse than the front whatever the metric's direction, and NaN if the front does not reach the
+        run's reward. None if the runs were evaluated on other prompts than the front's.
+    """
+    rewards, values = _rewards_and_values(results, setup, front, metric, cell)
+    if not rewards.shape == values.shape == (len(values), front.record.prompts):
+        return None
+    sign = _sign(results.of(setup)[0].result.metrics[metric])
+    return np.array([sign * loss_at_reward(front, metric, *of_run) for of_run in zip(rewards, values, strict=True)])
+
+
+def _rewards_and_values(results: Results, setup: str, front: Front, metric: str, cell: str) -> tuple[np.ndarray, np.ndarray]:
+    """The total reward and a metric of a cell's runs, each float [seeds, prompts]; one row for the base model."""
+    if cell == BASE:  # every run has evaluated it, with the same outcome
+        first = results.of(setup)[0].cell
+        rewards, values = total_rewards(results, setup, first, front, "base"), results.scores(setup, first, metric, "base")
+        return rewards[:1], values[:1]
+    return total_rewards(results, setup, cell, front, "final"), results.scores(setup, cell, metric, "final")
+
+
+def _sign(record: MetricRecord) -> float:
+    """-1 for a metric of which less is better."""
+    return -1.0 if record.higher_is_better is False else 1.0
 
 
 def reward_at_kl_frame(results: Results, setup: str, front: Front) -> pd.DataFrame:
@@ -144,7 +172,7 @@ def excess_fall(results: Results, run: RecordedRun, front: Front, metric: str) -
     """
     place = [r.result.run.seed for r in results.of(run.setup) if r.cell == run.cell]
     number = sorted(place).index(run.result.run.seed)
-    sign = -1.0 if run.result.metrics[metric].higher_is_better is False else 1.0
+    sign = _sign(run.result.metrics[metric])
     base, final = (results.scores(run.setup, run.cell, metric, column) for column in ("base", "final"))
     rewards = total_rewards(results, run.setup, run.cell, front, "final")
     if final.shape != rewards.shape or final.shape[1] != front.record.prompts:
@@ -182,15 +210,18 @@ def total_rewards(results: Results, setup: str, cell: str, front: Front, column:
     return np.full_like(total, np.nan) if front.record.normalised else total
 
 
-def _over_prompts(
-    front: Front, metric: str, rewards: np.ndarray, values: np.ndarray, losses: np.ndarray, sign: float
-) -> Interval:
-    """The interval over prompts of the first run that the front reaches; NaN if it reaches none."""
+def _over_prompts(results: Results, setup: str, front: Front, metric: str, cell: str, losses: np.ndarray) -> Interval:
+    """The interval over prompts of the first run of a cell that the front reaches; NaN if it reaches none."""
     reached = np.flatnonzero(~np.isnan(losses))
     if not len(reached):
         return Interval(np.nan, np.nan, np.nan, 0)
+    rewards, values = _rewards_and_values(results, setup, front, metric, cell)
     loss = avoidable_loss(front, metric, rewards[reached[0]], values[reached[0]]).loss
-    return loss if sign > 0 else Interval(-loss.value, -loss.upper, -loss.lower, loss.n)
+    return (
+        loss
+        if _sign(results.of(setup)[0].result.metrics[metric]) > 0
+        else Interval(-loss.value, -loss.upper, -loss.lower, loss.n)
+    )
 
 
 def front_note(front: Front) -> str:

@@ -203,7 +203,7 @@ def _rollout_rows(s: Subject) -> Outcome:
 
 
 def _micro_batch(s: Subject) -> Outcome:
-    """A rollout in microbatches ends in the same latents."""
+    """A rollout in micro-batches ends in the same latents."""
     whole, cut = s.forest().leaf_latents, s.forest(micro_batch=3).leaf_latents
     off = float((whole - cut).norm() / whole.norm())  # single values may be a few times as far, after many steps
     return off < ROUNDING.get(s.policy.dtype, 1e-4), f"relative difference {off:.0e}"
@@ -231,7 +231,7 @@ def _ratio_one(s: Subject) -> Outcome:
 
 
 def _gradient(s: Subject) -> Outcome:
-    """The gradients with microbatches of 1 and 3 are equal to that of a single pass, and not zero."""
+    """The gradients with micro-batches of 1 and 3 are equal to that of a single pass, and not zero."""
     forest = s.forest()
     _, whole = s.gradient(forest)
     size = float(whole.norm())
@@ -355,12 +355,12 @@ def _counted(policy: Backbone) -> Iterator[dict[str, int]]:
 OF_THE_ROLLOUT: dict[str, Callable[[Subject], Outcome]] = {
     "plan": _plan,
     "rollout rows": _rollout_rows,
-    "rollout at any microbatch": _micro_batch,
+    "rollout at any micro-batch": _micro_batch,
 }
 OF_THE_OBJECTIVE: dict[str, Callable[[Subject], Outcome]] = {
     "replay rows": _replay_rows,
     "first ratio is 1": _ratio_one,
-    "gradient at any microbatch": _gradient,
+    "gradient at any micro-batch": _gradient,
     "order of leaves": _permutation,
     "finite": _finite,
     "equal rewards": _equal_rewards,

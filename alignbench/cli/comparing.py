@@ -62,7 +62,7 @@ def compare(
         int | None,
         typer.Option(
             min=1,
-            help="Instead of --budget: all cells get the model rows that so many iterations of the cheapest method take.",
+            help="Instead of --budget: all cells get the model rows of this number of iterations of the cheapest method.",
         ),
     ] = None,
     out: Annotated[
@@ -94,7 +94,7 @@ def compare(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share each cell, with a GPU for each if there are any.")
     ] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell asks of Ray.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each cell requests from Ray.")] = 0.0,
     reward: REWARD = None,
     diversity: DIVERSITY = None,
     no_front: Annotated[
@@ -190,7 +190,7 @@ def _compare(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> "Compa
 
 
 def _make_fronts(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> None:
-    """Computes the fronts of the comparison's tasks; what cannot be computed is told, and the report goes without it."""
+    """Computes the fronts of the comparison's tasks; a line says which the report will lack, and why."""
 
     def warn(line: str) -> None:
         typer.echo(f"alignbench: {line}", err=True)

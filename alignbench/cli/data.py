@@ -37,7 +37,7 @@ def pairs(
     from alignbench.load import load_configured_backbone
     from alignbench.training.pairs import write_pairs
 
-    loaded = tasks.configured_task(settings)
+    loaded = tasks.trained_task(settings)
     drawn = loaded.train_prompts[:prompts]
     suite = MetricSuite(loaded, settings.scorer_timeout)
     suite.require()

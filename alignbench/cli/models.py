@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from alignbench.cli.front import front
-from alignbench.cli.options import Commands, config_of, names, results_folder, without_defaults
+from alignbench.cli.options import Commands, config_of, eval_settings, names, results_folder, without_defaults
 from alignbench.config.run_config import RunConfig, load_config, parse_assignments
 from alignbench.errors import UserError
 from alignbench.runtime.streams import print_json
@@ -46,7 +46,7 @@ def eval_(
         list[str] | None,
         typer.Option(
             help="KEY=VALUE,VALUE,... of guidance, evaluation.KEY or inference.KEY: evaluates every checkpoint at every "
-            "combination, and tells whether their ranking at the first one survives; can be repeated."
+            "combination, and says whether their ranking at the first one survives; can be repeated."
         ),
     ] = None,
     out: Annotated[
@@ -64,9 +64,7 @@ def eval_(
     if (images is None) != (prompts is None):
         raise UserError("--images and --prompts go together")
     assigned = parse_assignments(sets or [])
-    settings = assigned.pop("evals", {})
-    if not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
-        raise UserError("--set evals takes evals.NAME.key=value")
+    settings = eval_settings(assigned)
     options = without_defaults({"backbone": pipeline, "task": task})
     of_run = [s for s in sets or [] if not s.startswith("evals.")]
     runs: list[Path | None] = [*checkpoint] if checkpoint else [None]

@@ -66,7 +66,11 @@ def names(text: str) -> list[str]:
 
 
 def seeds(text: str) -> list[int]:
-    """The seeds that an option asks for: `5` is the first five, `3,7` are these two."""
+    """The seeds that an option asks for: `5` is the first five, `3,7` are these two.
+
+    Raises:
+        UserError: the text is neither.
+    """
     try:
         numbers = [int(part) for part in names(text)]
     except ValueError:
@@ -82,6 +86,18 @@ def whole_numbers(text: str, option: str) -> list[int]:
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(f"{option} takes whole numbers above 0, separated by commas; got {text!r}")
     return [int(part) for part in parts]
+
+
+def eval_settings(assigned: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Takes the settings of metrics, `evals.NAME.key=value`, out of what `--set` assigns: metric -> its settings.
+
+    Raises:
+        UserError: they are not settings of metrics by name.
+    """
+    settings = assigned.pop("evals", {})
+    if not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
+        raise UserError("--set takes settings of metrics as evals.NAME.key=value")
+    return settings
 
 
 def without_defaults(options: Mapping[str, Any]) -> dict[str, Any]:

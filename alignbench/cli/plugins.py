@@ -12,7 +12,7 @@ import typer
 
 from alignbench import registry, tasks
 from alignbench.authoring import scaffold
-from alignbench.cli.options import Commands, config_of, names, results_folder, whole_numbers, without_defaults
+from alignbench.cli.options import Commands, config_of, eval_settings, names, results_folder, whole_numbers, without_defaults
 from alignbench.config.run_config import RunConfig, load_config, parse_assignments
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.writing import reserved
@@ -94,7 +94,7 @@ def check(
         typer.Option(
             "--eval",
             help="Put metrics of diversity on trial instead: names, separated by commas. The trial plants losses of diversity "
-            "of known degrees and tells which of them each metric sees, and what else it takes for one.",
+            "of known degrees and says which of them each metric detects, and which harmless changes it takes for one.",
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="With --eval: fewer prompts, a minute instead of five.")] = False,
@@ -140,8 +140,8 @@ def check(
 def _put_on_trial(chosen: Sequence[str], sets: Sequence[str], quick: bool, seed: int, out: Path | None, as_json: bool) -> None:
     """Plants losses of diversity and shows what these metrics see."""
     assigned = parse_assignments(sets)
-    settings = assigned.pop("evals", {})
-    if assigned or not (isinstance(settings, dict) and all(isinstance(of_one, dict) for of_one in settings.values())):
+    settings = eval_settings(assigned)
+    if assigned:
         raise UserError("--set of a trial takes evals.NAME.key=value")
     if not chosen:
         raise UserError("--eval needs the name of a metric; `list evals` shows them")

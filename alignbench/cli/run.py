@@ -48,8 +48,8 @@ def run(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Continue the interrupted run in this folder; with --iterations, extend a run to so many, if its schedules "
-            f"allow. --set may only change keys that do not affect the results: {', '.join(RESULT_NEUTRAL_KEYS)}."
+            help="Continue the interrupted run in this folder; with --iterations, extend it to that number, if its "
+            f"schedules allow. --set may only change keys that do not affect the results: {', '.join(RESULT_NEUTRAL_KEYS)}."
         ),
     ] = None,
     dry_run: Annotated[
@@ -90,7 +90,7 @@ def run(
 
 
 def _is_finished(settings: RunConfig, folder: Path, as_json: bool) -> bool:
-    """Whether the run in the folder has done all that is asked for, which is then told."""
+    """Whether the run in the folder has done all that is asked for; if so, its record is shown."""
     from alignbench.records.record import RESULT, read_result
 
     if not (folder / RESULT).is_file():

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignbench.cli.options import Commands, interruptible, names, results_folder, without_defaults
+from alignbench.cli.options import Commands, interruptible, names, results_folder, whole_numbers, without_defaults
 from alignbench.config.run_config import parse_assignments
-from alignbench.errors import UserError
 from alignbench.files.writing import reserved
 from alignbench.tuning import LR_FACTOR, TRIALS, UPDATES
 
@@ -60,7 +59,7 @@ def tune(
     engine: Annotated[str, typer.Option(help="local, or ray, as for `compare`.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Trials to run in parallel on this machine.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share each trial.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each trial asks of Ray.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that each trial requests from Ray.")] = 0.0,
 ) -> None:
     """Tunes each method by the same number of trials, for `compare --config`. Rerun the command to resume it."""
     from alignbench.tuning.planning import plan_tuning
@@ -69,23 +68,16 @@ def tune(
     options = without_defaults(
         {"trials": trials, "seeds": seeds, "task": task, "backbone": backbone, "preset": preset, "select": select}
         | {"keep_strength": keep_strength or None, "lr_factor": lr_factor}
-        | {"updates": _whole_numbers(updates) if updates else None}
+        | {"updates": whole_numbers(updates, "--updates") if updates else None}
         | {"objectives": names(objectives) if objectives else None, "samplers": names(samplers) if samplers else None}
         | {"budget": parse_assignments(budget) if budget else None, "settings": parse_assignments(sets) if sets else None}
     )
     request = with_options(read_request(out) if out else None, options)
     folder = out or results_folder("tuning")
-    plan = plan_tuning(request, workers * processes)  # before the folder is made, so that a slip leaves none behind
+    plan = plan_tuning(request, workers * processes)  # before the folder is made, so that a mistake leaves none behind
     execution = {"engine": engine, "workers": workers, "processes": processes, "gpus": gpus}
     with nullcontext(folder) if out else reserved(folder) as folder:
         _tune(plan, folder, execution)
-
-
-def _whole_numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in names(text)]
-    except ValueError:
-        raise UserError(f"--updates takes whole numbers with commas, such as 1,2,4; got {text!r}") from None
 
 
 def _tune(plan: "Plan", folder: Path, execution: Mapping[str, Any]) -> None:

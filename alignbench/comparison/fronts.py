@@ -64,11 +64,11 @@ def make_fronts(
 ) -> list[Path]:
     """Makes the fronts of a comparison's tasks that its folder does not have yet; returns the folders of the new ones.
 
-    Where runs have curves, there is a second front, for their validation prompts. One that cannot be made is told and stops
-    nothing.
+    Where runs have curves, there is a second front, for their validation prompts. One that cannot be made does not stop the
+    others.
 
     Args:
-        warn: told why one cannot be made.
+        warn: called with the reason why a front cannot be made.
     """
     fronts, made = read_fronts(out), []
     configs = _distinct(cell.config for cell in grid.cells())
@@ -112,7 +112,7 @@ def _distinct(configs: Iterable[RunConfig]) -> list[RunConfig]:
     """One configuration for each front."""
     found: list[tuple[object, RunConfig]] = []
     for config in configs:
-        key = (config.task, config.evaluation.every is None, dependence(config.resolved()))
+        key = (config.task, config.evals, config.evaluation.every is None, dependence(config.resolved()))
         if key not in [known for known, _ in found]:
             found.append((key, config))
     return [config for _, config in found]

@@ -27,7 +27,7 @@ from alignbench.forecast import expected_rows
 from alignbench.load import load_configured_objective, threads_of
 from alignbench.registry import names
 from alignbench.settings import Settings, validate
-from alignbench.tasks import configured_task
+from alignbench.tasks import trained_task
 
 _OF_RUN = ("seed", "task", "preset", "threads", "budget", "iterations", "backbone")
 """Keys of a run's configuration that a comparison has elsewhere than among its settings."""
@@ -43,12 +43,17 @@ class PartRequest(Settings):
     samplers: list[str] | None = None
     """Names, or `label=name`."""
     tasks: list[str] | None = None
+    """Names of tasks."""
     seeds: list[int] | None = None
+    """Seeds of each pair."""
     backbone: str | None = None
+    """Name of the backbone."""
     preset: str | None = None
+    """Name of the preset."""
     budget: dict[str, Any] | None = None
     """Limits of `BudgetConfig`."""
     threads: int | None = None
+    """CPU threads of each run."""
     sweep: dict[str, Any] | None = None
     """Key of a sweep -> its values, or null after an objective's name alone; see `alignbench.comparison.sweeps`."""
     settings: dict[str, Any] | None = None
@@ -61,9 +66,13 @@ class Request(PartRequest):
     parts: dict[str, dict[str, Any]] | None = None
     """Name -> keys of `PartRequest`."""
     description: str | None = None
+    """As `Grid.description`."""
     metrics: list[str] | None = None
+    """As `Grid.metrics`."""
     kl_levels: list[float] | None = None
+    """As `Grid.kl_levels`."""
     tuned: Tuned | None = None
+    """As `Grid.tuned`."""
 
     def with_options(self, **options: Any) -> "Request":
         """The same with those options that are not None in place of its own; `settings` are merged."""
@@ -162,13 +171,15 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
         keys["budget"] = {"model_rows": _cheapest(keys, named, iterations)}
     grid = validate(Grid, keys, where="comparison")
     refuse_tuning_seeds(cell.seed for cell in grid.cells())
-    refuse_elsewhere(grid)
+    if grid.tuned is not None:
+        parts_of_grid = [grid.part(name) for name in grid.parts or [""]]
+        refuse_elsewhere(grid.tuned, [(part.tasks, part.backbone) for part in parts_of_grid])
     check_grid(grid)
     return grid
 
 
 def check_grid(grid: Grid) -> None:
-    """Checks every method with its settings, so that a slip shows before hours are spent.
+    """Checks every method with its settings, so that a mistake shows before hours are spent.
 
     Raises:
         UserError: a name or a setting is wrong.
@@ -185,9 +196,9 @@ def check_grid(grid: Grid) -> None:
             check_trackers(config.trackers)
         refuse_ineffective(method, objective)
         for task in method.grid.tasks:
-            if (key := (task, tuple(config.reward.items()))) not in rewards:
+            if (key := (task, tuple(config.reward.items()), config.scorer_url)) not in rewards:
                 with naming_the_point(method):
-                    rewards[key] = len(configured_task(config.model_copy(update={"task": task})).config.reward)
+                    rewards[key] = len(trained_task(config.model_copy(update={"task": task})).config.reward)
             if objective.needs.training and not config.pairs:
                 _check_budget(method, rows, rewards[key])
     _refuse_equal_methods(methods)
@@ -239,6 +250,9 @@ def planned_rows(config: RunConfig) -> int:
     """Model rows of a run's iterations, as far as its plans say: rollouts, and one pass for each update.
 
     Rows of a reference, of a behaviour policy and of gradient caching come on top.
+
+    Raises:
+        UserError: the number of iterations is not known (null).
     """
     if config.iterations is None:
         raise UserError("iterations is null; say where each cell ends with --budget model_rows=N")

@@ -54,12 +54,14 @@ class _Worker:
 
 
 def run_in_workers(cells: Iterable[Cell], runs: Path, listener: Listener, workers: int, processes: int = 1) -> None:
-    """Runs all cells, each in one of so many worker processes.
+    """Runs all cells, each in one of several worker processes.
 
     Models are loaded anew for each cell, so a result does not depend on the worker. A worker that dies fails its cell alone.
 
     Args:
         runs: the folder of the cells' folders.
+        listener: receives what happens to cells.
+        workers: number of worker processes.
         processes: how many processes share a cell; with more than one, a worker is replaced after each cell.
 
     Raises:

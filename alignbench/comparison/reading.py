@@ -47,7 +47,7 @@ class _Reading:
     base_method: str = ""
     swept: dict[str, Any] = field(default_factory=dict)
     listed: bool = field(default=False)
-    """Whether a comparison with a command made it."""
+    """Whether the run belongs to a comparison whose command is known."""
 
 
 def read_results(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> Results:

@@ -52,11 +52,11 @@ def compare(
         command: what the record names as the command that makes this comparison again; `command_of(grid, out)` by default.
         workers: cells to run in parallel on this machine; a single one runs in this process.
         processes: processes that share a cell, each with a GPU of its own where there are any.
-        gpus: GPUs that each cell asks of Ray.
+        gpus: GPUs that each cell requests from Ray.
 
     Raises:
-        UserError: there is no such engine; a cell cannot be shared by so many processes; the folder holds something else, or
-            cells with other settings; or another process is at work in it.
+        UserError: there is no such engine; a cell cannot be shared by this number of processes; the folder holds something
+            else, or cells with other settings; or another process is at work in it.
         KeyboardInterrupt: the cells at work have left a checkpoint; the same call resumes them.
     """
     check_execution(grid, engine, processes)
@@ -158,13 +158,13 @@ def check_folder(cells: list[Cell], out: Path) -> None:
     refuse_links(out, RUNS)
     if (out / SETTINGS).is_file():
         _refuse_lost_cells(cells, out)
-    fingerprints: dict[Any, dict[str, str]] = {}
+    fingerprints: dict[str, dict[str, str]] = {}
     for cell in cells:
         folder = out / RUNS / cell.id
         if (folder / RESULT).is_file():
             result = read_result(folder)
             _refuse_other_settings(cell, folder, result.config)
-            task = cell.task, tuple(cell.config.reward.items())
+            task = cell.config.model_dump_json(include={"task", "reward", "evals"})
             if task not in fingerprints:
                 fingerprints[task] = configured_task(cell.config).fingerprint()
             refuse_changed(changed_parts(fingerprints[task], result.task), str(folder))

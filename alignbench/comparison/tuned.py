@@ -2,17 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from pydantic import Field
 
 from alignbench.errors import UserError
 from alignbench.settings import Settings
 from alignbench.tasks import Task, load_task
-
-if TYPE_CHECKING:
-    from alignbench.comparison.grid import Grid
 
 FIRST_TUNING_SEED = 1_000_000
 """Seeds from here on belong to tuning. A comparison takes lower ones, so that it never repeats a run that chose a setting."""
@@ -50,17 +46,17 @@ def content_hash(data: object) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def refuse_elsewhere(grid: "Grid") -> None:
-    """Refuses settings that were tuned for something else than the grid compares.
+def refuse_elsewhere(tuned: Tuned, parts: Iterable[tuple[Sequence[str], str]]) -> None:
+    """Refuses settings that were tuned for something else than is compared with them.
+
+    Args:
+        parts: the tasks and the backbone of each part of the comparison.
 
     Raises:
-        UserError: a part of the grid has another task or backbone, or the task has changed since.
+        UserError: a part has another task or backbone, or the task has changed since.
     """
-    tuned = grid.tuned
-    if tuned is None:
-        return
-    for part in [grid.part(name) for name in grid.parts or [""]]:
-        for kind, then, others in (("task", tuned.task, part.tasks), ("backbone", tuned.backbone, [part.backbone])):
+    for tasks, backbone in parts:
+        for kind, then, others in (("task", tuned.task, tasks), ("backbone", tuned.backbone, [backbone])):
             for now in others:
                 if now != then:
                     raise UserError(

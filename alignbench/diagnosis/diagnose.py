@@ -14,14 +14,13 @@ import numpy as np
 from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
 from alignbench.diagnosis import estimators, figure
-from alignbench.diagnosis.draws import draw_groups
+from alignbench.diagnosis.draws import draw_groups, training_prompts
 from alignbench.diagnosis.record import Diagnosis
 from alignbench.diagnosis.writing import measured_into
-from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.load import load_configured_backbone, load_configured_sampler, threads_of
 from alignbench.records.environment import environment
-from alignbench.tasks import configured_task
+from alignbench.tasks import trained_task
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
 ROUNDS, ROUNDS_OF_SMALL_LATENTS, SMALL = 24, 400, 16
@@ -42,7 +41,7 @@ def diagnose(
     """Draws groups from a model and writes `diagnosis.json` and `diagnosis.png` into the folder `out`.
 
     Args:
-        config: names the sampler, the backbone and the task.
+        config: names the sampler, the backbone and the task; the reward is what a run with it trains on.
         out: a new or empty folder.
         run: folder of a run whose newest checkpoint is diagnosed; None for the base model.
         prompts: number of the task's training prompts.
@@ -69,9 +68,8 @@ def _measured(
     progress: float,
     advance: Callable[[int, int], None],
 ) -> Diagnosis:
-    task = configured_task(config)
-    if prompts > len(task.train_prompts):
-        raise UserError(f"--prompts {prompts} is too many: task {task.name!r} has {len(task.train_prompts)} training prompts")
+    task = trained_task(config)
+    chosen = training_prompts(task, prompts)
     sampler = load_configured_sampler(config)
     # An impossible plan, and one without an independent counterpart, is refused before anything is loaded.
     sampler.plan(progress, np.random.default_rng(0)).as_independent()
@@ -80,7 +78,6 @@ def _measured(
     metrics.require()
     policy = load_configured_backbone(config)
     rounds = rounds or _default_rounds(policy)
-    chosen = task.train_prompts[:prompts]
     began = time.perf_counter()
     with judged_weights(policy, weights):
         draws = draw_groups(

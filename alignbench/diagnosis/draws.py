@@ -14,6 +14,19 @@ from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import seed_of
 from alignbench.sampler import Sampler
+from alignbench.tasks import Task
+
+
+def training_prompts(task: Task, count: int) -> list[str]:
+    """The first training prompts of a task.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    available = len(task.train_prompts)
+    if count > available:
+        raise UserError(f"--prompts {count} is too many: task {task.name!r} has {available} training prompts; lower it")
+    return task.train_prompts[:count]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from alignbench.records.record import Estimate
-
-CONFIDENCE = 0.95
+from alignbench.statistics import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def square_of_mean(products: np.ndarray) -> float:
 def signal_to_noise(products: Products) -> float:
     """Computes |E g| / sqrt(E |g - E g|^2) of a single estimate.
 
-    It is 0 if the mean cannot be distinguished from 0, and infinite without noise.
+    It is 0 if the mean cannot be distinguished from 0, infinite without noise, and NaN where every estimate is 0.
     """
     signal = square_of_mean(products.trials)
     noise = float(np.trace(products.trials)) / len(products.trials) - signal

@@ -26,6 +26,7 @@ from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
 from alignbench.diagnosis import gradient_figure
 from alignbench.diagnosis import gradient_statistics as statistics
+from alignbench.diagnosis.draws import training_prompts
 from alignbench.diagnosis.exact_gradient import Paths, mean_gradient
 from alignbench.diagnosis.record import GradientDiagnosis, GradientTrial
 from alignbench.diagnosis.writing import measured_into
@@ -39,12 +40,14 @@ from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import seed_of
 from alignbench.rollouts.plan import Plan, Step
 from alignbench.sampler import Sampler
-from alignbench.tasks import Task, load_task
+from alignbench.tasks import trained_task
 from alignbench.training.checkpoint import judged_weights, policy_weights
 from alignbench.training.engine import backward
 
 REPETITIONS = 256
 """Default number of gradient estimates of each trial."""
+SHARED = ("backbone", "task", "seed", "reward", "evals", "scorer_url")
+"""Keys of the configuration that all trials must have in common."""
 LEAVES = 2048
 """Number of leaves of the groups from which the unit of R~ is computed."""
 
@@ -129,7 +132,8 @@ def diagnose_gradients(
     """Measures gradient estimates and writes `gradients.json` and `gradients.png` into the folder `out`.
 
     Args:
-        trials: at least one; their configurations have the same backbone, task and seed.
+        trials: at least one; their configurations have the same backbone, task, reward and seed. The reward is what a run
+            with the configuration trains on.
         out: a new or empty folder.
         run: folder of a run at whose newest checkpoint gradients are taken; None for the base model.
         prompts: number of the task's training prompts, each with one group in an estimate.
@@ -156,8 +160,9 @@ def _measured(
     advance: Callable[[int, int], None],
 ) -> GradientDiagnosis:
     config = trials[0].config
-    task = load_task(config.task)
-    _check(trials, task, prompts, progress)
+    task = trained_task(config)
+    chosen = training_prompts(task, prompts)
+    _check(trials, progress)
     weights = policy_weights(run / "checkpoints") if run else None
     metrics = MetricSuite(task, config.scorer_timeout)
     metrics.require()
@@ -168,8 +173,11 @@ def _measured(
             f"--backbone gaussian_mixture instead of {config.backbone.name}"
         )
     if len(metrics.weights) != 1:
-        raise UserError(f"--gradients needs a task with one reward; {task.name!r} has {', '.join(metrics.weights)}")
-    estimator = GradientEstimator(policy, metrics, task.train_prompts[:prompts], weights.iteration if weights else 0, progress)
+        raise UserError(
+            f"--gradients needs a task with one reward; {task.name!r} has {', '.join(metrics.weights)}; set the weights of the "
+            "others to 0 (reward.NAME=0)"
+        )
+    estimator = GradientEstimator(policy, metrics, chosen, weights.iteration if weights else 0, progress)
     began = time.perf_counter()
     # A policy that has just been loaded is the base model, and unlike the reference it has gradients.
     with judged_weights(policy, weights) if weights else nullcontext():
@@ -201,18 +209,17 @@ def _results(
     return results
 
 
-def _check(trials: Sequence[Trial], task: Task, prompts: int, progress: float) -> None:
+def _check(trials: Sequence[Trial], progress: float) -> None:
     """Refuses what cannot work before anything is loaded; raises UserError."""
     first = trials[0].config
-    if any((t.config.backbone, t.config.task, t.config.seed) != (first.backbone, first.task, first.seed) for t in trials):
-        raise UserError("gradients are compared on one backbone, task and seed")
-    if prompts > len(task.train_prompts):
-        raise UserError(f"--prompts {prompts} is too many: task {task.name!r} has {len(task.train_prompts)} training prompts")
+    for key in SHARED:
+        if any(getattr(trial.config, key) != getattr(first, key) for trial in trials):
+            raise UserError(f"gradients are compared with one {key}; give all trials the same")
     for trial in trials:
         trial.plan(trial.sampler(), progress, 0)
         plugin = trial.config.objective
         if not load_objective(plugin.name, **plugin.settings).needs.training:
-            raise UserError(f"objective {plugin.name} trains nothing, so it has no gradient")
+            raise UserError(f"objective {plugin.name} trains nothing, so it has no gradient; leave it out")
 
 
 class GradientEstimator:

@@ -57,24 +57,35 @@ class PickScoreTraining(Settings):
     """Settings of the training. The model card of the folder that ships has the settings with which it was made."""
 
     seed: int = 0
+    """Seed of the initial weights and of the drawn pairs."""
     threads: int = 1
+    """CPU threads."""
     steps: int = Field(1200, ge=1)
+    """Number of optimizer steps."""
     pairs: int = Field(48, ge=2)
     """Number of pairs per step."""
     shares: tuple[float, float, float] = (0.35, 0.5, 0.15)
     """Shares of the kinds of pairs, in the order of `KINDS`. Words take longest to learn; broken images are learnt at once."""
     lr: float = 1.5e-3
+    """Highest learning rate of AdamW, which trains everything but the matrices of the blocks."""
     muon_lr: float = 3e-3
+    """Highest learning rate of Muon, which trains these matrices."""
     reading: float = 1.0
     """Weight of the loss of classifying the content from embeddings."""
     patch_reading: float = 1.0
     """Weight of the loss of classifying patches."""
     vision_width: int = 128
+    """Width of the image encoder."""
     vision_layers: int = 4
+    """Number of layers of the image encoder."""
     text_width: int = 96
+    """Width of the text encoder."""
     text_layers: int = 3
+    """Number of layers of the text encoder."""
     projection: int = 128
+    """Dimension of the embeddings of images and prompts."""
     held_out_pairs: int = Field(1500, ge=1)
+    """Number of held-out pairs on which the trained model is measured."""
 
 
 def build_processor() -> CLIPProcessor:

@@ -1,4 +1,4 @@
-"""The alarms of a run: a destroyed model, a reward that rises while what it stands for falls, modes that died."""
+"""The alarms of a run: a destroyed model, a reward that rises while independent metrics get worse, and modes that died."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,14 +14,15 @@ MODES_COVERED = "modes_covered"
 MODES_DIED = "modes of the target died"
 """How the alarm about it begins."""
 ROUNDING = 1e-6
+"""Falls of a share of modes up to this are rounding."""
 
 
 class Alarm(NamedTuple):
     """One alarm.
 
     Attributes:
-        metric: what got worse; the reward itself where that fell.
-        sentence: what a reader is told.
+        metric: the metric that got worse; the reward itself if the reward fell.
+        sentence: the sentence of the record.
     """
 
     metric: str
@@ -34,7 +35,7 @@ def alarms(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[
 
 
 def raised(metrics: Mapping[str, MetricRecord], rewards: Sequence[str]) -> list[Alarm]:
-    """What a reader must not miss: a destroyed model, or a reward that rises while what it stands for falls.
+    """Finds a destroyed model, and rewards that rise while independent metrics get worse.
 
     "Rose", "fell" and "worse" are one-sided tests at ONE_SIDED_LEVEL, corrected by Holm's method for the number of trained
     rewards and for the number of independent metrics that have a direction. If no independent metric got worse, the probability
@@ -89,10 +90,11 @@ def about_dead_modes(sentence: str) -> bool:
 
 
 def corrected(p_values: Mapping[str, float | None]) -> dict[str, float]:
-    """By Holm's method; NaN, which is below no level, for what could not be tested."""
+    """Corrects p values by Holm's method; a test that could not be done (None) becomes NaN, which is below no level."""
     known = [np.nan if p is None else p for p in p_values.values()]
     return dict(zip(p_values, holm(known).tolist(), strict=True))
 
 
 def _opposite(p: float | None) -> float | None:
+    """p of the opposite one-sided test."""
     return None if p is None else 1 - p

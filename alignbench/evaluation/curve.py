@@ -62,12 +62,12 @@ def read_curve(folder: Path) -> pd.DataFrame | None:
 
 
 def up_to(table: pd.DataFrame | None, iteration: int) -> pd.DataFrame | None:
-    """The evaluations that a training has which stands at this iteration; later ones will come again."""
+    """Keeps the evaluations up to an iteration; a training that is resumed there makes the later ones again."""
     return None if table is None else table[table["iteration"] <= iteration].reset_index(drop=True)
 
 
 def added(table: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame:
-    """The table with one more evaluation, in place of one of the same iteration."""
+    """Adds an evaluation to the table; it replaces one of the same iteration."""
     if table is None:
         return rows
     iteration = rows["iteration"].iloc[0]

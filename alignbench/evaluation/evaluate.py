@@ -44,19 +44,19 @@ from alignbench.tasks import EvalChoice, Task
 
 COLUMNS = ["prompt_index", "prompt", "image", "metric", "value"]
 PATH_STEPS, PATH_NOISE, PATHS = 8, 0.7, 64
-"""Of `path_kl`: denoising steps, their noise level, and how many rollouts over all prompts, but one of each at least."""
+"""Settings of `path_kl`: denoising steps, their eta, and the number of rollouts over all prompts, at least one of each."""
 DEFAULT_VALIDATION_PROMPTS = 12
-"""Where `evaluation.validation_prompts` does not say, or all that the task has if these are fewer."""
+"""The number of validation prompts where `evaluation.validation_prompts` is null; all that the task has if these are fewer."""
 
 
 @contextmanager
 def named_failure(name: str, when: str, seconds: float | None = None) -> Iterator[None]:
-    """While entered, any exception of an eval becomes a ScorerError of one sentence that names it; a UserError is passed on.
+    """Turns any exception of an eval inside the block into a ScorerError that names the eval; a UserError is passed on.
 
     Args:
         name: the eval.
-        when: during what, for the sentence.
-        seconds: how long it may take; None for any time.
+        when: what was being done, for the message.
+        seconds: how long the block may take; None for any time.
     """
     try:
         with time_limit(seconds):
@@ -85,17 +85,16 @@ class MetricSuite:
     def __init__(self, task: Task, timeout: float | None = None) -> None:
         self.timeout = timeout
         self.rewards: dict[str, Scorer] = {}
-        self.weights: dict[str, float] = {}
+        self.weights = task.weights
         self.evals: dict[str, Metric] = {}
+        task.require_weight()
         for choice in task.config.reward:
             scorer = self._load(choice)
             if not isinstance(scorer, Scorer):
-                raise UserError(f"task {task.name!r}: {choice.eval!r} measures sets of images and cannot be a reward")
+                raise UserError(
+                    f"task {task.name!r}: {choice.eval!r} measures sets of images and cannot be a reward; list it under judges"
+                )
             self.rewards[scorer.name] = scorer
-            if choice.weight:
-                self.weights[scorer.name] = choice.weight
-        if self.rewards and not self.weights:
-            raise UserError(f"task {task.name!r}: every reward has weight 0, so there is nothing to train on")
         for judge in task.config.judges:
             self._load(judge)
 
@@ -114,7 +113,7 @@ class MetricSuite:
         return part
 
     def require(self) -> None:
-        """Raises UserError where weights are missing that no hub gives, before anything is loaded."""
+        """Raises UserError if weights are missing that the hub does not provide, before anything is loaded."""
         hub.require({weights: name for name, found in self.evals.items() for weights in found.from_hub()})
 
     def prepare(self) -> None:
@@ -135,7 +134,15 @@ class MetricSuite:
                 found.check_prompts([*evaluated, *(trained if name in self.rewards else ())])
 
     def score(self, images: np.ndarray, prompts: Sequence[str], *, when: str) -> dict[str, np.ndarray]:
-        """Reward -> float64 [N], finite or NaN.
+        """Scores images with every reward.
+
+        Args:
+            images: uint8 [N, H, W, 3], or clips [N, F, H, W, 3].
+            prompts: the prompt of each image.
+            when: what is being done, for the message of an error.
+
+        Returns:
+            Reward -> float64 [N], finite or NaN.
 
         Raises:
             ScorerError: a scorer failed or broke its contract; the sentence says which one, and `when`.
@@ -153,7 +160,7 @@ class MetricSuite:
         return Reward(score, self.weights, calls=len(self.rewards), normalise=normalise)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Eval -> what must be known to repeat its scores."""
+        """Describes every eval: its name -> what must be known to repeat its scores."""
         return {name: found.describe() for name, found in self.evals.items()}
 
 
@@ -220,7 +227,7 @@ def validation_prompts(task: Task, config: EvaluationConfig) -> list[str]:
 def evaluate(
     policy: Backbone,
     task: Task,
-    judges: MetricSuite,
+    suite: MetricSuite,
     config: EvaluationConfig,
     *,
     prompts: Sequence[str] | None = None,
@@ -233,10 +240,15 @@ def evaluate(
     """Draws images of the task's evaluation prompts and evaluates them with every metric.
 
     Args:
-        prompts, images_per_prompt: in place of the task's evaluation prompts and the configured number of images of each.
+        policy: the model.
+        task: the task.
+        suite: the metrics.
+        config: the protocol.
+        prompts, images_per_prompt: replace the task's evaluation prompts and the configured number of images of each.
+        micro_batch: the largest number of rows in a model call; None for all rows.
         drawing: the method by which images are drawn.
-        advance: told what is being done now, for a progress display.
-        processes: those that share the work, and all get the whole of it.
+        advance: called with what is being done, for a progress display.
+        processes: the ranks that share the work; each of them returns the whole evaluation.
 
     Raises:
         UserError: more prompts are asked for than the task has, or a metric needs more images of a prompt.
@@ -244,7 +256,7 @@ def evaluate(
     """
     prompts = evaluation_prompts(task, config) if prompts is None else list(prompts)
     n = images_per_prompt or config.images_per_prompt
-    for name, loaded in judges.evals.items():
+    for name, loaded in suite.evals.items():
         if isinstance(loaded, SetMetric) and n < loaded.fewest:
             least = loaded.fewest
             raise UserError(f"{name} needs {least} images of a prompt, but evaluation.images_per_prompt is {n}")
@@ -273,7 +285,7 @@ def evaluate(
     owners = [p for p in own[: processes.unpadded_length(prompts)] for _ in range(n)]
     here = slice(len(owners))
     own_part = processes.on_all_ranks(
-        lambda: evaluate_images(images[here], latents[here], prompts, owners, judges, advance=advance)
+        lambda: evaluate_images(images[here], latents[here], prompts, owners, suite, advance=advance)
     )
     found = replace(_gathered(own_part, processes), cost=drawing.cost(steps, config.solver))
     return found if known is None else _with_known_distributions(found, *known)
@@ -307,7 +319,7 @@ def evaluate_images(
     latents: Tensor | None,
     prompts: Sequence[str],
     owners: Sequence[int],
-    judges: MetricSuite,
+    suite: MetricSuite,
     *,
     advance: Callable[[str], None] = lambda what: None,
 ) -> Evaluation:
@@ -316,26 +328,29 @@ def evaluate_images(
     Args:
         images: uint8 [N, H, W, 3], clips [N, F, H, W, 3], or PIL images; or files, which are read part by part and not kept.
         latents: final latents [N, *latent]; None for images made elsewhere.
-        owners: index into `prompts` for each image; prompts without one are left out.
+        prompts: the prompts.
+        owners: the index into `prompts` of each image; prompts without an image are left out.
+        suite: the metrics.
+        advance: called with what is being done, for a progress display.
 
     Raises:
         RunError: a scorer failed.
     """
     of_prompt = [[i for i, owner in enumerate(owners) if owner == p] for p in range(len(prompts))]
-    source = images if isinstance(images, np.ndarray | ImageFiles) else _together(as_arrays(images))
-    scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in judges.evals}
-    scorers = {name: found for name, found in judges.evals.items() if isinstance(found, Scorer)}
-    metrics = {name: found for name, found in judges.evals.items() if isinstance(found, SetMetric)}
+    source = images if isinstance(images, np.ndarray | ImageFiles) else _stacked(as_arrays(images))
+    scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in suite.evals}
+    scorers = {name: found for name, found in suite.evals.items() if isinstance(found, Scorer)}
+    metrics = {name: found for name, found in suite.evals.items() if isinstance(found, SetMetric)}
     if owners and scorers:
         for part, arrays in _parts(source):
             so_far = f" ({part[0]} of {len(owners)} images are done)" if len(part) < len(owners) else ""
             some = arrays if arrays.dtype == np.uint8 else list(arrays)
             for name, scorer in scorers.items():
                 advance(f"evaluating {name}{so_far}")
-                with named_failure(name, "in the evaluation", judges.timeout):
+                with named_failure(name, "in the evaluation", suite.timeout):
                     asked = [prompts[owners[i]] for i in part]
                     answered = of_frames(scorer.measure, some, asked)
-                    if name in judges.rewards and name not in answered:
+                    if name in suite.rewards and name not in answered:
                         answered = {name: of_frames(scorer.score, some, asked), **answered}
                     for metric, values in answered.items():
                         of_all = scores[name].setdefault(metric, np.full(len(owners), np.nan))
@@ -348,12 +363,12 @@ def evaluate_images(
                 continue
             advance(f"evaluating {name}")
             own_latents = None if latents is None else latents[mine].cpu()
-            with named_failure(name, "in the evaluation", judges.timeout):
+            with named_failure(name, "in the evaluation", suite.timeout):
                 for metric, value in measure_set(measured, arrays, own_latents, prompts[p]).items():
                     of_all = scores[name].setdefault(metric, np.full(len(prompts), np.nan))
                     of_all[p] = checked_scores([value], 1, metric)[0]
     kept = np.empty(0, np.uint8) if isinstance(source, ImageFiles) else source
-    return _as_evaluation(scores, kept, prompts, owners, of_prompt, judges)
+    return _as_evaluation(scores, kept, prompts, owners, of_prompt, suite)
 
 
 def _as_evaluation(
@@ -362,7 +377,7 @@ def _as_evaluation(
     prompts: Sequence[str],
     owners: Sequence[int],
     of_prompt: Sequence[Sequence[int]],
-    judges: MetricSuite,
+    suite: MetricSuite,
 ) -> Evaluation:
     """The scores as an evaluation.
 
@@ -374,13 +389,13 @@ def _as_evaluation(
     directions: dict[str, bool | None] = {}
     roles: dict[str, str] = {}
     overall: dict[str, tuple[str, ...]] = {}
-    for name, found in judges.evals.items() if owners else ():
+    for name, found in suite.evals.items() if owners else ():
         of_overall = found.overall(prompts)
-        role = "reward" if name in judges.rewards else "judge"
+        role = "reward" if name in suite.rewards else "judge"
         overall |= of_overall
         parts = {part for several in of_overall.values() for part in several}
         of_eval = scores[name]
-        if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt: that is told under its own name
+        if not of_eval and isinstance(found, SetMetric):  # it could measure no prompt, which its own name shows
             of_eval = {name: np.full(len(prompts), np.nan)}
         for metric, values in of_eval.items():
             # A metric of an earlier eval keeps its name; a second one of that name gets its eval's behind it.
@@ -408,15 +423,15 @@ def _some(images: np.ndarray | ImageFiles, indices: Sequence[int]) -> np.ndarray
     if isinstance(images, ImageFiles):
         return images.load(indices)
     some = images[indices]
-    return _together(list(some)) if some.dtype == object else some
+    return _stacked(list(some)) if some.dtype == object else some
 
 
 def _gathered(part: Evaluation, processes: Processes) -> Evaluation:
-    """The whole evaluation, of which each process has some prompts."""
+    """The evaluation of all prompts, gathered from the ranks, each of which has evaluated some of them."""
     if processes.count == 1:
         return part
-    told = processes.all_gather_object([part.table.to_numpy().tolist(), part.directions, part.roles, part.overall])
-    rows, directions, roles, overall = zip(*told, strict=True)
+    gathered = processes.all_gather_object([part.table.to_numpy().tolist(), part.directions, part.roles, part.overall])
+    rows, directions, roles, overall = zip(*gathered, strict=True)
     images = processes.all_gather(torch.from_numpy(part.images))
     return Evaluation(
         pd.DataFrame([row for of_rank in rows for row in of_rank], columns=COLUMNS),
@@ -438,11 +453,11 @@ def path_kl(
     micro_batch: int | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> np.ndarray:
-    """How far the policy's denoising paths are from the base model's, for each prompt: KL divergence in nats, float64 [P].
+    """Computes the KL divergence of the policy's denoising paths from the base model's for each prompt: nats, float64 [P].
 
-    The sum over stochastic steps of |mu - mu_ref|^2 / (2 std^2), summed over latent dimensions, on fresh rollouts of the
-    policy by rule sde. The last step is deterministic and left out. Comparable between models at equal PATH_STEPS and
-    PATH_NOISE alone.
+    It is the sum over stochastic steps of |mu - mu_ref|^2 / (2 std^2), summed over latent dimensions, on fresh rollouts of the
+    policy by rule sde. The last step is deterministic and left out. Values can be compared only at equal PATH_STEPS and
+    PATH_NOISE.
     """
     plan = Plan((*[Step("sde", PATH_NOISE)] * (PATH_STEPS - 1), Step()), roots=max(1, paths // len(prompts)))
     keys, own = group_keys(prompts), processes.share(range(len(prompts)))
@@ -467,26 +482,28 @@ def with_measured(evaluation: Evaluation, metric: str, values: np.ndarray) -> Ev
     return replace(evaluation, table=table, directions=directions, roles=roles)
 
 
-def _together(pictures: list[np.ndarray]) -> np.ndarray:
-    """[N, H, W, 3], or an array of objects [N] where sizes differ."""
-    if len({picture.shape for picture in pictures}) == 1:
-        return np.stack(pictures)
-    together = np.empty(len(pictures), dtype=object)
-    for i, picture in enumerate(pictures):
-        together[i] = picture
-    return together
+def _stacked(images: list[np.ndarray]) -> np.ndarray:
+    """The images as one array, uint8 [N, H, W, 3], or an array of objects [N] where sizes differ."""
+    if len({image.shape for image in images}) == 1:
+        return np.stack(images)
+    objects = np.empty(len(images), dtype=object)
+    for i, image in enumerate(images):
+        objects[i] = image
+    return objects
 
 
-def check_scores_vary(judges: MetricSuite, evaluation: Evaluation) -> None:
-    """Refuses a reward that answers one constant for everything: it would teach nothing, and hides a broken scorer.
+def check_scores_vary(suite: MetricSuite, evaluation: Evaluation) -> None:
+    """Refuses a reward that is the same for all images: nothing could be learnt from it, and its scorer may be broken.
 
     Raises:
         RunError: naming the reward and its constant.
     """
-    for name in judges.rewards:
+    for name in suite.rewards:
         values = evaluation.table.loc[evaluation.table.metric == name, "value"].dropna()
         if len(values) == 0:
-            raise RunError(f"reward {name!r} could not score a single image of the base model")
+            raise RunError(
+                f"reward {name!r} could not score a single image of the base model; look at those of `eval --out DIR`"
+            )
         if len(values) > 1 and not bool(groups.varies(torch.tensor(values.to_numpy(), dtype=torch.float64))):
             raise RunError(
                 f"reward {name!r} is {values.iloc[0]:g} for all {len(values)} images of the base model, so there is nothing to "
@@ -495,10 +512,10 @@ def check_scores_vary(judges: MetricSuite, evaluation: Evaluation) -> None:
             )
 
 
-def too_faint(judges: MetricSuite, evaluation: Evaluation) -> list[str]:
+def too_faint(suite: MetricSuite, evaluation: Evaluation) -> list[str]:
     """A sentence for each trained reward whose images of one prompt differ too little to be standardised."""
     found = []
-    for name in judges.weights:
+    for name in suite.weights:
         table = evaluation.table[evaluation.table.metric == name]
         deviation = table.groupby("prompt", sort=False)["value"].std(ddof=0).median()
         if 0 < deviation < groups.MIN_STD:
@@ -510,12 +527,12 @@ def too_faint(judges: MetricSuite, evaluation: Evaluation) -> list[str]:
 
 
 def estimates(evaluation: Evaluation) -> dict[str, Estimate]:
-    """Each metric's mean over prompts with its interval."""
+    """Computes each metric's mean over prompts with its interval."""
     return _estimates(_prompt_means(evaluation.table), evaluation)
 
 
 def metric_changes(base: Evaluation, final: Evaluation) -> dict[str, MetricRecord]:
-    """Base, final and their difference, paired by prompt, for each metric."""
+    """Computes base, final and their difference for each metric; differences are paired by prompt."""
     before, after = _prompt_means(base.table).align(_prompt_means(final.table))
     change = pd.DataFrame(difference(after.to_numpy(), before.to_numpy()), index=after.index, columns=after.columns)
     found = [_estimates(frame, base) for frame in (before, after, change)]

@@ -12,15 +12,18 @@ from alignbench.records.record import Estimate, OnsetRecord
 from alignbench.statistics import ONE_SIDED_LEVEL, Interval, holm, mean_interval, rise_test
 
 LEAST_EVALUATIONS, LEAST_PROMPTS = 2, 4
+RESAMPLES = 1000
+"""Number of bootstrap resamples of the prompts."""
 
 
 class Onset(NamedTuple):
     """Where a metric turns while the trained reward goes on rising.
 
     Attributes:
-        iteration: the evaluation at which the metric is best; lower, upper: its 95 % interval over prompts.
-        fall: how far the metric is below its best at the end, with its interval; judged on prompts that did not choose the
-            best evaluation.
+        iteration: the evaluation at which the metric is best.
+        lower, upper: the 95 % interval of that evaluation over prompts.
+        fall: how far the metric is below its best at the end, with its interval; measured on prompts that did not choose
+            the best evaluation.
         p: of the one-sided test that the metric does not get worse from its best to the end.
         reward_rises: whether the reward is higher at the end than at the metric's best.
     """
@@ -38,9 +41,6 @@ class Onset(NamedTuple):
         return self.reward_rises and self.p < ONE_SIDED_LEVEL
 
 
-RESAMPLES = 1000
-
-
 def onset(
     iterations: Sequence[int], rewards: np.ndarray, metric: np.ndarray, *, higher_is_better: bool = True, seed: int = 0
 ) -> Onset:
@@ -53,6 +53,8 @@ def onset(
         iterations: of the evaluations, in order; at least two.
         rewards: the trained reward, float [evaluations, prompts].
         metric: an independent metric or diversity, float [evaluations, prompts].
+        higher_is_better: the direction of the metric.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: fewer than two evaluations, or fewer than four prompts with a value.

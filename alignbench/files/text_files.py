@@ -20,6 +20,7 @@ from alignbench.files.json_files import json_problem, parse_json
 from alignbench.files.text import excerpt
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 T = TypeVar("T")
@@ -438,13 +439,20 @@ def _parquet(file: Path, what: str, data: bytes | None) -> Table:
             read = parquet.read(columns=[heading]).column(0)
         if len(read) != rows:
             raise ValueError(f"the column {heading!r} has {len(read)} rows of {rows}")
-        values: list[Any] = []
-        for chunk in read.chunks:
-            if pa.types.is_dictionary(chunk.type):
-                known = chunk.dictionary.to_pylist()
-                values += [None if i is None else known[i] for i in chunk.indices.to_pylist()]
-            else:
-                values += chunk.to_pylist()
-        return values
+        return _values(read)
 
     return Table(file, list(schema.names), "row", range(1, rows + 1), lambda index: guarded(lambda: column(index)))
+
+
+def _values(read: "pa.ChunkedArray") -> list[Any]:
+    """The values of a column as Python's; equal texts of a dictionary are one object."""
+    import pyarrow as pa
+
+    values: list[Any] = []
+    for chunk in read.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            known = chunk.dictionary.to_pylist()
+            values += [None if i is None else known[i] for i in chunk.indices.to_pylist()]
+        else:
+            values += chunk.to_pylist()
+    return values

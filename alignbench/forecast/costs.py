@@ -37,7 +37,7 @@ class Forecast(BaseModel):
     data_rows: float
     """Model rows of one iteration for the data term of keepers: of drawing the data, and of training on them."""
     double_passes: int
-    """Passes in which each row is first evaluated without a gradient, because they take several microbatches."""
+    """Passes in which each row is first evaluated without a gradient, because they take several micro-batches."""
     reference: bool
     """Whether the frozen base model evaluates each row of a pass as well."""
     behaviour: bool

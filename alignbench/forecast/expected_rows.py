@@ -28,7 +28,7 @@ class ExpectedRows(NamedTuple):
     asked: float
     """Rows of a training pass at which the policy is evaluated, if rewards differ within each group."""
     widest: float
-    """Largest number of rows in one model call of a rollout, if no microbatch limits it."""
+    """Largest number of rows in one model call of a rollout, if no micro-batch limits it."""
     images: int
     """Number of images that are decoded and scored."""
     data: int = 0
@@ -36,7 +36,7 @@ class ExpectedRows(NamedTuple):
     data_drawn: float = 0.0
     """Rows of drawing these data."""
     double_passes: int = 0
-    """Updates of a rollout whose rows are evaluated twice, because a pass takes several microbatches; see `training.engine`."""
+    """Updates of a rollout whose rows are evaluated twice: a pass of several micro-batches, see `training.engine`."""
 
 
 def rows_per_iteration(config: RunConfig, objective: Objective | None = None) -> ExpectedRows:
@@ -89,7 +89,7 @@ def data_rows(config: RunConfig, rows: ExpectedRows) -> float:
 
 
 def data_passes(config: RunConfig, rows: ExpectedRows) -> int:
-    """How often each row of the data term is evaluated in an update: twice where they take several microbatches."""
+    """How often each row of the data term is evaluated in an update: twice where they take several micro-batches."""
     return 2 if rows.data > (config.micro_batch or rows.data) else 1
 
 

@@ -39,7 +39,7 @@ class Memory(BaseModel):
     rollout: int
     """Peak bytes that one model call without a gradient allocates."""
     training: int
-    """Peak activation bytes of one forward and backward pass of a microbatch."""
+    """Peak activation bytes of one forward and backward pass of a micro-batch."""
     decoding: int
     """Peak bytes that decoding final latents allocates."""
 

@@ -76,6 +76,8 @@ class Pace(NamedTuple):
 def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
     """Times model rows, images, an evaluation and, if it is short, an iteration of the run. The policy's weights may change.
 
+    Scores are timed with the task's own rewards; a service at `scorer_url` is not asked.
+
     Args:
         config: the configuration of the run.
         policy: its backbone, with weights.

@@ -9,30 +9,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from alignbench import groups
 from alignbench.backbone import Backbone
 from alignbench.config.run_config import EvaluationConfig
-from alignbench.errors import RunError, UserError
+from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite, evaluate_images, named_failure
 from alignbench.frontier.front import (
     BEST_OF,
-    COLUMNS,
     ESS,
-    GRID,
     KL,
     REWARD,
     SATURATED,
     TILT,
     Front,
-    FrontRecord,
+    FrontMetrics,
     PromptSet,
     Rows,
-    headline_metrics,
+    assemble_front,
     set_evals,
+    strengths_to_measure,
 )
 from alignbench.frontier.tilt import (
     best_of_log_weights,
@@ -47,6 +45,7 @@ from alignbench.frontier.tilt import (
 from alignbench.rollouts.executor import decode, sample
 from alignbench.rollouts.noise import seed_of
 from alignbench.scorer import Scorer, checked_scores, measure_sets, read_sets
+from alignbench.statistics import best_of_n_kl_bound
 from alignbench.tasks import Task
 
 LEAST_SHARE = 0.1
@@ -66,18 +65,14 @@ class Samples:
         scores: metric -> float [P, N], one value for each image.
         rewards: float [P, N], the total reward, by which the base model is tilted.
         features: eval of sets -> what `read_sets` gives of the images of each prompt.
-        set_metrics: eval of sets -> the names of its metrics.
-        directions: metric -> whether a higher value is better.
-        roles: metric -> its role in a record.
+        metrics: what is known of the metrics.
     """
 
     prompts: list[str]
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     rewards: np.ndarray = field(default_factory=lambda: np.empty(0))
     features: dict[str, list[Any]] = field(default_factory=dict)
-    set_metrics: dict[str, list[str]] = field(default_factory=dict)
-    directions: dict[str, bool | None] = field(default_factory=dict)
-    roles: dict[str, str] = field(default_factory=dict)
+    metrics: FrontMetrics = field(default_factory=FrontMetrics)
 
 
 def measure_front(
@@ -124,34 +119,24 @@ def measure_front(
         )
     samples = draw_samples(policy, prompts, suite, config, images, normalise_rewards, micro_batch, advance)
     deviation = float(np.sqrt(np.nanmean(np.nanvar(samples.rewards, axis=1))))
-    if not deviation > 0:
-        raise RunError(f"the reward of task {task.name!r} is the same for all images of a prompt: nothing can be tilted by it")
-    asked = sorted({*betas, 0.0}) if betas is not None else [step / deviation for step in GRID]
+    asked = strengths_to_measure(betas, deviation, task)
     least_gain = -np.inf if betas is not None else SATURATED * deviation
     rows, left_out = _tilted_rows(samples, asked, least_gain, suite, size, config.seed, advance)
     rows += _best_of_rows(samples, best_of, suite, size, config.seed)
-    record = FrontRecord(
-        key="",
-        task=task.name,
+    return assemble_front(
+        rows,
+        samples.metrics,
+        policy,
+        task,
+        suite,
+        config,
+        chosen,
         backbone=backbone,
-        prompts=len(prompts),
         images=images,
-        set_size=size,
-        steps=config.steps or policy.default_steps,
-        guidance=policy.guidance,
-        noise_seed=config.seed,
-        rewards=suite.weights,
         normalised=groups.standardises(suite.weights, normalise=normalise_rewards),
         reward_deviation=deviation,
         left_out=left_out,
-        directions=samples.directions,
-        roles=samples.roles,
-        headline=headline_metrics(samples.scores, samples.set_metrics, samples.directions, suite),
-        set_metrics=[metric for of_eval in samples.set_metrics.values() for metric in of_eval],
-        prompt_set=chosen.kind,
-        fingerprint=task.fingerprint(),
     )
-    return Front(record, pd.DataFrame(rows, columns=COLUMNS))
 
 
 def draw_samples(
@@ -185,16 +170,17 @@ def draw_samples(
             drawn = decode(policy, latents, micro_batch)
         owners = [p for p in range(len(part)) for _ in range(images)]
         evaluation = evaluate_images(drawn, latents, part, owners, scorers)
-        samples.directions |= evaluation.directions
-        samples.roles |= evaluation.roles
+        samples.metrics.directions |= evaluation.directions
+        samples.metrics.roles |= evaluation.roles
         for metric, table in evaluation.table.groupby("metric", sort=False):
             wide = table.pivot(index="prompt_index", columns="image", values="value")
             scores.setdefault(str(metric), []).append(np.asarray(wide, dtype=np.float64))
         _read_sets(samples, suite, part, drawn, latents)
-    for name, metrics in samples.set_metrics.items():
-        samples.directions |= {metric: suite.evals[name].higher_is_better(metric) for metric in metrics}
-        samples.roles |= dict.fromkeys(metrics, "judge")
+    for name, metrics in samples.metrics.set_metrics.items():
+        samples.metrics.directions |= {metric: suite.evals[name].higher_is_better(metric) for metric in metrics}
+        samples.metrics.roles |= dict.fromkeys(metrics, "judge")
     samples.scores = {metric: np.concatenate(parts) for metric, parts in scores.items()}
+    samples.metrics.scored = set(samples.scores)
     rewards = {name: torch.from_numpy(samples.scores[name]) for name in suite.rewards}
     samples.rewards = groups.total(rewards, suite.weights, normalise=normalise_rewards).numpy()
     return samples
@@ -209,8 +195,8 @@ def _read_sets(samples: Samples, suite: MetricSuite, prompts: Sequence[str], dra
             with named_failure(name, "on the base model's images", suite.timeout):
                 read = read_sets(metric, drawn[of_prompt], latents[of_prompt].cpu(), prompt)
                 samples.features[name].append(read)
-                if name not in samples.set_metrics:
-                    samples.set_metrics[name] = list(measure_sets(metric, read, range(images), prompt))
+                if name not in samples.metrics.set_metrics:
+                    samples.metrics.set_metrics[name] = list(measure_sets(metric, read, range(images), prompt))
 
 
 def _tilted_rows(
@@ -270,8 +256,7 @@ def _rows_of(
     for p, prompt in enumerate(samples.prompts):
         log_w = log_weights[p]
         values = {REWARD: mean_of(samples.rewards[p], log_w), ESS: float(effective_sample_size(log_w))}
-        # KL(best-of-n || base) <= log n - (n - 1) / n (Beirami et al. 2024, arXiv 2401.01879), with equality for no ties.
-        values[KL] = tilted_kl(log_w) if tilted else float(np.log(strength) - (strength - 1) / strength)
+        values[KL] = tilted_kl(log_w) if tilted else best_of_n_kl_bound(int(strength))
         values |= {metric: mean_of(of_all[p], log_w) for metric, of_all in samples.scores.items()}
         if np.isfinite(log_w).sum() >= size:
             rng = np.random.default_rng(seed_of("sets", seed, rule, repr(strength), p))

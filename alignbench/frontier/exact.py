@@ -14,25 +14,24 @@ import torch
 
 from alignbench.backbone import Backbone, KnownDistributions, Tilt
 from alignbench.config.run_config import EvaluationConfig
-from alignbench.errors import RunError
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, evaluate_images
 from alignbench.frontier.front import (
     BEST_OF,
-    COLUMNS,
     ESS,
-    GRID,
     KL,
     REWARD,
     SATURATED,
     TILT,
     Front,
-    FrontRecord,
+    FrontMetrics,
     PromptSet,
     Rows,
-    headline_metrics,
+    assemble_front,
     set_evals,
+    strengths_to_measure,
 )
 from alignbench.rollouts.noise import seed_of
+from alignbench.statistics import best_of_n_kl_bound
 from alignbench.tasks import Task
 
 SETS, LEAST_SAMPLES = 4, 400
@@ -83,9 +82,7 @@ def measure_known_front(
     """
     samples = _TargetSamples(policy, prompt_set, suite, config.seed)
     deviation = samples.reward_deviation()
-    if not deviation > 0:
-        raise RunError(f"the reward of task {task.name!r} is the same for all images of a prompt: nothing can be tilted by it")
-    asked = sorted({*betas, 0.0}) if betas is not None else [step / deviation for step in GRID]
+    asked = strengths_to_measure(betas, deviation, task)
     rows: Rows = []
     left_out, reached = None, -np.inf
     for beta in asked:
@@ -100,29 +97,21 @@ def measure_known_front(
     for n in best_of:
         advance(f"drawing the best of {n}")
         rows += samples.best_of_rows(n)
-    record = FrontRecord(
-        key="",
-        task=task.name,
+    return assemble_front(
+        rows,
+        samples.metrics,
+        policy,
+        task,
+        suite,
+        config,
+        prompt_set,
         backbone=backbone,
-        prompts=len(prompt_set.prompts),
         images=samples.sets * prompt_set.size,
-        set_size=prompt_set.size,
-        steps=config.steps or policy.default_steps,
-        guidance=policy.guidance,
-        noise_seed=config.seed,
-        rewards=suite.weights,
         normalised=False,
         reward_deviation=deviation,
         left_out=left_out,
-        directions=samples.directions,
-        roles=samples.roles,
-        headline=samples.headline(),
-        set_metrics=list(dict.fromkeys(metric for of_eval in samples.set_metrics.values() for metric in of_eval)),
-        prompt_set=prompt_set.kind,
         exact=True,
-        fingerprint=task.fingerprint(),
     )
-    return Front(record, pd.DataFrame(rows, columns=COLUMNS))
 
 
 def _generator(*names: Any) -> torch.Generator:
@@ -136,10 +125,7 @@ class _TargetSamples:
         self.policy, self.prompts, self.size, self.suite, self.seed = policy, prompt_set.prompts, prompt_set.size, suite, seed
         (self.reward,) = suite.weights
         self.sets = max(SETS, -(-LEAST_SAMPLES // self.size))
-        self.directions: dict[str, bool | None] = {}
-        self.roles: dict[str, str] = {}
-        self.set_metrics: dict[str, list[str]] = {}
-        self.scored: set[str] = set()
+        self.metrics = FrontMetrics()
 
     def tilts(self, beta: float) -> list[Tilt]:
         """The target of each prompt at this beta."""
@@ -171,17 +157,12 @@ class _TargetSamples:
         base = self.tilts(0.0)
         rows = self._mean_rows(BEST_OF, n, (self._evaluated(base, s, BEST_OF, n) for s in range(self.sets)))
         rewards = [(*row[:4], REWARD, row[5]) for row in rows if row[4] == self.reward]
-        kl = float(np.log(n) - (n - 1) / n)  # Beirami et al. 2024, arXiv 2401.01879, with equality for no ties
-        others = {KL: kl, ESS: float(self.sets * self.size)}
+        others = {KL: best_of_n_kl_bound(n), ESS: float(self.sets * self.size)}
         return [
             *rows,
             *rewards,
             *((BEST_OF, float(n), p, prompt, m, v) for p, prompt in enumerate(self.prompts) for m, v in others.items()),
         ]
-
-    def headline(self) -> list[str]:
-        """The metrics to show first."""
-        return headline_metrics(self.scored, self.set_metrics, self.directions, self.suite)
 
     def _evaluated(self, tilts: Sequence[Tilt], number: int, rule: str, strength: float) -> Evaluation:
         """One set of images of each prompt, with its metrics."""
@@ -193,11 +174,11 @@ class _TargetSamples:
         together = torch.cat(latents).to(self.policy.device)
         owners = [p for p in range(len(self.prompts)) for _ in range(self.size)]
         evaluation = evaluate_images(self.policy.decode(together), together, self.prompts, owners, self.suite)
-        self.directions |= evaluation.directions
-        self.roles |= evaluation.roles
+        self.metrics.directions |= evaluation.directions
+        self.metrics.roles |= evaluation.roles
         of_images = evaluation.table[evaluation.table.image >= 0]
-        self.scored |= set(of_images.metric)
-        if not self.set_metrics:
+        self.metrics.scored |= set(of_images.metric)
+        if not self.metrics.set_metrics:
             self._sort_set_metrics(evaluation)
         return evaluation
 
@@ -215,7 +196,7 @@ class _TargetSamples:
         """Records which eval each metric of sets belongs to."""
         left = list(dict.fromkeys(evaluation.table.loc[evaluation.table.image < 0, "metric"]))
         for name in set_evals(self.suite):
-            self.set_metrics[name] = [name] if name in left else left
+            self.metrics.set_metrics[name] = [name] if name in left else left
 
     def _mean_rows(self, rule: str, strength: float, evaluations: Iterator[Evaluation]) -> Rows:
         """The table's rows of one strength: the mean of each prompt's metrics over several evaluations."""

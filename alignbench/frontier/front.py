@@ -11,8 +11,8 @@ backbone that knows its target.
 import hashlib
 import json
 import os
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pydantic import Field
 
 from alignbench.backbone import Backbone, checksum
 from alignbench.config.run_config import EvaluationConfig
-from alignbench.errors import UserError
+from alignbench.errors import RunError, UserError
 from alignbench.evaluation.evaluate import MetricSuite, evaluation_prompts, validation_prompts
 from alignbench.files.json_files import read_json
 from alignbench.files.reading import read_table
@@ -85,13 +85,17 @@ class FrontRecord(Settings):
     task: str
     backbone: str
     prompts: int
+    """Number of prompts."""
     images: int
     """N, the number of the base model's samples for each prompt."""
     set_size: int
     """K, the number of images in a set: that of a prompt in an evaluation."""
     steps: int
+    """Number of denoising steps of a sample."""
     guidance: float
+    """Guidance scale of the base model; 1 is no guidance."""
     noise_seed: int
+    """Seed of the samples' initial noise."""
     rewards: dict[str, float]
     """Reward -> its weight in the total reward, by which the base model is tilted."""
     normalised: bool
@@ -147,28 +151,83 @@ class Front:
         return [m for m in self.table.metric.unique() if m not in (REWARD, KL, ESS)]
 
 
-def headline_metrics(
-    scored: Container[str],
-    set_metrics: Mapping[str, Sequence[str]],
-    directions: Mapping[str, bool | None],
-    suite: MetricSuite,
-) -> list[str]:
-    """Chooses the metrics to show first.
+@dataclass
+class FrontMetrics:
+    """What is known of the metrics of a front after its images have been scored.
 
-    These are the metrics of independent scorers, and for each set metric the one with its name, or else all that have a
-    direction.
-
-    Args:
+    Attributes:
         scored: names of the metrics of single images.
         set_metrics: eval of sets -> the names of its metrics.
         directions: metric -> whether a higher value is better.
-        suite: the evals.
+        roles: metric -> its role in a record.
     """
-    headline = [name for name in suite.evals if name in scored and name not in suite.rewards]
-    for name, metrics in set_metrics.items():
-        shown = [name] if name in metrics else metrics
-        headline += [metric for metric in shown if directions[metric] is not None]
-    return headline
+
+    scored: set[str] = field(default_factory=set)
+    set_metrics: dict[str, list[str]] = field(default_factory=dict)
+    directions: dict[str, bool | None] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+
+    def headline(self, suite: MetricSuite) -> list[str]:
+        """Chooses the metrics to show first.
+
+        These are the metrics of independent scorers, and for each set metric the one with its name, or else all that have a
+        direction.
+        """
+        headline = [name for name in suite.evals if name in self.scored and name not in suite.rewards]
+        for name, metrics in self.set_metrics.items():
+            shown = [name] if name in metrics else metrics
+            headline += [metric for metric in shown if self.directions[metric] is not None]
+        return headline
+
+
+def strengths_to_measure(betas: Sequence[float] | None, deviation: float, task: Task) -> list[float]:
+    """Lists the values of beta of a front: those given and 0, or else `GRID` over the deviation of the reward.
+
+    Raises:
+        RunError: the deviation is 0 or NaN.
+    """
+    if not deviation > 0:
+        raise RunError(f"the reward of task {task.name!r} is the same for all images of a prompt: nothing can be tilted by it")
+    return sorted({*betas, 0.0}) if betas is not None else [step / deviation for step in GRID]
+
+
+def assemble_front(
+    rows: Rows,
+    metrics: FrontMetrics,
+    policy: Backbone,
+    task: Task,
+    suite: MetricSuite,
+    config: EvaluationConfig,
+    prompt_set: PromptSet,
+    **others: Any,
+) -> Front:
+    """Makes a front of its rows and of how they were made.
+
+    Args:
+        rows: the rows of the table.
+        metrics: what is known of its metrics.
+        policy, task, suite, config: what the front was measured with.
+        prompt_set: the prompts and the size of a set.
+        others: the remaining fields of `FrontRecord`.
+    """
+    record = FrontRecord(
+        key="",
+        task=task.name,
+        prompts=len(prompt_set.prompts),
+        set_size=prompt_set.size,
+        steps=config.steps or policy.default_steps,
+        guidance=policy.guidance,
+        noise_seed=config.seed,
+        rewards=suite.weights,
+        directions=metrics.directions,
+        roles=metrics.roles,
+        headline=metrics.headline(suite),
+        set_metrics=list(dict.fromkeys(metric for of_eval in metrics.set_metrics.values() for metric in of_eval)),
+        prompt_set=prompt_set.kind,
+        fingerprint=task.fingerprint(),
+        **others,
+    )
+    return Front(record, pd.DataFrame(rows, columns=COLUMNS))
 
 
 def set_evals(suite: MetricSuite) -> dict[str, SetMetric]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.config.run_config import RunConfig
+from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.figures.style import write_figure
 from alignbench.files.writing import exclusive
@@ -53,10 +54,12 @@ def front_of(
         The front and its folder.
 
     Raises:
-        UserError: the configuration is wrong, or a front in the folder is damaged.
+        UserError: the configuration is wrong or has a `scorer_url`, or a front in the folder is damaged.
         RunError: a scorer failed.
         DiskError: the disk is full.
     """
+    if config.scorer_url:
+        raise UserError("`front` does not ask the scorer at scorer_url; leave it out for the front of the task's own reward")
     task = configured_task(config)
     prompt_set = PromptSet.of(task, config.evaluation, kind)
     suite = MetricSuite(task, config.scorer_timeout)

@@ -169,7 +169,10 @@ def measured_distances(config: KeepersConfig) -> Distances:
         return pixel_distances
     metric = load_eval(config.distance)
     if not isinstance(metric, SetMetric) or metric.fewest > 2:
-        raise UserError(f"keepers.distance={config.distance} does not measure the diversity of two images")
+        raise UserError(
+            f"keepers.distance={config.distance} does not measure the diversity of two images; choose an eval that does, such "
+            "as diversity"
+        )
     metric.prepare()
 
     def distances(images: np.ndarray, latents: Tensor, prompt: str) -> np.ndarray:

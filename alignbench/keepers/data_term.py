@@ -3,7 +3,7 @@
     weight E |v(x_s) - (noise - x_0)|^2,   x_s = (1 - s) x_0 + s noise,   x_0 from data, s from the steps of the rollout
 
 It keeps what the data have and the reward does not ask for, where the usual penalty, the reverse KL to the base model, allows
-that modes are lost. Its rows are those of final images, so that gradients are exact in microbatches and on several ranks, as
+that modes are lost. Its rows are those of final images, so that gradients are exact in micro-batches and on several ranks, as
 those of objectives are.
 
 Source: DDRL (arXiv 2512.04332).

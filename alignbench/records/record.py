@@ -35,7 +35,7 @@ class MetricRecord(Record):
     higher_is_better: bool | None
     """Whether a higher value is better; null where neither direction is."""
     role: str
-    """`reward` (trained on), `judge` (not trained on), or `part` of another metric."""
+    """`reward` for the metrics of an eval that is trained on, `judge` for those of others, or `part` of another metric."""
     p_rise: Number = None
     """p of the one-sided t test over prompts that the difference is above 0, uncorrected; 1 - p is that of being below 0. Null
     if there is no such test."""
@@ -45,6 +45,7 @@ class RunInfo(Record):
     """What was run, and how it ended."""
 
     id: str
+    """The name of the run's folder."""
     objective: str
     sampler: str
     backbone: str
@@ -52,6 +53,7 @@ class RunInfo(Record):
     seed: int
     preset: str
     started: str
+    """Time at which the training began, in UTC."""
     iterations: int
     """Number of iterations that were done."""
     status: str
@@ -62,6 +64,7 @@ class Budget(Record):
     """What a run used for its training; evaluation is counted apart."""
 
     model_rows_rollout: int = 0
+    """Model rows of rollouts."""
     model_rows_train: int = 0
     """Model rows of training passes, including those of the reference and of gradient caching."""
     replay_rows: int = 0
@@ -71,11 +74,17 @@ class Budget(Record):
     reward_calls: int = 0
     """Images scored, summed over all rewards."""
     failed_scores: int = 0
+    """Number of scores that were NaN, summed over all rewards."""
     optimizer_steps: int = 0
+    """Number of updates of the weights."""
     seconds: float = 0.0
+    """Wall-clock time of all iterations."""
     seconds_by_phase: dict[str, float] = Field(default_factory=dict)
+    """Part of an iteration (`rollout`, `decode`, `score`, `train`) -> its seconds; parts can overlap."""
     seconds_evaluation: float = 0.0
+    """Wall-clock time of evaluations before, along and after the training."""
     peak_memory_bytes: int = 0
+    """Peak of CUDA's allocator, or of the process's memory on a CPU; the largest of all ranks."""
     micro_batch: int | None = None
     """Rows in one model call at the end of the run; null if one call takes all rows."""
     micro_batch_halvings: int = 0
@@ -90,6 +99,7 @@ class StopRecord(Record):
     iteration: int
     """The evaluation that broke the rule."""
     metric: str
+    """The metric that the rule watches."""
     value: Number
     """The mean over validation prompts at that evaluation."""
     limit: Number
@@ -115,11 +125,15 @@ class OnsetRecord(Record):
     """Where a metric begins to fall along a training while the trained reward still rises, on validation prompts."""
 
     reward: str
+    """The trained reward."""
     metric: str
+    """The independent metric."""
     iteration: int
-    """The evaluation at which the metric is best, and its 95 % interval over prompts."""
+    """The evaluation at which the metric is best."""
     lower: int
+    """Lower end of the 95 % interval of that evaluation over prompts."""
     upper: int
+    """Upper end of this interval."""
     fall: Estimate
     """How much worse the metric is at the end. It is measured on other prompts than those that chose the best evaluation."""
     over_optimised: bool
@@ -155,9 +169,13 @@ class Protocol(Record):
     """How base and trained model were evaluated."""
 
     prompts: int
+    """Number of evaluation prompts."""
     images_per_prompt: int = Field(ge=1)
+    """Number of images of each prompt and model."""
     steps: int
+    """Number of denoising steps."""
     guidance: float
+    """Guidance scale; 1 is no guidance."""
     weights: str
     """The weights that were evaluated: `raw`, or `ema` for their moving average."""
     noise_seed: int
@@ -174,6 +192,7 @@ class InferenceRecord(Record):
     method: str
     """`ode`, `best_of_n`, `fk` or `interpolation`; its settings are in the configuration."""
     model_rows_per_image: int
+    """Model rows, including those of candidates or particles that were not chosen."""
     base_model_rows_per_image: int
     """The same for the base model, which is drawn without the method."""
     reward_calls_per_image: int
@@ -245,23 +264,30 @@ class EvalProtocol(Record):
     """What was evaluated, and how. Fields that are unknown for existing images are null."""
 
     source: Literal["pipeline", "checkpoint", "images"]
+    """What was evaluated: a model folder or backbone, a checkpoint of a run, or existing images."""
     path: str
+    """Where it is; for a backbone, its name."""
     iteration: int | None = None
     """The iteration of the checkpoint."""
     task: str
     prompts: int
+    """Number of prompts."""
     images: int = Field(validation_alias=AliasChoices("images", "pictures"))
     """Number of images; earlier records call it `pictures`."""
     steps: int | None = None
+    """Number of denoising steps."""
     guidance: float | None = None
+    """Guidance scale; 1 is no guidance."""
     weights: str | None = None
     """The weights that were evaluated: `raw`, or `ema` for their moving average."""
     noise_seed: int | None = None
     """Seed of the initial noise."""
     solver: str | None = None
+    """Solver of the denoising steps, as `evaluation.solver`."""
     inference: dict[str, Any] | None = None
     """The method by which images were drawn, with its settings; null for the model as it is."""
     model_rows_per_image: int | None = None
+    """Model rows, including those of candidates or particles that were not chosen."""
     reward_calls_per_image: int | None = None
     """Scores of candidates or particles; those of the evaluation itself do not count."""
     evals: dict[str, dict[str, Any]]

@@ -1,6 +1,6 @@
 """Rollout and evaluation noise as a pure function of (seed, iteration, prompt, node).
 
-It does not depend on batch size, microbatch, device or number of ranks: the noise of every node comes from its own
+It does not depend on batch size, micro-batch, device or number of ranks: the noise of every node comes from its own
 generator on the CPU, which is seeded by a hash of the node's key.
 """
 

@@ -1,7 +1,7 @@
 """Terms: the inputs of a loss, one or more small tensors for each model row.
 
 A row is one (state, sigma, prompt) at which the model is evaluated once; terms are computed from its velocity. The engine
-evaluates rows in microbatches, and the objective's `terms` turns the velocities of each microbatch into terms. There are two
+evaluates rows in micro-batches, and the objective's `terms` turns the velocities of each micro-batch into terms. There are two
 stock kinds of rows. `EdgeRows` are the distinct parents of the forest's stochastic edges: each is evaluated once, however many
 children and descendants it has. `DenoisingRows` are final samples with fresh noise, for objectives that compare denoising
 errors.
@@ -24,7 +24,7 @@ from alignbench.rollouts.noise import Key, normal, seed_of
 from alignbench.rollouts.plan import Rule
 
 Terms = dict[str, Tensor]
-"""Name -> small tensor; microbatches are concatenated along dimension 0."""
+"""Name -> small tensor; micro-batches are concatenated along dimension 0."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,11 @@ def free_port() -> int:
 
 
 def listening(port: int) -> socket.socket:
-    """A socket that listens on the port, for connections from this machine only."""
+    """A socket that listens on the port, for connections from this machine only.
+
+    Raises:
+        RunError: the port cannot be listened on, for instance because it is taken.
+    """
     made = socket.socket()
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class MicroBatch:
-    """The size of a microbatch: how many rows go into one model call.
+    """The size of a micro-batch: how many rows go into one model call.
 
     Attributes:
         rows: the largest number of rows; None if one call takes all rows.

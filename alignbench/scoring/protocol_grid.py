@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from alignbench.analysis import protocols
+from alignbench.backbone import device_named
 from alignbench.comparison.sweeps import point_text
 from alignbench.config.inference import InferenceConfig
 from alignbench.config.run_config import EvaluationConfig, RunConfig, merged_layers
@@ -22,6 +23,7 @@ from alignbench.records.record import Estimate
 from alignbench.scoring.protocol_record import FILE, Agreement, FlipRecord, GridCell, GridModel, ProtocolGrid
 from alignbench.scoring.score import Advance, Loaded
 from alignbench.settings import validate
+from alignbench.tasks import check_backbone, load_task
 
 FIXED = ("prompts", "every", "validation_prompts", "validation_images")
 """Keys of `evaluation` that cannot be swept: prompts are what values are paired by, and the others are about a training."""
@@ -99,7 +101,8 @@ def score_grid(
         evals, settings, advance: as for `score_model`.
 
     Raises:
-        UserError: models have different tasks or numbers of prompts, a key or value is wrong, or the folder exists already.
+        UserError: models have different tasks or numbers of prompts, or one cannot draw the prompts; a key or value is wrong;
+            or the folder exists already.
         RunError: a scorer failed.
     """
     points = points_of(sweep)
@@ -109,28 +112,17 @@ def score_grid(
         raise UserError("models of one grid need the same task and evaluation.prompts; choose them by --task and --set")
     if len({str(model.run) for model in models}) < len(models):
         raise UserError("a checkpoint is there twice; leave one of them out")
-    loaded, tables = Loaded(evals, settings or {}, advance), []
-    cells: list[GridCell] = []
-    directions: dict[str, bool | None] = {}
+    task = load_task(models[0].config.task)
+    for model in models:
+        check_backbone(task, model.config.backbone.name)
     with claimed(out):
-        for m, p in sorted(configs, key=lambda cell: _loads_least(configs[cell], cell)):
-            name = f"model-{m + 1}-point-{p + 1}"
-            loaded.advance = _within(advance, f"cell {len(cells) + 1} of {len(configs)}")
-            folder = out / "cells" / name
-            folder.mkdir(parents=True)
-            record, evaluation = loaded.score(configs[m, p], models[m].run, folder)
-            rows = record.protocol.model_rows_per_image or 0
-            means = {metric: estimate.value for metric, estimate in record.metrics.items()}
-            cells.append(GridCell(id=name, model=m, point=p, model_rows_per_image=rows, means=means))
-            directions |= evaluation.directions
-            table = curve_rows(evaluation, 0, 0, 0.0)[["prompt_index", "prompt", "metric", "value"]]
-            tables.append(table.assign(model=m, point=p))
-        table = pd.concat(tables, ignore_index=True)
+        cells, table, directions = _evaluated(models, configs, out, Loaded(evals, settings or {}, advance))
         table.to_parquet(out / "protocols.parquet", index=False)
         texts = [point_text(point) or "as configured" for point in points]
         methods = [model.method for model in models]
         agreement, flips = compared(table, methods, texts)
-        surroundings = environment(models[0].config.device, threads_of(models[0].config))
+        first = models[0].config
+        surroundings = environment(str(device_named(first.device)), threads_of(first))
         grid = ProtocolGrid(
             made=now(),
             command=str(surroundings.get("command")),
@@ -138,13 +130,43 @@ def score_grid(
             sweep={key: list(values) for key, values in sweep.items()},
             points=texts,
             higher_is_better=directions,
-            cells=sorted(cells, key=lambda cell: (cell.point, cell.model)),
+            cells=cells,
             agreement=agreement,
             flips=flips,
             environment=surroundings,
         )
         grid.write(out / FILE)
     return grid
+
+
+def _evaluated(
+    models: Sequence[Model], configs: Mapping[tuple[int, int], RunConfig], out: Path, loaded: Loaded
+) -> tuple[list[GridCell], pd.DataFrame, dict[str, bool | None]]:
+    """Evaluates every cell into a folder of its own.
+
+    Args:
+        configs: (model, point) -> the configuration of that cell.
+
+    Returns:
+        The cells by point and model; a row for each cell, metric and prompt; metric -> whether a higher value is better.
+    """
+    cells: list[GridCell] = []
+    tables: list[pd.DataFrame] = []
+    directions: dict[str, bool | None] = {}
+    advance = loaded.advance
+    for m, p in sorted(configs, key=lambda cell: _loads_least(configs[cell], cell)):
+        name = f"model-{m + 1}-point-{p + 1}"
+        loaded.advance = _within(advance, f"cell {len(cells) + 1} of {len(configs)}")
+        folder = out / "cells" / name
+        folder.mkdir(parents=True)
+        record, evaluation = loaded.score(configs[m, p], models[m].run, folder)
+        rows = record.protocol.model_rows_per_image or 0
+        means = {metric: estimate.value for metric, estimate in record.metrics.items()}
+        cells.append(GridCell(id=name, model=m, point=p, model_rows_per_image=rows, means=means))
+        directions |= evaluation.directions
+        table = curve_rows(evaluation, 0, 0, 0.0)[["prompt_index", "prompt", "metric", "value"]]
+        tables.append(table.assign(model=m, point=p))
+    return sorted(cells, key=lambda cell: (cell.point, cell.model)), pd.concat(tables, ignore_index=True), directions
 
 
 def compared(table: pd.DataFrame, methods: Sequence[str], points: Sequence[str]) -> tuple[list[Agreement], list[FlipRecord]]:

@@ -14,6 +14,7 @@ class GridModel(Record):
     method: str
     """Models of one method are its seeds, over which values are averaged."""
     path: str
+    """Its run's folder, or the name of its backbone."""
 
 
 class GridCell(Record):
@@ -21,8 +22,11 @@ class GridCell(Record):
 
     id: str
     model: int
+    """Index into `ProtocolGrid.models`."""
     point: int
+    """Index into `ProtocolGrid.points`."""
     model_rows_per_image: int
+    """Model rows of drawing one image by this protocol."""
     means: dict[str, Number]
     """Metric -> its mean over prompts."""
 
@@ -32,14 +36,17 @@ class FlipRecord(Record):
 
     metric: str
     point: str
+    """The other protocol."""
     first: str
     second: str
     before: Estimate
     """First minus second by the first protocol, over prompts."""
     after: Estimate
+    """First minus second by the other protocol, over the same prompts."""
     p: Number
-    """Of a true flip, corrected for all pairs and protocols of the metric by Holm's method."""
+    """p of the hypothesis that the order does not flip, by Holm's method for all pairs and protocols of the metric."""
     beyond_chance: bool
+    """Whether p is below the level of the test."""
 
     @property
     def sentence(self) -> str:
@@ -53,6 +60,7 @@ class Agreement(Record):
 
     metric: str
     point: str
+    """The other protocol."""
     tau: Estimate
     """Kendall's tau-b with its bootstrap interval over prompts."""
 
@@ -63,12 +71,16 @@ class ProtocolGrid(Document):
     KIND: ClassVar[str] = "record of a grid of protocols"
 
     made: str
+    """Time of the evaluation, in UTC."""
     command: str
+    """The command that makes the grid again."""
     models: list[GridModel]
     sweep: dict[str, list[Any]]
+    """Dotted key of the configuration -> its values."""
     points: list[str]
     """The protocols; the ranking by the first one is what the others are compared with."""
     higher_is_better: dict[str, bool | None]
+    """Metric -> whether a higher value is better; null where neither direction is."""
     cells: list[GridCell]
     agreement: list[Agreement]
     """Empty for a single method."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from alignbench.backbone import Backbone
+from alignbench.backbone import Backbone, device_named
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import UserError
 from alignbench.evaluation.evaluate import Evaluation, MetricSuite, estimates, evaluate, evaluate_images, evaluation_prompts
@@ -17,12 +17,12 @@ from alignbench.inference.drawing import Drawing
 from alignbench.load import load_configured_backbone, threads_of
 from alignbench.records.environment import environment, now
 from alignbench.records.record import EvalProtocol, EvalRecord, ScoredMetric
-from alignbench.tasks import Task, check_backbone, configured_task, load_task, with_remote_reward
+from alignbench.tasks import Task, check_backbone, load_task, trained_task
 from alignbench.tasks.prompts import read_image_folder
 from alignbench.training.checkpoint import judged_weights, policy_weights
 
 Advance = Callable[[str], None]
-"""Is told what happens next, for a progress display."""
+"""Called with what happens next, for a progress display."""
 
 
 def score_model(
@@ -42,7 +42,7 @@ def score_model(
         run: the folder of a run whose newest checkpoint is evaluated; None for the backbone as it is.
         evals: the names of the metrics; empty for those of the task.
         settings: metric -> settings that override those of the task.
-        advance: is told what happens next.
+        advance: called with what happens next.
 
     Raises:
         UserError: a name or setting is unknown, there is no checkpoint, there are too few prompts, or the folder exists
@@ -62,7 +62,7 @@ class Loaded:
         self._model: tuple[str, Backbone] | None = None
 
     def score(self, config: RunConfig, run: Path | None, out: Path | None) -> tuple[EvalRecord, Evaluation]:
-        """Evaluates one model by one protocol; see `score_model`."""
+        """Evaluates one model by one protocol, with the arguments and errors of `score_model`; returns record and values."""
         weights = policy_weights(run / "checkpoints") if run else None
         if run is None and config.inference.method == "interpolation":
             raise UserError("inference.method=interpolation needs a trained model; evaluate a run with --checkpoint")
@@ -97,10 +97,10 @@ class Loaded:
         return _record(evaluation, protocol, surroundings, out, sheet), evaluation
 
     def _task(self, config: RunConfig) -> tuple[Task, MetricSuite]:
+        task = _task(config, self.evals, self.settings)
+        check_backbone(task, config.backbone.name)
         key = json.dumps([config.task, config.evals])
         if key not in self._suites:
-            task = _task(config, self.evals, self.settings)
-            check_backbone(task, config.backbone.name)
             prompts = evaluation_prompts(task, config.evaluation)
             suite = MetricSuite(task, config.scorer_timeout)
             self.advance("loading models")
@@ -114,7 +114,7 @@ class Loaded:
         if config.inference.method not in ("best_of_n", "fk"):
             return Drawing(config.inference)
         if self.evals or self.settings or config.reward or config.scorer_url:
-            suite = MetricSuite(with_remote_reward(configured_task(config), config).without_judges(), config.scorer_timeout)
+            suite = MetricSuite(trained_task(config).without_judges(), config.scorer_timeout)
             suite.prepare()
         return Drawing(config.inference, suite.reward(normalise=config.normalise_rewards))
 
@@ -145,12 +145,14 @@ def score_images(
         out: a new folder for `eval.json` and `evals.parquet`; None to write nothing.
         evals: the names of the metrics; empty for those of the task.
         settings: metric -> settings that override those of the task.
-        advance: is told what happens next.
+        advance: called with what happens next.
 
     Raises:
-        UserError: images and prompts do not fit together, an image cannot be opened, or a metric does not accept them.
+        UserError: images and prompts do not fit together, an image cannot be opened, a metric does not accept them, or the
+            device is not there.
         RunError: a scorer failed.
     """
+    device = str(device_named(config.device))
     with claimed(out):
         task = _task(config, evals, settings or {})
         suite = MetricSuite(task, config.scorer_timeout)
@@ -169,7 +171,7 @@ def score_images(
             images=len(inputs.images),
             evals=suite.describe(),
         )
-        return _record(evaluation, protocol, environment(config.device, threads_of(config)), out)
+        return _record(evaluation, protocol, environment(device, threads_of(config)), out)
 
 
 def _task(config: RunConfig, evals: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> Task:

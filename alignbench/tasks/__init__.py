@@ -107,6 +107,11 @@ class Task:
                 "remove them from one of the two files"
             )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Reward -> its weight, for the rewards that are trained on: those whose weight is not 0."""
+        return {choice.title: choice.weight for choice in self.config.reward if choice.weight}
+
     def fingerprint(self) -> dict[str, str]:
         """Computes the SHA-256 digest of each part of the task: part -> digest.
 
@@ -136,11 +141,18 @@ class Task:
             choice.model_copy(update={"weight": weights.get(name, choice.weight)})
             for name, choice in zip(names, self.config.reward, strict=True)
         ]
-        if not any(choice.weight for choice in reward):
-            raise UserError(f"task {self.name!r}: every reward has weight 0, so there is nothing to train on")
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"reward": reward})
+        other.require_weight()
         return other
+
+    def require_weight(self) -> None:
+        """Raises UserError where every reward has weight 0; a task without rewards is accepted."""
+        if self.config.reward and not self.weights:
+            raise UserError(
+                f"task {self.name!r}: every reward has weight 0, so there is nothing to train on; give one a weight with "
+                "reward.NAME=WEIGHT"
+            )
 
     def with_eval_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> "Task":
         """Makes the same task with other settings of its rewards and judges.
@@ -305,6 +317,15 @@ def configured_task(config: RunConfig) -> Task:
     if config.scorer_url:
         raise UserError("reward sets weights of the task's rewards, which scorer_url replaces; leave one of them out")
     return task.weighted(config.reward)
+
+
+def trained_task(config: RunConfig) -> Task:
+    """Loads the task of a run's configuration, with the reward that the run trains on: that of `scorer_url`, if there is one.
+
+    Raises:
+        UserError: as for `configured_task`.
+    """
+    return with_remote_reward(configured_task(config), config)
 
 
 def check_backbone(task: Task, backbone: str) -> None:

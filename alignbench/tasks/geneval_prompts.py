@@ -58,7 +58,7 @@ def generate(objects: str, counts: Mapping[str, int], seed: int, exclude: Collec
 
     Args:
         objects: `coco` or `drawn`.
-        counts: task type -> number of prompts; there are fewer if the type has not so many.
+        counts: task type -> number of prompts; there are fewer if the type does not have that number.
         seed: seed of the generator.
         exclude: prompts that must not be generated.
 

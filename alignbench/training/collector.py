@@ -87,7 +87,7 @@ class Collector:
             budget: rows, images, reward calls and seconds are added to it.
             behaviour: while entered, the policy has the weights that draw rollouts.
             graph_serves: whether the first update can use the graph of the scored rows of a plan for so many groups. It is
-                kept where these rows fit into one microbatch.
+                kept where these rows fit into one micro-batch.
 
         Returns:
             The forest of all ranks' groups, with rewards.

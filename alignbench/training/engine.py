@@ -1,17 +1,17 @@
 """Back-propagates an objective through the model, with memory that does not depend on the number of rollouts.
 
-Gradient caching: the terms of all rows are small tensors. From them autograd gives d(loss)/d(terms); each microbatch is then
+Gradient caching: the terms of all rows are small tensors. From them autograd gives d(loss)/d(terms); each micro-batch is then
 evaluated with a graph and receives its part of that gradient. The result is the exact gradient. How the terms are known decides
 what a row costs:
 
 - The rollout kept the graph of its scored rows (`RolloutForest.live_velocity`): the first update only goes back.
-- All rows fit in one microbatch: its graph is kept, one forward and backward pass.
+- All rows fit in one micro-batch: its graph is kept, one forward and backward pass.
 - The first update after a rollout: the policy is the one that rolled out, so the terms follow from the velocities that the
-  forest keeps, and each microbatch needs one forward and backward pass.
-- A separable loss (`Objective.separable`): d(loss)/d(a microbatch's terms) needs no other rows' terms, one pass as well.
-- Otherwise each microbatch is evaluated twice: without a graph for its terms, and with one for the backward pass.
+  forest keeps, and each micro-batch needs one forward and backward pass.
+- A separable loss (`Objective.separable`): d(loss)/d(a micro-batch's terms) needs no other rows' terms, one pass as well.
+- Otherwise each micro-batch is evaluated twice: without a graph for its terms, and with one for the backward pass.
 
-To the engine, extra ranks are extra microbatches.
+To the engine, extra ranks are extra micro-batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,10 +109,10 @@ def backward(
 
 
 class _Pass:
-    """The rows of one backward pass in microbatches, with the velocities of the reference and the behaviour policy.
+    """The rows of one backward pass in micro-batches, with the velocities of the reference and the behaviour policy.
 
     Attributes:
-        parts: this rank's microbatches.
+        parts: this rank's micro-batches.
         own_parameters: the trained parameters of the objective.
         live_velocity: the policy's velocities at all rows with the graph that the rollout kept; None evaluates the policy.
         other_rows: how many rows the reference and the behaviour policy are evaluated at.
@@ -143,7 +143,7 @@ class _Pass:
     def _others(
         self, behaviour: Sequence[Tensor] | None, reference: Sequence[Tensor] | None
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Velocities of the reference and of the behaviour policy for each microbatch, as far as the objective needs them."""
+        """Velocities of the reference and of the behaviour policy for each micro-batch, as far as the objective needs them."""
         references: list[Tensor | None] = [None] * len(self.parts)
         behaviours: list[Tensor | None] = [None] * len(self.parts)
         parameters = list(self.policy.parameters())
@@ -176,7 +176,7 @@ class _Pass:
         return velocity.index_copy(0, trained, predicted.float())
 
     def _terms(self, i: int, velocity: Tensor | None = None) -> Terms:
-        """The terms of microbatch i from the policy's velocity, or from the given one."""
+        """The terms of micro-batch i from the policy's velocity, or from the given one."""
         part = self.parts[i]
         of_policy = self._policy_velocity(part) if velocity is None else velocity
         unmoved = self.objective.needs.behaviour and not self.behaviour_moved
@@ -185,7 +185,7 @@ class _Pass:
 
     @torch.no_grad()
     def _terms_of_the_rollout(self) -> list[Terms]:
-        """Terms of each microbatch from the velocities that the forest keeps; the model is not called."""
+        """Terms of each micro-batch from the velocities that the forest keeps; the model is not called."""
         pieces = []
         for i, part in enumerate(self.parts):
             assert isinstance(part, EdgeRows)  # the objective replays the rollout's own rows
@@ -222,7 +222,7 @@ class _Pass:
 
     @staticmethod
     def _send_back(piece: Terms, gradients: Mapping[str, Tensor | None], places: dict[str, int]) -> None:
-        """Back-propagates a microbatch's part of d(loss)/d(terms); `places` moves on to the next microbatch."""
+        """Back-propagates a micro-batch's part of d(loss)/d(terms); `places` moves on to the next micro-batch."""
         outputs, sent = [], []
         for name, value in piece.items():
             here = slice(places[name], places[name] + len(value))
@@ -235,7 +235,7 @@ class _Pass:
             torch.autograd.backward(outputs, sent)
 
     def _recompute_and_backward(self, gradients: Mapping[str, Tensor | None], first: Mapping[str, int]) -> list[Terms]:
-        """Evaluates each microbatch with a graph and back-propagates its gradient; returns its detached terms."""
+        """Evaluates each micro-batch with a graph and back-propagates its gradient; returns its detached terms."""
         places, pieces = dict(first), []
         for i in range(len(self.parts)):
             piece = self._terms(i)
@@ -244,7 +244,7 @@ class _Pass:
         return pieces
 
     def with_kept_graph(self) -> tuple[float, Terms]:
-        """The pass for a single microbatch: its graph is kept from the terms, or from the rollout, to the backward pass."""
+        """The pass for a single micro-batch: its graph is kept from the terms, or from the rollout, to the backward pass."""
         with torch.enable_grad():
             piece = self.processes.on_all_ranks(lambda: self._terms(0, self.live_velocity), calls_model=True)
         terms, first = self._gathered([piece])
@@ -253,7 +253,7 @@ class _Pass:
         return loss, terms
 
     def in_two_passes(self) -> tuple[float, Terms]:
-        """The general pass: each microbatch is evaluated without a graph for its terms, and again with one."""
+        """The general pass: each micro-batch is evaluated without a graph for its terms, and again with one."""
 
         def without_graph() -> list[Terms]:
             with torch.no_grad():
@@ -265,7 +265,7 @@ class _Pass:
         return loss, terms
 
     def from_the_rollout(self) -> tuple[float, Terms]:
-        """The pass on policy: the rollout's velocities give d(loss)/d(terms), and each microbatch is evaluated once.
+        """The pass on policy: the rollout's velocities give d(loss)/d(terms), and each micro-batch is evaluated once.
 
         The returned terms are those of that evaluation, so that an importance ratio other than 1 shows.
         """
@@ -275,7 +275,7 @@ class _Pass:
         return loss, self._gathered(pieces)[0]
 
     def part_by_part(self) -> tuple[float, Terms]:
-        """The pass for a separable loss: each microbatch is back-propagated as soon as its own terms are known.
+        """The pass for a separable loss: each micro-batch is back-propagated as soon as its own terms are known.
 
         The rollout's terms take the place of those of other rows.
         """
@@ -299,7 +299,7 @@ class _Pass:
 
 
 def _parts(rows: Rows, micro_batch: int | None, processes: Processes) -> list[Rows]:
-    """This rank's rows in microbatches; all ranks have the same number of them, some of which may be empty."""
+    """This rank's rows in micro-batches; all ranks have the same number of them, some of which may be empty."""
     bounds = [len(rows) * rank // processes.count for rank in range(processes.count + 1)]
     longest = max(stop - start for start, stop in pairwise(bounds))
     size = min(micro_batch or longest, longest)

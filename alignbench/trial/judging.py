@@ -22,14 +22,15 @@ from alignbench.trial.power import (
 from alignbench.trial.record import Ranking, Seen, Verdict
 
 TYPICAL_IMAGES, TYPICAL_PROMPTS, TYPICAL_DEGREE = 8, 64, 0.5
-"""Where blind spots are looked for."""
+"""The numbers of images and of prompts, and the degree of a collapse, at which blind spots are looked for."""
 HALF = 0.5
+"""A metric is blind to a loss that it reports less often than this, and fooled by a change that it reports more often."""
 LEAST_PROMPTS = 4
 """With fewer prompts of a condition its effect is not known well enough to be a number."""
 
 
 def seen(differences: Differences, seed: int) -> list[Seen]:
-    """Says of each metric what it sees of each condition, where enough prompts have a value."""
+    """Computes how each metric responds to each condition for which enough prompts have a value."""
     found = []
     for metric in differences.metrics:
         for key in differences.of(metric):
@@ -65,7 +66,7 @@ def _power(size: Interval, prompts: int) -> Interval:
 
 
 def rankings(differences: Differences) -> list[Ranking]:
-    """Says of each metric how often it ranks neighbouring degrees of each planted condition rightly."""
+    """Computes how often each metric ranks neighbouring degrees of each planted condition rightly."""
     found = []
     planted = [place for place, kind in differences.kinds.items() if kind == "planted"]
     for metric, (source, condition), images in product(differences.metrics, planted, IMAGES):
@@ -79,7 +80,7 @@ def rankings(differences: Differences) -> list[Ranking]:
 
 
 def _step(before: Mapping[int, np.ndarray], after: Mapping[int, np.ndarray]) -> float:
-    """The effect of the step from one degree to the next; from none, if `before` is empty."""
+    """The effect of the step from one degree to the next, or from the free sets if `before` is empty."""
     both = [row - before[pool] if before else row for pool, row in after.items() if not before or pool in before]
     return effect(np.stack(both)) if both else float("nan")
 

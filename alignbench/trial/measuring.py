@@ -1,4 +1,4 @@
-"""Measures the sets of a trial: what each metric says of a treated set, compared with a free one of the same prompt."""
+"""Measures the sets of a trial: each metric's value of a treated set, minus that of a free set of the same prompt."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ EXACT = "exact labels"
 """The metric that reads the attributes from the drawing program instead of the image: what a perfect detector would see."""
 
 Measure = Callable[[tuple[int, ...]], dict[str, float]]
-"""From the images of a set, by their indices, to what each metric says of it; higher is better."""
+"""Maps the indices of a set's images to metric -> value; higher is better."""
 Key = tuple[str, str, str, float, int]
 """Metric, source, condition, degree, number of images."""
 
@@ -52,7 +52,7 @@ class Differences:
         return [key for key in self.tables if key[0] == metric]
 
     def rows(self, key: Key) -> dict[int, np.ndarray]:
-        """Of a key, those pools that have all values."""
+        """Returns the rows of a key, for the pools that have all values: pool -> float [REPETITIONS]."""
         return {pool: row for pool, row in self.tables.get(key, {}).items() if not np.isnan(row).any()}
 
     def table(self, key: Key) -> np.ndarray:
@@ -109,7 +109,7 @@ def _rows(
 
 
 def _reader(metric: SetMetric, pool: Pool) -> Measure:
-    """What a metric says of the sets of a pool, without those of its numbers that have no direction."""
+    """A function that measures the sets of a pool; metrics without a direction are left out."""
     metric.take_reference(pool.prompt, pool.images[pool.reference], pool.latents[pool.reference])
     read = metric.read_images(pool.images, pool.latents, pool.prompt)
 
@@ -123,7 +123,7 @@ def _reader(metric: SetMetric, pool: Pool) -> Measure:
 
 
 def _exact_reader(pool: Pool) -> Measure:
-    """Like `_reader`, of the exact labels: the mean over attributes of their entropy, divided by its maximum."""
+    """Like `_reader`, for the exact labels: the mean over attributes of their entropy, divided by its maximum."""
     possible = {attribute: len(set(labels.tolist())) for attribute, labels in pool.labels.items()}
 
     def measure(members: tuple[int, ...]) -> dict[str, float]:

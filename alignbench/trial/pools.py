@@ -150,7 +150,7 @@ def treated(images: np.ndarray, rng: np.random.Generator, treatment: str) -> np.
 
 
 class Builder:
-    """Collects the images of a pool, and tells where each part of them is."""
+    """Collects the images of a pool, and knows where each part of them is."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""What differences of sets say about a metric: its power, its false alarms, and whether it ranks degrees rightly.
+"""What the differences between sets tell about a metric: its power, its false alarms, and whether it ranks degrees rightly.
 
 The test is the alarm's: a one-sided t test of differences paired by prompt, at 2.5 %. Its power with P prompts whose
 differences have the mean m and the standard deviation s is that of Student's noncentral distribution,
@@ -99,7 +99,7 @@ def power(effects: np.ndarray | float, prompts: np.ndarray | int) -> np.ndarray:
 
 
 def effect_with_power(wanted: float, prompts: int) -> float:
-    """The effect, below 0, of which a fall is reported with this probability."""
+    """Computes the effect, below 0, at which a fall is reported with the probability `wanted`."""
     shifts, powers = _curve(prompts)
     return float(np.interp(-wanted, -powers, shifts)) / prompts**0.5
 
@@ -139,7 +139,7 @@ def false_alarms(differences: np.ndarray, prompts: int, rng: np.random.Generator
 
 
 def through(function: Callable[[np.ndarray], np.ndarray], interval: Interval) -> Interval:
-    """Sends an interval of an effect through a falling function of it, such as `power`."""
+    """Maps an interval of an effect by a decreasing function, such as `power`."""
     bounds = np.array([interval.value, interval.upper, interval.lower])
     value, lower, upper = (float(v) for v in function(bounds))
     return Interval(value, lower, upper, interval.n)

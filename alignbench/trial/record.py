@@ -7,12 +7,14 @@ from alignbench.records.record import Estimate
 
 
 class Seen(Record):
-    """What a metric sees of a condition at one degree with one number of images of each prompt."""
+    """How a metric responds to a condition at one degree, with one number of images of each prompt."""
 
     metric: str
+    """Name of the metric."""
     source: str
     """`drawn` for images by the drawing program, `own` for those of the embedded model."""
     condition: str
+    """What was done to the images."""
     kind: str
     """`planted` (a loss of diversity), `harmless` (blur, noise or contrast), or `equal` (no change)."""
     degree: float
@@ -31,6 +33,7 @@ class Ranking(Record):
     """How often a metric ranks two neighbouring degrees of a condition rightly: the mean over neighbours."""
 
     metric: str
+    """As in `Seen`, like the next three."""
     source: str
     condition: str
     images: int
@@ -58,16 +61,20 @@ class Verdict(Record):
 
 
 class Trial(Document):
-    """What `check --eval` found out about metrics."""
+    """What `check --eval` found about metrics."""
 
     KIND: ClassVar[str] = "trial"
 
     evals: dict[str, dict[str, object]]
     """Eval -> its settings."""
     seed: int
+    """Seed of all draws."""
     drawn_prompts: int
+    """Number of prompts with images by the drawing program."""
     own_prompts: int
+    """Number of prompts with images of the embedded model; 0 where none were drawn."""
     seconds: float
+    """Wall-clock time of the trial."""
     metrics: dict[str, list[str]]
     """Eval -> its metrics; `exact labels` reads the attributes from the drawing program."""
     verdicts: list[Verdict]

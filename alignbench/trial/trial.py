@@ -32,10 +32,10 @@ from alignbench.trial.subjects import subjects
 MODEL = "tiny"
 """The model whose images are chosen among, and whose encoder gives the latents of drawn images."""
 TASKS = ("ocr", "geneval")
-"""The tasks whose evaluation prompts it gets, and whose settings of an eval are the default."""
+"""The tasks whose evaluation prompts the model gets; evals have the settings of the first one by default."""
 
 Advance = Callable[[int, int, str], None]
-"""Is told how many pools are done, how many there are, and a note."""
+"""Called with the number of pools that are done, the number of all pools, and a note."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ FULL, QUICK = Size(48, 12), Size(12, 4)
 
 
 def choices(names: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> list[EvalChoice]:
-    """The evals of a trial, set as the embedded model's tasks set them, and then by `settings`.
+    """Chooses the evals of a trial, with the settings of the embedded model's task, which `settings` override.
 
     Raises:
         UserError: settings of an eval that is not among the names, or an unknown eval.
@@ -67,14 +67,14 @@ def put_on_trial(
     seed: int = 0,
     advance: Advance = lambda done, total, note: None,
 ) -> Trial:
-    """Plants losses of diversity, and says of each metric how well it sees them.
+    """Plants losses of diversity, and measures how well each metric detects them.
 
     Args:
         chosen: the evals, each of them a set metric.
         out: a new folder for `trial.json`, `trial.csv` and `trial.png`; None to write nothing.
         size: how many prompts there are.
         seed: of all draws.
-        advance: is told what is done.
+        advance: called as the work proceeds, for a progress display.
 
     Raises:
         UserError: an eval is unknown or is not a set metric, or the folder exists already.

@@ -16,7 +16,7 @@ from alignbench.files.paths import absolute
 from alignbench.load import load_configured_objective
 from alignbench.objective import Objective
 from alignbench.settings import Settings, validate
-from alignbench.tasks import Task, load_task
+from alignbench.tasks import Task, load_task, trained_task
 from alignbench.tuning import LR_FACTOR, TRIALS, UPDATES
 from alignbench.tuning.space import LR, UPDATES_KEY, Dimension, design, nested, search_space, settings_at
 
@@ -35,8 +35,11 @@ class TuningRequest(Settings):
     samplers: list[str] = Field(default_factory=list)
     """Names, or `label=name`."""
     task: str | None = None
+    """Name of the task of all trials."""
     backbone: str | None = None
+    """Name of the backbone of all trials."""
     preset: str | None = None
+    """Name of the preset, whose own settings the first trial has."""
     budget: dict[str, Any] = Field(default_factory=dict)
     """The budget at which each trial ends; the default is that of `compare`."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -84,6 +87,7 @@ class Plan(NamedTuple):
         base: the grid of the methods with the settings of their presets, as `compare` would run it.
         trial_grid: the grid of all trials, on the task itself.
         task: the task that is tuned for.
+        weights: reward -> its weight, for the rewards that the trials train on.
         spaces: objective -> the settings that its trials vary.
         trials: objective -> its trials.
     """
@@ -92,6 +96,7 @@ class Plan(NamedTuple):
     base: Grid
     trial_grid: Grid
     task: Task
+    weights: dict[str, float]
     spaces: dict[str, list[Dimension]]
     trials: dict[str, list[Trial]]
 
@@ -122,14 +127,14 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
     if len(base.tasks) != 1:
         raise UserError(f"settings are tuned for one task at a time, got {', '.join(base.tasks)}; run `tune` once for each")
     task = load_task(base.tasks[0])
-    trained = [choice.title for choice in task.config.reward if choice.weight]
-    if request.select == HYPERVOLUME and len(trained) > 1:
-        raise UserError(
-            f"--select {HYPERVOLUME} needs a task with one reward, and {task.name} has {' and '.join(trained)}; choose another "
-            "score"
-        )
     validation = len(load_validation(task))
     first = {objective: _first_config(base, objective) for objective in base.objectives}
+    weights = _trained_rewards(next(iter(first.values())).model_copy(update={"task": base.tasks[0]}))
+    if request.select == HYPERVOLUME and len(weights) > 1:
+        raise UserError(
+            f"--select {HYPERVOLUME} needs a task with one reward, and the trials train on {' and '.join(weights)}; choose "
+            "another score"
+        )
     spaces = {
         objective: search_space(
             config.optimizer.lr,
@@ -152,7 +157,7 @@ def plan_tuning(request: TuningRequest, at_once: int = 1) -> Plan:
         update={key: getattr(base, key) for key in ("objectives", "samplers", "backbone", "preset", "threads", "settings")}
         | {"task": base.tasks[0], "budget": base.budget.model_dump(exclude_none=True)}
     )
-    return Plan(resolved, base, grid, task, spaces, trials)
+    return Plan(resolved, base, grid, task, weights, spaces, trials)
 
 
 def load_validation(task: Task) -> list[str]:
@@ -182,6 +187,11 @@ def _first_config(base: Grid, objective: str) -> RunConfig:
     if not load_configured_objective(config).needs.training:
         raise UserError(f"objective {objective} trains nothing, so there is nothing to tune; leave it out")
     return config
+
+
+def _trained_rewards(config: RunConfig) -> dict[str, float]:
+    """Reward -> its weight, as the configuration sets it; only the scorer's if a scorer service replaces the rewards."""
+    return trained_task(config).weights
 
 
 def _checked_updates(updates: list[int]) -> list[int]:

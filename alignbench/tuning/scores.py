@@ -1,6 +1,6 @@
 """Computes the score of each trial from the records of its runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,6 @@ from alignbench.records.diversity import default_diversity
 from alignbench.records.record import Result, read_result
 from alignbench.records.tables import read_evals
 from alignbench.statistics import hypervolume
-from alignbench.tasks import Task
 from alignbench.tuning.planning import HYPERVOLUME, REWARD
 
 
@@ -27,13 +26,13 @@ class Scores(NamedTuple):
     meaning: str
 
 
-def score_runs(folders: list[Path], select: str, task: Task, *, standardise: bool) -> Scores:
+def score_runs(folders: list[Path], select: str, weights: Mapping[str, float], *, standardise: bool) -> Scores:
     """Scores the finished runs of a tuning; higher is better.
 
     Args:
         folders: folders of the runs, each with a record.
         select: `reward`, `hypervolume`, or the name of a metric.
-        task: the task, whose weights of rewards are used.
+        weights: reward -> its weight, for the rewards that the runs train on; `hypervolume` needs a single one.
         standardise: whether several rewards are each measured in units of the base model's deviation within a prompt.
 
     Raises:
@@ -42,24 +41,13 @@ def score_runs(folders: list[Path], select: str, task: Task, *, standardise: boo
     results = {folder: read_result(folder) for folder in folders}
     if not results:
         return Scores({}, select)
-    first = next(iter(results.values()))
-    weights = {choice.title: choice.weight for choice in task.config.reward if choice.weight}
-    # An eval of a reward may have further metrics of its role, such as the share of exact texts.
-    of_role = [name for name, metric in first.metrics.items() if metric.role == REWARD]
-    rewards = [name for name in of_role if name in weights] or of_role  # a scorer service is not among the task's rewards
-
-    def reward(folder: Path, result: Result) -> float:
-        return _total_reward(folder, result, rewards, weights, standardise)
-
     if select == REWARD:
-        return Scores({folder: reward(*item) for folder, item in _items(results)}, _reward_in_words(rewards, standardise))
+        by_run = {folder: _total_reward(folder, result, weights, standardise) for folder, result in results.items()}
+        return Scores(by_run, _reward_in_words(list(weights), standardise))
     if select == HYPERVOLUME:
-        return _hypervolumes(results, rewards, reward)
+        (reward,) = weights
+        return _hypervolumes(results, reward)
     return _of_metric(results, select)
-
-
-def _items(results: Mapping[Path, Result]) -> list[tuple[Path, tuple[Path, Result]]]:
-    return [(folder, (folder, result)) for folder, result in results.items()]
 
 
 def _reward_in_words(rewards: list[str], standardise: bool) -> str:
@@ -69,13 +57,13 @@ def _reward_in_words(rewards: list[str], standardise: bool) -> str:
     return f"weighted sum of the mean validation rewards {' and '.join(rewards)}{unit}"
 
 
-def _total_reward(folder: Path, result: Result, rewards: list[str], weights: Mapping[str, float], standardise: bool) -> float:
+def _total_reward(folder: Path, result: Result, weights: Mapping[str, float], standardise: bool) -> float:
     """The mean reward of the trained model; with several rewards, their weighted sum."""
-    finals = {name: _number(result.metrics[name].final.value) for name in rewards}
-    if len(rewards) == 1:
-        return finals[rewards[0]]
+    finals = {name: _number(result.metrics[name].final.value) for name in weights}
+    if len(finals) == 1:
+        return next(iter(finals.values()))
     if not standardise:
-        return sum(weights.get(name, 1.0) * value for name, value in finals.items())
+        return sum(weights[name] * value for name, value in finals.items())
     evals = read_evals(folder)
     if evals is None:
         raise UserError(
@@ -86,24 +74,24 @@ def _total_reward(folder: Path, result: Result, rewards: list[str], weights: Map
     for name, value in finals.items():
         spread = base[base["metric"] == name].groupby("prompt_index")["value"].std(ddof=0)
         deviation = float(np.sqrt((spread**2).mean()))
-        total += weights.get(name, 1.0) * (value - _number(result.metrics[name].base.value)) / deviation
+        total += weights[name] * (value - _number(result.metrics[name].base.value)) / deviation
     return total
 
 
-def _hypervolumes(results: Mapping[Path, Result], rewards: list[str], reward: Callable[[Path, Result], float]) -> Scores:
+def _hypervolumes(results: Mapping[Path, Result], reward: str) -> Scores:
     """The area that each run dominates above the base model's reward and the smallest diversity of any run."""
     metrics = next(iter(results.values())).metrics
     diversity = default_diversity(metrics)
-    if diversity is None or len(rewards) != 1:
-        why = "the task measures no diversity" if diversity is None else "the task has several rewards"
-        raise UserError(f"--select {HYPERVOLUME} needs one reward and a metric of diversity, but {why}; choose another score")
+    if diversity is None:
+        raise UserError(f"--select {HYPERVOLUME} needs a metric of diversity, and the task has none; choose another score")
     sign = -1.0 if metrics[diversity].higher_is_better is False else 1.0
-    points = {f: (reward(f, r), sign * _number(r.metrics[diversity].final.value)) for f, r in results.items()}
-    base = {f: _number(r.metrics[rewards[0]].base.value) for f, r in results.items()}
+    finals = {f: {name: _number(metric.final.value) for name, metric in r.metrics.items()} for f, r in results.items()}
+    points = {folder: (of_run[reward], sign * of_run[diversity]) for folder, of_run in finals.items()}
+    base = {f: _number(r.metrics[reward].base.value) for f, r in results.items()}
     least = float(np.nanmin([value for _, value in points.values()]))
     areas = {folder: hypervolume(np.array([point]), (base[folder], least)) for folder, point in points.items()}
     missing = {folder for folder, point in points.items() if np.isnan(point).any()}
-    meaning = f"hypervolume: gain in {rewards[0]} x {diversity} above the least of any trial, on validation prompts"
+    meaning = f"hypervolume: gain in {reward} x {diversity} above the least of any trial, on validation prompts"
     return Scores({folder: np.nan if folder in missing else area for folder, area in areas.items()}, meaning)
 
 
@@ -112,7 +100,7 @@ def _of_metric(results: Mapping[Path, Result], select: str) -> Scores:
     if select not in metrics:
         raise UserError(f"--select: no trial has a metric {select!r}{did_you_mean(select, [REWARD, HYPERVOLUME, *metrics])}")
     if metrics[select].higher_is_better is None:
-        raise UserError(f"--select {select}: neither a higher nor a lower value of it is better, so it cannot choose a trial")
+        raise UserError(f"--select {select}: neither a higher nor a lower value of it is better; choose another score")
     sign = 1.0 if metrics[select].higher_is_better else -1.0
     values = {folder: sign * _number(result.metrics[select].final.value) for folder, result in results.items()}
     return Scores(values, f"{'' if sign > 0 else 'minus '}mean of {select} on validation prompts")

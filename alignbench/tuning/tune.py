@@ -157,7 +157,7 @@ def record_of(plan: Plan, done: ComparisonRecord, folder: Path) -> TuningRecord:
 
 def _score(plan: Plan, runs: list[Path]) -> Scores:
     standardise = plan.trial_grid.methods()[0].config.normalise_rewards
-    return score_runs(runs, plan.request.select, plan.task, standardise=standardise)
+    return score_runs(runs, plan.request.select, plan.weights, standardise=standardise)
 
 
 def tuned_comparison(plan: Plan, record: TuningRecord) -> dict[str, Any]:

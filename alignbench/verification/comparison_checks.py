@@ -115,7 +115,7 @@ def _unfinished(comparison: ComparisonRecord, checked: CheckedFolder) -> Iterato
 
 
 def _collect(checked: CheckedFolder) -> None:
-    """Takes the problems and notes of the runs over; notes that all runs share are told once."""
+    """Takes over the problems and notes of the runs; several different notes become one line."""
     checked.problems += [run.problem for run in checked.runs.values() if run.problem]
     notes = [note for run in checked.runs.values() for note in run.notes]
     checked.notes += notes[:1] if len(notes) == 1 else [f"{notes[0]}, and {len(notes) - 1} more such notes"] if notes else []
@@ -176,7 +176,7 @@ def _mixed(checked: CheckedFolder, cells: Mapping[str, CellRecord], allow_revisi
         (first, a), (second, b), *_ = revisions.items()
         sentence = f"{a[0]} was run at git revision {first[:12]} and {b[0]} at {second[:12]}"
         if allow_revisions:
-            checked.notes.append(f"{sentence}; whether both compute the same, a replay of a cell of each tells")
+            checked.notes.append(f"{sentence}; a replay of a cell of each shows whether both compute the same")
         else:
             yield f"{sentence}: the code of a comparison must be one; --allow-revisions replays a cell of each instead"
     machines = [{key: result.environment.get(key) for key in MACHINE} for result in checked.results.values()]

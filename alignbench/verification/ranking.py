@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignbench.analysis.against_front import total_rewards
+from alignbench.analysis.against_front import losses_of_cell
 from alignbench.comparison.results import Results
-from alignbench.frontier.avoidable import loss_at_reward
 from alignbench.frontier.front import Front
 from alignbench.reports.formatting import SIGNIFICANT
 from alignbench.statistics import holm, welch
@@ -20,7 +19,8 @@ class Ranking(NamedTuple):
 
     Attributes:
         cells: their names.
-        values: the number of each seed that they are sorted by; lower is better for losses.
+        values: what each is sorted by, a number for each seed, float [seeds]: its losses, of which less is better, or its
+            rewards. A method without any known loss has one NaN.
         groups: letters for each method; two that share one are not apart beyond chance.
         by_loss: whether they are sorted by avoidable loss; otherwise by the reward.
     """
@@ -42,25 +42,12 @@ def ranking(results: Results, setup: str, front: Front | None, diversity: str | 
     """
     cells = list(dict.fromkeys(run.cell for run in results.of(setup)))
     if front is not None and diversity is not None and diversity in front.metrics:
-        losses = {cell: losses_of_runs(results, setup, front, diversity, cell) for cell in cells}
+        recorded = {cell: losses_of_cell(results, setup, front, diversity, cell) for cell in cells}
+        losses = {cell: np.array([np.nan]) if values is None else values for cell, values in recorded.items()}
         if any((~np.isnan(values)).any() for values in losses.values()):
             return _ranked(losses, by_loss=True)
     reward = results.reward(setup)
     return _ranked({cell: results.scores(setup, cell, reward).mean(1) for cell in cells}, by_loss=False)
-
-
-def losses_of_runs(results: Results, setup: str, front: Front, metric: str, cell: str) -> np.ndarray:
-    """The avoidable loss of each run of a method; see `frontier.avoidable`.
-
-    Returns:
-        float [seeds]; NaN where the front does not reach the run's reward, or has other prompts. More is worse.
-    """
-    rewards, values = total_rewards(results, setup, cell, front, "final"), results.scores(setup, cell, metric)
-    if not rewards.shape == values.shape == (len(values), front.record.prompts):
-        return np.full(len(values), np.nan)
-    higher = results.of(setup)[0].result.metrics[metric].higher_is_better
-    losses = [loss_at_reward(front, metric, *of_run) for of_run in zip(rewards, values, strict=True)]
-    return np.array(losses) * (-1.0 if higher is False else 1.0)
 
 
 def _ranked(values: dict[str, np.ndarray], *, by_loss: bool) -> Ranking:

@@ -43,7 +43,7 @@ def verify(
         out: a new folder that keeps the replays; None for a temporary one.
         rng: draws the sample. By default nobody can foresee which cells it has.
         console: shows the progress of a replay.
-        began: told which cell is replayed now, how many have been, and how many will be.
+        began: called before each replay with the cell, the number of cells replayed so far, and the number of all.
 
     Raises:
         UserError: the folder holds neither, there is no such cell, or one cannot be replayed here.

@@ -50,7 +50,10 @@ class RapidOCRReader(Reader):
 
     def read_page(self, image: np.ndarray) -> str:
         # An engine keeps its options during a call, so each thread uses an engine of its own.
-        engine = self._idle.pop() if self._idle else self._engine()
+        try:
+            engine = self._idle.pop()
+        except IndexError:
+            engine = self._engine()
         try:
             output = engine(image[..., ::-1].copy(), use_det=True, use_cls=False, use_rec=True)
         finally:

@@ -1,6 +1,7 @@
 from contextlib import suppress
 from pathlib import Path
 from time import process_time, sleep
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,6 +281,18 @@ def test_threads_change_no_page_and_each_has_an_engine_of_its_own(
         assert [similarity(read, text) for read, text in zip(scorer.read(pages), texts, strict=True)] == [1.0] * 4
     assert isinstance(rapidocr.reader, RapidOCRReader)
     assert len({id(engine) for engine in rapidocr.reader._idle}) == 2
+
+
+def test_an_engine_that_another_thread_took_in_between_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SeemsFull(list[object]):
+        def __bool__(self) -> bool:
+            return True
+
+    reader = RapidOCRReader.__new__(RapidOCRReader)
+    reader._idle = SeemsFull()
+    monkeypatch.setattr(reader, "_engine", lambda: lambda *_, **__: SimpleNamespace(txts=["A", "B"]))
+    assert reader.read_page(np.zeros((2, 2, 3), np.uint8)) == "A B"
+    assert len(reader._idle) == 1
 
 
 def test_so_many_pages_at_a_time_as_the_memory_is_for_share_the_cores() -> None:

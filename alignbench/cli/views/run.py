@@ -133,7 +133,7 @@ class Terminal:
             self.rich.print(f"[bold red]alarm:[/bold red] {escape(alarm)}")
         if b.micro_batch_halvings:
             self.rich.print(
-                f"memory ran out {b.micro_batch_halvings} times; the microbatch was reduced to {b.micro_batch} rows"
+                f"memory ran out {b.micro_batch_halvings} times; the micro-batch was reduced to {b.micro_batch} rows"
             )
         folders = [f"{name}/" for name in ("samples", "plots", "checkpoints") if (out / name).is_dir()]
         files = ", ".join(["result.json", "metrics.parquet", "evals.parquet", *folders])
@@ -228,7 +228,7 @@ def _memory_table(forecast: "Forecast") -> Table:
         ("optimizer", m.optimizer),
         ("averaged weights", m.ema),
         ("one model call of the rollout", m.rollout),
-        ("one microbatch (forward and backward pass)", m.training),
+        ("one micro-batch (forward and backward pass)", m.training),
         ("decoding", m.decoding),
         ("peak", m.peak),
     ):

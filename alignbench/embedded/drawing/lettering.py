@@ -65,7 +65,11 @@ class Lettering:
 
 
 def sample_lettering(rng: np.random.Generator, text: str, color: str | None = None) -> Lettering:
-    """Draws the attributes of an image of `text` (1 to 5 letters A-Z) at random, except a given colour."""
+    """Draws the attributes of an image of `text` at random, except a given colour.
+
+    Raises:
+        ValueError: the text is not 1 to 5 letters A-Z.
+    """
     if not (1 <= len(text) <= MAX_LETTERS and set(text) <= set(LETTERS)):
         raise ValueError(f"lettering needs 1 to {MAX_LETTERS} letters A-Z, got {text!r}")
     if color is None:

@@ -83,7 +83,7 @@ class BatchNormed(ToyBackbone):
 
 def test_a_model_whose_rows_depend_on_each_other_is_found() -> None:
     found = checked(subject(policy=BatchNormed()))
-    assert found["rollout at any microbatch"].failed
+    assert found["rollout at any micro-batch"].failed
     assert found["first ratio is 1"].failed
 
 
@@ -137,7 +137,7 @@ class Deaf(Objective):
 
 def test_an_objective_that_learns_nothing_is_found() -> None:
     found = checked(subject(Deaf(Settings())), iterations=3)
-    assert found["gradient at any microbatch"].failed
+    assert found["gradient at any micro-batch"].failed
     assert found["learning"].failed
 
 

@@ -159,6 +159,13 @@ def test_what_is_finished_is_kept_and_more_can_be_added(tmp_path: Path) -> None:
     assert {cell.status for cell in record.cells} == {"complete"}
 
 
+def test_methods_with_metrics_of_their_own_settings_go_on(tmp_path: Path) -> None:
+    settings = {"objectives": {"grpo": {"evals": {"diversity": {"pixels": False}}}}}
+    for _ in range(2):
+        record = compare(grid(tmp_path, settings=settings), tmp_path / "out")
+        assert {cell.status for cell in record.cells} == {"complete"}
+
+
 def test_a_failed_cell_is_told_and_does_not_sink_the_others(tmp_path: Path) -> None:
     objectives = ["tests.support.plugins:Failing", "grpo"]
     record = compare(grid(tmp_path, objectives=objectives), tmp_path / "out")

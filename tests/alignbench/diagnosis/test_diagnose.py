@@ -202,6 +202,15 @@ def test_a_runs_policy_is_diagnosed_in_place_of_the_base_model(tmp_path: Path) -
     assert not (tmp_path / "other").exists()
 
 
+def test_scores_are_those_of_the_reward_that_a_run_trains_on(tmp_path: Path) -> None:
+    config = toy_config(write_task(tmp_path), reward={"brightness": 0.0})
+    with pytest.raises(UserError, match="every reward has weight 0"):
+        diagnose(config, tmp_path / "out", prompts=2, rounds=8)
+    config = toy_config(write_task(tmp_path), scorer_url="http://127.0.0.1:9", scorer_token_file=tmp_path / "missing")
+    with pytest.raises(UserError, match="token file"):
+        diagnose(config, tmp_path / "out", prompts=2, rounds=8)
+
+
 def test_missing_scores_are_counted_and_a_prompt_without_any_stops_it(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path, "Sometimes"), sampler={"name": "independent", "steps": 3, "group_size": 6})
     found = diagnose(config, tmp_path / "out", prompts=2, rounds=8)

@@ -182,7 +182,8 @@ def test_gradients_are_a_record_and_a_figure_at_the_base_model_and_at_a_checkpoi
     [
         ([Trial(toy("vargrad"))], 5, "--prompts 5 is too many: task 'equal_modes'"),
         ([Trial(toy("none"))], 2, "objective none trains nothing, so it has no gradient"),
-        ([Trial(toy("vargrad")), Trial(toy("grpo", seed=1))], 2, "compared on one backbone, task and seed"),
+        ([Trial(toy("vargrad")), Trial(toy("grpo", seed=1))], 2, "compared with one seed; give all trials the same"),
+        ([Trial(toy("vargrad", reward={"mixture": 1.0}))], 2, "reward.mixture: task 'equal_modes' has no such reward"),
         ([Trial(toy("vargrad", backbone="tiny", task="ocr"))], 2, "use --backbone gaussian_mixture instead of tiny"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from alignbench import UserError
 from alignbench.backbones.gaussian_mixture import GaussianMixture
 from alignbench.config.run_config import RunConfig, load_config
 from alignbench.evaluation.evaluate import MetricSuite
@@ -66,6 +67,12 @@ def test_a_reward_that_the_backbone_does_not_know_has_no_exact_front(tmp_path: P
         "reward: [{eval: scenario_reward, settings: {which: true_reward}}]\n"
     )
     assert not knows_target(policy, ["proxy_reward 0"], MetricSuite(load_task(str(other))))
+
+
+def test_a_front_is_not_made_for_the_reward_of_a_service(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not ask the scorer at scorer_url"):
+        front_of(config().model_copy(update={"scorer_url": "http://127.0.0.1:9"}), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_front_of_the_validation_prompts_has_sets_of_their_size(tmp_path: Path) -> None:

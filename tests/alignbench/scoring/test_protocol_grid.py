@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from alignbench import UserError, run
-from alignbench.config.run_config import RunConfig
+from alignbench.config.run_config import Plugin, RunConfig
 from alignbench.records.record import EvalRecord
 from alignbench.scoring.protocol_grid import Model, compared, configured, points_of, score_grid
 from alignbench.scoring.protocol_record import FILE, ProtocolGrid
@@ -52,6 +52,7 @@ def test_each_cell_is_what_eval_gives_alone(tmp_path: Path) -> None:
     assert grid.cells[0].means == {name: metric.value for name, metric in today.metrics.items()}
     assert [c.model_rows_per_image for c in grid.cells[::2]] == [4, 7, 2, 3]
     assert ProtocolGrid.read(tmp_path / "grid" / FILE) == grid
+    assert grid.environment["device"] == inside.environment["device"] != "auto"
     table = pd.read_parquet(tmp_path / "grid" / "protocols.parquet")
     mean = table[(table.model == 0) & (table.point == 0) & (table.metric == "brightness")]["value"].mean()
     assert mean == pytest.approx(grid.cells[0].means["brightness"])
@@ -116,6 +117,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     other = config.model_copy(update={"task": "ocr"})
     with pytest.raises(UserError, match="need the same task"):
         score_grid([Model(config), Model(other, tmp_path)], STEPS, out)
+    toy = config.model_copy(update={"task": "equal_modes", "backbone": Plugin(name="gaussian_mixture")})
+    wrong = toy.model_copy(update={"backbone": Plugin(name="tiny")})
+    with pytest.raises(UserError, match="'equal_modes' is only for the backbone gaussian_mixture, and the backbone is tiny"):
+        score_grid([Model(toy), Model(wrong, tmp_path)], STEPS, out)
     with pytest.raises(UserError, match="needs a trained model; evaluate a run with --checkpoint"):
         score_model(configured(config, {"inference.method": "interpolation"}), None)
     assert not out.exists()

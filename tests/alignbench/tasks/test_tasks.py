@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from alignbench import UserError
+from alignbench.config.run_config import load_config
 from alignbench.evaluation.evaluate import MetricSuite
-from alignbench.tasks import RewardChoice, Task, load_task
+from alignbench.tasks import RewardChoice, Task, load_task, trained_task
 
 
 def user_task(folder: Path, **changes: object) -> Task:
@@ -124,3 +125,13 @@ def test_the_fingerprint_tells_which_set_of_prompts_changed(tmp_path: Path) -> N
     before, after = (user_task(tmp_path, validation_prompts=f"{name}.txt").fingerprint() for name in ("own", "other"))
     assert {part for part in after if after[part] != before[part]} == {"validation prompts"}
     assert "validation prompts" not in user_task(tmp_path).fingerprint()
+
+
+def test_a_run_trains_on_its_weights_of_rewards_or_on_its_scorer() -> None:
+    assert trained_task(load_config(options={"task": "mixed", "reward": {"ocr": 0.5}})).weights == {
+        "ocr": 0.5,
+        "pickscore": 1.0,
+    }
+    by_service = trained_task(load_config(options={"task": "mixed", "scorer_url": "http://127.0.0.1:9"}))
+    assert by_service.weights == {"remote": 1.0}
+    assert [judge.title for judge in by_service.config.judges][:2] == ["ocr", "pickscore"]

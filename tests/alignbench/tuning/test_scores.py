@@ -11,8 +11,6 @@ from alignbench.tasks import load_task
 from alignbench.tuning.scores import Scores, score_runs
 from tests.alignbench.record_folders import write_run
 
-OCR = load_task("ocr")
-
 
 def two_runs(folder: Path) -> list[Path]:
     """Rewards of 0.6 and 0.5, lgmd of 0.2 and 0.4."""
@@ -21,7 +19,7 @@ def two_runs(folder: Path) -> list[Path]:
 
 
 def scores(folders: list[Path], select: str) -> Scores:
-    return score_runs(folders, select, OCR, standardise=True)
+    return score_runs(folders, select, {"ocr": 1.0}, standardise=True)
 
 
 def test_the_reward_is_the_mean_of_the_trained_model(tmp_path: Path) -> None:
@@ -57,7 +55,7 @@ def test_a_metric_scores_by_its_own_direction(tmp_path: Path) -> None:
 
 
 def test_several_rewards_are_gains_in_units_of_the_base_models_deviation(tmp_path: Path) -> None:
-    task = load_task("mixed")
+    weights = load_task("mixed").weights
     folder = write_run(tmp_path / "a", reward=(0.5, 0.7))
     result = read_result(folder)
     ocr = result.metrics["ocr"]
@@ -76,9 +74,9 @@ def test_several_rewards_are_gains_in_units_of_the_base_models_deviation(tmp_pat
         for i, value in enumerate(values)
     ]
     pd.DataFrame(rows).to_parquet(folder / "evals.parquet", index=False)
-    standardised = score_runs([folder], "reward", task, standardise=True)
+    standardised = score_runs([folder], "reward", weights, standardise=True)
     assert standardised.by_run[folder] == pytest.approx(0.15 / 0.1 + 1.0 / 2.0)  # deviations 0.1 and 2
-    assert score_runs([folder], "reward", task, standardise=False).by_run[folder] == pytest.approx(0.6 + 21.0)
+    assert score_runs([folder], "reward", weights, standardise=False).by_run[folder] == pytest.approx(0.6 + 21.0)
 
 
 @pytest.mark.parametrize(
@@ -99,5 +97,5 @@ def test_the_hypervolume_needs_a_metric_of_diversity(tmp_path: Path) -> None:
     result = read_result(folder)
     del result.metrics["lgmd"]
     write_result(result, folder)
-    with pytest.raises(UserError, match="measures no diversity"):
+    with pytest.raises(UserError, match="needs a metric of diversity, and the task has none"):
         scores([folder], "hypervolume")

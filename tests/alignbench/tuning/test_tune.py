@@ -192,7 +192,7 @@ def test_a_wrong_request_is_refused_in_one_sentence(changes: dict[str, Any], say
     ("arguments", "says"),
     [
         (["--trials", "0"], "Invalid value for '--trials'"),
-        (["--trials", "2", "--updates", "1,two"], "--updates takes whole numbers with commas"),
+        (["--trials", "2", "--updates", "1,two"], "--updates takes whole numbers above 0, separated by commas; got '1,two'"),
         (["--lr-factor", "1"], "lr_factor: input should be greater than 1, got 1.0"),
         (["--objectives", "grpo"], "tune needs --objectives and --samplers"),
         (["--objectives", "grpo", "--samplers", "independent", "--task", "ocrr"], "there is no task 'ocrr'"),
@@ -222,3 +222,15 @@ def test_trials_and_seeds_are_only_raised_and_a_comparison_is_no_tuning(tmp_path
     (tmp_path / "c" / "comparison.yaml").write_text(yaml.safe_dump(grid.model_dump(mode="json")))
     other = in_this_process("tune", "--out", "c", cwd=tmp_path)
     assert (other.returncode, "c holds a comparison, not a tuning" in other.stderr) == (2, True)
+
+
+def test_rewards_count_by_the_weights_that_the_trials_train_with() -> None:
+    mixed: dict[str, Any] = {"objectives": ["grpo"], "samplers": ["independent"], "task": "mixed", "trials": 2}
+    assert plan_tuning(TuningRequest(**mixed)).weights == load_task("mixed").weights
+    with pytest.raises(UserError, match="--select hypervolume needs a task with one reward, and the trials train on"):
+        plan_tuning(TuningRequest(**mixed, select="hypervolume"))
+    (first, *others) = load_task("mixed").weights
+    one = TuningRequest(**mixed, select="hypervolume", settings={"reward": {first: 0.5, **dict.fromkeys(others, 0.0)}})
+    assert plan_tuning(one).weights == {first: 0.5}
+    service = TuningRequest(**mixed, select="hypervolume", settings={"scorer_url": "http://127.0.0.1:9"})
+    assert plan_tuning(service).weights == {"remote": 1.0}

@@ -135,7 +135,7 @@ def test_several_revisions_can_be_allowed(comparison: Path) -> None:
     MIXED["revision"][0](comparison / "runs" / ALL[3])
     checked = check_folder(comparison, allow_revisions=True)
     assert (checked.problems, checked.revisions["0123456789abcdef"]) == ([], [ALL[3]])
-    assert "whether both compute the same, a replay of a cell of each tells" in checked.notes[0]
+    assert "a replay of a cell of each shows whether both compute the same" in checked.notes[0]
 
 
 def test_a_comparison_file_of_another_comparison_is_told(comparison: Path) -> None:
