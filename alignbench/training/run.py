@@ -43,6 +43,7 @@ from alignbench.records.record import (
     RunInfo,
     StopRecord,
 )
+from alignbench.rollouts.builder import planned_forest
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
@@ -489,12 +490,15 @@ def _check_validation(config: RunConfig, objective: Objective, task: Task, promp
 
 
 def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:
-    """Raises UserError where the objective trains on stochastic steps and the sampler's plan has none."""
-    if objective.needs.training and objective.replays and not plan.stochastic_steps:
+    """Raises UserError where the objective cannot train on the steps of the sampler's plan."""
+    if not (objective.needs.training and objective.replays):
+        return
+    if not plan.stochastic_steps:
         raise UserError(
             f"objective {objective.name} trains on stochastic steps and the plan of sampler {sampler.name} has none; "
             "choose another sampler, an objective that trains on final images, or likelihood=elbo"
         )
+    objective.trained_leaves(planned_forest(plan, 1))
 
 
 def _check_keepers(config: RunConfig, objective: Objective) -> None:
