@@ -305,7 +305,7 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "curve_figures": _figures(plots, setup, only="curve_trade_off"),
         "files": _files(plots, setup, folder),
         "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in shown.images.items()},
-        "image_scores": {cell: [[number(score) for score in block] for block in blocks] for cell, blocks in shown.scores.items()},
+        "image_scores": {cell: [list(map(number, block)) for block in blocks] for cell, blocks in shown.scores.items()},
         "kept_no_images": not shown.images and _kept_no_images(results, setup),
         "prompts": shown.prompts,
         "trees": {cell: _data_uri(tree) for cell, tree in tree_drawings(results, setup).items()},

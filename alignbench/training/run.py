@@ -23,7 +23,7 @@ from alignbench.evaluation.evaluate import (
     too_faint,
 )
 from alignbench.evaluation.onset import onsets
-from alignbench.figures.rollout_tree import RolloutTree
+from alignbench.figures.rollout_tree import NOTHING, RolloutTree, predictions
 from alignbench.load import (
     every_setting,
     load_configured_backbone,
@@ -403,7 +403,10 @@ class _PairRun:
             forest.rewards = torch.from_numpy(scores).to(forest.leaf_latents.device)
             beta = self.objective.target_beta(trainer.iteration)
             at = float("nan") if beta is None else float(beta)
-            return RolloutTree.of(forest, images, reward, at, target_reward=self.objective.target_reward(forest))
+            at_splits = predictions(forest)
+            predicted = self.policy.decode(at_splits) if len(at_splits) else NOTHING
+            target = self.objective.target_reward(forest)
+            return RolloutTree.of(forest, images, reward, at, target_reward=target, predicted=predicted)
 
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)

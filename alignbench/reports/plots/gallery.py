@@ -26,7 +26,7 @@ BETWEEN = 0.3
 """Space between the images of two prompts, in images."""
 WIDTH = 6.8
 """Inches: both columns of a two-column paper."""
-TREE_WIDTH = 1200
+TREE_WIDTH = 1440
 """Largest width of the drawing of a tree on a page, in pixels."""
 SIDE = 192
 """Largest side of an image on a page, in pixels; larger ones are reduced."""
@@ -67,7 +67,8 @@ def image_grid(shown: Gallery) -> Figure:
         wide = [len(block) for block in blocks]
         columns = sum(wide) + BETWEEN * (len(wide) - 1)  # in images, with the space between prompts
         size = WIDTH * (0.995 - left) / (columns + gap * (columns - 1))
-        own = max(image.width for block in blocks for image in block) * PIXEL / 2  # sheets have small images at twice their size
+        # A sheet has small images at twice their size.
+        own = max(image.width for block in blocks for image in block) / 2 * PIXEL
         size = size // own * own if size >= own else size
         titles = [_wrapped(prompt, int(n * size * 72 / 3.5)) for prompt, n in zip(shown.prompts, wide, strict=True)]
         head = 0.2 + 0.1 * max(title.count("\n") + 1 for title in titles)  # a letter takes about 3.5 points
@@ -83,7 +84,8 @@ def image_grid(shown: Gallery) -> Figure:
                     axis.imshow(np.asarray(image), interpolation="nearest", aspect="auto")
                     axis.set_axis_off()
                     below = "-" if np.isnan(score) else f"{score:.2f}"
-                    figure.text((x + size / 2) / WIDTH, 1 - (top + size + 0.02) / height, below, ha="center", va="top", fontsize=5)
+                    under = (x + size / 2) / WIDTH, 1 - (top + size + 0.02) / height
+                    figure.text(*under, below, ha="center", va="top", fontsize=5)
                     if row == 0 and number == 0:
                         axis.set_title(title, fontsize=6, pad=2, loc="left")
                     at += 1

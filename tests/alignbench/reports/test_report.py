@@ -441,8 +441,8 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
         images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
         sheets.grid(images, 1).save(run / "samples" / f"{name}.png")
     shown = gallery(read_results(tmp_path), "ocr on tiny")
-    shades = {cell: [[image.getpixel((9, 9)) for image in block] for block in blocks] for cell, blocks in shown.images.items()}
-    assert shades == {BASE: [[(10,) * 3], [(20,) * 3]], "tmpo x independent": [[(30,) * 3], [(40,) * 3]]}
+    found = {cell: [[image.getpixel((9, 9)) for image in block] for block in blocks] for cell, blocks in shown.images.items()}
+    assert found == {BASE: [[(10,) * 3], [(20,) * 3]], "tmpo x independent": [[(30,) * 3], [(40,) * 3]]}
     assert shown.scores == {BASE: [[0.4], [0.5]], "tmpo x independent": [[0.5], [0.7]]}
     assert (shown.prompts, shown.metric) == (list(PROMPTS), "ocr")
     report.write_report(tmp_path)
