@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -188,6 +188,13 @@ class Backbone(ABC):
     @abstractmethod
     def reference(self) -> AbstractContextManager[None]:
         """While entered, `velocity` predicts with the frozen base model."""
+
+    def unscored(self) -> AbstractContextManager[None]:
+        """While entered, `velocity` may compute in a lower precision, because no log-density and no gradient depends on it.
+
+        By default nothing changes.
+        """
+        return nullcontext()
 
     def mixed_weights(self, weight: float) -> list[Tensor]:
         """Values of `parameters` for a model between base and policy: base + `weight` (policy - base).

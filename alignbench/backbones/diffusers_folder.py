@@ -9,7 +9,7 @@ import inspect
 import shutil
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from math import isfinite, prod
 from pathlib import Path
@@ -28,6 +28,7 @@ from alignbench.backbones.pipelines.components import Components
 from alignbench.backbones.pipelines.embeddings import Conditioning, Embeddings, on_cpu
 from alignbench.backbones.pipelines.trust import read_json
 from alignbench.files.paths import local_path
+from alignbench.runtime.hardware import has_fast_bfloat16
 
 ENCODE_BATCH = 64
 """Number of prompts that the text encoders take at a time."""
@@ -66,6 +67,10 @@ class DiffusersFolder(Backbone):
         precision: Literal["fp32", "bf16", "fp16"] = "fp32"
         """Precision of the model's arithmetic and of frozen weights. Trained weights and the step maths are always float32;
         train=full with bf16 uses autocast."""
+        unscored_precision: Literal["same", "bf16", "auto"] = "same"
+        """Precision of the transformer where no log-density and no gradient depends on it: at steps of a rollout that are not
+        scored, and for images of evaluations. same: that of `precision`. bf16: by autocast, if `precision` is fp32. auto: bf16
+        where the device has instructions for it."""
         compile: bool = False
         """Whether torch.compile is applied to the transformer. It takes minutes before the first step and speeds up all later
         ones."""
@@ -101,9 +106,13 @@ class DiffusersFolder(Backbone):
     """Name of the guidance among the arguments of the pipeline's call."""
 
     def ineffective_settings(self) -> dict[str, str]:
-        if self.settings.train == "lora":
-            return {}
-        return dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), "train=full trains all weights, without a LoRA")
+        found: dict[str, str] = {}
+        if self.settings.train == "full":
+            found |= dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets"), "train=full trains all weights, without a LoRA")
+        if self.settings.precision != "fp32":
+            low = self.settings.precision
+            found["unscored_precision"] = f"precision={low} already computes everything in that precision"
+        return found
 
     def __init__(self, settings: Settings) -> None:
         _silence()
@@ -118,6 +127,8 @@ class DiffusersFolder(Backbone):
         self.mixed = settings.train == "full" and self.dtype != torch.float32
         self.device = settings.torch_device
         self.index = index
+        self._lower_dtype = self._lower_precision()
+        self._in_unscored = False
         self.schedule = self._read_schedule()
         texts = [name for name, cls in self.parts.classes.items() if name.startswith(TEXT) and cls]
         self.pipeline = self._open(dict.fromkeys(texts))
@@ -355,11 +366,31 @@ class DiffusersFolder(Backbone):
 
     def call_transformer(self, **inputs: Any) -> Tensor:
         """Calls the transformer, in float32: the policy, or inside `reference` the base model."""
-        mixed = self.mixed and self.device.type != "meta"
-        with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
+        with self._arithmetic():
             answer = self._active(**inputs, return_dict=False)[0]
         # Some transformers answer with a list that has an element for each row.
         return (answer if isinstance(answer, Tensor) else torch.stack(list(answer))).float()
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """The context in which the transformer is called: autocast where it does not compute in the dtype of its weights."""
+        usual = self.dtype if self.mixed else None
+        dtype = (self._in_unscored and self._lower_dtype) or usual
+        return nullcontext() if dtype is None or self.device.type == "meta" else torch.autocast(self.device.type, dtype)
+
+    def _lower_precision(self) -> torch.dtype | None:
+        """The dtype that `unscored_precision` asks for; None where it changes nothing."""
+        wanted = self.settings.unscored_precision
+        if wanted == "same" or self.dtype != torch.float32 or (wanted == "auto" and not has_fast_bfloat16(self.device)):
+            return None
+        return torch.bfloat16
+
+    @contextmanager
+    def unscored(self) -> Iterator[None]:
+        before, self._in_unscored = self._in_unscored, True
+        try:
+            yield
+        finally:
+            self._in_unscored = before
 
     def _compile(self, *transformers: nn.Module) -> None:
         if self.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):

@@ -47,6 +47,7 @@ from alignbench.embedded.networks import (
 )
 from alignbench.errors import UserError
 from alignbench.files.writing import claimed, exclusive, fill, is_free, write_atomically, write_folder
+from alignbench.runtime.hardware import has_fast_bfloat16
 from alignbench.runtime.import_path import begin_child, safe_children
 from alignbench.settings import Settings
 
@@ -116,9 +117,8 @@ class TinyTraining(Settings):
 
     def autoencoder_autocast(self) -> torch.autocast:
         """Makes the context in which the autoencoder is trained; see `autoencoder_precision`."""
-        processor = Path("/proc/cpuinfo")
-        has_bfloat16 = processor.exists() and "avx512_bf16" in processor.read_text()
-        use = self.autoencoder_precision == "bfloat16" or (self.autoencoder_precision == "auto" and has_bfloat16)
+        precision = self.autoencoder_precision
+        use = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(torch.device("cpu")))
         return torch.autocast("cpu", torch.bfloat16, enabled=use)
 
 

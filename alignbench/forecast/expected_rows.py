@@ -21,6 +21,8 @@ class ExpectedRows(NamedTuple):
 
     rollout: float
     """Rows of one rollout."""
+    scored: float
+    """Rows of one rollout whose velocities enter a log-density."""
     replay: float
     """Rows of one training pass."""
     asked: float
@@ -49,7 +51,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     plans = [
         sampler.plan(i / (PROGRESS_POINTS - 1), np.random.default_rng([config.seed, 1, i])) for i in range(PROGRESS_POINTS)
     ]
-    replay = asked = float(np.mean([plan.replay_rows(groups) for plan in plans]))
+    scored = replay = asked = float(np.mean([plan.replay_rows(groups) for plan in plans]))
     if objective is not None and not objective.replays:
         rows = objective.rows(planned_forest(plans[0], groups), update=0)
         replay = asked = len(rows)
@@ -61,6 +63,7 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
     data = config.keepers.data_images if config.keepers.data else 0
     return ExpectedRows(
         rollout=float(np.mean([plan.model_rows(groups) for plan in plans])),
+        scored=scored,
         replay=replay,
         asked=asked,
         widest=groups * max(max(plan.rows_of_calls) for plan in plans),

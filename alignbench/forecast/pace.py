@@ -57,6 +57,8 @@ class Pace(NamedTuple):
     """Seconds of one model row without a gradient."""
     train_row: float
     """Seconds of one model row, forward and backward."""
+    unscored_row: float
+    """Seconds of one model row at a step that is not scored, which may be computed in a lower precision."""
     image: float
     """Seconds to decode and score one image."""
     rewards: int
@@ -101,6 +103,8 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
         return forward_row, train_row
 
     pace, own = timed(guided), policy.without_guidance(guided)
+    with torch.no_grad(), policy.unscored():
+        unscored_row = _seconds(lambda: predict(policy, x, 0.5, guided, group), policy.device) / rows
     unguided = None if own is guided else timed(own)
     policy.trainable().zero_grad(set_to_none=True)
     prompts, steps = (prompts[:1], 2) if is_slow else (prompts, TIMED_STEPS)
@@ -111,11 +115,11 @@ def measure_pace(config: RunConfig, policy: Backbone) -> Pace:
 
     image = _seconds(lambda: decode_and_score(1), policy.device, calls=1)
     if is_slow or image > SHORT:  # the judges are taken to need as long as the rewards
-        evaluated = (config.evaluation.steps or policy.default_steps) * pace[0] + 2 * image
+        evaluated = (config.evaluation.steps or policy.default_steps) * unscored_row + 2 * image
     else:
         image = _seconds(lambda: decode_and_score(len(latents)), policy.device) / len(latents)
         evaluated = _seconds_per_evaluated_image(config, policy, task, suite)
-    found = Pace(*pace, image, len(suite.rewards), evaluated, unguided, loading=loading)
+    found = Pace(*pace, unscored_row, image, len(suite.rewards), evaluated, unguided, loading=loading)
     return found._replace(correction=_correction(config, policy, task, suite, found))
 
 
@@ -173,7 +177,7 @@ def seconds_per_iteration(config: RunConfig, rows: ExpectedRows, pace: Pace, nee
     trained = of_policy + rows.replay * passes_without_gradient(config, needs) * forward_row
     own_forward, own_train = pace.unguided or (pace.forward_row, pace.train_row)
     of_data = config.updates_per_rollout * rows.data * (own_train + (data_passes(config, rows) - 1) * own_forward)
-    drawn = (rows.rollout + rows.data_drawn) * pace.forward_row
+    drawn = rows.scored * pace.forward_row + (rows.rollout - rows.scored + rows.data_drawn) * pace.unscored_row
     return pace.correction * (drawn + trained + of_data + rows.images * pace.image)
 
 

@@ -47,7 +47,7 @@ def mixed_velocity(policy: Backbone, weight: float) -> Backbone:
     """
     mixed, mix = copy.copy(policy), _Mix(policy, weight)
     # A copy has the other methods of its backbone, such as exact measurements, which then read the mixed velocity.
-    vars(mixed).update(velocity=mix.velocity, reference=mix.reference)
+    vars(mixed).update(velocity=mix.velocity, reference=mix.reference, unscored=policy.unscored)
     return mixed
 
 

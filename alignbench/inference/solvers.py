@@ -84,10 +84,12 @@ def draw(
     for t in range(steps):
         sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
         h = sigma_next - sigma
-        velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
+        with policy.unscored():
+            velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
         direction = velocity
         if solver == "heun" and sigma_next > 0:
-            ahead = predict(policy, x + h * velocity, sigma_next, conditioning, group, micro_batch)
+            with policy.unscored():
+                ahead = predict(policy, x + h * velocity, sigma_next, conditioning, group, micro_batch)
             direction = (velocity + ahead) / 2
         elif solver == "ab2" and before is not None:
             r = h / before[1]

@@ -144,7 +144,8 @@ def steer(
 
     for t in range(steps):
         sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
-        velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
+        with policy.unscored():
+            velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
         if t in moments:
             weights.add(rewards(x - sigma * velocity))
             parents = torch.arange(k).repeat(drawn_images, 1)

@@ -26,6 +26,8 @@ def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]
     """
     import torch
 
+    from alignbench.runtime.hardware import has_fast_bfloat16
+
     libraries = {name: _version(name) for name in LIBRARIES}
     return {
         "python": platform.python_version(),
@@ -35,6 +37,7 @@ def environment(device: str, threads: int, processes: int = 1) -> dict[str, Any]
         "device": device,
         "processor": platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "fast_bfloat16": has_fast_bfloat16(torch.device(device)),
         "threads": threads,
         "processes": processes,
         "platform": platform.platform(),

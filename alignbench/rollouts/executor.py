@@ -1,6 +1,7 @@
 """Runs any plan, with one model call for each place in the schedule over all branches of all prompts that are there."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -65,11 +66,13 @@ def rollout(
         return normal(row_keys, policy.latent_shape, policy.device)
 
     finite = FiniteChecks(sigmas, policy.dtype)
+    scored_calls = plan.scored_calls
     with_graph: list[Tensor] = []
 
     def evaluate(t: int, x: Tensor, group: Tensor) -> Tensor:
-        kept = keep_graph and plan.moves[t].scored
-        with torch.set_grad_enabled(kept):
+        scored = t in scored_calls
+        kept = keep_graph and scored
+        with torch.set_grad_enabled(kept), nullcontext() if scored else policy.unscored():
             velocity = predict(policy, x, float(sigmas[t]), conditioning, group, micro_batch)
         if kept:
             with_graph.append(velocity)
@@ -186,7 +189,8 @@ def sample(
     x = normal(row_keys, policy.latent_shape, policy.device)
     finite = FiniteChecks(sigmas, policy.dtype)
     for t in range(steps):
-        velocity = predict(policy, x, float(sigmas[t]), conditioning, group, micro_batch)
+        with policy.unscored():
+            velocity = predict(policy, x, float(sigmas[t]), conditioning, group, micro_batch)
         x = flow.unchecked_step(x, velocity, float(sigmas[t]), float(sigmas[t + 1]), 0.0, "ode").x_next
         finite.add(velocity, x)
     finite.check()

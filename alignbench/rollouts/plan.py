@@ -237,6 +237,13 @@ class Plan:
         return tuple(map(tuple, calls.values()))
 
     @property
+    def scored_calls(self) -> frozenset[int]:
+        """The model calls of which at least one velocity enters the density of a scored step."""
+        return frozenset(
+            t for t, call in enumerate(self.calls) if any(self.moves[m].scored for each in call for m in each.moves)
+        )
+
+    @property
     def rows_of_calls(self) -> tuple[int, ...]:
         """The number of model rows of each call, for one prompt."""
         return tuple(sum(departure.branches for departure in call) for call in self.calls)

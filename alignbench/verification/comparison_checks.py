@@ -22,7 +22,7 @@ OF_A_SEED = ("seed", *RESULT_NEUTRAL_KEYS)
 """Keys in which the runs of a method may differ."""
 VERSIONS = ("alignbench", "python", "torch", "libraries")
 """Parts of the environment that say which code ran, beside the git revision."""
-MACHINE = ("device", "processor", "cpu_capability", "threads", "processes", "platform")
+MACHINE = ("device", "processor", "cpu_capability", "fast_bfloat16", "threads", "processes", "platform")
 """Parts of the environment that say on which machine it ran, and how."""
 
 

@@ -1,10 +1,11 @@
 """Makes a table and a plot of what `pytest --benchmark-json FILE` wrote: python -m tests.benchmarks.table FILE."""
 
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import quantiles
+from statistics import linear_regression, quantiles
 from typing import Any
 
 from matplotlib import pyplot as plt
@@ -14,7 +15,7 @@ Benchmark = dict[str, Any]
 
 def table(report: dict[str, Any]) -> str:
     """Markdown. Medians; with a contender named `ours` in its group, how many times as long as that each takes, and how
-    much of its own time is not the model's, round by round."""
+    much of its own time is not the model's, round by round; with groups that grow, the fitted exponent."""
     machine, lines = report["machine_info"], []
     cpu = machine.get("cpu", {})
     lines += [f"{report['datetime']}, {cpu.get('brand_raw', machine.get('machine'))}, {cpu.get('count', '?')} cores", ""]
@@ -31,6 +32,9 @@ def table(report: dict[str, Any]) -> str:
             shares = [100 * (1 - model / whole) for model, whole in pairs]
             low, middle, high = quantiles(shares, n=4)
             lines += ["", f"Not the model's: {middle:.1f} % of ours (quartiles {low:.1f} to {high:.1f})."]
+        exponent = _exponent(members)
+        if exponent is not None:
+            lines += ["", f"Grows as rows^{exponent:.2f}."]
         lines.append("")
     return "\n".join(lines)
 
@@ -53,6 +57,14 @@ def plot(report: dict[str, Any], file: Path) -> list[Path]:
     figure.savefig(file, dpi=150)
     plt.close(figure)
     return [file]
+
+
+def _exponent(members: list[Benchmark]) -> float | None:
+    """The slope of log time over log rows, by least squares, in a group that grows; None where the rows stay the same."""
+    rows = [b["extra_info"]["rows"] for b in members]
+    if "at" not in members[0]["extra_info"] or len(set(rows)) < 2:
+        return None
+    return linear_regression(list(map(math.log, rows)), [math.log(b["stats"]["median"]) for b in members]).slope
 
 
 def _groups(report: dict[str, Any]) -> dict[str, list[Benchmark]]:

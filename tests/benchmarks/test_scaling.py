@@ -13,7 +13,7 @@ from alignbench.training.engine import backward
 from tests.benchmarks.flux import TinyFlux
 from tests.support.toys import tree
 
-LEAVES = {9: (1, 3), 27: (1, 3, 4), 81: (1, 2, 3, 4)}
+LEAVES = {9: (1, 3), 27: (1, 3, 4), 81: (1, 2, 3, 4), 243: (0, 1, 2, 3, 4)}
 """K -> splits into three."""
 MICRO_BATCH = 9
 
@@ -30,7 +30,7 @@ def timed(benchmark: Any, group: str, at: int, rows: int, function: Callable[[],
 
 
 def drawn(policy: Backbone, plan: Plan, prompts: int = 1) -> RolloutForest:
-    found = rollout(policy, [f'the word "{"ABCDEFGHIJKLMNOP"[i]}"' for i in range(prompts)], plan, seed=0)
+    found = rollout(policy, [f'the word "{i}"' for i in range(prompts)], plan, seed=0)
     found.rewards = torch.linspace(0, 1, len(found.leaves))
     return found
 
@@ -51,13 +51,13 @@ def test_training_pass_against_k(benchmark: Any, tiny: Backbone, k: int) -> None
     timed(benchmark, group, k, rows, lambda: backward(tiny, objective, forest, micro_batch=MICRO_BATCH))
 
 
-@pytest.mark.parametrize("steps", [6, 12, 24])
+@pytest.mark.parametrize("steps", [6, 12, 24, 50])
 def test_rollout_against_steps(benchmark: Any, tiny: Backbone, steps: int) -> None:
     plan = tree(steps, (steps // 6, steps // 2, steps * 2 // 3))
     timed(benchmark, "rollout against steps, tiny", steps, plan.model_rows(), lambda: drawn(tiny, plan))
 
 
-@pytest.mark.parametrize("prompts", [1, 4, 12])
+@pytest.mark.parametrize("prompts", [1, 4, 16, 64])
 def test_rollout_against_prompts(benchmark: Any, tiny: Backbone, prompts: int) -> None:
     plan = tree(6, LEAVES[9])
     timed(benchmark, "rollout against prompts, tiny", prompts, plan.model_rows(prompts), lambda: drawn(tiny, plan, prompts))

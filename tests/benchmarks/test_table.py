@@ -32,6 +32,16 @@ def test_the_table_compares_with_ours_and_says_what_is_not_the_models() -> None:
     assert sum(line.startswith("Not the model's") for line in lines) == 1
 
 
+def test_the_exponent_is_the_slope_of_log_time_over_log_rows() -> None:
+    # Times 1, 2, 8 for rows 1, 4, 16: the slope of 0, 1, 3 over 0, 2, 4 in powers of two is 3 / 4.
+    grows = [timed(f"test_grows[{n}]", "rollout against K, x", s, at=n, rows=n) for n, s in ((1, 1.0), (4, 2.0), (16, 8.0))]
+    assert "Grows as rows^0.75." in table({**REPORT, "benchmarks": grows}).splitlines()
+    # The two of the report: log(66 / 26) over log(44 / 26).
+    assert "Grows as rows^1.77." in table(REPORT).splitlines()
+    same_rows = [timed(f"test_side[{n}]", "rollout against side, x", 1.0, at=n, rows=5) for n in (8, 16)]
+    assert "Grows" not in table({**REPORT, "benchmarks": same_rows})
+
+
 def test_the_plot_has_a_panel_for_each_cost_that_grows(tmp_path: Path) -> None:
     assert plot(REPORT, tmp_path / "bench.png") == [tmp_path / "bench.png"]
     assert (tmp_path / "bench.png").stat().st_size > 5_000

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout, run
 from alignbench.backbone import temporarily_set
+from alignbench.backbones import diffusers_folder
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.flux import Flux, image_positions
 from alignbench.backbones.pipelines.packing import pack, unpack
@@ -280,6 +281,52 @@ def test_half_precision_answers_in_float32_near_to_the_full_one(folders: dict[st
     assert {p.dtype for p in half.parameters()} == {torch.float32}
     # bfloat16 has eight bits; errors of a few roundings a layer add up to some hundredths of the norm.
     assert (found - velocities(full)).norm() / found.norm() < 0.1
+
+
+@every_family
+def test_unscored_calls_alone_are_computed_in_bfloat16(folders: dict[str, Path], family: str) -> None:
+    full, policy = (alike(folders[family], unscored_precision=p) for p in ("same", "bf16"))
+    expected = velocities(full)
+    assert torch.equal(velocities(policy), expected)
+    with policy.unscored():
+        found = velocities(policy)
+    assert found.dtype == torch.float32
+    # One rounding to eight bits is 2e-3 to 4e-3 of a number, and those of the layers add up.
+    assert 1e-4 < (found - expected).norm() / expected.norm() < 0.1
+    assert torch.equal(velocities(policy), expected)
+    with full.unscored():
+        assert torch.equal(velocities(full), expected)
+
+
+@every_family
+def test_with_unscored_calls_in_bfloat16_the_first_ratio_is_one(folders: dict[str, Path], family: str) -> None:
+    policy = alike(folders[family], unscored_precision="bf16")
+    plan = load_sampler("fixed_tree", steps=STEPS, levels=2, children=2, splits=(1, 2)).plan(0, np.random.default_rng(0))
+    forest = rollout(policy, PROMPTS, plan, 0)
+    exact = rollout(alike(folders[family]), PROMPTS, plan, 0)
+    assert not torch.equal(forest.leaf_latents, exact.leaf_latents)
+    forest.rewards = torch.arange(8.0)
+    found = backward(policy, load_objective("grpo"), forest)
+    assert float((torch.exp(found.terms["log_prob"] - forest.old_log_prob) - 1).abs().max()) < RATIO_TOLERANCE[torch.float32]
+
+
+def test_auto_lowers_the_precision_where_bfloat16_is_fast(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast in (True, False):
+        monkeypatch.setattr(diffusers_folder, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        policy = alike(folders["sd3"], unscored_precision="auto")
+        usual = velocities(policy)
+        with policy.unscored():
+            assert torch.equal(velocities(policy), usual) is not fast
+
+
+def test_an_unscored_precision_beside_a_low_one_has_no_effect(folders: dict[str, Path]) -> None:
+    policy = opened(folders["sd3"], precision="bf16", unscored_precision="bf16")
+    assert policy.ineffective_settings() == {
+        "unscored_precision": "precision=bf16 already computes everything in that precision"
+    }
+    usual = velocities(policy)
+    with policy.unscored():
+        assert torch.equal(velocities(policy), usual)
 
 
 @every_family

@@ -41,7 +41,7 @@ def real_config(folder: Path, task: Path, **changes: Any) -> RunConfig:
 def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
     # A tree of 2 x 2 leaves over 4 steps with splits at 1 and 2: 1 + 1 + 2 + 4 rows, 1 + 2 distinct parents; two groups.
     assert rows_per_iteration(toy_config(write_task(tmp_path))) == ExpectedRows(
-        rollout=16, replay=6, asked=6, widest=8, images=8
+        rollout=16, scored=6, replay=6, asked=6, widest=8, images=8
     )
 
 
@@ -95,11 +95,11 @@ def test_a_run_spends_the_rows_that_were_told(tmp_path: Path, objective: str, ch
 
 def test_seconds_are_rows_and_pictures_at_their_pace(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective={"name": "grpo", "kl_beta": 0.1}, updates_per_rollout=2)
-    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0)
+    pace = Pace(forward_row=1.0, train_row=10.0, unscored_row=0.5, image=100.0, rewards=1, evaluated_image=1000.0)
     needs = load_objective("grpo", kl_beta=0.1).needs
-    # 16 rows of the rollout; twice 6 with their way back and 6 of the reference; 8 images.
+    # 16 rows of the rollout, 6 of them scored; twice 6 with their way back and 6 of the reference; 8 images.
     found = seconds_per_iteration(config, rows_per_iteration(config), pace, needs)
-    assert found == 16 + 2 * (6 * 10 + 6) + 800
+    assert found == 6 + 10 * 0.5 + 2 * (6 * 10 + 6) + 800
 
 
 def test_data_of_keepers_take_rows_and_seconds(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_data_of_keepers_take_rows_and_seconds(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective="grpo", keepers=keepers, updates_per_rollout=2, micro_batch=4)
     without = config.model_copy(update={"keepers": type(config.keepers)()})
     made = load_objective("grpo")
-    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0)
+    pace = Pace(forward_row=1.0, train_row=10.0, unscored_row=1.0, image=100.0, rewards=1, evaluated_image=1000.0)
     seconds = [seconds_per_iteration(c, rows_per_iteration(c, made), pace, made.needs) for c in (config, without)]
     # Five images of four steps are drawn; in both updates two microbatches need each row twice.
     assert seconds[0] - seconds[1] == 5 * 4 + 2 * 5 * (10 + 1)
@@ -117,7 +117,9 @@ def test_data_of_keepers_take_rows_and_seconds(tmp_path: Path) -> None:
 def test_rows_without_guidance_have_a_pace_of_their_own(tmp_path: Path) -> None:
     config = toy_config(write_task(tmp_path), objective={"name": "dpo"}, updates_per_rollout=2)
     made = load_objective("dpo")
-    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0, unguided=(0.5, 4.0))
+    pace = Pace(
+        forward_row=1.0, train_row=10.0, unscored_row=1.0, image=100.0, rewards=1, evaluated_image=1000.0, unguided=(0.5, 4.0)
+    )
     rows = rows_per_iteration(config, made)
     # 16 rows of the rollout; twice 4 images of two pairs with their way back and for the reference; 8 images.
     assert seconds_per_iteration(config, rows, pace, made.needs, guided=trains_guided(made)) == 16 + 2 * (4 * 4 + 4 * 0.5) + 800
@@ -126,7 +128,7 @@ def test_rows_without_guidance_have_a_pace_of_their_own(tmp_path: Path) -> None:
 
 def test_seconds_of_evaluations_count_those_along_the_training(tmp_path: Path) -> None:
     e = {"prompts": 6, "images_per_prompt": 4, "validation_images": 3}
-    pace = Pace(forward_row=1.0, train_row=10.0, image=100.0, rewards=1, evaluated_image=1000.0)
+    pace = Pace(forward_row=1.0, train_row=10.0, unscored_row=1.0, image=100.0, rewards=1, evaluated_image=1000.0)
     # Base and trained model with 6 x 4 images each, and 64 paths of 8 steps whose 7 noisy ones the base model sees as well.
     end = 2 * 24 * 1000 + 64 * (8 + 7)
     config = toy_config(write_task(tmp_path), evaluation=e)
@@ -201,7 +203,7 @@ def test_the_memory_of_a_micro_batch_is_what_the_allocator_gives(
     settings = {"resolution": SIDE, "guidance": 2.0, **settings}
     real, on_meta = (load_backbone(str(folders[family]), device=device, **settings) for device in ("cpu", "meta"))
     config = toy_config(write_task(tmp_path))
-    told = estimate_memory(config, on_meta, "a", ExpectedRows(4, 3, 3, 4, 4)).training
+    told = estimate_memory(config, on_meta, "a", ExpectedRows(4, 3, 3, 3, 4, 4)).training
     seen = most_allocated(real, "a", 3)
     # Kernels have work space of their own, and some write in place what is told as two tensors.
     assert told == pytest.approx(seen, rel=0.05)
@@ -225,7 +227,7 @@ def test_weights_and_what_training_adds_are_counted_to_the_byte(folders: dict[st
 
 
 def test_memory_of_training_without_guidance_is_that_of_a_model_without_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    config, rows = toy_config(write_task(tmp_path)), ExpectedRows(4, 3, 3, 4, 4)
+    config, rows = toy_config(write_task(tmp_path)), ExpectedRows(4, 3, 3, 3, 4, 4)
     guided, plain = (load_backbone(str(folders["sd3"]), device="meta", resolution=SIDE, guidance=g) for g in (2.0, 1.0))
     found, expected = estimate_memory(config, guided, "a", rows, guided=False), estimate_memory(config, plain, "a", rows)
     assert found.training == expected.training
@@ -235,7 +237,7 @@ def test_memory_of_training_without_guidance_is_that_of_a_model_without_it(folde
 
 def test_a_micro_batch_bounds_what_a_call_needs(folders: dict[str, Path], tmp_path: Path) -> None:
     policy = load_backbone(str(folders["flux"]), device="meta", resolution=SIDE)
-    task, rows = write_task(tmp_path), ExpectedRows(64, 32, 32, 16, 16)
+    task, rows = write_task(tmp_path), ExpectedRows(64, 32, 32, 32, 16, 16)
     whole, halves, quarters = (estimate_memory(toy_config(task, micro_batch=n), policy, "a", rows) for n in (None, 16, 8))
     assert whole.training / halves.training == pytest.approx(2, rel=0.05)
     assert whole.rollout == halves.rollout  # no step of a rollout has more than 16 rows

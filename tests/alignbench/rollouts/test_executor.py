@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
@@ -283,3 +286,35 @@ def test_a_rollout_that_keeps_its_graph_has_the_same_numbers_at_all_scored_rows(
     assert torch.equal(kept.live_velocity, kept.row_velocity)
     assert torch.equal(kept.states, plain.states)
     assert torch.equal(kept.old_log_prob, plain.old_log_prob)
+
+
+class Watched(ToyBackbone):
+    """Notes for each call of `velocity` and `decode` whether it may compute in a lower precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may: list[bool] = []
+        self.inside = False
+
+    @contextmanager
+    def unscored(self) -> Iterator[None]:
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Tensor, group: Tensor) -> Tensor:
+        self.may.append(self.inside)
+        return super().velocity(x, sigma, conditioning, group)
+
+
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_only_calls_that_enter_no_density_may_lower_the_precision(keep_graph: bool) -> None:
+    toy = Watched()
+    rollout(toy, PROMPTS, PLANS["not all scored"], 0, keep_graph=keep_graph)
+    assert toy.may == [False, True, False, True, False]
+    toy.may.clear()
+    sample(toy, PROMPTS, 2, 3, seed=0)
+    assert toy.may == [True] * 3
+    assert not toy.inside

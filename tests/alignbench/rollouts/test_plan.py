@@ -101,6 +101,15 @@ def test_a_step_that_is_not_scored_costs_no_training_row_but_its_leaves() -> Non
     assert (plan.model_rows(), plan.replay_rows()) == (1 + 2 + 6 + 6, 1 + 6)
 
 
+def test_a_call_is_scored_where_one_of_its_steps_is() -> None:
+    plan = Plan((Step("cps", 0.5, 2), Step("cps", 0.5, 3, scored=False), Step("cps", 0.5), Step()))
+    assert plan.scored_calls == {0, 2}
+    assert Plan((Step(), Step())).scored_calls == frozenset()
+    # A side branch leaves at the second state with a scored step, beside deterministic rows of the other one.
+    early, late = Side(0, (NOISY, Step(), Step())), Side(1, (NOISY, Step()))
+    assert trunk(early, late, steps=1).scored_calls == {0, 1}
+
+
 def test_an_ode_plan_replays_nothing() -> None:
     plan = Plan((Step(), Step()), roots=3)
     assert (plan.leaves, plan.model_rows(2), plan.replay_rows(2)) == (3, 12, 0)

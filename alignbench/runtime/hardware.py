@@ -1,0 +1,29 @@
+"""What the hardware computes fast."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+PROCESSOR = Path("/proc/cpuinfo")
+"""Where Linux lists the features of the processor."""
+BFLOAT16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Features of x86 and Arm processors with bfloat16 arithmetic, as Linux names them."""
+AMPERE = (8, 0)
+"""Compute capability of the first CUDA GPUs with bfloat16 arithmetic."""
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether this device has instructions for bfloat16, without which it takes longer than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= AMPERE
+    return device.type == "cpu" and not BFLOAT16_FEATURES.isdisjoint(_processor_features())
+
+
+@cache
+def _processor_features() -> frozenset[str]:
+    """The features of the processor; none where they are not known."""
+    if not PROCESSOR.exists():
+        return frozenset()
+    lines = (line.partition(":") for line in PROCESSOR.read_text().splitlines())
+    return frozenset(feature for name, _, value in lines if name.strip() in ("flags", "Features") for feature in value.split())
