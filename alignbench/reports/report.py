@@ -38,7 +38,7 @@ from alignbench.reports.formatting import contrast, estimate, heading, listed, n
 from alignbench.reports.method_settings import settings_table
 from alignbench.reports.plots import comparison_plots
 from alignbench.reports.plots.curve_figure import curve_trade_off
-from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
+from alignbench.reports.plots.gallery import example_sets, gallery, score_text, tree_drawings
 from alignbench.reports.plots.trade_off import scatter
 from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs
 from alignbench.reports.tables import method_row, protocol_of, write_tables
@@ -305,7 +305,7 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "curve_figures": _figures(plots, setup, only="curve_trade_off"),
         "files": _files(plots, setup, folder),
         "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in shown.images.items()},
-        "image_scores": {cell: [list(map(number, block)) for block in blocks] for cell, blocks in shown.scores.items()},
+        "image_scores": {cell: [list(map(score_text, block)) for block in blocks] for cell, blocks in shown.scores.items()},
         "kept_no_images": not shown.images and _kept_no_images(results, setup),
         "prompts": shown.prompts,
         "trees": {cell: _data_uri(tree) for cell, tree in tree_drawings(results, setup).items()},

@@ -83,9 +83,8 @@ def image_grid(shown: Gallery) -> Figure:
                     axis = figure.add_axes((x / WIDTH, 1 - (top + size) / height, size / WIDTH, size / height))
                     axis.imshow(np.asarray(image), interpolation="nearest", aspect="auto")
                     axis.set_axis_off()
-                    below = "-" if np.isnan(score) else f"{score:.2f}"
                     under = (x + size / 2) / WIDTH, 1 - (top + size + 0.02) / height
-                    figure.text(*under, below, ha="center", va="top", fontsize=5)
+                    figure.text(*under, score_text(score), ha="center", va="top", fontsize=5)
                     if row == 0 and number == 0:
                         axis.set_title(title, fontsize=6, pad=2, loc="left")
                     at += 1
@@ -95,6 +94,11 @@ def image_grid(shown: Gallery) -> Figure:
         note = f"same prompt and noise in each column; below each image: {axis_name(shown.metric)}"
         figure.text(left, 1 - 0.03 / height, note, ha="left", va="top", fontsize=5, color="#555555")
     return figure
+
+
+def score_text(score: float) -> str:
+    """The score of an image as the line below it."""
+    return "-" if np.isnan(score) else f"{score:.2f}"
 
 
 def _whole(inches: float) -> float:

@@ -449,7 +449,7 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
     assert (tmp_path / "plots" / "images.svg").is_file()
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64") == 6  # gallery, and the first prompt on cards
-    assert re.findall(r"<br><small>(.*?)</small></td>", page) == ["0.4", "0.5", "0.5", "0.7"]
+    assert re.findall(r"<br><small>(.*?)</small></td>", page) == ["0.40", "0.50", "0.50", "0.70"]
     assert "kept no images" not in page
 
 
