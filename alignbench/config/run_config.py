@@ -101,9 +101,10 @@ class EvaluationConfig(Settings):
     """Number of images per prompt. Diversity needs at least two."""
     steps: int | None = Field(None, ge=1)
     """Number of ODE steps. Null uses the backbone's default."""
-    solver: Literal["euler", "heun", "ab2", "sde"] = "euler"
+    solver: Literal["euler", "heun", "ab2", "sde", "memoryless"] = "euler"
     """How images are drawn: euler, the ODE by Euler's method; heun and ab2, the ODE by a method of second order, heun with two
-    model evaluations per step and ab2 (Adams-Bashforth) with one; sde, with noise in each step (rule sde, eta 0.7)."""
+    model evaluations per step and ab2 (Adams-Bashforth) with one; sde (eta 0.7) and memoryless, with noise in each step by that
+    rule."""
     seed: int = 12345
     """Seed of the evaluation noise. It is separate from the run's seed, so that all runs are evaluated on the same noise."""
     every: int | None = Field(None, ge=1)

@@ -4,7 +4,7 @@ The noise of each image is a function of (seed, prompt, image) alone, so that tw
 compared image by image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from alignbench import flow
 from alignbench.backbone import Backbone
 from alignbench.rollouts.executor import FiniteChecks, predict, sample
 from alignbench.rollouts.noise import Key, normal
+from alignbench.rollouts.plan import Rule
 
 SDE_ETA = 0.7
-"""Amount of noise of each step of the solver `sde`, whose rule is `sde` (Flow-GRPO's value)."""
+"""Amount of noise of each step of the solver `sde` (Flow-GRPO's value)."""
+STOCHASTIC: Mapping[str, tuple[Rule, float]] = {"sde": ("sde", SDE_ETA), "memoryless": ("memoryless", 1.0)}
+"""Solver -> the rule and the eta of all its steps but the last, which is Euler's; `memoryless` has no use for eta."""
 
 
 def model_rows(solver: str, steps: int) -> int:
@@ -60,7 +63,7 @@ def draw(
         images: of each prompt.
         steps: denoising steps.
         seed: of the evaluation noise.
-        solver: `euler`, `heun`, `ab2` or `sde`; see `evaluation.solver`.
+        solver: `euler`, `heun`, `ab2`, `sde` or `memoryless`; see `evaluation.solver`.
         micro_batch: the most rows in one model call; None for all rows of a step.
 
     Returns:
@@ -94,9 +97,9 @@ def draw(
         elif solver == "ab2" and before is not None:
             r = h / before[1]
             direction = (1 + r / 2) * velocity - r / 2 * before[0]
-        if solver == "sde" and sigma_next > 0:
-            noise = step_noise(rows, t, policy)
-            x = flow.unchecked_step(x, velocity, sigma, sigma_next, SDE_ETA, "sde", noise=noise).x_next
+        if solver in STOCHASTIC and sigma_next > 0:
+            rule, eta = STOCHASTIC[solver]
+            x = flow.unchecked_step(x, velocity, sigma, sigma_next, eta, rule, noise=step_noise(rows, t, policy)).x_next
         else:
             x = flow.unchecked_step(x, direction, sigma, sigma_next, 0.0, "ode").x_next
         before = velocity, h

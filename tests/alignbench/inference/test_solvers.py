@@ -74,17 +74,18 @@ def test_euler_is_the_evaluations_own_sampling_to_the_bit() -> None:
     assert torch.equal(found, sample(policy, PROMPTS, 3, 5, 7))
 
 
-def test_sde_draws_as_a_rollout_with_stochastic_steps_does() -> None:
+@pytest.mark.parametrize("step", [Step("sde", 0.7), Step("memoryless", 1.0)], ids=lambda step: step.rule)
+def test_with_noise_it_draws_as_a_rollout_of_stochastic_steps_does(step: Step) -> None:
     policy = ToyBackbone()
-    found = solvers.draw(policy, ["a"], KEYS, 2000, steps=6, seed=0, solver="sde")
-    plan = Plan((*[Step("sde", solvers.SDE_ETA)] * 5, Step()), roots=2000)
+    found = solvers.draw(policy, ["a"], KEYS, 2000, steps=6, seed=0, solver=step.rule)
+    plan = Plan((*[step] * 5, Step()), roots=2000)
     other = rollout(policy, ["a"], plan, 1).leaf_latents
     spread = other.std(0) / 2000**0.5
     assert bool(((found.mean(0) - other.mean(0)).abs() < 5 * 2**0.5 * spread).all())
     assert torch.allclose(found.std(0), other.std(0), rtol=0.1)
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "sde"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "sde", "memoryless"])
 def test_model_rows_are_counted_before_they_are_run(solver: str) -> None:
     policy = ToyBackbone()
     solvers.draw(policy, PROMPTS, group_keys(PROMPTS), 3, steps=5, seed=0, solver=solver, micro_batch=4)
