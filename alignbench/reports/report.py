@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alignbench.analysis.contrasts import families
+from alignbench.analysis.modes import first_distributions
 from alignbench.analysis.power import POWER
 from alignbench.comparison.fronts import read_fronts
 from alignbench.comparison.reading import read_results
@@ -38,7 +39,7 @@ from alignbench.reports.formatting import contrast, estimate, heading, listed, n
 from alignbench.reports.method_settings import settings_table
 from alignbench.reports.plots import comparison_plots
 from alignbench.reports.plots.curve_figure import curve_trade_off
-from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
+from alignbench.reports.plots.gallery import example_sets, gallery, score_text, tree_drawings
 from alignbench.reports.plots.trade_off import NARROW, scatter
 from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs, sampler_of
 from alignbench.reports.tables import method_row, protocol_of, write_tables
@@ -288,7 +289,7 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
     reward, diversity = results.reward(setup), results.diversity(setup)
     cells = results.cells_frame[results.cells_frame["setup"] == setup]
     first = results.of(setup)[0].result
-    rows, texts = gallery(results, setup)
+    shown = gallery(results, setup)
     pairs = results.pairs_frame
     pairs = pairs[(pairs["setup"] == setup) & pairs["metric"].isin([reward, diversity])]
     both = diversity is not None and len(metric_pairs(cells, diversity, reward)) > 0
@@ -319,8 +320,10 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "has_curves": curves.comparable,
         "curve_figures": _figures(plots, setup, only="curve_trade_off"),
         "files": _files(plots, setup, folder),
-        "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in rows.items()},
-        "prompts": texts,
+        "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in shown.images.items()},
+        "image_scores": {cell: [list(map(score_text, block)) for block in blocks] for cell, blocks in shown.scores.items()},
+        "kept_no_images": not shown.images and _kept_no_images(results, setup),
+        "prompts": shown.prompts,
         "trees": {cell: _data_uri(tree) for cell, tree in tree_drawings(results, setup).items()},
         "pairs": pairs.head(LISTED_PAIRS).to_dict("records"),
         "pairs_count": len(pairs),
@@ -329,6 +332,12 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "alarm_note": _alarm_note(curves),
         "diversity_section": _diversity_values(results, setup, curves),
     }
+
+
+def _kept_no_images(results: Results, setup: str) -> bool:
+    """Whether the runs of a setup draw images and were told to keep none; runs of a toy problem keep distributions instead."""
+    of_setup = results.of(setup)
+    return not any(run.result.config.get("save_images", True) for run in of_setup) and not first_distributions(results, setup)
 
 
 def _diversity_values(results: Results, setup: str, curves: CurveReport) -> dict[str, Any] | None:

@@ -25,11 +25,13 @@ from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures import plots, sheets
 from alignbench.files.escaping import latex
+from alignbench.records import distributions
 from alignbench.reports import findings, formatting, report, style, tables, verdict
 from alignbench.reports.alarms import grouped
 from alignbench.reports.plots import comparison_plots
-from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
+from alignbench.reports.plots.gallery import Gallery, example_sets, gallery, image_grid, tree_drawings
 from alignbench.reports.plots.trade_off import LETTER, NARROW, WIDE, _box, _labels, _overlap, _ticks, scatter, short_names
+from tests.alignbench.figures.test_animation import table as distributions_table
 from tests.alignbench.record_folders import PROMPTS, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -513,13 +515,50 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
     for name, shades in (("base", (10, 20)), ("final", (30, 40))):
         images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
         sheets.grid(images, 1).save(run / "samples" / f"{name}.png")
-    rows, prompts = gallery(read_results(tmp_path), "ocr on tiny")
-    found = {cell: [[picture.getpixel((9, 9)) for picture in block] for block in blocks] for cell, blocks in rows.items()}
+    shown = gallery(read_results(tmp_path), "ocr on tiny")
+    found = {cell: [[image.getpixel((9, 9)) for image in block] for block in blocks] for cell, blocks in shown.images.items()}
     assert found == {BASE: [[(10,) * 3], [(20,) * 3]], "tmpo x independent": [[(30,) * 3], [(40,) * 3]]}
-    assert prompts == list(PROMPTS)
+    assert shown.scores == {BASE: [[0.4], [0.5]], "tmpo x independent": [[0.5], [0.7]]}
+    assert (shown.prompts, shown.metric) == (list(PROMPTS), "ocr")
     report.write_report(tmp_path)
     assert (tmp_path / "plots" / "images.svg").is_file()
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 6  # gallery, and the first prompt on cards
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 6  # gallery, and the first prompt on cards
+    assert re.findall(r"<br><small>(.*?)</small></td>", page) == ["0.40", "0.50", "0.50", "0.70"]
+    assert "kept no images" not in page
+
+
+def test_the_grid_enlarges_each_image_by_a_whole_number_and_has_its_score_below(tmp_path: Path) -> None:
+    # Two prompts of one image of 64 pixels, which a sheet has at 128. A row has 6.8 inches of 300 pixels, of which 0.845 are
+    # images: 2.3 of them and gaps of 4 %, so that one takes 737 pixels at most. 704 = 11 * 64.
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    pixels[..., 0] = 255  # none is white, as the page is
+    pixels[..., 1] = np.minimum(pixels[..., 1], 200)
+    image = Image.fromarray(pixels).resize((128, 128), Image.Resampling.NEAREST)
+    shown = Gallery({BASE: [[image], [image]]}, {BASE: [[0.25], [math.nan]]}, ["a", "b"], "ocr")
+    figure = image_grid(shown)
+    assert [text.get_text() for text in figure.texts if text.get_text() in ("0.25", "-")] == ["0.25", "-"]
+    assert "below each image: OCR score" in figure.texts[-1].get_text()
+    figure.savefig(tmp_path / "grid.png", dpi=300)
+    drawn = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    is_image = (drawn[..., 0] == 255) & (drawn[..., 1] <= 200)
+    rows, columns = np.flatnonzero(is_image.sum(1) > 700), np.flatnonzero(is_image.sum(0) > 350)
+    assert len(rows) == 704
+    assert len(columns) == 2 * 704
+    first = drawn[rows[0] : rows[0] + 704, columns[0] : columns[0] + 704]
+    np.testing.assert_array_equal(first[5::11, 5::11], pixels)
+
+
+def test_a_page_says_where_the_runs_kept_no_images(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    record = json.loads((run / "result.json").read_text())
+    record["config"]["save_images"] = False
+    (run / "result.json").write_text(json.dumps(record))
+    report.write_report(tmp_path)
+    assert "These runs kept no images (<code>save_images=false</code>)." in (tmp_path / "report.html").read_text()
+    distributions_table(0, 3).to_parquet(run / distributions.FILE, index=False)
+    report.write_report(tmp_path)
+    assert "kept no images" not in (tmp_path / "report.html").read_text()  # those of a toy problem are no images
 
 
 def test_example_sets_show_the_prompt_at_which_most_and_least_diverse_differ_most(tmp_path: Path) -> None:
@@ -558,7 +597,7 @@ def test_a_sheet_that_cannot_be_used_costs_its_own_place_alone(tmp_path: Path, k
         else:
             Image.new("1", (20_000, 10_000) if kind == "bomb" else (1, 1)).save(file)
     results = read_results(tmp_path)
-    assert gallery(results, "ocr on tiny") == ({}, [])
+    assert gallery(results, "ocr on tiny") == ({}, {}, [], "ocr")
     assert len(tree_drawings(results, "ocr on tiny")) == (kind == "one pixel")
 
 
