@@ -190,9 +190,10 @@ def _power(report: CurveReport) -> TextTable | None:
     if seeds < 2:
         return None
     note = (
-        f"The smallest true difference of two trained models that a test at {SIGNIFICANT:.0%} finds in {POWER:.0%} of "
-        "comparisons with these seeds, from their spread (noncentral t, uncorrected), paired by seed or not; and the seeds "
-        "that the smallest observed difference would need. A smaller difference that is not beyond chance here may still exist."
+        f"The smallest true difference of two trained models that a test at {100 * SIGNIFICANT:.0f} % finds in "
+        f"{100 * POWER:.0f} % of comparisons with these seeds, from their spread (noncentral t, uncorrected), paired by seed "
+        "or not; and the seeds that the smallest observed difference would need. A smaller difference that is not beyond "
+        "chance here may still exist."
     )
     rows = [
         [

@@ -275,8 +275,8 @@ def _power(report: CurveReport) -> list[str]:
         return []
     listed = " and ".join(f"{number(row['paired_detectable'])} in {axis_name(str(row['metric']))}" for row in known[:2])
     return [
-        f"{seeds} seeds show a true difference of {listed} in {POWER:.0%} of comparisons (paired by seed, a single test); "
-        "smaller ones they cannot tell."
+        f"{seeds} seeds show a true difference of {listed} in {100 * POWER:.0f} % of comparisons (paired by seed, a single "
+        "test); smaller ones they cannot tell."
     ]
 
 

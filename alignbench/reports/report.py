@@ -382,7 +382,7 @@ def _alarm_note(curves: CurveReport) -> str:
         return note
     prompts, fall = curves.alarm_power
     what = f"a fall of {number(fall)} in {axis_name(str(curves.diversity))}"
-    return f"{note} With {prompts} prompts the test finds {what} in {POWER:.0%} of runs; smaller ones may raise none."
+    return f"{note} With {prompts} prompts the test finds {what} in {100 * POWER:.0f} % of runs; smaller ones may raise none."
 
 
 def _family_values(report: FamilyReport, folder: Path, plots: Plots) -> dict[str, Any]:

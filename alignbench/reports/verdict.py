@@ -254,7 +254,7 @@ def _untold(report: CurveReport) -> str:
     if not known:
         return f"What differences {seeds} seeds can show is unknown here, since the values of a method do not vary over seeds."
     sizes = " or ".join(f"{number(row['paired_detectable'])} in {axis_name(str(row['metric']))}" for row in known[:2])
-    found = f"is found in {POWER:.0%} of comparisons, and a smaller one less often"
+    found = f"is found in {100 * POWER:.0f} % of comparisons, and a smaller one less often"
     return f"With {seeds} seeds, a true difference of {sizes} {found}."
 
 
