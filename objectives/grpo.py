@@ -24,7 +24,7 @@ from alignbench import Objective, groups, settings
 from alignbench.loss_parts import loss_part
 from alignbench.objective import Divergence, Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
-from alignbench.rollouts.terms import Terms, edge_std, log_ratio, part_of_update
+from alignbench.rollouts.terms import Terms, edge_std, leaves_of_update, log_ratio, part_of_update
 
 
 class GRPO(Objective):
@@ -54,9 +54,14 @@ class GRPO(Objective):
         means of the loss. keep: they count. drop: they do not, as in the code of Flow-GRPO and GARDO. Their KL divergence does
         not count then either, and with `credit: leaf` they cost no training row."""
         parts: int = Field(1, ge=1)
-        """Into how many random disjoint parts the leaves of a rollout are divided. Each update trains on the next part; with 1
+        """Into how many disjoint parts the leaves of a rollout are divided. Each update trains on the next part; with 1
         every update trains on all leaves. 2, with two updates per rollout, is what the code of Flow-GRPO and GARDO does. More
         than 1 needs `credit: leaf`."""
+        part_by: Literal["random", "step"] = "random"
+        """How the leaves are divided into parts. random: at random. step: by the step that they are trained on, from the noise
+        end on, so that each update trains on the images of one step, or of several that follow each other; `parts` must divide
+        the number of these steps. With as many parts and updates per rollout as steps, each step has an optimizer step of its
+        own, as in the code of G2RPO. It needs a sampler whose branches leave at several steps, such as `granular`."""
         credit: Literal["leaf", "edge", "depth", "depth_weighted", "depth_nested"] = "leaf"
         """Which advantage an edge of a tree gets. leaf: that of each descendant, once for each. edge: their mean (TreeGRPO).
         depth: their mean reward, standardised among the group's edges of the same step (BranchGRPO). depth_weighted: the same
@@ -88,7 +93,7 @@ class GRPO(Objective):
     settings: Settings
     strength = Strength("kl_beta", (0.1, 0.01, 0.0))
     ratio_settings = ("clip",)
-    path_settings: ClassVar[dict[str, Any]] = {"credit": "leaf", "step_weight": "none", "kl": "exact"}
+    path_settings: ClassVar[dict[str, Any]] = {"credit": "leaf", "step_weight": "none", "kl": "exact", "part_by": "random"}
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
@@ -119,6 +124,16 @@ class GRPO(Objective):
             found["kl"] = "with kl_beta=0 no KL divergence is penalised"
         if o.std == "none":
             found["std_correction"] = "with std=none no standard deviation is computed"
+        if o.parts == 1:
+            found["part_by"] = "with parts=1 every update trains on all leaves"
+        return found
+
+    def ineffective_parts(self, updates_per_rollout: int) -> dict[str, str]:
+        o, found = self.settings, super().ineffective_parts(updates_per_rollout)
+        if o.part_by == "step" and updates_per_rollout < o.parts:
+            found["training of later steps"] = (
+                f"with part_by=step, parts={o.parts} and updates_per_rollout={updates_per_rollout} no update trains on them"
+            )
         return found
 
     def advantage(self, forest: RolloutForest) -> Tensor:
@@ -139,6 +154,8 @@ class GRPO(Objective):
 
     def _part(self, forest: RolloutForest) -> Tensor:
         """Marks the leaves of the part that this update trains on: bool [G * K]."""
+        if self.settings.part_by == "step":
+            return leaves_of_update(forest, forest.update, self.settings.parts)
         part = torch.zeros(len(forest.leaves), dtype=torch.bool, device=forest.leaves.device)
         part[part_of_update(forest, forest.update, len(part), self.settings.parts)] = True
         return part

@@ -72,9 +72,13 @@ class TrunkTree(Sampler):
         first = place * len(o.strides) if o.compare == "step" else 0
         numbers = [first + i if o.compare == "step" else 0 for i in range(len(o.strides))]
         left = o.steps - at - 1
-        others = tuple(Side(1, finish(left, s), group=n) for s, n in zip(o.strides[1:], numbers[1:], strict=True))
+        others = tuple(self._side(left, s, n) for s, n in zip(o.strides[1:], numbers[1:], strict=True))
         split = Step(o.rule, o.noise_level, o.children)
         return Side(at, (split, *finish(left, o.strides[0])), others, numbers[0])
+
+    def _side(self, left: int, stride: int, group: int) -> Side:
+        """What finishes branches with steps of another size, over the `left` last steps of the schedule after the split."""
+        return Side(1, finish(left, stride), group=group)
 
 
 def finish(left: int, stride: int) -> tuple[Step, ...]:

@@ -33,7 +33,7 @@ from alignbench.files.escaping import slug
 from alignbench.files.yaml_files import read_yaml
 from alignbench.load import load_backbone
 from alignbench.reports import report
-from alignbench.reports.plots.gallery import image_grid
+from alignbench.reports.plots.gallery import Gallery, image_grid
 from evals.embedders.clip import FOLDERS
 from tests.alignbench.record_folders import write_run
 from tests.support.plugins import toy_config, write_task
@@ -224,7 +224,8 @@ def test_prompts_name_no_file_and_break_no_picture(tmp_path: Path) -> None:
     names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
     assert all(all(c.isalnum() or c in "._-" for c in name) for name in names)
     picture = Image.new("RGB", (4, 4))
-    write_figure(tmp_path / "grid.png", image_grid({"tmpo x $y_{": [[picture]]}, ["costs $5_{ and $6^"]))
+    shown = Gallery({"tmpo x $y_{": [[picture]]}, {"tmpo x $y_{": [[0.5]]}, ["costs $5_{ and $6^"], "$m_{")
+    write_figure(tmp_path / "grid.png", image_grid(shown))
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown

@@ -8,7 +8,7 @@ import pandas as pd
 from alignbench.comparison.results import BASE, RecordedRun, Results
 from alignbench.errors import UserError
 from alignbench.records import distributions
-from alignbench.statistics import Interval, mean_interval
+from alignbench.statistics import Interval, mean_interval, within
 
 TARGET = "target"
 """The name of the target among the cells."""
@@ -35,7 +35,9 @@ def first_distributions(results: Results, setup: str) -> dict[str, pd.DataFrame]
 
 
 def modes_frame(results: Results, setup: str) -> pd.DataFrame:
-    """Computes the mass of each mode under the models, averaged over seeds, for the first evaluation prompt.
+    """Computes the mass of each mode under the models for the first evaluation prompt, averaged over seeds.
+
+    Intervals stay inside [0, 1].
 
     Returns:
         A row per cell and mode. The target and the base model come first; they are the same for all runs and have no interval
@@ -58,5 +60,7 @@ def modes_frame(results: Results, setup: str) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame()
     groups = pd.concat(parts).groupby(["cell", "mode"], sort=False)["trained"]
-    rows = [{"cell": cell, "mode": mode} | mean_interval(m.to_numpy())._asdict() for (cell, mode), m in groups]
+    rows = [
+        {"cell": cell, "mode": mode} | within(mean_interval(m.to_numpy()), 0.0, 1.0)._asdict() for (cell, mode), m in groups
+    ]
     return pd.DataFrame(fixed + rows)

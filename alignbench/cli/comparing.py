@@ -227,14 +227,16 @@ def plot(
     reward: REWARD = None,
     diversity: DIVERSITY = None,
     animate: Annotated[
-        bool, typer.Option("--animate", help="Write an animation of the models' 2-D distributions in place of the plots.")
+        bool,
+        typer.Option("--animate", help="Write animations instead: 2-D distributions that move, and rollout trees that grow."),
     ] = False,
 ) -> None:
     """Draws the plots of a run, finished or not, or of the comparison of all runs below a folder, from the records alone."""
+    unreadable: list[str] = []
     if animate:
         from alignbench.reports.animations import write_animations
 
-        written = write_animations(folder)
+        written, unreadable = write_animations(folder)
     elif any((folder / name).is_file() for name in ("result.json", "config.yaml")) or not folder.is_dir():
         from alignbench.figures.plots import plot_run
 
@@ -245,14 +247,13 @@ def plot(
         from alignbench.reports.live import has_unfinished_only, plot_unfinished
         from alignbench.reports.report import write_plots
 
-        unreadable: list[str] = []
         if has_unfinished_only(folder):
             written = plot_unfinished(folder, unreadable.append)
             typer.echo(f"alignbench: no run below {folder} has finished: these are plots of the runs so far", err=True)
         else:
             written, unreadable = write_plots(folder, reward=reward, diversity=diversity)
-        for line in unreadable:
-            typer.echo(f"alignbench: {line}", err=True)
+    for line in unreadable:
+        typer.echo(f"alignbench: {line}", err=True)
     for file in written:
         print(file)
 

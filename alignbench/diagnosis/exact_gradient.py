@@ -142,8 +142,8 @@ class Paths:
         self.lost = 1 - float(mass.sum())
         if self.lost > LOST:
             raise UserError(
-                f"the policy carries {self.lost:.1%} of its states beyond +-{EXTENT:g}, so the exact gradient is unknown; "
-                "diagnose an earlier checkpoint"
+                f"the policy carries {100 * self.lost:.1f} % of its states beyond +-{EXTENT:g}, so the exact gradient is "
+                "unknown; diagnose an earlier checkpoint"
             )
         points, self.end, _ = _with_mass(line, mass)
         velocity = self._velocity(points, sigmas[-2])

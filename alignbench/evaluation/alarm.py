@@ -80,7 +80,7 @@ def mode_alarms(evals: pd.DataFrame) -> list[str]:
     if not died:
         return []
     base, final = shares["base"].mean(), shares["final"].mean()
-    drawn = f"on average the base model draws {base:.0%} of a target's modes, the trained model {final:.0%}"
+    drawn = f"on average the base model draws {100 * base:.0f} % of a target's modes, the trained model {100 * final:.0f} %"
     return [f"{MODES_DIED} for {died} of {len(shares)} prompts: {drawn}"]
 
 

@@ -1,7 +1,7 @@
-"""An animation of 2-D distributions on their way to the target, from the tables of `records.distributions`."""
+"""Animations: 2-D distributions on their way to the target, and a rollout tree that grows step by step."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alignbench.figures.distributions import STYLE, brightest_of, draw_density, frame_of
+from alignbench.figures.rollout_tree import RolloutTree, tree
 from alignbench.files.writing import write_atomically
 from alignbench.records.distributions import TARGET
 
@@ -21,6 +22,10 @@ COLORS = 64
 """Colours of the palette, which keeps the file small."""
 DURATION, LAST = 160, 2000
 """Milliseconds that a frame is shown, and the last one before the animation begins again."""
+TREE_DPI, TREE_COLORS = 100, 128
+"""Pixels per inch of a growing tree, which give an image at a leaf 85 pixels, and the colours of its palette."""
+STEP, GROWTH, GROWN = 700, 6000, 4000
+"""Milliseconds that a step of a growing tree is shown and that all take, at most, and that the grown tree is."""
 
 
 def write_animation(models: Mapping[str, pd.DataFrame], file: Path) -> None:
@@ -34,8 +39,27 @@ def write_animation(models: Mapping[str, pd.DataFrame], file: Path) -> None:
     frames = [_image(_frame(models, iteration)) for iteration in iterations]
     durations = [DURATION] * (len(frames) - 1) + [LAST]
 
+    _write(frames, durations, file)
+
+
+def write_growing_tree(drawn: RolloutTree, file: Path) -> None:
+    """Writes a GIF in which a rollout tree grows: a frame for each denoising step, and one with the rewards and p and q."""
+    steps = len(drawn.children)
+    stages = [*range(steps + 1), None]
+    frames = [_image(tree(drawn, until), TREE_COLORS, TREE_DPI) for until in stages]
+    _write(frames, [min(STEP, GROWTH // (steps + 1))] * (steps + 1) + [GROWN], file)
+
+
+def _write(frames: Sequence[Image.Image], durations: Sequence[int], file: Path) -> None:
+    """Writes an endless GIF.
+
+    Args:
+        durations: how many milliseconds each frame is shown.
+    """
+
     def save(path: Path) -> None:
-        frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+        options = {"append_images": frames[1:], "duration": list(durations), "loop": 0, "optimize": True}
+        frames[0].save(path, format="GIF", save_all=True, **options)
 
     write_atomically(file, save)
 
@@ -57,9 +81,10 @@ def _frame(models: Mapping[str, pd.DataFrame], iteration: int) -> Figure:
     return figure
 
 
-def _image(figure: Figure) -> Image.Image:
+def _image(figure: Figure, colors: int = COLORS, dpi: float = DPI) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     plt.close(figure)
-    return Image.fromarray(pixels).quantize(COLORS)
+    return Image.fromarray(pixels).quantize(colors)

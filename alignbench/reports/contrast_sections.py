@@ -11,7 +11,7 @@ from alignbench.analysis import contrasts
 from alignbench.analysis.contrasts import BEST_REWARD, KL, Family
 from alignbench.analysis.modes import modes_frame
 from alignbench.comparison.results import Results
-from alignbench.reports.formatting import SIGNIFICANT, heading
+from alignbench.reports.formatting import SIGNIFICANT, counted, heading
 from alignbench.reports.plots import reward_kl
 from alignbench.reports.style import objective_of
 
@@ -33,6 +33,14 @@ class Section:
     names: list[str]
     metrics: dict[str, str]
     rows: list[tuple[list[str], dict[str, dict[Any, Any]]]]
+
+    @property
+    def common_n(self) -> str:
+        """The n of all entries that have one, in words; empty where they differ, or have an n of all runs."""
+        entries = [entry for _, of_row in self.rows for entry in of_row.values() if entry["n"]]
+        if any("runs" in entry for entry in entries) or len({entry["n"] for entry in entries}) != 1:
+            return ""
+        return counted(entries[0]["n"], "seeds")
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pandas as pd
 
 from alignbench.analysis.against_front import front_note
 from alignbench.analysis.curves import ROWS
-from alignbench.analysis.power import POWER
+from alignbench.analysis.power import MOST_SEEDS, POWER
 from alignbench.figures.metric_names import axis_name
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.formatting import SIGNIFICANT, number
@@ -90,12 +90,11 @@ def _differences(report: CurveReport) -> TextTable | None:
     groups: Any = frame.groupby(["level", "first", "second"], sort=False)
     for (level, first, second), part in groups:
         entries = {str(row["metric"]): row for row in part.to_dict("records")}
-        some = next(iter(entries.values()))
-        missing = _not_reached(some, str(first), str(second))
-        every = some["n"] == some["seeds"]
-        over = "" if every else f" (n = {some['n']})"
+        missing = _not_reached(next(iter(entries.values())), str(first), str(second))
         values = [
-            bounded(_interval(entries[m]), missing="-" if i else missing, over=over) if m in entries else Cell("-", math.nan)
+            bounded(_interval(entries[m]), missing="-" if i else missing, over=_of_fewer(entries[m]))
+            if m in entries
+            else Cell("-", math.nan)
             for i, m in enumerate(metrics)
         ]
         rows.append([Cell(number(level), level), name(str(first)), name(str(second)), *values])
@@ -105,6 +104,11 @@ def _differences(report: CurveReport) -> TextTable | None:
 
 def _interval(row: Mapping[Any, Any]) -> dict[Any, Any]:
     return {**row, "value": row["difference"]}
+
+
+def _of_fewer(row: Mapping[Any, Any]) -> str:
+    """The n of a difference that fewer than all seeds have; each metric has its own, since a strength is chosen for each."""
+    return "" if row["n"] == row["seeds"] else f" (n = {row['n']})"
 
 
 def _not_reached(row: Mapping[Any, Any], first: str, second: str) -> str:
@@ -130,7 +134,7 @@ def _rows(report: CurveReport) -> TextTable | None:
         cells = [_rows_cell(of_method[level].median, of_method[level].reached, of_method[level].seeds) for level in levels]
         rows.append([name(method), *cells, count(of_method[levels[0]].budget)])
     head = ["method", *(f"to {number(level)}" for level in levels), "budget"]
-    return TextTable("Model rows to reach a reward", note, head, rows)
+    return TextTable("Model evaluations to reach a reward", note, head, rows)
 
 
 def _rows_cell(median: float, reached: int, runs: int) -> Cell:
@@ -157,23 +161,25 @@ def _onsets(report: CurveReport) -> TextTable | None:
         return None
     metrics = _shown(frame)
     note = (
-        f"The iteration at which a metric is best, as the median over seeds with their range, and in how many seeds it gets "
-        f"worse from there to the end, beyond chance over prompts, while {report.reward_name} rises: over-optimisation. "
-        "0 means that it gets worse from the start."
+        "The iteration at which a metric is best: the median over seeds, with their range. A metric that gets worse from there "
+        f"to the end, beyond chance over prompts, while {report.reward_name} rises, shows over-optimisation; the number of "
+        "such seeds is given. A metric that is best at 0 is never better than the base model's."
     )
     rows = []
     for (method, strength), part in frame.groupby(["method", "strength"], sort=False):
         entries = {str(row["metric"]): row for row in part.to_dict("records")}
         cells = [_onset_cell(entries.get(metric)) for metric in metrics]
         rows.append([name(f"{method}, {strength}" if strength else str(method)), *cells])
-    return TextTable("Onset of over-optimisation", note, ["method", *map(axis_name, metrics)], rows)
+    few = not (frame["over_optimised"] * 2 > frame["seeds"]).any()
+    return TextTable("Onset of over-optimisation", note, ["method", *map(axis_name, metrics)], rows, folded=few)
 
 
 def _onset_cell(row: Mapping[Any, Any] | None) -> Cell:
     if row is None:
         return Cell("-", math.nan)
     spread = f" ({row['earliest']} to {row['latest']})" if row["earliest"] != row["latest"] else ""
-    return Cell(f"{row['iteration']:g}{spread}, in {row['over_optimised']} of {row['seeds']} seeds", row["iteration"])
+    worse = f", worse later in {row['over_optimised']} of {row['seeds']} seeds" if row["over_optimised"] else ""
+    return Cell(f"{row['iteration']:g}{spread}{worse}", row["iteration"])
 
 
 def _power(report: CurveReport) -> TextTable | None:
@@ -181,10 +187,13 @@ def _power(report: CurveReport) -> TextTable | None:
     if frame.empty:
         return None
     seeds = int(frame["seeds"].min())
+    if seeds < 2:
+        return None
     note = (
-        f"The smallest true difference of two trained models that a test at {SIGNIFICANT:.0%} finds in {POWER:.0%} of "
-        "comparisons with these seeds, from their spread (noncentral t, uncorrected); and the seeds that the smallest "
-        "observed difference would need. A smaller difference that is not beyond chance here may still exist."
+        f"The smallest true difference of two trained models that a test at {100 * SIGNIFICANT:.0f} % finds in "
+        f"{100 * POWER:.0f} % of comparisons with these seeds, from their spread (noncentral t, uncorrected), paired by seed "
+        "or not; and the seeds that the smallest observed difference would need. A smaller difference that is not beyond "
+        "chance here may still exist."
     )
     rows = [
         [
@@ -192,23 +201,31 @@ def _power(report: CurveReport) -> TextTable | None:
             count(row["seeds"]),
             _detectable(row["paired_detectable"]),
             _detectable(row["detectable"]),
-            Cell(f"{number(row['smallest'])} to {number(row['largest'])}", row["largest"]),
-            _needed(row["seeds_needed"]),
+            Cell(_range(row["smallest"], row["largest"]), row["largest"]),
+            _needed(row),
         ]
         for row in frame.to_dict("records")
     ]
-    head = ["metric", "seeds", "shown, paired", "shown, unpaired", "observed differences", "seeds for the smallest"]
-    return TextTable(f"What {seeds} seed{'s' * (seeds != 1)} can and cannot tell", note, head, rows)
+    head = ["metric", "seeds", "found if paired", "found if unpaired", "observed differences", "seeds for the smallest"]
+    return TextTable(f"What {seeds} seeds can and cannot tell", note, head, rows)
 
 
 def _detectable(value: float) -> Cell:
-    return Cell("nothing" if math.isinf(value) or math.isnan(value) else number(value), value)
+    if value == 0:
+        return Cell("any: seeds do not differ", value)
+    return Cell("none" if math.isinf(value) or math.isnan(value) else number(value), value)
 
 
-def _needed(value: float | None) -> Cell:
+def _range(smallest: float, largest: float) -> str:
+    low, high = number(smallest), number(largest)
+    return low if low == high else f"{low} to {high}"
+
+
+def _needed(row: Mapping[Any, Any]) -> Cell:
+    value = row["seeds_needed"]
     if value is None or pd.isna(value):
-        return Cell("-", math.nan)
-    return Cell(f"{value:.0f}", value)
+        return Cell(f"more than {MOST_SEEDS:,}", math.inf)
+    return Cell(f"{value:,.0f}", value)
 
 
 def _shown(frame: pd.DataFrame) -> list[str]:

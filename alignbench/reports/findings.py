@@ -1,6 +1,7 @@
 """What a setup's records show in detail, in sentences: of its curves and front, and of the trained models."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures.metric_names import axis_name
 from alignbench.reports.curve_report import CurveReport
-from alignbench.reports.formatting import SIGNIFICANT, SMALLEST_SHOWN, estimate, number, p_value
+from alignbench.reports.formatting import SIGNIFICANT, SMALLEST_SHOWN, estimate, number, p_value, with_interval
 from alignbench.reports.plots.comparison_plots import DISTANCES
 from alignbench.reports.style import metric_pairs, seeds_of
 
@@ -117,7 +118,7 @@ def _lowest_best(report: CurveReport, method: str) -> float:
 
 
 def _pair(row: dict[Any, Any], metric: str, report: CurveReport, spent: pd.DataFrame) -> str:
-    """`A keeps 0.12 [0.08, 0.16] more LGMD than B (n = 3 seeds, p = 0.01) and needs 3,000 [..] fewer model rows`."""
+    """`A keeps 0.12 [0.08, 0.16] more LGMD than B (n = 3 seeds, p = 0.01) and needs 3,000 [..] fewer model evaluations`."""
     up = row["difference"] >= 0
     flip = up == (report.directions.get(metric) is False)
     first, second = (row["second"], row["first"]) if flip else (row["first"], row["second"])
@@ -135,7 +136,7 @@ def _pair(row: dict[Any, Any], metric: str, report: CurveReport, spent: pd.DataF
     if cost is not None and not math.isnan(cost["difference"]):
         value = -cost["difference"] if flip else cost["difference"]
         sure = "" if cost["p_holm"] < SIGNIFICANT else ", not beyond chance"
-        needs = f" and needs {_size(cost, '')}{'more' if value >= 0 else 'fewer'} model rows{sure}"
+        needs = f" and needs {_size(cost, '')}{'more' if value >= 0 else 'fewer'} model evaluations{sure}"
     return f"{first} has {size}{axis_name(metric)} than {second} ({test}){needs}"
 
 
@@ -143,12 +144,11 @@ def _size(row: dict[Any, Any], word: str) -> str:
     value, lower, upper = (float(row[key]) for key in ("difference", "lower", "upper"))
     if value < 0:
         value, lower, upper = -value, -upper, -lower
-    ends = f" [{number(lower)}, {number(upper)}]" if math.isfinite(lower) and math.isfinite(upper) else ""
-    return f"{number(value)}{ends} {word + ' ' if word else ''}"
+    return f"{with_interval(value, lower, upper)} {word + ' ' if word else ''}"
 
 
 def _cost(report: CurveReport) -> list[str]:
-    """How many model rows each method needs for the highest level, and who never gets there."""
+    """How many model evaluations each method needs for the highest level, and who never gets there."""
     if not report.rows_to_reward:
         return []
     level = report.levels[-1]
@@ -157,7 +157,7 @@ def _cost(report: CurveReport) -> list[str]:
     slow = [row for row in reached if math.isinf(row.median)]
     said = []
     if fast:
-        listed = ", ".join(f"{row.method} after {number(row.median)} model rows" for row in fast[:LISTED])
+        listed = ", ".join(f"{row.method} after {number(row.median)} model evaluations" for row in fast[:LISTED])
         said.append(f"Half of the runs reach {report.reward_name} {number(level)} or more: {listed}.")
     if slow:
         listed = ", ".join(f"{row.method} ({row.reached} of {row.seeds} runs)" for row in slow[:LISTED])
@@ -169,7 +169,7 @@ def _against_front(report: CurveReport) -> list[str]:
     """Who lost more diversity than its reward asks for."""
     if report.front is None:
         return [
-            "There is no front of the tilted target here (`alignbench compare` makes one unless --no-front is given), so a "
+            "There is no front of the tilted target here (alignbench compare makes one unless --no-front is given), so a "
             "fall of diversity is compared with the base model."
         ]
     if report.front.record.normalised:
@@ -201,7 +201,7 @@ def _against_front(report: CurveReport) -> list[str]:
 
 
 def _plain(row: dict[Any, Any]) -> str:
-    return f"{number(row['value'])} [{number(row['lower'])}, {number(row['upper'])}]"
+    return with_interval(row["value"], row["lower"], row["upper"])
 
 
 def _over_optimisation(report: CurveReport) -> list[str]:
@@ -244,9 +244,14 @@ def disagreements(report: CurveReport) -> list[tuple[str, str, str]]:
         least, most = low.where(low < high, high), high.where(low < high, low)
         up, down = part.loc[least > 0, "metric"], part.loc[most < 0, "metric"]
         if len(up) and len(down):
-            rises, falls = (", ".join(map(axis_name, names)) for names in (up, down))
+            rises, falls = (_and(map(axis_name, names)) for names in (up, down))
             found.append((str(cell), rises, falls))
     return found
+
+
+def _and(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _disagreement(report: CurveReport) -> list[str]:
@@ -270,8 +275,8 @@ def _power(report: CurveReport) -> list[str]:
         return []
     listed = " and ".join(f"{number(row['paired_detectable'])} in {axis_name(str(row['metric']))}" for row in known[:2])
     return [
-        f"{seeds} seeds show a true difference of {listed} in {POWER:.0%} of comparisons (paired by seed, a single test); "
-        "smaller ones they cannot tell."
+        f"{seeds} seeds show a true difference of {listed} in {100 * POWER:.0f} % of comparisons (paired by seed, a single "
+        "test); smaller ones they cannot tell."
     ]
 
 
@@ -328,7 +333,7 @@ def _differences(results: Results, setup: str, metric: str) -> list[str]:
 def _by(row: dict[Any, Any]) -> str:
     size, ends = abs(row["difference"]), sorted(row[f"difference_{end}"] for end in ("lower", "upper"))
     low, high = ends if row["difference"] > 0 else (-ends[1], -ends[0])
-    return f"by {number(size)} [{number(low)}, {number(high)}], {_equals(row['p_holm'])}"
+    return f"by {with_interval(size, low, high)}, {_equals(row['p_holm'])}"
 
 
 def _equals(p: float) -> str:

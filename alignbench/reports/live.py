@@ -16,7 +16,7 @@ from alignbench.records.record import RESULT
 from alignbench.records.run_list import run_folders, run_rows
 from alignbench.records.tables import read_metrics
 from alignbench.reports.plots.comparison_plots import learning_curves
-from alignbench.reports.report import drawn, refuse_foreign_report, render, svg_link, write_report
+from alignbench.reports.report import drawn, refuse_foreign_report, render, svg_link, widen, write_report
 
 EVERY = 30
 """Seconds between two reports of `follow`."""
@@ -108,6 +108,7 @@ def _curves(folder: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     figures = {}
     for name, parts in tables.items():
         figure = learning_curves(pd.concat(parts, ignore_index=True), "iteration")
+        widen(figure)
         figures[f"{name}: training so far"] = svg_link(drawn(figure, "svg"))
         plt.close(figure)
     return figures

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alignbench.analysis.contrasts import families
+from alignbench.analysis.modes import first_distributions
 from alignbench.analysis.power import POWER
 from alignbench.comparison.fronts import read_fronts
 from alignbench.comparison.reading import read_results
@@ -37,9 +39,9 @@ from alignbench.reports.formatting import contrast, estimate, heading, listed, n
 from alignbench.reports.method_settings import settings_table
 from alignbench.reports.plots import comparison_plots
 from alignbench.reports.plots.curve_figure import curve_trade_off
-from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
-from alignbench.reports.plots.trade_off import scatter
-from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs
+from alignbench.reports.plots.gallery import example_sets, gallery, score_text, tree_drawings
+from alignbench.reports.plots.trade_off import NARROW, scatter
+from alignbench.reports.style import COLUMN, PAPER, TITLES, figure_title, metric_pairs, sampler_of
 from alignbench.reports.tables import method_row, protocol_of, write_tables
 from alignbench.reports.verdict import verdict
 
@@ -211,8 +213,7 @@ def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path |
             images[kind] = drawn(figure, kind)
             figure.set_layout_engine("none")  # the first drawing has laid it out
         if resizable:
-            figure.set_size_inches(PAGE_WIDTH, figure.get_figheight() * (1 + FLATTER * (PAGE_WIDTH / COLUMN - 1)))
-            figure.set_layout_engine("constrained")
+            widen(figure)
         plots.images[key] = images["svg"] if images and not resizable else drawn(figure, "svg")
     plt.close(figure)
     for kind, data in images.items():
@@ -220,6 +221,12 @@ def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path |
         write_atomically(file, partial(Path.write_bytes, data=data))
         plots.written.append(file)
         plots.files[key] = file
+
+
+def widen(figure: Figure) -> None:
+    """Gives a figure of a paper's column the width of a page, so that its letters have the size of the page's."""
+    figure.set_size_inches(PAGE_WIDTH, figure.get_figheight() * (1 + FLATTER * (PAGE_WIDTH / COLUMN - 1)))
+    figure.set_layout_engine("constrained")
 
 
 def drawn(figure: Figure, kind: str) -> bytes:
@@ -257,9 +264,12 @@ def _environment(*, html: bool) -> jinja2.Environment:
     environment.filters |= {"number": number, "p_value": p_value, "estimate": estimate, "spent": spent, "listed": listed}
     environment.filters |= {
         "at": lambda key, mapping: mapping[key],
+        "at_most": lambda row, count: row[:count],
+        "axis_name": axis_name,
         "contrast": contrast,
         "code": _code,
         "link": lambda file: Markup(quote(file)),
+        "without": lambda row, start, end: [*row[:start], *row[end:]],
     }
     return environment
 
@@ -284,11 +294,14 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
     reward, diversity = results.reward(setup), results.diversity(setup)
     cells = results.cells_frame[results.cells_frame["setup"] == setup]
     first = results.of(setup)[0].result
-    rows, texts = gallery(results, setup)
+    shown = gallery(results, setup)
     pairs = results.pairs_frame
     pairs = pairs[(pairs["setup"] == setup) & pairs["metric"].isin([reward, diversity])]
     both = diversity is not None and len(metric_pairs(cells, diversity, reward)) > 0
     metrics = results.table_metrics(setup)
+    target = curves.target_line(diversity) if diversity else []
+    samplers = {sampler_of(run.cell) for run in results.of(setup)}
+    table_rows = [method_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])]
     return {
         "name": setup,
         "reward": reward,
@@ -301,15 +314,21 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "settings": settings_table(results, setup),
         "metrics": {name: heading(name, first.metrics[name]) for name in metrics},
         "first_metrics": _first_metrics(results, setup, curves),
-        "rows": [method_row(cells, str(cell)) for cell in dict.fromkeys(cells["cell"])],
+        "rows": table_rows,
+        "usual_n": Counter(row["n"] for row in table_rows if row["cell"] != BASE).most_common(1)[0][0],
         "best": {metric: _best(cells, metric) for metric in metrics},
-        "plot": scatter(cells, reward, diversity, curves.target_line(diversity)) if diversity and both else None,
+        "plot": scatter(cells, reward, diversity, target) if diversity and both else None,
+        "narrow_plot": scatter(cells, reward, diversity, target, NARROW) if diversity and both else None,
+        "sampler": samplers.pop() if len(samplers) == 1 else None,
         # The page has a trade-off plot and images of its own.
         "figures": _figures(plots, setup, leave_out=("trade_off", "images", "curve_trade_off")),
+        "has_curves": curves.comparable,
         "curve_figures": _figures(plots, setup, only="curve_trade_off"),
         "files": _files(plots, setup, folder),
-        "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in rows.items()},
-        "prompts": texts,
+        "images": {cell: [[_data_uri(image) for image in block] for block in blocks] for cell, blocks in shown.images.items()},
+        "image_scores": {cell: [list(map(score_text, block)) for block in blocks] for cell, blocks in shown.scores.items()},
+        "kept_no_images": not shown.images and _kept_no_images(results, setup),
+        "prompts": shown.prompts,
         "trees": {cell: _data_uri(tree) for cell, tree in tree_drawings(results, setup).items()},
         "pairs": pairs.head(LISTED_PAIRS).to_dict("records"),
         "pairs_count": len(pairs),
@@ -318,6 +337,12 @@ def setup_values(results: Results, setup: str, folder: Path, plots: Plots, curve
         "alarm_note": _alarm_note(curves),
         "diversity_section": _diversity_values(results, setup, curves),
     }
+
+
+def _kept_no_images(results: Results, setup: str) -> bool:
+    """Whether the runs of a setup draw images and were told to keep none; runs of a toy problem keep distributions instead."""
+    of_setup = results.of(setup)
+    return not any(run.result.config.get("save_images", True) for run in of_setup) and not first_distributions(results, setup)
 
 
 def _diversity_values(results: Results, setup: str, curves: CurveReport) -> dict[str, Any] | None:
@@ -362,7 +387,7 @@ def _alarm_note(curves: CurveReport) -> str:
         return note
     prompts, fall = curves.alarm_power
     what = f"a fall of {number(fall)} in {axis_name(str(curves.diversity))}"
-    return f"{note} With {prompts} prompts the test finds {what} in {POWER:.0%} of runs; smaller ones may raise none."
+    return f"{note} With {prompts} prompts the test finds {what} in {100 * POWER:.0f} % of runs; smaller ones may raise none."
 
 
 def _family_values(report: FamilyReport, folder: Path, plots: Plots) -> dict[str, Any]:

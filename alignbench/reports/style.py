@@ -32,7 +32,7 @@ LETTER, BESIDE = 0.6, 3.8
 SMOOTHED = 8
 """Iterations over which curves are averaged."""
 TITLES = {
-    "curve_trade_off": "{} against reward, along the training",
+    "curve_trade_off": "{} against reward",
     "trade_off": "Diversity against reward",
     "hypervolume": "Hypervolume: the area that a model dominates, where 1 is the best run in both",
     "against": "Reward and diversity against {}",

@@ -10,7 +10,7 @@ import pandas as pd
 from alignbench.comparison.results import SPENT, Results
 from alignbench.files.escaping import csv_frame, latex, visible
 from alignbench.files.writing import write_atomically
-from alignbench.reports.formatting import estimate, heading, listed
+from alignbench.reports.formatting import counted, estimate, heading, listed
 from alignbench.reports.plots.comparison_plots import setup_hypervolumes
 
 MOST_ROWS = 500_000
@@ -25,7 +25,7 @@ def protocol_of(results: Results, setup: str) -> dict[str, Any]:
 
 
 def method_row(cells: pd.DataFrame, cell: str) -> dict[str, Any]:
-    """What tables show of a cell: its metrics, its number of seeds, and what it used.
+    """What tables show of a cell: its metrics, the n of the first of them in words, its number of seeds, and what it used.
 
     Args:
         cells: rows of `Results.cells_frame` of one setup.
@@ -34,6 +34,7 @@ def method_row(cells: pd.DataFrame, cell: str) -> dict[str, Any]:
     return {
         "cell": cell,
         "metrics": part.to_dict("index"),
+        "n": counted(float(part["mean_n"].iloc[0]), str(part["over"].iloc[0])),
         "seeds": int(part["seeds"].iloc[0]),
         **{name + end: float(part[name + end].iloc[0]) for name in SPENT for end in ("", "_min", "_max")},
     }

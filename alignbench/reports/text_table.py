@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from alignbench.reports.formatting import SIGNIFICANT, number
+from alignbench.reports.formatting import SIGNIFICANT, number, with_interval
 
 
 class Cell(NamedTuple):
@@ -55,6 +55,5 @@ def bounded(row: Mapping[Any, Any], *, missing: str = "-", over: str = "") -> Ce
     value, lower, upper = (float(row[key]) for key in ("value", "lower", "upper"))
     if math.isnan(value):
         return Cell(missing, math.nan)
-    interval = f" [{number(lower)}, {number(upper)}]" if math.isfinite(lower) and math.isfinite(upper) else ""
     star = " *" if row.get("p_holm", math.nan) < SIGNIFICANT else ""
-    return Cell(f"{number(value)}{interval}{star}{over}", value)
+    return Cell(f"{with_interval(value, lower, upper)}{star}{over}", value)

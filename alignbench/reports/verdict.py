@@ -10,9 +10,10 @@ from alignbench.analysis.curves import ROWS
 from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures.metric_names import axis_name, explained
+from alignbench.reports.alarms import grouped
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.findings import disagreements
-from alignbench.reports.formatting import SIGNIFICANT, number
+from alignbench.reports.formatting import SIGNIFICANT, number, with_interval
 from alignbench.reports.style import seeds_of
 
 NAMED = 4
@@ -27,7 +28,7 @@ def verdict(results: Results, setup: str, curves: CurveReport) -> list[str]:
         _compared(results, setup, curves),
         _winner(curves),
         _with_disagreements(curves, _needless(curves)),
-        _over_optimised(curves),
+        _with_alarms(curves, _over_optimised(curves)),
         _untold(curves),
     ]
 
@@ -42,10 +43,11 @@ def _compared(results: Results, setup: str, curves: CurveReport) -> str:
     seeds = seeds_of(pd.DataFrame({"cell": [r.cell for r in runs], "seed": [r.result.run.seed for r in runs]}))
     count = "One method was trained" if len(methods) == 1 else f"{len(methods)} methods were trained"
     each = "each " if len(methods) > 1 else ""
-    diversity = f", and its diversity {explained(curves.diversity)}" if curves.diversity else ""
+    measure = explained(curves.diversity).replace(", a measure of diversity", "") if curves.diversity else ""
+    diversity = f", and the measure of diversity is {measure}" if measure else ""
     return (
         f"{count} on task {first.run.task} with {first.run.backbone}, {each}within {budget} and with {seeds}: "
-        f"{_listed(methods, 'methods')}; the reward of a model is {explained(curves.reward)}{diversity}, on "
+        f"{_listed(methods, 'methods')}; the reward is {explained(curves.reward)}{diversity}, on "
         f"{first.protocol.prompts} held-out prompts."
     )
 
@@ -118,8 +120,7 @@ def _size(row: dict[Any, Any]) -> str:
     value, lower, upper = (float(row[key]) for key in ("difference", "lower", "upper"))
     sign = -1.0 if value < 0 else 1.0
     ends = sorted((sign * lower, sign * upper))
-    interval = f" [{number(ends[0])}, {number(ends[1])}]" if all(map(math.isfinite, ends)) else ""
-    return f"{number(abs(value))}{interval}"
+    return with_interval(abs(value), ends[0], ends[1])
 
 
 def _cost(report: CurveReport, best: str, level: float) -> str:
@@ -140,7 +141,7 @@ def _ends(report: CurveReport) -> str:
         if len(rows):
             sign = -1.0 if report.directions.get(str(metric)) is False else 1.0
             best = rows.iloc[int((sign * rows["mean"]).argmax())]
-            said.append(f"the most {what} has {best['cell']} ({axis_name(str(metric))} {_mean(best)})")
+            said.append(f"{best['cell']} has the most {what} ({axis_name(str(metric))} {_mean(best)})")
     return "at the end of the training, by the means, " + " and ".join(said) if said else "no run recorded a reward"
 
 
@@ -151,9 +152,7 @@ def _trained(report: CurveReport, metric: str) -> pd.DataFrame:
 
 
 def _mean(row: Any, name: str = "mean") -> str:
-    value, lower, upper = (float(row[f"{name}{end}"]) for end in ("", "_lower", "_upper"))
-    interval = f" [{number(lower)}, {number(upper)}]" if math.isfinite(lower) and math.isfinite(upper) else ""
-    return f"{number(value)}{interval}"
+    return with_interval(float(row[name]), float(row[f"{name}_lower"]), float(row[f"{name}_upper"]))
 
 
 def _change(report: CurveReport) -> str:
@@ -174,7 +173,7 @@ def _needless(report: CurveReport) -> str:
     if report.front is None:
         return (
             "Whether a method lost more diversity than its reward asks for is not known, since there is no front of the tilted "
-            "target here (`compare` makes one unless --no-front is given)."
+            "target here (alignbench compare makes one unless --no-front is given)."
         )
     if report.front.record.normalised:
         return (
@@ -192,19 +191,36 @@ def _needless(report: CurveReport) -> str:
     beyond = rows[rows["value"].isna()]["cell"].astype(str)
     rest = f"; {_listed(beyond, 'methods')} went above the reward that the front reaches" if len(beyond) else ""
     if lost.empty:
-        return f"No method clearly lost more {axis_name(metric)} than the target itself loses at the same reward{rest}."
+        asked = "than the reward asks for (than the tilted target loses at the same reward)"
+        return f"No method clearly lost more {axis_name(metric)} {asked}{rest}."
     sizes = [f"{row['cell']} {_size({**row, 'difference': row['value']})}" for row in lost.to_dict("records")]
-    what = f"More {axis_name(metric)} than the target itself loses at the same reward, so needlessly, was lost by"
+    what = f"More {axis_name(metric)} was lost than the reward asks for (than the tilted target loses at the same reward) by"
     return f"{what} {_listed(sizes, 'methods')}{rest}."
 
 
 def _with_disagreements(report: CurveReport, sentence: str) -> str:
-    """The sentence about diversity, with the methods about which metrics of diversity disagree."""
+    """The sentence about diversity, with the methods about which metrics of diversity disagree, those alike together."""
     found = disagreements(report)
     if not found:
         return sentence
-    texts = [f"{cell} ({rises} above the base model's, {falls} below)" for cell, rises, falls in found]
-    return f"{sentence.removesuffix('.')}; metrics of diversity disagree about {_listed(texts, 'methods')}."
+    alike: dict[tuple[str, str], list[str]] = {}
+    for cell, rises, falls in found:
+        alike.setdefault((rises, falls), []).append(cell)
+    trained = len({run.cell for run in report.results.of(report.setup)})
+    texts = [
+        f"{'every method' if len(cells) == trained > 1 else _listed(cells, 'methods')} ({rises} rose; {falls} fell)"
+        for (rises, falls), cells in alike.items()
+    ]
+    return f"{sentence.removesuffix('.')}; metrics of diversity disagree about {_listed(texts, 'kinds of change')}."
+
+
+def _with_alarms(report: CurveReport, sentence: str) -> str:
+    """The sentence about over-optimisation, with the methods whose runs raised an alarm."""
+    groups = grouped(report.alarms)
+    if not groups:
+        return f"{sentence.removesuffix('.')}; no run raised an alarm."
+    raised = [f"{f'{g.raised} of {g.runs} runs' if g.runs > 1 else 'the run'} of {g.cell} ({g.about})" for g in groups]
+    return f"{sentence.removesuffix('.')}; alarms were raised by {_listed(raised, 'methods')}."
 
 
 def _over_optimised(report: CurveReport) -> str:
@@ -216,7 +232,10 @@ def _over_optimised(report: CurveReport) -> str:
         )
     hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(judges)]
     if hacked.empty:
-        return "No over-optimisation is seen: where the reward rises, no metric that was not trained on gets clearly worse."
+        return (
+            "No method over-optimised its reward in most of its runs: where the reward rises, no metric that was not trained "
+            "on gets clearly worse."
+        )
     said = []
     for (method, strength), part in hacked.groupby(["method", "strength"], sort=False):
         first = part.sort_values("iteration", kind="stable").iloc[0]
@@ -235,8 +254,8 @@ def _untold(report: CurveReport) -> str:
     if not known:
         return f"What differences {seeds} seeds can show is unknown here, since the values of a method do not vary over seeds."
     sizes = " or ".join(f"{number(row['paired_detectable'])} in {axis_name(str(row['metric']))}" for row in known[:2])
-    found = f"larger ones are found in {POWER:.0%} of such comparisons"
-    return f"{seeds} seeds cannot tell differences smaller than {sizes}; {found}."
+    found = f"is found in {100 * POWER:.0f} % of comparisons, and a smaller one less often"
+    return f"With {seeds} seeds, a true difference of {sizes} {found}."
 
 
 def _seeds(report: CurveReport) -> dict[str, set[int]]:

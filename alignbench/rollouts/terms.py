@@ -353,6 +353,31 @@ def part_of_update(forest: RolloutForest, update: int, count: int, parts: int) -
     return torch.from_numpy(np.sort(order[update % parts :: parts])).to(forest.states.device)
 
 
+def leaves_of_update(forest: RolloutForest, update: int, parts: int) -> Tensor:
+    """Chooses the leaves that an update trains on by the first scored step on their paths.
+
+    These steps, in the order of the schedule, are divided into parts of equally many, of which each update takes the next.
+
+    Args:
+        update: how many updates the rollout has already served.
+        parts: the number of parts.
+
+    Returns:
+        bool [G * K].
+
+    Raises:
+        UserError: the leaves have too few different steps, or the parts would have different numbers of them.
+    """
+    starts = forest.edge_step.new_tensor([move.start for move in forest.plan.moves])
+    steps, number = starts[forest.edge_step[forest.leaf_edges[:, :1]]].unique(return_inverse=True)
+    if len(steps) == 0 or len(steps) % parts:
+        raise UserError(
+            f"parts={parts} with part_by=step must divide the number of steps at which the sampler's images are first trained, "
+            f"which is {len(steps)}"
+        )
+    return (number[:, 0] * parts).div(len(steps), rounding_mode="floor") == update % parts
+
+
 def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: Tensor | None = None) -> Terms:
     """The stock terms of denoising rows.
 

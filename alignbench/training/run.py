@@ -23,7 +23,7 @@ from alignbench.evaluation.evaluate import (
     too_faint,
 )
 from alignbench.evaluation.onset import onsets
-from alignbench.figures.rollout_tree import RolloutTree
+from alignbench.figures.rollout_tree import NOTHING, RolloutTree, predictions
 from alignbench.load import (
     every_setting,
     load_configured_backbone,
@@ -43,6 +43,7 @@ from alignbench.records.record import (
     RunInfo,
     StopRecord,
 )
+from alignbench.rollouts.builder import planned_forest
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan
@@ -402,7 +403,10 @@ class _PairRun:
             forest.rewards = torch.from_numpy(scores).to(forest.leaf_latents.device)
             beta = self.objective.target_beta(trainer.iteration)
             at = float("nan") if beta is None else float(beta)
-            return RolloutTree.of(forest, images, reward, at, target_reward=self.objective.target_reward(forest))
+            at_splits = predictions(forest)
+            predicted = self.policy.decode(at_splits) if len(at_splits) else NOTHING
+            target = self.objective.target_reward(forest)
+            return RolloutTree.of(forest, images, reward, at, target_reward=target, predicted=predicted)
 
         forest = self.processes.on_all_ranks(roll_out, calls_model=True)
         self.folder.write_tree(draw)
@@ -489,12 +493,15 @@ def _check_validation(config: RunConfig, objective: Objective, task: Task, promp
 
 
 def _check_fit(objective: Objective, sampler: Sampler, plan: Plan) -> None:
-    """Raises UserError where the objective trains on stochastic steps and the sampler's plan has none."""
-    if objective.needs.training and objective.replays and not plan.stochastic_steps:
+    """Raises UserError where the objective cannot train on the steps of the sampler's plan."""
+    if not (objective.needs.training and objective.replays):
+        return
+    if not plan.stochastic_steps:
         raise UserError(
             f"objective {objective.name} trains on stochastic steps and the plan of sampler {sampler.name} has none; "
             "choose another sampler, an objective that trains on final images, or likelihood=elbo"
         )
+    objective.trained_leaves(planned_forest(plan, 1))
 
 
 def _check_keepers(config: RunConfig, objective: Objective) -> None:

@@ -158,7 +158,9 @@ def _board_table(results: Results, setup: str, fronts: Fronts) -> BoardTable:
             row.append(bounded(loss[0]) if loss else Cell("-", float("nan")))
         for metric in shown:
             estimated = values["metrics"].get(metric)
-            row.append(Cell(estimate(estimated), estimated["mean"]) if estimated else Cell("-", float("nan")))
+            row.append(
+                Cell(estimate(estimated, usual=values["n"]), estimated["mean"]) if estimated else Cell("-", float("nan"))
+            )
         row += [Cell(spent(values, "model_rows"), values["model_rows"]), count(values["seeds"])]
         rows.append(row)
     first = results.of(setup)[0].result
@@ -168,12 +170,13 @@ def _board_table(results: Results, setup: str, fronts: Fronts) -> BoardTable:
 
 
 def _shown_metrics(results: Results, setup: str, front: Front | None) -> dict[str, str]:
-    """The metrics of a table -> what they are to it: the reward, independent judges, diversity, and the KL of the paths."""
+    """The metrics of a table -> what they are to it: the reward, diversity, independent judges, and the KL of the paths."""
     recorded = results.of(setup)[0].result.metrics
     reward, diversity = results.reward(setup), results.diversity(setup)
     judges = judge_metrics(results, setup, front)[:MOST_JUDGES]
-    shown = {reward: "(trained on)"} | dict.fromkeys(judges, "(independent)")
-    shown |= {diversity: "(diversity)"} if diversity else {}
+    shown = (
+        {reward: "(trained on)"} | ({diversity: "(diversity)"} if diversity else {}) | dict.fromkeys(judges, "(independent)")
+    )
     return shown | ({PATH_KL: ""} if PATH_KL in recorded else {})
 
 
@@ -186,4 +189,5 @@ def _note(ranked: Ranking, reward: str, diversity: str | None, front: Front | No
     )
     letters = "Methods that share a letter are not apart in it beyond chance (Welch's t test over seeds, Holm-corrected, 5 %)."
     about = f" {front_note(front)}" if front is not None and ranked.by_loss else ""
-    return f"Sorted by {by}. {letters} Means have 95 % intervals over seeds, or over prompts with one seed.{about}"
+    means = "Means have 95 % intervals over seeds; over prompts with one seed and for the base model."
+    return f"Sorted by {by}. {letters} {means}{about}"

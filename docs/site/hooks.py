@@ -20,6 +20,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 FRONT = "README.md"
 REFERENCE = "reference"
+STYLE = "site.css"
 TARGET = re.compile(r"\]\(<?([^)\s>]+)")
 
 
@@ -38,6 +39,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     pages = {"index": overview(modules)} | {module: f"# {module}\n\n::: {module}\n" for module in modules}
     for name, text in pages.items():
         laid_out.append(File.generated(config, f"{REFERENCE}/{name}.md", content=text))
+    laid_out.append(File.generated(config, STYLE, content=(ROOT / "docs" / "site" / STYLE).read_text(encoding="utf-8")))
     config.nav = with_folders(config.nav, list(laid_out.src_uris))
     return laid_out
 

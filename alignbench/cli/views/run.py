@@ -135,10 +135,9 @@ class Terminal:
             self.rich.print(
                 f"memory ran out {b.micro_batch_halvings} times; the micro-batch was reduced to {b.micro_batch} rows"
             )
-        self.rich.print(
-            f"written to [bold]{escape(str(out))}[/bold]: "
-            "result.json, metrics.parquet, evals.parquet, samples/, plots/, checkpoints/"
-        )
+        folders = [f"{name}/" for name in ("samples", "plots", "checkpoints") if (out / name).is_dir()]
+        files = ", ".join(["result.json", "metrics.parquet", "evals.parquet", *folders])
+        self.rich.print(f"written to [bold]{escape(str(out))}[/bold]: {files}")
 
 
 class _Lines:

@@ -239,8 +239,8 @@ def _drawings(results: Results, setup: str) -> dict[str, Callable[[], Figure | N
 
 
 def _images(results: Results, setup: str) -> Figure | None:
-    rows, texts = gallery(results, setup)
-    return image_grid(rows, texts) if rows else None
+    shown = gallery(results, setup)
+    return image_grid(shown) if shown.images else None
 
 
 def _distributions(results: Results, setup: str) -> Figure | None:

@@ -1,7 +1,7 @@
 """Images in a comparison: samples of all methods from the same noise, and rollout trees."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from alignbench.comparison.results import BASE, RecordedRun, Results
 from alignbench.errors import UserError
+from alignbench.figures.metric_names import axis_name
 from alignbench.files.images import open_image
 from alignbench.records.record import Protocol
 from alignbench.reports.style import PAPER
@@ -25,43 +26,84 @@ BETWEEN = 0.3
 """Space between the images of two prompts, in images."""
 WIDTH = 6.8
 """Inches: both columns of a two-column paper."""
-TREE_WIDTH = 1200
+TREE_WIDTH = 1440
 """Largest width of the drawing of a tree on a page, in pixels."""
 SIDE = 192
 """Largest side of an image on a page, in pixels; larger ones are reduced."""
+
+CAPTION = 0.11
+"""Inches: the height of the line below an image, which has its score."""
+PIXEL = 1 / PAPER["savefig.dpi"]
+"""Inches: the side of a pixel of a PNG."""
 
 Blocks = list[list[Image.Image]]
 """The images of each prompt."""
 
 
-def image_grid(rows: Mapping[str, Blocks], prompts: Sequence[str]) -> Figure:
-    """A row of images per method and a block of columns per prompt; all images of a column were drawn from the same noise."""
+class Gallery(NamedTuple):
+    """Images of several models. Those in the same place of each model were drawn from the same prompt and the same noise.
+
+    Attributes:
+        images: model -> its images of each prompt; the base model comes first.
+        scores: model -> the score of each of these images; NaN where it could not be scored.
+        prompts: the text of each prompt.
+        metric: what the scores are of.
+    """
+
+    images: dict[str, Blocks]
+    scores: dict[str, list[list[float]]]
+    prompts: list[str]
+    metric: str
+
+
+def image_grid(shown: Gallery) -> Figure:
+    """A row of images per method and a block of columns per prompt; below each image is its score.
+
+    Small images are enlarged by a whole number, so that each of their pixels is a square in a PNG.
+    """
     with plt.rc_context(PAPER | {"axes.grid": False}):
         left, gap = 0.15, 0.04  # shares of the width, and of an image
-        wide = [len(block) for block in next(iter(rows.values()))]
+        blocks = next(iter(shown.images.values()))
+        wide = [len(block) for block in blocks]
         columns = sum(wide) + BETWEEN * (len(wide) - 1)  # in images, with the space between prompts
         size = WIDTH * (0.995 - left) / (columns + gap * (columns - 1))
-        titles = [_wrapped(prompt, int(n * size * 72 / 3.5)) for prompt, n in zip(prompts, wide, strict=True)]
-        head = 0.08 + 0.1 * max(title.count("\n") + 1 for title in titles)  # a letter takes about 3.5 points
-        height = size * len(rows) * (1 + gap) + head
+        # A sheet has small images at twice their size.
+        own = max(image.width for block in blocks for image in block) / 2 * PIXEL
+        size = size // own * own if size >= own else size
+        titles = [_wrapped(prompt, int(n * size * 72 / 3.5)) for prompt, n in zip(shown.prompts, wide, strict=True)]
+        head = 0.2 + 0.1 * max(title.count("\n") + 1 for title in titles)  # a letter takes about 3.5 points
+        line = size * (1 + gap) + CAPTION
+        height = _whole(line * len(shown.images) + head)
         figure = plt.figure(figsize=(WIDTH, height))
-        for line, (name, blocks) in enumerate(rows.items()):
-            at = 0.0
-            for block, title in zip(blocks, titles, strict=True):
-                for number, image in enumerate(block):
-                    x = left + size * (1 + gap) * at / WIDTH
-                    y = 1 - (head + size * (1 + gap) * (line + 1)) / height
-                    axis = figure.add_axes((x, y, size / WIDTH, size / height))
-                    axis.imshow(np.asarray(image), interpolation="nearest")
+        for row, (name, of_model) in enumerate(shown.images.items()):
+            at, top = 0.0, _whole(head + line * row)
+            for block, scores, title in zip(of_model, shown.scores[name], titles, strict=True):
+                for number, (image, score) in enumerate(zip(block, scores, strict=True)):
+                    x = _whole(left * WIDTH + size * (1 + gap) * at)
+                    axis = figure.add_axes((x / WIDTH, 1 - (top + size) / height, size / WIDTH, size / height))
+                    axis.imshow(np.asarray(image), interpolation="nearest", aspect="auto")
                     axis.set_axis_off()
-                    if line == 0 and number == 0:
+                    under = (x + size / 2) / WIDTH, 1 - (top + size + 0.02) / height
+                    figure.text(*under, score_text(score), ha="center", va="top", fontsize=5)
+                    if row == 0 and number == 0:
                         axis.set_title(title, fontsize=6, pad=2, loc="left")
                     at += 1
                 at += BETWEEN
-            middle = 1 - (head + size * ((1 + gap) * line + 0.5)) / height
-            text = name.replace(" x ", "\n")
+            middle, text = 1 - (top + size / 2) / height, name.replace(" x ", "\n")
             figure.text(left - 0.01, middle, text, ha="right", va="center", fontsize=6)
+        note = f"same prompt and noise in each column; below each image: {axis_name(shown.metric)}"
+        figure.text(left, 1 - 0.03 / height, note, ha="left", va="top", fontsize=5, color="#555555")
     return figure
+
+
+def score_text(score: float) -> str:
+    """The score of an image as the line below it."""
+    return "-" if np.isnan(score) else f"{score:.2f}"
+
+
+def _whole(inches: float) -> float:
+    """A length in whole pixels of a PNG."""
+    return round(inches / PIXEL) * PIXEL
 
 
 def sample_images(run: RecordedRun, name: str, prompts: Sequence[int] = range(PROMPTS), images: int = IMAGES) -> Blocks:
@@ -99,18 +141,39 @@ def _opened(file: Path) -> Image.Image | None:
         return None
 
 
-def gallery(results: Results, setup: str) -> tuple[dict[str, Blocks], list[str]]:
-    """Images of the base model and of the first seed of each cell that kept any, and the prompts."""
-    rows: dict[str, Blocks] = {}
-    texts: list[str] = []
+def gallery(results: Results, setup: str) -> Gallery:
+    """Images of the base model and of the first seed of each cell that kept any, with their rewards; empty without images."""
+    metric = results.reward(setup)
+    found = Gallery({}, {}, [], metric)
+
+    def add(name: str, run: RecordedRun, phase: str, images: Blocks) -> None:
+        found.images[name] = images
+        found.scores[name] = _scores_of(run, phase, metric, [len(block) for block in images])
+
     for run in results.of(setup):
-        images = sample_images(run, "final") if run.cell not in rows else []
+        images = sample_images(run, "final") if run.cell not in found.images else []
         if images:
-            if not rows:
-                rows[BASE] = sample_images(run, "base")
-                texts = _prompts_of(run, len(images))
-            rows[run.cell] = images
-    return {name: images for name, images in rows.items() if len(images) == len(texts)}, texts
+            if not found.images:
+                add(BASE, run, "base", sample_images(run, "base"))
+                found.prompts.extend(_prompts_of(run, len(images)))
+            add(run.cell, run, "final", images)
+    for name in [name for name, images in found.images.items() if len(images) != len(found.prompts)]:
+        del found.images[name], found.scores[name]
+    return found
+
+
+def _scores_of(run: RecordedRun, phase: str, metric: str, counts: Sequence[int]) -> list[list[float]]:
+    """The scores of the first images of each of the first prompts, NaN where there is none.
+
+    Args:
+        phase: `base` or `final`.
+        counts: how many images of each prompt.
+    """
+    known: dict[tuple[int, int], float] = {}
+    if run.evals is not None:
+        rows = run.evals[(run.evals["phase"] == phase) & (run.evals["metric"] == metric)]
+        known = dict(zip(zip(rows["prompt_index"], rows["image"], strict=True), rows["value"], strict=True))
+    return [[float(known.get((prompt, i), np.nan)) for i in range(count)] for prompt, count in enumerate(counts)]
 
 
 class ExampleSets(NamedTuple):

@@ -75,7 +75,7 @@ def _panel(axis: Axes, values: pd.DataFrame, at_levels: pd.DataFrame, look: dict
         if len(at_levels):
             trail = _trail(at_levels[at_levels["cell"] == cell], start, end)
             axis.plot(*trail.T, color=style.color, linewidth=0.5, alpha=0.7)
-    axis.plot(*start, marker="x", color="black", markersize=4)
+    axis.plot(*start, marker="*", color="black", markersize=7)
     low, high = axis.get_xlim()
     axis.set(xlabel="KL to the base model (nats)", xlim=(max(low, SMALLEST_KL) / MARGIN, high * MARGIN))
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * max(low, SMALLEST_KL) else (1.0,)))
@@ -92,7 +92,7 @@ def _trail(at_levels: pd.DataFrame, start: tuple[float, float], end: tuple[float
 
 
 def _legends(figure: Figure, cells: Sequence[str], look: dict[str, Look], columns: int) -> None:
-    """Objectives below the panels, samplers and the base model above them."""
+    """Below the panels: objectives by their colours, then samplers, the base model and the bound."""
     samplers = dict.fromkeys(map(sampler_of, cells))
     first_of = {objective_of(cell): look[cell] for cell in reversed(cells)}
     objectives = [
@@ -101,10 +101,9 @@ def _legends(figure: Figure, cells: Sequence[str], look: dict[str, Look], column
     ]
     shape = {sampler_of(cell): look[cell].marker for cell in cells}
     others = [Line2D([], [], linestyle="", color="#555555", marker=shape[s], label=legend_name(s)) for s in samplers]
-    others.append(Line2D([], [], linestyle="", color="black", marker="x", label=BASE))
+    others.append(Line2D([], [], linestyle="", color="black", marker="*", label=BASE))
     others.append(Line2D([], [], color="black", linewidth=0.7, label="best reachable"))
-    figure.legend(handles=objectives, loc="outside lower center", ncols=6 if columns > 1 else 3, fontsize=6)
-    figure.legend(handles=others, loc="outside upper center", ncols=len(others), fontsize=6)
+    figure.legend(handles=[*objectives, *others], loc="outside lower center", ncols=6 if columns > 1 else 3, fontsize=6)
 
 
 def _marker(look: Look) -> dict[str, Any]:

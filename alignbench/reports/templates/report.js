@@ -25,6 +25,7 @@ const large = document.querySelector("dialog.large");
 for (const image of document.querySelectorAll("img.enlarge")) {
   const open = () => {
     large.querySelector("img").src = image.src;
+    large.classList.toggle("figure", image.closest("figure") !== null);
     large.querySelector("p").textContent = image.alt;
     large.showModal();
   };

@@ -141,6 +141,8 @@ def test_a_run_tells_a_person_what_happened(tmp_path: Path) -> None:
     assert done.stdout == ""
     for part in ("brightness (reward)", "difference (95 % interval)", "model evaluations", "peak memory", "written to"):
         assert part in done.stderr
+    for folder in ("samples", "plots", "checkpoints"):  # those that were written are named, and no others
+        assert (f"{folder}/" in done.stderr) == (tmp_path / "run" / folder).is_dir()
 
 
 def test_ctrl_c_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:

@@ -209,7 +209,16 @@ KIN: dict[str, dict[str, Any]] = {
         "clip": 1e-3,
     },
     "trunk_tree": {"roots": 4, "children": 6, "std": "group", "step_weight": "noise", "kl_beta": 0.004, "kl": "exact"},
-    "granular": {"children": 12, "last_branch": 7, "strides": (1, 2), "std": "group", "std_correction": 1},
+    "granular": {
+        "children": 12,
+        "last_branch": 7,
+        "strides": (1, 2),
+        "coarse": "released",
+        "std": "group",
+        "std_correction": 1,
+        "parts": 8,
+        "part_by": "step",
+    },
 }
 """sampler -> what the code of MixGRPO, MixGRPO-Flash, TreeGRPO, BranchGRPO, TempFlow-GRPO and G2RPO has, which are grpo."""
 
@@ -222,6 +231,7 @@ def test_the_paper_preset_has_the_settings_of_grpos_kin_on_their_samplers(sample
         made = load_objective("grpo", **found.objective.settings), load_sampler(sampler, **found.sampler.settings)
         settings = made[0].settings.model_dump() | made[1].settings.model_dump()
         assert {key: settings[key] for key in wanted} == wanted
+        assert found.updates_per_rollout == {"granular": 8}.get(sampler, 2 if family == "sd3" else 1)
     # What belongs to the method and not to its sampler does not follow the sampler.
     other = load_config(preset="paper", options={"backbone": "sd3", "objective": "tmpo", "sampler": sampler}).resolved()
     assert other["sampler"].get("split_noise_scale", 1) == 1

@@ -19,8 +19,8 @@ def test_modes_that_died_for_any_prompt_are_told() -> None:
     """All keep their modes for the first prompt, whose distribution is drawn, and lose two of three for the second."""
     (alarm,) = mode_alarms(evals([1, 1, 0.5], [1, 1 / 3, 1]))
     assert alarm == (
-        "modes of the target died for 1 of 3 prompts: on average the base model draws 83% of a target's modes, the trained "
-        "model 78%"
+        "modes of the target died for 1 of 3 prompts: on average the base model draws 83 % of a target's modes, the trained "
+        "model 78 %"
     )
     assert about_dead_modes(alarm)
     assert about_dead_modes("1 of the target's 3 modes died for the prompt 'equal_modes 0': the target has 0.4")  # 0.1's

@@ -4,14 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.offsetbox import AnnotationBbox
 from scipy.special import softmax
 from scipy.stats import zscore
 
-from alignbench import UserError
+from alignbench import Plan, Step, UserError
 from alignbench.evaluation.curve import KINDS
 from alignbench.evaluation.evaluate import Evaluation
 from alignbench.figures import plots, sheets
-from alignbench.figures.rollout_tree import TREE, RolloutTree
+from alignbench.figures.rollout_tree import TREE, RolloutTree, predictions
 from alignbench.figures.rollout_tree import tree as tree_figure
 from alignbench.figures.style import write_figure
 from alignbench.files.images import MAX_PIXELS, open_image
@@ -51,6 +52,63 @@ def test_the_branches_of_a_tree_by_hand() -> None:
     expected += [[[2, parent], [3, child]] for parent, child in ((0.5, 0), (0.5, 1), (2.5, 2), (2.5, 3))]
     expected += [[[1, 1.5], [2, 0.5]], [[1, 1.5], [2, 2.5]], [[0, 1.5], [1, 1.5]]]
     assert sorted(lines) == sorted(expected)
+
+
+def test_a_tree_has_the_images_that_are_predicted_where_branches_split(tmp_path: Path) -> None:
+    toy = ToyBackbone()
+    forest = rollout(toy, PROMPTS, tree(4, (1, 2), children=2), seed=0)
+    forest.rewards = torch.tensor(REWARDS).flatten()
+    # The state before step 1, and both before step 2; each is x - sigma v.
+    sigma, rows = toy.sigmas(4), [r for r, group in enumerate(forest.row_group.tolist()) if group == 1]
+    wanted = torch.stack(
+        [forest.states[forest.rows[r]] - sigma[s] * forest.row_velocity[r] for r, s in zip(rows, (1, 2, 2), strict=True)]
+    )
+    assert torch.equal(predictions(forest, group=1), wanted)
+    images = np.zeros((8, 2, 2, 3), dtype=np.uint8)
+    predicted = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((3, 2, 2, 3), dtype=np.uint8)
+    found = RolloutTree.of(forest, images, "ocr", beta=2.0, group=1, predicted=predicted)
+    assert found.split_states == [(1, 0), (2, 0), (2, 1)]
+    assert shown_at(found) == [(1, 1.5), (2, 0.5), (2, 2.5), (4, 0), (4, 1), (4, 2), (4, 3)]
+    # A growing tree: before step 0, 1 and 2, then the lines of step 2, and the leaves at the end.
+    counts = [len(shown_at(found, until)) for until in range(5)]
+    assert counts == [0, 1, 3, 3, 7]
+    found.write(tmp_path / TREE)
+    np.testing.assert_array_equal(RolloutTree.read(tmp_path / TREE).predicted, predicted)
+    found._replace(predicted=predicted[:2]).write(tmp_path / TREE)
+    with pytest.raises(UserError, match="the shapes or types of its parts do not match"):
+        RolloutTree.read(tmp_path / TREE)
+
+
+def shown_at(drawn: RolloutTree, until: int | None = None) -> list[tuple[float, float]]:
+    """The points of a tree's axis at which images are."""
+    axis = tree_figure(drawn, until).axes[0]
+    return [(float(box.xy[0]), float(box.xy[1])) for box in axis.artists if isinstance(box, AnnotationBbox)]
+
+
+def test_a_tree_of_an_earlier_version_has_no_predicted_images(tmp_path: Path) -> None:
+    parts = drawn()._asdict()
+    del parts["predicted"]
+    (tmp_path / TREE).parent.mkdir()
+    np.savez_compressed(tmp_path / TREE, **parts)
+    read = RolloutTree.read(tmp_path / TREE)
+    assert len(read.predicted) == 0
+    assert len(shown_at(read)) == 4
+
+
+def test_states_that_are_not_trained_on_have_no_predicted_images() -> None:
+    steps = (Step("cps", 0.7, 2, scored=False), Step("cps", 0.7, 2), Step())
+    assert len(predictions(rollout(ToyBackbone(), PROMPTS, Plan(steps), seed=0))) == 0
+    assert len(predictions(rollout(ToyBackbone(), PROMPTS, Plan((Step("cps", 0.7), Step()), roots=3), seed=0))) == 0
+
+
+def test_a_leaf_takes_at_least_64_pixels_of_a_plot(tmp_path: Path) -> None:
+    red = np.zeros((4, 64, 64, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    write_figure(tmp_path / "tree.png", tree_figure(drawn()._replace(images=red)))
+    pixels = np.asarray(open_image(tmp_path / "tree.png"))[..., :3]
+    is_red = (pixels == (255, 0, 0)).all(-1)
+    assert is_red.any(0).sum() == pytest.approx(128, abs=1)  # the width; 128 / 150 inches at 150 pixels per inch
+    assert is_red.any(1).sum() == pytest.approx(4 * 128, abs=4)
 
 
 def test_a_tree_shows_the_target_q_of_an_objective_that_has_one_alone() -> None:

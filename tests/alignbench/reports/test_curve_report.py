@@ -107,18 +107,18 @@ def test_the_verdict_begins_with_the_difference_at_equal_reward(report: CurveRep
     assert report.common_level == pytest.approx(0.8)
     first = curve_sentences(report)[0]
     assert first.startswith(
-        f"At OCR score 0.8, which every run reaches: {TMPO} has 0.28 [{low:.3g}, {high:.3g}] more LGMD than {GRPO} "
+        f"At OCR score 0.8, which every run reaches: {TMPO} has 0.280 [{low:.3f}, {high:.3f}] more LGMD than {GRPO} "
     )
     corrected = report.differences.query("metric == 'lgmd' and level == @report.common_level")["p_holm"].iloc[0]
     assert p <= corrected <= tests * p * (1 + 1e-9)
-    assert f"(n = 3 seeds, p = {corrected:.2g}) and needs 600 more model rows, not beyond chance" in first
+    assert f"(n = 3 seeds, p = {corrected:.2g}) and needs 600 more model evaluations, not beyond chance" in first
 
 
 def test_a_method_that_does_not_reach_a_level_is_named(report: CurveReport) -> None:
     rows = table(report, "Differences at equal reward")
     last = next(row for row in rows if row[0] == "0.9")
     assert last[3] == f"{GRPO} reaches it in 0 of 3 seeds"
-    costs = {row[0]: row[1:] for row in table(report, "Model rows to reach a reward")}
+    costs = {row[0]: row[1:] for row in table(report, "Model evaluations to reach a reward")}
     assert costs[GRPO][-2:] == ["not reached (0 of 3 runs)", "2,000"]
     assert costs[TMPO][-2:] == ["1,800", "2,000"]
     assert f"Less than half of the runs reach 0.9 within their budget: {GRPO} (0 of 3 runs)." in curve_sentences(report)
@@ -129,7 +129,7 @@ def test_the_avoidable_loss_is_the_fronts_value_at_the_models_reward(report: Cur
     rows = {row[0]: row[1] for row in table(report, "Avoidable loss")}
     assert rows["base model"].startswith("0 ")
     assert rows[TMPO] == "0.05"  # the same with each seed, so that there is no interval
-    assert rows[GRPO].startswith("0.32 [0.308, 0.332]")
+    assert rows[GRPO].startswith("0.320 [0.308, 0.332]")
     assert any(s.startswith(f"LGMD lost needlessly, against the target's front at equal reward: {GRPO} 0.32") for s in
                curve_sentences(report))  # fmt: skip
 

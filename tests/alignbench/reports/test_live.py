@@ -35,6 +35,8 @@ def test_a_report_of_unfinished_runs_alone_says_so_and_shows_their_training(unfi
     assert text.count("<td>interrupted</td>") == 2
     assert text.count("<td>3 of 3</td>") == 2
     assert "training so far" in text
+    assert '<dialog class="large">' in text  # the script of the page needs it
+    assert '<figure class="wide"><img class="enlarge"' in text
     assert REFRESH not in text
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
@@ -23,11 +25,13 @@ from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures import plots, sheets
 from alignbench.files.escaping import latex
+from alignbench.records import distributions
 from alignbench.reports import findings, formatting, report, style, tables, verdict
 from alignbench.reports.alarms import grouped
 from alignbench.reports.plots import comparison_plots
-from alignbench.reports.plots.gallery import example_sets, gallery, tree_drawings
-from alignbench.reports.plots.trade_off import LETTER, _box, _labels, _overlap, scatter
+from alignbench.reports.plots.gallery import Gallery, example_sets, gallery, image_grid, tree_drawings
+from alignbench.reports.plots.trade_off import LETTER, NARROW, WIDE, _box, _labels, _overlap, _ticks, scatter, short_names
+from tests.alignbench.figures.test_animation import table as distributions_table
 from tests.alignbench.record_folders import PROMPTS, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -71,11 +75,11 @@ def test_the_findings_name_the_front_and_what_is_beyond_chance(results: Results)
     grpo = max(p["grpo"], tmpo)
     # Standard errors .01 / sqrt 3 and .005 / sqrt 3; t(0.975, 2) = 4.302653, and 4.302653 * .005 / sqrt 3 = 0.01242.
     assert said[3] == (
-        f"OCR score is above the base model's for grpo x independent (by 0.105 [0.0926, 0.117], p = {grpo:.2g}), "
-        f"tmpo x independent (by 0.41 [0.385, 0.435], p = {tmpo:.2g})."
+        f"OCR score is above the base model's for grpo x independent (by 0.105 [0.093, 0.117], p = {grpo:.2g}), "
+        f"tmpo x independent (by 0.410 [0.385, 0.435], p = {tmpo:.2g})."
     )
     low, high = stats.ttest_ind(rewards["tmpo"], rewards["grpo"], equal_var=False).confidence_interval()
-    by = f"by 0.305 [{low:.3g}, {high:.3g}], p = {between:.2g}"
+    by = f"by 0.305 [{low:.3f}, {high:.3f}], p = {between:.2g}"
     assert said[4] == f"OCR score between methods: tmpo x independent above grpo x independent ({by})."
     assert "3 seeds per method: a difference that is not beyond chance here may still exist." in said
 
@@ -87,19 +91,31 @@ def test_the_verdict_has_five_sentences_that_a_newcomer_can_read(results: Result
     said = verdict.verdict(results, setup, report.curve_reports(results)[setup])
     assert len(said) == 5
     ocr = "OCR score (how well the text in the image matches the prompt, by edit distance)"
-    lgmd = "LGMD (mean log distance between the final latents of a prompt's images, a measure of diversity)"
+    lgmd = "LGMD (mean log distance between the final latents of a prompt's images)"
     assert said[0] == (
         "2 methods were trained on task ocr with tiny, each within 2 iterations and with 3 seeds: grpo x independent and tmpo "
-        f"x independent; the reward of a model is {ocr}, and its diversity {lgmd}, on 2 held-out prompts."
+        f"x independent; the reward is {ocr}, and the measure of diversity is {lgmd}, on 2 held-out prompts."
     )
     assert said[1].startswith(
         "Methods cannot be compared at equal reward, since fewer than two were evaluated along the training"
     )
-    assert "the most reward has tmpo x independent (OCR score 0.86 [0.835, 0.885])" in said[1]
-    assert "the most diversity has grpo x independent (LGMD 0.652 [0.646, 0.659])" in said[1]
+    assert "tmpo x independent has the most reward (OCR score 0.860 [0.835, 0.885])" in said[1]
+    assert "grpo x independent has the most diversity (LGMD 0.652 [0.646, 0.659])" in said[1]
     assert "there is no front of the tilted target here" in said[2]
     assert said[3].startswith("Whether a method over-optimised its reward cannot be told")
-    assert said[4].startswith("3 seeds cannot tell differences smaller than 0.0")
+    assert said[3].endswith("; no run raised an alarm.")
+    assert said[4].startswith("With 3 seeds, a true difference of 0.0")
+
+
+def test_the_verdict_names_the_runs_that_raised_alarms(results: Results) -> None:
+    (setup,) = results.setups
+    curves, cell = report.curve_reports(results)[setup], "tmpo x independent"
+    fell = "ocr rose by 0.1 while lgmd went from 1 to 0.9"
+    curves.alarms = {(cell, 0): [fell], (cell, 1): [], (cell, 2): [], ("grpo x independent", 0): []}
+    sentence = verdict.verdict(results, setup, curves)[3]
+    assert sentence.endswith("; alarms were raised by 1 of 3 runs of tmpo x independent (LGMD got worse).")
+    curves.alarms = {(cell, 0): [fell]}
+    assert verdict.verdict(results, setup, curves)[3].endswith("raised by the run of tmpo x independent (LGMD got worse).")
 
 
 def test_the_verdict_of_one_seed_says_that_it_cannot_tell(tmp_path: Path) -> None:
@@ -197,10 +213,10 @@ def test_latex_escapes_what_is_special_and_knows_minus_from_hyphen() -> None:
 
 def test_headings_say_where_better_is_and_what_was_trained_on(folder: Path) -> None:
     page = (folder / "report.html").read_text()
-    assert "ocr ↑ (trained on)</button>" in page
-    assert "lgmd ↑</button>" in page
+    assert "OCR score ↑ (trained on)</button>" in page
+    assert "LGMD ↑</button>" in page
     assert (
-        "| method | ocr ↑ (trained on) | lgmd ↑ | model evaluations | seconds of training | model evaluations per image |"
+        "| method | OCR score ↑ (trained on) | LGMD ↑ | model evaluations | seconds of training | model evaluations per image |"
         in (folder / "report.md").read_text()
     )
 
@@ -281,12 +297,74 @@ def test_alarms_that_differ_in_numbers_alone_are_one(results: Results) -> None:
 
 def test_labels_of_the_trade_off_do_not_cover_one_another() -> None:
     """Five methods at nearly the same place: estimated boxes of their names must not overlap, nor leave the frame."""
-    marks = [{"cell": f"method {i} x independent", "x": 400.0 + i, "y": 250.0 + i} for i in range(5)]
-    boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 22) for label in _labels(marks)]
+    marks = [{"label": f"method {i} x independent", "x": 400.0 + i, "y": 250.0 + i} for i in range(5)]
+    labels = _labels(marks, WIDE.frame)
+    boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 22) for label in labels]
     for i, one in enumerate(boxes):
         assert one[0] >= 80
         assert one[2] <= 880
         assert not any(_overlap(one, other) for other in boxes[:i])
+    assert labels[0]["leader"] is None  # the first one stands beside its mark
+    assert labels[4]["leader"] is not None  # two lines away: a line joins it to its mark
+
+
+def test_a_label_that_finds_no_free_place_covers_as_little_as_it_can() -> None:
+    """At the right edge only labels to the left fit: 23 lines from the middle of the frame, and more marks than that."""
+    marks = [{"label": "a method", "x": 860.0, "y": 270.0} for _ in range(30)]
+    boxes = [_box((label["label_x"], label["label_y"], label["anchor"]), LETTER * 8) for label in _labels(marks, WIDE.frame)]
+    assert all(box[2] <= 880 and box[1] >= 30 and box[3] <= 510 for box in boxes)
+
+
+def test_labels_leave_out_a_sampler_that_all_methods_share() -> None:
+    assert short_names([BASE, "grpo x tree", "tmpo x tree"]) == {BASE: BASE, "grpo x tree": "grpo", "tmpo x tree": "tmpo"}
+    assert short_names(["grpo x tree", "grpo x independent"])["grpo x tree"] == "grpo x tree"
+
+
+def test_on_a_phone_marks_have_numbers(results: Results) -> None:
+    cells = results.cells_frame[results.cells_frame["setup"] == results.setups[0]]
+    wide, narrow = (scatter(cells, "ocr", "lgmd", (), canvas) for canvas in (WIDE, NARROW))
+    assert [mark["label"] for mark in narrow["marks"]] == ["1", "2", "3"]
+    assert [mark["cell"] for mark in narrow["marks"]] == [mark["cell"] for mark in wide["marks"]]
+    assert all(mark["x"] <= NARROW.width and mark["y"] <= NARROW.height for mark in narrow["marks"])
+    assert not wide["cut"]  # the intervals are far narrower than the distances of the methods
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((0.06634, 0.0403, 0.0922), "0.066 [0.040, 0.092]"),  # half-width 0.026
+        ((-0.00182, -0.0174, 0.0137), "-0.002 [-0.017, 0.014]"),
+        ((0.855, 0.836, 0.8749), "0.855 [0.836, 0.875]"),  # half-width 0.019: 3 decimals for two digits
+        ((0.42242, 0.42203, 0.42281), "0.4224 [0.4220, 0.4228]"),  # half-width 0.0004: one digit of it at least
+        ((4.09, 3.17, 5.0), "4.09 [3.17, 5.00]"),
+        ((13.9, 4.65, 23.15), "13.9 [4.7, 23.1]"),
+        ((382050.4, 350000.0, 414100.8), "382,050 [350,000, 414,101]"),
+        ((-0.0004, -0.2, 0.2), "0.00 [-0.20, 0.20]"),  # no minus before a zero
+        ((2e-7, 1e-7, 3e-7), "2e-07 [1e-07, 3e-07]"),
+        ((0.0, 0.0, 0.0), "0 [0, 0]"),
+        ((0.5, -math.inf, math.inf), "0.5"),
+    ],
+)
+def test_numbers_have_as_many_decimals_as_their_interval_needs(numbers: tuple[float, float, float], text: str) -> None:
+    assert formatting.with_interval(*numbers) == text
+
+
+def test_an_n_that_is_told_once_is_not_repeated() -> None:
+    row = {"mean": 0.5, "mean_lower": 0.4, "mean_upper": 0.6, "mean_n": 3, "over": "seeds"}
+    assert formatting.estimate(row) == "0.50 [0.40, 0.60] (n = 3 seeds)"
+    assert formatting.estimate(row, usual="n = 3 seeds") == "0.50 [0.40, 0.60]"
+    assert formatting.estimate(row, usual="n = 4 seeds").endswith("(n = 3 seeds)")
+
+
+def test_ticks_of_nearly_equal_values_are_told_apart() -> None:
+    texts = [text for _, text in _ticks(MaxNLocator(6), (0.235760, 0.235766))]
+    assert len(texts) == len(set(texts)) > 3
+
+
+def test_what_is_empty_has_no_brackets() -> None:
+    assert formatting.listed({"ocr": {"settings": {"batch": 16}}, "quality": {"settings": {}}}) == (
+        "ocr (settings (batch 16)), quality"
+    )
 
 
 def test_the_best_mean_is_bold(folder: Path) -> None:
@@ -439,13 +517,50 @@ def test_pictures_are_cut_from_the_sheet_that_a_run_leaves(tmp_path: Path) -> No
     for name, shades in (("base", (10, 20)), ("final", (30, 40))):
         images = np.stack([np.full((8, 8, 3), shade, dtype=np.uint8) for shade in shades])
         sheets.grid(images, 1).save(run / "samples" / f"{name}.png")
-    rows, prompts = gallery(read_results(tmp_path), "ocr on tiny")
-    found = {cell: [[picture.getpixel((9, 9)) for picture in block] for block in blocks] for cell, blocks in rows.items()}
+    shown = gallery(read_results(tmp_path), "ocr on tiny")
+    found = {cell: [[image.getpixel((9, 9)) for image in block] for block in blocks] for cell, blocks in shown.images.items()}
     assert found == {BASE: [[(10,) * 3], [(20,) * 3]], "tmpo x independent": [[(30,) * 3], [(40,) * 3]]}
-    assert prompts == list(PROMPTS)
+    assert shown.scores == {BASE: [[0.4], [0.5]], "tmpo x independent": [[0.5], [0.7]]}
+    assert (shown.prompts, shown.metric) == (list(PROMPTS), "ocr")
     report.write_report(tmp_path)
     assert (tmp_path / "plots" / "images.svg").is_file()
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == 6  # gallery, and the first prompt on cards
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 6  # gallery, and the first prompt on cards
+    assert re.findall(r"<br><small>(.*?)</small></td>", page) == ["0.40", "0.50", "0.50", "0.70"]
+    assert "kept no images" not in page
+
+
+def test_the_grid_enlarges_each_image_by_a_whole_number_and_has_its_score_below(tmp_path: Path) -> None:
+    # Two prompts of one image of 64 pixels, which a sheet has at 128. A row has 6.8 inches of 300 pixels, of which 0.845 are
+    # images: 2.3 of them and gaps of 4 %, so that one takes 737 pixels at most. 704 = 11 * 64.
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    pixels[..., 0] = 255  # none is white, as the page is
+    pixels[..., 1] = np.minimum(pixels[..., 1], 200)
+    image = Image.fromarray(pixels).resize((128, 128), Image.Resampling.NEAREST)
+    shown = Gallery({BASE: [[image], [image]]}, {BASE: [[0.25], [math.nan]]}, ["a", "b"], "ocr")
+    figure = image_grid(shown)
+    assert [text.get_text() for text in figure.texts if text.get_text() in ("0.25", "-")] == ["0.25", "-"]
+    assert "below each image: OCR score" in figure.texts[-1].get_text()
+    figure.savefig(tmp_path / "grid.png", dpi=300)
+    drawn = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    is_image = (drawn[..., 0] == 255) & (drawn[..., 1] <= 200)
+    rows, columns = np.flatnonzero(is_image.sum(1) > 700), np.flatnonzero(is_image.sum(0) > 350)
+    assert len(rows) == 704
+    assert len(columns) == 2 * 704
+    first = drawn[rows[0] : rows[0] + 704, columns[0] : columns[0] + 704]
+    np.testing.assert_array_equal(first[5::11, 5::11], pixels)
+
+
+def test_a_page_says_where_the_runs_kept_no_images(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r")
+    record = json.loads((run / "result.json").read_text())
+    record["config"]["save_images"] = False
+    (run / "result.json").write_text(json.dumps(record))
+    report.write_report(tmp_path)
+    assert "These runs kept no images (<code>save_images=false</code>)." in (tmp_path / "report.html").read_text()
+    distributions_table(0, 3).to_parquet(run / distributions.FILE, index=False)
+    report.write_report(tmp_path)
+    assert "kept no images" not in (tmp_path / "report.html").read_text()  # those of a toy problem are no images
 
 
 def test_example_sets_show_the_prompt_at_which_most_and_least_diverse_differ_most(tmp_path: Path) -> None:
@@ -484,7 +599,7 @@ def test_a_sheet_that_cannot_be_used_costs_its_own_place_alone(tmp_path: Path, k
         else:
             Image.new("1", (20_000, 10_000) if kind == "bomb" else (1, 1)).save(file)
     results = read_results(tmp_path)
-    assert gallery(results, "ocr on tiny") == ({}, [])
+    assert gallery(results, "ocr on tiny") == ({}, {}, [], "ocr")
     assert len(tree_drawings(results, "ocr on tiny")) == (kind == "one pixel")
 
 
@@ -496,7 +611,8 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
       const table = document.querySelector(".sortable"), first = () => table.tBodies[0].rows[0].cells[0].textContent;
       const button = table.querySelectorAll("th button")[1];
       button.click(); const low = first(); button.click(); const high = first();
-      const points = [...document.querySelectorAll(".point")], card = document.querySelector(".card");
+      const points = [...document.querySelectorAll(".point")].filter(point => point.checkVisibility());
+      const card = document.querySelector(".card");
       points[1].dispatchEvent(new MouseEvent("mouseenter")); const hovered = card.textContent;
       points[2].focus(); const focused = card.textContent;
       points[0].dispatchEvent(new MouseEvent("click")); const clicked = card.textContent;
@@ -520,7 +636,7 @@ def test_in_a_browser_sorting_and_pointing_work_without_errors(folder: Path, tmp
     )
     title = done.stdout.split("<title>")[1].split("</title>")[0]
     saw = yaml.safe_load(title)
-    assert (saw["low"], saw["high"]) == (BASE, "tmpo x independent")
+    assert (saw["low"], saw["high"]) == (f"{BASE} (n = 2 prompts)", "tmpo x independent")
     assert "grpo x independent" in saw["hovered"]
     assert "n = 3 seeds" in saw["hovered"]
     assert "tmpo x independent" in saw["focused"]

@@ -406,6 +406,13 @@ def test_a_plan_without_noise_is_refused_by_objectives_on_steps_alone(tmp_path: 
     assert result.budget.model_rows_train == 3 * 2 * 8
 
 
+def test_parts_that_no_step_of_the_sampler_fills_are_refused_before_the_run(tmp_path: Path) -> None:
+    objective: Any = {"name": "grpo", "settings": {"parts": 2, "part_by": "step"}}
+    with pytest.raises(UserError, match="parts=2 with part_by=step must divide the number of steps"):
+        run(toy_config(write_task(tmp_path), objective=objective, sampler="independent"), tmp_path / "grpo")
+    assert not (tmp_path / "grpo").exists()
+
+
 def test_an_objective_on_paths_learns_from_rollouts_without_noise_by_an_elbo(tmp_path: Path) -> None:
     sampler: Any = {"name": "independent", "steps": 4, "group_size": 4, "stochastic_share": 0}
     config = toy_config(
