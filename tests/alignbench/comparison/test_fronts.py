@@ -22,7 +22,8 @@ def test_a_task_has_one_front_for_each_prompt_set_and_a_second_call_makes_none(t
     made = make_fronts(grid(tmp_path), tmp_path, warn=told.append)
     assert (len(made), told) == (2, [])
     records = [front.record for front in read_fronts(tmp_path).kept]
-    assert sorted((r.prompt_set, r.set_size, r.exact) for r in records) == [("evaluation", 200, True), ("validation", 100, True)]
+    kinds = sorted((r.prompt_set, r.set_size, r.exact) for r in records)
+    assert kinds == [("evaluation", 200, True), ("validation", 100, True)]
     assert make_fronts(grid(tmp_path), tmp_path, warn=told.append) == []
 
 
