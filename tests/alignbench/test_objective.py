@@ -51,7 +51,7 @@ def test_objectives_without_a_strength_are_known() -> None:
 def test_a_clip_and_a_behaviour_reference_act_only_with_several_updates() -> None:
     names = ("grpo", "tmpo", "flowrl", "dpo")
     by_updates = [{name: set(load_objective(name).ineffective_settings(updates)) for name in names} for updates in (1, 2)]
-    of_grpo = {"kl_limit", "kl"}
+    of_grpo = {"kl_limit", "kl", "part_by"}
     on_policy: dict[str, set[str]] = {"tmpo": {"clip", "lambda_ref"}, "flowrl": {"ratio_clip"}, "dpo": set()}
     assert by_updates[0] == {"grpo": {"clip", "trust_region", *of_grpo}, **on_policy}
     assert by_updates[1] == {"grpo": of_grpo, "tmpo": set(), "flowrl": set(), "dpo": set()}
