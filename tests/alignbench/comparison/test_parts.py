@@ -132,13 +132,16 @@ def test_slips_are_told_before_anything_runs(tmp_path: Path, changes: dict[str, 
 
 def test_shipped_studies_can_be_read() -> None:
     files = sorted((Path(__file__).parents[3] / "results" / "gaussian_mixture").glob("*.yaml"))
-    assert {file.stem for file in files} == {"ablations", "equal_kl", "reached", "sharing", "study"}
+    names = {"ablations", "equal_kl", "estimators", "known_target", "reached", "sharing", "study"}
+    assert {file.stem for file in files} == names
     cells = {file.stem: plan_grid(read_request(file)).cells() for file in files}
     assert all(len(each) == len({cell.id for cell in each}) for each in cells.values())
     # Ten objectives and TMPO with a frozen reference, three samplers, seven scenarios, five seeds.
     assert len(cells["study"]) == 11 * 3 * 7 * 5
-    # Three objectives on seven scenarios, and TMPO with one tree and with four on two of them.
-    assert len(cells["reached"]) == (3 * 7 + 2 * 2) * 5
+    # Three objectives on seven scenarios, and TMPO with one tree and with four on two of them; four others with three seeds.
+    assert len(cells["reached"]) == (3 * 7 + 2 * 2) * 5 + 4 * 2 * 3
+    assert len(cells["known_target"]) == 19 * 2 * 7 * 5
+    assert len(cells["estimators"]) == 5 * 3 * 2 * 5
 
 
 def test_parts_run_resume_and_are_one_report(tmp_path: Path) -> None:
