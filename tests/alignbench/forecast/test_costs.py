@@ -285,18 +285,24 @@ def test_the_command_tells_what_a_run_would_do_and_leaves_nothing(folders: dict[
     (tmp_path / "tasks").mkdir()
     words = ["run", "--backbone", str(folders["flux"]), "--preset", "paper", "--objective", "grpo", "--dry-run"]
     words += ["--task", str(write_task(tmp_path / "tasks")), "--out", str(tmp_path / "run")]
-    for set_ in (f"backbone.resolution={SIDE}", "backbone.precision=fp32", "evaluation.prompts=6", "threads=1"):
+    for set_ in (
+        f"backbone.resolution={SIDE}",
+        "backbone.precision=fp32",
+        "evaluation.prompts=6",
+        "prompts_per_iteration=2",
+        "threads=1",
+    ):
         words += ["--set", set_]
     told = CliRunner().invoke(app, words)
     assert told.exit_code == 0, told.output
     text = " ".join(told.stdout.split())
     assert "grpo x independent on" in text
-    # 8 prompts x 27 images; 6 steps in the rollout, 5 of them replayed, in one pass of several microbatches.
-    assert "250 iterations of 8 prompts, 216 images and 2,376 model evaluations each" in text
+    # 2 prompts x 27 images; 6 steps in the rollout, 5 of them replayed, in one pass of several micro-batches.
+    assert "250 iterations of 2 prompts, 54 images and 594 model evaluations each" in text
     assert "gradient caching" not in text
     assert "from model evaluations and images timed just now" in text
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    assert (found["rollout_rows"], found["replay_rows"], found["rows"]) == (1296, 1080, 2376)
+    assert (found["rollout_rows"], found["replay_rows"], found["rows"]) == (324, 270, 594)
     assert found["memory"]["peak"] > found["memory"]["weights"]
     assert [f.name for f in tmp_path.iterdir()] == ["tasks"]
 

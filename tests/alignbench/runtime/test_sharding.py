@@ -22,7 +22,7 @@ from tests.support.same_runs import CALM, ROUNDING, assert_same_but_for_rounding
 from tests.support.together import ended, runs, started
 from tests.support.toys import tree
 
-TRAININGS = [("sd3", "lora"), ("flux", "lora"), ("sd3", "full")]
+TRAININGS = [("sd3", "lora"), ("flux", "full")]  # both families, and both kinds of training
 
 
 @pytest.mark.parametrize(("family", "train"), TRAININGS)
