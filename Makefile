@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 run: $(READY) ## train and evaluate the default pair on the embedded model (takes minutes)
 	$(BIN)/python -m alignbench run --objective tmpo --sampler dynamic_tree $(ARGS)
 
-test: $(READY) ## run the tests, in one process more than there are cores
+test: $(READY) ## run the tests, in as many processes as there are cores
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 LOWEST := .venv-lowest

@@ -59,12 +59,6 @@ LONGEST = (
 """Files that take longer than all others, the longest first."""
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores for `-n auto`, because tests that start processes wait for them."""
-    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) + 1
-
-
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config.option, "loadscopereorder"):  # xdist would order files by their number of tests
         config.option.loadscopereorder = False
