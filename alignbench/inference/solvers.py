@@ -88,13 +88,11 @@ def draw(
         sigma, sigma_next = float(sigmas[t]), float(sigmas[t + 1])
         h = sigma_next - sigma
         with policy.unscored():
-            velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
-        direction = velocity
-        if solver == "heun" and sigma_next > 0:
-            with policy.unscored():
+            direction = velocity = predict(policy, x, sigma, conditioning, group, micro_batch)
+            if solver == "heun" and sigma_next > 0:
                 ahead = predict(policy, x + h * velocity, sigma_next, conditioning, group, micro_batch)
-            direction = (velocity + ahead) / 2
-        elif solver == "ab2" and before is not None:
+                direction = (velocity + ahead) / 2
+        if solver == "ab2" and before is not None:
             r = h / before[1]
             direction = (1 + r / 2) * velocity - r / 2 * before[0]
         if solver in STOCHASTIC and sigma_next > 0:
