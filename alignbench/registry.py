@@ -6,6 +6,7 @@ No plug-in is imported before it is used. `describe` reads docstrings with `ast`
 import ast
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata, util
@@ -77,7 +78,7 @@ def find(kind: str, name: str, base: type) -> type[Any]:
     if ":" in name:
         module_name, _, class_name = name.partition(":")
         return _class_in(_import(kind, name, module_name, import_path.import_named), class_name, base, name)
-    if name in _files(kind):
+    if _has_file(kind, name):
         module = _import(kind, name, f"{PACKAGES[kind]}.{name}")
         return _only_class_in(module, base, name)
     if name in (points := _entry_points(kind)):
@@ -140,6 +141,12 @@ def _folders(kind: str) -> list[Path]:
 
 def _files(kind: str) -> dict[str, Path]:
     return {f.stem: f for folder in _folders(kind) for f in sorted(folder.glob("*.py")) if _is_plugin(f)}
+
+
+def _has_file(kind: str, name: str) -> bool:
+    """Tells whether `_files` knows the name, without reading the other plug-ins."""
+    file = f"{name}.py"
+    return any(folder.is_dir() and file in os.listdir(folder) and _is_plugin(folder / file) for folder in _folders(kind))
 
 
 def _why_not(kind: str, name: str) -> str | None:

@@ -27,6 +27,7 @@ from alignbench.load import load_configured_backbone, load_configured_objective,
 from alignbench.objective import Objective
 from alignbench.rollouts.executor import rollout, sample
 from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.noise import seed_torch
 from alignbench.rollouts.plan import Plan
 from alignbench.rollouts.terms import log_ratio
 from alignbench.sampler import Sampler
@@ -84,7 +85,7 @@ class Subject:
         """Makes an objective that has seen no rollout; its parameters are the same each time."""
         # The state of the global generator is kept, so that a model which wrongly draws from it gets new numbers each time.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            seed_torch(0)
             objective = self.objective()
             objective.prepare(self.policy.latent_shape, self.policy.device)
         return objective

@@ -26,12 +26,17 @@ def seed_of(*key: int | str) -> int:
 def seed_generators(*key: int | str) -> None:
     """Seeds the global generators of torch, numpy and Python, so that draws made by plug-ins are reproducible."""
     seed = seed_of("global", *key)
+    seed_torch(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def seed_torch(seed: int) -> None:
+    """Seeds the global generators of torch, as `torch.manual_seed` does."""
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also store a traceback for a later CUDA
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also store tracebacks for a later accelerator
 
 
 def group_keys(prompts: Sequence[str]) -> list[Key]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignbench.backbone import Backbone
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
+from alignbench.rollouts.noise import seed_torch
 from alignbench.rollouts.plan import Plan, Step
 from alignbench.testing import hand_made_forest as hand_made_forest
 
@@ -50,7 +51,7 @@ class ToyBackbone(Backbone):
 
     def __init__(self, seed: int = 0) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             self.net = ToyNet(int(np.prod(LATENT)))
         self.frozen = deepcopy(self.net).requires_grad_(False)
         self.active = self.net

@@ -4,7 +4,8 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from alignbench import UserError
 from alignbench.cli.app import app
-from alignbench.comparison import runner
+from alignbench.comparison import ray_engine, runner
 from alignbench.comparison.estimates import expected_costs
 from alignbench.comparison.grid import Grid, read_grid, with_seeds
 from alignbench.comparison.planning import Request, command_of, plan_grid, planned_rows, read_request
@@ -29,7 +30,7 @@ from alignbench.files.writing import exclusive
 from alignbench.files.yaml_files import to_yaml
 from alignbench.records.record import read_result
 from alignbench.reports import report
-from tests.support.command_line import alignbench, in_a_process, in_this_process
+from tests.support.command_line import in_a_process, in_this_process
 from tests.support.faults import CONTEXT, quick_workers
 from tests.support.plugins import write_task
 from tests.support.same_runs import CALM, assert_same_but_for_rounding, table
@@ -98,10 +99,24 @@ class Listening(Log):
         self.addresses |= listening()
 
 
-def need_ray() -> None:
-    """Skips where Ray is not installed. It is not imported: the comparison says before how it is to listen."""
+@pytest.fixture(scope="module")
+def ray_stays() -> Iterator[None]:
+    """One local Ray for all tests that ask for it, which is started by the first of them; to start one takes seconds.
+
+    Skips where Ray is not installed. It is not imported here: the comparison says before how it is to listen.
+    """
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed")
+    start = ray_engine._start
+    with pytest.MonkeyPatch.context() as patch:
+
+        def start_and_keep(ray: Any) -> None:
+            start(ray)
+            patch.setattr(ray, "shutdown", lambda: None)
+
+        patch.setattr(ray_engine, "_start", start_and_keep)
+        yield
+    import_module("ray").shutdown()
 
 
 def test_cells_are_ordered_by_seed_and_named_by_what_they_are(tmp_path: Path) -> None:
@@ -192,10 +207,12 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}], ids=["two processes", "ray"])
-def test_other_engines_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+def test_other_engines_give_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, options: Any
+) -> None:
     quick_workers(monkeypatch)
     if "engine" in options:
-        need_ray()
+        request.getfixturevalue("ray_stays")
     settings = {
         "evaluation": {"prompts": 2, "images_per_prompt": 4, "steps": 4},
         "threads": 1,
@@ -203,9 +220,11 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest
         "backbone": COARSE,
     }
     choice: dict[str, Any] = {"backbone": "gaussian_mixture", "tasks": ["equal_modes"], "settings": settings, "budget": {}}
-    made = grid(tmp_path, **choice)
+    objectives = ["grpo"] if "engine" in options else ["tmpo", "grpo"]  # a cell for each worker, which Ray starts anew
+    made = grid(tmp_path, objectives=objectives, **choice)
     here, there = compare(made, tmp_path / "here"), compare(made, tmp_path / "there", **options)
-    assert [cell.status for cell in there.cells] == ["complete"] * 2 == [cell.status for cell in here.cells]
+    assert {cell.status for cell in (*there.cells, *here.cells)} == {"complete"}
+    assert len(there.cells) == len(objectives)
     for cell in here.cells:
         one, other = (tmp_path / name / "runs" / cell.id for name in ("here", "there"))
         pd.testing.assert_frame_equal(table(one), table(other), check_exact=True)
@@ -214,11 +233,11 @@ def test_other_engines_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_processes_that_share_a_cell_give_the_same_and_listen_on_loopback_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, engine: str
 ) -> None:
     quick_workers(monkeypatch)
     if engine == "ray":
-        need_ray()
+        request.getfixturevalue("ray_stays")
     calm = {"prompts_per_iteration": 4, "optimizer": CALM}
     made = grid(tmp_path, objectives=["grpo"], settings=calm, budget={"model_rows": 3 * 2 * ROWS})
     here = compare(made, tmp_path / "here")
@@ -357,10 +376,8 @@ def test_the_command_of_a_comparison_makes_the_same_again(tmp_path: Path, monkey
     assert found == [first, dotted]
 
 
-def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "draw_plots", lambda *_: report.Plots())  # which take most of a report's time
+@pytest.mark.usefixtures("without_plots")
+def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_folder(tmp_path: Path) -> None:
     choice: dict[str, Any] = {
         "backbone": "gaussian_mixture",
         "tasks": ["rare_mode"],
@@ -379,7 +396,7 @@ def test_the_command_that_a_report_prints_gives_the_same_numbers_in_a_fresh_fold
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     shell = in_a_process(["sh", "-c", f"alignbench() {{ printf '%s\\0' \"$@\"; }}; {pasted}"], fresh)
-    found = alignbench(*shell.stdout.removesuffix("\0").split("\0"), cwd=fresh)
+    found = in_this_process(*shell.stdout.removesuffix("\0").split("\0"), cwd=fresh)
     assert found.returncode == 0, found.stderr
     runs = sorted(run.name for run in (first / "runs").iterdir())
     assert runs == sorted(run.name for run in (fresh / "again" / "runs").iterdir())
@@ -474,6 +491,7 @@ def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
     assert all(np.isfinite(c.seconds) and c.seconds > 0 for c in costs)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     task = write_task(tmp_path)
     (tmp_path / "config.yaml").write_text(
@@ -489,7 +507,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path: Path) -> None:
     assert "model_rows 112" in planned.stdout
     assert "1 method x 1 task x 2 seeds = 2 cells, of which 0 are done" in planned.stdout
     assert not (tmp_path / "out").exists()
-    ran = alignbench(*words, cwd=tmp_path)
+    ran = in_this_process(*words, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "2/2  grpo-independent-toy-s2  done" in ran.stderr
     again = in_this_process("compare", "--out", "out", cwd=tmp_path)

@@ -65,7 +65,7 @@ def test_prompts_without_the_metric_are_left_out_on_both_sides() -> None:
 def test_the_interval_over_prompts_covers_the_truth_as_often_as_it_says() -> None:
     """Prompts differ in reward and diversity, of the front and of the method; the truth is a population of prompts."""
     rng = np.random.default_rng(0)
-    covered, trials, prompts = 0, 200, 48
+    covered, trials, prompts = 0, 100, 48
     for trial in range(trials):
         level = rng.normal(0, 0.1, prompts)
         reward_curve = np.linspace(0.2, 0.8, 5)[:, None] + level
@@ -74,8 +74,8 @@ def test_the_interval_over_prompts_covers_the_truth_as_often_as_it_says() -> Non
         rewards = 0.5 + level + rng.normal(0, 0.05, prompts)
         found = avoidable_loss(front, "diversity", rewards, 0.4 + rng.normal(0, 0.1, prompts), seed=trial)
         covered += found.loss.lower <= 0.6 - 0.4 <= found.loss.upper
-    # 95 %: four standard errors of 200 trials are 6 %; a percentile bootstrap of 48 prompts is a little narrow.
-    assert 0.88 <= covered / trials <= 1.0
+    # 95 %: four standard errors of 100 trials are 9 %; a percentile bootstrap of 48 prompts is a little narrow.
+    assert 0.86 <= covered / trials <= 1.0
 
 
 def test_a_metric_that_the_front_lacks_is_refused() -> None:

@@ -551,6 +551,7 @@ def test_the_grid_enlarges_each_image_by_a_whole_number_and_has_its_score_below(
     np.testing.assert_array_equal(first[5::11, 5::11], pixels)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_page_says_where_the_runs_kept_no_images(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r")
     record = json.loads((run / "result.json").read_text())
@@ -563,6 +564,7 @@ def test_a_page_says_where_the_runs_kept_no_images(tmp_path: Path) -> None:
     assert "kept no images" not in (tmp_path / "report.html").read_text()  # those of a toy problem are no images
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_example_sets_show_the_prompt_at_which_most_and_least_diverse_differ_most(tmp_path: Path) -> None:
     # Means of LGMD .4, .3 and .1. At the first prompt tmpo is 0.1 above grpo, at the second one 0.5.
     for shade, (objective, lgmd) in enumerate({"tmpo": (0.2, 0.6), "ddpo": (0.3, 0.3), "grpo": (0.1, 0.1)}.items()):

@@ -56,6 +56,7 @@ def ids(folder: Path) -> list[str]:
     return [cell.id for cell in read_grid(folder).cells()]
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_planted_pair_changes_places_when_it_is_tuned(tmp_path: Path) -> None:
     write_task(tmp_path)
     evaluation = ["--set", "evaluation.prompts=6", "--set", "evaluation.images_per_prompt=8"]
