@@ -29,15 +29,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, signal.SIG_DFL)
 
+# Torch reads the variables above when it is imported, which is not here: the process that starts the workers needs none of it.
 import pytest  # noqa: E402
-import torch  # noqa: E402  (reads the variables above when it is imported)
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
-from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: E402
-
-from alignbench.reports import report  # noqa: E402
-from tests.support import quick_figures  # noqa: E402
-
-torch.set_num_threads(1)
 
 # A busy machine is slow, which says nothing about the code.
 _any_speed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -83,7 +77,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector the modules and tests, which last; looking through them takes a twentieth of the time."""
+    """Makes figures quick, and spares the garbage collector the modules and tests, which last.
+
+    Looking through these takes a twentieth of the time.
+    """
+    from tests.support import quick_figures as quick_figures
+
     gc.collect()
     gc.freeze()
 
@@ -91,12 +90,18 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lays figures out as matplotlib does; for tests of figures. Others only need that they are drawn."""
-    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", quick_figures.lay_out)
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from tests.support.quick_figures import lay_out
+
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lay_out)
 
 
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what a page says, or of a command that ends in one: plots take most of a report's time."""
+    from alignbench.reports import report
+
     monkeypatch.setattr(report, "draw_plots", lambda *_: report.Plots())
 
 
@@ -118,5 +123,6 @@ def _figures_end_with_their_test() -> Iterator[None]:
 def _one_thread_for_the_next_test_too() -> Iterator[None]:
     """Trainings set the number of threads of the process."""
     yield
-    if torch.get_num_threads() != 1:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)

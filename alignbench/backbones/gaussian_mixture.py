@@ -33,7 +33,7 @@ from alignbench.backbone import (
     PointDistribution,
     Tilt,
 )
-from alignbench.backbones.mixture.known_target import GRID, KnownTarget, known_target
+from alignbench.backbones.mixture.known_target import KnownPoints, KnownTarget, known_grid, known_target
 from alignbench.backbones.mixture.mixtures import (
     EXTENT,
     as_images,
@@ -243,12 +243,13 @@ class GaussianMixture(Backbone, KnownDistributions):
             if not (points.isfinite().all() and log_density.isfinite().all()):
                 raise NonFiniteError(f"the model's density for the prompt {p!r} is not finite")
             if best_of == 1:
-                by_prompt.append(_measure(w, target, weights, points, log_density) | self._velocity_errors(p))
+                found = _measure(KnownPoints.of(w, points), target, weights, log_density)
+                by_prompt.append(found | self._velocity_errors(p))
                 continue
             best = best_of_mass(w, weights, points, best_of)
             kept = best > SMALLEST_CELL_MASS * weights  # elsewhere the log of the ratio is not finite
             log_best = log_density[kept] + torch.log(best[kept] / weights[kept])
-            by_prompt.append(_measure(w, target, best[kept], points[kept], log_best))
+            by_prompt.append(_measure(KnownPoints.of(w, points[kept]), target, best[kept], log_best))
         return {
             name: Measured(np.array([values[name] for values in by_prompt]), higher_is_better)
             for name, higher_is_better in DIRECTIONS.items()
@@ -295,11 +296,12 @@ class GaussianMixture(Backbone, KnownDistributions):
         if self.settings.dimension != 2:
             return None
         w, target = world(prompt), known_target(prompt, 2, self.settings.beta)
-        points, cell = midpoints(2, TARGET_GRID, EXTENT)
-        mass = torch.exp(target.log_density(w, points)) * cell
+        grid, cell = midpoints(2, TARGET_GRID, EXTENT)
+        points = KnownPoints.of(w, grid)
+        mass = torch.exp(target.log_density(points)) * cell
         kept = mass > SMALLEST_POINT_MASS / len(mass)
-        mode = w.base.log_joint(points).argmax(1)
-        return PointDistribution(points[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
+        mode = points.log_joint.argmax(1)
+        return PointDistribution(grid[kept].numpy(), (mass[kept] / mass[kept].sum()).numpy(), mode[kept].numpy())
 
     def tilted(self, prompt: str, beta: float) -> Tilt:
         """Computes the target at any beta: in closed form for a quadratic reward, otherwise on a 2-D grid.
@@ -312,18 +314,18 @@ class GaussianMixture(Backbone, KnownDistributions):
         if isinstance(w.reward, Quadratic):
             mixture, _ = w.base.tilted(beta, w.reward.curvature, w.reward.centre)
             return Tilt(reward, kl, {}, lambda count, rng: mixture.sample(count, rng).float())
-        grid, cell = midpoints(2, GRID, EXTENT)
-        log_density = w.base.log_density(grid) + beta * w.reward(grid)
+        grid, cell = known_grid(prompt)
+        log_density = grid.log_base + beta * grid.reward
         log_density = log_density - torch.logsumexp(log_density, 0) - math.log(cell)
         mass = torch.exp(log_density) * cell
 
         def draw(count: int, rng: torch.Generator) -> Tensor:
-            chosen = grid[torch.multinomial(mass, count, replacement=True, generator=rng)]
+            chosen = grid.x[torch.multinomial(mass, count, replacement=True, generator=rng)]
             within = torch.rand(chosen.shape, generator=rng, dtype=torch.float64) - 0.5
             return (chosen + math.sqrt(cell) * within).float()
 
         kept = mass > SMALLEST_CELL_MASS  # elsewhere the ratio to another density overflows
-        metrics = _measure(w, own_target, mass[kept], grid[kept], log_density[kept])
+        metrics = _measure(grid.at(kept), own_target, mass[kept], log_density[kept])
         return Tilt(reward, kl, {**metrics, "kl_base": kl, "exact_reward": reward}, draw)
 
 
@@ -372,20 +374,18 @@ DIRECTIONS: dict[str, bool | None] = {
 """For each metric of `measure`, whether a higher value is better; None where neither direction is."""
 
 
-def _measure(w: World, target: KnownTarget, weights: Tensor, x: Tensor, log_model: Tensor) -> dict[str, float]:
+def _measure(points: KnownPoints, target: KnownTarget, weights: Tensor, log_model: Tensor) -> dict[str, float]:
     """The metrics of one prompt, from a quadrature of the model.
 
     Args:
-        w: the prompt's problem.
-        target: its target.
+        points: the points of the quadrature.
+        target: the prompt's target.
         weights: the mass of each point, float64 [N].
-        x: the points, float64 [N, d].
         log_model: their log-density under the model, float64 [N].
     """
-    log_joint, reward = w.base.log_joint(x), w.reward(x)
-    apart = divergences(weights, log_model, target.log_density(w, x))
-    kl_base = float((weights * (log_model - torch.logsumexp(log_joint, -1))).sum())
-    mode_mass = torch.zeros_like(target.mode_mass).index_add(0, log_joint.argmax(1), weights)
+    apart = divergences(weights, log_model, target.log_density(points))
+    kl_base = float((weights * (log_model - points.log_base)).sum())
+    mode_mass = torch.zeros_like(target.mode_mass).index_add(0, points.log_joint.argmax(1), weights)
     between_modes = js_of_masses(mode_mass, target.mode_mass)
     counts = target.mode_mass >= MODE_SHARE
     covered = (mode_mass >= COVERED * target.mode_mass) & counts
@@ -399,8 +399,8 @@ def _measure(w: World, target: KnownTarget, weights: Tensor, x: Tensor, log_mode
         "target_reached": apart.reached,
         "kl_base": kl_base,
         "modes_covered": float(covered.sum() / counts.sum()),
-        "exact_reward": float((weights * reward).sum()),
-        "exact_true_reward": float((weights * w.true_reward(x)).sum()),
+        "exact_reward": float((weights * points.reward).sum()),
+        "exact_true_reward": float((weights * points.true_reward).sum()),
         "log_z": target.log_z,
         "target_reward": target.reward,
         "best_reward_at_kl": target.best_reward(kl_base),

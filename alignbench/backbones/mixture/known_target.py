@@ -5,8 +5,8 @@ For a quadratic reward everything is in closed form. For other rewards, in two d
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, fields
+from functools import cache, lru_cache
 
 import torch
 from scipy.optimize import brentq
@@ -19,6 +19,43 @@ GRID = 240
 """Number of grid points in each direction."""
 LARGEST_BETA = 200.0
 """Largest inverse temperature among which the one with a given KL divergence is searched."""
+
+
+@dataclass(frozen=True)
+class KnownPoints:
+    """What a problem says of N points.
+
+    Attributes:
+        x: the points, float64 [N, d].
+        log_joint: the log of weight times density of each component of the base model, float64 [N, M].
+        log_base: their log-density under the base model, float64 [N].
+        reward: their reward, float64 [N].
+        true_reward: the reward that is meant, float64 [N].
+    """
+
+    x: Tensor
+    log_joint: Tensor
+    log_base: Tensor
+    reward: Tensor
+    true_reward: Tensor
+
+    @classmethod
+    def of(cls, w: World, x: Tensor) -> "KnownPoints":
+        """Computes it for points x [N, d] of a problem."""
+        log_joint, reward = w.base.log_joint(x), w.reward(x)
+        true_reward = reward if w.true_reward is w.reward else w.true_reward(x)
+        return cls(x, log_joint, torch.logsumexp(log_joint, -1), reward, true_reward)
+
+    def at(self, kept: Tensor) -> "KnownPoints":
+        """The points for which `kept`, bool [N], is True."""
+        return KnownPoints(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+
+@lru_cache(maxsize=16)
+def known_grid(prompt: str) -> tuple[KnownPoints, float]:
+    """The points of the 2-D grid on which targets of a prompt are computed, and the area of a cell."""
+    grid, cell = midpoints(2, GRID, EXTENT)
+    return KnownPoints.of(world(prompt, 2), grid), cell
 
 
 @dataclass(frozen=True)
@@ -39,9 +76,9 @@ class KnownTarget:
     reward: float
     tilt: Callable[[float], tuple[float, float]]
 
-    def log_density(self, w: World, x: Tensor) -> Tensor:
-        """Computes the log-density of the target, [N], at points x [N, d] of its problem."""
-        return w.base.log_density(x) + self.beta * w.reward(x) - self.log_z
+    def log_density(self, points: KnownPoints) -> Tensor:
+        """Computes the log-density of the target, float64 [N], at points of its problem."""
+        return points.log_base + self.beta * points.reward - self.log_z
 
     def best_reward(self, kl: float) -> float:
         """Computes the largest expected reward of any distribution with this KL divergence to the base model.
@@ -63,7 +100,7 @@ def known_target(prompt: str, dimension: int, beta: float) -> KnownTarget:
         UserError: the prompt does not name a scenario, or the scenario does not exist in this dimension.
     """
     w = world(prompt, dimension)
-    return _quadratic_target(w.base, w.reward, beta) if isinstance(w.reward, Quadratic) else _target_on_grid(w, beta)
+    return _quadratic_target(w.base, w.reward, beta) if isinstance(w.reward, Quadratic) else _target_on_grid(prompt, beta)
 
 
 def _quadratic_target(base: Mixture, reward: Quadratic, beta: float) -> KnownTarget:
@@ -75,22 +112,20 @@ def _quadratic_target(base: Mixture, reward: Quadratic, beta: float) -> KnownTar
     return KnownTarget(beta, log_z, target.weights, reward.mean(target), tilt)
 
 
-def _target_on_grid(w: World, beta: float) -> KnownTarget:
-    grid, cell = midpoints(2, GRID, EXTENT)
-    log_joint, reward = w.base.log_joint(grid), w.reward(grid)
-    log_base = torch.logsumexp(log_joint, -1)
+def _target_on_grid(prompt: str, beta: float) -> KnownTarget:
+    grid, cell = known_grid(prompt)
 
     def tilted(beta: float) -> tuple[Tensor, float]:
         """The mass of each cell, and log Z."""
-        log_w = log_base + beta * reward + math.log(cell)
+        log_w = grid.log_base + beta * grid.reward + math.log(cell)
         log_z = torch.logsumexp(log_w, 0)
         return torch.exp(log_w - log_z), float(log_z)
 
     def tilt(beta: float) -> tuple[float, float]:
         mass, log_z = tilted(beta)
-        expected = float((mass * reward).sum())
+        expected = float((mass * grid.reward).sum())
         return expected, beta * expected - log_z
 
     mass, log_z = tilted(beta)
-    mode_mass = torch.zeros(len(w.base.weights), dtype=torch.float64).index_add(0, log_joint.argmax(1), mass)
+    mode_mass = torch.zeros(grid.log_joint.shape[1], dtype=torch.float64).index_add(0, grid.log_joint.argmax(1), mass)
     return KnownTarget(beta, log_z, mode_mass, tilt(beta)[0], tilt)

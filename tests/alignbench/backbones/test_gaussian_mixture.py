@@ -9,7 +9,7 @@ import torch
 
 from alignbench import UserError, load_backbone, load_scorer, run
 from alignbench.backbones.gaussian_mixture import GaussianMixture, Residual, ResidualPerPrompt
-from alignbench.backbones.mixture.known_target import known_target
+from alignbench.backbones.mixture.known_target import KnownPoints, known_target
 from alignbench.backbones.mixture.mixtures import as_images, from_images, noise_quadrature
 from alignbench.backbones.mixture.scenarios import SCENARIOS, Bumps, world
 from alignbench.backbones.mixture.tilted_flow import tilted_flow
@@ -223,7 +223,7 @@ def test_the_numbers_of_a_moved_model_are_those_of_its_samples() -> None:
     noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x, log_model = policy.push_forward(PROMPT, noise)
     w = world(PROMPT)
-    apart = log_model - known_target(PROMPT, 2, policy.settings.beta).log_density(w, x)
+    apart = log_model - known_target(PROMPT, 2, policy.settings.beta).log_density(KnownPoints.of(w, x))
     for name, values in (
         ("kl_model_target", apart),
         ("kl_base", log_model - w.base.log_density(x)),
@@ -246,7 +246,7 @@ def test_the_final_error_is_that_between_modes_and_that_within_them() -> None:
     w, known = world(PROMPT), known_target(PROMPT, 2, policy.settings.beta)
     noise, weights = policy._noise()
     x, log_model = policy.push_forward(PROMPT, noise)
-    log_ratio = known.log_density(w, x) - log_model
+    log_ratio = known.log_density(KnownPoints.of(w, x)) - log_model
     mode = w.base.log_joint(x).argmax(1)
     within = 0.0
     for k in range(6):
