@@ -367,7 +367,14 @@ def test_a_policy_gradient_raises_the_reward_and_leaves_the_base(tmp_path: Path)
     config = load_config(
         preset="quick",
         options={"backbone": "gaussian_mixture", "objective": "grpo", "sampler": "independent", "iterations": 15},
-        sets=["save_images=false", "sampler.group_size=32", "threads=1", "backbone.quadrature=40", "task=unequal_modes"],
+        sets=[
+            "save_images=false",
+            "snapshots=0",
+            "sampler.group_size=32",
+            "threads=1",
+            "backbone.quadrature=40",
+            "task=unequal_modes",
+        ],
     )
     metrics = run(config, tmp_path / "run").metrics
     for name in ("scenario_reward", "exact_reward", "kl_base"):
