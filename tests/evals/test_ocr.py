@@ -53,6 +53,13 @@ def easyocr_of_all() -> OCR:
 
 
 @pytest.fixture(scope="module")
+def easyocr_in_bfloat16() -> OCR:
+    scorer = load_scorer("ocr", characters="letters", precision="bf16")
+    assert isinstance(scorer, OCR)
+    return scorer
+
+
+@pytest.fixture(scope="module")
 def rapidocr() -> OCR:
     scorer = load_scorer("ocr", reader="rapidocr")
     assert isinstance(scorer, OCR)
@@ -255,6 +262,15 @@ def test_a_reading_depends_neither_on_its_neighbours_nor_on_what_was_read_before
     assert not easyocr.reader.reader.recognizer.training
 
 
+def test_in_bfloat16_most_readings_are_the_same_and_none_depends_on_its_batch(easyocr: OCR, easyocr_in_bfloat16: OCR) -> None:
+    pictures = spoiled(24)
+    read = easyocr_in_bfloat16.read(pictures)
+    assert read == [easyocr_in_bfloat16.read([p])[0] for p in pictures]
+    # These words are at the edge of what can be read; of sharp ones all are the same.
+    assert sum(ours == theirs for ours, theirs in zip(read, easyocr.read(pictures), strict=True)) >= 20
+    assert easyocr_in_bfloat16.score([sign("HELLO"), word("LAMP")], ['"HELLO"', '"LAMP"']).tolist() == [1.0, 1.0]
+
+
 def test_threads_change_no_reading_and_stay_as_many_as_they_were(easyocr: OCR, rapidocr: OCR) -> None:
     # With a line that is wider than what RapidOCR pads others to.
     lines = [*map(locate, spoiled(36)), sign("WIDE WORDS HERE", canvas=(330, 44))]
@@ -371,6 +387,15 @@ def test_what_was_read_with_is_described(easyocr: OCR) -> None:
     assert described["reader"] == "easyocr"
     assert described["device"] == "cpu"
     assert described["quantised"] is False
+    assert "precision" not in described
+
+
+@pytest.mark.parametrize(("has_instructions", "precision"), [(True, "bf16"), (False, None)])
+def test_the_precision_auto_is_that_for_which_there_are_instructions(
+    monkeypatch: pytest.MonkeyPatch, has_instructions: bool, precision: str | None
+) -> None:
+    monkeypatch.setattr("evals.readers.easyocr.has_fast_bfloat16", lambda device: has_instructions)
+    assert load_scorer("ocr", precision="auto").describe().get("precision") == precision
 
 
 def test_prompts_without_quotes_can_be_skipped(rapidocr: OCR) -> None:
