@@ -4,7 +4,8 @@ A panel is a histogram of the mass, smoothed by a Gaussian with standard deviati
 """
 
 import textwrap
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,45 +57,75 @@ def over_training(distributions: pd.DataFrame, title: str) -> Figure:
 
 
 def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Figure:
-    """Draws target and base, and beside them the trained models, with one row per sampler and one column per objective.
+    """Draws target and base, and beside them the trained models.
+
+    There is a row for each sampler and a column for each objective; where most objectives have one sampler alone, each sampler
+    has rows of its own objectives.
 
     Args:
         models: for each (objective, sampler) the table of one run; all runs have the same prompt.
         title: title of the figure.
     """
-    objectives, samplers = (list(dict.fromkeys(key[i] for key in models)) for i in range(2))
     first = next(iter(models.values()))
     parts, half, brightest = _by_iteration(first), frame_of(first), brightest_of(first)
-    leftmost = {sampler: next(o for o in objectives if (o, sampler) in models) for sampler in samplers}
-    blocks = -(-len(objectives) // COLUMNS)
-    columns, rows = -(-len(objectives) // blocks), max(2, len(samplers))
-    headings = [textwrap.fill(name.replace("_", " "), 12, break_long_words=False) for name in objectives]
+    rows = _rows(models)
+    headings = {o: textwrap.fill(o.replace("_", " "), 12, break_long_words=False) for o, _ in models}
+    columns = max(len(row.objectives) for row in rows)
+    side = min(1.2, WIDTH / (columns + GAP + 1.3))
+    heading = 0.06 + 0.1 * max(name.count("\n") + 1 for name in headings.values())
+    # The bottom of each row, in inches from that of the first one downwards.
+    depth = np.cumsum([0.0, *(side + (heading if row.headed else 0.0) for row in rows[1:])])
+    width, height = side * (columns + GAP + 1.3), 0.2 + heading + side + max(float(depth[-1]), side)
     with plt.rc_context(STYLE):
-        side = min(1.2, WIDTH / (columns + GAP + 1.3))
-        heading = 0.06 + 0.1 * max(name.count("\n") + 1 for name in headings)
-        width, height = side * (columns + GAP + 1.3), 0.2 + blocks * (side * rows + heading)
         figure = plt.figure(figsize=(width, height))
-        ratios = [1, GAP, *[1] * columns]
-        grids = []
-        for block in range(blocks):
-            top = height - 0.2 - heading - block * (side * rows + heading)
-            inside = {"left": 0.18 / width, "right": 0.995, "top": top / height, "bottom": (top - side * rows) / height}
-            grids.append(figure.add_gridspec(rows, columns + 2, width_ratios=ratios, wspace=0.04, hspace=0.04, **inside))
-        for row, iteration in enumerate((TARGET, 0)):
-            axis = figure.add_subplot(grids[0][row, 0])
+
+        def panel(column: float, below: float) -> Axes:
+            """An empty panel at a column, this many inches below the first row."""
+            bottom = height - 0.2 - heading - side - below
+            size = 0.96 * side
+            return figure.add_axes((((0.18 + side * column) / width), bottom / height, size / width, size / height))
+
+        for iteration, below in zip((TARGET, 0), (0.0, float(depth[1]) if len(rows) > 1 else side), strict=True):
+            axis = panel(0, below)
             draw_density(axis, parts[iteration], half, brightest)
             axis.set_ylabel(NAMES[iteration], labelpad=2)
-        for (objective, sampler), distributions in models.items():
-            row, (block, column) = samplers.index(sampler), divmod(objectives.index(objective), columns)
-            axis = figure.add_subplot(grids[block][row, 2 + column])
-            last = distributions[distributions["iteration"] == distributions["iteration"].max()]
-            draw_density(axis, last, half, brightest)
-            if row == 0:
-                axis.set_title(headings[objectives.index(objective)], fontsize=6, pad=2)
-            if column == 0 or objective == leftmost[sampler]:
-                axis.set_ylabel(sampler.replace("_", " "), fontsize=6, labelpad=2)
+        for row, below in zip(rows, depth, strict=True):
+            shown = [o for o in row.objectives if (o, row.sampler) in models]
+            for objective in shown:
+                axis = panel(1 + GAP + row.objectives.index(objective), float(below))
+                distributions = models[objective, row.sampler]
+                last = distributions[distributions["iteration"] == distributions["iteration"].max()]
+                draw_density(axis, last, half, brightest)
+                if objective in row.headed:
+                    axis.set_title(headings[objective], fontsize=6, pad=2)
+                if objective == shown[0]:
+                    axis.set_ylabel(row.sampler.replace("_", " "), fontsize=6, labelpad=2)
         figure.suptitle(title, fontsize=7, y=1 - 0.03 / height)
     return figure
+
+
+class _Row(NamedTuple):
+    """A row of panels: its sampler, the objectives of its places, and those of them that have a heading."""
+
+    sampler: str
+    objectives: list[str]
+    headed: set[str]
+
+
+def _rows(models: Collection[tuple[str, str]]) -> list[_Row]:
+    objectives, samplers = (list(dict.fromkeys(key[i] for key in models)) for i in range(2))
+    if len(models) > len(objectives) * len(samplers) / 2:
+        uppermost = {o: next(s for s in samplers if (o, s) in models) for o in objectives}
+        blocks = _in_rows(objectives)
+        return [_Row(s, block, {o for o in block if uppermost[o] == s}) for block in blocks for s in samplers]
+    own = {s: [o for o in objectives if (o, s) in models] for s in samplers}
+    return [_Row(s, part, set(part)) for s in samplers for part in _in_rows(own[s])]
+
+
+def _in_rows(objectives: list[str]) -> list[list[str]]:
+    """As few rows as there must be, of about the same length."""
+    length = -(-len(objectives) // -(-len(objectives) // COLUMNS))
+    return [objectives[i : i + length] for i in range(0, len(objectives), length)]
 
 
 def _by_iteration(distributions: pd.DataFrame) -> dict[int, pd.DataFrame]:

@@ -11,6 +11,7 @@ from alignbench.analysis import contrasts
 from alignbench.analysis.contrasts import BEST_REWARD, KL, Family
 from alignbench.analysis.modes import modes_frame
 from alignbench.comparison.results import Results
+from alignbench.frontier.front import Front
 from alignbench.reports.formatting import SIGNIFICANT, counted, heading
 from alignbench.reports.plots import reward_kl
 from alignbench.reports.style import objective_of
@@ -64,11 +65,15 @@ class FamilyReport:
     equal_kl: pd.DataFrame = field(default_factory=pd.DataFrame)
     titles: dict[str, str] = field(default_factory=dict)
 
-    def frontier(self) -> Figure | None:
-        """The reward-KL frontier, where the KL, the reward and its bound are known exactly."""
+    def frontier(self, fronts: Mapping[str, Front | None]) -> Figure | None:
+        """The reward-KL frontier, where the KL, the reward and its bound are known exactly.
+
+        Args:
+            fronts: setup -> its front, if there is one.
+        """
         if not set(reward_kl.METRICS) <= set(self.values.columns):
             return None
-        return reward_kl.reward_kl_frontier(self.values, self.equal_kl, self.titles)
+        return reward_kl.reward_kl_frontier(self.values, self.equal_kl, self.titles, fronts)
 
 
 def family_report(results: Results, family: Family) -> FamilyReport:

@@ -197,7 +197,7 @@ def draw_plots(
     names = slugs(report.name for report in reports)
     for report in reports:
         with left_out(f"plot reward_kl of {report.name}", results.unreadable.append):
-            frontier = report.frontier()
+            frontier = report.frontier({setup: curves[setup].front for setup in report.titles})
             if frontier is not None:
                 name = "reward_kl" if len(reports) == 1 else f"reward_kl_{names[report.name]}"
                 _add_plot(plots, (f"family {report.name}", name), frontier, folder)

@@ -1,6 +1,6 @@
 """The reward-KL frontier: the reward that each method gains for its KL to the base model, beside the best possible."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from alignbench.comparison.results import BASE
 from alignbench.figures import distributions
 from alignbench.figures.style import STYLE, legend_name
 from alignbench.files.escaping import visible
+from alignbench.frontier.front import Front
 from alignbench.reports.style import Look, looks, objective_of, sampler_of
 
 REWARD = "exact_reward"
@@ -29,7 +30,9 @@ COLUMNS = 4
 """Panels in a row, at most."""
 
 
-def reward_kl_frontier(values: pd.DataFrame, equal_kl: pd.DataFrame, titles: dict[str, str]) -> Figure:
+def reward_kl_frontier(
+    values: pd.DataFrame, equal_kl: pd.DataFrame, titles: dict[str, str], fronts: Mapping[str, Front | None]
+) -> Figure:
     """Reward against KL to the base model, a panel per task; no distribution can be above the line.
 
     A marker is where a method's trainings ended, means over seeds. Its trail leads there over the KL levels at which all of
@@ -39,6 +42,8 @@ def reward_kl_frontier(values: pd.DataFrame, equal_kl: pd.DataFrame, titles: dic
         values: `contrasts.values_frame` with `METRICS`.
         equal_kl: `contrasts.equal_kl_frame`; may be empty.
         titles: setup -> title of its panel.
+        fronts: setup -> its front, if there is one. The line goes through the tilts of an exact front, and otherwise only
+            through the best rewards at the methods' own KL.
     """
     setups = list(titles)
     columns = min(COLUMNS, len(setups))
@@ -50,7 +55,8 @@ def reward_kl_frontier(values: pd.DataFrame, equal_kl: pd.DataFrame, titles: dic
         figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
         for axis, setup in zip(axes.flat, setups, strict=False):
             at_levels = equal_kl[equal_kl["setup"] == setup] if len(equal_kl) else equal_kl
-            _panel(axis, values[values["setup"] == setup], at_levels, look)
+            of_setup = values[values["setup"] == setup]
+            _panel(axis, of_setup, at_levels, look, _bound(of_setup, fronts.get(setup)))
             axis.set_title(visible(titles[setup]).replace("_", " "))
         for axis in axes.flat[len(setups) :]:
             axis.set_visible(False)
@@ -60,11 +66,21 @@ def reward_kl_frontier(values: pd.DataFrame, equal_kl: pd.DataFrame, titles: dic
     return figure
 
 
-def _panel(axis: Axes, values: pd.DataFrame, at_levels: pd.DataFrame, look: dict[str, Look]) -> None:
-    axis.set_xscale("log")
-    bound = values.dropna(subset=[KL, BEST_REWARD]).sort_values(KL)
+def _bound(values: pd.DataFrame, front: Front | None) -> np.ndarray:
+    """[N, 2]: KL divergences in ascending order, and the best expected reward at each."""
+    points = values.dropna(subset=[KL, BEST_REWARD])[[KL, BEST_REWARD]].to_numpy()
+    if front is not None and REWARD in front.metrics:
+        # Among distributions with the same mean KL over prompts, tilts by one beta have the largest mean reward.
+        tilts = np.stack([front.values(KL).mean(1), front.values(REWARD).mean(1)], axis=1)
+        points = np.concatenate([tilts, points[points[:, 0] > tilts[:, 0].max()]])
+    points = points[points[:, 0].argsort()]
     # Means over prompts whose KL differs need not rise, though the bound of each prompt does.
-    axis.plot(bound[KL].clip(lower=SMALLEST_KL), bound[BEST_REWARD].cummax(), color="black", linewidth=0.7)
+    return np.stack([points[:, 0], np.maximum.accumulate(points[:, 1])], axis=1)
+
+
+def _panel(axis: Axes, values: pd.DataFrame, at_levels: pd.DataFrame, look: dict[str, Look], bound: np.ndarray) -> None:
+    axis.set_xscale("log")
+    axis.plot(bound[:, 0].clip(SMALLEST_KL), bound[:, 1], color="black", linewidth=0.7)
     base = values[values["cell"] == BASE].iloc[0]
     start = (max(base[KL], SMALLEST_KL), base[REWARD])
     means = values[values["cell"] != BASE].groupby("cell", sort=False)[[KL, REWARD]].mean()

@@ -132,7 +132,7 @@ def test_slips_are_told_before_anything_runs(tmp_path: Path, changes: dict[str, 
 
 def test_shipped_studies_can_be_read() -> None:
     files = sorted((Path(__file__).parents[3] / "results" / "gaussian_mixture").glob("*.yaml"))
-    names = {"ablations", "equal_kl", "estimators", "known_target", "reached", "sharing", "study"}
+    names = {"ablations", "alpha", "estimators", "known_target", "reached", "sharing"}
     assert {file.stem for file in files} == names
     cells = {file.stem: plan_grid(read_request(file)).cells() for file in files}
     assert all(len(each) == len({cell.id for cell in each}) for each in cells.values())

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from alignbench import load_backbone
 from alignbench.backbone import KnownDistributions, PointDistribution
@@ -81,17 +82,35 @@ def test_a_long_training_goes_on_in_a_second_row() -> None:
     plt.close(figure)
 
 
+def places(figure: Figure) -> list[tuple[int, int]]:
+    """The row and column of each panel beside target and base, by where they are on the page."""
+    boxes = [axis.get_position() for axis in figure.axes[2:]]
+    tops = sorted({round(box.y0, 6) for box in boxes}, reverse=True)
+    lefts = sorted({round(box.x0, 6) for box in boxes})
+    return [(tops.index(round(box.y0, 6)), lefts.index(round(box.x0, 6))) for box in boxes]
+
+
 def test_side_by_side_is_a_row_a_sampler_and_a_column_an_objective() -> None:
     tables = {(o, s): three_distributions() for o in ("tmpo", "part: grpo", "nft") for s in ("independent", "fixed_tree")}
     del tables["nft", "fixed_tree"]
     tables["nft", "sliding_window"] = three_distributions()
     figure = side_by_side(tables, "equal_modes")
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["target", "base"]
-    specs: Any = [axis.get_subplotspec() for axis in figure.axes[2:]]
-    places = [(spec.rowspan.start, spec.colspan.start - 2) for spec in specs]
-    assert places == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (2, 2)]
-    assert [axis.get_title() for axis in figure.axes[2:]] == ["tmpo", "", "part: grpo", "", "nft", ""]
-    assert [axis.get_ylabel() for axis in figure.axes[2:]] == ["independent", "fixed tree", "", "", "", "sliding window"]
+    assert places(figure) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 2)]
+    assert [axis.get_title() for axis in figure.axes[2:]] == ["tmpo", "part: grpo", "nft", "", "", ""]
+    assert [axis.get_ylabel() for axis in figure.axes[2:]] == ["independent", "", "", "fixed tree", "", "sliding window"]
+    plt.close(figure)
+
+
+def test_objectives_that_share_no_sampler_are_in_rows_of_their_own() -> None:
+    pairs = [("tmpo", "independent"), ("ftb", "independent"), ("one: tmpo", "fixed_tree"), ("crd", "published")]
+    figure = side_by_side({pair: three_distributions() for pair in pairs}, "equal_modes")
+    assert places(figure) == [(0, 0), (0, 1), (1, 0), (2, 0)]
+    assert [axis.get_title() for axis in figure.axes[2:]] == ["tmpo", "ftb", "one: tmpo", "crd"]
+    assert [axis.get_ylabel() for axis in figure.axes[2:]] == ["independent", "", "fixed tree", "published"]
+    boxes = [axis.get_position() for axis in figure.axes]
+    assert boxes[1].y0 == pytest.approx(boxes[4].y0)  # the base model is beside the second row
+    assert min(box.y0 for box in boxes) > -1e-9  # float64 sums of inches
     plt.close(figure)
 
 
@@ -99,10 +118,8 @@ def test_many_objectives_go_on_below() -> None:
     figure = side_by_side(
         {(f"variant_number_{i}: tmpo", "independent"): three_distributions() for i in range(distributions.COLUMNS + 2)}, "all"
     )
-    last: Any = figure.axes[-1]
-    assert last.get_title() == "variant\nnumber 13:\ntmpo"
-    assert last.get_subplotspec().colspan.start - 2 == 6  # two rows of seven
-    assert last.get_position().y1 < figure.axes[2].get_position().y0
+    assert figure.axes[-1].get_title() == "variant\nnumber 13:\ntmpo"
+    assert places(figure) == [(row, column) for row in range(2) for column in range(7)]  # two rows of seven
     plt.close(figure)
 
 
