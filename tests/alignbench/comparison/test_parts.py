@@ -136,11 +136,10 @@ def test_shipped_studies_can_be_read() -> None:
     assert {file.stem for file in files} == names
     cells = {file.stem: plan_grid(read_request(file)).cells() for file in files}
     assert all(len(each) == len({cell.id for cell in each}) for each in cells.values())
-    # Ten objectives and TMPO with a frozen reference, three samplers, seven scenarios, five seeds.
-    assert len(cells["study"]) == 11 * 3 * 7 * 5
     # Three objectives on seven scenarios, and TMPO with one tree and with four on two of them; four others with three seeds.
     assert len(cells["reached"]) == (3 * 7 + 2 * 2) * 5 + 4 * 2 * 3
     assert len(cells["known_target"]) == 19 * 2 * 7 * 5
+    assert len(cells["alpha"]) == 6 * 7 * 5
     assert len(cells["estimators"]) == 5 * 3 * 2 * 5
 
 
