@@ -22,7 +22,8 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     variables: dict[str, Any] = {"__name__": "tutorial"}
     printed = io.StringIO()
     folder = tmp_path_factory.mktemp("tutorial")
-    with chdir(folder), mock.patch("tempfile.tempdir", str(folder)), redirect_stdout(printed):
+    no_plots = mock.patch("alignbench.figures.plots.plot_run")  # of the runs; the notebook draws its own
+    with chdir(folder), mock.patch("tempfile.tempdir", str(folder)), redirect_stdout(printed), no_plots:
         for number, cell in enumerate(CODE):
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), variables)
     return variables, printed.getvalue()
