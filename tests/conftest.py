@@ -6,8 +6,8 @@ Property tests draw the same few examples each time; `make fuzz` draws many, and
 
 With several workers (`-n`), the files that take longest come first, so that no worker is left with one of them at the end.
 
-Folders of tests lie in memory where there is room: each file of a run is flushed to the disk, which there takes more time
-than many a test. Those of tests that passed are removed at once (`tmp_path_retention_policy`).
+Folders of tests lie in memory where there is room: runs flush each of their files, which on a disk takes more time than many a
+test. Those of tests that passed are removed at once (`tmp_path_retention_policy`).
 """
 
 import gc
@@ -77,12 +77,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Makes figures quick, and spares the garbage collector the modules and tests, which last.
+    """Makes figures quick, leaves torch one thread, and spares the garbage collector the modules and tests, which last.
 
     Looking through these takes a twentieth of the time.
     """
+    import torch
+
     from tests.support import quick_figures as quick_figures
 
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 

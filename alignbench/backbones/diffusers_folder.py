@@ -28,7 +28,7 @@ from alignbench.backbones.pipelines.components import Components
 from alignbench.backbones.pipelines.embeddings import Conditioning, Embeddings, on_cpu
 from alignbench.backbones.pipelines.trust import read_json
 from alignbench.files.paths import local_path
-from alignbench.runtime.hardware import has_fast_bfloat16
+from alignbench.runtime.hardware import computes_in_bfloat16
 
 ENCODE_BATCH = 64
 """Number of prompts that the text encoders take at a time."""
@@ -379,10 +379,8 @@ class DiffusersFolder(Backbone):
 
     def _lower_precision(self) -> torch.dtype | None:
         """The dtype that `unscored_precision` asks for; None where it changes nothing."""
-        wanted = self.settings.unscored_precision
-        if wanted == "same" or self.dtype != torch.float32 or (wanted == "auto" and not has_fast_bfloat16(self.device)):
-            return None
-        return torch.bfloat16
+        lower = self.dtype == torch.float32 and computes_in_bfloat16(self.settings.unscored_precision, self.device)
+        return torch.bfloat16 if lower else None
 
     @contextmanager
     def unscored(self) -> Iterator[None]:

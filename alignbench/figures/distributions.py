@@ -83,7 +83,7 @@ def side_by_side(models: dict[tuple[str, str], pd.DataFrame], title: str) -> Fig
             """An empty panel at a column, this many inches below the first row."""
             bottom = height - 0.2 - heading - side - below
             size = 0.96 * side
-            return figure.add_axes((((0.18 + side * column) / width), bottom / height, size / width, size / height))
+            return figure.add_axes(((0.18 + side * column) / width, bottom / height, size / width, size / height))
 
         for iteration, below in zip((TARGET, 0), (0.0, float(depth[1]) if len(rows) > 1 else side), strict=True):
             axis = panel(0, below)

@@ -20,6 +20,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and not BFLOAT16_FEATURES.isdisjoint(_processor_features())
 
 
+def computes_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether a setting asks for bfloat16 on a device: `bf16` does, and `auto` where the device has instructions for it."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bfloat16(device))
+
+
 @cache
 def _processor_features() -> frozenset[str]:
     """The features of the processor; none where they are not known."""

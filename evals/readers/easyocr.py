@@ -13,7 +13,7 @@ from PIL import Image
 from alignbench import RunError
 from alignbench.backbone import device_named
 from alignbench.backbones.pipelines.trust import plain_weights
-from alignbench.runtime.hardware import has_fast_bfloat16
+from alignbench.runtime.hardware import computes_in_bfloat16
 from evals.readers.base import Reader, contrast_image, read_batches
 
 WEIGHTS = ("craft_mlt_25k.pth", "english_g2.pth")
@@ -59,7 +59,7 @@ class EasyOCRReader(Reader):
         # it. The memory layout saves a quarter of the time on CPUs.
         self.reader.recognizer.eval().to(memory_format=torch.channels_last)
         self.reader.detector.to(memory_format=torch.channels_last)
-        self.in_bfloat16 = precision == "bf16" or (precision == "auto" and has_fast_bfloat16(torch.device(self.device)))
+        self.in_bfloat16 = computes_in_bfloat16(precision, torch.device(self.device))
         if self.in_bfloat16:
             self.reader.recognizer.FeatureExtraction = _InBfloat16(self.reader.recognizer.FeatureExtraction)
         self.characters = [c for c in self.reader.character if characters == "all" or c.isalpha()]

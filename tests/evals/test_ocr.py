@@ -394,7 +394,7 @@ def test_what_was_read_with_is_described(easyocr: OCR) -> None:
 def test_the_precision_auto_is_that_for_which_there_are_instructions(
     monkeypatch: pytest.MonkeyPatch, has_instructions: bool, precision: str | None
 ) -> None:
-    monkeypatch.setattr("evals.readers.easyocr.has_fast_bfloat16", lambda device: has_instructions)
+    monkeypatch.setattr("alignbench.runtime.hardware.has_fast_bfloat16", lambda device: has_instructions)
     assert load_scorer("ocr", precision="auto").describe().get("precision") == precision
 
 

@@ -114,16 +114,17 @@ def _quadratic_target(base: Mixture, reward: Quadratic, beta: float) -> KnownTar
 
 def _target_on_grid(prompt: str, beta: float) -> KnownTarget:
     grid, cell = known_grid(prompt)
+    log_base, reward = grid.log_base, grid.reward  # a target is kept, and with it what its functions name; not the whole grid
 
     def tilted(beta: float) -> tuple[Tensor, float]:
         """The mass of each cell, and log Z."""
-        log_w = grid.log_base + beta * grid.reward + math.log(cell)
+        log_w = log_base + beta * reward + math.log(cell)
         log_z = torch.logsumexp(log_w, 0)
         return torch.exp(log_w - log_z), float(log_z)
 
     def tilt(beta: float) -> tuple[float, float]:
         mass, log_z = tilted(beta)
-        expected = float((mass * grid.reward).sum())
+        expected = float((mass * reward).sum())
         return expected, beta * expected - log_z
 
     mass, log_z = tilted(beta)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from alignbench import UserError, load_backbone, load_objective, load_sampler, registry, rollout, run
 from alignbench.backbone import temporarily_set
-from alignbench.backbones import diffusers_folder
 from alignbench.backbones.diffusers_folder import DiffusersFolder
 from alignbench.backbones.flux import Flux, image_positions
 from alignbench.backbones.pipelines.packing import pack, unpack
@@ -313,7 +312,7 @@ def test_with_unscored_calls_in_bfloat16_the_first_ratio_is_one(folders: dict[st
 
 def test_auto_lowers_the_precision_where_bfloat16_is_fast(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for fast in (True, False):
-        monkeypatch.setattr(diffusers_folder, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        monkeypatch.setattr("alignbench.runtime.hardware.has_fast_bfloat16", lambda device, fast=fast: fast)
         policy = alike(folders["sd3"], unscored_precision="auto")
         usual = velocities(policy)
         with policy.unscored():

@@ -35,3 +35,10 @@ def test_an_unknown_processor_is_not_fast(processor: Path) -> None:
 def test_a_gpu_is_fast_from_ampere_on(capability: tuple[int, int], fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert hardware.has_fast_bfloat16(torch.device("cuda", 0)) is fast
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_asks_for_bfloat16_where_it_is_fast_and_bf16_everywhere(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda device: fast)
+    asked = {precision: hardware.computes_in_bfloat16(precision, CPU) for precision in ("same", "fp32", "bf16", "auto")}
+    assert asked == {"same": False, "fp32": False, "bf16": True, "auto": fast}

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from alignbench.comparison.results import BASE
-from alignbench.frontier.front import COLUMNS, TILT, Front, FrontRecord
+from alignbench.frontier.front import Front
 from alignbench.reports.plots.reward_kl import reward_kl_frontier
+from tests.support.fronts import hand_made_front
 
 SETUP = "equal_modes on gaussian_mixture"
 
@@ -15,21 +16,6 @@ def values(*rows: tuple[str, int, float, float, float]) -> pd.DataFrame:
     """Rows of cell, seed, KL, reward and best reward at that KL."""
     frame = pd.DataFrame(rows, columns=["cell", "seed", "kl_base", "exact_reward", "best_reward_at_kl"])
     return frame.assign(setup=SETUP, part="", objective="tmpo", sampler="independent")
-
-
-def front_of(**metrics: list[list[float]]) -> Front:
-    """A front with values [S, P] at beta 0, 1, ..."""
-    rows = [
-        (TILT, float(s), p, f"prompt {p}", metric, value)
-        for metric, of_metric in metrics.items()
-        for s, of_strength in enumerate(of_metric)
-        for p, value in enumerate(of_strength)
-    ]
-    record = FrontRecord(
-        key="", task="t", backbone="b", prompts=2, images=64, set_size=4, steps=8, guidance=1.0,
-        noise_seed=0, rewards={"r": 1.0}, normalised=False, reward_deviation=0.1,
-    )  # fmt: skip
-    return Front(record, pd.DataFrame(rows, columns=COLUMNS))
 
 
 METHODS = values(
@@ -47,15 +33,17 @@ def test_without_a_front_the_line_goes_through_the_best_rewards_at_the_methods_k
 
 
 def test_the_line_goes_through_an_exact_fronts_tilts_and_then_the_methods_bounds() -> None:
-    front = front_of(kl_base=[[0.0, 0.0], [0.3, 0.5], [1.0, 2.0]], exact_reward=[[0.3, 0.3], [0.5, 0.7], [0.8, 0.9]])
+    front = hand_made_front(
+        {"kl_base": [[0.0, 0.0], [0.3, 0.5], [1.0, 2.0]], "exact_reward": [[0.3, 0.3], [0.5, 0.7], [0.8, 0.9]]}
+    )
     # Means over two prompts; a KL of 0 is at the axis' beginning, and of the methods only 2.0 is beyond the last tilt.
     np.testing.assert_allclose(line(front), [[0.01, 0.3], [0.4, 0.6], [1.5, 0.85], [2.0, 0.9]])
 
 
 def test_a_front_without_the_models_expected_reward_draws_no_line() -> None:
-    np.testing.assert_allclose(line(front_of(reward=[[0.0, 0.0]], kl_base=[[0.0, 0.0]])), line(None))
+    np.testing.assert_allclose(line(hand_made_front({"reward": [[0.0, 0.0]], "kl_base": [[0.0, 0.0]]})), line(None))
 
 
 def test_the_line_never_falls() -> None:
-    falling = front_of(kl_base=[[0.1, 0.1], [0.2, 0.2]], exact_reward=[[0.5, 0.5], [0.4, 0.4]])
+    falling = hand_made_front({"kl_base": [[0.1, 0.1], [0.2, 0.2]], "exact_reward": [[0.5, 0.5], [0.4, 0.4]]})
     assert line(falling)[:2, 1] == pytest.approx([0.5, 0.5])
