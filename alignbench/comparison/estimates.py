@@ -80,7 +80,8 @@ def _expected_cost(method: Method, pace: Pace, loading: float, figure: float, ba
         (grid.budget.reward_calls, rows.images * pace.rewards),
         (grid.budget.seconds, seconds),
     )
-    iterations = min(limit / each for limit, each in limits if limit is not None)
+    trained = objective.needs.training
+    iterations = min(limit / each for limit, each in limits if limit is not None) if trained else 0.0
     plots = FIGURES_OF_RUN * figure if config.save_images else 0.0
     whole = loading + iterations * seconds + seconds_of_evaluations(config, pace, iterations, bases=bases) + plots
     return MethodCost(method, counted, iterations, whole, len(grid.tasks) * len(grid.seeds))

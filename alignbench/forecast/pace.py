@@ -29,6 +29,7 @@ from alignbench.forecast.expected_rows import (
     rows_per_iteration,
     trains_guided,
 )
+from alignbench.inference.drawing import Drawing
 from alignbench.load import load_configured_objective, load_configured_sampler
 from alignbench.objective import Needs
 from alignbench.rollouts.executor import predict, sample
@@ -189,11 +190,16 @@ def seconds_of_evaluations(config: RunConfig, pace: Pace, iterations: float | No
     Args:
         config: the configuration of the run.
         pace: the speed of this machine.
-        iterations: the iterations of the run; None counts no evaluations along the training.
+        iterations: the iterations of the run, 0 for an objective that trains nothing; None counts no evaluations along the
+            training.
         bases: how often the base model is evaluated; runs of a comparison share these evaluations.
     """
-    e = config.evaluation
-    seconds = (1 + bases) * e.prompts * e.images_per_prompt * pace.evaluated_image + _seconds_of_path_kl(PATHS, e.prompts, pace)
+    e, drawing = config.evaluation, Drawing(config.inference)
+    finals = drawing.cost(1, "euler").model_rows  # an image of several candidates or particles is drawn and read as often
+    seconds = _seconds_of_path_kl(PATHS, e.prompts, pace)
+    if iterations == 0:
+        finals, seconds = 0 if drawing.is_plain else finals, 0.0  # the base model's images serve, and no path differs
+    seconds += (finals + bases) * e.prompts * e.images_per_prompt * pace.evaluated_image
     if e.every is None or iterations is None:
         return seconds
     prompts = len(validation_prompts(configured_task(config), e))

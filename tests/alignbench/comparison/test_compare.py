@@ -486,8 +486,12 @@ def test_two_comparisons_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_the_estimate_divides_the_budget_by_the_rows(tmp_path: Path) -> None:
-    costs = expected_costs(grid(tmp_path), tmp_path / "out").methods
-    assert [(c.method.objective, c.rows, c.iterations) for c in costs] == [("tmpo", ROWS, 3), ("grpo", ROWS, 3)]
+    costs = expected_costs(grid(tmp_path, objectives=["tmpo", "grpo", "none"]), tmp_path / "out").methods
+    assert [(c.method.objective, c.rows, c.iterations) for c in costs] == [
+        ("tmpo", ROWS, 3),
+        ("grpo", ROWS, 3),
+        ("none", ROWS, 0),
+    ]
     assert all(np.isfinite(c.seconds) and c.seconds > 0 for c in costs)
 
 

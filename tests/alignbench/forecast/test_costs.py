@@ -140,6 +140,16 @@ def test_seconds_of_evaluations_count_those_along_the_training(tmp_path: Path) -
     assert seconds_of_evaluations(config, pace, None, bases=1) == end
 
 
+def test_seconds_of_evaluations_count_each_candidate(tmp_path: Path) -> None:
+    e = {"prompts": 6, "images_per_prompt": 4}
+    pace = Pace(forward_row=1.0, train_row=10.0, unscored_row=1.0, image=100.0, rewards=1, evaluated_image=1000.0)
+    plain = toy_config(write_task(tmp_path), objective="none", evaluation=e)
+    best = toy_config(write_task(tmp_path), objective="none", evaluation=e, inference={"method": "best_of_n", "n": 8})
+    # Images of the base model serve as those of the trained one; the best of 8 are drawn beside them.
+    assert seconds_of_evaluations(plain, pace, 0, bases=1) == 24 * 1000
+    assert seconds_of_evaluations(best, pace, 0, bases=1) == (1 + 8) * 24 * 1000
+
+
 def test_a_short_iteration_is_run_and_corrects_the_sum_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(write_task(tmp_path), iterations=2)
     made = load_configured_objective(config)
