@@ -108,6 +108,9 @@ class Objective(ABC):
     needs_steps: ClassVar[bool] = False
     """Whether the loss relates the steps of a path to each other, so that log-probabilities cannot come from final images."""
 
+    follows_progress: bool = False
+    """Whether the loss depends on the share of the training that is done, so that a longer training has another one."""
+
     strength: ClassVar[Strength | None] = None
     """The setting that a trade-off curve sweeps; None where only the learning rate and the length of the training act so."""
 

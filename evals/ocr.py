@@ -204,8 +204,8 @@ class OCR(Scorer):
         that of TMPO's released code, in which case, spaces and surplus text count."""
         precision: Literal["fp32", "bf16", "auto"] = "fp32"
         """The precision in which EasyOCR's recogniser computes the features of a crop. bf16: bfloat16, by autocast, which takes
-        a little more than half of the time and changes about one reading in a hundred. auto: bf16 where the device has
-        instructions for it. Detectors and RapidOCR stay in float32."""
+        a little more than half of the time and changes few readings (one of 384 in docs/evals.md). auto: bf16 where the device
+        has instructions for it. Detectors and RapidOCR stay in float32."""
         batch: int = Field(16, ge=1)
         """The largest number of crops that EasyOCR reads at a time. The readings do not depend on it. On CPUs larger batches do
         not fit into the caches."""

@@ -59,6 +59,10 @@ class FTB(TargetObjective):
         return Divergence(f"alpha divergence, {alpha:.3g}", self.settings.beta, alpha=alpha)
 
     @property
+    def follows_progress(self) -> bool:  # type: ignore[override]
+        return self.settings.alpha_end is not None
+
+    @property
     def needs(self) -> Needs:
         return Needs(reference=True)
 

@@ -117,17 +117,19 @@ class GARDO(GRPO):
         Returns:
             [G * K]; doubtful leaves are above 0. -inf where a reward is missing, and everywhere without an auxiliary reward.
         """
-        if len(forest.scores) < 2:
+        auxiliary = _auxiliary(forest)
+        if not auxiliary:
             return torch.full_like(forest.rewards, -torch.inf)
-        main, *auxiliary = forest.scores.values()
-        gap = torch.stack([_rank(scores) for scores in auxiliary]).mean(0) - _rank(main)
+        by_group = {name: forest.by_group(forest.scores[name]) for name in forest.weights}
+        reward = groups.total(by_group, forest.weights, normalise=forest.standardised).flatten()
+        gap = torch.stack([_rank(scores) for scores in auxiliary]).mean(0) - _rank(reward)
         if self.settings.doubt == "underrated":
             gap = -gap
         return torch.where(groups.valid(forest.rewards), gap, -torch.inf)
 
     def kl_weight(self, forest: RolloutForest) -> Tensor:
         """Computes u of each leaf: [G * K], 1 or 0."""
-        if len(forest.scores) < 2:
+        if not _auxiliary(forest):
             return torch.ones_like(forest.rewards)
         gap, weight = self.rank_gap(forest), torch.zeros_like(forest.rewards)
         doubtful = int((gap > 0).sum())
@@ -137,6 +139,11 @@ class GARDO(GRPO):
 
     def diagnostics(self, terms: Terms, forest: RolloutForest) -> dict[str, float]:
         return super().diagnostics(terms, forest) | {"kl_leaves": float(self.kl_weight(forest).mean())}
+
+
+def _auxiliary(forest: RolloutForest) -> list[Tensor]:
+    """The scores of the rewards that are not trained on."""
+    return [scores for name, scores in forest.scores.items() if name not in forest.weights]
 
 
 def nearest_distance(latents: Tensor, valid_mask: Tensor) -> Tensor:

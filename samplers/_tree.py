@@ -17,9 +17,9 @@ class TreeSettings(NoiseSettings):
     children: int = Field(3, ge=2)
     """k: into how many branches each branch splits."""
     levels: int = Field(3, ge=1)
-    """How many steps split. A tree has children ** levels leaves."""
+    """How many steps split. Each tree of a group has children ** levels leaves."""
     max_leaves: int = Field(81, ge=2)
-    """The largest number of leaves; larger trees are refused."""
+    """The largest number of leaves of a group; more are refused."""
     roots: int = Field(1, ge=1)
     """How many trees a group has. Each has its own initial noise, which its leaves share."""
     first_split: int = Field(1, ge=0)
@@ -99,7 +99,7 @@ class EarlySplit(TreeSettings):
 def tree_plan(
     settings: TreeSettings, splits: tuple[int, ...], noise_level: float | None = None, *, early_split: str = "step"
 ) -> Plan:
-    """Makes the plan of a tree with one root that splits at the given steps; the other steps are deterministic.
+    """Makes the plan of trees that split at the given steps; the other steps are deterministic.
 
     Args:
         settings: the shape of the tree and the rule of its splits.

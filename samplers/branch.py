@@ -1,4 +1,4 @@
-"""branch: one root, stochastic at every step but the last, that splits at a few fixed steps.
+"""branch: a tree, stochastic at every step but the last, that splits at a few fixed steps.
 
 Unlike in the other trees a branch also draws noise between its splits, and these steps are trained on. With depth pruning a
 window of steps is not trained on: it starts at the image, where the tree is widest and a step costs most, and moves towards the
@@ -57,7 +57,7 @@ class Branch(Sampler):
                 )
             if self.depth_pruning == stochastic:
                 raise ValueError(f"depth_pruning={self.depth_pruning} leaves no step to train on; lower it")
-            leaves = self.children**self.levels
+            leaves = self.roots * self.children**self.levels
             if self.width_pruning == "extreme" and 2 * self.extremes >= leaves:
                 raise ValueError(f"extremes={self.extremes} best and as many worst are all of {leaves} leaves; lower it")
             return self
@@ -78,7 +78,7 @@ class Branch(Sampler):
             scale = o.split_noise_scale if splits else 1.0
             return Step(o.rule, eta, o.children if splits else 1, scored=t not in pruned, noise_scale=scale)
 
-        return Plan(steps=(*(step(t) for t in range(o.steps - 1)), Step()))
+        return Plan(steps=(*(step(t) for t in range(o.steps - 1)), Step()), roots=o.roots)
 
     def trained_leaves(self, forest: RolloutForest) -> Tensor | None:
         """Marks the leaves that width pruning leaves to train on: bool [G * K]; None for all."""

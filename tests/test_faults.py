@@ -35,8 +35,8 @@ from tests.support.command_line import in_this_process
 from tests.support.faults import calls_of, command, full_disk, killed_at, killed_while_writing, read_only, small_files
 from tests.support.plugins import Cramped, toy_config, write_task
 
-KILLS = int(os.environ.get("ALIGNBENCH_KILLS", "10"))
-"""Processes that are killed; ALIGNBENCH_KILLS=50 for a thorough test."""
+KILLS = int(os.environ.get("TEST_KILLS", "10"))
+"""Processes that are killed; TEST_KILLS=50 for a thorough test."""
 
 
 def points(**changes: Any) -> RunConfig:

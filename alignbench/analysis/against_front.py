@@ -14,7 +14,7 @@ from alignbench.frontier.avoidable import avoidable_loss, loss_at_reward, metric
 from alignbench.frontier.front import KL, REWARD, Front
 from alignbench.records.diversity import DIVERSITY
 from alignbench.records.record import MetricRecord
-from alignbench.statistics import ONE_SIDED_LEVEL, Interval, mean_interval, rise_test
+from alignbench.statistics import ONE_SIDED_LEVEL, Interval, mean_interval, mean_over_prompts, rise_test
 
 
 def diversity_metrics(results: Results, setup: str, front: Front | None) -> list[str]:
@@ -127,10 +127,10 @@ def reward_at_kl_frame(results: Results, setup: str, front: Front) -> pd.DataFra
         return pd.DataFrame()
     rows = []
     for cell in dict.fromkeys(run.cell for run in results.of(setup)):
-        kls = results.scores(setup, cell, KL).mean(1)
+        kls = mean_over_prompts(results.scores(setup, cell, KL))
         if np.isnan(kls).all():
             continue  # images that no model draws by itself, such as steered ones
-        rewards = total_rewards(results, setup, cell, front, "final").mean(1)
+        rewards = mean_over_prompts(total_rewards(results, setup, cell, front, "final"))
         at_kl = np.array([reward_at_kl(front, float(kl)) for kl in kls])
         beyond = np.isnan(at_kl)
         at_kl = np.where(beyond, front.values(REWARD).mean(1).max(), at_kl)
@@ -168,10 +168,12 @@ def excess_fall(results: Results, run: RecordedRun, front: Front, metric: str) -
     """Computes how much further a metric fell than the target's metric does at the run's reward.
 
     Returns:
-        float, one value for each prompt; NaN if the front does not reach that reward.
+        float, one value for each prompt; NaN if the front does not reach that reward, or if the run has no values of prompts.
     """
-    place = [r.result.run.seed for r in results.of(run.setup) if r.cell == run.cell]
-    number = sorted(place).index(run.result.run.seed)
+    of_metric, *of_rewards = (results.seeds_of_scores(run.setup, run.cell, name) for name in (metric, *front.record.rewards))
+    if run.result.run.seed not in of_metric or any(seeds != of_metric for seeds in of_rewards):
+        return np.full(1, np.nan)
+    number = of_metric.index(run.result.run.seed)
     sign = _sign(run.result.metrics[metric])
     base, final = (results.scores(run.setup, run.cell, metric, column) for column in ("base", "final"))
     rewards = total_rewards(results, run.setup, run.cell, front, "final")

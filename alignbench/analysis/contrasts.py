@@ -170,7 +170,8 @@ def at_kl(results: Results, family: Family, values: pd.DataFrame) -> pd.DataFram
 
     They are interpolated between the base model, the snapshots and the trained model. They are NaN if the training does not
     reach the level, or was not measured within a factor of `NEAR` of it, because it then passed the level unobserved. Runs
-    without snapshots are left out. The KL divergence is `kl_base`; the best reward at it is not a metric of the run.
+    without snapshots are left out, and so are metrics that snapshots do not measure. The KL divergence is `kl_base`; the best
+    reward at it is not a metric of the run.
 
     Args:
         results: the results of the comparison.
@@ -180,10 +181,13 @@ def at_kl(results: Results, family: Family, values: pd.DataFrame) -> pd.DataFram
     Returns:
         A row per run and KL level.
     """
-    metrics = [m for m in values.columns if m not in ("setup", *KEYS, "seed", KL, BEST_REWARD)]
-    columns = [f"{MEASURED}{name}" for name in (KL, *metrics)]
     if KL not in values or not results.kl_levels:
         return pd.DataFrame()
+    tables = [run.metrics for setup in family.setups for run in results.of(setup) if run.metrics is not None]
+    measured = {column for table in tables for column in table.columns}
+    names_of_run = ("setup", *KEYS, "seed", KL, BEST_REWARD)
+    metrics = [m for m in values.columns if m not in names_of_run and f"{MEASURED}{m}" in measured]
+    columns = [f"{MEASURED}{name}" for name in (KL, *metrics)]
     base = values[values["cell"] == BASE].set_index("setup")
     ends: Any = values.set_index(["setup", "cell", "seed"])
     rows = []

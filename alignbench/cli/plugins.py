@@ -97,7 +97,7 @@ def check(
             "of known degrees and says which of them each metric detects, and which harmless changes it takes for one.",
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="With --eval: fewer prompts, a minute instead of five.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With --eval: fewer prompts, a third of the time.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="With --eval: seed of all draws. (default: 0)")] = None,
     out: Annotated[
         Path | None,

@@ -34,7 +34,10 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of rollouts, plans and prompt order. (default: 0)")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="smoke (takes seconds), quick (minutes), or paper (the published settings). (default: quick)"),
+        typer.Option(
+            help="smoke (takes seconds), quick (minutes), paper (the published settings), or matching (the tilted target as "
+            "fixed point). (default: quick)"
+        ),
     ] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Number of rollouts, each followed by its optimizer steps. (default: the preset's)")

@@ -35,8 +35,8 @@ class Fronts:
         depends_on = dependence(result.config)
         for front in self.kept:
             record = front.record
-            same_task = (record.task, record.prompt_set) == (result.run.task, kind) and record.fingerprint == result.task
-            if same_task and dependence(record.config) == depends_on:
+            same_task = (record.task, record.prompt_set) == (result.run.task, kind)
+            if same_task and record.fingerprint == result.task_content and dependence(record.config) == depends_on:
                 return front
         return None
 

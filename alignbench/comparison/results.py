@@ -262,6 +262,13 @@ class Results:
                 self._scores[*key, column] = self._by_metric["runs"][key][column].to_numpy(dtype=np.float64)[:, None]
         return self._scores[*key, column]
 
+    def seeds_of_scores(self, setup: str, cell: str, metric: str) -> list[int]:
+        """The seeds of the rows of `scores`: runs without readable records of prompts have none."""
+        table = self._by_metric["prompts"].get((setup, cell, metric))
+        if table is not None:
+            return sorted(int(seed) for seed in table["seed"].unique())
+        return [int(seed) for seed in self._by_metric["runs"][setup, cell, metric]["seed"]]
+
     @cached_property
     def _scores(self) -> dict[tuple[str, str, str, str], np.ndarray]:
         """What `scores` has returned, since the frames need it more than once."""

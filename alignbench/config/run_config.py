@@ -84,7 +84,7 @@ class OptimizerConfig(Settings):
 
 
 class EMAConfig(Settings):
-    """Exponential moving average of the trained weights, with decay min((1 + n) / (10 + n), `decay`) at its n-th update."""
+    """Exponential moving average of the trained weights, with decay min((1 + n) / (10 + n), `decay`) after optimizer step n."""
 
     decay: float = Field(0.9, gt=0, lt=1)
     """Decay of the average after enough updates: the share of the old average that each update keeps."""
@@ -305,6 +305,9 @@ class RunConfig(Settings):
             raise ValueError(
                 "iterations is null, so a budget must end the run: set budget.model_rows, .reward_calls or .seconds"
             )
+        limits = self.budget.model_dump(exclude_none=True)
+        if self.iterations is None and self.pairs and list(limits) == ["reward_calls"]:
+            raise ValueError("fixed pairs call no reward, so budget.reward_calls never ends the run: set another limit")
         return self
 
     @model_validator(mode="after")

@@ -143,4 +143,5 @@ def _set_rewards(forests: Sequence[Sequence[RolloutForest]], weights: Mapping[st
     total = groups.total(scores, weights, normalise=normalise)
     for forest, rewards in zip(every, total.split([f.group_size for f in every], dim=1), strict=True):
         forest.rewards = rewards.flatten()
+        forest.weights = weights
         forest.standardised = groups.standardises(weights, normalise=normalise)

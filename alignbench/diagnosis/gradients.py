@@ -339,6 +339,7 @@ class GradientEstimator:
         if bool(rewards.isnan().all()):
             raise RunError("no image of a gradient estimate could be scored")
         forest.rewards = rewards.flatten().to(forest.states.device)
+        forest.weights = self.metrics.weights
         forest.standardised = groups.standardises(self.metrics.weights, normalise=config.normalise_rewards)
         forest.scores = {name: values.flatten().to(forest.states.device) for name, values in by_group.items()}
         return forest

@@ -9,6 +9,7 @@ from alignbench.load import load_configured_sampler
 from alignbench.objective import Needs, Objective
 from alignbench.rollouts.builder import planned_forest
 from alignbench.rollouts.plan import Plan, Step
+from alignbench.training.pairs import PAIR
 
 PROGRESS_POINTS = 25
 """Number of points of the training at which plans are drawn, to find the average cost of a rollout."""
@@ -46,11 +47,8 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
         config: the configuration of the run.
         objective: the objective, which decides which rows are trained on; None to count all replay rows of the plan.
     """
-    sampler = load_configured_sampler(config)
     groups = config.prompts_per_iteration
-    plans = [
-        sampler.plan(i / (PROGRESS_POINTS - 1), np.random.default_rng([config.seed, 1, i])) for i in range(PROGRESS_POINTS)
-    ]
+    plans = _plans(config)
     scored = replay = asked = float(np.mean([plan.replay_rows(groups) for plan in plans]))
     if objective is not None and not objective.replays:
         rows = objective.rows(planned_forest(plans[0], groups), update=0)
@@ -62,16 +60,24 @@ def rows_per_iteration(config: RunConfig, objective: Objective | None = None) ->
         asked = replay if leaves is None else replay * float(leaves.float().mean())
     data = config.keepers.data_images if config.keepers.data else 0
     return ExpectedRows(
-        rollout=float(np.mean([plan.model_rows(groups) for plan in plans])),
+        rollout=0.0 if config.pairs else float(np.mean([plan.model_rows(groups) for plan in plans])),
         scored=scored,
         replay=replay,
         asked=asked,
         widest=groups * max(max(plan.rows_of_calls) for plan in plans),
-        images=groups * plans[0].leaves,
+        images=0 if config.pairs else groups * plans[0].leaves,
         data=data,
         data_drawn=data * float(np.mean([len(plan.calls) for plan in plans])) if config.keepers.data_from == "base" else 0.0,
         double_passes=0 if objective is None else _double_passes(config, objective, replay),
     )
+
+
+def _plans(config: RunConfig) -> list[Plan]:
+    """The plans of rollouts along the training; fixed pairs are images without paths."""
+    if config.pairs:
+        return [PAIR]
+    sampler = load_configured_sampler(config)
+    return [sampler.plan(i / (PROGRESS_POINTS - 1), np.random.default_rng([config.seed, 1, i])) for i in range(PROGRESS_POINTS)]
 
 
 def model_rows(config: RunConfig, rows: ExpectedRows, needs: Needs) -> float:

@@ -85,15 +85,17 @@ def metric_at_reward(front: Front, metric: str, rewards: np.ndarray) -> np.ndarr
         rewards: the method's mean reward on each prompt, float [P].
 
     Returns:
-        float [P], NaN if the front does not reach that reward.
+        float [P], NaN if the front does not reach that reward, and for prompts that have no reward or are not on the front.
     """
-    usable = ~np.isnan(rewards)
-    reached = np.maximum.accumulate(front.values(REWARD)[:, usable].mean(1))
-    own = float(rewards[usable].mean()) if usable.any() else np.nan
-    place = np.interp(own, reached, np.arange(len(reached)), right=np.nan)
-    curve = front.values(metric)
+    reward_curve, curve = front.values(REWARD), front.values(metric)
+    usable = ~np.isnan(rewards) & ~np.isnan(reward_curve).any(0) & ~np.isnan(curve).any(0)
+    if not usable.any():
+        return np.full(curve.shape[1], np.nan)
+    reached = np.maximum.accumulate(reward_curve[:, usable].mean(1))
+    place = np.interp(float(rewards[usable].mean()), reached, np.arange(len(reached)), right=np.nan)
     if np.isnan(place):
         return np.full(curve.shape[1], np.nan)
+    curve = np.where(usable, curve, np.nan)
     below = int(place)
     above = min(below + 1, len(reached) - 1)
     return np.asarray(curve[below] + (place - below) * (curve[above] - curve[below]))
@@ -101,8 +103,10 @@ def metric_at_reward(front: Front, metric: str, rewards: np.ndarray) -> np.ndarr
 
 def reward_at_kl(front: Front, kl: float) -> float:
     """Computes the front's mean reward at a KL divergence to the base model, in nats; NaN if the front does not reach it."""
-    kls = np.maximum.accumulate(front.values(KL).mean(1))
-    return float(np.interp(kl, kls, np.maximum.accumulate(front.values(REWARD).mean(1)), right=np.nan))
+    kls, rewards = front.values(KL), front.values(REWARD)
+    usable = ~np.isnan(kls).any(0) & ~np.isnan(rewards).any(0)
+    kls, rewards = (np.maximum.accumulate(curve[:, usable].mean(1)) for curve in (kls, rewards))
+    return float(np.interp(kl, kls, rewards, right=np.nan))
 
 
 def _on_front(reward_curve: np.ndarray, metric_curve: np.ndarray, rewards: np.ndarray, resamples: np.ndarray) -> np.ndarray:

@@ -42,8 +42,9 @@ from alignbench.frontier.tilt import (
     tilted_mean,
     weighted_mean,
 )
-from alignbench.rollouts.executor import decode, sample
-from alignbench.rollouts.noise import seed_of
+from alignbench.inference import solvers
+from alignbench.rollouts.executor import decode
+from alignbench.rollouts.noise import group_keys, seed_of
 from alignbench.scorer import Scorer, checked_scores, measure_sets, read_sets
 from alignbench.statistics import best_of_n_kl_bound
 from alignbench.tasks import Task
@@ -166,7 +167,16 @@ def draw_samples(
         advance(f"drawing images of the base model ({start} of {len(prompts)} prompts done)")
         with policy.reference():
             steps = config.steps or policy.default_steps
-            latents = sample(policy, part, images, steps, config.seed, micro_batch=micro_batch)
+            latents = solvers.draw(
+                policy,
+                part,
+                group_keys(part),
+                images,
+                steps=steps,
+                seed=config.seed,
+                solver=config.solver,
+                micro_batch=micro_batch,
+            )
             drawn = decode(policy, latents, micro_batch)
         owners = [p for p in range(len(part)) for _ in range(images)]
         evaluation = evaluate_images(drawn, latents, part, owners, scorers)

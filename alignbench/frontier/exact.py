@@ -14,7 +14,7 @@ import torch
 
 from alignbench.backbone import Backbone, KnownDistributions, Tilt
 from alignbench.config.run_config import EvaluationConfig
-from alignbench.evaluation.evaluate import Evaluation, MetricSuite, evaluate_images
+from alignbench.evaluation.evaluate import Evaluation, MetricSuite, evaluate_images, named_failure
 from alignbench.frontier.front import (
     BEST_OF,
     ESS,
@@ -31,6 +31,7 @@ from alignbench.frontier.front import (
     strengths_to_measure,
 )
 from alignbench.rollouts.noise import seed_of
+from alignbench.scorer import measure_sets, read_sets
 from alignbench.statistics import best_of_n_kl_bound
 from alignbench.tasks import Task
 
@@ -45,10 +46,10 @@ CHECKED_SAMPLES = 400
 def knows_target(policy: Backbone, prompts: Sequence[str], suite: MetricSuite) -> bool:
     """Tells whether the backbone knows the target of these prompts under the task's reward.
 
-    The backbone cannot know which reward the task has. Therefore samples at two values of beta are scored, and their mean
-    reward must agree with the expected reward that the backbone states.
+    The task has one reward, of weight 1. The backbone cannot know which: so samples at two values of beta are scored, and
+    their mean reward must agree with the expected reward that the backbone states.
     """
-    if not isinstance(policy, KnownDistributions) or len(suite.weights) != 1:
+    if not isinstance(policy, KnownDistributions) or list(suite.weights.values()) != [1.0]:
         return False
     (reward,) = suite.weights
     for beta in (0.0, 1.0):
@@ -173,13 +174,14 @@ class _TargetSamples:
         ]
         together = torch.cat(latents).to(self.policy.device)
         owners = [p for p in range(len(self.prompts)) for _ in range(self.size)]
-        evaluation = evaluate_images(self.policy.decode(together), together, self.prompts, owners, self.suite)
+        images = self.policy.decode(together)
+        evaluation = evaluate_images(images, together, self.prompts, owners, self.suite)
         self.metrics.directions |= evaluation.directions
         self.metrics.roles |= evaluation.roles
         of_images = evaluation.table[evaluation.table.image >= 0]
         self.metrics.scored |= set(of_images.metric)
         if not self.metrics.set_metrics:
-            self._sort_set_metrics(evaluation)
+            self._name_set_metrics(images[: self.size], together[: self.size])
         return evaluation
 
     def _chosen(self, tilt: Tilt, prompt: str, generator: torch.Generator, n: int) -> torch.Tensor:
@@ -192,11 +194,12 @@ class _TargetSamples:
         best = np.nan_to_num(scores, nan=-np.inf).reshape(self.size, n).argmax(1)
         return latents[torch.from_numpy(best + n * np.arange(self.size))]
 
-    def _sort_set_metrics(self, evaluation: Evaluation) -> None:
-        """Records which eval each metric of sets belongs to."""
-        left = list(dict.fromkeys(evaluation.table.loc[evaluation.table.image < 0, "metric"]))
-        for name in set_evals(self.suite):
-            self.metrics.set_metrics[name] = [name] if name in left else left
+    def _name_set_metrics(self, images: np.ndarray, latents: torch.Tensor) -> None:
+        """Records which metrics each eval of sets has, from one set of the first prompt."""
+        for name, metric in set_evals(self.suite).items():
+            with named_failure(name, "on samples of the target", self.suite.timeout):
+                read = read_sets(metric, images, latents.cpu(), self.prompts[0])
+                self.metrics.set_metrics[name] = list(measure_sets(metric, read, range(len(images)), self.prompts[0]))
 
     def _mean_rows(self, rule: str, strength: float, evaluations: Iterator[Evaluation]) -> Rows:
         """The table's rows of one strength: the mean of each prompt's metrics over several evaluations."""

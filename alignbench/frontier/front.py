@@ -238,8 +238,10 @@ def set_evals(suite: MetricSuite) -> dict[str, SetMetric]:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-PROTOCOL = {"prompts", "images_per_prompt", "validation_prompts", "validation_images", "steps", "seed"}
+PROTOCOL = {"prompts", "images_per_prompt", "validation_prompts", "validation_images", "steps", "solver", "seed"}
 """Settings of an evaluation on which a front depends."""
+DEFAULT_PROTOCOL = {"solver": EvaluationConfig().solver}
+"""What older records do not have."""
 
 
 def dependence(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,7 +255,7 @@ def dependence(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "backbone": complete_settings("backbone", backbone) if isinstance(backbone, Mapping) else backbone,
         **{key: config.get(key) for key in keys},
-        "evaluation": {key: evaluation.get(key) for key in sorted(PROTOCOL)},
+        "evaluation": {key: evaluation.get(key, DEFAULT_PROTOCOL.get(key)) for key in sorted(PROTOCOL)},
     }
 
 

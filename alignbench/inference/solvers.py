@@ -12,7 +12,7 @@ from torch import Tensor
 from alignbench import flow
 from alignbench.backbone import Backbone
 from alignbench.rollouts.executor import FiniteChecks, predict, sample
-from alignbench.rollouts.noise import Key, normal
+from alignbench.rollouts.noise import Key, evaluation_keys, normal
 from alignbench.rollouts.plan import Rule
 
 SDE_ETA = 0.7
@@ -24,17 +24,6 @@ STOCHASTIC: Mapping[str, tuple[Rule, float]] = {"sde": ("sde", SDE_ETA), "memory
 def model_rows(solver: str, steps: int) -> int:
     """Counts the model evaluations that one image takes: steps, or 2 steps - 1 for `heun`, whose last step is Euler's."""
     return 2 * steps - 1 if solver == "heun" else steps
-
-
-def noise_keys(keys: Sequence[Key], images: int, seed: int) -> list[Key]:
-    """The keys of the initial noise of each image, prompt by prompt; step noise has further parts.
-
-    Args:
-        keys: the noise keys of the prompts, from `group_keys`.
-        images: of each prompt.
-        seed: of the evaluation noise.
-    """
-    return [("evaluation", seed, *key, i) for key in keys for i in range(images)]
 
 
 def step_noise(keys: Sequence[Key], t: int, policy: Backbone) -> Tensor:
@@ -80,7 +69,7 @@ def draw(
     sigmas = policy.sigmas(steps)
     conditioning = policy.encode(list(prompts))
     group = torch.arange(len(prompts), device=policy.device).repeat_interleave(images)
-    rows = noise_keys(keys, images, seed)
+    rows = evaluation_keys(keys, images, seed)
     x = normal(rows, policy.latent_shape, policy.device)
     finite = FiniteChecks(sigmas, policy.dtype)
     before: tuple[Tensor, float] | None = None  # the velocity and the length of the last step

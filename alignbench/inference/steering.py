@@ -27,9 +27,9 @@ from alignbench.config.inference import InferenceConfig
 from alignbench.groups import effective_sample_size
 from alignbench.inference.candidates import candidate
 from alignbench.inference.reward import Reward
-from alignbench.inference.solvers import noise_keys, step_noise
+from alignbench.inference.solvers import step_noise
 from alignbench.rollouts.executor import FiniteChecks, decode, predict
-from alignbench.rollouts.noise import Key, normal, seed_of
+from alignbench.rollouts.noise import Key, evaluation_keys, normal, seed_of
 from alignbench.rollouts.plan import Rule
 
 FIRST, LAST = 0.2, 0.8
@@ -61,17 +61,23 @@ class Weights:
         self.strength, self.potential = strength, potential
         self.log_weight = torch.zeros(images, particles, dtype=torch.float64)
         self.applied = torch.zeros_like(self.log_weight)
-        self.last = torch.zeros_like(self.log_weight)  # the reward that the next difference is taken from
+        self.last = torch.full_like(self.log_weight, torch.nan)  # the reward that the next difference is taken from
         self.largest = torch.full_like(self.log_weight, -torch.inf)
         self.sum = torch.zeros_like(self.log_weight)
 
     def add(self, rewards: Tensor) -> None:
-        """Multiplies the weights by the potential of predicted images; one without a reward has its last one."""
+        """Multiplies the weights by the potential of predicted images.
+
+        A particle without a reward has its last one, or without that the mean of the image's other particles. If no particle
+        of an image ever had a reward, its weights stay.
+        """
         rewards = torch.where(rewards.isnan(), self.last, rewards)
-        before, self.last = self.last, rewards
-        self.largest = torch.maximum(self.largest, rewards)
-        self.sum = self.sum + rewards
+        rewards = torch.where(rewards.isnan(), rewards.nanmean(1, keepdim=True), rewards)
+        before, self.last = self.last.nan_to_num(nan=0.0), rewards
+        self.largest = torch.fmax(self.largest, rewards)
+        self.sum = self.sum + rewards.nan_to_num(nan=0.0)
         argument = {"max": self.largest, "difference": rewards - before, "sum": self.sum}[self.potential]
+        argument = torch.where(rewards.isnan(), 0.0, argument)
         self.log_weight = self.log_weight + self.strength * argument
         self.applied = self.applied + self.strength * argument
 
@@ -127,10 +133,10 @@ def steer(
         NonFiniteError: naming the step, sigma and dtype where a state or velocity is not finite.
     """
     k, drawn_images = config.n, len(prompts) * images
-    of_particle = [noise_keys(candidate(keys, j), images, seed) for j in range(k)]
+    of_particle = [evaluation_keys(candidate(keys, j), images, seed) for j in range(k)]
     rows = [of_particle[j][i] for i in range(drawn_images) for j in range(k)]
     owners = [prompt for prompt in prompts for _ in range(images * k)]
-    image_keys = noise_keys(keys, images, seed)
+    image_keys = evaluation_keys(keys, images, seed)
     group = torch.arange(len(prompts), device=policy.device).repeat_interleave(images * k)
     first = torch.arange(drawn_images) * k
     sigmas, conditioning = policy.sigmas(steps), policy.encode(list(prompts))

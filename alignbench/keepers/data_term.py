@@ -37,8 +37,6 @@ WORDS_SHARE = 0.1
 class DataTerm(Objective):
     """The weighted denoising error of all images of a forest."""
 
-    separable = True
-
     def __init__(self, weight: float) -> None:
         super().__init__(Settings())
         self.name = "data"

@@ -246,6 +246,11 @@ class Result(Document):
     """SHA-256 of each part of the task: training prompts, evaluation prompts, reward, judges, pairs."""
 
     @property
+    def task_content(self) -> dict[str, str]:
+        """The parts of `task` that all methods share; fixed pairs are one method's own."""
+        return {part: digest for part, digest in self.task.items() if part != "pairs"}
+
+    @property
     def pair(self) -> tuple[str, str]:
         """The labels of the objective and of the sampler; without a label, the name."""
         objective, sampler = (self.config.get(kind, {}).get("label") for kind in ("objective", "sampler"))

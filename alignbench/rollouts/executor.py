@@ -13,7 +13,7 @@ from alignbench.errors import NonFiniteError, UserError
 from alignbench.flow import Reduction
 from alignbench.rollouts.builder import grow
 from alignbench.rollouts.forest import RolloutForest
-from alignbench.rollouts.noise import Key, group_keys, normal
+from alignbench.rollouts.noise import Key, evaluation_keys, group_keys, normal
 from alignbench.rollouts.plan import Plan
 
 
@@ -185,8 +185,7 @@ def sample(
     sigmas = policy.sigmas(steps)
     conditioning = policy.encode(list(prompts))
     group = torch.arange(len(prompts), device=policy.device).repeat_interleave(images_per_prompt)
-    row_keys = [("evaluation", seed, *key, i) for key in keys for i in range(images_per_prompt)]
-    x = normal(row_keys, policy.latent_shape, policy.device)
+    x = normal(evaluation_keys(keys, images_per_prompt, seed), policy.latent_shape, policy.device)
     finite = FiniteChecks(sigmas, policy.dtype)
     for t in range(steps):
         with policy.unscored():

@@ -6,7 +6,7 @@ stochastic steps on the path to a leaf, N kept states (nodes), R distinct parent
 are compared in: all images of a prompt, or those of one class where the plan's side branches say so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any
@@ -51,6 +51,7 @@ class RolloutForest:
         schedule_shift: the shift of the backbone's schedule.
         rewards: float64 [G * K], filled after scoring; NaN where an image could not be scored.
         scores: for each reward of the task its scores, float64 [G * K], before they were weighted into `rewards`.
+        weights: the weight of each reward that is in `rewards`; the other scores only inform the objective.
         bonuses: what keepers of diversity added to `rewards`, before it was weighted, float64 [G * K] each.
         left_out: how many images with a reward a keeper leaves out; their `rewards` are NaN.
         standardised: whether `rewards` is a sum of several rewards, each of which was standardised in its group.
@@ -83,6 +84,7 @@ class RolloutForest:
     schedule_shift: float = 1.0
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     scores: dict[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     bonuses: dict[str, Tensor] = field(default_factory=dict)
     left_out: int = 0
     standardised: bool = False
@@ -127,7 +129,7 @@ class RolloutForest:
             return self
         prompts = processes.all_gather_object(self.prompts)
         # not set yet, equal on all ranks, or with a graph of this rank alone
-        excluded = ("rewards", "trained", "scores", "standardised", "sigmas", "live_velocity")
+        excluded = ("rewards", "trained", "scores", "weights", "standardised", "sigmas", "live_velocity")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in excluded}
         gathered = {name: processes.all_gather(value) for name, value in values.items() if isinstance(value, Tensor)}
         parts = []

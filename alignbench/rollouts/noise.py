@@ -49,6 +49,19 @@ def group_keys(prompts: Sequence[str]) -> list[Key]:
     return keys
 
 
+def evaluation_keys(keys: Sequence[Key], images: int, seed: int) -> list[Key]:
+    """The keys of the initial noise of an evaluation's images, prompt by prompt; the noise of steps has further parts.
+
+    They depend on nothing else, so that two policies can be compared image by image.
+
+    Args:
+        keys: those of the prompts, from `group_keys`.
+        images: images of each prompt.
+        seed: seed of the evaluation noise.
+    """
+    return [("evaluation", seed, *key, i) for key in keys for i in range(images)]
+
+
 def normal(keys: Sequence[Key], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Draws standard normal noise, one row for each key: float32 [len(keys), *shape]."""
     rows = torch.empty(len(keys), *shape)

@@ -228,6 +228,7 @@ class Collector:
         forest.left_out = int(shaped.isnan().sum() - total.isnan().sum())
         forest.rewards = shaped.flatten().to(self.policy.device)
         forest.bonuses = {name: values.flatten().to(self.policy.device) for name, values in bonuses.items()}
+        forest.weights = weights
         forest.standardised = groups.standardises(weights, normalise=normalise)
         forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 

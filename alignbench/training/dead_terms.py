@@ -147,8 +147,8 @@ def _total(gradients: Iterable[Tensor]) -> float:
 
 
 def _shares(measured: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-    """The mean share of each name over updates."""
-    shares = [{name: norm / sum(norms.values()) for name, norm in norms.items()} for norms in measured]
+    """The mean share of each name over updates; an update without any gradient gives no name a share."""
+    shares = [{name: norm / (sum(norms.values()) or 1.0) for name, norm in norms.items()} for norms in measured]
     names = dict.fromkeys(name for each in shares for name in each)
     return {name: sum(each.get(name, 0.0) for each in shares) / len(shares) for name in names}
 

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from alignbench.backbone import Backbone, KnownDistributions
 from alignbench.config.run_config import BudgetConfig, RunConfig, StopConfig
 from alignbench.errors import UserError, did_you_mean
 from alignbench.evaluation.curve import PATH_KL
+from alignbench.objective import Objective
 from alignbench.records.record import StopRecord
 from alignbench.sampler import Sampler
 
@@ -105,17 +107,19 @@ class StopRules:
         )
 
 
-PROGRESS = (0.0, 0.5, 1.0)
-"""Points of the training at which a sampler's plans are compared."""
+PROGRESS, DRAWS = (0.0, 0.5, 1.0), 8
+"""Points of the training at which a sampler's plans are compared, and how many plans are drawn at each."""
 
 
-def check_extension(former: RunConfig, config: RunConfig, sampler: Sampler, what: str) -> None:
+def check_extension(
+    former: RunConfig, config: RunConfig, objective: Objective, sampler: Sampler, policy: Backbone, what: str
+) -> None:
     """Raises UserError where a longer run would have been another one from its first iteration on, or nothing is to be added.
 
     Args:
         former: the configuration that the run had so far.
         config: the same with more iterations.
-        sampler: the run's sampler.
+        objective, sampler, policy: those of the run.
         what: the run, as messages name it.
     """
     if former.iterations is None or former.budget != BudgetConfig():
@@ -130,9 +134,11 @@ def check_extension(former: RunConfig, config: RunConfig, sampler: Sampler, what
             f"{what} cannot be extended: its learning rate falls over its {former.iterations} iterations "
             f"(optimizer.schedule={config.optimizer.schedule}); {again}"
         )
-    plans = [sampler.plan(progress, np.random.default_rng(0)) for progress in PROGRESS]
-    if any(plan != plans[0] for plan in plans):
+    plans = [[sampler.plan(progress, np.random.default_rng(draw)) for draw in range(DRAWS)] for progress in PROGRESS]
+    following = [f"objective {objective.name} follows"] if objective.follows_progress else []
+    following += [f"the plans of sampler {sampler.name} follow"] if any(drawn != plans[0] for drawn in plans) else []
+    following += ["its snapshots follow"] if config.snapshots and isinstance(policy, KnownDistributions) else []
+    if following:
         raise UserError(
-            f"{what} cannot be extended: the plans of sampler {sampler.name} follow the progress through its "
-            f"{former.iterations} iterations; {again}"
+            f"{what} cannot be extended: {following[0]} the progress through its {former.iterations} iterations; {again}"
         )

@@ -31,6 +31,9 @@ from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan, Step
 from alignbench.scorer import CLIPS
 
+PAIR = Plan((Step(),), roots=2)
+"""The plan of a pair: a group of two images, whose paths are not known."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -124,7 +127,7 @@ def pair_forest(policy: Backbone, pairs: list[Pair], seed: int, iteration: int, 
         leaves,
         leaves.new_empty(len(leaves), 0),
         prompts=[pair.prompt for pair in pairs],
-        plan=Plan((Step(),), roots=2),
+        plan=PAIR,
         sigmas=policy.sigmas(policy.default_steps),
         reduction=reduction,
         iteration=iteration,

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -187,6 +189,7 @@ class _PairRun:
         with self._tracking() as tracking, self._explained_divergence():
             if trainer.iteration == 0:
                 self._log_images(tracking, "base", base, self.config.evaluation.images_per_prompt)
+            self._read_rules()
             self._evaluate_along_training(tracking)
             self._train(tracking)
             with trainer.averaged_weights():
@@ -225,7 +228,7 @@ class _PairRun:
         former = load_config(file=folder.path / CONFIG) if (folder.path / CONFIG).is_file() else self.config
         extended = former.iterations != self.config.iterations
         if extended:
-            check_extension(former, self.config, self.sampler, str(folder.path))
+            check_extension(former, self.config, self.objective, self.sampler, self.policy, str(folder.path))
         for damage in trainer.restore(folder.checkpoints):
             self.console.warn(f"{damage}; going on from iteration {trainer.iteration}")
         for change in trainer.changes:
@@ -233,6 +236,7 @@ class _PairRun:
         folder.read_tables(trainer.iteration)
         if extended:
             folder.keep_record(trainer.iteration)
+            folder.forget_end(trainer.iteration, self.config.evaluation.every)
             self.console.status(
                 f"extending the run from {former.iterations} to {self.config.iterations} iterations; it ends as a run "
                 f"of {self.config.iterations} iterations from the start"
@@ -250,7 +254,7 @@ class _PairRun:
         except BaseException as error:
             if self.processes.raised_on_all_ranks(error):
                 try:
-                    if not trainer.weights_partially_updated and trainer.saved != trainer.iteration:
+                    if not (trainer.weights_partially_updated or trainer.is_saved):
                         trainer.save(folder.checkpoints)
                 finally:
                     folder.write_metrics(trainer.metrics)
@@ -261,11 +265,7 @@ class _PairRun:
         config, trainer, folder = self.config, self.trainer, self.folder
         with self.console.training(config.iterations, trainer.progress()) as report:
             while trainer.progress() < 1 and self.stop is None:
-                progress_before = trainer.progress()
-                row = trainer.iterate()
-                if self._is_snapshot_due(progress_before):
-                    row |= self._snapshot()
-                tracking.log(row)
+                row = trainer.iterate(partial(self._complete, tracking, trainer.progress()))
                 self._evaluate_along_training(tracking)
                 self._warn_of_dead_terms()
                 report(row, trainer.progress())
@@ -277,6 +277,12 @@ class _PairRun:
         elif config.iterations is None or trainer.iteration < config.iterations:
             self.status = "budget spent"
             self._warn_of_small_budget()
+
+    def _complete(self, tracking: Tracking, progress_before: float, row: dict[str, Any]) -> None:
+        """Adds the numbers of a snapshot to an iteration's row where one is due, and logs the row."""
+        if self._is_snapshot_due(progress_before):
+            row |= self._snapshot()
+        tracking.log(row)
 
     def _warn_of_small_budget(self) -> None:
         """Tells of a limit that the first iteration alone exceeded, since every run makes one iteration."""
@@ -327,16 +333,20 @@ class _PairRun:
             self._apply_rules()
 
     def _apply_rules(self) -> None:
+        """Decides whether the training ends, and saves the checkpoint that a rule may need later."""
+        self._read_rules()
+        if self.rules is not None and self.rules.needs_checkpoints and (self.stop is None or not self.stop.restored):
+            self.trainer.save(self.folder.checkpoints)
+
+    def _read_rules(self) -> None:
         """Decides by the curve of rank 0 whether the training ends, and which checkpoints are still needed."""
-        trainer, folder, rules = self.trainer, self.folder, self.rules
-        if rules is None or folder.curve is None:
+        trainer, table, rules = self.trainer, self.folder.curve, self.rules
+        if rules is None or table is None:
             return
-        points = pd.DataFrame(self.processes.all_gather_object(curve.means(folder.curve).to_dict("list"))[0])
+        points = pd.DataFrame(self.processes.all_gather_object(curve.means(table).to_dict("list"))[0])
         self.stop = rules.broken(points)
         trainer.best = rules.best(points)
         trainer.kept = rules.may_return_to(points) if self.stop is None else {self.stop.names} if self.stop.restored else set()
-        if rules.needs_checkpoints and (self.stop is None or not self.stop.restored):
-            trainer.save(folder.checkpoints)
 
     def _add_to_curve(self, tracking: Tracking) -> None:
         """Evaluates the policy on the validation prompts if the curve does not have this iteration."""

@@ -77,6 +77,20 @@ class RunFolder:
         table = distributions.read_distributions(self.path)
         self._distributions = [] if table is None else [table[table["iteration"] <= iteration]]
 
+    def forget_end(self, iteration: int, every: int | None) -> None:
+        """Removes what only the end of a training adds to the tables, before an extension goes on from there.
+
+        Args:
+            iteration: the former end.
+            every: iterations between two evaluations along the training.
+        """
+        if self.curve is not None and every is not None and iteration % every:
+            self.curve = self.curve[self.curve["iteration"] != iteration].reset_index(drop=True)
+            self._write_table(curve.FILE, self.curve)
+        if any((table["iteration"] == iteration).any() for table in self._distributions):
+            self._distributions = [table[table["iteration"] != iteration] for table in self._distributions]
+            self._write_table(distributions.FILE, pd.concat(self._distributions, ignore_index=True))
+
     def write_config(self, config: RunConfig) -> None:
         """Writes the resolved configuration, from which the run can be repeated; digests of an earlier end are removed."""
         self.processes.on_rank_zero(lambda: remove_digests(self.path))

@@ -11,7 +11,7 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Trainer:
         reference_since: how many iterations were complete when the reference was last refreshed.
         started: the time at which the training began, before any interruption.
         micro_batch: rows in one model call.
-        saved: the iteration of the newest checkpoint; None before there is one.
+        saved: the iteration of the newest checkpoint, and what `best` was in it; None before there is one.
         changes: sentences about what differs from before an interruption.
         kept: iterations whose checkpoints a rule of the run may still need.
         best: the iteration with the best validation metric, where `best_by` names one.
@@ -81,7 +81,7 @@ class Trainer:
         self.metrics: list[dict[str, Any]] = []
         self.started = now()
         self.changes: list[str] = []
-        self.saved: int | None = None
+        self.saved: tuple[int, int | None] | None = None
         self.kept: set[int] = set()
         self.best: int | None = None
         self.weights_from: int | None = None
@@ -100,6 +100,11 @@ class Trainer:
     def weights_partially_updated(self) -> bool:
         """Whether an iteration failed during its updates; checkpoints are refused until one is restored."""
         return self.updater.partially_updated
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the newest checkpoint is of the present iteration."""
+        return self.saved is not None and self.saved[0] == self.iteration
 
     def budget_share(self) -> float:
         """The share of the budget that is spent, by the limit that is nearest; 0 without a limit, 1 or more at the end."""
@@ -143,25 +148,30 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ one iteration
 
-    def iterate(self) -> dict[str, Any]:
+    def iterate(self, complete: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
         """Does one iteration; an interrupt takes effect before any weight has changed, or after the iteration is complete.
 
         A failure before the first update leaves everything as it was; a later one sets `weights_partially_updated`.
+
+        Args:
+            complete: what belongs to the iteration beyond its updates, called with its row; it may add numbers.
 
         Returns:
             The row of numbers that was added to `metrics`.
         """
         number, budget = self.iteration, self.budget.model_copy(deep=True)
         memories = copy.deepcopy((self.objective.state(), self.sampler.state()))
+        deviation = self.updater.ratio_deviation
         began = time.perf_counter()
         seed_generators(self.config.seed, number)
         try:
             forest = self._load_pairs() if self.pairs else self._collect()
             with self.processes.deferred_interrupt():
                 row = self._learn(forest, began)
+                complete(row)
         except BaseException:
             if self.iteration == number:
-                self.budget = budget
+                self.budget, self.updater.ratio_deviation = budget, deviation
                 self.objective.load_state(memories[0])
                 self.sampler.load_state(memories[1])
             raise
@@ -218,12 +228,13 @@ class Trainer:
         """Writes a checkpoint, see `save_checkpoint`; an interrupt waits for its end.
 
         Args:
-            replace: whether it replaces one of the same iteration.
+            replace: whether it replaces one of the same iteration; one that names another best checkpoint is always replaced.
 
         Raises:
             RunError: the ranks' weights are not the same.
         """
         config = self.config
+        is_outdated = self.is_saved and self.saved != (self.iteration, self.best)
         self.check_together()
         checkpoint = Checkpoint(
             iteration=self.iteration,
@@ -251,10 +262,10 @@ class Trainer:
                 keep=config.checkpoints_kept,
                 best_window=None if config.best_by else config.best_window,
                 also=self.kept | ({self.best} if self.best is not None else set()),
-                replace=replace,
+                replace=replace or is_outdated,
                 processes=self.processes,
             )
-            self.saved = self.iteration
+            self.saved = self.iteration, self.best
 
     def return_to(self, folder: Path, iteration: int) -> None:
         """Takes the weights of an earlier checkpoint and saves them as the run's last; what was spent since stays counted."""
@@ -290,7 +301,7 @@ class Trainer:
         self.micro_batch.halvings = checkpoint.micro_batch_halvings
         self.best, self.weights_from = checkpoint.best, checkpoint.weights_from
         self.updater.gradients = checkpoint.gradients
-        self.saved, self.updater.partially_updated = checkpoint.iteration, False
+        self.saved, self.updater.partially_updated = (checkpoint.iteration, checkpoint.best), False
         self.check_together()
         return restored.passed_over
 

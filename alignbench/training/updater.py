@@ -87,7 +87,7 @@ class Updater:
         """
         numbers: dict[str, float] = {}
         first_terms: list[Terms] = []
-        deviation = 0.0
+        largest = deviation = 0.0
         updates, behaviour = self.config.updates_per_rollout, self.tensors.behaviour
         if behaviour is None and self.objective.needs.behaviour and updates > 1:
             behaviour = self.policy_values()
@@ -103,6 +103,7 @@ class Updater:
                 numbers |= {"loss_data": of_data.loss}
             if "log_prob" in result.terms and len(result.terms["log_prob"]):
                 deviation = float(torch.expm1(log_ratio(result.terms, forest)).abs().max())
+                largest = max(largest, deviation)
                 if update == 0:
                     self.ratio_deviation = max(self.ratio_deviation, deviation)
             numbers |= self._step(forest.iteration, progress(), budget) | {"loss": result.loss}
@@ -112,7 +113,7 @@ class Updater:
                 numbers |= {"ratio_abs_dev_first": deviation, **self.objective.diagnostics(result.terms, forest)}
         numbers |= self._follow(budget)
         self._measure_parts(first_terms, forest)
-        return numbers | {"ratio_abs_dev_max": deviation, "off_policy_share": (updates - 1) / updates}
+        return numbers | {"ratio_abs_dev_max": largest, "off_policy_share": (updates - 1) / updates}
 
     def _data(self, forest: RolloutForest, budget: Budget) -> RolloutForest | None:
         """The data that a keeper trains on beside the rollout, if there is one."""
@@ -207,6 +208,8 @@ def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
     if not any(map(is_sharded, parameters)):
         return torch.nn.utils.clip_grad_norm_(parameters, largest)
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
     norm = torch.stack([full_tensor(torch.linalg.vector_norm(g)) for g in gradients]).norm()
     for gradient in gradients:
         gradient.mul_(float((largest / (norm + 1e-6)).clamp(max=1.0)))

@@ -47,7 +47,7 @@ class Size:
 
 
 FULL, QUICK = Size(48, 12), Size(12, 4)
-"""Five minutes and one minute on two cores."""
+"""Three minutes and less than one on one core, with the evals of docs/evals.md."""
 
 
 def choices(names: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> list[EvalChoice]:

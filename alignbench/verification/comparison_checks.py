@@ -168,7 +168,8 @@ def _mixed(checked: CheckedFolder, cells: Mapping[str, CellRecord], allow_revisi
         return *setup(name), cells[name].objective, cells[name].sampler
 
     yield from _differing(checked, setup, protocol_of_run, "were evaluated differently")
-    yield from _differing(checked, setup, lambda result: dict(result.task), "have different contents of their task")
+    yield from _differing(checked, setup, lambda result: result.task_content, "have different contents of their task")
+    yield from _differing(checked, method, lambda result: {"pairs": result.task.get("pairs")}, "trained on different images")
     yield from _differing(checked, method, _method, "are seeds of one method with different settings")
     yield from _differing(checked, lambda name: "", _versions, "were run by different versions")
     revisions = checked.revisions

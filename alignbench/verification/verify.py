@@ -71,7 +71,7 @@ def verify(
 
 def _drawn(checked: CheckedFolder, count: int, rng: random.Random) -> list[str]:
     """Cells that can be replayed, drawn without replacement; one of each git revision comes first."""
-    able = {name for name, result in checked.results.items() if _is_repeatable(name, checked)}
+    able = {name for name in checked.results if _is_repeatable(name, checked)}
     if not able:
         raise UserError(f"no cell of {checked.folder} can be replayed; check its records alone with --records-only")
     order = rng.sample(sorted(able), len(able))

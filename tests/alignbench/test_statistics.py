@@ -16,6 +16,7 @@ from alignbench.statistics import (
     interval_over_runs,
     mean_interval,
     mean_of_means_interval,
+    mean_over_prompts,
     non_dominated,
     paired_interval,
     performance_profile,
@@ -343,3 +344,9 @@ def test_an_interval_that_leaves_the_range_ends_inside_it_and_others_stay() -> N
     assert within(inside, 0.0, 1.0) == inside
     unbounded = Interval(0.5, -np.inf, np.inf, 1)
     assert within(unbounded, 0.0, 1.0) == unbounded
+
+
+def test_means_over_prompts_are_those_of_the_prompts_that_have_a_value() -> None:
+    nan = float("nan")
+    found = mean_over_prompts(np.array([[1.0, nan, 4.0], [nan, nan, nan], [0.0, 3.0, 3.0]]))
+    np.testing.assert_array_equal(found, [2.5, nan, 2.0])

@@ -62,6 +62,7 @@ def test_equal_rewards_have_no_advantage() -> None:
 def with_scores(**scores: list[float]) -> RolloutForest:
     forest = hand_made_forest([scores["main"]], ONE_EDGE_EACH, [0.0] * 4)
     forest.scores = {name: torch.tensor(values) for name, values in scores.items()}
+    forest.weights = {"main": 1.0}
     return forest
 
 
@@ -72,6 +73,14 @@ def test_the_kl_counts_for_leaves_that_rank_higher_in_reward_than_in_auxiliary_o
     # Only those with a rank gap above 0, however many are allowed.
     assert gardo(kl_share=1.0).kl_weight(forest).tolist() == [1.0, 0.0, 0.0, 0.0]
     assert gardo(kl_share=1.0, doubt="underrated").kl_weight(forest).tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_auxiliary_rewards_are_those_without_a_weight_wherever_the_task_lists_them() -> None:
+    forest = with_scores(first=[0.0, 3.0, 2.0, 1.0], main=[9.0, 8.0, 7.0, 6.0])  # ranks 4, 1, 2, 3 and 1, 2, 3, 4
+    assert gardo().rank_gap(forest).tolist() == [3.0, -1.0, -1.0, -1.0]
+    # With a weight each, both are trained on: no image is doubtful.
+    forest.weights = {"first": 0.5, "main": 1.0}
+    assert gardo().kl_weight(forest).tolist() == [1.0] * 4
 
 
 def test_the_share_is_one_of_the_doubtful_leaves() -> None:
@@ -109,7 +118,7 @@ def test_the_share_stays_between_a_fifth_and_twice_of_what_it_was_at_first() -> 
         main = other.clone()
         main[0] = top + 0.5
         forest = hand_made_forest([main.tolist()], [[i] for i in range(40)], [0.0] * 40)
-        forest.scores = {"main": main, "other": other}
+        forest.scores, forest.weights = {"main": main, "other": other}, {"main": 1.0}
         objective.observe(forest)
     assert objective.share == pytest.approx(0.2)
 
@@ -126,7 +135,7 @@ def test_with_one_reward_the_kl_counts_for_all() -> None:
 
 def test_the_loss_of_one_group_by_hand() -> None:
     forest = at_angles([0.0, 1.0, 2.0, 5.0], [0, 60, 90, 180])
-    forest.scores = {"main": forest.rewards, "other": -forest.rewards}
+    forest.scores, forest.weights = {"main": forest.rewards, "other": -forest.rewards}, {"main": 1.0}
     terms = {"log_prob": torch.zeros(4, requires_grad=True), "kl": torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)}
     loss = gardo(kl="exact", kl_beta=0.5, kl_share=0.25, adv_clip=10).loss(terms, forest)
     d = [0.5, 1 - math.sqrt(0.75), 1 - math.sqrt(0.75), 1.0]
@@ -158,6 +167,7 @@ def test_loss_and_gradient_equal_those_of_a_second_implementation() -> None:
     toy, behaviour, forest = drawn(plan_of("fixed_tree"))
     others = [4.0, 1.0, 5.0, 2.0, 8.0, 6.0, 7.0, 3.0]
     forest.scores = {"main": forest.rewards + torch.arange(8) * 1e-3, "other": torch.tensor(others)}  # without ties
+    forest.weights = {"main": 1.0}
     objective = gardo(kl="exact", clip=0.01, kl_beta=0.3, kl_share=0.7)
     v = leaf_values(toy, behaviour, forest)
     images = forest.states[forest.leaves].flatten(1)

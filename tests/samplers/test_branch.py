@@ -139,3 +139,12 @@ def test_width_pruning_leaves_out_the_rows_behind_the_leaves_it_drops() -> None:
     toy.reset_counters()
     backward(toy, load_objective("tmpo"), forest, micro_batch=4)
     assert toy.rows == 2 * found.rows
+
+
+def test_a_group_of_several_trees_has_as_many_roots() -> None:
+    settings = {"steps": 5, "children": 2, "splits": (0, 2), "roots": 3}
+    plan = load_sampler("branch", **settings).plan(0.0, RNG)
+    assert (plan.roots, plan.leaves) == (3, 12)
+    with pytest.raises(UserError, match="extremes=6 best and as many worst are all of 12 leaves"):
+        load_sampler("branch", **settings, width_pruning="extreme", extremes=6)
+    assert load_sampler("branch", **settings, width_pruning="extreme", extremes=5).plan(0.0, RNG).leaves == 12

@@ -73,6 +73,7 @@ FILES = {
     "held_out.txt": 'a sign that says "EXIT"\n',
     "held_out.jsonl": '{"prompt": "a photo of a bench"}\n',
     "eval.jsonl": '{"prompt": "a photo of a bench"}\n',
+    "train.jsonl": '{"prompt": "a photo of a bus"}\n',
     "results/tuning/tuned.yaml": "objectives: [tmpo, grpo]\nsamplers: [dynamic_tree]\n",
 }
 WORK = {

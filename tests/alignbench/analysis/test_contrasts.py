@@ -110,7 +110,10 @@ def test_equal_kl_counts_the_runs_that_were_seen_there(tmp_path: Path) -> None:
     results = read_results(tmp_path)
     results.kl_levels = [0.47, 0.85]
     (family,) = families(results)
-    at = at_kl(results, family, values_frame(results, family))
+    values = values_frame(results, family)
+    at = at_kl(results, family, values)
+    # A metric that snapshots do not measure is left out, and not the runs.
+    pd.testing.assert_frame_equal(at_kl(results, family, values.assign(vendi=1.0)), at)
     assert at["kl"].tolist() == [0.47, 0.85] * 2
     frame: Any = equal_kl_frame(at).set_index("kl")
     # At 0.47: 0.08 and 2/3 of the way from the base model to the snapshot; at 0.85 half-way from the snapshot to the end.

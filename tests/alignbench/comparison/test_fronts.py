@@ -1,10 +1,15 @@
 """The fronts of a comparison: made once, found again for its runs, and told where they cannot be made."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from alignbench.comparison.fronts import make_fronts, read_fronts
+from alignbench.comparison.fronts import Fronts, make_fronts, read_fronts
 from alignbench.comparison.grid import Grid
 from alignbench.comparison.planning import plan_grid, read_request
+from alignbench.frontier.front import EVALUATION, REWARD
+from alignbench.records.record import read_result
+from tests.alignbench.record_folders import write_run
+from tests.support.fronts import hand_made_front
 
 
 def grid(folder: Path, extra: str = "") -> Grid:
@@ -42,3 +47,14 @@ def test_a_damaged_front_is_a_line_of_the_report(tmp_path: Path) -> None:
     fronts = read_fronts(tmp_path)
     assert fronts.kept == []
     assert "front.json" in fronts.unreadable[0]
+
+
+def test_a_run_on_fixed_pairs_has_the_front_of_its_task(tmp_path: Path) -> None:
+    result = read_result(write_run(tmp_path / "run")).model_copy(update={"config": {}, "task": {"reward": "1", "pairs": "2"}})
+    front = hand_made_front({REWARD: [[0.1]]})
+    of_task = {"task": "ocr", "prompt_set": EVALUATION, "config": {}}
+    same, other = (
+        replace(front, record=front.record.model_copy(update={**of_task, "fingerprint": {"reward": digest}}))
+        for digest in ("1", "3")
+    )
+    assert Fronts([other, same]).of(result) is same

@@ -15,11 +15,14 @@ from alignbench.backbone import BackboneSettings
 from alignbench.cli.app import app
 from alignbench.config.run_config import RunConfig
 from alignbench.errors import RunError
+from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.forecast.costs import forecast
 from alignbench.forecast.expected_rows import ExpectedRows, model_rows, rows_per_iteration, trains_guided
 from alignbench.forecast.memory import estimate_memory
 from alignbench.forecast.pace import Pace, measure_pace, seconds_of_evaluations, seconds_per_iteration
 from alignbench.load import load_configured_objective
+from alignbench.tasks import load_task
+from alignbench.training.pairs import write_pairs
 from alignbench.training.trainer import Trainer
 from tests.support.allocation import most_allocated
 from tests.support.pipelines import FAMILIES, SIDE, save_pipeline
@@ -330,3 +333,19 @@ def test_a_folder_that_is_taken_and_a_run_to_resume_are_refused(tmp_path: Path) 
     resumed = CliRunner().invoke(app, ["run", "--dry-run", "--resume", str(tmp_path)])
     assert isinstance(resumed.exception, UserError)
     assert "leave out --dry-run" in str(resumed.exception)
+
+
+def test_fixed_pairs_take_neither_rollouts_nor_rewards(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    made = write_pairs(
+        ToyPolicy(ToyPolicy.Settings()), MetricSuite(load_task(str(task))), ["train 0"], 4, 0, tmp_path / "pairs"
+    )
+    assert made == 1
+    pairs = str(tmp_path / "pairs" / "pairs.jsonl")
+    config = toy_config(task, objective={"name": "dpo", "draws": 4}, pairs=pairs, updates_per_rollout=2)
+    spent = run(config, tmp_path / "run").budget
+    told = forecast(config)
+    assert (told.rollout_rows, told.images) == (0, 0)
+    assert told.rows * 3 == spent.model_rows_rollout + spent.model_rows_train
+    with pytest.raises(UserError, match="reward_calls never ends the run"):
+        toy_config(task, objective="dpo", pairs=pairs, iterations=None, budget={"reward_calls": 100})

@@ -90,3 +90,15 @@ def test_each_prompt_is_read_at_the_one_tilt_that_has_the_mean_reward() -> None:
     assert metric_at_reward(steep, "diversity", np.array([0.4, 0.0])) == pytest.approx([0.75, 0.5])
     assert reward_at_kl(steep, 0.25) == pytest.approx(0.2)
     assert np.isnan(reward_at_kl(steep, 0.6))
+
+
+def test_a_prompt_that_the_front_lacks_does_not_count_for_the_place_on_it() -> None:
+    curves = [LINE.values(name).copy() for name in (REWARD, "diversity", KL)]
+    for curve in curves:
+        curve[:, 3] = np.nan
+    front = hand_made(*curves)
+    rewards, values = np.full(PROMPTS, 0.5), np.full(PROMPTS, 0.4)
+    rewards[3] = 0.8  # would move the mean to 0.54
+    assert loss_at_reward(front, "diversity", rewards, values) == pytest.approx(0.35)
+    assert avoidable_loss(front, "diversity", rewards, values).loss.value == pytest.approx(0.35)
+    assert reward_at_kl(front, 0.25) == reward_at_kl(LINE, 0.25)

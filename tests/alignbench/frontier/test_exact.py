@@ -11,7 +11,7 @@ from alignbench.backbones.gaussian_mixture import GaussianMixture
 from alignbench.config.run_config import RunConfig, load_config
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.frontier.exact import knows_target
-from alignbench.frontier.front import BEST_OF, KL, REWARD, VALIDATION
+from alignbench.frontier.front import BEST_OF, KL, REWARD, VALIDATION, dependence
 from alignbench.frontier.making import front_of
 from alignbench.load import load_configured_backbone
 from alignbench.tasks import load_task
@@ -79,3 +79,22 @@ def test_a_front_of_the_validation_prompts_has_sets_of_their_size(tmp_path: Path
     front, _ = front_of(config(validation_prompts=3, validation_images=20), tmp_path, betas=[2.0], best_of=(), kind=VALIDATION)
     assert (front.record.prompt_set, front.record.prompts, front.record.set_size) == (VALIDATION, 3, 20)
     assert {"lgmd", "modes_covered"} <= set(front.metrics)
+
+
+def test_a_reward_with_another_weight_has_no_exact_front() -> None:
+    policy, task = load_configured_backbone(config()), load_task("equal_modes")
+    assert knows_target(policy, ["equal_modes 0"], MetricSuite(task))
+    assert not knows_target(policy, ["equal_modes 0"], MetricSuite(task.weighted({"scenario_reward": 0.5})))
+
+
+def test_each_eval_of_sets_has_its_own_metrics(tmp_path: Path) -> None:
+    front, _ = front_of(config(), tmp_path, betas=[1.0], best_of=())
+    assert len(front.record.set_metrics) == len(set(front.record.set_metrics))
+    assert len(front.record.headline) == len(set(front.record.headline))
+
+
+def test_a_front_depends_on_the_solver_and_an_older_one_is_that_of_euler() -> None:
+    of = config().resolved()
+    older = {**of, "evaluation": {k: v for k, v in of["evaluation"].items() if k != "solver"}}
+    assert dependence(of) == dependence(older)
+    assert dependence(of) != dependence({**of, "evaluation": {**of["evaluation"], "solver": "memoryless"}})

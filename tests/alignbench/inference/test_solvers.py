@@ -11,7 +11,7 @@ from torch import Tensor
 from alignbench import flow
 from alignbench.inference import solvers
 from alignbench.rollouts.executor import rollout, sample
-from alignbench.rollouts.noise import group_keys, normal
+from alignbench.rollouts.noise import evaluation_keys, group_keys, normal
 from alignbench.rollouts.plan import Plan, Step
 from tests.support.toys import PROMPTS, KnownFlow, ToyBackbone
 
@@ -35,7 +35,7 @@ KEYS = group_keys(["a"])
 def factor(solver: str, steps: int) -> float:
     """What the solver multiplies the noise by."""
     drawn = solvers.draw(Growing(), ["a"], KEYS, 2, steps=steps, seed=3, solver=solver)
-    return float((drawn / normal(solvers.noise_keys(KEYS, 2, 3), (3,))).mean())
+    return float((drawn / normal(evaluation_keys(KEYS, 2, 3), (3,))).mean())
 
 
 def test_each_solver_multiplies_by_its_polynomial() -> None:
@@ -58,7 +58,7 @@ def test_ab2_takes_account_of_steps_of_unequal_length() -> None:
     policy = ToyBackbone()  # its schedule is shifted
     sigmas = policy.sigmas(3).tolist()
     found = solvers.draw(policy, ["a"], KEYS, 1, steps=3, seed=0, solver="ab2")
-    x = normal(solvers.noise_keys(KEYS, 1, 0), policy.latent_shape)
+    x = normal(evaluation_keys(KEYS, 1, 0), policy.latent_shape)
     before: tuple[Tensor, float] | None = None
     for s, s_next in pairwise(sigmas):
         with torch.no_grad():

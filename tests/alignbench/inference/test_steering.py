@@ -129,3 +129,15 @@ def test_many_particles_reach_the_tilted_target(potential: str) -> None:
     error = float(reward.std()) / count**0.5
     assert float(reward.mean()) == pytest.approx(target, abs=4 * error + 0.05 * (target - base))
     assert target - base > 20 * error
+
+
+@pytest.mark.parametrize("potential", ["max", "difference", "sum"])
+def test_a_particle_that_never_had_a_score_counts_as_the_others_do_on_average(potential: str) -> None:
+    nan = float("nan")
+    weights = Weights(2, 3, 1.0, potential)
+    # With 0 in its place the unscored particle would have e^2 times the weight of the others.
+    weights.add(torch.tensor([[-2.0, -3.0, nan], [nan, nan, nan]], dtype=torch.float64))
+    assert weights.log_weight[0].tolist() == [-2, -3, -2.5]
+    assert weights.log_weight[1].tolist() == [0, 0, 0]
+    weights.add(torch.tensor([[-2.0, -3.0, -2.5], [-1.0, -2.0, nan]], dtype=torch.float64))
+    assert weights.log_weight[1].tolist() == [-1, -2, -1.5]

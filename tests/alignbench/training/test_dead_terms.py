@@ -16,7 +16,7 @@ from alignbench.objective import Needs
 from alignbench.records.record import Result
 from alignbench.rollouts.terms import Terms, Velocities
 from alignbench.testing import hand_made_forest
-from alignbench.training.dead_terms import measure, unexplained
+from alignbench.training.dead_terms import gradient_record, measure, unexplained
 from alignbench.training.progress import Silent
 
 BASES: dict[str, Evaluation] = {}
@@ -221,3 +221,12 @@ def test_a_part_is_the_tensor_itself_unless_parts_are_measured() -> None:
     with measured_parts(only="y"):
         assert float(loss_part("x", value)) == 0.0
         assert loss_part("y", value) is value
+
+
+def test_an_update_with_a_gradient_elsewhere_gives_no_term_a_share() -> None:
+    record = gradient_record(
+        [{"parts": {"value": 2.0}, "terms": {"log_ratio": 0.0}, "models": {}}], Policy(Policy.Settings()), 1
+    )
+    assert record is not None
+    assert record.terms == {"log_ratio": 0.0}
+    assert record.parts == {"value": 1.0}

@@ -374,7 +374,7 @@ def test_a_separable_loss_has_the_same_gradient_whatever_other_rows_say(name: st
     objective = load_objective(name, **settings)
     assert objective.separable
     _, _, forest = drawn(plan_of("fixed_tree"), move=0.0)
-    forest.scores = {"main": forest.rewards, "other": forest.rewards.flip(0)}
+    forest.scores, forest.weights = {"main": forest.rewards, "other": forest.rewards.flip(0)}, {"main": 1.0}
     objective.observe(forest)
     generator = torch.Generator().manual_seed(0)
     count, gradients = len(forest.old_log_prob), []

@@ -262,3 +262,20 @@ def test_an_objective_that_does_not_train_ignores_the_rules(tmp_path: Path) -> N
     config = toy_config(write_task(tmp_path), objective="none", evaluation=EVERY_TWO, stop={"path_kl": 0.2}, best_by="lgmd")
     result = run(config, tmp_path / "run")
     assert (result.stop, result.run.status) == (None, "complete")
+
+
+def test_a_run_resumed_between_two_evaluations_keeps_what_a_rule_may_return_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_three = {**EVERY_TWO, "every": 3}  # the limit is passed at 6; 3 is what the rule returns to
+    config = stopping(write_task(tmp_path), restore=True).model_copy(
+        update={"evaluation": type(RunConfig().evaluation)(**every_three), "checkpoints_kept": 1}
+    )
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, Trainer, "iterate", 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "run")
+    result = run(config, tmp_path / "run", resume=True)  # saves iteration 5 and removes what nothing needs
+    assert result.stop is not None
+    assert (result.stop.iteration, result.stop.names) == (6, 3)
+    assert policy_weights(tmp_path / "run" / "checkpoints").iteration == 3

@@ -1,5 +1,7 @@
-"""The loop's body; whole runs are in test_training."""
+"""The loop's body; whole runs are in test_run."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import yaml
 from alignbench import RolloutForest, load_objective, load_sampler, rollout
 from alignbench.backbone import BackboneSettings
 from alignbench.evaluation.evaluate import MetricSuite
+from alignbench.rollouts.terms import Terms
 from alignbench.tasks import load_task
-from alignbench.training import engine
+from alignbench.training import engine, updater
+from alignbench.training.checkpoint import policy_weights
 from alignbench.training.trainer import Trainer
 from tests.support.plugins import ToyPolicy, toy_config, write_task
 
@@ -185,3 +189,40 @@ def test_the_graph_is_dropped_where_the_decoder_runs_out_of_memory(tmp_path: Pat
     monkeypatch.setattr(made.policy, "decode", short_of_memory)
     assert rows_of_an_iteration(made, monkeypatch) == made.budget.replay_rows > 0
     assert made.micro_batch.halvings == 1
+
+
+def test_a_checkpoint_that_names_another_best_one_is_written_again(tmp_path: Path) -> None:
+    made = trainer(write_task(tmp_path), best_by="lgmd", evaluation={"prompts": 2, "every": 1}, checkpoints_kept=2)
+    made.iterate()
+    made.save(tmp_path / "checkpoints")
+    made.iterate()
+    made.best = 1
+    made.save(tmp_path / "checkpoints")
+    made.best = 2  # what the evaluation of this iteration finds after the interrupt that saved it
+    made.save(tmp_path / "checkpoints")
+    assert policy_weights(tmp_path / "checkpoints", best_by="lgmd").iteration == 2
+
+
+def test_what_completes_an_iteration_is_not_cut_off_by_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(write_task(tmp_path))
+    completed: list[dict[str, Any]] = []
+    observe = made.objective.observe
+
+    def pressed(forest: RolloutForest) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        observe(forest)
+
+    monkeypatch.setattr(made.objective, "observe", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        made.iterate(completed.append)
+    assert (made.iteration, completed) == (1, made.metrics)
+
+
+def test_the_largest_deviation_of_the_ratio_is_that_of_all_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, deviations = trainer(write_task(tmp_path), objective="grpo", updates_per_rollout=3), iter([0.0, 0.5, 0.25])
+
+    def log_ratio(terms: Terms, forest: RolloutForest) -> torch.Tensor:
+        return torch.log1p(torch.tensor([next(deviations)]))
+
+    monkeypatch.setattr(updater, "log_ratio", log_ratio)
+    assert made.iterate()["ratio_abs_dev_max"] == pytest.approx(0.5)

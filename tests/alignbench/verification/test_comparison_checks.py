@@ -113,6 +113,10 @@ MIXED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: edit_result(run, lambda d: d["task"].update({"evaluation prompts": "0"})),
         "have different contents of their task: evaluation prompts is",
     ),
+    "pairs": (
+        lambda run: edit_result(run, lambda d: d["task"].update(pairs="0")),
+        "trained on different images: pairs is None and 0",
+    ),
     "version": (
         lambda run: edit_result(run, lambda d: d["environment"].update(torch="1.0")),
         "were run by different versions: torch is",
