@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Reduction = Literal["mean", "sum"]
 """Whether a log-density is averaged or summed over the latent dimensions."""
+SMALLEST_ERROR = 1e-5
+"""The smallest mean absolute error that is divided by."""
 
 
 class StepResult(NamedTuple):
@@ -230,6 +232,16 @@ def log_ratio(shift: Tensor, noise: Tensor, std: Tensor, *, reduction: Reduction
     """
     scaled = shift.float() / std
     return reduce_latent(scaled * noise - 0.5 * scaled**2, reduction)
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Averages the squares over latent dimensions: [R, *latent] -> float32 [R]."""
+    return reduce_latent(difference.float().square(), "mean")
+
+
+def mean_absolute(difference: Tensor) -> Tensor:
+    """Averages the absolute values over latent dimensions, without gradient, at least `SMALLEST_ERROR`: float32 [R]."""
+    return reduce_latent(difference.detach().float().abs(), "mean").clamp(min=SMALLEST_ERROR)
 
 
 def reduce_latent(values: Tensor, reduction: Reduction) -> Tensor:

@@ -4,12 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import flow, groups, settings
+from alignbench import groups, settings
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Times, denoising_noise
-
-MIN_WEIGHT = 1e-5
-"""The smallest mean absolute error that an error is divided by."""
 
 
 class DenoisingSettings(settings.Settings):
@@ -68,13 +65,3 @@ def by_group_and_draw(values: Tensor, forest: RolloutForest, leaves: Tensor, dra
     """Arranges the values of rows by group, image and draw: [N * draws] -> [G, K, draws], 0 for images without rows."""
     every = values.new_zeros(len(forest.leaves), draws).index_copy(0, leaves, values.view(len(leaves), draws))
     return every.view(forest.groups, forest.group_size, draws)
-
-
-def mean_square(difference: Tensor) -> Tensor:
-    """Averages the squares over latent dimensions: [R', *latent] -> float32 [R']."""
-    return flow.reduce_latent(difference.float().square(), "mean")
-
-
-def mean_absolute(difference: Tensor) -> Tensor:
-    """Averages the absolute values over latent dimensions, without gradient, at least `MIN_WEIGHT`: [R']."""
-    return flow.reduce_latent(difference.detach().float().abs(), "mean").clamp(min=MIN_WEIGHT)

@@ -23,12 +23,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import Objective, groups
+from alignbench import Objective, flow, groups
 from alignbench.loss_parts import loss_part
 from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities
-from objectives._denoising import DenoisingSettings, mean_absolute, mean_square, noised_leaves, scored_leaves
+from objectives._denoising import DenoisingSettings, noised_leaves, scored_leaves
 
 POWER, SHIFT = 0.25, 1e-10
 """The generalised Huber weight of AWM's code is (sigma / POWER) ((e + SHIFT)^POWER - SHIFT^POWER)."""
@@ -109,7 +109,7 @@ class AWM(Objective):
     def likelihood(self, rows: DenoisingRows, velocity: Tensor) -> Tensor:
         """Computes f of some rows, which stands for the log-likelihood of their images: float32 [R']."""
         error = velocity.float() - (rows.noise - rows.x0)
-        e = mean_square(error)
+        e = flow.mean_square(error)
         match self.settings.weight:
             case "uniform":
                 return -e
@@ -122,7 +122,7 @@ class AWM(Objective):
             case "ghuber":
                 return -rows.sigma / POWER * ((e + SHIFT) ** POWER - SHIFT**POWER)
             case "adaptive":
-                return -rows.sigma * e / mean_absolute(error)
+                return -rows.sigma * e / flow.mean_absolute(error)
 
     def terms(self, rows: Any, velocities: Velocities) -> Terms:
         """Computes the terms of some rows, each float32 [R'].
@@ -138,12 +138,12 @@ class AWM(Objective):
             "advantage": self.advantage(rows.forest).flatten()[rows.leaf],
         }
         if velocities.reference is not None:
-            terms["velocity_distance"] = mean_square(v - velocities.reference.float())
+            terms["velocity_distance"] = flow.mean_square(v - velocities.reference.float())
         if velocities.behaviour is not None:
             if o.ratio == "average":
                 terms["likelihood_old"] = self.likelihood(rows, velocities.behaviour)
             if o.ema_beta:
-                terms["ema_distance"] = mean_square(v - velocities.behaviour.float())
+                terms["ema_distance"] = flow.mean_square(v - velocities.behaviour.float())
         return terms
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:

@@ -33,8 +33,6 @@ from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities
 from objectives._denoising import (
     DenoisingSettings,
     by_group_and_draw,
-    mean_absolute,
-    mean_square,
     noised_groups,
     scored_leaves,
 )
@@ -123,9 +121,9 @@ class CRD(TargetObjective):
         error = velocity.float() - (rows.noise - rows.x0)
         match self.settings.weight:
             case "adaptive":
-                return -mean_square(error) / mean_absolute(error)
+                return -flow.mean_square(error) / flow.mean_absolute(error)
             case "uniform":
-                return -mean_square(error)
+                return -flow.mean_square(error)
             case "exact":
                 return -(1 - rows.sigma) / rows.sigma * flow.reduce_latent(error.square(), "sum")
 
@@ -141,7 +139,7 @@ class CRD(TargetObjective):
         terms = {"implicit_reward": self.likelihood(rows, v) - self.likelihood(rows, anchor).detach()}
         if self.settings.kl_beta:
             assert velocities.reference is not None
-            terms["velocity_distance"] = mean_square(v - velocities.reference.float())
+            terms["velocity_distance"] = flow.mean_square(v - velocities.reference.float())
         return terms
 
     def residual(self, terms: Terms, forest: RolloutForest) -> tuple[Tensor, Tensor]:

@@ -24,12 +24,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from alignbench import Objective, groups
+from alignbench import Objective, flow, groups
 from alignbench.loss_parts import loss_part
 from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_terms
-from objectives._denoising import DenoisingSettings, by_group_and_draw, mean_square, noised_groups, scored_leaves
+from objectives._denoising import DenoisingSettings, by_group_and_draw, noised_groups, scored_leaves
 
 
 class DGPO(Objective):
@@ -105,7 +105,7 @@ class DGPO(Objective):
             assert velocities.behaviour is not None
             terms["error_old"] = denoising_terms(rows, velocities.behaviour)["error"]
         if self.settings.kl_beta:
-            terms["velocity_distance"] = mean_square(velocities.policy.float() - velocities.reference.float())
+            terms["velocity_distance"] = flow.mean_square(velocities.policy.float() - velocities.reference.float())
         return terms
 
     def margins(self, terms: Terms, forest: RolloutForest) -> Tensor:

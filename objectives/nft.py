@@ -23,12 +23,12 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from alignbench import Objective, groups
+from alignbench import Objective, flow, groups
 from alignbench.loss_parts import loss_part
 from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, part_of_update
-from objectives._denoising import DenoisingSettings, mean_absolute, mean_square, noised_leaves, scored_leaves
+from objectives._denoising import DenoisingSettings, noised_leaves, scored_leaves
 
 
 class NFT(Objective):
@@ -117,7 +117,7 @@ class NFT(Objective):
             "reward_weight": self.reward_weight(rows.forest).flatten()[rows.leaf],
         }
         if velocities.reference is not None:
-            terms["velocity_distance"] = mean_square(v - velocities.reference.float())
+            terms["velocity_distance"] = flow.mean_square(v - velocities.reference.float())
         return terms
 
     def loss(self, terms: Terms, forest: RolloutForest) -> Tensor:
@@ -136,4 +136,4 @@ class NFT(Objective):
 
 def _normalised(error: Tensor) -> Tensor:
     """Divides the mean square by the mean absolute value, which has no gradient: [R', *latent] -> [R']."""
-    return mean_square(error) / mean_absolute(error)
+    return flow.mean_square(error) / flow.mean_absolute(error)

@@ -33,7 +33,7 @@ from alignbench.loss_parts import loss_part
 from alignbench.objective import Needs, Strength
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_noise
-from objectives._denoising import DenoisingSettings, mean_square, noised_leaves, scored_leaves
+from objectives._denoising import DenoisingSettings, noised_leaves, scored_leaves
 from objectives._target import RewardScale, TargetObjective, TargetSettings
 
 NEAR_NOISE, NEAR_IMAGE = 1e-3, 1e-4
@@ -150,7 +150,7 @@ class RAM(TargetObjective):
         reward = self.target_reward(rows.forest).flatten()[rows.leaf].view(-1, *[1] * (v.ndim - 1))
         residual = rows.noise - rows.x0 - centre.detach().float()
         target = reference.float() + self.settings.beta * reward * residual
-        terms = {"target_error": mean_square(v - target.detach())}
+        terms = {"target_error": flow.mean_square(v - target.detach())}
         if isinstance(rows, _RowsOfPaths):
             s = rows.sigma
             slope = rows.score(v.detach()) * (s**2 / (1 - s).clamp(min=NEAR_NOISE)).view(-1, *[1] * (v.ndim - 1))

@@ -27,8 +27,6 @@ from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.plan import Plan, Step
 from alignbench.rollouts.terms import DenoisingRows, Terms, Velocities, denoising_noise, denoising_sigmas
 
-SMALLEST = 1e-5
-"""The smallest mean absolute error that an error is divided by."""
 TO_SIGMA = 1e-3
 """Added to sigma in the weight `exact`, so that it stays finite."""
 
@@ -142,7 +140,7 @@ def _weight(rows: ElboRows, behaviour_error: Tensor) -> Tensor:
     sigma = rows.sigma
     match rows.options.weight:
         case "adaptive":
-            return sigma / flow.reduce_latent(behaviour_error.abs(), "mean").clamp(min=SMALLEST)
+            return sigma / flow.mean_absolute(behaviour_error)
         case "uniform":
             return torch.ones_like(sigma)
         case "image":

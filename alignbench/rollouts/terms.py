@@ -386,7 +386,7 @@ def denoising_terms(rows: DenoisingRows, velocity: Tensor, reference_velocity: T
         reference's velocity, where it is given.
     """
     target = rows.noise - rows.x0
-    terms = {"error": flow.reduce_latent((velocity.float() - target) ** 2, "mean")}
+    terms = {"error": flow.mean_square(velocity.float() - target)}
     if reference_velocity is not None:
-        terms["error_reference"] = flow.reduce_latent((reference_velocity.float() - target) ** 2, "mean").detach()
+        terms["error_reference"] = flow.mean_square(reference_velocity.float() - target).detach()
     return terms

@@ -130,6 +130,7 @@ def first_gradient(name: str, settings: dict[str, Any]) -> Tensor:
     forest = rollout(policy, ["a", "b", "c"], plan, 0)
     forest.rewards = torch.linspace(0, 1, len(forest.leaves)) ** 2
     forest.scores = {"main": forest.rewards, "other": forest.rewards.flip(0)}
+    forest.weights = {"main": 1.0}
     objective.observe(forest)
     backward(policy, objective, forest, on_policy=True)
     return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])

@@ -64,6 +64,7 @@ def random_case() -> tuple[RolloutForest, Terms]:
     forest.rewards[4] = torch.nan
     forest.states = torch.from_numpy(rng.normal(size=(len(forest.states), 5))).float()
     forest.scores = {"main": forest.rewards, "other": torch.from_numpy(rng.normal(size=18)).float()}
+    forest.weights = {"main": 1.0}
     forest.edge_sigma_next = torch.from_numpy(rng.uniform(0.2, 0.8, 24)).float()
     moved = forest.old_log_prob.double()[:, None] + torch.from_numpy(rng.normal(0, 0.15, size=(24, 2)))
     return forest, {

@@ -194,7 +194,7 @@ def test_without_noise_the_first_ratio_is_one_and_the_gradient_is_not_zero(name:
     toy = ToyBackbone()
     forest = rollout(toy, PROMPTS, plan, seed=0)
     forest.rewards = torch.tensor(REWARDS).flatten()
-    forest.scores = {"main": forest.rewards}
+    forest.scores, forest.weights = {"main": forest.rewards}, {"main": 1.0}
     objective = elbo(name)
     objective.prepare(toy.latent_shape, toy.device)
     objective.observe(forest)
