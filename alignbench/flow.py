@@ -181,8 +181,8 @@ def step(
         The next states and their distribution. An ode step has log_prob 0 and std 0.
 
     Raises:
-        NonFiniteError: a stochastic step has no density (eta is 0, or the rule is cps and sigma_next is 0), or a value is not
-            finite. The message names sigma, sigma_next and the velocity's dtype.
+        NonFiniteError: a stochastic step has no density (eta is 0, or sigma_next is 0 with the rule cps or memoryless), or a
+            value is not finite. The message names sigma, sigma_next and the velocity's dtype.
     """
     result = unchecked_step(x, velocity, sigma, sigma_next, noise_level, rule, noise=noise, reduction=reduction)
     if rule != "ode" and bool((result.std == 0).any()):

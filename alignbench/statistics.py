@@ -56,7 +56,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, b = np.broadcast_arrays(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
     with np.errstate(invalid="ignore", over="ignore"):  # infinity minus itself is NaN
         result = a - b
-        return np.where(np.abs(result) <= ROUNDING * np.maximum(np.abs(a), np.abs(b)), 0.0, result)
+        is_rounding = (np.abs(result) <= ROUNDING * np.maximum(np.abs(a), np.abs(b))) & np.isfinite(result)
+        return np.where(is_rounding, 0.0, result)
 
 
 def equal_values(values: np.ndarray) -> bool:
@@ -277,16 +278,18 @@ def first_reached(values: np.ndarray, level: float) -> tuple[int, int, float] | 
         level: the level.
 
     Returns:
-        The indices before and after, and the fraction of the way between them; (0, 0, 0.0) if the first value is already at
-        the level or above. None if no value is.
+        The indices of the last known value before and of the first at the level, and the fraction of the way between them;
+        both are the latter's if no value before it is known. None if no value is at the level or above.
     """
     reached = np.flatnonzero(values >= level)
     if not len(reached):
         return None
     after = int(reached[0])
-    if after == 0:
-        return 0, 0, 0.0
-    return after - 1, after, float((level - values[after - 1]) / (values[after] - values[after - 1]))
+    known = np.flatnonzero(~np.isnan(values[:after]))
+    if not len(known):
+        return after, after, 0.0
+    before = int(known[-1])
+    return before, after, float((level - values[before]) / (values[after] - values[before]))
 
 
 def welch_interval(first: np.ndarray, second: np.ndarray) -> Interval:

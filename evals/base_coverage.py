@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from alignbench import SetMetric, UserError, load_backbone, settings
+from alignbench import Backbone, SetMetric, UserError, load_backbone, settings
 from alignbench.rollouts.executor import decode, sample
 from evals.embedders.features import features_on_hub, load_features
 
@@ -93,6 +93,8 @@ class BaseCoverage(SetMetric):
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
         self.base: dict[str, np.ndarray] = {}
+        self.model: Backbone | None = None
+        self.encoded: set[str] = set()
         if settings.images <= settings.k:
             raise UserError(f"base_coverage: images={settings.images} must be above k={settings.k}")
 
@@ -101,6 +103,13 @@ class BaseCoverage(SetMetric):
 
     def prepare(self) -> None:
         self._embed([])
+        self._base_model()
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        model = self._base_model()
+        model.check_prompts(prompts)
+        model.prepare(prompts)  # together, since a model may release its text encoders after this
+        self.encoded |= set(prompts)
 
     def take_reference(self, prompt: str, images: np.ndarray, latents: Any) -> None:
         self.base[prompt] = self._embed(list(images))
@@ -123,11 +132,15 @@ class BaseCoverage(SetMetric):
         embed = load_features(self.settings.features, self.settings.device, self.settings.batch)
         return np.asarray(embed(images).double()) if images else np.empty((0, 0))
 
+    def _base_model(self) -> Backbone:
+        if self.model is None:
+            self.model = load_backbone(self.settings.backbone, device=self.settings.device)
+        return self.model
+
     def _draw(self, prompt: str) -> np.ndarray:
         """Images of the base model, uint8 [N, H, W, 3]."""
-        s = self.settings
-        if not hasattr(self, "model"):
-            self.model = load_backbone(s.backbone, device=s.device)
-        self.model.prepare([prompt])
-        latents = sample(self.model, [prompt], s.images, s.steps or self.model.default_steps, s.seed, micro_batch=s.batch)
-        return decode(self.model, latents, s.batch)
+        s, model = self.settings, self._base_model()
+        if prompt not in self.encoded:
+            model.prepare([prompt])
+        latents = sample(model, [prompt], s.images, s.steps or model.default_steps, s.seed, micro_batch=s.batch)
+        return decode(model, latents, s.batch)

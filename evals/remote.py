@@ -38,8 +38,8 @@ MAX_RESPONSE = 2**22
 """The largest response in bytes; 10,000 scores take 250,000."""
 MAX_REASON = 2000
 """How many characters of a server's error message are used."""
-LONGEST_WAIT = 30.0
-"""The longest wait in seconds before a busy server is asked again, whatever its Retry-After says."""
+LEAST_WAIT, LONGEST_WAIT = 0.1, 30.0
+"""The shortest and the longest wait in seconds before a busy server is asked again, whatever its Retry-After says."""
 
 Result = TypeVar("Result")
 
@@ -226,7 +226,7 @@ def _exchange(
         return _Response(
             response.status_code,
             bytes(content),
-            min(float(after[:9]), LONGEST_WAIT) if after.isdecimal() else None,
+            min(max(float(after[:9]), LEAST_WAIT), LONGEST_WAIT) if after.isdecimal() else None,
             f"{target.scheme}://{target.netloc}"[:200],
         )
 

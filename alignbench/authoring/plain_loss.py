@@ -136,16 +136,13 @@ class PlainLoss(Objective):
 
     def _parts(self, tensors: Mapping[str, Tensor], usable: Tensor) -> list[dict[str, Tensor]]:
         """The tensors of one call of the function or, for a function of rewards, of a call for each group."""
-        masks = [usable.flatten()]
-        if "rewards" in self.roles:
-            masks = [usable[g : g + 1].flatten() for g in range(len(usable)) if bool(usable[g].any())]
-            size = usable.shape[1]
-            first = [g * size for g in range(len(usable)) if bool(usable[g].any())]
-            return [
-                {role: tensor[start : start + size][mask] for role, tensor in tensors.items()}
-                for start, mask in zip(first, masks, strict=True)
-            ]
-        return [{role: tensor[masks[0]] for role, tensor in tensors.items()}] if bool(masks[0].any()) else []
+        of_call = usable if "rewards" in self.roles else usable.view(1, -1)
+        by_call = {role: tensor.view(*of_call.shape, -1) for role, tensor in tensors.items()}
+        return [
+            {role: tensor[call][leaves] for role, tensor in by_call.items()}
+            for call, leaves in enumerate(of_call)
+            if leaves.any()
+        ]
 
     # ------------------------------------------------------------------------------------------------ trials
 

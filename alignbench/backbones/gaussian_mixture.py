@@ -147,8 +147,9 @@ class GaussianMixture(Backbone, KnownDistributions):
         beta: float = Field(4.0, ge=0)
         """Inverse temperature of the target that the model is compared with, on raw rewards."""
         quadrature: int = Field(60, ge=10, multiple_of=2)
-        """Number of points in each direction of the grid of noise on which densities are computed. It is even, because an odd
-        number puts points on lines of symmetry: noise there goes to no mode, and its density differs from that around it."""
+        """Number of points in each direction of the grid of noise on which densities are computed in two dimensions. It is
+        even, because an odd number puts points on lines of symmetry: noise there goes to no mode, and its density differs from
+        that around it."""
 
     settings: Settings
     dtype = torch.float32

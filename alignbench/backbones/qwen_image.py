@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -88,18 +87,12 @@ class QwenImage(GuidedFolder):
     def vae_decode(self, latents: Tensor) -> Tensor:
         """Decodes latents as a video of a single frame, because the autoencoder is that of a video model."""
         vae = self.pipeline.vae
-        mean, std = self._statistics(latents)
+        mean, std = self.channel_statistics(latents)
         decoded: Tensor = vae.decode((latents * std + mean).unsqueeze(2).to(vae.dtype), return_dict=False)[0]
         return decoded[:, :, 0]
 
     def vae_encode(self, pixels: Tensor) -> Tensor:
         vae = self.pipeline.vae
         encoded: Tensor = vae.encode(pixels.unsqueeze(2).to(vae.dtype)).latent_dist.mode().float()[:, :, 0]
-        mean, std = self._statistics(encoded)
+        mean, std = self.channel_statistics(encoded)
         return (encoded - mean) / std
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of each of the autoencoder's channels."""
-        config = self.pipeline.vae.config
-        mean, std = (torch.tensor(v, device=latents.device).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        return mean, std

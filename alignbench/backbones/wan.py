@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -123,7 +122,7 @@ class Wan(SolverFolder):
     def vae_decode(self, latents: Tensor) -> Tensor:
         """Decodes clips into the pixels of their scored frames, [B, 3, F, H, W]; [B, 3, H, W] if a single one is scored."""
         vae = self.pipeline.vae
-        mean, std = self._statistics(latents)
+        mean, std = self.channel_statistics(latents)
         decoded: Tensor = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
         return decoded[:, :, self.scored].squeeze(2) if len(self.scored) == 1 else decoded[:, :, self.scored]
 
@@ -137,16 +136,8 @@ class Wan(SolverFolder):
     def vae_encode(self, pixels: Tensor) -> Tensor:
         vae = self.pipeline.vae
         encoded: Tensor = vae.encode(pixels.unsqueeze(2).to(vae.dtype)).latent_dist.mode().float()
-        mean, std = self._statistics(encoded)
+        mean, std = self.channel_statistics(encoded)
         return (encoded - mean) / std
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of each of the autoencoder's channels."""
-        config = self.pipeline.vae.config
-        mean, std = (
-            torch.tensor(v, device=latents.device).view(-1, 1, 1, 1) for v in (config.latents_mean, config.latents_std)
-        )
-        return mean, std
 
     # ------------------------------------------------------------------------------------------------ the pipeline's own call
 

@@ -157,10 +157,10 @@ def _planned(
         assigned: budget and settings.
         at_once: processes that share this machine's threads.
     """
-    from alignbench.comparison.grid import SETTINGS, read_grid, with_seeds
+    from alignbench.comparison.grid import former_grid, read_grid, with_seeds
     from alignbench.comparison.planning import Request, plan_grid, read_request
 
-    former = read_grid(out) if out and (out / SETTINGS).is_file() else None
+    former = former_grid(out) if out else None
     nothing = not config and not any(options.values()) and not any(assigned.values())
     if nothing and out is not None:
         return former or read_grid(out)
@@ -175,9 +175,7 @@ def _planned(
             "compare needs --objectives and --samplers, or a --config file that lists them; --out DIR alone resumes the "
             "comparison in DIR, and --out DIR --seeds N adds seeds to it"
         )
-    if former and not request.budget and not (request.settings or {}).get("budget"):
-        request = request.with_options(budget=former.budget.model_dump(exclude_none=True))
-    return plan_grid(request, at_once)
+    return plan_grid(request.continuing(former), at_once)
 
 
 def _compare(grid: "Grid", folder: Path, execution: Mapping[str, Any]) -> "ComparisonRecord":
@@ -236,6 +234,8 @@ def plot(
     if animate:
         from alignbench.reports.animations import write_animations
 
+        if reward or diversity:
+            raise UserError("--reward and --diversity choose the axes of a comparison's plots; an animation has none")
         written, unreadable = write_animations(folder)
     elif any((folder / name).is_file() for name in ("result.json", "config.yaml")) or not folder.is_dir():
         from alignbench.figures.plots import plot_run
@@ -248,6 +248,8 @@ def plot(
         from alignbench.reports.report import write_plots
 
         if has_unfinished_only(folder):
+            if reward or diversity:
+                raise UserError(f"--reward and --diversity are for finished runs, and no run below {folder} has finished")
             written = plot_unfinished(folder, unreadable.append)
             typer.echo(f"alignbench: no run below {folder} has finished: these are plots of the runs so far", err=True)
         else:

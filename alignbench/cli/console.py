@@ -108,11 +108,11 @@ class Count(Protocol):
 
 @contextmanager
 def counting(what: str) -> Iterator[Count]:
-    """A progress bar on stderr, or ten lines if stderr is not a terminal."""
+    """A progress bar on stderr, or a line for each tenth if stderr is not a terminal."""
     rich = new_console(stderr=True)
 
     def line(done: int, total: int, note: str = "") -> None:
-        if done % max(1, total // 10) == 0:
+        if done * 10 // total > (done - 1) * 10 // total:
             rich.print(f"{done}/{total} {what}{note and ', ' + note}")
 
     if not moves(rich):

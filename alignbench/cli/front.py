@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alignbench.cli.options import whole_numbers
 from alignbench.config.run_config import load_config
 from alignbench.errors import UserError
 from alignbench.frontier import BEST_OF, IMAGES
@@ -38,7 +39,7 @@ def front(
     options = {key: value for key, value in given.items() if value is not None}
     loaded = load_config(file=config, options=options, sets=sets or [])
     strengths = _numbers(betas, "--betas", least=0.0) if betas else None
-    sizes = [int(n) for n in _numbers(best_of, "--best-of", least=1.0)] if best_of else []
+    sizes = whole_numbers(best_of, "--best-of") if best_of else []
 
     from alignbench.cli.views.records import EvalView
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from alignbench.cli.console import GridProgress
@@ -15,6 +14,7 @@ from alignbench.cli.options import results_folder
 from alignbench.cli.views.records import EvalView
 from alignbench.comparison import runner
 from alignbench.comparison.fronts import make_fronts
+from alignbench.comparison.grid import former_grid
 from alignbench.comparison.planning import Request, plan_grid
 from alignbench.comparison.reading import read_results
 from alignbench.comparison.results import Results
@@ -23,8 +23,7 @@ from alignbench.errors import RunError, UserError
 from alignbench.files.paths import local_path
 from alignbench.files.writing import reserved
 from alignbench.records.record import CONFIG, EvalRecord
-from alignbench.reports.plots.comparison_plots import comparison_figures
-from alignbench.reports.report import write_report
+from alignbench.reports.report import report_with_plots
 from alignbench.scoring import score
 
 Rows = Literal["runs", "methods", "pairs", "prompts", "images", "curves"]
@@ -80,7 +79,10 @@ def compare(
         "settings": None if settings is None else dict(settings),
         "sweep": None if sweep is None else dict(sweep),
     }
-    grid = plan_grid(Request().with_options(**asked), workers)
+    request = Request().with_options(**asked)
+    if out is not None:
+        request = request.continuing(former_grid(local_path(out)))
+    grid = plan_grid(request, workers)
     place = nullcontext(local_path(out)) if out is not None else reserved(results_folder("comparison"))
     with place as folder:
         cells = grid.cells()
@@ -159,14 +161,9 @@ def report(folder: str | Path, *, reward: str | None = None, diversity: str | No
         UserError: there is no finished run, or none with such a metric.
     """
     place = local_path(folder)
-    write_report(place, reward=reward, diversity=diversity)
-    results = read_results(place, reward=reward, diversity=diversity)
-    figures = {}
-    for setup in results.setups:
-        for name, figure in comparison_figures(results, setup).items():
-            figures[f"{setup}: {name}" if len(results.setups) > 1 else name] = figure
-            plt.close(figure)  # a notebook would show it at once, and again where it is asked for
-    return figures
+    _, plots = report_with_plots(place, reward=reward, diversity=diversity)
+    several = len({setup for setup, _ in plots.figures if not setup.startswith("family ")}) > 1
+    return {f"{setup}: {name}" if several else name: figure for (setup, name), figure in plots.figures.items()}
 
 
 def load_results(folder: str | Path, *, rows: Rows = "runs") -> pd.DataFrame:

@@ -167,6 +167,11 @@ class Cell:
         return self.method.config.model_copy(update={"task": self.task, "seed": self.seed})
 
 
+def former_grid(folder: Path) -> Grid | None:
+    """What the comparison in a folder compares; None if there is none."""
+    return read_grid(folder) if (folder / SETTINGS).is_file() else None
+
+
 def read_grid(folder: Path) -> Grid:
     """What the comparison in a folder compares.
 

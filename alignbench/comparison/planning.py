@@ -81,6 +81,12 @@ class Request(PartRequest):
             chosen["settings"] = merged_layers(self.settings or {}, chosen["settings"])
         return validate(Request, {**self.model_dump(exclude_none=True), **chosen}, where="comparison")
 
+    def continuing(self, former: Grid | None) -> "Request":
+        """The same with the budget of the comparison that it continues, unless it has one."""
+        if former is None or self.budget or (self.settings or {}).get("budget"):
+            return self
+        return self.with_options(budget=former.budget.model_dump(exclude_none=True))
+
 
 def read_request(file: Path) -> Request:
     """The request in a comparison file, or in a file with keys of the configuration alone, shaped like a preset.

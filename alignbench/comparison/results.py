@@ -251,12 +251,13 @@ class Results:
         return pd.DataFrame(rows)
 
     def scores(self, setup: str, cell: str, metric: str, column: str = "final") -> np.ndarray:
-        """[seeds, prompts] of one cell; without per-prompt records, the seeds' means as [seeds, 1]."""
+        """[seeds, prompts] of one cell, with all prompts of the setup in their order, NaN where a prompt has no value; without
+        per-prompt records, the seeds' means as [seeds, 1]."""
         key = (setup, cell, metric)
         if (*key, column) not in self._scores:
             table = self._by_metric["prompts"].get(key)
             if table is not None:
-                wide = table.pivot(index="seed", columns="prompt_index", values=column)
+                wide = table.pivot(index="seed", columns="prompt_index", values=column).reindex(columns=self._prompts[setup])
                 self._scores[*key, column] = np.asarray(wide, dtype=np.float64)
             else:
                 self._scores[*key, column] = self._by_metric["runs"][key][column].to_numpy(dtype=np.float64)[:, None]
@@ -268,6 +269,12 @@ class Results:
         if table is not None:
             return sorted(int(seed) for seed in table["seed"].unique())
         return [int(seed) for seed in self._by_metric["runs"][setup, cell, metric]["seed"]]
+
+    @cached_property
+    def _prompts(self) -> dict[str, list[int]]:
+        """The indices of the prompts of each setup."""
+        of_setup = self.prompts_frame.groupby("setup", sort=False)["prompt_index"]
+        return {str(setup): sorted(int(index) for index in indices.unique()) for setup, indices in of_setup}
 
     @cached_property
     def _scores(self) -> dict[tuple[str, str, str, str], np.ndarray]:

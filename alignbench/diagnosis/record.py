@@ -1,17 +1,12 @@
 """The record of a diagnosis, `diagnosis.json`. Each estimate has a 95 % interval over groups."""
 
-from pydantic import BaseModel, ConfigDict
-
+from alignbench.records.base import Record
 from alignbench.records.record import Estimate
 
 SCHEMA_VERSION = 1
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Distance(_Part):
+class Distance(Record):
     """The mean distance |z - z'| / sqrt(D) between two leaves of a group, for the pairs that diverge at one place."""
 
     apart_since: str
@@ -21,7 +16,7 @@ class Distance(_Part):
     """The distance between any two leaves of an independent group."""
 
 
-class PrefixEntropy(_Part):
+class PrefixEntropy(Record):
     """How evenly a group's mass is spread over its prefixes: the entropy divided by its maximum, log(prefixes)."""
 
     prefixes: int
@@ -31,7 +26,7 @@ class PrefixEntropy(_Part):
     """Entropy of q, the softmax of beta times the reward, which is standardised in the group."""
 
 
-class TotalVariation(_Part):
+class TotalVariation(Record):
     """Lower bounds, in expectation, of the total variation distance between rollouts of the sampler and independent ones."""
 
     leaf: Estimate
@@ -40,7 +35,7 @@ class TotalVariation(_Part):
     """The bound for whole groups."""
 
 
-class PartitionFunction(_Part):
+class PartitionFunction(Record):
     """Errors of log Z_hat = log mean_i exp(beta z_i) over K leaves; the true log Z comes from many independent leaves."""
 
     k: int
@@ -53,7 +48,7 @@ class PartitionFunction(_Part):
     independent_deviation: Estimate
 
 
-class Slope(_Part):
+class Slope(Record):
     """The slope of log(-bias) or log(standard deviation) over log K; null if fewer than two values of K are usable."""
 
     quantity: str
@@ -65,7 +60,7 @@ class Slope(_Part):
     slope: Estimate
 
 
-class Diagnosis(_Part):
+class Diagnosis(Record):
     """What `diagnose` measured of one sampler."""
 
     schema_version: int = SCHEMA_VERSION
@@ -96,7 +91,7 @@ class Diagnosis(_Part):
     """Iteration of that checkpoint."""
 
 
-class GradientTrial(_Part):
+class GradientTrial(Record):
     """One objective's gradient estimates, with one way of drawing rollouts, compared with the gradient that it claims."""
 
     objective: str
@@ -128,7 +123,7 @@ class GradientTrial(_Part):
         return self.rule if self.rule in ("ode", "memoryless") else f"{self.rule} {self.eta:.3g}"
 
 
-class GradientDiagnosis(_Part):
+class GradientDiagnosis(Record):
     """The record of `diagnose --gradients`."""
 
     schema_version: int = SCHEMA_VERSION

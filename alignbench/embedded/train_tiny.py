@@ -85,14 +85,14 @@ class TinyTraining(Settings):
 
     seed: int = 0
     """Seed of the initial weights, of the drawn images, and of times and noise."""
-    threads: int = 2
+    threads: int = Field(2, ge=1)
     """CPU threads, and number of processes that draw images."""
     autoencoder_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the autoencoder's training. `auto` uses bfloat16 if the processor has hardware for it, which halves the
     time. The transformer always uses float32, because its small products would not become faster."""
-    autoencoder_steps: int = 1500
+    autoencoder_steps: int = Field(1500, ge=1)
     """Number of optimizer steps of the autoencoder."""
-    autoencoder_batch: int = 24
+    autoencoder_batch: int = Field(24, ge=1)
     """Number of images per step of the autoencoder."""
     autoencoder_lr: float = 2e-3
     """Learning rate of AdamW for the autoencoder; `warmup` and a linear fall in the last 40 % of the steps scale it."""
@@ -102,13 +102,13 @@ class TinyTraining(Settings):
     """Standard deviation of noise in the decoder's training, so that it smooths small errors of the transformer."""
     compile: bool = True
     """Whether the transformer is compiled if there is a C++ compiler. This takes about 90 s and makes a step 20 % faster."""
-    batch: int = 64
+    batch: int = Field(64, ge=1)
     """Number of images per step of the transformer."""
     lr: float = 1e-3
     """Learning rate of AdamW, which trains everything but the matrices of the blocks; `warmup` and the phases scale it."""
     muon_lr: float = 2e-3
     """Learning rate of Muon, which trains these matrices, scaled in the same way."""
-    warmup: int = 100
+    warmup: int = Field(100, ge=1)
     """Number of steps in which the learning rates rise linearly from zero."""
     ema: float = 0.995
     """Decay of the exponential moving average of the weights, which is what is exported; early steps use a smaller decay."""
@@ -120,17 +120,17 @@ class TinyTraining(Settings):
     """The phases. Scenes take longer to learn than words, most of all those with two shapes that must not be confused."""
     prompt_dropout: float = 0.1
     """Probability that the prompt of an image is dropped, which classifier-free guidance needs."""
-    shard_size: int = 2048
+    shard_size: int = Field(2048, ge=1)
     """Number of images that are drawn, encoded and kept in one file."""
     time_mean: float = 0.5
     """Location of the logit-normal times. It is above 0 because high noise decides which letters and shapes appear."""
     shift: float = 1.5
     """Shift of the exported scheduler's times towards high noise."""
-    call_steps: int = 20
+    call_steps: int = Field(20, ge=1)
     """Number of sampling steps that the exported `alignbench.json` sets."""
     call_guidance: float = 1.0
     """Guidance scale that the exported `alignbench.json` sets; 1 is no guidance."""
-    save_every: int = 125
+    save_every: int = Field(125, ge=1)
     """Number of steps between checkpoints."""
 
     def autoencoder_autocast(self) -> torch.autocast:

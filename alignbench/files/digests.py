@@ -22,14 +22,11 @@ def digest_of(file: Path) -> str:
     Raises:
         UserError: the file cannot be read, or is not a regular file.
     """
-    digest = hashlib.sha256()
     with open_regular(file) as opened:
         try:
-            while part := opened.read(2**20):
-                digest.update(part)
+            return hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror or error}") from None
-    return digest.hexdigest()
 
 
 def sums_text(digests: Mapping[str, str]) -> str:

@@ -62,10 +62,16 @@ def git_revision() -> str | None:
     It is read once, when a process begins: a long process goes on with the code that it has loaded, whatever is committed
     meanwhile.
     """
-    folder = Path(__file__).parent
+    return revision_of(Path(__file__).parents[2])
+
+
+def revision_of(checkout: Path) -> str | None:
+    """Returns the commit of a checkout; None where the folder is none, such as a package folder inside another repository."""
     try:
-        revision = _git(folder, "rev-parse", "HEAD")
-        return revision + ("-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        if Path(_git(checkout, "rev-parse", "--show-toplevel")) != checkout.resolve():
+            return None
+        revision = _git(checkout, "rev-parse", "HEAD")
+        return revision + ("-dirty" if _git(checkout, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

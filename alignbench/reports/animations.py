@@ -13,6 +13,7 @@ from alignbench.figures.animation import write_animation, write_growing_tree
 from alignbench.figures.rollout_tree import TREE, RolloutTree
 from alignbench.figures.style import left_out
 from alignbench.files.escaping import slugs
+from alignbench.files.writing import refuse_links
 from alignbench.reports.plots.comparison_plots import plots_folder
 
 FILE = "distributions.gif"
@@ -34,14 +35,16 @@ def write_animations(folder: Path) -> tuple[list[Path], list[str]]:
         UserError: there is no finished run, none with anything to animate, or nothing that can be drawn.
     """
     results = read_results(folder)
+    refuse_links(folder, "plots")
     written: list[Path] = []
-    failed: list[str] = []
+    failed = results.unreadable
     for setup in results.setups:
         models = {cell: table for cell, table in first_distributions(results, setup).items() if _moves(table)}
         below = plots_folder(results, setup, folder / "plots")
         if models:
-            write_animation(models, below / FILE)
-            written.append(below / FILE)
+            with left_out(f"animation {FILE} of {setup}", failed.append):
+                write_animation(models, below / FILE)
+                written.append(below / FILE)
         written += _write_trees(results, setup, below, failed)
     if not written:
         if failed:

@@ -136,16 +136,25 @@ class CurveReport:
         return curves.onset_frame(self.runs, self.recorded.tables, self.reward, directions)
 
     @cached_property
+    def comparable_front(self) -> Front | None:
+        """The front, if models have a place on it: not where training standardised several rewards."""
+        return None if self.front is None or self.front.record.normalised else self.front
+
+    @cached_property
     def avoidable(self) -> pd.DataFrame:
-        """See `against_front.avoidable_frame`; empty without a front."""
-        if self.front is None:
-            return pd.DataFrame()
-        return against_front.avoidable_frame(self.results, self.setup, self.front, self.diversities)
+        """See `against_front.avoidable_frame`; empty without a front that models can be compared with."""
+        front = self.comparable_front
+        return (
+            pd.DataFrame()
+            if front is None
+            else against_front.avoidable_frame(self.results, self.setup, front, self.diversities)
+        )
 
     @cached_property
     def at_kl(self) -> pd.DataFrame:
-        """See `against_front.reward_at_kl_frame`; empty without a front."""
-        return pd.DataFrame() if self.front is None else against_front.reward_at_kl_frame(self.results, self.setup, self.front)
+        """See `against_front.reward_at_kl_frame`; empty without a front that models can be compared with."""
+        front = self.comparable_front
+        return pd.DataFrame() if front is None else against_front.reward_at_kl_frame(self.results, self.setup, front)
 
     @cached_property
     def power(self) -> pd.DataFrame:
@@ -182,16 +191,16 @@ class CurveReport:
 
     def _alarms_of(self, run: RecordedRun) -> list[str]:
         found = list(run.result.alarms)
-        if self.front is not None:
-            found = against_front.alarms_against(self.results, run, self.front)
+        if self.comparable_front is not None:
+            found = against_front.alarms_against(self.results, run, self.comparable_front)
         if run.evals is not None and not any(map(about_dead_modes, run.result.alarms)):
             found += mode_alarms(run.evals)  # records of older versions have none
         return found
 
     def target_line(self, metric: str) -> list[tuple[float, float]]:
         """Reward and metric along the front of the evaluation prompts, by ascending reward; empty without one."""
-        front = self.front
-        if front is None or metric not in front.metrics or front.record.normalised:
+        front = self.comparable_front
+        if front is None or metric not in front.metrics:
             return []
         means = summary(front)
         means = means[means["rule"] == TILT].pivot(index="strength", columns="metric", values="value")

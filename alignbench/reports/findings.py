@@ -118,7 +118,7 @@ def _lowest_best(report: CurveReport, method: str) -> float:
 
 
 def _pair(row: dict[Any, Any], metric: str, report: CurveReport, spent: pd.DataFrame) -> str:
-    """`A keeps 0.12 [0.08, 0.16] more LGMD than B (n = 3 seeds, p = 0.01) and needs 3,000 [..] fewer model evaluations`."""
+    """`A has 0.12 [0.08, 0.16] more LGMD than B (n = 3 seeds, p = 0.01) and needs 3,000 [..] fewer model evaluations`."""
     up = row["difference"] >= 0
     flip = up == (report.directions.get(metric) is False)
     first, second = (row["second"], row["first"]) if flip else (row["first"], row["second"])

@@ -99,15 +99,18 @@ def follow(
 
 def _curves(folder: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     """Title -> SVG as a link, of the training so far, for each task and backbone."""
-    tables: dict[str, list[pd.DataFrame]] = {}
+    tables: dict[str, dict[tuple[str, int, int], pd.DataFrame]] = {}
     for row in rows:
         table = read_metrics(folder / row["run"]) if "error" not in row else None
         if table is not None and len(table):
-            of_run = table.assign(cell=f"{row['objective']} x {row['sampler']}", seed=row["seed"])
-            tables.setdefault(f"{row['task']} on {row['backbone']}", []).append(of_run)
+            of_task = tables.setdefault(f"{row['task']} on {row['backbone']}", {})
+            cell, seed = f"{row['objective']} x {row['sampler']}", row["seed"]
+            same = sum(key[:2] == (cell, seed) for key in of_task)  # runs of one pair and seed with other settings
+            of_run = table.assign(cell=f"{cell} ({same + 1})" if same else cell, seed=seed)
+            of_task[cell, seed, same] = of_run
     figures = {}
     for name, parts in tables.items():
-        figure = learning_curves(pd.concat(parts, ignore_index=True), "iteration")
+        figure = learning_curves(pd.concat(parts.values(), ignore_index=True), "iteration")
         widen(figure)
         figures[f"{name}: training so far"] = svg_link(drawn(figure, "svg"))
         plt.close(figure)

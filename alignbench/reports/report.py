@@ -56,7 +56,7 @@ CURVE_FIGURES = 2
 """Metrics of diversity whose curves are drawn, at most."""
 ALARM_NOTES = {
     True: "Alarms about diversity compare with the target's front: a loss that the reward itself asks for raises none.",
-    False: "Alarms about diversity compare with the base model, since no front of the target is here.",
+    False: "Alarms about diversity compare with the base model, since there is no front of the target to compare models with.",
 }
 LISTED_PAIRS = 200
 """Pairs of methods that a page lists, at most; `tables/pairs.csv` has all."""
@@ -68,13 +68,16 @@ PAGE_WIDTH, FLATTER = 6.2, 0.7
 
 @dataclass
 class Plots:
-    """The plots of a comparison: for each setup or family, name -> SVG.
+    """The plots of a comparison, by setup or family and by name.
 
     Attributes:
-        images: (setup or family, name of the plot) -> its SVG.
-        files: what was written, PNG and SVG.
+        figures: the figures.
+        images: their SVG.
+        files: a file of each that was written.
+        written: all files, PNG and SVG.
     """
 
+    figures: dict[tuple[str, str], Figure] = field(default_factory=dict)
     images: dict[tuple[str, str], bytes] = field(default_factory=dict)
     files: dict[tuple[str, str], Path] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
@@ -95,6 +98,13 @@ def write_report(
         UserError: there is no finished run, or none with such a metric; or a file that alignbench did not write is in the way.
         RunError: a file cannot be written.
     """
+    return report_with_plots(folder, reward=reward, diversity=diversity, refresh=refresh)[0]
+
+
+def report_with_plots(
+    folder: Path, *, reward: str | None = None, diversity: str | None = None, refresh: int | None = None
+) -> tuple[list[Path], Plots]:
+    """Does what `write_report` does, and returns the plots as well."""
     results = read_results(folder, reward=reward, diversity=diversity)
     curves = curve_reports(results)
     with exclusive(folder, REPORT_LOCK, PATIENCE):
@@ -120,7 +130,9 @@ def curve_reports(results: Results) -> dict[str, CurveReport]:
     return {setup: CurveReport.of(results, setup, fronts) for setup in results.setups}
 
 
-def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: Path, refresh: int | None = None) -> list[Path]:
+def _write_report(
+    results: Results, curves: Mapping[str, CurveReport], folder: Path, refresh: int | None = None
+) -> tuple[list[Path], Plots]:
     reports = [family_report(results, family) for family in families(results)]
     plots = draw_plots(results, reports, curves, None if _is_run(folder) else folder / "plots")
     if not _is_run(folder):
@@ -140,7 +152,7 @@ def _write_report(results: Results, curves: Mapping[str, CurveReport], folder: P
         write_atomically(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
         written.append(folder / name)
     frames = joined_frames(reports) | joined([report.frames() for report in curves.values()])
-    return written + write_tables(results, frames, folder / "tables") + plots.written
+    return written + write_tables(results, frames, folder / "tables") + plots.written, plots
 
 
 def published(results: Results) -> list[dict[str, Any]]:
@@ -206,7 +218,7 @@ def draw_plots(
 
 def _add_plot(plots: Plots, key: tuple[str, str], figure: Figure, folder: Path | None) -> None:
     """Saves a figure as SVG for the page, and as PNG and SVG for a paper into the folder."""
-    images = {}
+    images, plots.figures[key] = {}, figure
     resizable = figure.get_layout_engine() is not None and figure.get_figwidth() == COLUMN
     with plt.rc_context(PAPER):
         for kind in () if folder is None else ("svg", "png"):
@@ -382,7 +394,7 @@ def _best(cells: pd.DataFrame, metric: str) -> str | None:
 
 def _alarm_note(curves: CurveReport) -> str:
     """What alarms about diversity compare with, and how large a fall they see."""
-    note = ALARM_NOTES[curves.front is not None]
+    note = ALARM_NOTES[curves.comparable_front is not None]
     if curves.alarm_power is None:
         return note
     prompts, fall = curves.alarm_power

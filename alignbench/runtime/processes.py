@@ -216,7 +216,9 @@ class DistributedProcesses(Processes):
             if self.sharded and calls_model:
                 kind, message = _described(error) or ("", "")
                 print(f"alignbench: rank {self.rank} ends: {message}", file=sys.stderr)
-                raise error if kind == type(error).__name__ else errors.RunError(message) from error
+                if kind == type(error).__name__ and not out_of_memory(error):
+                    raise
+                raise errors.RunError(message) from error  # also where memory ran out: this rank cannot try again alone
             failure = error
         states = self.all_gather_object([_described(failure), self.asked_to_end])
         failed = [(rank, *described) for rank, (described, _) in enumerate(states) if described]

@@ -59,6 +59,7 @@ class Loaded:
     def __init__(self, evals: Sequence[str], settings: Mapping[str, dict[str, Any]], advance: Advance) -> None:
         self.evals, self.settings, self.advance = evals, settings, advance
         self._suites: dict[str, tuple[Task, MetricSuite]] = {}
+        self._rewards: dict[str, MetricSuite] = {}
         self._model: tuple[str, Backbone] | None = None
 
     def score(self, config: RunConfig, run: Path | None, out: Path | None) -> tuple[EvalRecord, Evaluation]:
@@ -114,8 +115,11 @@ class Loaded:
         if config.inference.method not in ("best_of_n", "fk"):
             return Drawing(config.inference)
         if self.evals or self.settings or config.reward or config.scorer_url:
-            suite = MetricSuite(trained_task(config).without_judges(), config.scorer_timeout)
-            suite.prepare()
+            key = json.dumps([config.task, config.evals, config.reward, config.scorer_url])
+            if key not in self._rewards:
+                self._rewards[key] = MetricSuite(trained_task(config).without_judges(), config.scorer_timeout)
+                self._rewards[key].prepare()
+            suite = self._rewards[key]
         return Drawing(config.inference, suite.reward(normalise=config.normalise_rewards))
 
     def _policy(self, config: RunConfig) -> Backbone:

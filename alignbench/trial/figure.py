@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from alignbench.figures.style import COLORS, STYLE
 from alignbench.files.escaping import visible
 from alignbench.records.record import Estimate
+from alignbench.statistics import ONE_SIDED_LEVEL
 from alignbench.trial.judging import TYPICAL_IMAGES, TYPICAL_PROMPTS
 from alignbench.trial.measuring import EXACT
 from alignbench.trial.power import effect_with_power
@@ -77,7 +78,7 @@ def _draw_alarms(axis: Any, seen: Sequence[Seen], shown: Sequence[str]) -> None:
         of_metric = [s for s in seen if s.metric == metric and s.kind != "planted"]
         places = [harmless.index((s.source, s.condition)) + 0.1 * (i - (len(shown) - 1) / 2) for s in of_metric]
         _draw_estimates(axis, places, [s.falls[TYPICAL_PROMPTS] for s in of_metric], i, visible(metric), line="")
-    axis.axhline(0.025, color="black", linewidth=0.8, linestyle=":")
+    axis.axhline(ONE_SIDED_LEVEL, color="black", linewidth=0.8, linestyle=":")
     labels = [f"{visible(condition)} ({visible(source)})" for source, condition in harmless]
     axis.set_xticks(range(len(harmless)), labels, rotation=40, ha="right")
     axis.set(ylim=(-0.05, 1.05), ylabel="reported falls")

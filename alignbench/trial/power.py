@@ -14,10 +14,8 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from alignbench.statistics import CONFIDENCE, Interval
+from alignbench.statistics import CONFIDENCE, ONE_SIDED_LEVEL, Interval
 
-LEVEL = 0.025
-"""The level of the one-sided test."""
 PROMPTS = (16, 32, 64, 128)
 """Numbers of prompts."""
 SIMULATIONS = 4000
@@ -108,7 +106,7 @@ def effect_with_power(wanted: float, prompts: int) -> float:
 def _curve(prompts: int) -> tuple[np.ndarray, np.ndarray]:
     """The power at noncentralities in steps so fine that values between them are linear to four digits."""
     shifts = np.linspace(-FURTHEST, FURTHEST, 801)
-    return shifts, np.asarray(stats.nct.sf(stats.t.ppf(1 - LEVEL, prompts - 1), prompts - 1, -shifts))
+    return shifts, np.asarray(stats.nct.sf(stats.t.ppf(1 - ONE_SIDED_LEVEL, prompts - 1), prompts - 1, -shifts))
 
 
 def ranked_rightly(effects: np.ndarray | float, prompts: np.ndarray | int) -> np.ndarray:
@@ -132,7 +130,7 @@ def false_alarms(differences: np.ndarray, prompts: int, rng: np.random.Generator
     flat = differences.ravel()
     drawn = rng.choice(flat, size=(SIMULATIONS, prompts)) * rng.choice([-1.0, 1.0], size=(SIMULATIONS, prompts))
     error = drawn.std(axis=1, ddof=1) / prompts**0.5
-    falls = drawn.mean(axis=1) < -stats.t.ppf(1 - LEVEL, prompts - 1) * error
+    falls = drawn.mean(axis=1) < -stats.t.ppf(1 - ONE_SIDED_LEVEL, prompts - 1) * error
     found = stats.binomtest(int(falls.sum()), SIMULATIONS)
     low, high = found.proportion_ci()
     return Interval(float(found.statistic), float(low), float(high), SIMULATIONS)

@@ -17,7 +17,7 @@ class Detection(TypedDict):
     score: float
     """The detector's confidence, 0 to 1."""
     color: NotRequired[str]
-    """One of GenEval's eleven colour names; only colour clauses need it."""
+    """One of GenEval's ten colour names; only colour clauses need it."""
 
 
 Detections = Mapping[str, Sequence[Detection]]

@@ -9,6 +9,7 @@ from alignbench.statistics import (
     best_of_n_mass,
     difference,
     equal_values,
+    first_reached,
     holm,
     hypervolume,
     interquartile_mean,
@@ -350,3 +351,16 @@ def test_means_over_prompts_are_those_of_the_prompts_that_have_a_value() -> None
     nan = float("nan")
     found = mean_over_prompts(np.array([[1.0, nan, 4.0], [nan, nan, nan], [0.0, 3.0, 3.0]]))
     np.testing.assert_array_equal(found, [2.5, nan, 2.0])
+
+
+def test_an_infinite_number_differs_from_a_finite_one() -> None:
+    assert difference(np.array([np.inf, 1.0]), np.array([1.0, -np.inf])).tolist() == [np.inf, np.inf]
+    assert non_dominated(np.array([[np.inf, 1.0], [1.0, 1.0]])).tolist() == [True, False]
+
+
+def test_a_level_is_reached_between_known_values() -> None:
+    nan = float("nan")
+    assert first_reached(np.array([0.0, nan, 1.0]), 0.5) == (0, 2, 0.5)
+    assert first_reached(np.array([nan, 1.0]), 0.5) == (1, 1, 0.0)
+    assert first_reached(np.array([0.75, 1.0]), 0.5) == (0, 0, 0.0)
+    assert first_reached(np.array([0.0, nan]), 0.5) is None

@@ -163,7 +163,7 @@ def midpoints(dimension: int, points: int, extent: float) -> tuple[Tensor, float
     return torch.cartesian_prod(*[line] * dimension).view(-1, dimension), step**dimension
 
 
-def noise_quadrature(dimension: int, points: int = 161, extent: float = 5.5) -> tuple[Tensor, Tensor]:
+def noise_quadrature(dimension: int, points: int, extent: float = 5.5) -> tuple[Tensor, Tensor]:
     """The midpoints of a grid over +- extent in each direction, float64 [N, d], and their standard normal weights, [N].
 
     The weights are normalised: the mass beyond the extent, 4e-8 in each direction, is distributed over the grid.

@@ -181,7 +181,7 @@ class EvalView:
         self.status.stop()
 
     def advance(self, what: str) -> None:
-        self.status.update(what)
+        self.status.update(escape(what))
 
     def end(self, record: EvalRecord, out: Path | None) -> None:
         p = record.protocol

@@ -75,7 +75,7 @@ class Terminal:
             yield lambda part: None
             return
         with self.rich.status(f"evaluating the {what}") as status:
-            yield lambda part: status.update(f"evaluating the {what}: {part}")
+            yield lambda part: status.update(escape(f"evaluating the {what}: {part}"))
 
     @contextmanager
     def training(self, iterations: int | None, done: float) -> Iterator[Callable[[Row, float], None]]:

@@ -50,6 +50,8 @@ class TestSana(FamilyFacts):
         published = with_solver(folder, tmp_path / "published")
         with pytest.raises(UserError, match="is for a DPMSolverMultistepScheduler, but alignbench takes Euler steps; set"):
             checks.opened(published)
+        assert "euler" in checks.opened(folder, euler=True).ineffective_settings()
+        assert "euler" not in checks.opened(published, euler=True).ineffective_settings()
         # Equally spaced, 1, 2/3, 1/3, 0, with shift 3: sigma = 3 t / (1 + 2 t).
         assert checks.opened(published, euler=True).sigmas(3).tolist() == pytest.approx([1, 6 / 7, 3 / 5, 0])
 

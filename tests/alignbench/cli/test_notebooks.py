@@ -92,7 +92,7 @@ def test_report_writes_the_page_and_returns_its_figures(tmp_path: Path) -> None:
     before = plt.get_fignums()
     figures = alignbench.report(tmp_path)
     assert (tmp_path / "report.html").is_file()
-    assert {"trade_off", "hypervolume"} <= set(figures)
+    assert {"trade_off", "hypervolume"} <= set(figures) == {file.stem for file in (tmp_path / "plots").glob("*.png")}
     assert all(isinstance(figure, Figure) for figure in figures.values())
     assert plt.get_fignums() == before
 

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -215,3 +216,18 @@ def test_runs_before_and_after_a_key_was_renamed_are_one_cell(tmp_path: Path) ->
         data["config"][key] = bool(seed)
         file.write_text(json.dumps(data))
     assert [run.cell for run in read_results(tmp_path).runs] == ["tmpo x independent"] * 2
+
+
+def test_methods_are_paired_by_prompt_where_each_lacks_another_one(tmp_path: Path) -> None:
+    for name, objective, values, lacks in (("a", "tmpo", (0.5, 0.7), 0), ("b", "grpo", (0.1, 0.4), 1)):
+        folder = write_run(tmp_path / name, objective=objective, reward=values, lgmd=values)
+        evals = pd.read_parquet(folder / "evals.parquet")
+        missing = (evals["metric"] == "lgmd") & (evals["prompt_index"] == lacks)
+        evals.loc[missing, "value"] = np.nan
+        evals.to_parquet(folder / "evals.parquet", index=False)
+    results = read_results(tmp_path)
+    (setup,) = results.setups
+    np.testing.assert_array_equal(results.scores(setup, "tmpo x independent", "lgmd"), [[np.nan, 0.7]])
+    np.testing.assert_array_equal(results.scores(setup, "grpo x independent", "lgmd"), [[0.1, np.nan]])
+    row = results.pairs_frame.query("metric == 'lgmd' and second == 'grpo x independent'").iloc[0]
+    assert np.isnan(row["paired"]), "no prompt has a value of both"

@@ -1,5 +1,6 @@
 """What a report says of curves and fronts that are made by hand, in numbers that can be told beforehand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +233,18 @@ def rewrite(run: Path, base: dict[str, np.ndarray], final: dict[str, np.ndarray]
     (run / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
     tables_ = [each.table.assign(phase=phase) for phase, each in phases.items()]
     pd.concat(tables_, ignore_index=True).to_parquet(run / "evals.parquet", index=False)
+
+
+def test_a_front_of_standardised_rewards_is_compared_with_nothing_and_pages_say_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", reward=(0.65, 0.75), lgmd=(0.1, 0.2))
+    make_front(run, tmp_path / "fronts")
+    (front,) = (tmp_path / "fronts").rglob("front.json")
+    record = json.loads(front.read_text())
+    front.write_text(json.dumps({**record, "normalised": True}))
+    (found,) = curve_reports(read_results(tmp_path)).values()
+    assert found.front is not None
+    assert found.front.record.normalised
+    assert found.comparable_front is None
+    assert not [each for each in tables(found) if each.title.startswith("Avoidable loss")]
+    write_report(tmp_path)
+    assert "Alarms about diversity compare with the base model" in (tmp_path / "report.md").read_text()

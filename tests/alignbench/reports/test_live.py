@@ -1,13 +1,17 @@
 """Reports of runs that have not ended, and reports that follow a comparison."""
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from alignbench import UserError
 from alignbench.files.writing import exclusive
 from alignbench.reports import live
+from alignbench.reports.plots.comparison_plots import learning_curves
 from alignbench.training.run import run
 from tests.alignbench.record_folders import write_comparison, write_run
 from tests.support.command_line import in_this_process
@@ -40,10 +44,34 @@ def test_a_report_of_unfinished_runs_alone_says_so_and_shows_their_training(unfi
     assert REFRESH not in text
 
 
+def test_unfinished_runs_of_one_pair_and_seed_are_not_one_curve(unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(unfinished / "s1", unfinished / "s1_again")
+    shown: list[pd.DataFrame] = []
+
+    def noted(table: pd.DataFrame, x: str) -> Any:
+        shown.append(table)
+        return learning_curves(table, x)
+
+    monkeypatch.setattr("alignbench.reports.live.learning_curves", noted)
+    live.write_report_so_far(unfinished)
+    (table,) = shown
+    assert sorted(set(zip(table["cell"], table["seed"], strict=True))) == [
+        ("tmpo x fixed_tree", 1),
+        ("tmpo x fixed_tree", 2),
+        ("tmpo x fixed_tree (2)", 1),
+    ]
+
+
 def test_the_commands_accept_a_folder_of_unfinished_runs(unfinished: Path) -> None:
     done = in_this_process("report", str(unfinished))
     assert done.returncode == 0
     assert done.stdout.split() == [str(unfinished / "report.html")]
+    for words, says in (
+        (["--reward", "brightness"], "no run below"),
+        (["--animate", "--diversity", "lgmd"], "an animation has"),
+    ):
+        refused = in_this_process("plot", str(unfinished), *words)
+        assert (refused.returncode, says in refused.stderr) == (2, True)
     done = in_this_process("plot", str(unfinished))
     assert done.returncode == 0
     assert "has finished: these are plots of the runs so far" in done.stderr

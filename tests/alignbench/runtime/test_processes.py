@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from alignbench import RunError, UserError, run
+from alignbench import NonFiniteError, RunError, UserError, run
 from alignbench.config.run_config import RunConfig
 from alignbench.files import writing as files
 from alignbench.rollouts.executor import rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import group_keys
 from alignbench.runtime import launch
+from alignbench.runtime.micro_batch import MicroBatch
 from alignbench.runtime.processes import SETTLING, SINGLE_PROCESS, DistributedProcesses, join, on_loopback
 from tests.support.faults import PATIENCE, full_disk
 from tests.support.pairs import in_turn
@@ -318,3 +319,38 @@ def test_what_cannot_be_shared_is_said_once(tmp_path: Path, arguments: list[str]
     assert sentence in (tmp_path / "said" / "0").read_text()
     assert (tmp_path / "said" / "1").read_text() == ""
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def of_shards(monkeypatch: pytest.MonkeyPatch) -> DistributedProcesses:
+    """Rank 1 of a sharded run, in a process of its own; a failure there asks no other rank."""
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return DistributedProcesses(torch.device("cpu"), sharded=True)
+
+
+def test_a_rank_of_a_sharded_model_that_fails_ends_with_its_own_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes, failure = of_shards(monkeypatch), NonFiniteError("the loss is not finite")
+
+    def fails() -> None:
+        raise failure
+
+    with pytest.raises(NonFiniteError) as raised:
+        processes.on_all_ranks(fails, calls_model=True)
+    assert raised.value is failure
+    assert not processes.raised_on_all_ranks(failure)  # and comes to an end
+    assert capsys.readouterr().err == "alignbench: rank 1 ends: the loss is not finite\n"
+
+
+def test_a_rank_of_a_sharded_model_does_not_try_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, limits = of_shards(monkeypatch), []
+
+    def work(limit: int | None) -> None:
+        limits.append(limit)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(RunError, match="out of memory"):
+        MicroBatch(8).fit(lambda limit: processes.on_all_ranks(lambda: work(limit), calls_model=True), lambda: 8)
+    assert limits == [8]

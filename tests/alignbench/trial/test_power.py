@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from alignbench.statistics import mean_interval
+from alignbench.statistics import ONE_SIDED_LEVEL, mean_interval
 from alignbench.trial.power import (
-    LEVEL,
     effect,
     effect_interval,
     effect_with_power,
@@ -35,7 +34,7 @@ def test_power_is_that_of_a_simulated_t_test(size: float, prompts: int) -> None:
 
 
 def test_power_without_an_effect_is_the_level_and_grows_with_prompts() -> None:
-    assert power(0.0, np.array([16, 32, 64, 128])) == pytest.approx([LEVEL] * 4, abs=1e-4)
+    assert power(0.0, np.array([16, 32, 64, 128])) == pytest.approx([ONE_SIDED_LEVEL] * 4, abs=1e-4)
     rising = power(-0.3, np.array([16, 32, 64, 128]))
     assert (np.diff(rising) > 0).all()
     assert power(np.array([-np.inf, np.inf]), 16) == pytest.approx([1, 0], abs=1e-4)
@@ -59,7 +58,7 @@ def test_the_jackknife_of_a_mean_is_its_t_interval() -> None:
 
 def test_equal_sets_raise_false_alarms_at_the_level() -> None:
     found = false_alarms(np.random.default_rng(0).normal(1, 1, (50, 2)), 64, np.random.default_rng(1))
-    assert found.lower <= LEVEL <= found.upper
+    assert found.lower <= ONE_SIDED_LEVEL <= found.upper
 
 
 def test_ranking_by_hand() -> None:
