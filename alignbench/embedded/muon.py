@@ -1,5 +1,7 @@
 """The optimizer Muon in float32."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +46,12 @@ def _orthogonal(matrices: Tensor) -> Tensor:
         a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x.mT if tall else x
+
+
+def muon_and_adamw(
+    matrices: list[nn.Parameter], parameters: Iterable[nn.Parameter], *, muon_lr: float, lr: float
+) -> tuple[Muon, torch.optim.AdamW]:
+    """Makes Muon for the matrices of a transformer's blocks, and AdamW for all other parameters of the model."""
+    inside = {id(p) for p in matrices}
+    rest = [p for p in parameters if id(p) not in inside]
+    return Muon(matrices, lr=muon_lr), torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)

@@ -13,6 +13,8 @@ SEQUENCE_LENGTH = 16
 WORD_WIDTH, LETTER_WIDTH = 96, 64
 TEXT_WIDTH = WORD_WIDTH + LETTER_WIDTH
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>", "eos_token": "<eos>"}
+"""Special tokens in the order of their ids. CLIPModel uses the state of the end token; if its id is 2, as in old configs, it
+uses the token with the highest id instead."""
 EOS_ID = 3
 LATENT_CHANNELS = 12
 PATCH = 4

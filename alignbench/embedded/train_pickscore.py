@@ -43,14 +43,12 @@ from alignbench.embedded.drawn_pairs import (
     patches_of,
     reading_of,
 )
-from alignbench.embedded.muon import Muon
+from alignbench.embedded.muon import muon_and_adamw
+from alignbench.embedded.networks import SPECIAL
 from alignbench.files.writing import claimed, fill
 from alignbench.settings import Settings
 
 MAX_TOKENS = 77
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>", "eos_token": "<eos>"}
-"""Special tokens in the order of their ids. CLIPModel uses the state of the end token; if its id is 2, as in old configs, it
-uses the token with the highest id instead."""
 
 
 class PickScoreTraining(Settings):
@@ -229,12 +227,9 @@ def _optimizers(
     """Muon for the matrices of the encoders' blocks, AdamW for all other parameters, and a schedule for each of the two."""
     blocks = [*model.text_model.encoder.named_parameters(), *model.vision_model.encoder.named_parameters()]
     matrices = [p for _, p in blocks if p.ndim == 2]
-    inside = {id(p) for p in matrices}
-    rest = [p for p in parameters if id(p) not in inside]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=settings.muon_lr),
-        torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01),
-    ]
+    optimizers: list[torch.optim.Optimizer] = list(
+        muon_and_adamw(matrices, parameters, muon_lr=settings.muon_lr, lr=settings.lr)
+    )
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
             o, lr, total_steps=settings.steps, pct_start=0.1, cycle_momentum=False, div_factor=25

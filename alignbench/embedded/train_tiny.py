@@ -22,19 +22,19 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from alignbench.embedded.drawing import scenes
 from alignbench.embedded.examples import Example, draw_examples, to_pixels
-from alignbench.embedded.muon import Muon
+from alignbench.embedded.muon import muon_and_adamw
 from alignbench.embedded.networks import (
     LATENT_CHANNELS,
     PATCH,
@@ -132,6 +132,12 @@ class TinyTraining(Settings):
     """Guidance scale that the exported `alignbench.json` sets; 1 is no guidance."""
     save_every: int = Field(125, ge=1)
     """Number of steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _shards_hold_batches(self) -> Self:
+        if self.batch > self.shard_size:
+            raise ValueError(f"batch={self.batch} images do not fit into shards of shard_size={self.shard_size}")
+        return self
 
     def autoencoder_autocast(self) -> torch.autocast:
         """Makes the context in which the autoencoder is trained; see `autoencoder_precision`."""
@@ -451,10 +457,7 @@ def _optimizers(model: TextAndTransformer, settings: TinyTraining) -> tuple[torc
     """Muon for the attention and feed-forward matrices of the transformer's blocks, and AdamW for all other parameters."""
     blocks = model.transformer.transformer_blocks.named_parameters()
     matrices = [p for name, p in blocks if p.ndim == 2 and ("attn." in name or "ff" in name)]
-    inside = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in inside]
-    muon = Muon(matrices, lr=settings.muon_lr)
-    return muon, torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    return muon_and_adamw(matrices, model.parameters(), muon_lr=settings.muon_lr, lr=settings.lr)
 
 
 def _compiled(model: nn.Module, log: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,29 @@ from alignbench.analysis import against_front, curves
 from alignbench.analysis.power import detectable, power_row
 from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.fronts import Fronts
-from alignbench.comparison.results import RecordedRun, Results
+from alignbench.comparison.results import BASE, RecordedRun, Results
 from alignbench.evaluation.alarm import about_dead_modes, mode_alarms
 from alignbench.figures.metric_names import axis_name
 from alignbench.frontier.front import REWARD, TILT, VALIDATION, Front, summary
 from alignbench.statistics import CONFIDENCE, ONE_SIDED_LEVEL
+
+
+class NeedlessLosses(NamedTuple):
+    """Which methods lost more of a metric of diversity than the tilted target does at the same reward.
+
+    Attributes:
+        metric: the metric.
+        own: the base model's own loss, 0 or more; a method's counts where its interval is above that.
+        lost: the rows of `against_front.avoidable_frame` of methods with such a loss, the largest first.
+        unclear: those of methods whose loss may be chance.
+        beyond: the cells whose reward the front does not reach.
+    """
+
+    metric: str
+    own: float
+    lost: pd.DataFrame
+    unclear: pd.DataFrame
+    beyond: list[str]
 
 
 @dataclass
@@ -149,6 +168,29 @@ class CurveReport:
             if front is None
             else against_front.avoidable_frame(self.results, self.setup, front, self.diversities)
         )
+
+    @cached_property
+    def needless(self) -> NeedlessLosses | None:
+        """The losses of the first metric of diversity that the front has; None without one."""
+        frame = self.avoidable
+        if frame.empty or (frame["cell"] == BASE).all():
+            return None
+        metric = str(frame["metric"].iloc[0])
+        of_metric = frame[frame["metric"] == metric]
+        is_base = of_metric["cell"] == BASE
+        rows, base = of_metric[~is_base], of_metric.loc[is_base, "value"].dropna()
+        own = max(0.0, float(base.iloc[0])) if len(base) else 0.0
+        lost = rows[rows["lower"] > own].sort_values("value", ascending=False)
+        unclear = rows[(rows["lower"] <= own) & (rows["lower"] > -np.inf)]
+        return NeedlessLosses(metric, own, lost, unclear, rows[rows["value"].isna()]["cell"].astype(str).tolist())
+
+    @cached_property
+    def over_optimised(self) -> pd.DataFrame:
+        """The rows of `onsets` of judges that get worse in most seeds while the reward rises."""
+        frame = self.onsets
+        if frame.empty:
+            return frame
+        return frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(self.judges)]
 
     @cached_property
     def at_kl(self) -> pd.DataFrame:

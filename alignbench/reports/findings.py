@@ -177,26 +177,19 @@ def _against_front(report: CurveReport) -> list[str]:
             "Several rewards are standardised within each prompt before they are added, which has no counterpart in the means "
             "of a trained model: methods are not compared with the front."
         ]
-    frame = report.avoidable
-    if frame.empty:
+    found = report.needless
+    if found is None:
         return []
-    metric = str(frame["metric"].iloc[0])
-    rows = frame[(frame["metric"] == metric) & (frame["cell"] != BASE)]
-    base = frame.loc[(frame["metric"] == metric) & (frame["cell"] == BASE), "value"]
-    own = max(0.0, float(base.iloc[0])) if len(base) and not math.isnan(base.iloc[0]) else 0.0
-    lost = rows[rows["lower"] > own].sort_values("value", ascending=False)
-    none = rows[(rows["lower"] <= own) & (rows["lower"] > -math.inf)]
-    unknown = rows[rows["value"].isna()]
-    said = []
-    if len(lost):
-        listed = ", ".join(f"{row['cell']} {_plain(row)}" for row in lost.head(LISTED).to_dict("records"))
-        apart = f" (the base model itself is {number(own)} below the front)" if own > 0 else ""
-        said.append(f"{axis_name(metric)} lost needlessly, against the target's front at equal reward: {listed}{apart}.")
-    if len(none):
-        listed = ", ".join(none["cell"].head(LISTED))
-        said.append(f"Not clearly more {axis_name(metric)} than the reward asks for was lost by {listed}.")
-    if len(unknown):
-        said.append(f"Above the reward that the front reaches: {', '.join(unknown['cell'].head(LISTED))}.")
+    metric, said = axis_name(found.metric), []
+    if len(found.lost):
+        listed = ", ".join(f"{row['cell']} {_plain(row)}" for row in found.lost.head(LISTED).to_dict("records"))
+        apart = f" (the base model itself is {number(found.own)} below the front)" if found.own > 0 else ""
+        said.append(f"{metric} lost needlessly, against the target's front at equal reward: {listed}{apart}.")
+    if len(found.unclear):
+        listed = ", ".join(found.unclear["cell"].head(LISTED))
+        said.append(f"Not clearly more {metric} than the reward asks for was lost by {listed}.")
+    if found.beyond:
+        said.append(f"Above the reward that the front reaches: {', '.join(found.beyond[:LISTED])}.")
     return said
 
 
@@ -211,7 +204,7 @@ def _over_optimisation(report: CurveReport) -> list[str]:
         return []
     if frame.empty:
         return ["The onset of over-optimisation cannot be told: it needs a metric with a direction on four validation prompts."]
-    hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(report.judges)]
+    hacked = report.over_optimised
     if hacked.empty:
         judged = bool(frame["metric"].isin(report.judges).any())
         return (

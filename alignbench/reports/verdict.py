@@ -180,21 +180,16 @@ def _needless(report: CurveReport) -> str:
             "Several rewards are standardised within each prompt before they are added, so there is no front of the tilted "
             "target to compare with, and needless losses are not known."
         )
-    frame = report.avoidable
-    metric = str(frame["metric"].iloc[0]) if len(frame) else ""
-    rows = frame[(frame["metric"] == metric) & (frame["cell"] != BASE)] if len(frame) else frame
-    if rows.empty:
+    found = report.needless
+    if found is None:
         return "The target's front has no metric of diversity that the runs recorded, so needless losses are not known."
-    base = frame.loc[(frame["metric"] == metric) & (frame["cell"] == BASE), "value"]
-    own = max(0.0, float(base.iloc[0])) if len(base) and not math.isnan(base.iloc[0]) else 0.0
-    lost = rows[rows["lower"] > own].sort_values("value", ascending=False)
-    beyond = rows[rows["value"].isna()]["cell"].astype(str)
-    rest = f"; {_listed(beyond, 'methods')} went above the reward that the front reaches" if len(beyond) else ""
-    if lost.empty:
+    beyond, metric = found.beyond, axis_name(found.metric)
+    rest = f"; {_listed(beyond, 'methods')} went above the reward that the front reaches" if beyond else ""
+    if found.lost.empty:
         asked = "than the reward asks for (than the tilted target loses at the same reward)"
-        return f"No method clearly lost more {axis_name(metric)} {asked}{rest}."
-    sizes = [f"{row['cell']} {_size({**row, 'difference': row['value']})}" for row in lost.to_dict("records")]
-    what = f"More {axis_name(metric)} was lost than the reward asks for (than the tilted target loses at the same reward) by"
+        return f"No method clearly lost more {metric} {asked}{rest}."
+    sizes = [f"{row['cell']} {_size({**row, 'difference': row['value']})}" for row in found.lost.to_dict("records")]
+    what = f"More {metric} was lost than the reward asks for (than the tilted target loses at the same reward) by"
     return f"{what} {_listed(sizes, 'methods')}{rest}."
 
 
@@ -230,7 +225,7 @@ def _over_optimised(report: CurveReport) -> str:
             "Whether a method over-optimised its reward cannot be told: this needs evaluations along the training of a metric "
             "that was not trained on."
         )
-    hacked = frame[(frame["over_optimised"] * 2 > frame["seeds"]) & frame["metric"].isin(judges)]
+    hacked = report.over_optimised
     if hacked.empty:
         return (
             "No method over-optimised its reward in most of its runs: where the reward rises, no metric that was not trained "

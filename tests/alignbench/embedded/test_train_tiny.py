@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -167,3 +168,16 @@ def test_phases_can_be_added_to_a_training_that_has_ended(trained: tuple[Path, l
     train_tiny(SMALL.model_copy(update={"phases": (*PHASES, Phase(steps=2, shards=1))}), work, tmp_path / "out", lines.append)
     assert {"drawing and encoding 1 x 16 images", "resuming at step 6"} <= set(lines)
     assert torch.load(work / "transformer.pt", weights_only=True)["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"warmup": 0}, "warmup"),
+        ({"save_every": 0}, "save_every"),
+        ({"batch": 128, "shard_size": 64}, "batch=128 images do not"),
+    ],
+)
+def test_settings_that_would_fail_after_hours_are_refused_at_once(settings: dict[str, int], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        TinyTraining(**settings)
