@@ -48,10 +48,10 @@ def test_the_training_is_the_same_to_the_last_bit_with_and_without_a_curve(finis
 def test_an_interrupted_run_goes_on_to_the_same_curve(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     iterate, task = Trainer.iterate, write_task(tmp_path)
 
-    def interrupted(self: Trainer) -> Any:
+    def interrupted(self: Trainer, *arguments: Any) -> Any:
         if self.iteration == 3:
             raise KeyboardInterrupt
-        return iterate(self)
+        return iterate(self, *arguments)
 
     config = toy_config(task, iterations=5, evaluation=EVERY_TWO)
     with monkeypatch.context() as patch:
