@@ -78,11 +78,11 @@ def mean_interval(values: np.ndarray) -> Interval:
     return mean_of_means_interval([values])
 
 
-def mean_over_prompts(values: np.ndarray) -> np.ndarray:
-    """Averages each run over the prompts that have a value: float [seeds, prompts] -> [seeds], NaN where a run has none."""
+def mean_of_known(values: np.ndarray, axis: int) -> np.ndarray:
+    """Averages a table over one axis, leaving out NaN values; NaN where none is left."""
     known = ~np.isnan(values)
-    counts = known.sum(1)
-    return np.where(counts, np.where(known, values, 0.0).sum(1) / np.maximum(counts, 1), np.nan)
+    counts = known.sum(axis)
+    return np.where(counts, np.where(known, values, 0.0).sum(axis) / np.maximum(counts, 1), np.nan)
 
 
 def mean_of_means_interval(strata: Sequence[np.ndarray]) -> Interval:

@@ -14,7 +14,7 @@ from alignbench.frontier.avoidable import avoidable_loss, loss_at_reward, metric
 from alignbench.frontier.front import KL, REWARD, Front
 from alignbench.records.diversity import DIVERSITY
 from alignbench.records.record import MetricRecord
-from alignbench.statistics import ONE_SIDED_LEVEL, Interval, mean_interval, mean_over_prompts, rise_test
+from alignbench.statistics import ONE_SIDED_LEVEL, Interval, mean_interval, mean_of_known, rise_test
 
 
 def diversity_metrics(results: Results, setup: str, front: Front | None) -> list[str]:
@@ -127,10 +127,10 @@ def reward_at_kl_frame(results: Results, setup: str, front: Front) -> pd.DataFra
         return pd.DataFrame()
     rows = []
     for cell in dict.fromkeys(run.cell for run in results.of(setup)):
-        kls = mean_over_prompts(results.scores(setup, cell, KL))
+        kls = mean_of_known(results.scores(setup, cell, KL), axis=1)
         if np.isnan(kls).all():
             continue  # images that no model draws by itself, such as steered ones
-        rewards = mean_over_prompts(total_rewards(results, setup, cell, front, "final"))
+        rewards = mean_of_known(total_rewards(results, setup, cell, front, "final"), axis=1)
         at_kl = np.array([reward_at_kl(front, float(kl)) for kl in kls])
         beyond = np.isnan(at_kl)
         at_kl = np.where(beyond, front.values(REWARD).mean(1).max(), at_kl)

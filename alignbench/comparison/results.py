@@ -25,6 +25,7 @@ from alignbench.statistics import (
     holm,
     interval_over_runs,
     mean_interval,
+    mean_of_known,
     paired_interval,
     probability_of_improvement,
     welch,
@@ -346,9 +347,9 @@ class Results:
         frame = of_runs[setup, next(iter(cells)), metric]
         higher = frame["higher_is_better"].iloc[0]
         means = {cell: of_runs[setup, cell, metric]["final"].to_numpy(dtype=np.float64) for cell in cells}
-        prompts = {cell: _mean_over_seeds(self.scores(setup, cell, metric)) for cell in means}
+        prompts = {cell: mean_of_known(self.scores(setup, cell, metric), axis=0) for cell in means}
         means[BASE] = np.full(max(map(len, means.values())), frame["base"].iloc[0], dtype=np.float64)
-        prompts[BASE] = _mean_over_seeds(self.scores(setup, next(iter(cells)), metric, "base"))
+        prompts[BASE] = mean_of_known(self.scores(setup, next(iter(cells)), metric, "base"), axis=0)
         rows: list[dict[str, Any]] = []
         for first, second in combinations(means, 2):
             a, b = means[first], means[second]
@@ -412,10 +413,3 @@ def _rows_per_image(run: RecordedRun, *, base: bool = False) -> float:
 
 def _spent(name: str, of_runs: Sequence[float]) -> dict[str, float]:
     return {name: float(np.mean(of_runs)), f"{name}_min": float(min(of_runs)), f"{name}_max": float(max(of_runs))}
-
-
-def _mean_over_seeds(scores: np.ndarray) -> np.ndarray:
-    """[seeds, prompts] -> [prompts]; NaN where no seed has a score."""
-    present = ~np.isnan(scores)
-    total, count = np.where(present, scores, 0.0).sum(0), present.sum(0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)

@@ -11,7 +11,7 @@ from alignbench.analysis.against_front import losses_of_cell
 from alignbench.comparison.results import Results
 from alignbench.frontier.front import Front
 from alignbench.reports.formatting import SIGNIFICANT
-from alignbench.statistics import holm, mean_over_prompts, welch
+from alignbench.statistics import holm, mean_of_known, welch
 
 
 class Ranking(NamedTuple):
@@ -47,7 +47,7 @@ def ranking(results: Results, setup: str, front: Front | None, diversity: str | 
         if any((~np.isnan(values)).any() for values in losses.values()):
             return _ranked(losses, by_loss=True)
     reward = results.reward(setup)
-    return _ranked({cell: mean_over_prompts(results.scores(setup, cell, reward)) for cell in cells}, by_loss=False)
+    return _ranked({cell: mean_of_known(results.scores(setup, cell, reward), axis=1) for cell in cells}, by_loss=False)
 
 
 def _ranked(values: dict[str, np.ndarray], *, by_loss: bool) -> Ranking:

@@ -16,8 +16,8 @@ from alignbench.statistics import (
     interval_over_groups,
     interval_over_runs,
     mean_interval,
+    mean_of_known,
     mean_of_means_interval,
-    mean_over_prompts,
     non_dominated,
     paired_interval,
     performance_profile,
@@ -347,10 +347,11 @@ def test_an_interval_that_leaves_the_range_ends_inside_it_and_others_stay() -> N
     assert within(unbounded, 0.0, 1.0) == unbounded
 
 
-def test_means_over_prompts_are_those_of_the_prompts_that_have_a_value() -> None:
+def test_means_are_those_of_the_values_that_are_known() -> None:
     nan = float("nan")
-    found = mean_over_prompts(np.array([[1.0, nan, 4.0], [nan, nan, nan], [0.0, 3.0, 3.0]]))
-    np.testing.assert_array_equal(found, [2.5, nan, 2.0])
+    table = np.array([[1.0, nan, 4.0], [nan, nan, nan], [0.0, nan, 3.0]])
+    np.testing.assert_array_equal(mean_of_known(table, axis=1), [2.5, nan, 1.5])
+    np.testing.assert_array_equal(mean_of_known(table, axis=0), [0.5, nan, 3.5])
 
 
 def test_an_infinite_number_differs_from_a_finite_one() -> None:
