@@ -420,13 +420,13 @@ class DiffusersFolder(Backbone):
         encoded: Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
         return (encoded - vae.config.shift_factor) * vae.config.scaling_factor
 
-    @torch.no_grad()
     def channel_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of each of the autoencoder's channels, for latents [B, C, ...]."""
         config, ones = self.pipeline.vae.config, [1] * (latents.ndim - 2)
         mean, std = (torch.tensor(v, device=latents.device).view(-1, *ones) for v in (config.latents_mean, config.latents_std))
         return mean, std
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         images = []
         for part in latents.split(self.settings.decode_batch):

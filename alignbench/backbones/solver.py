@@ -30,15 +30,14 @@ class SolverFolder(GuidedFolder):
         folder's own solver, most with few steps."""
 
     settings: Settings
+    SOLVER: ClassVar[str]
+    """The class of the solver, which `SCHEDULERS` must name as well."""
 
     def ineffective_settings(self) -> dict[str, str]:
         found = super().ineffective_settings()
         if self.settings.euler and not self._has_solver():
             found["euler"] = "the folder's own scheduler takes Euler steps"
         return found
-
-    SOLVER: ClassVar[str]
-    """The class of the solver, which `SCHEDULERS` must name as well."""
 
     def _read_schedule(self) -> Schedule:
         options = read_json(self.folder, PLACE)

@@ -1,6 +1,7 @@
 """Reports while runs are at work: a page about runs none of which has finished, and a report that follows a comparison."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -99,18 +100,19 @@ def follow(
 
 def _curves(folder: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     """Title -> SVG as a link, of the training so far, for each task and backbone."""
-    tables: dict[str, dict[tuple[str, int, int], pd.DataFrame]] = {}
+    tables: dict[str, list[pd.DataFrame]] = {}
+    seen: Counter[tuple[str, str, int]] = Counter()
     for row in rows:
         table = read_metrics(folder / row["run"]) if "error" not in row else None
         if table is not None and len(table):
-            of_task = tables.setdefault(f"{row['task']} on {row['backbone']}", {})
-            cell, seed = f"{row['objective']} x {row['sampler']}", row["seed"]
-            same = sum(key[:2] == (cell, seed) for key in of_task)  # runs of one pair and seed with other settings
-            of_run = table.assign(cell=f"{cell} ({same + 1})" if same else cell, seed=seed)
-            of_task[cell, seed, same] = of_run
+            setup, cell = f"{row['task']} on {row['backbone']}", f"{row['objective']} x {row['sampler']}"
+            seen[setup, cell, row["seed"]] += 1
+            number = seen[setup, cell, row["seed"]]  # runs of one pair and seed may have other settings
+            of_run = table.assign(cell=f"{cell} ({number})" if number > 1 else cell, seed=row["seed"])
+            tables.setdefault(setup, []).append(of_run)
     figures = {}
     for name, parts in tables.items():
-        figure = learning_curves(pd.concat(parts.values(), ignore_index=True), "iteration")
+        figure = learning_curves(pd.concat(parts, ignore_index=True), "iteration")
         widen(figure)
         figures[f"{name}: training so far"] = svg_link(drawn(figure, "svg"))
         plt.close(figure)

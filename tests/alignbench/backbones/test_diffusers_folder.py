@@ -385,6 +385,21 @@ def test_pictures_that_were_decoded_encode_to_latents_of_the_models_shape(folder
 
 
 @every_family
+def test_decoding_keeps_no_graph(folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = opened(folders[family])
+    decode, recorded = policy.vae_decode, []
+
+    def noted(latents: torch.Tensor) -> torch.Tensor:
+        recorded.append(torch.is_grad_enabled())
+        return decode(latents)
+
+    monkeypatch.setattr(policy, "vae_decode", noted)
+    with torch.enable_grad():
+        policy.decode(normal([("z", 0)], policy.latent_shape))
+    assert recorded == [False]
+
+
+@every_family
 def test_decoding_in_slices_changes_nothing(folders: dict[str, Path], family: str) -> None:
     whole, sliced = (opened(folders[family], decode_batch=n) for n in (32, 2))
     latents = normal([("z", i) for i in range(5)], whole.latent_shape)
