@@ -2,12 +2,13 @@
 
 Later layers override earlier ones: defaults < preset < config file < command-line options < `--set dotted.key=value`.
 
-A preset has a part `common`, and parts for single names under `backbones`, `samplers` and `objectives`. The parts of the chosen
-names apply in this order. A part can contain further parts for combinations of names (`backbones.flux.objectives.grpo`), which
-override all parts for a single name. A preset that `extends` another one overrides all parts of it.
+A preset has a part `common`, and parts for single names under `tasks`, `backbones`, `samplers` and `objectives`. The parts of
+the chosen names apply in this order. A part can contain further parts for combinations of names
+(`backbones.flux.objectives.grpo`), which override all parts for a single name. A preset that `extends` another one overrides
+all parts of it.
 
 A part of a backbone or objective may choose the sampler that is used by default, and a part of a backbone may choose the
-objective. A local diffusers folder has the parts of its family, such as sd3 or flux.
+objective and the task. A local diffusers folder has the parts of its family, such as sd3 or flux.
 """
 
 import copy
@@ -373,8 +374,9 @@ def load_config(
     names: dict[str, str] = {}
     for kind in ("backbone", "objective", "sampler"):
         names[kind] = _chosen(kind, given, *reversed(_parts(chain, names)))
+    task = next((layer["task"] for layer in (given, *reversed(_parts(chain, names))) if "task" in layer), None)
     merged: dict[str, Any] = {kind: {"name": name} for kind, name in names.items()}
-    for part in _parts(chain, names):
+    for part in _parts(chain, {**names, "task": str(task or RunConfig.model_fields["task"].default)}):
         others = [kind for kind in PLUGINS if plugin_data(kind, part.get(kind)).get("name") not in (None, names[kind])]
         _merge(merged, {key: value for key, value in part.items() if key not in others})
     _merge(merged, given)
@@ -408,7 +410,7 @@ def _parts(chain: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list
 
 def _parts_of_one(preset: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
     wanted = {kind: families.section_of(name) if kind == "backbone" else name for kind, name in names.items()}
-    sections = {kind: f"{kind}s" for kind in reversed(PLUGINS)}  # settings for the objective override the others
+    sections = {kind: f"{kind}s" for kind in ("task", *reversed(PLUGINS))}  # settings for the objective override the others
     no_settings = (*ABOUT_PRESETS, *sections.values())
     level, found = [{**preset, **preset.get("common", {})}], []
     while level:

@@ -18,7 +18,11 @@ def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {
         "common": {"iterations": 10, "seed": 1, "optimizer": {"lr": 0.1, "eps": 0.1}},
         "backbones": {
-            "tiny": {"iterations": 11, "micro_batch": 5},
+            "tiny": {
+                "iterations": 11,
+                "micro_batch": 5,
+                "tasks": {"geneval": {"evals": {"geneval": {"reward": "graded"}}, "seed": 4}},
+            },
             "flux": {
                 "guidance": 3.5,
                 "optimizer": {"eps": 0.5},
@@ -271,6 +275,15 @@ class TestLayers:
         assert found["objective"] == {"name": "tmpo", "beta": 1.5}
         assert found["sampler"] == {"name": "dynamic_tree", "kappa": 1.0, "steps": 8}
         assert found["optimizer"]["lr"] == 0.2
+
+    def test_a_part_for_a_task_applies_to_that_task_alone_wherever_it_was_chosen(self, file: Path) -> None:
+        file.write_text("task: geneval\n")
+        for layers in ({"options": {"task": "geneval"}}, {"sets": ["task=geneval"]}, {"file": file}):
+            found = chosen(**layers)
+            assert found["evals"] == {"geneval": {"reward": "graded"}}
+            assert found["seed"] == 4
+        assert (chosen()["evals"], chosen()["seed"]) == ({}, 1)
+        assert chosen(options={"task": "geneval", "backbone": "flux"})["evals"] == {}
 
     def test_nested_keys_are_merged_one_by_one(self) -> None:
         found = chosen(sets=["optimizer.weight_decay=0.5"])
