@@ -134,7 +134,7 @@ def test_shipped_studies_can_be_read() -> None:
     folders = [Path(__file__).parents[3] / "results" / name for name in ("gaussian_mixture", "reference")]
     files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
     of_toy = {"ablations", "alpha", "estimators", "known_target", "reached", "sharing"}
-    assert {file.stem for file in files} == of_toy | {"ocr", "ocr_long", "samplers", "tmpo"}
+    assert {file.stem for file in files} == of_toy | {"geneval", "ocr", "ocr_long", "samplers", "second_model", "tmpo"}
     cells = {file.stem: plan_grid(read_request(file)).cells() for file in files}
     assert all(len(each) == len({cell.id for cell in each}) for each in cells.values())
     # Three objectives on seven scenarios, and TMPO with one tree and with four on two of them; four others with three seeds.
@@ -144,7 +144,8 @@ def test_shipped_studies_can_be_read() -> None:
     assert len(cells["estimators"]) == 5 * 3 * 2 * 5
     # Trees, the preset matching, independent rollouts and the best of n; strengths count as methods.
     assert len(cells["ocr"]) == ((3 + 1) + (3 + 2) + (3 + 8) + 3) * 5
-    assert [len(cells[name]) for name in ("ocr_long", "tmpo", "samplers")] == [5 * 5, 15 * 5, 2 * 3 * 2 * 5]
+    assert [len(cells[name]) for name in ("ocr_long", "geneval", "second_model")] == [5 * 5] * 3
+    assert [len(cells[name]) for name in ("tmpo", "samplers")] == [15 * 5, 2 * 3 * 2 * 5]
 
 
 def test_parts_run_resume_and_are_one_report(tmp_path: Path) -> None:
