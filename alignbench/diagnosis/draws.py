@@ -142,6 +142,4 @@ def _set_rewards(forests: Sequence[Sequence[RolloutForest]], weights: Mapping[st
     scores = {name: torch.cat([f.by_group(f.scores[name]) for f in every], dim=1) for name in every[0].scores}
     total = groups.total(scores, weights, normalise=normalise)
     for forest, rewards in zip(every, total.split([f.group_size for f in every], dim=1), strict=True):
-        forest.rewards = rewards.flatten()
-        forest.weights = weights
-        forest.standardised = groups.standardises(weights, normalise=normalise)
+        forest.set_rewards(rewards, forest.scores, weights, normalise=normalise)

@@ -1,17 +1,14 @@
 """The figure of a diagnosis: all its numbers with 95 % intervals."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from alignbench.diagnosis.record import Diagnosis
-from alignbench.figures.style import COLORS, STYLE, error_bars, legend_name
+from alignbench.figures.style import COLORS, STYLE, draw_estimates, legend_name
 from alignbench.files.escaping import visible
-from alignbench.records.record import Estimate
 
 
 def draw(diagnosis: Diagnosis) -> Figure:
@@ -31,8 +28,8 @@ def draw(diagnosis: Diagnosis) -> Figure:
 
 def _draw_distances(axis: Any, diagnosis: Diagnosis, sampler: str) -> None:
     places = range(len(diagnosis.distances))
-    _draw_estimates(axis, places, [d.sampler for d in diagnosis.distances], sampler, COLORS[0])
-    _draw_estimates(axis, places, [d.independent for d in diagnosis.distances], "independent", COLORS[1])
+    draw_estimates(axis, places, [d.sampler for d in diagnosis.distances], label=sampler, color=COLORS[0])
+    draw_estimates(axis, places, [d.independent for d in diagnosis.distances], label="independent", color=COLORS[1])
     axis.set(xticks=places, xticklabels=[d.apart_since for d in diagnosis.distances], xlim=(-0.5, len(places) - 0.5))
     axis.set(xlabel="where the two leaves diverge", ylim=(0, None), ylabel="distance |z - z'| / sqrt(D)")
     axis.set_title("distance between two leaves of a group")
@@ -41,9 +38,9 @@ def _draw_distances(axis: Any, diagnosis: Diagnosis, sampler: str) -> None:
 
 def _draw_entropy(axis: Any, diagnosis: Diagnosis) -> None:
     places = range(len(diagnosis.prefix_entropy))
-    _draw_estimates(axis, places, [e.policy for e in diagnosis.prefix_entropy], "p (policy)", COLORS[0])
+    draw_estimates(axis, places, [e.policy for e in diagnosis.prefix_entropy], label="p (policy)", color=COLORS[0])
     label = f"q (target, beta = {diagnosis.beta:g})"
-    _draw_estimates(axis, places, [e.target for e in diagnosis.prefix_entropy], label, COLORS[1])
+    draw_estimates(axis, places, [e.target for e in diagnosis.prefix_entropy], label=label, color=COLORS[1])
     prefixes = [str(e.prefixes) for e in diagnosis.prefix_entropy]
     axis.set(xticks=places, xticklabels=prefixes, xlim=(-0.5, len(places) - 0.5), ylim=(0, 1.05))
     axis.set(xlabel="number of prefixes", ylabel="entropy / maximum", title="entropy of the mass over prefixes")
@@ -52,7 +49,7 @@ def _draw_entropy(axis: Any, diagnosis: Diagnosis) -> None:
 
 def _draw_total_variation(axis: Any, diagnosis: Diagnosis) -> None:
     variation = diagnosis.total_variation
-    _draw_estimates(axis, [0, 1], [variation.leaf, variation.group], None, COLORS[0])
+    draw_estimates(axis, [0, 1], [variation.leaf, variation.group], color=COLORS[0])
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set(xticks=[0, 1], xticklabels=["single leaves", "whole groups"], xlim=(-0.5, 1.5), ylim=(-0.15, 1.05))
     axis.set(ylabel="total variation (lower bound)", title="distance to independent groups")
@@ -81,21 +78,9 @@ def _draw_deviation(axis: Any, diagnosis: Diagnosis, sampler: str) -> None:
 def _draw_by_size(axis: Any, diagnosis: Diagnosis, quantity: str, sampler: str) -> None:
     sizes = [p.k for p in diagnosis.partition]
     for name, label, color in (("sampler", sampler, COLORS[0]), ("independent", "independent", COLORS[1])):
-        _draw_estimates(
-            axis, sizes, [getattr(p, f"{name}_{quantity}") for p in diagnosis.partition], label, color, linestyle="-"
-        )
+        estimates = [getattr(p, f"{name}_{quantity}") for p in diagnosis.partition]
+        draw_estimates(axis, sizes, estimates, label=label, color=color, linestyle="-")
     axis.axvline(diagnosis.group_size, color="#999999", linewidth=0.8)
     axis.set(xscale="log", xlabel="number of leaves K (right of the line: several groups)")
     axis.set(xticks=sizes, xticklabels=[str(size) for size in sizes])
     axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-
-
-def _draw_estimates(
-    axis: Any, x: Iterable[float], estimates: Sequence[Estimate], label: str | None, color: str, linestyle: str = ""
-) -> None:
-    """Draws the estimates that have a value, with their intervals."""
-    points = [(at, e.value, error_bars(e)) for at, e in zip(x, estimates, strict=True) if e.value is not None]
-    if points:
-        at, value, bars = (list(column) for column in zip(*points, strict=True))
-        style: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 3, "linewidth": 1, "linestyle": linestyle}
-        axis.errorbar(at, value, yerr=np.hstack(bars), label=label, color=color, **style)

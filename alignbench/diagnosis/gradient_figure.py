@@ -1,14 +1,13 @@
 """The figure of gradient estimates: a row for each trial, with 95 % intervals."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from alignbench.diagnosis.record import GradientDiagnosis, GradientTrial
-from alignbench.figures.style import COLORS, STYLE, error_bars
+from alignbench.figures.style import COLORS, STYLE, draw_estimates
 from alignbench.files.escaping import visible
 from alignbench.records.record import Estimate
 
@@ -32,8 +31,9 @@ def draw(diagnosis: GradientDiagnosis) -> Figure:
         )
         for axis, (title, meaning, statistic) in zip(axes[0], PANELS, strict=True):
             for i, objective in enumerate(objectives):
-                estimates = [(at, statistic(t)) for at, t in enumerate(trials) if t.objective == objective]
-                _draw_estimates(axis, estimates, COLORS[i % len(COLORS)])
+                own = [at for at, t in enumerate(trials) if t.objective == objective]
+                estimates = [statistic(trials[at]) for at in own]
+                draw_estimates(axis, own, estimates, horizontal=True, capsize=2, color=COLORS[i % len(COLORS)])
             axis.set(title=title, xlabel=meaning)
         axes[0, 0].set(yticks=places, yticklabels=[_name(t) for t in trials], ylim=(len(trials) - 0.5, -0.5))
         axes[0, 0].axvline(1, color="black", linewidth=0.8)
@@ -47,10 +47,3 @@ def draw(diagnosis: GradientDiagnosis) -> Figure:
 
 def _name(trial: GradientTrial) -> str:
     return visible(f"{trial.objective}, {trial.sampler}, {trial.noise}, K = {trial.leaves}")
-
-
-def _draw_estimates(axis: Any, estimates: list[tuple[int, Estimate]], color: str) -> None:
-    points = [(at, e.value, error_bars(e)) for at, e in estimates if e.value is not None]
-    if points:
-        at, value, bars = (list(column) for column in zip(*points, strict=True))
-        axis.errorbar(value, at, xerr=np.hstack(bars), color=color, marker="o", markersize=3, capsize=2, linestyle="")

@@ -338,10 +338,7 @@ class GradientEstimator:
         rewards = groups.total(by_group, self.metrics.weights, normalise=config.normalise_rewards)
         if bool(rewards.isnan().all()):
             raise RunError("no image of a gradient estimate could be scored")
-        forest.rewards = rewards.flatten().to(forest.states.device)
-        forest.weights = self.metrics.weights
-        forest.standardised = groups.standardises(self.metrics.weights, normalise=config.normalise_rewards)
-        forest.scores = {name: values.flatten().to(forest.states.device) for name, values in by_group.items()}
+        forest.set_rewards(rewards, by_group, self.metrics.weights, normalise=config.normalise_rewards)
         return forest
 
     def gradient(self, objective: Objective, forest: RolloutForest) -> tuple[Tensor, int]:

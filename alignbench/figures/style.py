@@ -5,7 +5,7 @@ The colours are those of Okabe and Ito, which colour-blind readers can distingui
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,25 @@ def error_bars(estimate: Estimate) -> np.ndarray:
     if estimate.value is None or estimate.lower is None or estimate.upper is None:
         return np.full((2, 1), np.nan)
     return np.maximum([[estimate.value - estimate.lower], [estimate.upper - estimate.value]], 0.0)
+
+
+def draw_estimates(
+    axis: Any, at: Iterable[float], estimates: Iterable[Estimate], *, horizontal: bool = False, **style: Any
+) -> None:
+    """Draws the estimates that have a value, with their intervals; nothing, and no entry in the legend, if none has one.
+
+    Args:
+        at: where each stands, along the other axis.
+        horizontal: whether values lie along the x axis.
+        style: of the markers and bars, beside those of all figures.
+    """
+    places, estimates = list(at), list(estimates)
+    if all(e.value is None for e in estimates):
+        return
+    values = [np.nan if e.value is None else e.value for e in estimates]
+    bars = np.hstack([error_bars(e) for e in estimates])
+    along = {"x": values, "y": places, "xerr": bars} if horizontal else {"x": places, "y": values, "yerr": bars}
+    axis.errorbar(**along, **{"marker": "o", "markersize": 3, "capsize": 3, "linewidth": 1, "linestyle": "", **style})
 
 
 def write_figure(path: Path, figure: Figure) -> Path:

@@ -178,6 +178,23 @@ class RolloutForest:
         """The prompt of each leaf."""
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
 
+    def set_rewards(
+        self, total: Tensor, scores: Mapping[str, Tensor], weights: Mapping[str, float], *, normalise: bool
+    ) -> None:
+        """Sets what the leaves are rewarded with, on the forest's device.
+
+        Args:
+            total: what is trained on: a sum as `groups.total` makes it, shaped or not, [G, K] or [G * K].
+            scores: the raw scores of each reward, of the same shape.
+            weights: the weight of each reward in the sum.
+            normalise: whether several rewards were each standardised before they were added.
+        """
+        device = self.states.device
+        self.rewards = total.flatten().to(device)
+        self.scores = {name: raw.flatten().to(device) for name, raw in scores.items()}
+        self.weights = weights
+        self.standardised = groups.standardises(weights, normalise=normalise)
+
     def take_live_velocity(self) -> Tensor | None:
         """Returns `live_velocity` and forgets it, so that its graph is freed after the backward pass."""
         taken, self.live_velocity = self.live_velocity, None

@@ -226,11 +226,8 @@ class Collector:
         if self.keepers.reward_share < 1:
             shaped = concentrated(shaped, self.keepers.reward_share)
         forest.left_out = int(shaped.isnan().sum() - total.isnan().sum())
-        forest.rewards = shaped.flatten().to(self.policy.device)
+        forest.set_rewards(shaped, scores, weights, normalise=normalise)
         forest.bonuses = {name: values.flatten().to(self.policy.device) for name, values in bonuses.items()}
-        forest.weights = weights
-        forest.standardised = groups.standardises(weights, normalise=normalise)
-        forest.scores = {name: raw.flatten().to(self.policy.device) for name, raw in scores.items()}
 
 
 def _memory_is_ample(device: torch.device) -> bool:

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alignbench.figures.style import COLORS, STYLE
+from alignbench.figures.style import COLORS, STYLE, draw_estimates
 from alignbench.files.escaping import visible
-from alignbench.records.record import Estimate
 from alignbench.statistics import ONE_SIDED_LEVEL
 from alignbench.trial.judging import TYPICAL_IMAGES, TYPICAL_PROMPTS
 from alignbench.trial.measuring import EXACT
@@ -63,7 +61,7 @@ def _draw_effects(axis: Any, seen: Sequence[Seen], shown: Sequence[str]) -> None
     for i, metric in enumerate(shown):
         of_metric = sorted((s for s in seen if s.metric == metric), key=lambda s: s.degree)
         places = [s.degree + 0.012 * (i - len(shown) / 2) for s in of_metric]
-        _draw_estimates(axis, places, [s.effect for s in of_metric], i, visible(metric))
+        draw_estimates(axis, places, [s.effect for s in of_metric], label=visible(metric), linestyle="-", **_style(i))
     axis.axhline(0, color="black", linewidth=0.8)
     axis.axhline(effect_with_power(GOOD, TYPICAL_PROMPTS), color="black", linewidth=0.8, linestyle=":")
     axis.set_yscale("symlog", linthresh=1)
@@ -77,7 +75,7 @@ def _draw_alarms(axis: Any, seen: Sequence[Seen], shown: Sequence[str]) -> None:
     for i, metric in enumerate(shown):
         of_metric = [s for s in seen if s.metric == metric and s.kind != "planted"]
         places = [harmless.index((s.source, s.condition)) + 0.1 * (i - (len(shown) - 1) / 2) for s in of_metric]
-        _draw_estimates(axis, places, [s.falls[TYPICAL_PROMPTS] for s in of_metric], i, visible(metric), line="")
+        draw_estimates(axis, places, [s.falls[TYPICAL_PROMPTS] for s in of_metric], label=visible(metric), **_style(i))
     axis.axhline(ONE_SIDED_LEVEL, color="black", linewidth=0.8, linestyle=":")
     labels = [f"{visible(condition)} ({visible(source)})" for source, condition in harmless]
     axis.set_xticks(range(len(harmless)), labels, rotation=40, ha="right")
@@ -87,35 +85,12 @@ def _draw_alarms(axis: Any, seen: Sequence[Seen], shown: Sequence[str]) -> None:
 
 def _draw_index(axis: Any, trial: Trial) -> None:
     known = [v for v in trial.verdicts if v.youden.value is not None][::-1]
-    for i, verdict in enumerate(known):
-        _draw_estimates(axis, [verdict.youden.value or 0.0], [verdict.youden], -1, None, line="", at=i)
+    draw_estimates(axis, range(len(known)), [v.youden for v in known], horizontal=True, **_style(-1))
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(known)), [visible(v.metric) for v in known], fontsize=6)
     axis.set_title("Youden's index: mean power - mean false alarms")
 
 
-def _draw_estimates(
-    axis: Any,
-    places: Sequence[float],
-    estimates: Sequence[Estimate],
-    color: int,
-    label: str | None,
-    line: str = "-",
-    at: int | None = None,
-) -> None:
-    """Draws values with their intervals over `places`; with `at`, one value along the x axis at this height."""
-    values = np.array([np.nan if e.value is None else e.value for e in estimates])
-    bounds = [[v if b is None else b for b in (e.lower, e.upper)] for e, v in zip(estimates, values, strict=True)]
-    error = np.abs(np.array(bounds).reshape(-1, 2) - values[:, None]).T
-    style: Any = {
-        "color": COLORS[color],
-        "marker": MARKS[color],
-        "markersize": 3,
-        "linestyle": line,
-        "linewidth": 1,
-        "elinewidth": 0.6,
-    }
-    if at is None:
-        axis.errorbar(places, values, yerr=error, label=label, **style)
-    else:
-        axis.errorbar(values, [at] * len(values), xerr=error, label=label, **style)
+def _style(of: int) -> dict[str, Any]:
+    """Colour and marker of a metric, by its place among those in the panels."""
+    return {"color": COLORS[of], "marker": MARKS[of], "elinewidth": 0.6, "capsize": 0}

@@ -1,7 +1,8 @@
-"""Joining forests; what executor, engine and samplers make of one is tested with them."""
+"""Joining and rewarding forests; what executor, engine and samplers make of one is tested with them."""
 
 from dataclasses import fields
 
+import pytest
 import torch
 
 from alignbench import RolloutForest, rollout
@@ -44,3 +45,19 @@ def test_a_single_part_is_the_whole() -> None:
     forest = rollout(ToyBackbone(), ["a"], MIXED, seed=0)
     joined = RolloutForest.joined([forest])
     assert all(getattr(joined, f.name) is getattr(forest, f.name) for f in fields(forest))
+
+
+def test_rewards_are_set_by_group_or_by_leaf_and_a_single_one_counts_as_it_is() -> None:
+    forest = rollout(ToyBackbone(), ["a", "b"], MIXED, seed=0)
+    total = torch.arange(12.0, dtype=torch.float64).view(2, 6)
+    forest.set_rewards(total, {"first": total, "second": -total}, {"first": 1.0, "second": 0.5}, normalise=True)
+    assert forest.rewards.tolist() == list(range(12))
+    assert forest.scores["second"].tolist() == [-float(i) for i in range(12)]
+    assert (forest.weights, forest.standardised) == ({"first": 1.0, "second": 0.5}, True)
+    # A sum of standardised rewards is the target's reward as it is.
+    assert forest.target_reward[1].tolist() == [6.0, 7.0, 8.0, 9.0, 10.0, 11.0]
+    forest.set_rewards(total.flatten(), {"first": total.flatten()}, {"first": 1.0}, normalise=True)
+    assert not forest.standardised
+    # The variance of six consecutive numbers is 35 / 12; a small constant is added to the deviation.
+    assert float(forest.target_reward[1, 0]) == pytest.approx(-2.5 / (35 / 12) ** 0.5, rel=1e-3)
+    assert torch.equal(forest.scores["first"], forest.rewards)
