@@ -27,6 +27,20 @@ _OF_POINTS = str.maketrans({"(": "-", ",": "-", ")": None})
 """How the label of a sweep's point becomes a part of a folder's name, in which a shell would need quotes for these."""
 
 
+class Contrast(Settings):
+    """A question that is fixed before anything is run: has one method more of a metric than another at equal reward?"""
+
+    first: str
+    """The method from which the other is subtracted: its objective, `objective x sampler`, or either behind its part's name, as
+    in `matching: tmpo x independent`, as far as is needed to tell it from others."""
+    second: str
+    """The other method."""
+    metric: str | None = None
+    """The metric; null takes the measure of diversity that reports use."""
+    matters: float = Field(0.1, gt=0)
+    """The smallest difference that matters, as a share of the base model's value."""
+
+
 class Grid(Settings):
     """What is compared, resolved: `comparison.yaml`."""
 
@@ -60,6 +74,8 @@ class Grid(Settings):
     """The metrics that the report's tables show; all where it is empty."""
     kl_levels: list[float] = Field(default_factory=list)
     """KL divergences to the base model at which the report compares methods; needs `snapshots` in the settings."""
+    contrasts: list[Contrast] = Field(default_factory=list)
+    """The contrasts that the report answers first; see `alignbench.analysis.planned`."""
     tuned: Tuned | None = None
     """Where `tune` chose the settings; null for settings that it did not choose."""
 
@@ -69,7 +85,8 @@ class Grid(Settings):
             return self
         changed = self.parts[name]
         settings = merged_layers(self.settings, changed.get("settings") or {})
-        keys = {**self.model_dump(exclude={"parts", "description", "metrics", "kl_levels"}), **changed, "settings": settings}
+        of_report = {"description", "metrics", "kl_levels", "contrasts"}
+        keys = {**self.model_dump(exclude={"parts", *of_report}), **changed, "settings": settings}
         return validate(Grid, keys, where=f"part {name!r}")
 
     def methods(self) -> list["Method"]:

@@ -7,7 +7,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from alignbench.comparison.grid import SETTINGS, Grid, Method, configured, plugin_name, refuse_study_file
+from alignbench.comparison.grid import SETTINGS, Contrast, Grid, Method, configured, plugin_name, refuse_study_file
 from alignbench.comparison.sweep_requests import flattened, naming_the_point, refuse_ineffective, resolved, texts
 from alignbench.comparison.sweeps import Pair
 from alignbench.comparison.tuned import Tuned, refuse_elsewhere, refuse_tuning_seeds
@@ -71,6 +71,8 @@ class Request(PartRequest):
     """As `Grid.metrics`."""
     kl_levels: list[float] | None = None
     """As `Grid.kl_levels`."""
+    contrasts: list[Contrast] | None = None
+    """As `Grid.contrasts`."""
     tuned: Tuned | None = None
     """As `Grid.tuned`."""
 
@@ -169,6 +171,7 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
         "preset": first.preset,
         "parts": parts,
         **{key: getattr(request, key) for key in ("description", "metrics", "kl_levels", "tuned") if getattr(request, key)},
+        "contrasts": [contrast.model_dump() for contrast in request.contrasts or ()],
     }
     if any(keys["budget"].values()):
         if iterations is not None:
@@ -176,12 +179,41 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
     else:
         keys["budget"] = {"model_rows": _cheapest(keys, named, iterations)}
     grid = validate(Grid, keys, where="comparison")
+    grid = grid.model_copy(update={"contrasts": [_named(contrast, grid) for contrast in grid.contrasts]})
     refuse_tuning_seeds(cell.seed for cell in grid.cells())
     if grid.tuned is not None:
         parts_of_grid = [grid.part(name) for name in grid.parts or [""]]
         refuse_elsewhere(grid.tuned, [(part.tasks, part.backbone) for part in parts_of_grid])
     check_grid(grid)
     return grid
+
+
+def _named(contrast: Contrast, grid: Grid) -> Contrast:
+    """The contrast with the names that reports give its methods, whose parts' names stand before all but the first part's.
+
+    Raises:
+        UserError: a name is no method's, or that of several, or both are the same one's.
+    """
+    first_part = next(iter(grid.parts), "")
+    known: dict[str, list[str]] = {}
+    for method in grid.methods():
+        name = method.base if method.part == first_part else f"{method.part}: {method.base}"
+        labels = (method.base.partition(" x ")[0], method.base)
+        for spelt in dict.fromkeys((*labels, *(f"{method.part}: {label}" for label in labels), name)):
+            if name not in known.setdefault(spelt, []):
+                known[spelt].append(name)
+    names = {}
+    for end in ("first", "second"):
+        spelt = getattr(contrast, end)
+        found = known.get(spelt, [])
+        if not found:
+            raise UserError(f"contrasts: nothing that is compared is called {spelt!r}{did_you_mean(spelt, known)}")
+        if len(found) > 1:
+            raise UserError(f"contrasts: {spelt!r} may be {' or '.join(map(repr, found))}; name one of them")
+        names[end] = found[0]
+    if names["first"] == names["second"]:
+        raise UserError(f"contrasts: {contrast.first!r} and {contrast.second!r} are one method; name two")
+    return contrast.model_copy(update=names)
 
 
 def check_grid(grid: Grid) -> None:
@@ -220,7 +252,7 @@ def command_of(grid: Grid, folder: Path | None = None) -> str:
         folder: the comparison's folder. Its `comparison.yaml` is what the command of a grid with parts reads, since options
             cannot say them.
     """
-    if grid.parts or grid.description or grid.metrics or grid.kl_levels or grid.tuned:
+    if grid.parts or grid.description or grid.metrics or grid.kl_levels or grid.contrasts or grid.tuned:
         return shlex.join(["alignbench", "compare", "--config", str((folder or Path()) / SETTINGS)])
     lists = {"objectives": grid.objectives, "samplers": grid.samplers, "tasks": grid.tasks, "seeds": map(str, grid.seeds)}
     words = ["alignbench", "compare"]

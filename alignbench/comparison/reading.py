@@ -143,6 +143,10 @@ def _add_settings(comparison: ComparisonRecord, results: Results) -> None:
     results.description = results.description or grid.description
     results.metrics += [name for name in map(visible, grid.metrics) if name not in results.metrics]
     results.kl_levels = sorted({*results.kl_levels, *grid.kl_levels})
+    for contrast in grid.contrasts:
+        shown = contrast.model_copy(update={end: visible(getattr(contrast, end)) for end in ("first", "second")})
+        if shown not in results.contrasts:
+            results.contrasts.append(shown)
 
 
 def _command(reading: _Reading) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alignbench.comparison.grid import Contrast
 from alignbench.comparison.ranges import in_range
 from alignbench.comparison.sweeps import point_text, point_value
 from alignbench.files.escaping import slugs
@@ -84,6 +85,7 @@ class Results:
         chosen: metrics for `reward` and `diversity` in place of each setup's first.
         metrics: the metrics that tables show; all where it is empty.
         kl_levels: KL divergences to the base model at which methods are compared.
+        contrasts: differences between methods that were planned before they were run.
     """
 
     folder: Path
@@ -96,6 +98,7 @@ class Results:
     chosen: dict[str, str] = field(default_factory=dict)
     metrics: list[str] = field(default_factory=list)
     kl_levels: list[float] = field(default_factory=list)
+    contrasts: list[Contrast] = field(default_factory=list)
 
     @cached_property
     def _of_setup(self) -> dict[str, list[RecordedRun]]:

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from alignbench.analysis import against_front, curves
+from alignbench.analysis.planned import planned_frame
 from alignbench.analysis.power import detectable, power_row
 from alignbench.analysis.recorded_curves import SetupCurves, method_of, setup_curves
 from alignbench.comparison.fronts import Fronts
@@ -132,6 +133,11 @@ class CurveReport:
         return curves.equal_reward_differences(self.at_levels) if self.levels else pd.DataFrame()
 
     @cached_property
+    def planned(self) -> pd.DataFrame:
+        """The contrasts that the comparison planned; see `planned.planned_frame`."""
+        return planned_frame(self.runs, self.results.contrasts, self.reward, self.diversity, self.directions)
+
+    @cached_property
     def rows_to_reward(self) -> list[curves.RowsToReward]:
         """See `curves.rows_to_reward`."""
         return curves.rows_to_reward(self.runs, self.reward, self.levels) if self.levels else []
@@ -251,6 +257,7 @@ class CurveReport:
     def frames(self) -> dict[str, pd.DataFrame]:
         """Everything as frames, by the names of their files."""
         frames = {
+            "planned_contrasts": self.planned,
             "equal_reward": self.at_levels if self.levels else pd.DataFrame(),
             "equal_reward_differences": self.differences,
             "rows_to_reward": pd.DataFrame(self.rows_to_reward),

@@ -11,7 +11,7 @@ from alignbench.analysis.curves import ROWS
 from alignbench.analysis.power import MOST_SEEDS, POWER
 from alignbench.figures.metric_names import axis_name
 from alignbench.reports.curve_report import CurveReport
-from alignbench.reports.formatting import SIGNIFICANT, number
+from alignbench.reports.formatting import SIGNIFICANT, number, p_value
 from alignbench.reports.text_table import Cell, TextTable, bounded, count, name
 
 SHOWN = 4
@@ -22,8 +22,29 @@ LONG = 24
 
 def tables(report: CurveReport) -> list[TextTable]:
     """Every table that the records allow."""
-    made = [_avoidable(report), _at_kl(report), _differences(report), _rows(report), _areas(report), _onsets(report)]
-    return [table for table in [*made, _power(report)] if table is not None and table.rows]
+    every = (_planned, _avoidable, _at_kl, _differences, _rows, _areas, _onsets, _power)
+    return [table for make in every if (table := make(report)) is not None and table.rows]
+
+
+def _planned(report: CurveReport) -> TextTable | None:
+    frame = report.planned
+    if frame.empty:
+        return None
+    note = (
+        "Planned before anything was run: the first method minus the second where every run of both has reached the same "
+        f"{report.reward_name} on the validation prompts, paired by seed, with Student's t intervals; p is corrected for all "
+        f"{len(frame)} contrasts (Holm). Where the interval contains 0, the answer is that there is no difference that matters "
+        f"only if {100 * POWER:.0f} % of such comparisons would have found the smallest one that does."
+    )
+    rows = []
+    for row in frame.to_dict("records"):
+        level, metric = row["level"], axis_name(str(row["metric"]))
+        reached = Cell("none that all runs of both reach" if math.isnan(level) else number(level), level)
+        difference = bounded(row, over=f" in {metric}, p {p_value(row['p_holm'])}")
+        found = Cell(f"{number(row['matters'])}; {_detectable(row['detectable']).text}", row["matters"])
+        rows.append([name(str(row["first"])), name(str(row["second"])), reached, difference, found, name(str(row["answer"]))])
+    head = ["first", "second", report.reward_name, "difference", "what matters; what would be found", "first has"]
+    return TextTable("Planned contrasts", note, head, rows)
 
 
 def _avoidable(report: CurveReport) -> TextTable | None:

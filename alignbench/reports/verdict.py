@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from alignbench.analysis.curves import ROWS
+from alignbench.analysis.planned import Answer
 from alignbench.analysis.power import POWER
 from alignbench.comparison.results import BASE, Results
 from alignbench.figures.metric_names import axis_name, explained
@@ -57,6 +58,8 @@ def _winner(report: CurveReport) -> str:
     several = len({run.cell for run in report.results.of(report.setup)}) > 1
     if not several:
         return _change(report)
+    if len(report.planned):
+        return _planned(report)
     if not report.comparable or len(methods) < 2:
         why = "since fewer than two were evaluated along the training"
         return f"Methods cannot be compared at equal reward, {why}; {_ends(report)}."
@@ -70,6 +73,25 @@ def _winner(report: CurveReport) -> str:
             f"{report.reward_name}; {_ends(report)}."
         )
     return _at_level(report, metric, report.common_level)
+
+
+def _planned(report: CurveReport) -> str:
+    """The answers to the contrasts that were planned, one after the other."""
+    told = []
+    for row in report.planned.to_dict("records"):
+        first, second, metric = row["first"], row["second"], axis_name(str(row["metric"]))
+        at = f"at equal reward ({report.reward_name} {number(row['level'])})"
+        size = {"difference": row["value"], "lower": row["lower"], "upper": row["upper"]}
+        match row["answer"]:
+            case Answer.MORE | Answer.LESS:
+                told.append(f"{at} {first} has {_size(size)} {row['answer']} {metric} than {second}")
+            case Answer.NONE:
+                told.append(f"{at} {first} and {second} do not differ by {number(row['matters'])} in {metric}")
+            case _ if math.isnan(row["level"]):
+                told.append(f"{first} and {second} cannot be compared, since a run of them never rises above the base model")
+            case _:
+                told.append(f"whether {first} has more or less {metric} than {second} {at} is not known")
+    return f"Of the contrasts that were planned: {'; '.join(told)}."
 
 
 def _at_level(report: CurveReport, metric: str, level: float) -> str:

@@ -84,6 +84,33 @@ def test_parts_have_labels_seeds_and_tasks_of_their_own(tmp_path: Path) -> None:
     assert len(grid.cells()) == 1 + 2 * 2
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        ("tmpo", "grpo x fixed_tree", ("frozen: tmpo x independent", "grpo x fixed_tree")),
+        ("all: grpo x independent", "frozen: tmpo", ("grpo x independent", "frozen: tmpo x independent")),
+    ],
+)
+def test_planned_contrasts_get_the_names_that_the_report_has(
+    tmp_path: Path, first: str, second: str, names: tuple[str, str]
+) -> None:
+    (found,) = planned(tmp_path, contrasts=[{"first": first, "second": second, "matters": 0.2}]).contrasts
+    assert (found.first, found.second, found.metric, found.matters) == (*names, None, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        ("tmpoo", "grpo x fixed_tree", "contrasts: nothing that is compared is called 'tmpoo'; did you mean 'tmpo'"),
+        ("tmpo", "grpo", "contrasts: 'grpo' may be 'grpo x independent' or 'grpo x fixed_tree'; name one of them"),
+        ("tmpo", "tmpo x independent", "contrasts: 'tmpo' and 'tmpo x independent' are one method; name two"),
+    ],
+)
+def test_a_planned_contrast_needs_two_methods_that_are_compared(tmp_path: Path, first: str, second: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        planned(tmp_path, contrasts=[{"first": first, "second": second}])
+
+
 def test_a_comparison_file_without_parts_and_a_file_of_settings_are_told_apart(tmp_path: Path) -> None:
     grid = planned(tmp_path, parts={}, description="", metrics=[], kl_levels=[], settings={})
     assert grid.cells()[0].id == "grpo-independent-rare_mode-s0"

@@ -139,6 +139,7 @@ def test_cells_of_all_parts_but_the_first_go_by_the_name_of_their_part(tmp_path:
         "description": "two parts",
         "metrics": ["ocr"],
         "kl_levels": [0.5],
+        "contrasts": [{"first": "frozen: tmpo x independent", "second": "tmpo x independent"}],
     }
     write_comparison(tmp_path, [{"id": f"{part}-x", "part": part} for part in ("all", "frozen")], **parts)
     results = read_results(tmp_path)
@@ -148,6 +149,7 @@ def test_cells_of_all_parts_but_the_first_go_by_the_name_of_their_part(tmp_path:
     ]
     assert results.notes == []
     assert (results.description, results.kl_levels, results.table_metrics("ocr on tiny")) == ("two parts", [0.5], ["ocr"])
+    assert [(contrast.first, contrast.matters) for contrast in results.contrasts] == [("frozen: tmpo x independent", 0.1)]
     assert set(results.pairs_frame["metric"]) == {"ocr", "lgmd"}  # the axes are compared in any case
 
 

@@ -9,6 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import stats
 
+from alignbench.comparison.grid import Contrast
 from alignbench.comparison.reading import read_results
 from alignbench.evaluation.curve import KINDS
 from alignbench.frontier.front import (
@@ -113,6 +114,26 @@ def test_the_verdict_begins_with_the_difference_at_equal_reward(report: CurveRep
     corrected = report.differences.query("metric == 'lgmd' and level == @report.common_level")["p_holm"].iloc[0]
     assert p <= corrected <= tests * p * (1 + 1e-9)
     assert f"(n = 3 seeds, p = {corrected:.2g}) and needs 600 more model evaluations, not beyond chance" in first
+
+
+def test_planned_contrasts_are_answered_first(folder: Path) -> None:
+    """Both reach 0.8, where tmpo has 0.56 + 0.01 seed and grpo 0.3 - 0.01 seed."""
+    results = read_results(folder)
+    results.contrasts = [Contrast(first=TMPO, second=GRPO), Contrast(first=GRPO, second=TMPO, metric="unknown")]
+    (report,) = curve_reports(results).values()
+    apart = np.array([0.26, 0.28, 0.30])
+    low, high = stats.t.interval(0.95, 2, apart.mean(), stats.sem(apart))
+    size = f"0.280 [{low:.3f}, {high:.3f}]"
+    ((first, second, level, difference, found, answer),) = table(report, "Planned contrasts")
+    assert (first, second, level, answer) == (TMPO, GRPO, "0.8", "more")
+    assert difference == f"{size} * in LGMD, p {stats.ttest_1samp(apart, 0).pvalue:.2g}"
+    assert found.startswith("0.1; 0.06")  # a tenth of the base model's 1; 3.26 deviations of 0.02
+    (sentence,) = [s for s in verdict(results, report.setup, report) if s.startswith("Of the contrasts")]
+    assert sentence == (
+        f"Of the contrasts that were planned: at equal reward (OCR score 0.8) {TMPO} has {size} more LGMD than {GRPO}."
+    )
+    assert tables(report)[0].title == "Planned contrasts"
+    assert report.frames()["planned_contrasts"]["value"].tolist() == pytest.approx([0.28])
 
 
 def test_a_method_that_does_not_reach_a_level_is_named(report: CurveReport) -> None:
