@@ -46,7 +46,7 @@ def planned_frame(
 
     Returns:
         A row for each contrast with `first`, `second`, `metric`, the reward `level` (NaN if some run of the two never rises
-        above the base model), the difference as `value`, `lower`, `upper` and `n`, p of the two-sided t test, `p_holm` over all
+        above the base model) and its `gain` over the base model's, the difference as `value`, `lower`, `upper` and `n`, p of the two-sided t test, `p_holm` over all
         contrasts, `matters`, the smallest difference that matters, `detectable`, the smallest true difference that this many
         seeds with this spread show in 80 % of cases, and `answer`, an `Answer`.
     """
@@ -59,11 +59,12 @@ def planned_frame(
         if metric is None or not all({metric, reward} <= set(curve.points) for curve in pair):
             continue
         level = common_level(pair, reward)
+        base = float(np.mean([curve.points[reward].iloc[0] for curve in pair]))
         apart = np.array([]) if level is None else _differences(pair, contrast, reward, level, metric, directions)
         matters = contrast.matters * abs(float(np.mean([curve.points[metric].iloc[0] for curve in pair])))
         rows.append(
             {"first": contrast.first, "second": contrast.second, "metric": metric}
-            | {"level": np.nan if level is None else level}
+            | ({"level": np.nan, "gain": np.nan} if level is None else {"level": level, "gain": level - base})
             | _judged(apart, matters)
         )
     frame = pd.DataFrame(rows)

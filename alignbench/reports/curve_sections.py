@@ -39,7 +39,8 @@ def _planned(report: CurveReport) -> TextTable | None:
     rows = []
     for row in frame.to_dict("records"):
         level, metric = row["level"], axis_name(str(row["metric"]))
-        reached = Cell("none that all runs of both reach" if math.isnan(level) else number(level), level)
+        risen = f"{number(level)}, {number(row['gain'])} above the base model"
+        reached = Cell("none that all runs of both reach" if math.isnan(level) else risen, level)
         difference = bounded(row, over=f" in {metric}, p {p_value(row['p_holm'])}")
         found = Cell(f"{number(row['matters'])}; {_detectable(row['detectable']).text}", row["matters"])
         rows.append([name(str(row["first"])), name(str(row["second"])), reached, difference, found, name(str(row["answer"]))])

@@ -80,7 +80,7 @@ def _planned(report: CurveReport) -> str:
     told = []
     for row in report.planned.to_dict("records"):
         first, second, metric = row["first"], row["second"], axis_name(str(row["metric"]))
-        at = f"at equal reward ({report.reward_name} {number(row['level'])})"
+        at = f"at equal reward ({report.reward_name} {number(row['level'])}, {number(row['gain'])} above the base model)"
         size = {"difference": row["value"], "lower": row["lower"], "upper": row["upper"]}
         match row["answer"]:
             case Answer.MORE | Answer.LESS:

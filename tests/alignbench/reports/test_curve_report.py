@@ -125,12 +125,13 @@ def test_planned_contrasts_are_answered_first(folder: Path) -> None:
     low, high = stats.t.interval(0.95, 2, apart.mean(), stats.sem(apart))
     size = f"0.280 [{low:.3f}, {high:.3f}]"
     ((first, second, level, difference, found, answer),) = table(report, "Planned contrasts")
-    assert (first, second, level, answer) == (TMPO, GRPO, "0.8", "more")
+    assert (first, second, level, answer) == (TMPO, GRPO, "0.8, 0.8 above the base model", "more")
     assert difference == f"{size} * in LGMD, p {stats.ttest_1samp(apart, 0).pvalue:.2g}"
     assert found.startswith("0.1; 0.06")  # a tenth of the base model's 1; 3.26 deviations of 0.02
     (sentence,) = [s for s in verdict(results, report.setup, report) if s.startswith("Of the contrasts")]
     assert sentence == (
-        f"Of the contrasts that were planned: at equal reward (OCR score 0.8) {TMPO} has {size} more LGMD than {GRPO}."
+        f"Of the contrasts that were planned: at equal reward (OCR score 0.8, 0.8 above the base model) {TMPO} has {size} more "
+        f"LGMD than {GRPO}."
     )
     assert tables(report)[0].title == "Planned contrasts"
     assert report.frames()["planned_contrasts"]["value"].tolist() == pytest.approx([0.28])
