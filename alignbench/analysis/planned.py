@@ -46,7 +46,7 @@ def planned_frame(
 
     Returns:
         A row for each contrast with `first`, `second`, `metric`, the reward `level` (NaN if some run of the two never rises
-        above the base model), its `gain` over the base model's reward, the difference as `value`, `lower`, `upper` and `n`, p of
+        above the base model), its `gain` over the base model, the difference as `value`, `lower`, `upper` and `n`, p of
         the two-sided t test, `p_holm` over all contrasts, `matters`, the smallest difference that matters, `detectable`, the
         smallest true difference that this many seeds with this spread show in 80 % of cases, and `answer`, an `Answer`.
     """
