@@ -111,7 +111,9 @@ def _receive(worker: _Worker, listener: Listener) -> Done | None:
         message = worker.pipe.recv()
     except (EOFError, OSError):
         worker.process.join()
-        return Done(f"its process died (exit code {worker.process.exitcode})")
+        code = worker.process.exitcode
+        killed = "; systems do this where memory runs out, so lower --workers or set micro_batch"
+        return Done(f"its process died (exit code {code}){killed if code == -signal.SIGKILL else ''}")
     if isinstance(message, Done):
         return message
     if worker.cell is not None:

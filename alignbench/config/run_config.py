@@ -232,8 +232,8 @@ class RunConfig(Settings):
     an estimate from the final image alone, which needs no stochastic step (`elbo`)."""
     elbo: ElboConfig = ElboConfig()
     micro_batch: int | None = Field(None, ge=1)
-    """Number of rows in one model call; it is halved if memory runs out. Null puts all rows into one call. Results do not
-    depend on it, within rounding."""
+    """Number of rows in one model call; it is halved if memory runs out. Null puts all rows into one call, on CPUs at most as
+    many as a quarter of the memory holds in training. Results do not depend on it, within rounding."""
     overlap: int = Field(1, ge=1)
     """Number of parts into which an iteration's prompts are divided; one part is scored while the next is rolled out. This
     helps if scorers wait or run on another device, but it makes batches smaller. Results do not depend on it,

@@ -269,7 +269,10 @@ def test_a_process_that_dies_is_one_failed_cell_and_progress_is_told(tmp_path: P
     log = Log()
     made = grid(tmp_path, objectives=["tests.support.plugins:Killing", "grpo"])
     dead, alive = compare(made, tmp_path / "out", workers=2, observer=log).cells
-    assert (dead.status, dead.error) == ("failed", "its process died (exit code -9)")
+    assert (dead.status, dead.error) == (
+        "failed",
+        "its process died (exit code -9); systems do this where memory runs out, so lower --workers or set micro_batch",
+    )
     assert alive.status == "complete"
     assert log.progress == {alive.id: pytest.approx([1 / 3, 2 / 3, 1])}
 

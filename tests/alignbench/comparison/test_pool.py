@@ -58,7 +58,8 @@ def test_a_worker_that_dies_fails_its_cell_alone_and_is_replaced(tmp_path: Path)
     listener = Listener()
     cells = grid(tmp_path, objectives=["tests.support.plugins:Killing", "grpo", "tmpo"]).cells()
     run_in_workers(cells, tmp_path / "runs", listener, workers=1)
-    assert [error for _, error in listener.ends] == [f"its process died (exit code -{signal.SIGKILL})", None, None]
+    died = f"its process died (exit code -{signal.SIGKILL}); systems do this where memory runs out, so lower --workers or set "
+    assert [error for _, error in listener.ends] == [f"{died}micro_batch", None, None]
 
 
 def test_an_interrupt_ends_all_workers_and_leaves_checkpoints(tmp_path: Path) -> None:

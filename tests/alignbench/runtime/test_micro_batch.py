@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from alignbench.errors import RunError
-from alignbench.runtime.micro_batch import MicroBatch
+from alignbench.runtime import hardware
+from alignbench.runtime.micro_batch import MicroBatch, rows_within_memory
 
 
 def cramped(room: int, tried: list[int | None], message: str = "CUDA out of memory. Tried to allocate 1 GiB.") -> object:
@@ -45,3 +49,47 @@ def test_memory_that_the_cpu_does_not_have_counts_and_other_errors_do_not() -> N
     with pytest.raises(RuntimeError, match="mat1"):
         size.fit(wrong, lambda: 9)
     assert (size.rows, size.halvings) == (4, 0)
+
+
+def test_rows_that_do_not_fit_beforehand_are_cut_before_memory_runs_out() -> None:
+    asked: list[int] = []
+
+    def most() -> int:
+        asked.append(1)
+        return 100
+
+    size = MicroBatch(None, most)
+    tried: list[int | None] = []
+    assert size.fit(lambda rows: tried.append(rows) or "done", lambda: 64) == "done"  # type: ignore[func-returns-value]
+    assert not asked  # so few fit anyhow
+    assert size.fit(lambda rows: tried.append(rows) or "done", lambda: 100) == "done"  # type: ignore[func-returns-value]
+    assert size.fit(lambda rows: tried.append(rows) or "done", lambda: 101) == "done"  # type: ignore[func-returns-value]
+    assert (tried, size.rows, size.halvings) == ([None, None, 100], 100, 0)
+    assert asked == [1]
+    given = MicroBatch(9, most)
+    given.fit(lambda rows: rows, lambda: 1000)
+    assert (given.rows, asked) == (9, [1])
+
+
+def test_the_rows_within_memory_are_counted_from_what_a_row_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The square keeps 1,000 float32 of its input, and the answer has 1,000: 8,000 bytes a row; weights do not count."""
+    model = nn.Linear(10, 1000, bias=False)
+    row, square = torch.ones(1, 10), torch.randn(1, 1000, requires_grad=True)
+    monkeypatch.setattr("alignbench.runtime.micro_batch.memory_bytes", lambda: 800_000)
+    assert rows_within_memory(model, lambda: square.clone() ** 2, 0.5) == 50
+    # The input's 40 bytes are kept for the weight's gradient: 4,040 bytes.
+    assert rows_within_memory(model, lambda: model(row), 1.0) == 800_000 // 4_040
+    assert rows_within_memory(model, lambda: model(row), 1e-6) == 1
+    monkeypatch.setattr("alignbench.runtime.micro_batch.memory_bytes", lambda: None)
+    assert rows_within_memory(model, lambda: model(row)) is None
+
+
+def test_the_memory_of_a_container_counts_where_it_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(hardware, "CONTAINER_LIMIT", limit)
+    whole = hardware.memory_bytes()
+    assert whole is not None
+    limit.write_text("max\n")
+    assert hardware.memory_bytes() == whole
+    limit.write_text("1048576\n")
+    assert hardware.memory_bytes() == 2**20
