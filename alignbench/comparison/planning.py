@@ -189,15 +189,18 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
 
 
 def _named(contrast: Contrast, grid: Grid) -> Contrast:
-    """The contrast with the names that reports give its methods, whose parts' names stand before all but the first part's.
+    """The contrast with the names that reports give its methods: behind a part's name where an earlier part has the same.
 
     Raises:
         UserError: a name is no method's, or that of several, or both are the same one's.
     """
     first_part = next(iter(grid.parts), "")
+    methods = grid.methods()
+    repeated = {method.base for method in methods if len({m.part for m in methods if m.base == method.base}) > 1}
     known: dict[str, list[str]] = {}
-    for method in grid.methods():
-        name = method.base if method.part == first_part else f"{method.part}: {method.base}"
+    for method in methods:
+        needs_part = method.part != first_part and method.base in repeated
+        name = f"{method.part}: {method.base}" if needs_part else method.base
         labels = (method.base.partition(" x ")[0], method.base)
         for spelt in dict.fromkeys((*labels, *(f"{method.part}: {label}" for label in labels), name)):
             if name not in known.setdefault(spelt, []):
@@ -205,7 +208,7 @@ def _named(contrast: Contrast, grid: Grid) -> Contrast:
     names = {}
     for end in ("first", "second"):
         spelt = getattr(contrast, end)
-        found = known.get(spelt, [])
+        found = [spelt] if spelt in known.get(spelt, []) else known.get(spelt, [])  # a report's own name is meant exactly
         if not found:
             raise UserError(f"contrasts: nothing that is compared is called {spelt!r}{did_you_mean(spelt, known)}")
         if len(found) > 1:

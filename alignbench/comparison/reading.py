@@ -35,7 +35,7 @@ class _Reading:
 
     Attributes:
         place: where it comes in the order of its comparison.
-        part: its part of the comparison, and whether that is the first one, whose name cells go without.
+        part: its part of the comparison, and whether that is the first one.
         base_method, swept: of its cell's record; empty for a run without a comparison.
     """
 
@@ -48,6 +48,11 @@ class _Reading:
     swept: dict[str, Any] = field(default_factory=dict)
     listed: bool = field(default=False)
     """Whether the run belongs to a comparison whose command is known."""
+
+    @property
+    def method(self) -> str:
+        """Its objective and sampler without the values of sweeps."""
+        return self.base_method or " x ".join(self.result.pair)
 
 
 def read_results(folder: Path, *, reward: str | None = None, diversity: str | None = None) -> Results:
@@ -177,6 +182,9 @@ def _name(readings: list[_Reading], results: Results) -> None:
     """Sorts the runs into setups and cells, names both, and notes what a reader would not expect."""
     setups = _Names("the numbers are not comparable and stand apart")
     cells = _Names("they count as different methods")
+    parts_of: dict[str, set[str]] = {}
+    for reading in readings:
+        parts_of.setdefault(reading.method, set()).add(reading.part)
     folders: dict[tuple[str, str, int], Path] = {}
     cells_seen: dict[str, dict[str, Any]] = {}
     for reading in readings:
@@ -187,7 +195,8 @@ def _name(readings: list[_Reading], results: Results) -> None:
         method = {key: value for key, value in method.items() if key not in UNUSED or value != UNUSED[key]}
         pair = " x ".join(result.pair)
         method = _as_former(method, cells_seen.setdefault(pair, method))
-        name = pair if reading.in_first_part else f"{reading.part}: {pair}"
+        needs_part = not reading.in_first_part and len(parts_of[reading.method]) > 1
+        name = f"{reading.part}: {pair}" if needs_part else pair
         cell = cells.of(name, method, within=setup)
         first = folders.setdefault((setup, cell, info.seed), reading.folder)
         if first != reading.folder:
@@ -195,7 +204,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
             continue
         metrics, evals = (_table(reading.folder, read, results) for read in (read_metrics, read_evals))
         evals = None if evals is None else _visible(evals)
-        base = cell.replace(pair, reading.base_method or pair, 1)
+        base = cell.replace(pair, reading.method, 1)
         results.runs.append(RecordedRun(reading.folder, result, setup, cell, reading.part, metrics, evals, base, reading.swept))
     results.notes += setups.notes + cells.notes
 

@@ -87,8 +87,8 @@ def test_parts_have_labels_seeds_and_tasks_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "names"),
     [
-        ("tmpo", "grpo x fixed_tree", ("frozen: tmpo x independent", "grpo x fixed_tree")),
-        ("all: grpo x independent", "frozen: tmpo", ("grpo x independent", "frozen: tmpo x independent")),
+        ("tmpo", "grpo x fixed_tree", ("tmpo x independent", "grpo x fixed_tree")),
+        ("all: grpo x independent", "frozen: tmpo", ("grpo x independent", "tmpo x independent")),
     ],
 )
 def test_planned_contrasts_get_the_names_that_the_report_has(
@@ -96,6 +96,16 @@ def test_planned_contrasts_get_the_names_that_the_report_has(
 ) -> None:
     (found,) = planned(tmp_path, contrasts=[{"first": first, "second": second, "matters": 0.2}]).contrasts
     assert (found.first, found.second, found.metric, found.matters) == (*names, None, 0.2)
+
+
+def test_a_pair_that_an_earlier_part_has_too_is_named_with_its_part(tmp_path: Path) -> None:
+    clipped = {"samplers": ["independent"], "settings": {"objectives": {"grpo": {"objective": {"clip": 0.2}}}}}
+    parts = {"all": {"samplers": ["independent"]}, "clipped": clipped}
+    for second in ("all: grpo", "grpo x independent"):
+        (found,) = planned(tmp_path, parts=parts, contrasts=[{"first": "clipped: grpo", "second": second}]).contrasts
+        assert (found.first, found.second) == ("clipped: grpo x independent", "grpo x independent")
+    with pytest.raises(UserError, match="'grpo' may be 'grpo x independent' or 'clipped: grpo x independent'"):
+        planned(tmp_path, parts=parts, contrasts=[{"first": "clipped: grpo", "second": "grpo"}])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,7 @@ def test_parts_run_resume_and_are_one_report(tmp_path: Path) -> None:
         BASE,
         "grpo x independent",
         "grpo x fixed_tree",
-        "frozen: tmpo x independent",
+        "tmpo x independent",
     ]
     names = {str(file.relative_to(out)) for file in write_report(out)}
     tables = {"samplers", "methods", "equal_kl", "modes"}
@@ -199,7 +209,7 @@ def test_parts_run_resume_and_are_one_report(tmp_path: Path) -> None:
     text = (out / "report.md").read_text()
     assert "a few cells" in text
     assert "### Differences to grpo" in text
-    assert "| frozen: tmpo x independent |" in text
+    assert "| tmpo x independent |" in text
     assert "| grpo | independent | fixed_tree |" in text
     assert "Where the KL to the base model first reaches 0.001, rare_mode" in text
 
