@@ -16,6 +16,8 @@ from alignbench.figures.metric_names import axis_name
 from alignbench.figures.style import COLORS, STYLE, legend_name
 from alignbench.statistics import non_dominated
 
+USUAL_LINES, LINE_HEIGHT = 4, 0.125
+"""Lines of a legend for which figures have room, and the height of a further one, in inches."""
 COLUMN = 3.3
 """Inches: the width of one column."""
 PAPER: Any = {**STYLE, "font.size": 7, "legend.fontsize": 6, "xtick.labelsize": 6, "ytick.labelsize": 6, "savefig.dpi": 300}
@@ -131,6 +133,12 @@ def add_legend(figure: Figure, look: dict[str, Look], *, lines: bool = False, fr
     ]
     style = {"ncols": wide, "handlelength": 1.8, "columnspacing": 1.0, "title_fontsize": 6}
     figure.legend(handles=handles, loc="outside lower center", title=title, **style)
+    make_room(figure, len(lines_of_legend))
+
+
+def make_room(figure: Figure, lines: int) -> None:
+    """Makes a figure higher by the lines of its legend that are beyond `USUAL_LINES`, so that its axes keep their height."""
+    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * max(0, lines - USUAL_LINES))
 
 
 def objective_of(cell: str) -> str:

@@ -3,6 +3,7 @@
 Colour tells the objective and marker or line the sampler. Every interval is a 95 % one.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ DISTANCES = ("kl_base", "path_kl")
 """Metrics that say how far a model is from the base."""
 ALIKE = 0.1
 """Cells whose costs are within this share of one another cost the same, and there is no plot against that cost."""
+NOTE_LETTERS = 72
+"""Letters of a note that one line above a figure holds."""
 BOX_MARGIN = 0.1
 """The hypervolume's reference point lies this share of the range below the worst of all runs."""
 
@@ -289,7 +292,7 @@ def _panels(
             axis.set_xlabel(axis_name(x))
             axis.tick_params(labelbottom=True)
         if note:
-            figure.suptitle(note, fontsize=6)
+            figure.suptitle(textwrap.fill(note, NOTE_LETTERS), fontsize=6)
         del look[BASE]
         several = curves.groupby("cell")["seed"].nunique().max() > 1
         spread = f"mean and range, n = {seeds_of(curves)}" if several else "n = 1 seed"

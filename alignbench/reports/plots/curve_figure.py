@@ -1,5 +1,6 @@
 """The trade-off as curves: diversity over reward along the training and over strengths, with the target's front."""
 
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from alignbench.figures.metric_names import axis_name
 from alignbench.figures.style import legend_name
 from alignbench.frontier.front import BEST_OF, KL, REWARD, TILT, Front, summary
 from alignbench.reports.curve_report import CurveReport
-from alignbench.reports.style import COLUMN, LINES, MARKERS, PALETTE, PAPER, say_better
+from alignbench.reports.style import COLUMN, LINES, MARKERS, PALETTE, PAPER, make_room, say_better
 
 HEIGHT = 3.1
 """Inches, with the legend."""
@@ -42,6 +43,7 @@ def curve_trade_off(report: CurveReport, metric: str) -> Figure | None:
         say_better(axis, higher=report.directions.get(metric) is not False)
         what = "validation prompts; mean and range over seeds" if on_curves else "trained models, means over seeds"
         figure.legend(handles=handles, loc="outside lower center", ncols=2, title=what, title_fontsize=6, handlelength=1.8)
+        make_room(figure, ceil(len(handles) / 2))
     return figure
 
 
