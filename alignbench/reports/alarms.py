@@ -1,12 +1,14 @@
 """The alarms of a setup's runs, grouped by method and by what they are about."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from alignbench.evaluation.alarm import about_dead_modes
 from alignbench.figures.metric_names import axis_name
 
+NAMED = 2
+"""Metrics that a short description names, at most, but for a last one that takes no more room than their number."""
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -43,20 +45,36 @@ def grouped(alarms: Mapping[tuple[str, int], Sequence[str]]) -> list[AlarmGroup]
         raised = sum(map(bool, of_cell.values()))
         if raised:
             frequent = sorted(alike.values(), key=len, reverse=True)
-            about = ", ".join(dict.fromkeys(_about(found[0][1]) for found in frequent))
+            about = _about(found[0][1] for found in frequent)
             rows = [(", ".join(str(seed) for seed, _ in found), found[0][1]) for found in frequent]
             groups.append(AlarmGroup(cell, len(of_cell), raised, about, rows))
     return groups
 
 
-def _about(sentence: str) -> str:
-    """What an alarm is about in a few words; the sentence up to its first number where it has an unknown form."""
+def _about(sentences: Iterable[str]) -> str:
+    """What alarms are about in a few words: `LGMD, Vendi score and 2 more got worse, OCR score fell`."""
+    by_change: dict[str, list[str]] = {}
+    for sentence in sentences:
+        what, change = _what(sentence)
+        if what not in (known := by_change.setdefault(change, [])):
+            known.append(what)
+    texts = []
+    for change, names in by_change.items():
+        more = [f"{len(names) - NAMED} more"] if len(names) > NAMED + 1 else []
+        shown = [*names[:NAMED], *more] if more else names
+        listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+        texts.append(f"{listed} {change}".strip())
+    return ", ".join(texts)
+
+
+def _what(sentence: str) -> tuple[str, str]:
+    """What an alarm is about and what became of it; the sentence up to its first number where it has an unknown form."""
     fell = re.match(r"(\S+) rose by \S+ while (\S+) (?:went|fell)", sentence)
     if fell:
-        return f"{axis_name(fell[2])} got worse"
+        return axis_name(fell[2]), "got worse"
     lost = re.match(r"(\S+) fell by ", sentence)
     if lost:
-        return f"{axis_name(lost[1])} fell"
+        return axis_name(lost[1]), "fell"
     if about_dead_modes(sentence):
-        return "modes died"
-    return NUMBER.split(sentence)[0].strip(" (,") or "other"
+        return "modes", "died"
+    return NUMBER.split(sentence)[0].strip(" (,") or "other", ""

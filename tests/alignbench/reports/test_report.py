@@ -295,6 +295,15 @@ def test_alarms_that_differ_in_numbers_alone_are_one(results: Results) -> None:
     assert group == (cell, 3, 2, "LGMD got worse", [("1, 2", said[cell, 1][0])])
 
 
+def test_many_alarms_of_a_method_are_told_by_the_first_and_their_number() -> None:
+    worse = ["lgmd", "vendi", "cosine_diversity", "pixel_diversity"]
+    sentences = [f"ocr rose by 0.1 while {metric} went from 0.5 to 0.4" for metric in worse]
+    (group,) = grouped({("a x b", 0): [*sentences, "ocr_judge fell by 0.1", "2 modes of 'a' died"]})
+    assert group.about.startswith("LGMD, Vendi score and 2 more got worse, ")
+    (three,) = grouped({("a x b", 0): sentences[:3]})
+    assert three.about == "LGMD, Vendi score and cosine diversity got worse"
+
+
 def test_labels_of_the_trade_off_do_not_cover_one_another() -> None:
     """Five methods at nearly the same place: estimated boxes of their names must not overlap, nor leave the frame."""
     marks = [{"label": f"method {i} x independent", "x": 400.0 + i, "y": 250.0 + i} for i in range(5)]
