@@ -152,6 +152,7 @@ def _add_settings(comparison: ComparisonRecord, results: Results) -> None:
         shown = contrast.model_copy(update={end: visible(getattr(contrast, end)) for end in ("first", "second")})
         if shown not in results.contrasts:
             results.contrasts.append(shown)
+    results.complete_before_contrasts += comparison.complete_before_contrasts
 
 
 def _command(reading: _Reading) -> str:

@@ -46,6 +46,8 @@ class ComparisonRecord(Document):
     """The command that makes the comparison again."""
     grid: Grid
     cells: list[CellRecord]
+    complete_before_contrasts: int = 0
+    """How many cells were complete when the grid's contrasts were set: 0 for contrasts that were planned before any run."""
 
 
 def read_comparison(folder: Path) -> ComparisonRecord:

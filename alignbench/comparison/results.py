@@ -85,7 +85,8 @@ class Results:
         chosen: metrics for `reward` and `diversity` in place of each setup's first.
         metrics: the metrics that tables show; all where it is empty.
         kl_levels: KL divergences to the base model at which methods are compared.
-        contrasts: differences between methods that were planned before they were run.
+        contrasts: the contrasts that comparisons name.
+        complete_before_contrasts: how many runs were complete when these were set; 0 if they were planned before any run.
     """
 
     folder: Path
@@ -99,6 +100,7 @@ class Results:
     metrics: list[str] = field(default_factory=list)
     kl_levels: list[float] = field(default_factory=list)
     contrasts: list[Contrast] = field(default_factory=list)
+    complete_before_contrasts: int = 0
 
     @cached_property
     def _of_setup(self) -> dict[str, list[RecordedRun]]:

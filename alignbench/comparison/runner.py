@@ -1,6 +1,7 @@
 """Running a comparison: cells with a record are kept, interrupted ones resume, and all others begin."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from alignbench.comparison.planning import command_of
 from alignbench.comparison.pool import run_in_workers
 from alignbench.comparison.ray_engine import run_with_ray
 from alignbench.comparison.reading import dotted_differences
-from alignbench.comparison.record import RECORD, RUNS, CellRecord, ComparisonRecord
+from alignbench.comparison.record import RECORD, RUNS, CellRecord, ComparisonRecord, read_comparison
 from alignbench.config.run_config import RESULT_NEUTRAL_KEYS, load_config
 from alignbench.errors import UserError, did_you_mean
 from alignbench.files.writing import exclusive, is_free, refuse_links, write_atomically
@@ -95,10 +96,22 @@ class Progress:
     def __init__(self, grid: Grid, cells: list[Cell], out: Path, command: str, observer: Observer | None) -> None:
         self.grid, self.out, self.command, self.observer = grid, out, command, observer
         self.records = {cell.id: _cell_record(cell, out) for cell in cells}
+        self.complete_before_contrasts = self._complete_before_contrasts()
         self._write()
 
     def record(self) -> ComparisonRecord:
-        return ComparisonRecord(command=self.command, grid=self.grid, cells=list(self.records.values()))
+        cells, before = list(self.records.values()), self.complete_before_contrasts
+        return ComparisonRecord(command=self.command, grid=self.grid, cells=cells, complete_before_contrasts=before)
+
+    def _complete_before_contrasts(self) -> int:
+        """The number in the former record if the contrasts are the same, else that of the cells that are complete now."""
+        if not self.grid.contrasts:
+            return 0
+        with suppress(UserError):  # there is no former record, or none that can be read
+            former = read_comparison(self.out)
+            if former.grid.contrasts == self.grid.contrasts:
+                return former.complete_before_contrasts
+        return sum(cell.status == "complete" for cell in self.records.values())
 
     def began(self, cell: Cell) -> None:
         if self.observer:

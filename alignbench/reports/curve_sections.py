@@ -30,11 +30,13 @@ def _planned(report: CurveReport) -> TextTable | None:
     frame = report.planned
     if frame.empty:
         return None
+    before = report.results.complete_before_contrasts
+    planned = f"Set when {before} run{'s were' if before > 1 else ' was'} complete" if before else "Planned before any run"
     note = (
-        "Planned before anything was run: the first method minus the second where every run of both has reached the same "
-        f"{report.reward_name} on the validation prompts, paired by seed, with Student's t intervals; p is corrected for all "
-        f"{len(frame)} contrasts (Holm). Where the interval contains 0, the answer is that there is no difference that matters "
-        f"only if {100 * POWER:.0f} % of such comparisons would have found the smallest one that does."
+        f"{planned}: the first method minus the second where every run of both has reached the same {report.reward_name} on "
+        f"the validation prompts, paired by seed, with Student's t intervals; p is corrected for all {len(frame)} contrasts "
+        "(Holm). Where the interval contains 0, the answer is that there is no difference that matters only if "
+        f"{100 * POWER:.0f} % of such comparisons would have found the smallest one that does."
     )
     rows = []
     for row in frame.to_dict("records"):
@@ -45,7 +47,7 @@ def _planned(report: CurveReport) -> TextTable | None:
         found = Cell(f"{number(row['matters'])}; {_detectable(row['detectable']).text}", row["matters"])
         rows.append([name(str(row["first"])), name(str(row["second"])), reached, difference, found, name(str(row["answer"]))])
     head = ["first", "second", report.reward_name, "difference", "what matters; what would be found", "first has"]
-    return TextTable("Planned contrasts", note, head, rows)
+    return TextTable("Contrasts of the comparison" if before else "Planned contrasts", note, head, rows)
 
 
 def _avoidable(report: CurveReport) -> TextTable | None:

@@ -91,7 +91,9 @@ def _planned(report: CurveReport) -> str:
                 told.append(f"{first} and {second} cannot be compared, since a run of them never rises above the base model")
             case _:
                 told.append(f"whether {first} has more or less {metric} than {second} {at} is not known")
-    return f"Of the contrasts that were planned: {'; '.join(told)}."
+    before = report.results.complete_before_contrasts
+    when = "that the comparison names, set after its first results" if before else "that were planned"
+    return f"Of the contrasts {when}: {'; '.join(told)}."
 
 
 def _at_level(report: CurveReport, metric: str, level: float) -> str:

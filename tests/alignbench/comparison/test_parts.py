@@ -185,6 +185,19 @@ def test_shipped_studies_can_be_read() -> None:
     assert [len(cells[name]) for name in ("tmpo", "samplers")] == [15 * 5, 2 * 3 * 2 * 5]
 
 
+def test_contrasts_that_were_set_after_results_say_so(tmp_path: Path) -> None:
+    out, contrasts = tmp_path / "out", [{"first": "tmpo", "second": "grpo x independent", "metric": "js_target"}]
+    small: dict[str, Any] = {"seeds": [0], "samplers": ["independent"]}
+    assert compare(planned(tmp_path, **small), out).complete_before_contrasts == 0
+    later = compare(planned(tmp_path, **small, contrasts=contrasts), out)
+    assert later.complete_before_contrasts == len(later.cells) == 2
+    assert read_results(out).complete_before_contrasts == 2
+    # With the same contrasts the number stays, and contrasts of a new folder precede its runs.
+    assert compare(planned(tmp_path, **{**small, "seeds": [0, 1]}, contrasts=contrasts), out).complete_before_contrasts == 2
+    assert compare(planned(tmp_path, **small, contrasts=contrasts), tmp_path / "new").complete_before_contrasts == 0
+    assert compare(planned(tmp_path, **small, contrasts=contrasts), tmp_path / "new").complete_before_contrasts == 0
+
+
 def test_parts_run_resume_and_are_one_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     record = compare(planned(tmp_path, seeds=[0]), out)

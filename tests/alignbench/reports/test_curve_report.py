@@ -134,7 +134,13 @@ def test_planned_contrasts_are_answered_first(folder: Path) -> None:
         f"LGMD than {GRPO}."
     )
     assert tables(report)[0].title == "Planned contrasts"
+    assert tables(report)[0].note.startswith("Planned before any run: ")
     assert report.frames()["planned_contrasts"]["value"].tolist() == pytest.approx([0.28])
+    results.complete_before_contrasts = 6
+    assert tables(report)[0].title == "Contrasts of the comparison"
+    assert tables(report)[0].note.startswith("Set when 6 runs were complete: ")
+    (late,) = [s for s in verdict(results, report.setup, report) if s.startswith("Of the contrasts")]
+    assert late.startswith("Of the contrasts that the comparison names, set after its first results: at equal reward")
 
 
 def test_a_method_that_does_not_reach_a_level_is_named(report: CurveReport) -> None:
