@@ -74,7 +74,7 @@ class Trainer:
         self.objective, self.sampler = objective, sampler
         self.pairs = read_pairs(config.pairs) if config.pairs else []
         self.fingerprint = {**(fingerprint or {}), **({"pairs": pairs_fingerprint(self.pairs)} if self.pairs else {})}
-        self.micro_batch = MicroBatch(config.micro_batch, partial(self._rows_that_fit, prompts[:1]))
+        self.micro_batch = MicroBatch(config.micro_batch, partial(self._rows_that_fit, prompts))
         self.collector = Collector(config, prompts, policy, sampler, suite, processes, self.micro_batch)
         self.updater = Updater(config, policy, objective, processes, self.micro_batch)
         self.reference_since = 0
@@ -90,13 +90,17 @@ class Trainer:
 
     def _rows_that_fit(self, prompts: list[str]) -> int | None:
         """How many rows with a graph fit into the memory of a CPU; None on GPUs, whose errors can be caught."""
-        policy = self.policy
-        if policy.device.type != "cpu" or self.processes.sharded or not self.objective.needs.training or not prompts:
+        policy, config = self.policy, self.config
+        if policy.device.type != "cpu" or self.processes.sharded or self.pairs or not self.objective.needs.training:
             return None
+        # Encoded together as the rollout does: what a text encoder gives a prompt depends on its batch in the last bits.
+        chosen = next_items(prompts, config.prompts_per_iteration, config.seed, self.iteration)
+        own = self.processes.share(chosen)
+        together = own[: -(-len(own) // min(config.overlap, len(own)))]
 
         def one_row() -> Tensor:
             group = torch.zeros(1, dtype=torch.long)
-            return predict(policy, torch.zeros(1, *policy.latent_shape), 0.5, policy.encode(prompts), group)
+            return predict(policy, torch.zeros(1, *policy.latent_shape), 0.5, policy.encode(together), group)
 
         return rows_within_memory(policy.trainable(), one_row, GRAPH_SHARE / self.processes.count)
 
