@@ -1,6 +1,5 @@
 """Estimates the memory that a run needs, from one model call of each kind. The model may have no values (device `meta`)."""
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,14 +7,12 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, computed_field
 from torch import Tensor, library
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
 from alignbench.backbone import Backbone
 from alignbench.config.run_config import RunConfig
 from alignbench.forecast.expected_rows import ExpectedRows
 from alignbench.rollouts.executor import predict
+from alignbench.runtime.live_bytes import LiveBytes
 
 WEIGHED_LATENTS = 64
 """Largest number of latents that are decoded to measure the memory of decoding."""
@@ -49,39 +46,6 @@ class Memory(BaseModel):
         """Peak bytes of the whole run."""
         trained = self.gradients + self.optimizer + self.ema
         return self.weights + max(self.text_encoders, trained + max(self.rollout, self.training, self.decoding))
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of live tensors that are made inside this context. Tensors on `meta` count as if they had values.
-
-    Attributes:
-        now: the bytes that are alive now.
-        most: the largest number of bytes that were alive at one time.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        """Counts tensors on this device only."""
-        super().__init__()
-        self.device = device
-        self.now = self.most = 0
-        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tree_map_only(Tensor, lambda t: self._seen.setdefault(t.untyped_storage(), True), (args, kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._made, result)
-        return result
-
-    def _made(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if tensor.device.type == self.device.type and storage not in self._seen:
-            self._seen[storage] = True
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._gone, storage.nbytes())
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
 
 
 @contextmanager

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignbench.errors import RunError, first_line
 from alignbench.runtime.hardware import memory_bytes
+from alignbench.runtime.live_bytes import LiveBytes
 
 Result = TypeVar("Result")
 GRAPH_SHARE = 0.25
 """Share of a computer's memory that the graph of one pass may take; the rest is for other processes, gradients and scorers."""
-
-
 FEW = 64
 """So many rows are taken in one call without asking how many fit."""
 
@@ -28,32 +27,28 @@ class MicroBatch:
     Attributes:
         rows: the largest number of rows; None if one call takes all rows.
         halvings: how often memory ran out.
+        most: returns how many rows fit with their graph, or None if that is not known beforehand. It is asked where `rows` is
+            None and more than `FEW` rows are to be evaluated.
     """
 
-    def __init__(self, rows: int | None, most: Callable[[], int | None] = lambda: None) -> None:
-        """Starts with a number of rows.
-
-        Args:
-            rows: the number; None for all rows in one call.
-            most: how many rows fit at most, or None if that is not known beforehand. It is asked once, if `rows` is None and
-                more than `FEW` rows are to be evaluated.
-        """
+    def __init__(self, rows: int | None) -> None:
         self.rows, self.halvings = rows, 0
-        self._most: Callable[[], int | None] | None = most
-        self._known_most: int | None = None
+        self.most: Callable[[], int | None] | None = None
 
     def fit(self, work: Callable[[int | None], Result], rows: Callable[[], int]) -> Result:
         """Calls `work(limit)`. As long as memory runs out, it is called again with half the limit, which is kept.
 
         Args:
             work: takes the number of rows in one model call; it can be called again after it has failed.
-            rows: returns the total number of rows; it is called if memory runs out without a limit.
+            rows: returns the total number of rows; it is called if there is no limit.
 
         Raises:
             RunError: memory runs out with one row in a call.
         """
-        if self.rows is None:
-            self._limit(rows)
+        if self.rows is None and self.most is not None and (count := rows()) > FEW:
+            most = self.most()
+            if most is not None and count > most:
+                self.rows = most
         while True:
             try:
                 return work(self.rows)
@@ -67,38 +62,23 @@ class MicroBatch:
             self.rows, self.halvings = (limit + 1) // 2, self.halvings + 1
             _release()
 
-    def _limit(self, rows: Callable[[], int]) -> None:
-        """Limits the rows if more are asked for than fit."""
-        if self._most is not None and rows() > FEW:
-            self._known_most, self._most = self._most(), None
-        if self._known_most is not None and rows() > self._known_most:
-            self.rows = self._known_most
 
-
-def rows_within_memory(model: nn.Module, call: Callable[[], Tensor], share: float = GRAPH_SHARE) -> int | None:
+def rows_within_memory(device: torch.device, call: Callable[[], Tensor], share: float = GRAPH_SHARE) -> int | None:
     """Computes how many rows' graphs fit into a share of this computer's memory, at least one; None if its size is not known.
 
     Args:
-        model: what is trained; its own weights do not count.
-        call: evaluates the model at one row with a graph.
+        device: the model's.
+        call: evaluates the model at one row.
         share: the share.
     """
     memory = memory_bytes()
     if memory is None:
         return None
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        answer = call()  # alive until its tensors are counted, so that no storage is used twice
-    total = sum(kept.values()) + answer.untyped_storage().nbytes()
-    return max(1, int(share * memory / total))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), LiveBytes(device) as live:
+        answer = call()  # what its graph keeps is alive as long as it is
+        kept = live.now
+    del answer
+    return max(1, int(share * memory / kept))
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,11 +18,11 @@ from alignbench.errors import ScorerError
 from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.keepers.bonuses import Bonuses, concentrated
 from alignbench.records.record import Budget
-from alignbench.rollouts.executor import decode, rollout
+from alignbench.rollouts.executor import decode, predict, rollout
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import Key, group_keys, seed_of
 from alignbench.rollouts.plan import Plan
-from alignbench.runtime.micro_batch import MicroBatch
+from alignbench.runtime.micro_batch import GRAPH_SHARE, MicroBatch, rows_within_memory
 from alignbench.runtime.processes import Processes
 from alignbench.sampler import Sampler
 
@@ -191,12 +191,28 @@ class Collector:
             )
 
         rows = max(replay_rows, len(prompts) * max(plan.rows_of_calls))
+        if self.micro_batch.most is None:
+            self.micro_batch.most = cache(partial(self._rows_that_fit, prompts))
         forest = self.micro_batch.fit(
             lambda limit: self.processes.on_all_ranks(partial(within, limit), calls_model=True), lambda: rows
         )
         if self.policy.device.type == "cuda" and not _memory_is_ample(self.policy.device):
             forest.take_live_velocity()  # decoder and scorers need the rest
         return forest
+
+    def _rows_that_fit(self, prompts: list[str]) -> int | None:
+        """How many rows with a graph fit into the memory of a CPU; None on GPUs, whose errors can be caught.
+
+        Args:
+            prompts: those of a rollout. They are encoded together, as it does, since what a text encoder gives a prompt depends
+                on its batch in the last bits.
+        """
+        policy = self.policy
+        if policy.device.type != "cpu" or self.processes.sharded:
+            return None
+        x, group, conditioning = torch.zeros(1, *policy.latent_shape), torch.zeros(1, dtype=torch.long), policy.encode(prompts)
+        share = GRAPH_SHARE / self.processes.count
+        return rows_within_memory(policy.device, lambda: predict(policy, x, 0.5, conditioning, group), share)
 
     def _decode(self, forest: RolloutForest) -> np.ndarray:
         latents = forest.leaf_latents

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,10 @@ from alignbench.evaluation.evaluate import MetricSuite
 from alignbench.objective import Objective
 from alignbench.records.environment import now
 from alignbench.records.record import Budget
-from alignbench.rollouts.executor import predict
 from alignbench.rollouts.forest import RolloutForest
 from alignbench.rollouts.noise import seed_generators
 from alignbench.runtime import launch
-from alignbench.runtime.micro_batch import GRAPH_SHARE, MicroBatch, rows_within_memory
+from alignbench.runtime.micro_batch import MicroBatch
 from alignbench.runtime.processes import SINGLE_PROCESS, Processes, is_sharded
 from alignbench.sampler import Sampler
 from alignbench.training.checkpoint import Checkpoint, load_checkpoint, load_tensors, save_checkpoint
@@ -74,7 +72,7 @@ class Trainer:
         self.objective, self.sampler = objective, sampler
         self.pairs = read_pairs(config.pairs) if config.pairs else []
         self.fingerprint = {**(fingerprint or {}), **({"pairs": pairs_fingerprint(self.pairs)} if self.pairs else {})}
-        self.micro_batch = MicroBatch(config.micro_batch, partial(self._rows_that_fit, prompts))
+        self.micro_batch = MicroBatch(config.micro_batch)
         self.collector = Collector(config, prompts, policy, sampler, suite, processes, self.micro_batch)
         self.updater = Updater(config, policy, objective, processes, self.micro_batch)
         self.reference_since = 0
@@ -87,22 +85,6 @@ class Trainer:
         self.kept: set[int] = set()
         self.best: int | None = None
         self.weights_from: int | None = None
-
-    def _rows_that_fit(self, prompts: list[str]) -> int | None:
-        """How many rows with a graph fit into the memory of a CPU; None on GPUs, whose errors can be caught."""
-        policy, config = self.policy, self.config
-        if policy.device.type != "cpu" or self.processes.sharded or self.pairs or not self.objective.needs.training:
-            return None
-        # Encoded together as the rollout does: what a text encoder gives a prompt depends on its batch in the last bits.
-        chosen = next_items(prompts, config.prompts_per_iteration, config.seed, self.iteration)
-        own = self.processes.share(chosen)
-        together = own[: -(-len(own) // min(config.overlap, len(own)))]
-
-        def one_row() -> Tensor:
-            group = torch.zeros(1, dtype=torch.long)
-            return predict(policy, torch.zeros(1, *policy.latent_shape), 0.5, policy.encode(together), group)
-
-        return rows_within_memory(policy.trainable(), one_row, GRAPH_SHARE / self.processes.count)
 
     @property
     def reference(self) -> list[Tensor] | None:

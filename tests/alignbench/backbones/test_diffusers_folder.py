@@ -21,11 +21,11 @@ from alignbench.backbones.pipelines.packing import pack, unpack
 from alignbench.backbones.sd3 import SD3
 from alignbench.config.run_config import load_config
 from alignbench.evaluation.evaluate import MetricSuite, evaluate
-from alignbench.forecast.memory import LiveBytes
 from alignbench.load import load_configured_backbone
 from alignbench.rollouts.executor import predict, sample
 from alignbench.rollouts.noise import group_keys, normal
 from alignbench.rollouts.terms import Velocities
+from alignbench.runtime.live_bytes import LiveBytes
 from alignbench.tasks import load_task
 from alignbench.training.checkpoint import policy_weights
 from alignbench.training.engine import RATIO_TOLERANCE, backward

@@ -1,3 +1,4 @@
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,8 @@ def test_rows_that_do_not_fit_beforehand_are_cut_before_memory_runs_out() -> Non
         asked.append(1)
         return 100
 
-    size = MicroBatch(None, most)
+    size = MicroBatch(None)
+    size.most = cache(most)
     tried: list[int | None] = []
     assert size.fit(lambda rows: tried.append(rows) or "done", lambda: 64) == "done"  # type: ignore[func-returns-value]
     assert not asked  # so few fit anyhow
@@ -66,22 +68,22 @@ def test_rows_that_do_not_fit_beforehand_are_cut_before_memory_runs_out() -> Non
     assert size.fit(lambda rows: tried.append(rows) or "done", lambda: 101) == "done"  # type: ignore[func-returns-value]
     assert (tried, size.rows, size.halvings) == ([None, None, 100], 100, 0)
     assert asked == [1]
-    given = MicroBatch(9, most)
+    given = MicroBatch(9)
+    given.most = most
     given.fit(lambda rows: rows, lambda: 1000)
     assert (given.rows, asked) == (9, [1])
 
 
 def test_the_rows_within_memory_are_counted_from_what_a_row_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The square keeps 1,000 float32 of its input, and the answer has 1,000: 8,000 bytes a row; weights do not count."""
-    model = nn.Linear(10, 1000, bias=False)
-    row, square = torch.ones(1, 10), torch.randn(1, 1000, requires_grad=True)
+    cpu, model, square = torch.device("cpu"), nn.Linear(10, 1000, bias=False), torch.randn(1, 1000, requires_grad=True)
     monkeypatch.setattr("alignbench.runtime.micro_batch.memory_bytes", lambda: 800_000)
-    assert rows_within_memory(model, lambda: square.clone() ** 2, 0.5) == 50
+    assert rows_within_memory(cpu, lambda: square.clone() ** 2, 0.5) == 50
     # The input's 40 bytes are kept for the weight's gradient: 4,040 bytes.
-    assert rows_within_memory(model, lambda: model(row), 1.0) == 800_000 // 4_040
-    assert rows_within_memory(model, lambda: model(row), 1e-6) == 1
+    assert rows_within_memory(cpu, lambda: model(torch.ones(1, 10)), 1.0) == 800_000 // 4_040
+    assert rows_within_memory(cpu, lambda: model(torch.ones(1, 10)), 1e-6) == 1
     monkeypatch.setattr("alignbench.runtime.micro_batch.memory_bytes", lambda: None)
-    assert rows_within_memory(model, lambda: model(row)) is None
+    assert rows_within_memory(cpu, lambda: model(torch.ones(1, 10))) is None
 
 
 def test_the_memory_of_a_container_counts_where_it_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
