@@ -23,6 +23,8 @@ from alignbench.settings import Settings, validate
 SETTINGS = "comparison.yaml"
 """The file of a comparison's folder that says what is compared."""
 AXES = ("objective", "sampler", "task", "seed")
+OF_REPORT = ("description", "metrics", "kl_levels", "contrasts")
+"""Keys of a grid that say what its report shows; parts have none of their own."""
 _OF_POINTS = str.maketrans({"(": "-", ",": "-", ")": None})
 """How the label of a sweep's point becomes a part of a folder's name, in which a shell would need quotes for these."""
 
@@ -85,8 +87,7 @@ class Grid(Settings):
             return self
         changed = self.parts[name]
         settings = merged_layers(self.settings, changed.get("settings") or {})
-        of_report = {"description", "metrics", "kl_levels", "contrasts"}
-        keys = {**self.model_dump(exclude={"parts", *of_report}), **changed, "settings": settings}
+        keys = {**self.model_dump(exclude={"parts", *OF_REPORT}), **changed, "settings": settings}
         return validate(Grid, keys, where=f"part {name!r}")
 
     def methods(self) -> list["Method"]:
@@ -151,6 +152,18 @@ class Method:
         of_point = {kind: {"label": label} for kind, plain, label in shown if label != plain}
         changed = merged_layers(options, overlay(self.swept, self.pair), of_point)
         return configured(self.grid.preset, self.grid.settings, objective, sampler, changed)
+
+
+def repeated_methods(methods: Iterable[tuple[str, str]]) -> set[str]:
+    """Finds the methods that several parts have, which reports name with their part unless it is the first.
+
+    Args:
+        methods: objective and sampler without the values of sweeps, as in `Method.base`, with the part.
+    """
+    parts: dict[str, set[str]] = {}
+    for base, part in methods:
+        parts.setdefault(base, set()).add(part)
+    return {base for base, of_base in parts.items() if len(of_base) > 1}
 
 
 class Cell:

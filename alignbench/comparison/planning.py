@@ -7,7 +7,17 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from alignbench.comparison.grid import SETTINGS, Contrast, Grid, Method, configured, plugin_name, refuse_study_file
+from alignbench.comparison.grid import (
+    OF_REPORT,
+    SETTINGS,
+    Contrast,
+    Grid,
+    Method,
+    configured,
+    plugin_name,
+    refuse_study_file,
+    repeated_methods,
+)
 from alignbench.comparison.sweep_requests import flattened, naming_the_point, refuse_ineffective, resolved, texts
 from alignbench.comparison.sweeps import Pair
 from alignbench.comparison.tuned import Tuned, refuse_elsewhere, refuse_tuning_seeds
@@ -170,8 +180,7 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
         "backbone": first.backbone.name,
         "preset": first.preset,
         "parts": parts,
-        **{key: getattr(request, key) for key in ("description", "metrics", "kl_levels", "tuned") if getattr(request, key)},
-        "contrasts": [contrast.model_dump() for contrast in request.contrasts or ()],
+        **{key: getattr(request, key) for key in (*OF_REPORT, "tuned") if getattr(request, key)},
     }
     if any(keys["budget"].values()):
         if iterations is not None:
@@ -179,7 +188,9 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
     else:
         keys["budget"] = {"model_rows": _cheapest(keys, named, iterations)}
     grid = validate(Grid, keys, where="comparison")
-    grid = grid.model_copy(update={"contrasts": [_named(contrast, grid) for contrast in grid.contrasts]})
+    if grid.contrasts:
+        spellings = _spellings(grid)
+        grid = grid.model_copy(update={"contrasts": [_named(contrast, spellings) for contrast in grid.contrasts]})
     refuse_tuning_seeds(cell.seed for cell in grid.cells())
     if grid.tuned is not None:
         parts_of_grid = [grid.part(name) for name in grid.parts or [""]]
@@ -188,15 +199,10 @@ def plan_grid(request: Request, at_once: int = 1) -> Grid:
     return grid
 
 
-def _named(contrast: Contrast, grid: Grid) -> Contrast:
-    """The contrast with the names that reports give its methods: behind a part's name where an earlier part has the same.
-
-    Raises:
-        UserError: a name is no method's, or that of several, or both are the same one's.
-    """
-    first_part = next(iter(grid.parts), "")
-    methods = grid.methods()
-    repeated = {method.base for method in methods if len({m.part for m in methods if m.base == method.base}) > 1}
+def _spellings(grid: Grid) -> dict[str, list[str]]:
+    """What a user may call a method -> the names of such methods in reports."""
+    first_part, methods = next(iter(grid.parts), ""), grid.methods()
+    repeated = repeated_methods((method.base, method.part) for method in methods)
     known: dict[str, list[str]] = {}
     for method in methods:
         needs_part = method.part != first_part and method.base in repeated
@@ -205,6 +211,18 @@ def _named(contrast: Contrast, grid: Grid) -> Contrast:
         for spelt in dict.fromkeys((*labels, *(f"{method.part}: {label}" for label in labels), name)):
             if name not in known.setdefault(spelt, []):
                 known[spelt].append(name)
+    return known
+
+
+def _named(contrast: Contrast, known: Mapping[str, list[str]]) -> Contrast:
+    """The contrast with the names that reports give its methods.
+
+    Args:
+        known: from `_spellings`.
+
+    Raises:
+        UserError: a name is no method's, or that of several, or both are the same one's.
+    """
     names = {}
     for end in ("first", "second"):
         spelt = getattr(contrast, end)
@@ -255,7 +273,7 @@ def command_of(grid: Grid, folder: Path | None = None) -> str:
         folder: the comparison's folder. Its `comparison.yaml` is what the command of a grid with parts reads, since options
             cannot say them.
     """
-    if grid.parts or grid.description or grid.metrics or grid.kl_levels or grid.contrasts or grid.tuned:
+    if grid.parts or grid.tuned or any(getattr(grid, key) for key in OF_REPORT):
         return shlex.join(["alignbench", "compare", "--config", str((folder or Path()) / SETTINGS)])
     lists = {"objectives": grid.objectives, "samplers": grid.samplers, "tasks": grid.tasks, "seeds": map(str, grid.seeds)}
     words = ["alignbench", "compare"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from alignbench.comparison.grid import repeated_methods
 from alignbench.comparison.record import RECORD, RUNS, ComparisonRecord, read_comparison
 from alignbench.comparison.results import RecordedRun, Results
 from alignbench.config.inference import InferenceConfig
@@ -183,9 +184,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
     """Sorts the runs into setups and cells, names both, and notes what a reader would not expect."""
     setups = _Names("the numbers are not comparable and stand apart")
     cells = _Names("they count as different methods")
-    parts_of: dict[str, set[str]] = {}
-    for reading in readings:
-        parts_of.setdefault(reading.method, set()).add(reading.part)
+    repeated = repeated_methods((reading.method, reading.part) for reading in readings)
     folders: dict[tuple[str, str, int], Path] = {}
     cells_seen: dict[str, dict[str, Any]] = {}
     for reading in readings:
@@ -196,7 +195,7 @@ def _name(readings: list[_Reading], results: Results) -> None:
         method = {key: value for key, value in method.items() if key not in UNUSED or value != UNUSED[key]}
         pair = " x ".join(result.pair)
         method = _as_former(method, cells_seen.setdefault(pair, method))
-        needs_part = not reading.in_first_part and len(parts_of[reading.method]) > 1
+        needs_part = not reading.in_first_part and reading.method in repeated
         name = f"{reading.part}: {pair}" if needs_part else pair
         cell = cells.of(name, method, within=setup)
         first = folders.setdefault((setup, cell, info.seed), reading.folder)
