@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from alignbench.analysis.curves import RunCurve, at_levels, best_strengths, common_level
-from alignbench.analysis.power import detectable
+from alignbench.analysis.power import detectable, pooled_deviation
 from alignbench.comparison.grid import Contrast
-from alignbench.statistics import Interval, difference, holm, mean_interval, one_sample
+from alignbench.statistics import difference, holm, mean_interval, one_sample
 
 
 class Answer(StrEnum):
@@ -88,15 +88,14 @@ def _differences(
 
 def _judged(apart: np.ndarray, matters: float) -> dict[str, Any]:
     """The interval of the differences, what they could have shown, and the answer."""
-    known = apart[~np.isnan(apart)]
-    interval = mean_interval(known) if len(known) else Interval(np.nan, -np.inf, np.inf, 0)
-    shown = detectable(float(np.std(known, ddof=1)), len(known), paired=True) if len(known) > 1 else np.inf
+    interval = mean_interval(apart)
+    shown = detectable(pooled_deviation([apart]), interval.n, paired=True)
     answer = Answer.UNKNOWN
     if interval.lower > 0:
         answer = Answer.MORE
     elif interval.upper < 0:
         answer = Answer.LESS
-    elif shown <= matters and len(known) > 1:
+    elif shown <= matters:
         answer = Answer.NONE
-    numbers = {"p": one_sample(known), "matters": matters, "detectable": shown}
+    numbers = {"p": one_sample(apart), "matters": matters, "detectable": shown}
     return {**interval._asdict(), **numbers, "answer": answer}

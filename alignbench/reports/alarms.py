@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from alignbench.evaluation.alarm import about_dead_modes
 from alignbench.figures.metric_names import axis_name
+from alignbench.reports.formatting import some_of
 
 NAMED = 2
-"""Metrics that a short description names, at most, but for a last one that takes no more room than their number."""
+"""Metrics that a short description names, at most."""
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -58,13 +59,7 @@ def _about(sentences: Iterable[str]) -> str:
         what, change = _what(sentence)
         if what not in (known := by_change.setdefault(change, [])):
             known.append(what)
-    texts = []
-    for change, names in by_change.items():
-        more = [f"{len(names) - NAMED} more"] if len(names) > NAMED + 1 else []
-        shown = [*names[:NAMED], *more] if more else names
-        listed = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-        texts.append(f"{listed} {change}".strip())
-    return ", ".join(texts)
+    return ", ".join(f"{some_of(names, NAMED)} {change}".strip() for change, names in by_change.items())
 
 
 def _what(sentence: str) -> tuple[str, str]:

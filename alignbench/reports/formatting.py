@@ -1,7 +1,7 @@
 """Numbers as reports write them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from alignbench.figures.metric_names import axis_name
@@ -113,3 +113,17 @@ def listed(value: Any) -> str:
     texts = {k: listed(v) for k, v in value.items() if v != {}}
     nested = {k: f" ({text})" if text else "" for k, text in texts.items() if isinstance(value[k], Mapping)}
     return ", ".join(f"{k}{nested.get(k, f' {text}')}" for k, text in texts.items())
+
+
+def some_of(names: Iterable[Any], most: int, what: str = "") -> str:
+    """`a, b and 3 more methods`: the first names, and how many others there are; a single other one is named.
+
+    Args:
+        names: at least one.
+        most: how many are named if there are more.
+        what: what the others are.
+    """
+    every = list(map(str, names))
+    more = [f"{len(every) - most} more {what}".strip()] if len(every) > most + 1 else []
+    shown = [*every[:most], *more] if more else every
+    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]

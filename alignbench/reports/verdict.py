@@ -14,7 +14,7 @@ from alignbench.figures.metric_names import axis_name, explained
 from alignbench.reports.alarms import grouped
 from alignbench.reports.curve_report import CurveReport
 from alignbench.reports.findings import disagreements
-from alignbench.reports.formatting import SIGNIFICANT, number, with_interval
+from alignbench.reports.formatting import SIGNIFICANT, number, some_of, with_interval
 from alignbench.reports.style import seeds_of
 
 NAMED = 4
@@ -285,7 +285,4 @@ def _seeds(report: CurveReport) -> dict[str, set[int]]:
 
 
 def _listed(names: Iterable[str], what: str) -> str:
-    every = list(map(str, names))
-    more = [f"{len(every) - NAMED} more {what}"] if len(every) > NAMED + 1 else []
-    shown = [*every[:NAMED], *more] if more else every
-    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
+    return some_of(names, NAMED, what)
